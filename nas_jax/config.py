@@ -1,0 +1,65 @@
+"""Configs: plain dataclasses whose fields carry their help, their source and their bounds.
+
+A launcher makes one flag of each field and Colab writes `Config(m=2)`; `check` serves both.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+
+def field(
+  default: Any,
+  help: str,
+  *,
+  low: float | None = None,
+  above: float | None = None,
+  high: float | None = None,
+  choices: Sequence[str] = (),
+  budget: bool = False,
+) -> Any:
+  """A dataclass field with what people and `check` need to know of it.
+
+  Args:
+    default: its value where nothing else is said.
+    help: one line: what it is, its unit, its source.
+    low: the least value allowed.
+    above: a value it must exceed.
+    high: the greatest value allowed.
+    choices: the words allowed.
+    budget: whether it only says when to stop, so that a search resumes though it changed.
+  """
+  metadata = {'help': help, 'low': low, 'above': above, 'high': high, 'choices': choices, 'budget': budget}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(config: Any) -> None:
+  """Raises ValueError, naming the field and what fits, on the first value of a wrong type or out of range."""
+  for item in dataclasses.fields(config):
+    value, rules = getattr(config, item.name), item.metadata
+    wanted = type(item.default)
+    if isinstance(value, bool) != (wanted is bool) or not isinstance(
+      value, (int, float) if wanted is float else wanted
+    ):
+      raise ValueError(f'{item.name} (={value!r}) must be of type {wanted.__name__}: {rules["help"]}.')
+    bounds = []
+    if rules.get('low') is not None:
+      bounds.append((value >= rules['low'], f'at least {rules["low"]}'))
+    if rules.get('above') is not None:
+      bounds.append((value > rules['above'], f'greater than {rules["above"]}'))
+    if rules.get('high') is not None:
+      bounds.append((value <= rules['high'], f'at most {rules["high"]}'))
+    if rules.get('choices'):
+      bounds.append((value in rules['choices'], f'one of {", ".join(rules["choices"])}'))
+    if not all(holds for holds, _ in bounds):
+      raise ValueError(f'{item.name} (={value}) must be {" and ".join(words for _, words in bounds)}: {rules["help"]}.')
+
+
+def differences(old: dict[str, Any], new: Any) -> list[str]:
+  """The fields, budgets apart, in which a saved config differs from `new`, as 'name (old -> new)'."""
+  found = []
+  for item in dataclasses.fields(new):
+    before, now = old.get(item.name), getattr(new, item.name)
+    if before != now and not item.metadata['budget']:
+      found.append(f'{item.name} ({before} -> {now})')
+  return found

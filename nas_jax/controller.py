@@ -1,0 +1,192 @@
+"""The controller: a recurrent network that writes an architecture, token by token (Zoph & Le 2017, Sec. 3.1 and 3.3).
+
+All functions are for one architecture; the caller vmaps. Sampling and scoring share one scan over the slot table, so
+they cannot drift apart: the one draws a token where the other is given it.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.space import Kind, Space
+from nas_jax.types import Array, Key, PyTree
+
+
+class Controller(NamedTuple):
+  """A distribution over the strings of a space.
+
+  `depth` (an int, or a traced one) is the number of layers that exist; the tokens of deeper ones are 0, with
+  log-probability and entropy 0.
+  """
+
+  init: Callable[[Key], PyTree]  # key -> theta
+  sample: Callable[..., Array]  # (theta, key, depth=None) -> tokens [T] int32
+  log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T] log P(a_t | a_<t), nats
+  entropy: Callable[..., Array]  # (theta, tokens, depth=None) -> [T] entropy of each token given those before, nats
+
+
+class _Table(NamedTuple):
+  """The slot table as arrays [S, ...], one row a step of the controller."""
+
+  kind: np.ndarray  # [S]
+  width: np.ndarray  # [S]
+  head: np.ndarray  # [S] number of the head
+  start: np.ndarray  # [S] first candidate anchor
+  anchor: np.ndarray  # [S] the anchor it writes, or `anchors`, which is out of range and dropped
+  layer: np.ndarray  # [S]
+
+
+def _table(space: Space) -> tuple[_Table, int, int, int]:
+  """The table, the number of heads, of anchors, and the widest choice K."""
+  heads = sorted({slot.head for slot in space.slots})
+  anchors = sum(slot.anchor for slot in space.slots)
+  written = np.cumsum([slot.anchor for slot in space.slots]) - 1
+  table = _Table(
+    kind=np.array([slot.kind for slot in space.slots]),
+    width=np.array([slot.width for slot in space.slots]),
+    head=np.array([heads.index(slot.head) for slot in space.slots]),
+    start=np.array([slot.start for slot in space.slots]),
+    anchor=np.array([n if slot.anchor else anchors for slot, n in zip(space.slots, written, strict=True)]),
+    layer=np.array([slot.layer for slot in space.slots]),
+  )
+  return table, len(heads), anchors, max(slot.width for slot in space.slots)
+
+
+def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: float = 0.08) -> Controller:
+  """The paper's controller: an LSTM over slots, each token fed back as the next step's input.
+
+  A CHOICE is a softmax over its labels from the top state. LINK and POINTER attend to the states h_j kept at earlier
+  anchors, with one set of W_prev, W_curr, v: u_j = v . tanh(W_prev h_j + W_curr h_i); a LINK takes each j with
+  probability sigmoid(u_j), a POINTER one of them by softmax(u). After a CHOICE the next input is its token's embedding,
+  after a POINTER the anchor's state, after a LINK the mean of the chosen anchors' states (zeros if none); the paper
+  leaves the last two open.
+
+  Args:
+    space: its slot table is all that is used.
+    units: width of each LSTM layer, 35 in Appendix A.
+    layers: LSTM layers, 2 in Appendix A.
+    init_scale: all weights start uniform in [-init_scale, init_scale], 0.08 in Appendix A.
+
+  Raises:
+    ValueError: units or layers below 1.
+  """
+  if units < 1 or layers < 1:
+    raise ValueError(f'units (={units}) and layers (={layers}) of the controller must be at least 1.')
+  table, heads, anchors, widest = _table(space)
+
+  def init(key: Key) -> PyTree:
+    shapes = {
+      'first_input': (units,),
+      'embedding': (heads, widest, units),
+      'softmax': (heads, units, widest),
+      'softmax_bias': (heads, widest),
+      'lstm': (layers, 2 * units, 4 * units),
+      'lstm_bias': (layers, 4 * units),
+    }
+    if anchors:
+      shapes |= {'w_prev': (units, units), 'w_curr': (units, units), 'v': (units,)}
+    keys = dict(zip(sorted(shapes), jax.random.split(key, len(shapes)), strict=True))
+    return {
+      name: jax.random.uniform(keys[name], shape, minval=-init_scale, maxval=init_scale)
+      for name, shape in shapes.items()
+    }
+
+  def advance(theta, state, x):
+    """One step of the stacked LSTM; state is [layers, 2, units], the top layer's h is the last row's second."""
+    new = []
+    for kernel, bias, (c, h) in zip(theta['lstm'], theta['lstm_bias'], state, strict=True):
+      gates = jnp.concatenate([x, h]) @ kernel + bias
+      i, g, f, o = jnp.split(gates, 4)
+      c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+      x = jax.nn.sigmoid(o) * jnp.tanh(c)
+      new.append(jnp.stack([c, x]))
+    return jnp.stack(new), x
+
+  def step(theta, draw, carry, inputs):
+    state, x, memory = carry
+    slot, given = inputs
+    state, h = advance(theta, state, x)
+    logits = h @ theta['softmax'][slot.head] + theta['softmax_bias'][slot.head]
+    attended = jnp.zeros(units)
+    if anchors:
+      keys = jnp.tanh(memory @ theta['w_prev'] + h @ theta['w_curr'])
+      candidates = jnp.arange(widest) + slot.start
+      logits = jnp.where(slot.kind == Kind.CHOICE, logits, (keys @ theta['v']).at[candidates].get(mode='clip'))
+    tokens, log_prob, entropy = draw(logits, slot, given)
+    if anchors:
+      chosen = jnp.where(slot.kind == Kind.LINK, tokens, jnp.arange(widest) == tokens[0]).astype(h.dtype)
+      chosen = jnp.where(jnp.arange(widest) < slot.width, chosen, 0.0)
+      states = memory.at[candidates].get(mode='fill', fill_value=0.0)
+      attended = chosen @ states / jnp.maximum(chosen.sum(), 1.0)
+      memory = memory.at[slot.anchor].set(h, mode='drop')
+    x = jnp.where(slot.kind == Kind.CHOICE, theta['embedding'][slot.head, tokens[0]], attended)
+    return (state, x, memory), (tokens, log_prob, entropy)
+
+  def unroll(theta, draw, given):
+    carry = jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((anchors, units))
+    return jax.lax.scan(lambda c, i: step(theta, draw, c, i), carry, (table, given))[1]
+
+  return _make(space, table, widest, init, unroll)
+
+
+def uniform_controller(space: Space) -> Controller:
+  """Random search: every token uniform, every link present with probability 1/2, nothing to learn (theta is ())."""
+  table, _, _, widest = _table(space)
+
+  def unroll(theta, draw, given):
+    del theta
+    return jax.lax.map(lambda inputs: draw(jnp.zeros(widest), *inputs), (table, given))
+
+  return _make(space, table, widest, lambda key: (), unroll)
+
+
+def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
+  """A controller from `unroll(theta, draw, given)`, which runs `draw(logits [K], slot, given)` on every slot."""
+  table = _Table(*map(jnp.asarray, table))
+  # Token t of the flat string is entry `place[t]` of what slot `owner[t]` emits.
+  owner = space.owner
+  place = np.arange(space.length) - np.searchsorted(owner, owner)
+
+  def distribution(logits, slot, tokens):
+    """log P and entropy [K] of what a slot emits: in every entry for a LINK, in the first for the others."""
+    place = jnp.arange(widest)
+    # A LINK of width 0 has no label; one stands in for it, so that no softmax is over nothing.
+    exists = place < jnp.maximum(slot.width, 1)
+    log_p = jax.nn.log_softmax(jnp.where(exists, logits, -jnp.inf))
+    softmax_entropy = -jnp.sum(jnp.exp(log_p) * jnp.where(exists, log_p, 0.0))
+    yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    links = jnp.where(tokens > 0, yes, no), -jnp.exp(yes) * yes - jnp.exp(no) * no
+    choice = jnp.where(place == 0, log_p[tokens[0]], 0.0), jnp.where(place == 0, softmax_entropy, 0.0)
+    log_prob, entropy = (jnp.where(slot.kind == Kind.LINK, a, b) for a, b in zip(links, choice, strict=True))
+    return tokens, log_prob, entropy
+
+  def choose(logits, slot, key):
+    link_key, choice_key = jax.random.split(key)
+    links = jax.random.bernoulli(link_key, jax.nn.sigmoid(logits)).astype(jnp.int32)
+    place = jnp.arange(widest)
+    choice = jax.random.categorical(choice_key, jnp.where(place < slot.width, logits, -jnp.inf)).astype(jnp.int32)
+    tokens = jnp.where(slot.kind == Kind.LINK, links, jnp.where(place == 0, choice, 0))
+    return distribution(logits, slot, tokens)
+
+  def flat(values, depth):
+    values = values[owner, place]
+    return jnp.where(space.mask(depth), values, jnp.zeros_like(values))
+
+  def sample(theta, key, depth=None):
+    tokens, _, _ = unroll(theta, choose, jax.random.split(key, len(space.slots)))
+    return flat(tokens, depth)
+
+  def score(theta, tokens, depth):
+    given = jnp.zeros((len(space.slots), widest), jnp.int32).at[owner, place].set(tokens)
+    _, log_prob, entropy = unroll(theta, distribution, given)
+    return flat(log_prob, depth), flat(entropy, depth)
+
+  return Controller(
+    init=init,
+    sample=sample,
+    log_prob=lambda theta, tokens, depth=None: score(theta, tokens, depth)[0],
+    entropy=lambda theta, tokens, depth=None: score(theta, tokens, depth)[1],
+  )

@@ -1,0 +1,63 @@
+"""REINFORCE with a baseline: Williams (1992), Zoph & Le (2017) Sec. 3.2.
+
+The gradient of J(theta) = E[R] is estimated by (1/m) sum_k sum_t grad log P(a_t | a_<t; theta) (R_k - b).
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.types import Array
+
+
+class Baseline(NamedTuple):
+  """An exponential moving average of rewards."""
+
+  value: Array  # []
+  count: Array  # [] int32, updates so far
+
+
+def init_baseline() -> Baseline:
+  """No reward seen yet."""
+  return Baseline(jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+
+def advantage(baseline: Baseline, reward: Array, decay: float) -> tuple[Array, Baseline]:
+  """R_k - b, with b from before these rewards, and the baseline after them.
+
+  The very first batch has no past: its b is its own mean, which is also where the average starts. (The paper gives
+  neither the decay nor the start; an Adam-like debiased average would not be a baseline from before the update.)
+
+  Args:
+    baseline: as it stands.
+    reward: [m], or [m, L].
+    decay: of the moving average, per batch.
+  """
+  mean = jnp.mean(reward)
+  before = jnp.where(baseline.count == 0, mean, baseline.value)
+  after = decay * before + (1.0 - decay) * mean
+  return reward - before, Baseline(after, baseline.count + 1)
+
+
+def credit(value: Array, layer_of_token: np.ndarray) -> Array:
+  """Spreads [m] over all tokens, or [m, L] over the tokens of each layer: [m, T]."""
+  if value.ndim == 2:
+    return value[:, layer_of_token]
+  return jnp.broadcast_to(value[:, None], (len(value), len(layer_of_token)))
+
+
+def loss(log_prob: Array, advantage: Array) -> Array:
+  """The REINFORCE surrogate, Sec. 3.2; its gradient is the estimate of -grad J.
+
+  Args:
+    log_prob: [m, T] log P(a_t | a_<t), nats; 0 where the token does not exist.
+    advantage: [m, T] R_k - b, spread over the tokens; no gradient flows through it.
+
+  Returns:
+    [] mean over children of the summed token losses.
+  """
+  chex.assert_equal_shape([log_prob, advantage])
+  return -jnp.mean(jnp.sum(log_prob * jax.lax.stop_gradient(advantage), axis=1))

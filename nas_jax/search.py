@@ -1,0 +1,175 @@
+"""The search: ask for children, evaluate them, tell the controller.
+
+`ask`, `tell`, `gradient` and `apply` are pure functions of the state, which holds everything that decides the future.
+Only `evaluate` may take its time, and only `run` loops.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nas_jax import config, reinforce
+from nas_jax.config import field
+from nas_jax.controller import Controller, lstm_controller, uniform_controller
+from nas_jax.space import Space
+from nas_jax.types import Array, Batch, Key, Outcome, PyTree
+
+
+@dataclasses.dataclass
+class Config:
+  """What every search has: the controller and its update. The defaults are Zoph & Le's for recurrent cells."""
+
+  algorithm: str = field('reinforce', 'what proposes children', choices=('reinforce', 'random'))
+  seed: int = field(0, 'of the whole run', low=0)
+  m: int = field(8, 'children per update, Appendix A', low=1)
+  controller_units: int = field(35, 'width of each LSTM layer, Sec. 4.1', low=1)
+  controller_layers: int = field(2, 'LSTM layers, Sec. 4.1', low=1)
+  controller_init: float = field(0.08, 'weights start uniform within +-this, Sec. 4.1', above=0.0)
+  controller_lr: float = field(5e-4, 'of Adam, Sec. 4.2', above=0.0)
+  controller_clip: float = field(0.0, 'greatest norm of the gradient, 0 for none (the paper names none)', low=0.0)
+  baseline_decay: float = field(0.95, 'of the moving average of rewards (the paper does not say)', low=0.0, high=1.0)
+  entropy_weight: float = field(0.0, 'of the entropy bonus, reward per nat; 0 in the paper', low=0.0)
+
+
+class Best(NamedTuple):
+  """The best child so far."""
+
+  reward: Array  # []; minus infinity before the first
+  id: Array  # [] int32
+  tokens: Array  # [T] int32
+
+
+class SearchState(NamedTuple):
+  """Everything that decides the future of a search."""
+
+  step: Array  # [] int32, updates so far
+  key: Key  # the run's key; steps and children fold their numbers into it
+  theta: PyTree  # controller parameters
+  opt_state: PyTree
+  baseline: reinforce.Baseline
+  best: Best
+  children: PyTree = ()  # () from scratch, shared weights for ENAS
+
+
+class Search(NamedTuple):
+  """A search as functions. `tell` is `apply` after `gradient`, kept apart for replicas that share a controller."""
+
+  space: Space
+  controller: Controller
+  m: int
+  init: Callable[[Key], SearchState]
+  ask: Callable[[SearchState], Batch]  # pure: the same state asks for the same children
+  evaluate: Callable[[Batch], Outcome]
+  tell: Callable[[SearchState, Batch, Outcome], tuple[SearchState, dict[str, Array]]]
+  gradient: Callable[[SearchState, Batch, Outcome], PyTree]
+  apply: Callable[[SearchState, PyTree, Batch, Outcome], tuple[SearchState, dict[str, Array]]]
+
+
+def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Search:
+  """A search over `space` by `cfg` whose children are scored by `evaluate`. Raises ValueError as `config.check`."""
+  config.check(cfg)
+  if cfg.algorithm == 'random':
+    controller = uniform_controller(space)
+  else:
+    controller = lstm_controller(space, cfg.controller_units, cfg.controller_layers, cfg.controller_init)
+  clip = [optax.clip_by_global_norm(cfg.controller_clip)] if cfg.controller_clip else []
+  optimizer = optax.chain(*clip, optax.adam(cfg.controller_lr))
+  decay, entropy_weight = cfg.baseline_decay, cfg.entropy_weight
+  layer_of_token = space.layer_of_token()
+
+  def init(key: Key) -> SearchState:
+    run_key, theta_key = jax.random.split(key)
+    theta = controller.init(theta_key)
+    nothing = Best(jnp.asarray(-jnp.inf), jnp.asarray(-1, jnp.int32), jnp.zeros(space.length, jnp.int32))
+    step = jnp.zeros((), jnp.int32)
+    return SearchState(step, run_key, theta, optimizer.init(theta), reinforce.init_baseline(), nothing)
+
+  def ask(state: SearchState) -> Batch:
+    # fold_in, not split(key, m): a child's key must not depend on how many siblings it has.
+    step_key = jax.random.fold_in(state.key, state.step)
+    keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(step_key, k)))(jnp.arange(cfg.m))
+    sample_keys, child_keys = keys[:, 0], keys[:, 1]
+    tokens = jax.vmap(lambda key: controller.sample(state.theta, key))(sample_keys)
+    ids = state.step * cfg.m + jnp.arange(cfg.m, dtype=jnp.int32)
+    return Batch(ids, child_keys, tokens, space.decode_batch(tokens))
+
+  def gradient(state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
+    advantage, _ = reinforce.advantage(state.baseline, outcome.reward, decay)
+
+    def objective(theta):
+      log_prob = jax.vmap(lambda tokens: controller.log_prob(theta, tokens))(batch.tokens)
+      loss = reinforce.loss(log_prob, reinforce.credit(advantage, layer_of_token))
+      if entropy_weight:
+        entropy = jax.vmap(lambda tokens: controller.entropy(theta, tokens))(batch.tokens)
+        loss -= entropy_weight * entropy.sum(1).mean()
+      return loss
+
+    return jax.grad(objective)(state.theta)
+
+  def apply(state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
+    advantage, baseline = reinforce.advantage(state.baseline, outcome.reward, decay)
+    updates, opt_state = optimizer.update(grads, state.opt_state)
+    total = outcome.reward if outcome.reward.ndim == 1 else outcome.reward.max(1)
+    first = jnp.argmax(total)
+    found = Best(total[first], batch.ids[first], batch.tokens[first])
+    better = found.reward > state.best.reward
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, state.best)
+    info = {
+      'reward': total.mean(),
+      'baseline': baseline.value,
+      'advantage': jnp.abs(advantage).mean(),
+      'gradient_norm': optax.global_norm(grads) if cfg.algorithm != 'random' else jnp.zeros(()),
+    }
+    state = state._replace(
+      step=state.step + 1,
+      theta=optax.apply_updates(state.theta, updates),
+      opt_state=opt_state,
+      baseline=baseline,
+      best=best,
+    )
+    return state, info
+
+  def tell(state: SearchState, batch: Batch, outcome: Outcome):
+    return apply(state, gradient(state, batch, outcome), batch, outcome)
+
+  return Search(
+    space, controller, cfg.m, jax.jit(init), jax.jit(ask), evaluate, jax.jit(tell), jax.jit(gradient), jax.jit(apply)
+  )
+
+
+def ask_tell(space: Space, cfg: Config) -> Search:
+  """A search without an evaluator, to drive training code of one's own:
+
+  s = ask_tell(space, Config(m=4)); state = s.init(key)
+  batch = s.ask(state)
+  rewards = [train(space.decode(tokens)) for tokens in batch.tokens]
+  state, info = s.tell(state, batch, Outcome(jnp.asarray(rewards)))
+  """
+
+  def evaluate(batch: Batch) -> Outcome:
+    raise ValueError('this search has no evaluator: score the children of `ask` yourself and give them to `tell`.')
+
+  return build(space, cfg, evaluate)
+
+
+def run_seeds(search: Search, keys: Key, steps: int) -> tuple[SearchState, Any]:
+  """Whole searches with a jittable evaluator, one for each of `keys` [n], in one program.
+
+  Returns:
+    The final states, and (tokens [n, steps, m, T], outcomes) of all children; leading axis n.
+  """
+
+  def one(key):
+    def step(state, _):
+      batch = search.ask(state)
+      outcome = search.evaluate(batch)
+      state, _ = search.tell(state, batch, outcome)
+      return state, (batch.tokens, outcome)
+
+    return jax.lax.scan(step, search.init(key), length=steps)
+
+  return jax.jit(jax.vmap(one))(keys)

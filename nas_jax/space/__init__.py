@@ -1,0 +1,10 @@
+"""Spaces of architectures: what each token means, and how architectures are written, counted and compared."""
+
+from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack
+from nas_jax.space.choice import ChoiceArch, choice_space
+from nas_jax.space.tree import ACTIVATE, COMBINE, TreeArch, tree_cell_space
+
+__all__ = [
+  'ACTIVATE', 'COMBINE', 'ChoiceArch', 'Kind', 'Slot', 'Space', 'TreeArch',
+  'canonical', 'choice_space', 'is_static', 'stack', 'tree_cell_space',
+]  # fmt: skip

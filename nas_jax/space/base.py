@@ -1,0 +1,255 @@
+"""A space: a flat table of slots, and what each token in them means.
+
+Three kinds of slot are enough for every system here. A CHOICE is one softmax over labels; a POINTER is one softmax
+over earlier anchors; a LINK is a set of independent sigmoids, one to each earlier anchor, emitted as one vector. The
+controller reads only this table. An architecture is a NamedTuple of tuples of Python ints, hashable, holding real
+values (a filter height of 7, not the number of its token), so that it means the same without its space.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import enum
+import functools
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.types import Array, PyTree
+
+
+class Kind(enum.IntEnum):
+  """How a slot's tokens are drawn."""
+
+  CHOICE = 0
+  LINK = 1
+  POINTER = 2
+
+
+class Slot(NamedTuple):
+  """One decision of the controller: one token, or `width` tokens of 0 or 1 for a LINK.
+
+  A LINK of width 0 emits nothing and only leaves an anchor: the first layer's anchor point.
+  """
+
+  group: str  # what the decision belongs to, as people say it: 'node 3', 'layer 2'
+  name: str  # the decision within the group: 'activate', 'filter height'
+  kind: Kind
+  width: int  # labels of a CHOICE; candidates of a LINK or POINTER: anchors start .. start + width - 1
+  field: str  # the arch field that its value is appended to
+  values: tuple[int, ...] = ()  # CHOICE: the real value of each token
+  labels: tuple[str, ...] = ()  # CHOICE: the word for each token
+  head: str = ''  # slots with one head share softmax weights and token embeddings
+  start: int = 0  # first candidate anchor of a LINK or POINTER
+  anchor: bool = False  # whether the hidden state here becomes the next anchor
+  layer: int = 0  # the layer that gets the credit; it exists when layer < depth
+
+  @property
+  def tokens(self) -> int:
+    """Tokens this slot emits."""
+    return self.width if self.kind == Kind.LINK else 1
+
+  @property
+  def options(self) -> int:
+    """Different outcomes of this slot, exact."""
+    return 2**self.width if self.kind == Kind.LINK else self.width
+
+  def label(self, token: int) -> str:
+    """The word for one token."""
+    return self.labels[token] if self.labels else str(token)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Space:
+  """What the tokens of one family of architectures mean."""
+
+  kind: str  # 'tree_cell', 'choice', ...
+  spec: Mapping[str, Any]  # the arguments it was made with, for JSON
+  arch_type: type  # the NamedTuple of its architectures
+  slots: tuple[Slot, ...]
+
+  @functools.cached_property
+  def owner(self) -> np.ndarray:
+    """[T] int, the slot that emits each token."""
+    return np.repeat(np.arange(len(self.slots)), [slot.tokens for slot in self.slots])
+
+  @property
+  def length(self) -> int:
+    """T, the tokens of the deepest string."""
+    return len(self.owner)
+
+  @property
+  def layers(self) -> int:
+    """L, the number of layers that can get credit of their own."""
+    return 1 + max(slot.layer for slot in self.slots)
+
+  def layer_of_token(self) -> np.ndarray:
+    """[T] int, the layer of each token."""
+    return np.array([slot.layer for slot in self.slots])[self.owner]
+
+  def mask(self, depth=None) -> Array:
+    """[T] bool, True where the token exists at `depth` layers (all of them by default; may be traced)."""
+    return jnp.asarray(self.layer_of_token()) < (self.layers if depth is None else depth)
+
+  def size(self, depth: int | None = None) -> int:
+    """Number of token strings at `depth`, exact."""
+    depth = self._depth(depth)
+    total = 1
+    for slot in self.slots:
+      if slot.layer < depth:
+        total *= slot.options
+    return total
+
+  def decode(self, tokens: Sequence[int] | np.ndarray | Array, depth: int | None = None):
+    """The architecture a string [T] stands for, as Python ints. Raises ValueError on a token out of range."""
+    tokens, depth = np.asarray(tokens), self._depth(depth)
+    if tokens.shape != (self.length,):
+      raise ValueError(
+        f'tokens has shape {tokens.shape}, this {self.kind} space wants ({self.length},): decode one string at a '
+        'time, or use decode_batch.'
+      )
+    fields: dict[str, list[int]] = {name: [] for name in self._fields}
+    for slot, part in self._split(tokens):
+      if slot.layer >= depth:
+        continue
+      limit = 2 if slot.kind == Kind.LINK else slot.width
+      for token in part:
+        if not 0 <= token < limit:
+          raise ValueError(f'token {token} of {slot.group} {slot.name} is not in 0..{limit - 1}.')
+        fields[slot.field].append(slot.values[token] if slot.values else int(token))
+    return self.arch_type(**{name: tuple(values) for name, values in fields.items()})
+
+  def decode_batch(self, tokens: Array, depth: int | None = None) -> PyTree:
+    """Strings [..., T] to the traced form: the same NamedTuple holding int32 arrays [..., len(field)]."""
+    depth = self._depth(depth)
+    fields: dict[str, list[Array]] = {name: [] for name in self._fields}
+    for position, index in enumerate(self.owner):
+      slot = self.slots[index]
+      if slot.layer < depth:
+        token = tokens[..., position]
+        fields[slot.field].append(jnp.asarray(slot.values, jnp.int32)[token] if slot.values else token)
+    return self.arch_type(**{name: jnp.stack(values, -1) for name, values in fields.items()})
+
+  def encode(self, arch) -> np.ndarray:
+    """The string [T] of an architecture, zeros where it is not that deep. Raises ValueError as `check` does."""
+    depth = self.check(arch)
+    queues = {name: list(getattr(arch, name)) for name in self._fields}
+    tokens: list[int] = []
+    for slot in self.slots:
+      for _ in range(slot.tokens):
+        if slot.layer >= depth:
+          tokens.append(0)
+        else:
+          value = queues[slot.field].pop(0)
+          tokens.append(slot.values.index(value) if slot.values else value)
+    return np.array(tokens, np.int32)
+
+  def check(self, arch) -> int:
+    """The depth of an architecture of this space. Raises ValueError saying which entry is wrong and what fits."""
+    if not isinstance(arch, self.arch_type):
+      raise ValueError(f'a {self.kind} space wants a {self.arch_type.__name__}, not a {type(arch).__name__}.')
+    lengths = {name: len(getattr(arch, name)) for name in self._fields}
+    wanted = [self._lengths(depth) for depth in range(1, self.layers + 1)]
+    if lengths not in wanted:
+      name = next((name for name in self._fields if all(lengths[name] != w[name] for w in wanted)), self._fields[0])
+      fits = ' or '.join(str(n) for n in sorted({w[name] for w in wanted}))
+      raise ValueError(f'arch field {name!r} has {lengths[name]} entries, this {self.kind} space wants {fits}.')
+    depth = wanted.index(lengths) + 1
+    position = dict.fromkeys(self._fields, 0)
+    for slot in self.slots:
+      for _ in range(slot.tokens if slot.layer < depth else 0):
+        value = getattr(arch, slot.field)[position[slot.field]]
+        fits = slot.values or tuple(range(2 if slot.kind == Kind.LINK else slot.width))
+        where = f'arch field {slot.field!r}, entry {position[slot.field]} ({slot.group} {slot.name})'
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+          raise ValueError(f'{where} is {value!r}, a {type(value).__name__}: want an int.')
+        if value not in fits:
+          raise ValueError(f'{where} is {value}: this space allows {", ".join(map(str, fits))}.')
+        position[slot.field] += 1
+    return depth
+
+  def describe(self, arch) -> str:
+    """The architecture in words, a line a group."""
+    depth, lines = self.check(arch), {}
+    for slot, part in self._split(self.encode(arch)):
+      if slot.layer < depth and slot.tokens:
+        if slot.kind == Kind.LINK:
+          words = ' '.join(str(slot.start + j) for j in range(slot.width) if part[j]) or 'none'
+        else:
+          words = slot.label(int(part[0]))
+        lines.setdefault(slot.group, []).append(f'{slot.name} {words}')
+    return '\n'.join(f'{group}: {", ".join(words)}' for group, words in lines.items())
+
+  def to_json(self, arch) -> str:
+    """One line of JSON, `{"kind": ..., "arch": {field: [ints]}}`."""
+    self.check(arch)
+    return json.dumps({'kind': self.kind, 'arch': {n: [int(v) for v in getattr(arch, n)] for n in self._fields}})
+
+  def from_json(self, text: str):
+    """The architecture in `text`, checked. Raises ValueError, in one line, on anything that is not one of this space."""
+    try:
+      data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+      raise ValueError(f'not JSON ({error}): want the output of to_json or a best.json.'.replace('\n', ' ')) from None
+    if not isinstance(data, dict) or not isinstance(data.get('arch'), dict) or 'kind' not in data:
+      raise ValueError('not an architecture: want an object with "kind" and "arch", as to_json writes.')
+    if data['kind'] != self.kind:
+      raise ValueError(f'kind is {data["kind"]!r}, this space wants {self.kind!r}.')
+    if set(data['arch']) != set(self._fields):
+      raise ValueError(f'arch has the fields {sorted(data["arch"])}, want {sorted(self._fields)}.')
+    for name, values in data['arch'].items():
+      if not isinstance(values, list):
+        raise ValueError(f'arch field {name!r} is {values!r}: want a list of ints.')
+    arch = self.arch_type(**{name: tuple(values) for name, values in data['arch'].items()})
+    self.check(arch)
+    return arch
+
+  @property
+  def _fields(self) -> tuple[str, ...]:
+    return self.arch_type._fields  # type: ignore[attr-defined]
+
+  def _depth(self, depth: int | None) -> int:
+    if depth is None:
+      return self.layers
+    if not 1 <= depth <= self.layers:
+      raise ValueError(
+        f'depth (={depth}) must be in 1..{self.layers}, the layers this {self.kind} space was made with.'
+      )
+    return depth
+
+  def _lengths(self, depth: int) -> dict[str, int]:
+    lengths = dict.fromkeys(self._fields, 0)
+    for slot in self.slots:
+      if slot.layer < depth:
+        lengths[slot.field] += slot.tokens
+    return lengths
+
+  def _split(self, tokens: np.ndarray):
+    ends = np.cumsum([slot.tokens for slot in self.slots])
+    return zip(self.slots, np.split(tokens, ends[:-1]), strict=True)
+
+
+def stack(archs: Sequence[PyTree]) -> PyTree:
+  """Architectures of one depth to the traced form: the same NamedTuple with int32 arrays [m, ...]."""
+  if not archs:
+    raise ValueError('stack got no architectures: want at least one.')
+  shapes = {(type(arch).__name__, *map(len, arch)) for arch in archs}
+  if len(shapes) > 1:
+    raise ValueError(
+      f'stack wants architectures of one type and depth, got {sorted(shapes)}: group them by depth first.'
+    )
+  columns = zip(*archs, strict=True)
+  return type(archs[0])(*(jnp.asarray(column, jnp.int32) for column in columns))
+
+
+def is_static(arch) -> bool:
+  """Whether `arch` holds Python ints (one program for it alone) rather than arrays (one program for all)."""
+  return not any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(arch))
+
+
+@functools.singledispatch
+def canonical(arch):
+  """One form for all strings that mean the same network; families without symmetries return `arch` itself."""
+  return arch

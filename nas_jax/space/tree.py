@@ -1,0 +1,126 @@
+"""Recurrent cells written as trees, Zoph & Le (2017) Sec. 3.4."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from nas_jax.space.base import Kind, Slot, Space, canonical
+
+COMBINE = ('add', 'mult', 'max')  # an operation's id is its place here
+ACTIVATE = ('identity', 'tanh', 'sigmoid', 'relu', 'sin')
+ADD, MULT, MAX = range(3)
+IDENTITY, TANH, SIGMOID, RELU, SIN = range(5)
+
+
+class TreeArch(NamedTuple):
+  """A cell of n leaves and N = 2n - 1 nodes, leaves first, root last; node n + k combines nodes 2k and 2k + 1."""
+
+  combine: tuple[int, ...]  # [N] ids into COMBINE
+  activate: tuple[int, ...]  # [N] ids into ACTIVATE
+  inject: tuple[int, ...]  # [2] (combine, activate) of Cell Inject
+  index: tuple[int, ...]  # [2] (node whose value before activation is c_t, node that takes c_(t-1))
+
+
+def tree_cell_space(
+  base: int = 8,
+  combine: Sequence[str] = ('add', 'mult'),
+  activate: Sequence[str] = ('identity', 'tanh', 'sigmoid', 'relu'),
+) -> Space:
+  """All cells of `base` leaves, in the paper's order of emission: 4 * base + 2 tokens, 34 for base 8.
+
+  (combination, activation) of each node, leaves first and root last; (combination, activation) of Cell Inject; the node
+  that gives c_t; the node that takes c_(t-1). At base 8 there are 8^16 * 15^2 = 6.3e16 strings (the paper: 6e16).
+
+  Args:
+    base: leaves, a power of two from 2.
+    combine: names from COMBINE, in the order of their tokens; 'max' is the paper's control experiment.
+    activate: names from ACTIVATE, likewise; 'sin' is the control experiment.
+
+  Raises:
+    ValueError: base is no power of two, or an operation is unknown, missing or named twice.
+  """
+  if not isinstance(base, int) or base < 2 or base & (base - 1):
+    raise ValueError(f'base (={base}) must be a power of two from 2: 2, 4, 8, 16, ...')
+  combine_ids, activate_ids = _ids('combine', combine, COMBINE), _ids('activate', activate, ACTIVATE)
+  nodes = 2 * base - 1
+
+  def operation(group: str, name: str, field: str, head: str) -> Slot:
+    ids, words = (combine_ids, COMBINE) if name == 'combine' else (activate_ids, ACTIVATE)
+    return Slot(group, name, Kind.CHOICE, len(ids), field, ids, tuple(words[i] for i in ids), head)
+
+  def index(name: str) -> Slot:
+    numbers = tuple(range(nodes))
+    return Slot('cell index', name, Kind.CHOICE, nodes, 'index', numbers, tuple(map(str, numbers)), name)
+
+  slots = [operation(f'node {i}', name, name, f'{name} {i}') for i in range(nodes) for name in ('combine', 'activate')]
+  slots += [operation('cell inject', name, 'inject', f'inject {name}') for name in ('combine', 'activate')]
+  slots += [index('c_t from node'), index('c_(t-1) into node')]
+  spec = {'base': base, 'combine': list(combine), 'activate': list(activate)}
+  return Space('tree_cell', spec, TreeArch, tuple(slots))
+
+
+def leaves(arch: TreeArch) -> int:
+  """n, the base number of a cell."""
+  return (len(arch.combine) + 1) // 2
+
+
+def operations(space: Space) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """The (combine, activate) ids a tree-cell space can produce: what a traced cell need not compute it leaves out."""
+  return _ids('combine', space.spec['combine'], COMBINE), _ids('activate', space.spec['activate'], ACTIVATE)
+
+
+@canonical.register
+def _canonical_tree(arch: TreeArch) -> TreeArch:
+  return canonical_with_leaves(arch)[0]
+
+
+def canonical_with_leaves(arch: TreeArch) -> tuple[TreeArch, tuple[int, ...]]:
+  """The canonical cell, and for each of its leaves the leaf of `arch` whose weights it takes.
+
+  Every combination is commutative, so the two subtrees of a node may change places; and where a child only passes its
+  parent's combination on (same combination, identity, neither read for c_t nor injected), the subtrees of one height
+  below may be shared out anew. Cells that differ only so are one network: with their leaves' weights renamed they
+  compute the same up to rounding.
+  """
+  n = leaves(arch)
+
+  def children(node: int) -> list[int]:
+    return [2 * (node - n), 2 * (node - n) + 1]
+
+  def passes_on(node: int, combine: int) -> bool:
+    return node >= n and arch.combine[node] == combine and arch.activate[node] == IDENTITY and node not in arch.index
+
+  def sort(node: int) -> tuple[tuple, tuple]:
+    """(signature, nested (node, left, right)): equal signatures at one height mean interchangeable subtrees."""
+    own = (arch.combine[node], arch.activate[node], node == arch.index[0], node == arch.index[1])
+    if node < n:
+      return own, (node,)
+    levels, row = [], children(node)
+    while row:
+      passing = [child for child in row if passes_on(child, arch.combine[node])]
+      terms = sorted((sort(child) for child in row if child not in passing), key=lambda pair: pair[0])
+      levels.append((terms, passing))
+      row = [grandchild for child in passing for grandchild in children(child)]
+    below: list[tuple] = []
+    for terms, passing in reversed(levels):
+      pairs = zip(passing, below[::2], below[1::2], strict=True)
+      below = [tree for _, tree in terms] + list(pairs)
+    return (own, *((len(passing), *(term[0] for term in terms)) for terms, passing in levels)), (node, *below)
+
+  rows = [[sort(2 * n - 2)[1]]]
+  while len(rows[0]) < n:
+    rows.insert(0, [child for tree in rows[0] for child in tree[1:]])
+  renamed = [tree[0] for row in rows for tree in row]
+  new = TreeArch(
+    combine=tuple(arch.combine[old] for old in renamed),
+    activate=tuple(arch.activate[old] for old in renamed),
+    inject=tuple(arch.inject),
+    index=tuple(renamed.index(old) for old in arch.index),
+  )
+  return new, tuple(renamed[:n])
+
+
+def _ids(field: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[int, ...]:
+  unknown = [name for name in names if name not in known]
+  if unknown or not names or len(set(names)) < len(names):
+    raise ValueError(f'{field} (={tuple(names)}) must name at least one of {known}, each once.')
+  return tuple(known.index(name) for name in names)

@@ -1,0 +1,1 @@
+"""The systems, one a module: a Config, its presets, and `build`."""

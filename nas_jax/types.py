@@ -1,0 +1,31 @@
+"""The words every floor shares.
+
+Letters, the same everywhere: `m` children, `T` tokens, `S` slots, `K` widest choice, `N` tree nodes, `n` leaves,
+`H` features, `V` vocabulary, `B` batch, `L` layers.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+PyTree = Any
+
+
+class Batch(NamedTuple):
+  """What a search asks to have evaluated: m children."""
+
+  ids: Array  # [m] int32, step * m + k
+  keys: Key  # [m] one key per child, for its weights, its data order and its dropout
+  tokens: Array  # [m, T] int32
+  archs: PyTree  # the space's NamedTuple with int32 arrays [m, ...]
+  extra: PyTree = ()  # what an evaluator needs from the state: shared weights, counters
+
+
+class Outcome(NamedTuple):
+  """What an evaluator answers."""
+
+  reward: Array  # [m], or [m, L] with one reward a layer; 0 for a child that failed
+  metrics: PyTree = ()  # dict of [m] arrays, reported and journalled, never read by the update
+  children: PyTree = ()  # what the evaluator changed and `tell` keeps: shared weights
