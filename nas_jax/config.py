@@ -5,6 +5,7 @@ A launcher makes one flag of each field and Colab writes `Config(m=2)`; `check` 
 
 from collections.abc import Sequence
 import dataclasses
+import json
 from typing import Any
 
 
@@ -55,11 +56,13 @@ def check(config: Any) -> None:
       raise ValueError(f'{item.name} (={value}) must be {" and ".join(words for _, words in bounds)}: {rules["help"]}.')
 
 
+def as_json(config: Any) -> dict[str, Any]:
+  """The fields as JSON gives them back: tuples are lists."""
+  return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
 def differences(old: dict[str, Any], new: Any) -> list[str]:
   """The fields, budgets apart, in which a saved config differs from `new`, as 'name (old -> new)'."""
-  found = []
-  for item in dataclasses.fields(new):
-    before, now = old.get(item.name), getattr(new, item.name)
-    if before != now and not item.metadata['budget']:
-      found.append(f'{item.name} ({before} -> {now})')
-  return found
+  now, budgets = as_json(new), {item.name for item in dataclasses.fields(new) if item.metadata['budget']}
+  names = [name for name in {**old, **now} if name not in budgets and old.get(name) != now.get(name)]
+  return [f'{name} ({old.get(name)} -> {now.get(name)})' for name in names]

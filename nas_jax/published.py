@@ -15,8 +15,8 @@ NASCELL = TreeArch(
   index=(12, 8),
 )
 
-# An LSTM is in the base-8 space exactly: forget gate from leaves 0 + 1, input gate from 2, candidate from 3, output gate
-# from 4 + 5 + 6 + 7; an LSTM's gate weights are the sums of its leaves' weights.
+# An LSTM is in the base-8 space exactly: forget gate from leaves 0 + 1, input gate from 2, candidate from 3, output
+# gate from 4 + 5 + 6 + 7; an LSTM's gate weights are the sums of its leaves' weights.
 LSTM = TreeArch(
   combine=(ADD,) * 9 + (MULT,) + (ADD,) * 4 + (MULT,),
   activate=(

@@ -17,7 +17,7 @@ class Baseline(NamedTuple):
   """An exponential moving average of rewards."""
 
   value: Array  # []
-  count: Array  # [] int32, updates so far
+  updates: Array  # [] int32, how many so far
 
 
 def init_baseline() -> Baseline:
@@ -37,9 +37,9 @@ def advantage(baseline: Baseline, reward: Array, decay: float) -> tuple[Array, B
     decay: of the moving average, per batch.
   """
   mean = jnp.mean(reward)
-  before = jnp.where(baseline.count == 0, mean, baseline.value)
+  before = jnp.where(baseline.updates == 0, mean, baseline.value)
   after = decay * before + (1.0 - decay) * mean
-  return reward - before, Baseline(after, baseline.count + 1)
+  return reward - before, Baseline(after, baseline.updates + 1)
 
 
 def credit(value: Array, layer_of_token: np.ndarray) -> Array:

@@ -4,15 +4,17 @@
 Only `evaluate` may take its time, and only `run` loops.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import time
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from nas_jax import config, reinforce
+from nas_jax import config, journal, reinforce
 from nas_jax.config import field
 from nas_jax.controller import Controller, lstm_controller, uniform_controller
 from nas_jax.space import Space
@@ -84,7 +86,7 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
   def init(key: Key) -> SearchState:
     run_key, theta_key = jax.random.split(key)
     theta = controller.init(theta_key)
-    nothing = Best(jnp.asarray(-jnp.inf), jnp.asarray(-1, jnp.int32), jnp.zeros(space.length, jnp.int32))
+    nothing = Best(jnp.asarray(-jnp.inf, jnp.float32), jnp.asarray(-1, jnp.int32), jnp.zeros(space.length, jnp.int32))
     step = jnp.zeros((), jnp.int32)
     return SearchState(step, run_key, theta, optimizer.init(theta), reinforce.init_baseline(), nothing)
 
@@ -154,6 +156,73 @@ def ask_tell(space: Space, cfg: Config) -> Search:
     raise ValueError('this search has no evaluator: score the children of `ask` yourself and give them to `tell`.')
 
   return build(space, cfg, evaluate)
+
+
+class Hook(NamedTuple):
+  """What a loop reports to. Only hooks write files; nothing a hook does changes the search."""
+
+  children: Callable[[list[journal.Record]], None] = lambda records: None  # as soon as children are scored
+  step: Callable[[SearchState, Mapping[str, Any]], None] = lambda state, info: None  # after each update
+  vital: bool = False  # whether the search stops if it fails (the journal) or goes on with a warning (a progress bar)
+
+
+class Budget(NamedTuple):
+  """When to stop; the step that reaches it is finished."""
+
+  children: int
+
+
+def run(
+  search: Search,
+  state: SearchState,
+  hooks: Sequence[Hook],
+  budget: Budget,
+  known: Mapping[int, journal.Record] | None = None,
+) -> SearchState:
+  """The loop: ask, evaluate, tell, until the budget is spent.
+
+  Args:
+    search: what to run.
+    state: fresh from `init`, or restored.
+    hooks: told of children and steps, in order.
+    budget: children in all, those before `state` included.
+    known: a journal by child id. `ask` is pure, so a search that was cut off asks for the same children again, and
+      those who stand in the journal are not trained a second time.
+
+  Raises:
+    ValueError: the journal is of another search: the same id with other tokens.
+  """
+  known = known or {}
+  while int(state.step) * search.m < budget.children:
+    batch = search.ask(state)
+    missing = [k for k, number in enumerate(batch.ids.tolist()) if number not in known]
+    if missing:
+      start, some = time.perf_counter(), _take(batch, missing)
+      outcome = search.evaluate(some)
+      fresh = journal.records(some, outcome, time.perf_counter() - start)
+      _call(hooks, 'children', fresh)
+    if len(missing) < search.m:
+      lines = {line['id']: line for line in fresh} if missing else {}
+      outcome = journal.outcome([lines.get(number) or known[number] for number in batch.ids.tolist()], batch)
+    state, info = search.tell(state, batch, outcome)
+    _call(hooks, 'step', state, {name: float(value) for name, value in info.items()})
+  return state
+
+
+def _take(batch: Batch, places: Sequence[int]) -> Batch:
+  """Some of the children; what all of them share stays."""
+  at = jnp.asarray(places)
+  return jax.tree.map(lambda x: x[at], batch._replace(extra=()))._replace(extra=batch.extra)
+
+
+def _call(hooks: Sequence[Hook], name: str, *args: Any) -> None:
+  for hook in hooks:
+    try:
+      getattr(hook, name)(*args)
+    except Exception as error:
+      if hook.vital:
+        raise
+      warnings.warn(f'a {name} hook failed, the search goes on: {type(error).__name__}: {error}', stacklevel=2)
 
 
 def run_seeds(search: Search, keys: Key, steps: int) -> tuple[SearchState, Any]:

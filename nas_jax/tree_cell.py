@@ -119,6 +119,8 @@ class TreeCell(nn.RNNCellBase):
 
   @nn.compact
   def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
+    """One step, as `apply`."""
+
     def make(name, shape):
       limit = self.features**-0.5
       return self.param(name, lambda key: jax.random.uniform(key, shape, minval=-limit, maxval=limit))
@@ -206,7 +208,7 @@ def _step(arch, operations, kernel, mask, carry, inputs):
 
 def _hoisted_scan(arch, operations, keep, *floats):
   """`_scan` with the weight gradient taken out of its backward loop."""
-  # As an argument of a custom_vjp a static arch would be traced: it enters by closure. A traced one must be an argument.
+  # As an argument of a custom_vjp a static arch would be traced, so it enters by closure; a traced one must be one.
   static, traced = (arch, None) if is_static(arch) else (None, arch)
 
   @jax.custom_vjp
@@ -272,7 +274,7 @@ def _static_tree(arch: TreeArch, x: Array, h: Array, c: Array) -> Carry:
   return c_new, values[-1]
 
 
-def _traced_tree(arch: TreeArch, operations: Operations, x: Array, h: Array, c: Array) -> Carry:
+def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array) -> Carry:
   """The same, a level of the tree at a time: few wide operations, each a choice among the possible ones.
 
   Injection touches one node, so its level branches: under `lax.map` the other levels skip it, under `vmap` they select.
@@ -311,7 +313,10 @@ def _combine(possible: Sequence[int], chosen: Array, a: Array, b: Array) -> Arra
 
 
 def _activate(possible: Sequence[int], chosen: Array, x: Array) -> Array:
-  """Node k of a level [..., k, H] by operation `chosen[k]`; one tanh serves tanh and sigmoid(x) = (1 + tanh(x / 2)) / 2."""
+  """Node k of a level [..., k, H] by operation `chosen[k]`.
+
+  One tanh serves both tanh and sigmoid(x) = (1 + tanh(x / 2)) / 2.
+  """
   values = {i: _ACTIVATE[i](x) for i in possible if i in (IDENTITY, RELU, SIN)}
   if TANH in possible or SIGMOID in possible:
     tanh = jnp.tanh(jnp.where(chosen[:, None] == SIGMOID, 0.5, 1.0).astype(x.dtype) * x)

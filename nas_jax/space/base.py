@@ -161,18 +161,18 @@ class Space:
     for slot in self.slots:
       for _ in range(slot.tokens if slot.layer < depth else 0):
         value = getattr(arch, slot.field)[position[slot.field]]
-        fits = slot.values or tuple(range(2 if slot.kind == Kind.LINK else slot.width))
+        allowed = slot.values or tuple(range(2 if slot.kind == Kind.LINK else slot.width))
         where = f'arch field {slot.field!r}, entry {position[slot.field]} ({slot.group} {slot.name})'
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
           raise ValueError(f'{where} is {value!r}, a {type(value).__name__}: want an int.')
-        if value not in fits:
-          raise ValueError(f'{where} is {value}: this space allows {", ".join(map(str, fits))}.')
+        if value not in allowed:
+          raise ValueError(f'{where} is {value}: this space allows {", ".join(map(str, allowed))}.')
         position[slot.field] += 1
     return depth
 
   def describe(self, arch) -> str:
     """The architecture in words, a line a group."""
-    depth, lines = self.check(arch), {}
+    depth, lines = self.check(arch), dict[str, list[str]]()
     for slot, part in self._split(self.encode(arch)):
       if slot.layer < depth and slot.tokens:
         if slot.kind == Kind.LINK:
@@ -188,7 +188,7 @@ class Space:
     return json.dumps({'kind': self.kind, 'arch': {n: [int(v) for v in getattr(arch, n)] for n in self._fields}})
 
   def from_json(self, text: str):
-    """The architecture in `text`, checked. Raises ValueError, in one line, on anything that is not one of this space."""
+    """The architecture in `text`, checked. Raises ValueError, in one line, on anything that is none of this space."""
     try:
       data = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -17,7 +17,7 @@ class TreeArch(NamedTuple):
   combine: tuple[int, ...]  # [N] ids into COMBINE
   activate: tuple[int, ...]  # [N] ids into ACTIVATE
   inject: tuple[int, ...]  # [2] (combine, activate) of Cell Inject
-  index: tuple[int, ...]  # [2] (node whose value before activation is c_t, node that takes c_(t-1))
+  index: tuple[int, ...]  # type: ignore[assignment]  # [2] (node whose value before activation is c_t, node that takes c_(t-1))
 
 
 def tree_cell_space(

@@ -62,9 +62,10 @@ def load(path: str) -> Table:
       raise ValueError(
         f'{name} of table {path} is {values[row]} in row {row}: want finite numbers; leave such rows out.'
       )
-  ops, row = np.unique(ops.astype(np.int32), axis=0, return_inverse=True)
-  count = np.bincount(row.ravel())
-  return Table(ops, *(np.bincount(row.ravel(), values) / count for values in (reward, test)))
+  ops, inverse = np.unique(ops.astype(np.int32), axis=0, return_inverse=True)
+  place = inverse.ravel()
+  reward, test = (np.bincount(place, values) / np.bincount(place) for values in (reward, test))
+  return Table(ops, reward, test)
 
 
 def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:

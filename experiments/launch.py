@@ -1,0 +1,189 @@
+"""What all launchers share: flags made from a config, the workdir, hooks, resuming."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import os
+import sys
+import time
+from typing import Any, NoReturn
+
+from absl import flags
+from absl import logging as absl_logging
+import jax
+from tqdm import tqdm
+
+from nas_jax import checkpoint, config, journal, report, search
+
+_DEFINE: dict[type, Callable[..., Any]] = {
+  bool: flags.DEFINE_boolean,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  str: flags.DEFINE_string,
+  tuple: flags.DEFINE_list,
+}
+
+
+def main(launcher: Callable[[Sequence[str]], None]) -> None:
+  """Runs a launcher on the command line; what is wrong with the input is one line on stderr and exit code 2."""
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  try:
+    launcher(sys.argv)
+  except (flags.Error, ValueError) as error:
+    _leave(str(error))
+  except OSError as error:
+    _leave(f'{error.filename} cannot be used ({error.strerror})')
+
+
+def _leave(message: str) -> NoReturn:
+  name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+  print(f'{name}: {" ".join(message.split())}', file=sys.stderr)
+  raise SystemExit(2)
+
+
+def parse(
+  argv: Sequence[str], doc: str, own: Callable[[flags.FlagValues], None], config_class: type | None = None
+) -> flags.FlagValues:
+  """Parses `argv`: the launcher's `own` flags and, if given, one flag for each field of `config_class`."""
+  values = flags.FlagValues()
+  own(values)
+  flags.DEFINE_boolean('help', False, 'show this and leave', short_name='h', flag_values=values)
+  for item in dataclasses.fields(config_class) if config_class else ():
+    _DEFINE[type(item.default)](item.name, None, item.metadata['help'], flag_values=values)
+  rest = values(list(argv))
+  if values.help:
+    print(f'{doc}\n\nFlags (where no default is shown, the preset decides):\n{values.get_help()}')
+    raise SystemExit(0)
+  if len(rest) > 1:
+    raise ValueError(f'{rest[1]!r} is no flag: write --name=value; --help lists the names.')
+  return values
+
+
+def search_flags(presets: Mapping[str, Any], launcher: str) -> Callable[[flags.FlagValues], None]:
+  """The flags that all searches have beside their config's fields."""
+
+  def define(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum('preset', 'demo', sorted(presets), 'the config to start from', flag_values=values)
+    flags.DEFINE_string('workdir', '', f'folder of results; runs/{launcher}-PRESET by default', flag_values=values)
+    flags.DEFINE_string('data_dir', '', 'folder of data sets', flag_values=values)
+    flags.DEFINE_boolean('control', True, 'run a random search beside it, on the same budget', flag_values=values)
+
+  return define
+
+
+def configure(values: flags.FlagValues, presets: Mapping[str, Callable[[], Any]]) -> Any:
+  """The config of the chosen preset with the given flags laid over it, checked."""
+  cfg = overlay(values, presets[values.preset]())
+  if values.data_dir and not os.path.isdir(values.data_dir):
+    raise ValueError(f'data_dir (={values.data_dir!r}) is no folder: name one that exists, or leave the flag out.')
+  return cfg
+
+
+def overlay(values: flags.FlagValues, cfg: Any) -> Any:
+  """`cfg` with the given flags laid over it, checked."""
+  for item in dataclasses.fields(cfg):
+    given = values[item.name].value
+    if given is not None:
+      setattr(cfg, item.name, tuple(given) if isinstance(given, list) else given)
+  config.check(cfg)
+  return cfg
+
+
+def use_all_cores() -> None:
+  """Makes each core of a CPU machine a device of its own. Before JAX is first used; accelerators do not care."""
+  jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+
+
+def open_workdir(workdir: str, cfg: Any) -> None:
+  """Makes the folder and notes the config, or checks that it is this search's folder.
+
+  Raises:
+    ValueError: it cannot be written, or holds a search of another config (says which fields differ).
+  """
+  path = os.path.join(workdir, 'config.json')
+  try:
+    os.makedirs(workdir, exist_ok=True)
+    if os.path.exists(path):
+      with open(path, encoding='utf-8') as file:
+        old = json.load(file)
+    else:
+      old = config.as_json(cfg)
+      write(path, json.dumps(old, indent=2) + '\n')
+  except OSError as error:
+    raise ValueError(
+      f'workdir (={workdir!r}) cannot be used ({error.strerror}): name one that can be written.'
+    ) from None
+  except json.JSONDecodeError:
+    raise ValueError(f'{path} is not JSON: restore it, or take a new workdir.') from None
+  different = config.differences(old, cfg)
+  if different:
+    raise ValueError(
+      f'workdir (={workdir!r}) holds a search of another config: {", ".join(different)}. Give the same flags '
+      'to resume, or another --workdir.'
+    )
+
+
+def write(path: str, text: str) -> None:
+  """Writes a file whole or not at all."""
+  with open(path + '.part', 'w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(path + '.part', path)
+
+
+def once(path: str, measure: Callable[[], Any]) -> Any:
+  """The JSON in `path`; on the first time, what `measure` returns, written there."""
+  if not os.path.exists(path):
+    write(path, json.dumps(measure(), indent=2) + '\n')
+  with open(path, encoding='utf-8') as file:
+    return json.load(file)
+
+
+def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, name: str) -> list[journal.Record]:
+  """Runs `s` in `workdir` until `children` are trained, going on from whatever is there. Returns the journal, by id.
+
+  The folder then holds children.jsonl, checkpoints/ and best.json.
+  """
+  path, folder = os.path.join(workdir, 'children.jsonl'), os.path.join(workdir, 'checkpoints')
+  os.makedirs(workdir, exist_ok=True)
+  state = s.init(jax.random.key(seed))
+  state = checkpoint.restore(folder, state) or state
+  known = journal.read(path)
+  save, close = checkpoint.saver(folder)
+  saved = time.monotonic()
+
+  def keep(state: search.SearchState, info: Mapping[str, Any]) -> None:
+    nonlocal saved
+    # Steps since the last checkpoint are asked again and read from the journal, so seconds between them are enough.
+    if time.monotonic() - saved > 20 or int(state.step) * s.m >= children:
+      save(int(state.step), state)
+      saved = time.monotonic()
+
+  best = -float('inf')
+
+  def note_best(records: list[journal.Record]) -> None:
+    nonlocal best
+    for record in records:
+      if record['reward'] > best:
+        best = record['reward']
+        write(os.path.join(workdir, 'best.json'), report.best_json(s.space, record))
+
+  done = int(state.step) * s.m
+  best = max((record['reward'] for number, record in known.items()), default=best)
+  with tqdm(total=children, initial=done, desc=name, unit='child', mininterval=1 if sys.stderr.isatty() else 20) as bar:
+
+    def show(state: search.SearchState, info: Mapping[str, Any]) -> None:
+      bar.set_postfix(best=f'{float(state.best.reward):.4f}', mean=f'{info["reward"]:.4f}', refresh=False)
+      bar.update(min(int(state.step) * s.m, children) - bar.n)
+
+    hooks = [
+      search.Hook(children=journal.writer(path), vital=True),
+      search.Hook(step=keep, vital=True),
+      search.Hook(children=note_best, vital=True),
+      search.Hook(step=show),
+    ]
+    search.run(s, state, hooks, search.Budget(children), known)
+  close()
+  found = journal.read(path)
+  return [found[number] for number in sorted(found) if number < -(-children // s.m) * s.m]

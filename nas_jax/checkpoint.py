@@ -1,0 +1,96 @@
+"""Checkpoints of any state tree: Orbax, with a digest beside it, since Orbax restores a flipped byte silently."""
+
+from collections.abc import Callable
+import hashlib
+import os
+import warnings
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from nas_jax.types import PyTree
+
+
+def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Callable[[], None]]:
+  """(save(step, state), close()) into `folder`; saves go on in the background and the newest `keep` stay."""
+  manager = _manager(folder, keep)
+
+  def save(step: int, state: PyTree) -> None:
+    arrays = _to_arrays(state)
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave({'sha256': _digest(arrays)})
+    )
+    # Orbax answers False, and saves nothing, for a step not after its newest: that one is this very state.
+    manager.save(step, args=items)
+
+  def close() -> None:
+    manager.wait_until_finished()
+    manager.close()
+
+  return save, close
+
+
+def restore(folder: str, like: PyTree) -> PyTree | None:
+  """The newest sound state in `folder`, in the shape of `like`; None if there is none.
+
+  One that cannot be read, or whose digest does not fit, is moved to `<folder>/../damaged/` and said so by a warning.
+  """
+  if not os.path.isdir(folder):
+    return None
+  template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _to_arrays(like))
+  for step in sorted((int(name) for name in os.listdir(folder) if name.isdigit()), reverse=True):
+    manager = _manager(folder, None)
+    try:
+      items = ocp.args.Composite(state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore())
+      found = manager.restore(step, args=items)
+      if found.digest['sha256'] != _digest(found.state):
+        raise ValueError('its digest does not fit')
+      return _from_arrays(found.state, like)
+    except Exception as error:
+      aside = os.path.join(os.path.dirname(os.path.abspath(folder)), 'damaged', str(step))
+      os.makedirs(os.path.dirname(aside), exist_ok=True)
+      os.replace(os.path.join(folder, str(step)), aside)
+      reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+      warnings.warn(f'checkpoint {step} is damaged ({reason}): moved to {aside}.', stacklevel=2)
+    finally:
+      manager.close()
+  return None
+
+
+def _manager(folder: str, keep: int | None) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+  handlers = {'state': ocp.StandardCheckpointHandler(), 'digest': ocp.JsonCheckpointHandler()}
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  registry.add('state', ocp.args.StandardSave, handlers['state'])
+  registry.add('state', ocp.args.StandardRestore, handlers['state'])
+  registry.add('digest', ocp.args.JsonSave, handlers['digest'])
+  registry.add('digest', ocp.args.JsonRestore, handlers['digest'])
+  return ocp.CheckpointManager(os.path.abspath(folder), options=options, handler_registry=registry)
+
+
+def _to_arrays(state: PyTree) -> PyTree:
+  """Random keys as the numbers they hold; NamedTuples stay as they are."""
+  return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
+
+
+def _from_arrays(arrays: PyTree, like: PyTree) -> PyTree:
+  def restore(array, leaf):
+    if _is_key(leaf):
+      return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+    return array
+
+  return jax.tree.map(restore, arrays, like)
+
+
+def _is_key(x) -> bool:
+  return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _digest(arrays: PyTree) -> str:
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_flatten_with_path(arrays)[0]:
+    value = np.asarray(leaf)
+    sha.update(f'{jax.tree_util.keystr(path)} {value.dtype} {value.shape}'.encode())
+    sha.update(value.tobytes())
+  return sha.hexdigest()

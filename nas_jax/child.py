@@ -1,0 +1,24 @@
+"""What a child network is to the trainer: five pure functions with the architecture as an argument."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from nas_jax.types import Array, Key, PyTree
+
+
+class Child(NamedTuple):
+  """One network family. All functions are for one child; the trainer lays out many.
+
+  Attributes:
+    init: (arch, key) -> params.
+    carry: (params) -> what training hands from step to step besides the weights: recurrent state, or ().
+    batch: (data, key, step) -> the training batch of that step, taken from device-resident arrays.
+    loss: (params, arch, carry, batch, key) -> (loss [] in nats per prediction, carry), in training mode.
+    score: (params, arch, data) -> dict of [] arrays, in evaluation mode over the whole validation split.
+  """
+
+  init: Callable[[PyTree, Key], PyTree]
+  carry: Callable[[PyTree], PyTree]
+  batch: Callable[[PyTree, Key, Array], PyTree]
+  loss: Callable[[PyTree, PyTree, PyTree, PyTree, Key], tuple[Array, PyTree]]
+  score: Callable[[PyTree, PyTree, PyTree], dict[str, Array]]

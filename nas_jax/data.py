@@ -1,0 +1,77 @@
+"""Text as arrays. Nothing is downloaded: the default text is part of Python, others are read from a folder."""
+
+import gzip
+import hashlib
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+SPLITS = ('train', 'valid', 'test')
+UNKNOWN, END = '<unk>', '<eos>'
+
+
+class Text(NamedTuple):
+  """A text in three splits, as numbers into `vocabulary`, which is made of the training split."""
+
+  train: np.ndarray  # [n] int32
+  valid: np.ndarray  # [n] int32
+  test: np.ndarray  # [n] int32
+  vocabulary: tuple[str, ...]
+  sha256: str  # of the whole text, for results: the default one differs by Python version
+
+
+def load_text(dataset: str = 'pydoc', data_dir: str = '', level: str = 'char') -> Text:
+  """Reads a text.
+
+  Args:
+    dataset: 'pydoc' is the help text of Python itself (`pydoc_data.topics`), split 90 / 5 / 5 by position. Anything
+      else is a prefix of files in `data_dir`: 'ptb' reads ptb.train.txt, ptb.valid.txt and ptb.test.txt, each perhaps
+      with .gz; 'text' reads train.txt, valid.txt and test.txt.
+    data_dir: the folder of those files; not used by 'pydoc'.
+    level: 'char' takes every character, 'word' what stands between white space, with <eos> at each line end.
+
+  Raises:
+    ValueError: a file is missing, empty or not UTF-8.
+  """
+  parts = _pydoc() if dataset == 'pydoc' else [_read(dataset, data_dir, split) for split in SPLITS]
+  digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
+  tokens = [list(part) if level == 'char' else part.replace('\n', f' {END} ').split() for part in parts]
+  words = set(tokens[0])
+  if any(not words.issuperset(part) for part in tokens[1:]):
+    words.add(UNKNOWN)
+  vocabulary = tuple(sorted(words))
+  number = {word: i for i, word in enumerate(vocabulary)}
+  unknown = number.get(UNKNOWN, -1)
+  train, valid, test = (np.array([number.get(word, unknown) for word in part], np.int32) for part in tokens)
+  return Text(train, valid, test, vocabulary, digest)
+
+
+def _pydoc() -> list[str]:
+  from pydoc_data.topics import topics
+
+  text = '\n'.join(topics[name] for name in sorted(topics))
+  cuts = [int(len(text) * share) for share in (0.9, 0.95)]
+  return [text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]]
+
+
+def _read(dataset: str, data_dir: str, split: str) -> str:
+  if not os.path.isdir(data_dir):
+    raise ValueError(f'data_dir (={data_dir!r}) is no folder: dataset {dataset!r} is read from one, name it.')
+  name = f'{split}.txt' if dataset == 'text' else f'{dataset}.{split}.txt'
+  path = os.path.join(data_dir, name)
+  try:
+    if os.path.exists(path):
+      with open(path, 'rb') as file:
+        content = file.read()
+    elif os.path.exists(path + '.gz'):
+      with gzip.open(path + '.gz') as file:
+        content = file.read()
+    else:
+      raise ValueError(f'{name} (or {name}.gz) is not in data_dir (={data_dir!r}): want train, valid and test files.')
+    text = content.decode('utf-8')
+  except (OSError, EOFError, UnicodeDecodeError) as error:
+    raise ValueError(f'{path} cannot be read as UTF-8 text ({error}): convert or replace it.') from None
+  if not text.strip():
+    raise ValueError(f'{path} is empty: want some text in each of train, valid and test.')
+  return text

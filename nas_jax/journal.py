@@ -1,0 +1,83 @@
+"""The journal: one line of JSON for every child that was trained, written as soon as it is scored."""
+
+from collections.abc import Callable
+import json
+import math
+import os
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.train import FAILURES
+from nas_jax.types import Batch, Outcome
+
+Record = dict[str, Any]
+
+
+def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
+  """A record for each child: id, tokens, reward, its metrics, why it failed (null if it did not), its wall seconds."""
+  columns = {name: np.asarray(values) for name, values in dict(outcome.metrics or {}).items()}
+  failed = columns.pop('failed', np.zeros(len(batch.ids), np.int32))
+  reward, found = np.asarray(outcome.reward), []
+  for k, (number, tokens) in enumerate(zip(np.asarray(batch.ids), np.asarray(batch.tokens), strict=True)):
+    record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': reward[k].tolist()}
+    record |= {name: _plain(values[k]) for name, values in columns.items()}
+    record |= {'failed': FAILURES[int(failed[k])] or None, 'seconds': round(seconds / len(batch.ids), 4)}
+    found.append(record)
+  return found
+
+
+def outcome(lines: list[Record], batch: Batch) -> Outcome:
+  """What was journalled of `batch`, as the evaluator answered: rewards to the bit; metrics, for people, stay behind.
+
+  Raises:
+    ValueError: a record has other tokens than the child of its id: a journal of another search.
+  """
+  for line, tokens in zip(lines, np.asarray(batch.tokens).tolist(), strict=True):
+    if line.get('tokens') != tokens:
+      raise ValueError(
+        f'the journal has other tokens for child {line["id"]} than this search asks for: it is of another search; '
+        'take a new workdir.'
+      )
+  return Outcome(jnp.asarray([line['reward'] for line in lines], jnp.float32))
+
+
+def read(path: str) -> dict[int, Record]:
+  """Records by id. A line that is no record, such as the torn last one of a killed process, is left out."""
+  found: dict[int, Record] = {}
+  if os.path.exists(path):
+    with open(path, encoding='utf-8', errors='replace') as file:
+      for line in file:
+        try:
+          record = json.loads(line)
+          found[record['id']] = record
+        except (ValueError, TypeError, KeyError):
+          continue
+  return found
+
+
+def writer(path: str) -> Callable[[list[Record]], None]:
+  """A function that appends records to `path` and returns when they are on disk."""
+
+  def write(lines: list[Record]) -> None:
+    torn = os.path.exists(path) and os.path.getsize(path) > 0 and not _ends_line(path)
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write('\n' if torn else '')
+      file.writelines(json.dumps(line) + '\n' for line in lines)
+      file.flush()
+      os.fsync(file.fileno())
+
+  return write
+
+
+def _ends_line(path: str) -> bool:
+  with open(path, 'rb') as file:
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b'\n'
+
+
+def _plain(value: np.ndarray) -> Any:
+  """A number as JSON knows it: what is not finite becomes null."""
+  number = value.item()
+  return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -1,0 +1,66 @@
+"""What a search found, from its journal: the best architectures and tables of numbers."""
+
+from collections.abc import Iterable, Sequence
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from nas_jax.journal import Record
+from nas_jax.space import Space, canonical
+
+
+class Standing(NamedTuple):
+  """How well a set of children did by one metric."""
+
+  best: float
+  top5: float  # mean over the best 5 different architectures; NaN if there are fewer
+  top15: float
+  children: int
+  unique: int  # different architectures among them, by canonical form
+  failed: int
+
+
+def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = True) -> list[Record]:
+  """The children that did not fail, best first by `metric`, of each architecture (canonical form) the best one."""
+  sound = [record for record in records if record['failed'] is None and record[metric] is not None]
+  first: dict[object, Record] = {}
+  for record in sorted(sound, key=lambda record: record[metric] if lower else -record[metric]):
+    first.setdefault(canonical(space.decode(record['tokens'])), record)
+  return list(first.values())
+
+
+def standing(records: Sequence[Record], space: Space, metric: str, lower: bool = True) -> Standing:
+  """`ranking` in numbers."""
+  values = [record[metric] for record in ranking(records, space, metric, lower)]
+
+  def top(k: int) -> float:
+    return float(np.mean(values[:k])) if len(values) >= k else float('nan')
+
+  different = {canonical(space.decode(record['tokens'])) for record in records}
+  failed = sum(record['failed'] is not None for record in records)
+  return Standing(top(1), top(5), top(15), len(records), len(different), failed)
+
+
+def best_json(space: Space, record: Record) -> str:
+  """The architecture of a child as `best.json` holds it; `space.from_json` reads it back."""
+  arch = json.loads(space.to_json(space.decode(record['tokens'])))
+  found = arch | {'space': dict(space.spec), **{name: record[name] for name in ('tokens', 'reward', 'id')}}
+  return json.dumps(found) + '\n'
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+  """Text columns: the first to the left, the others to the right; floats with three digits, NaN as a dash."""
+
+  def word(cell: object) -> str:
+    if isinstance(cell, float):
+      return f'{cell:.3f}' if np.isfinite(cell) else '-'
+    return str(cell)
+
+  lines = [list(header), *([word(cell) for cell in row] for row in rows)]
+  widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+  def join(line: list[str]) -> str:
+    return '  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+
+  return '\n'.join(join(line).rstrip() for line in lines)

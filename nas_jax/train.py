@@ -1,0 +1,153 @@
+"""Training children: many at once, over all local devices, in chunks of steps.
+
+Children are laid along a `child` mesh axis; each device takes its share one after another (CPU, where a branch on the
+architecture then is a real branch) or as one batch (accelerators). No collective stands in these programs, so devices
+never wait for one another. This is what `pmap` once did, without its demand of one child a device.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import optax
+
+from nas_jax.child import Child
+from nas_jax.types import Array, Key, PyTree
+
+FAILURES = ('', 'not a child', 'loss not finite')  # why a child trains no more; the middle one fills up the last device
+FINE, PADDING, NOT_FINITE = range(3)
+
+
+class FitState(NamedTuple):
+  """A child in training."""
+
+  step: Array  # [] int32
+  params: PyTree
+  opt_state: PyTree
+  carry: PyTree
+  loss: Array  # [] of the last step
+  failed: Array  # [] int32 into FAILURES; once not 0, the child is left as it is
+
+
+class Fit(NamedTuple):
+  """Training for one kind of child. Arrays with a leading axis m lie along the `child` axis of `mesh`."""
+
+  mesh: Mesh
+  init: Callable[[PyTree, Key, Array], FitState]  # (archs [m], keys [m], real [m] bool) -> states [m]
+  chunk: Callable[..., FitState]  # (data, steps, states, archs, keys) -> states; `states` is used up
+  score: Callable[..., dict[str, Array]]  # (data, states, archs) -> metrics [m]
+  steps: int
+  steps_per_call: int
+
+
+def child_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """All local devices (or those given) in one row."""
+  devices = jax.local_devices() if devices is None else devices
+  return jax.make_mesh((len(devices),), ('child',), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Callable:
+  """`function(shared, *mine)` for one child to one program for m, m a multiple of the devices.
+
+  The first argument is the same for all children, the others and the result have a leading axis m.
+  """
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
+
+  def local(shared, *mine):
+    if on_cpu:
+      return jax.lax.map(lambda one: function(shared, *one), mine)
+    return jax.vmap(functools.partial(function, shared))(*mine)
+
+  def everywhere(shared, *mine):
+    shared_spec, mine_spec = PartitionSpec(), PartitionSpec('child')
+    specs = (shared_spec, *(mine_spec for _ in mine))
+    # Each device works for itself: there is no replication for check_vma to keep track of.
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=mine_spec, check_vma=False)(shared, *mine)
+
+  return jax.jit(everywhere, **jit_options)
+
+
+def fitter(
+  child: Child,
+  optimizer: optax.GradientTransformation,
+  steps: int,
+  steps_per_call: int,
+  mesh: Mesh | None = None,
+) -> Fit:
+  """The programs that train children of one kind for `steps` steps, `steps_per_call` in a program call."""
+  mesh = child_mesh() if mesh is None else mesh
+
+  def init(shared, arch, key, real) -> FitState:
+    del shared
+    params = child.init(arch, jax.random.fold_in(key, 0))
+    failed = jnp.where(real, FINE, PADDING)
+    return FitState(
+      jnp.zeros((), jnp.int32), params, optimizer.init(params), child.carry(params), jnp.zeros(()), failed
+    )
+
+  def advance(data, state: FitState, arch, key) -> FitState:
+    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step + 1))
+    batch = child.batch(data, batch_key, state.step)
+    value_and_grad = jax.value_and_grad(child.loss, has_aux=True)
+    (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads)), FINE, NOT_FINITE)
+    return FitState(state.step + 1, params, opt_state, carry, loss, failed)
+
+  def chunk(shared, state: FitState, arch, key) -> FitState:
+    data, count = shared
+
+    def step(_, state):
+      return jax.lax.cond(state.failed == FINE, lambda s: advance(data, s, arch, key), lambda s: s, state)
+
+    return jax.lax.fori_loop(0, count, step, state)
+
+  def score(data, state: FitState, arch) -> dict[str, Array]:
+    metrics = child.score(state.params, arch, data)
+    finite = functools.reduce(jnp.logical_and, (jnp.isfinite(value).all() for value in metrics.values()))
+    failed = jnp.where((state.failed == FINE) & ~finite, NOT_FINITE, state.failed)
+    return metrics | {'loss': state.loss, 'failed': failed}
+
+  many_init = over_children(init, mesh)
+  many_chunk = over_children(chunk, mesh, donate_argnums=1)
+  return Fit(
+    mesh,
+    lambda archs, keys, real: many_init((), archs, keys, real),
+    lambda data, count, states, archs, keys: many_chunk((data, count), states, archs, keys),
+    over_children(score, mesh),
+    steps,
+    steps_per_call,
+  )
+
+
+def share(data: PyTree, mesh: Mesh) -> PyTree:
+  """Puts the same arrays on every device, once, so that no call has to."""
+  return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+
+
+def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, np.ndarray]:
+  """Trains m children from scratch and scores them; between chunks control comes back here.
+
+  Args:
+    programs: of `fitter`.
+    archs: [m, ...] traced architectures.
+    keys: [m] a key per child.
+    data: as the child's `batch` and `score` take it, best placed by `share`.
+
+  Returns:
+    The child's metrics, each [m], with 'loss', the last training loss, and 'failed', an index into FAILURES. A child
+    that fails keeps its weights and disturbs no sibling.
+  """
+  m, devices = len(keys), programs.mesh.size
+  padding = -m % devices
+  archs, keys = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), (archs, keys))
+  states = programs.init(archs, keys, jnp.arange(m + padding) < m)
+  for done in range(0, programs.steps, programs.steps_per_call):
+    count = min(programs.steps_per_call, programs.steps - done)
+    states = programs.chunk(data, jnp.asarray(count), states, archs, keys)
+  return {name: np.asarray(value)[:m] for name, value in programs.score(data, states, archs).items()}
