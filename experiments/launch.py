@@ -24,15 +24,19 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 }
 
 
-def main(launcher: Callable[[Sequence[str]], None]) -> None:
-  """Runs a launcher on the command line; what is wrong with the input is one line on stderr and exit code 2."""
+def main(prepare: Callable[[Sequence[str]], Callable[[], None]]) -> None:
+  """Runs a launcher: `prepare(argv)` reads and checks all input, what it returns does the work.
+
+  Whatever is wrong with the input is one line on stderr and exit code 2.
+  """
   absl_logging.set_verbosity(absl_logging.ERROR)
   try:
-    launcher(sys.argv)
+    work = prepare(sys.argv)
   except (flags.Error, ValueError) as error:
     _leave(str(error))
   except OSError as error:
     _leave(f'{error.filename} cannot be used ({error.strerror})')
+  work()
 
 
 def _leave(message: str) -> NoReturn:

@@ -4,8 +4,9 @@ The table is an .npz with `ops` int [A, T] (the strings), `reward` float [A] and
   python -m experiments.table_search --table=FILE.npz --algorithm=reinforce --evaluations=100 --seeds=500 --json=OUT
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import json
+import os
 
 from absl import flags
 import jax
@@ -23,23 +24,31 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string('json', '', 'file for the result', flag_values=values)
 
 
-def main(argv: Sequence[str]) -> None:
-  """Reads the table, searches it, prints and writes the summary."""
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+  """Flags, table and search."""
   values = launch.parse(argv, __doc__, own_flags, table.Config)
   cfg = launch.overlay(values, table.Config())
   if not values.table:
     raise ValueError('--table is missing: name an .npz file with ops [A, T] and reward [A].')
+  if values.json and not os.path.isdir(os.path.dirname(values.json) or '.'):
+    raise ValueError(f'json (={values.json!r}) is in no folder: name a file that can be written.')
   known = table.load(values.table)
   s = table.build(cfg, known.ops, known.reward, known.test)
-  keys = jax.random.split(jax.random.key(cfg.seed), values.seeds)
-  _, (_, outcomes) = search.run_seeds(s, keys, -(-values.evaluations // cfg.m))
-  found = table.summary(outcomes, values.evaluations)
-  setting = {'algorithm': cfg.algorithm, 'evaluations': values.evaluations, 'seeds': values.seeds}
+  return lambda: run(s, cfg, values.evaluations, values.seeds, values.json)
+
+
+def run(s: search.Search, cfg: table.Config, evaluations: int, seeds: int, path: str) -> None:
+  """Searches from each seed; prints and writes the summary."""
+  keys = jax.random.split(jax.random.key(cfg.seed), seeds)
+  _, (_, outcomes) = search.run_seeds(s, keys, -(-evaluations // cfg.m))
+  found = table.summary(outcomes, evaluations)
+  setting = {'algorithm': cfg.algorithm, 'evaluations': evaluations, 'seeds': seeds}
   for name in ('reward', 'test'):
-    print(f'best by reward, {name}: {found[f"{name}_mean"]:.5f} +- {found[f"{name}_std"]:.5f} ({setting})')
-  if values.json:
-    launch.write(values.json, json.dumps(setting | found) + '\n')
+    if found[f'{name}_mean'] is not None:
+      print(f'{name} of the best by reward: {found[f"{name}_mean"]:.5f} +- {found[f"{name}_std"]:.5f} ({setting})')
+  if path:
+    launch.write(path, json.dumps(setting | found) + '\n')
 
 
 if __name__ == '__main__':
-  launch.main(main)
+  launch.main(prepare)

@@ -6,6 +6,7 @@ import os
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -75,12 +76,13 @@ def _to_arrays(state: PyTree) -> PyTree:
 
 
 def _from_arrays(arrays: PyTree, like: PyTree) -> PyTree:
-  def restore(array, leaf):
-    if _is_key(leaf):
-      return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-    return array
+  """The inverse. Orbax commits arrays to a device; a fresh state is free to go anywhere, and so is this one."""
 
-  return jax.tree.map(restore, arrays, like)
+  def free(array, leaf):
+    array = jnp.asarray(np.asarray(array))
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if _is_key(leaf) else array
+
+  return jax.tree.map(free, arrays, like)
 
 
 def _is_key(x) -> bool:

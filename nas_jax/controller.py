@@ -31,12 +31,12 @@ class Controller(NamedTuple):
 class _Table(NamedTuple):
   """The slot table as arrays [S], one row a step of the controller."""
 
-  kind: Array  # [S]
-  width: Array  # [S]
-  head: Array  # [S] number of the head
-  start: Array  # [S] first candidate anchor
-  anchor: Array  # [S] the anchor it writes, or `anchors`, which is out of range and dropped
-  layer: Array  # [S]
+  kind: np.ndarray  # [S]
+  width: np.ndarray  # [S]
+  head: np.ndarray  # [S] number of the head
+  start: np.ndarray  # [S] first candidate anchor
+  anchor: np.ndarray  # [S] the anchor it writes, or `anchors`, which is out of range and dropped
+  layer: np.ndarray  # [S]
 
 
 def _table(space: Space) -> tuple[_Table, int, int, int]:
@@ -45,12 +45,12 @@ def _table(space: Space) -> tuple[_Table, int, int, int]:
   anchors = sum(slot.anchor for slot in space.slots)
   written = np.cumsum([slot.anchor for slot in space.slots]) - 1
   table = _Table(
-    kind=jnp.array([slot.kind for slot in space.slots]),
-    width=jnp.array([slot.width for slot in space.slots]),
-    head=jnp.array([heads.index(slot.head) for slot in space.slots]),
-    start=jnp.array([slot.start for slot in space.slots]),
-    anchor=jnp.array([n if slot.anchor else anchors for slot, n in zip(space.slots, written, strict=True)]),
-    layer=jnp.array([slot.layer for slot in space.slots]),
+    kind=np.array([slot.kind for slot in space.slots]),
+    width=np.array([slot.width for slot in space.slots]),
+    head=np.array([heads.index(slot.head) for slot in space.slots]),
+    start=np.array([slot.start for slot in space.slots]),
+    anchor=np.array([n if slot.anchor else anchors for slot, n in zip(space.slots, written, strict=True)]),
+    layer=np.array([slot.layer for slot in space.slots]),
   )
   return table, len(heads), anchors, max(slot.width for slot in space.slots)
 

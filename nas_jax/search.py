@@ -124,7 +124,7 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
       'reward': total.mean(),
       'baseline': baseline.value,
       'advantage': jnp.abs(advantage).mean(),
-      'gradient_norm': optax.global_norm(grads) if cfg.algorithm != 'random' else jnp.zeros(()),
+      'gradient_norm': optax.tree.norm(grads) if cfg.algorithm != 'random' else jnp.zeros(()),
     }
     state = state._replace(
       step=state.step + 1,

@@ -18,7 +18,7 @@ import optax
 from nas_jax.child import Child
 from nas_jax.types import Array, Key, PyTree
 
-FAILURES = ('', 'not a child', 'loss not finite')  # why a child trains no more; the middle one fills up the last device
+FAILURES = ('', 'not a child', 'loss or gradient not finite')  # why a child is not trained
 FINE, PADDING, NOT_FINITE = range(3)
 
 
@@ -40,6 +40,7 @@ class Fit(NamedTuple):
   init: Callable[[PyTree, Key, Array], FitState]  # (archs [m], keys [m], real [m] bool) -> states [m]
   chunk: Callable[..., FitState]  # (data, steps, states, archs, keys) -> states; `states` is used up
   score: Callable[..., dict[str, Array]]  # (data, states, archs) -> metrics [m]
+  compilations: Callable[[], int]  # programs compiled so far
   steps: int
   steps_per_call: int
 
@@ -50,7 +51,7 @@ def child_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   return jax.make_mesh((len(devices),), ('child',), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Callable:
+def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
   """`function(shared, *mine)` for one child to one program for m, m a multiple of the devices.
 
   The first argument is the same for all children, the others and the result have a leading axis m.
@@ -96,7 +97,7 @@ def fitter(
     (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads)), FINE, NOT_FINITE)
+    failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)), FINE, NOT_FINITE)
     return FitState(state.step + 1, params, opt_state, carry, loss, failed)
 
   def chunk(shared, state: FitState, arch, key) -> FitState:
@@ -113,13 +114,13 @@ def fitter(
     failed = jnp.where((state.failed == FINE) & ~finite, NOT_FINITE, state.failed)
     return metrics | {'loss': state.loss, 'failed': failed}
 
-  many_init = over_children(init, mesh)
-  many_chunk = over_children(chunk, mesh, donate_argnums=1)
+  many = over_children(init, mesh), over_children(chunk, mesh, donate_argnums=1), over_children(score, mesh)
   return Fit(
     mesh,
-    lambda archs, keys, real: many_init((), archs, keys, real),
-    lambda data, count, states, archs, keys: many_chunk((data, count), states, archs, keys),
-    over_children(score, mesh),
+    lambda archs, keys, real: many[0]((), archs, keys, real),
+    lambda data, count, states, archs, keys: many[1]((data, count), states, archs, keys),
+    many[2],
+    lambda: sum(program._cache_size() for program in many),
     steps,
     steps_per_call,
   )

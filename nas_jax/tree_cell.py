@@ -97,8 +97,8 @@ def unroll(
   Returns:
     The final (c, h) and the outputs h_t [T, B, H].
   """
-  mask = jnp.ones_like(carry[1]) if h_mask is None else h_mask
-  keep = None if length is None else jnp.arange(len(xs))[:, None, None] < length[:, None]
+  mask = jnp.broadcast_to(jnp.ones((), xs.dtype) if h_mask is None else h_mask, carry[1].shape)
+  keep = None if length is None else jnp.arange(len(xs))[:, None, None] < length[None, :, None]
   floats = _vary_together((params['recurrent_kernel'], _project(params, xs), *carry, mask))
   c, h, hs = (_hoisted_scan if hoist else _scan)(arch, operations, keep, *floats)
   return (c, h), hs
@@ -176,7 +176,7 @@ def equations(arch: TreeArch) -> str:
 
 def _project(params: dict[str, Array], x: Array) -> Array:
   gates = x @ params['kernel']
-  return gates + params['bias'] if 'bias' in params else gates
+  return gates + jnp.broadcast_to(params['bias'], gates.shape) if 'bias' in params else gates
 
 
 def _vary_together(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -239,9 +239,8 @@ def _hoisted_scan(arch, operations, keep, *floats):
 
     inputs = (gates, recurrents, cs, keep, dhs)
     (dc, dh), (dgates, drecurrents, dmasked) = jax.lax.scan(step, (dc, dh), inputs, reverse=True)
-    dkernel = jnp.einsum('tbi,tbj->ij', before * mask, drecurrents)
-    dmask = (dmasked * before).sum(0)
-    return None, None, dkernel, dgates, dc, dh, dmask if mask.ndim > 1 else dmask.sum(0)
+    dkernel = jnp.einsum('tbi,tbj->ij', before * mask[None], drecurrents)
+    return None, None, dkernel, dgates, dc, dh, (dmasked * before).sum(0)
 
   scan.defvjp(forward, backward)
   return scan(traced, keep, *floats)
@@ -280,8 +279,14 @@ def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array
   Injection touches one node, so its level branches: under `lax.map` the other levels skip it, under `vmap` they select.
   """
   n = leaves(arch)
-  combine, activate = functools.partial(_combine, operations[0]), functools.partial(_activate, operations[1])
   left, right = (value.reshape(*value.shape[:-1], n, -1) for value in (x, h))
+
+  def combine(chosen, a, b):
+    return _combine(operations[0], _beside(chosen, a), a, b)
+
+  def activate(chosen, value):
+    return _activate(operations[1], _beside(chosen, value), value)
+
   c_new, first = jnp.zeros_like(c), 0
 
   def inject(level, place):
@@ -303,23 +308,28 @@ def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array
     left, right, first = level[..., ::2, :], level[..., 1::2, :], first + width
 
 
+def _beside(chosen: Array, value: Array) -> Array:
+  """[k] operations, shaped to stand beside the nodes of `value` [..., k, H]."""
+  return chosen.reshape((1,) * (value.ndim - 2) + (-1, 1))
+
+
 _COMBINE = (jnp.add, jnp.multiply, jnp.maximum)  # by id, as space.COMBINE names them
 _ACTIVATE = (lambda x: x, jnp.tanh, jax.nn.sigmoid, jax.nn.relu, jnp.sin)  # as space.ACTIVATE
 
 
 def _combine(possible: Sequence[int], chosen: Array, a: Array, b: Array) -> Array:
-  """Node k of a level [..., k, H] by operation `chosen[k]`."""
+  """Node k of a level [..., k, H] by operation `chosen[..., k, :]`."""
   return _choose(chosen, {i: _COMBINE[i](a, b) for i in possible})
 
 
 def _activate(possible: Sequence[int], chosen: Array, x: Array) -> Array:
-  """Node k of a level [..., k, H] by operation `chosen[k]`.
+  """Node k of a level [..., k, H] by operation `chosen[..., k, :]`.
 
   One tanh serves both tanh and sigmoid(x) = (1 + tanh(x / 2)) / 2.
   """
   values = {i: _ACTIVATE[i](x) for i in possible if i in (IDENTITY, RELU, SIN)}
   if TANH in possible or SIGMOID in possible:
-    tanh = jnp.tanh(jnp.where(chosen[:, None] == SIGMOID, 0.5, 1.0).astype(x.dtype) * x)
+    tanh = jnp.tanh(jnp.where(chosen == SIGMOID, 0.5, 1.0).astype(x.dtype) * x)
     values |= {i: v for i, v in {TANH: tanh, SIGMOID: 0.5 + 0.5 * tanh}.items() if i in possible}
   return _choose(chosen, values)
 
@@ -327,5 +337,5 @@ def _activate(possible: Sequence[int], chosen: Array, x: Array) -> Array:
 def _choose(chosen: Array, values: dict[int, Array]) -> Array:
   (_, value), *rest = values.items()
   for i, other in rest:
-    value = jnp.where(chosen[:, None] == i, other, value)
+    value = jnp.where(chosen == i, other, value)
   return value

@@ -1,4 +1,4 @@
-"""One JAX for all tests: four host devices, no silent rank promotion, and a compilation cache of this run alone."""
+"""One JAX for all tests: four host devices, and no silent rank promotion."""
 
 import jax
 import pytest

@@ -58,8 +58,8 @@ def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
 class Data(NamedTuple):
   """A text laid out for truncated backpropagation: time first, `B` streams side by side."""
 
-  train: Array  # [steps an epoch, bptt + 1, B] int32; a step's last tokens are the next one's first
-  valid: tuple[Array, Array, Array]  # inputs, targets [windows, bptt, C] int32; weight 0 or 1: each target counts once
+  train: np.ndarray  # [steps an epoch, bptt + 1, B] int32; a step's last tokens are the next one's first
+  valid: tuple[np.ndarray, ...]  # inputs, targets [windows, bptt, C] int32; weight 0 or 1: each target counts once
 
 
 def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
@@ -73,11 +73,10 @@ def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
   columns = len(text.train) // batch
   streams = text.train[: batch * columns].reshape(batch, columns).T
   train = np.stack([streams[i * bptt : (i + 1) * bptt + 1] for i in range(steps)])
-  inputs, targets, weight = map(jnp.asarray, _windows(text.valid, score_batch, bptt))
-  return Data(jnp.asarray(train), (inputs, targets, weight))
+  return Data(train, _windows(text.valid, score_batch, bptt))
 
 
-def _windows(tokens: np.ndarray, streams: int, bptt: int) -> list[np.ndarray]:
+def _windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, ...]:
   """All predictions of a split in `streams` columns, padded at the end with weight 0."""
   count = len(tokens) - 1
   streams = min(streams, count)
@@ -88,7 +87,7 @@ def _windows(tokens: np.ndarray, streams: int, bptt: int) -> list[np.ndarray]:
     padded = np.zeros(streams * length, values.dtype)
     padded[:count] = values
     rows.append(padded.reshape(streams, -1, bptt).transpose(1, 2, 0))
-  return rows
+  return tuple(rows)
 
 
 def build(vocabulary: int, hidden: int, layers: int, batch: int, init_scale: float, cell: Cell) -> Child:
@@ -128,7 +127,7 @@ def build(vocabulary: int, hidden: int, layers: int, batch: int, init_scale: flo
     for cell_params, carry in zip(params['cells'], carries, strict=True):
       carry, x = cell.unroll(cell_params, arch, carry, x)
       after.append(carry)
-    logits = x @ params['softmax'] + params['softmax_bias']
+    logits = x @ params['softmax'] + params['softmax_bias'][None, None]
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
 
   def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:

@@ -39,7 +39,8 @@ class Config(search.Config):
   reward_c: float = field(80.0, 'reward = c / perplexity^2, Sec. 4.2', above=0.0)
   reward_limit: float = field(0.0, 'greatest reward, 0 for none', low=0.0)
   max_children: int = field(500, 'children to train', low=1, budget=True)
-  reliability_children: int = field(60, 'random cells trained twice before the search', low=3, budget=True)
+  reliability_children: int = field(60, 'random cells trained twice before the search, 0 for none', low=0, budget=True)
+  yardstick_repeats: int = field(3, 'trainings of each known cell after it, 0 for none', low=0, budget=True)
 
 
 def demo() -> Config:
@@ -49,9 +50,8 @@ def demo() -> Config:
 
 def smoke() -> Config:
   """Seconds: does everything run?"""
-  return Config(
-    m=2, base=2, hidden=8, batch=4, bptt=8, steps=4, max_children=8, reliability_children=4, controller_units=8
-  )
+  children = Config(m=2, base=2, controller_units=8, hidden=8, batch=4, bptt=8, steps=4)
+  return dataclasses.replace(children, max_children=8, reliability_children=8, yardstick_repeats=1)
 
 
 PRESETS = {'demo': demo, 'smoke': smoke}

@@ -1,8 +1,7 @@
 """Search in a table: every reward is known beforehand, so a whole search is one program."""
 
-from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ class Table(NamedTuple):
 
   ops: np.ndarray  # [A, T] int32
   reward: np.ndarray  # [A]
-  test: np.ndarray  # [A], or all NaN if the file has none
+  test: np.ndarray | None  # [A]
 
 
 def load(path: str) -> Table:
@@ -46,26 +45,25 @@ def load(path: str) -> Table:
   missing = [name for name in ('ops', 'reward') if name not in arrays]
   if missing:
     raise ValueError(f'table {path} has no {" and no ".join(missing)}: want ops [A, T] and reward [A].')
-  ops, reward = arrays['ops'], arrays['reward']
-  test = arrays.get('test', np.full(len(reward), np.nan))
+  ops = arrays.pop('ops')
   if ops.ndim != 2 or not ops.size or not np.issubdtype(ops.dtype, np.integer) or ops.min() < 0:
     raise ValueError(
       f'ops of table {path} is {ops.dtype} {ops.shape}: want ints from 0, shape [A, T], A and T at least 1.'
     )
-  for name, values in (('reward', reward), ('test', test)):
-    if values.shape != (len(ops),):
+  for name, values in arrays.items():
+    if values.shape != (len(ops),) or not np.issubdtype(values.dtype, np.number):
       raise ValueError(
-        f'{name} of table {path} has shape {values.shape}, ops has {len(ops)} rows: want one number a row.'
+        f'{name} of table {path} is {values.dtype} {values.shape}, ops has {len(ops)} rows: want one number a row.'
       )
-    if name in arrays and not np.isfinite(values).all():
+    if not np.isfinite(values).all():
       row = int(np.flatnonzero(~np.isfinite(values))[0])
       raise ValueError(
         f'{name} of table {path} is {values[row]} in row {row}: want finite numbers; leave such rows out.'
       )
   ops, inverse = np.unique(ops.astype(np.int32), axis=0, return_inverse=True)
   place = inverse.ravel()
-  reward, test = (np.bincount(place, values) / np.bincount(place) for values in (reward, test))
-  return Table(ops, reward, test)
+  means = {name: np.bincount(place, values) / np.bincount(place) for name, values in arrays.items()}
+  return Table(ops, means['reward'], means.get('test'))
 
 
 def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:
@@ -91,42 +89,38 @@ def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:
 def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> search.Search:
   """A search whose evaluator looks strings up: `ops` [A, T] as `load` sorts them; a string not there earns 0.
 
-  `evaluate` is jittable; its metrics are `row` (-1 if missing) and `test` (0 if missing).
+  `evaluate` is jittable; its metrics are `row` (-1 if missing) and, if `test` is given, `test` (0 if missing).
   """
   widths = ops.max(0) + 1
   space = choice_space({f'slot {t}': [str(k) for k in range(width)] for t, width in enumerate(widths)})
-  ops_, reward_ = jnp.asarray(ops), jnp.asarray(reward, jnp.float32)
-  test_ = reward_ if test is None else jnp.asarray(test, jnp.float32)
+  strings = jnp.asarray(ops, jnp.int32)
+  columns = {name: jnp.asarray(x, jnp.float32) for name, x in (('reward', reward), ('test', test)) if x is not None}
 
   def evaluate(batch: Batch) -> Outcome:
-    row, there = jax.vmap(lambda tokens: lookup(ops_, tokens))(batch.tokens)
-    metrics = {'row': jnp.where(there, row, -1), 'test': jnp.where(there, test_[row], 0.0)}
-    return Outcome(jnp.where(there, reward_[row], 0.0), metrics)
+    row, there = jax.vmap(lambda tokens: lookup(strings, tokens))(batch.tokens)
+    found = {name: jnp.where(there, values[row], 0.0) for name, values in columns.items()}
+    return Outcome(found.pop('reward'), found | {'row': jnp.where(there, row, -1)})
 
   return search.build(space, cfg, evaluate)
 
 
-def summary(outcomes: Outcome, evaluations: int) -> dict[str, float | Sequence[float]]:
-  """Of `search.run_seeds`: the best string found by `evaluations` and the way there, over seeds.
+def summary(outcomes: Outcome, evaluations: int) -> dict[str, Any]:
+  """What the searches of `search.run_seeds` had found after `evaluations`, and the way there.
 
   Returns:
-    reward_mean, reward_std, test_mean, test_std (of the first best string by reward, over seeds); curve and
-    curve_test, the means after 1, 2, ... evaluations.
+    reward_mean, reward_std, test_mean, test_std: of the best string by reward (the first of equals), over seeds; curve
+    and curve_test: the means after 1, 2, ... evaluations. Those of `test` are None if the table has none.
   """
-  reward, test = (
-    np.asarray(values, np.float64).reshape(len(values), -1)[:, :evaluations]
-    for values in (outcomes.reward, outcomes.metrics['test'])
-  )
+  reward = np.asarray(outcomes.reward, np.float64).reshape(len(outcomes.reward), -1)[:, :evaluations]
   best = np.maximum.accumulate(reward, axis=1)
-  # The place of the first child that reached the best so far: it moves only where the best rises.
-  rises = np.concatenate([np.ones((len(reward), 1), bool), best[:, 1:] > best[:, :-1]], axis=1)
-  place = np.maximum.accumulate(np.where(rises, np.arange(best.shape[1]), 0), axis=1)
-  best_test = np.take_along_axis(test, place, axis=1)
-  return {
-    'reward_mean': float(best[:, -1].mean()),
-    'reward_std': float(best[:, -1].std()),
-    'test_mean': float(best_test[:, -1].mean()),
-    'test_std': float(best_test[:, -1].std()),
-    'curve': best.mean(0).tolist(),
-    'curve_test': best_test.mean(0).tolist(),
-  }
+  found = {'reward_mean': best[:, -1].mean().item(), 'reward_std': best[:, -1].std().item()}
+  found |= {'test_mean': None, 'test_std': None, 'curve': best.mean(0).tolist(), 'curve_test': None}
+  if 'test' in outcomes.metrics:
+    test = np.asarray(outcomes.metrics['test'], np.float64).reshape(len(reward), -1)[:, :evaluations]
+    # The place of the first child that reached the best so far moves only where the best rises.
+    rises = np.diff(best, axis=1, prepend=-np.inf) > 0
+    place = np.maximum.accumulate(np.where(rises, np.arange(best.shape[1]), 0), axis=1)
+    test = np.take_along_axis(test, place, axis=1)
+    found |= {'test_mean': test[:, -1].mean().item(), 'test_std': test[:, -1].std().item()}
+    found |= {'curve_test': test.mean(0).tolist()}
+  return found

@@ -1,0 +1,75 @@
+"""Checkpoints: what goes in comes out, and damage is seen."""
+
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from nas_jax import checkpoint, search, space
+
+pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
+
+
+@pytest.fixture(scope='module')
+def states():
+  s = search.ask_tell(space.tree_cell_space(2), search.Config(controller_units=4, m=2))
+  return s.init(jax.random.key(0)), s.init(jax.random.key(1))
+
+
+@pytest.fixture
+def folder(tmp_path, states):
+  folder = str(tmp_path / 'checkpoints')
+  save, close = checkpoint.saver(folder)
+  for step in (1, 2):
+    save(step, states[step - 1])
+  close()
+  return folder
+
+
+def same(a, b):
+  a, b = (jax.tree.map(lambda x: jax.random.key_data(x) if 'key' in str(x.dtype) else x, tree) for tree in (a, b))
+  return jax.tree.structure(a) == jax.tree.structure(b) and all(
+    np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+def test_the_newest_state_comes_back(folder, states):
+  found = checkpoint.restore(folder, states[0])
+  assert same(found, states[1]) and not same(found, states[0])
+  # The key is a key again, not its numbers.
+  assert jax.random.uniform(found.key) == jax.random.uniform(states[1].key)
+
+
+def test_nothing_there(tmp_path, states):
+  assert checkpoint.restore(str(tmp_path / 'none'), states[0]) is None
+
+
+def test_only_the_newest_are_kept(tmp_path, states):
+  folder = str(tmp_path / 'checkpoints')
+  save, close = checkpoint.saver(folder, keep=2)
+  for step in range(5):
+    save(step, states[0])
+  close()
+  assert sorted(name for name in os.listdir(folder) if name.isdigit()) == ['3', '4']
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def empty(path):
+  path.write_bytes(b'')
+
+
+@pytest.mark.parametrize('damage', [flip, empty, pathlib.Path.unlink])
+def test_damage_is_moved_aside_and_the_one_before_taken(folder, states, damage):
+  arrays = [path for path in pathlib.Path(folder, '2', 'state').glob('**/d/*') if path.is_file()]
+  damage(max(arrays, key=lambda path: path.stat().st_size))
+  with pytest.warns(UserWarning, match='checkpoint 2 is damaged'):
+    found = checkpoint.restore(folder, states[0])
+  assert same(found, states[0])
+  assert pathlib.Path(folder, '..', 'damaged', '2').is_dir()

@@ -1,0 +1,70 @@
+"""Texts as arrays."""
+
+import gzip
+
+import pytest
+
+from nas_jax import data
+
+
+def write(folder, train='a b\nc\n', valid='b c\n', test='a z\n', prefix=''):
+  for name, text in (('train', train), ('valid', valid), ('test', test)):
+    if text is not None:
+      (folder / f'{prefix}{name}.txt').write_bytes(text if isinstance(text, bytes) else text.encode())
+  return str(folder)
+
+
+def test_the_default_text_needs_no_file():
+  text = data.load_text()
+  total = len(text.train) + len(text.valid) + len(text.test)
+  assert total > 400_000 and len(text.train) == int(0.9 * total)
+  assert text.train.max() < len(text.vocabulary) and text.valid.min() >= 0
+  assert text.sha256 == data.load_text().sha256
+
+
+def test_words_by_hand(tmp_path):
+  text = data.load_text('text', write(tmp_path), 'word')
+  # 'z' is not in the training split: <unk> joins the vocabulary.
+  assert text.vocabulary == ('<eos>', '<unk>', 'a', 'b', 'c')
+  assert text.train.tolist() == [2, 3, 0, 4, 0]
+  assert text.valid.tolist() == [3, 4, 0]
+  assert text.test.tolist() == [2, 1, 0]
+
+
+def test_characters_by_hand(tmp_path):
+  text = data.load_text('text', write(tmp_path, train='ab\n', valid='ba', test='b'))
+  assert text.vocabulary == ('\n', 'a', 'b')
+  assert text.train.tolist() == [1, 2, 0] and text.valid.tolist() == [2, 1]
+
+
+def test_a_prefix_and_gzip(tmp_path):
+  write(tmp_path, prefix='ptb.')
+  (tmp_path / 'ptb.valid.txt').unlink()
+  (tmp_path / 'ptb.valid.txt.gz').write_bytes(gzip.compress(b'c c\n'))
+  assert data.load_text('ptb', str(tmp_path), 'word').valid.tolist() == [4, 4, 0]
+
+
+@pytest.mark.parametrize(
+  ('files', 'words'),
+  [
+    ({'valid': None}, 'valid.txt'),
+    ({'test': ' \n'}, 'is empty'),
+    ({'train': b'\xff\xfe\x00'}, 'UTF-8'),
+  ],
+)
+def test_bad_files_are_named(tmp_path, files, words):
+  with pytest.raises(ValueError, match=words) as error:
+    data.load_text('text', write(tmp_path, **files))
+  assert '\n' not in str(error.value)
+
+
+def test_a_torn_gzip_is_named(tmp_path):
+  write(tmp_path, test=None)
+  (tmp_path / 'test.txt.gz').write_bytes(gzip.compress(b'abc' * 100)[:20])
+  with pytest.raises(ValueError, match='test.txt.gz|test.txt'):
+    data.load_text('text', str(tmp_path))
+
+
+def test_no_folder():
+  with pytest.raises(ValueError, match='data_dir'):
+    data.load_text('ptb', '/nowhere')

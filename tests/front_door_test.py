@@ -1,0 +1,166 @@
+"""The first things people do: import, launch, interrupt, launch again."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def python(*args, **kwargs):
+  return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def test_the_promised_names_are_there():
+  from nas_jax import controller, published, search, space, systems, tree_cell
+
+  assert callable(space.tree_cell_space) and callable(space.choice_space) and callable(space.canonical)
+  assert callable(controller.lstm_controller) and callable(search.ask_tell) and callable(search.run_seeds)
+  assert tree_cell.NASCELL is published.NASCELL and callable(systems.cell.demo) and callable(systems.table.build)
+
+
+def test_importing_does_nothing_and_brings_little():
+  code = (
+    'import sys, nas_jax; assert "jax" not in sys.modules; import nas_jax.tree_cell; import jax;'
+    'print([m for m in ("optax", "orbax", "tensorflow_datasets", "matplotlib", "experiments") if m in'
+    ' sys.modules], jax._src.xla_bridge._backends)'
+  )
+  assert python('-c', code).stdout.strip() == '[] {}'
+
+
+def test_an_unknown_name_is_said_so():
+  assert 'has no attribute' in python('-c', 'import nas_jax; nas_jax.spaces').stderr
+
+
+def files(workdir):
+  """What a search earned, without the clock."""
+  lines = [json.loads(line) for line in (workdir / 'children.jsonl').read_text().splitlines()]
+  return [{**line, 'seconds': 0} for line in lines], json.loads((workdir / 'best.json').read_text())
+
+
+def command(workdir, children):
+  flags = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardstick_repeats=0')
+  module = ('-m', 'experiments.cell_search')
+  return [sys.executable, *module, *flags, f'--max_children={children}', f'--workdir={workdir}']
+
+
+def launch(workdir, children):
+  return subprocess.run(command(workdir, children), cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+
+
+def test_a_search_end_to_end_and_again(tmp_path):
+  """The smoke preset with all it has: control, reliability, known cells; the second time trains nothing."""
+  args = ('-m', 'experiments.cell_search', '--preset=smoke', f'--workdir={tmp_path}')
+  first = python(*args)
+  assert first.returncode == 0, first.stderr
+  for words in ('reward reliability', 'best cell', 'h_t = ', 'reinforce', 'random', 'NASCELL', 'LSTM', 'SimpleCell'):
+    assert words in first.stdout
+  before = files(tmp_path), files(tmp_path / 'control')
+  second = python(*args)
+  assert second.stdout.split('best cell')[1] == first.stdout.split('best cell')[1]
+  assert (files(tmp_path), files(tmp_path / 'control')) == before
+  assert [line['id'] for line in before[0][0]] == list(range(8))
+
+
+def kill_and_resume(tmp_path, moments, children=40):
+  launch(tmp_path / 'unbroken', children)
+  broken = tmp_path / 'broken'
+  for lines in moments:
+    process = subprocess.Popen(
+      command(broken, children), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    journal, limit = broken / 'children.jsonl', time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < limit:
+      if journal.exists() and journal.read_text().count('\n') >= lines:
+        process.send_signal(signal.SIGKILL)
+        break
+      time.sleep(0.01)
+    assert process.wait() == -signal.SIGKILL
+  # As if the kill had come in the middle of a step, and of a line: one child of the last step is lost.
+  torn = journal.read_text().splitlines(keepends=True)
+  journal.write_text(''.join(torn[:-1]) + torn[-1][: len(torn[-1]) // 2])
+  launch(broken, children)
+  lines, best = files_by_id(broken)
+  assert (lines, best) == files_by_id(tmp_path / 'unbroken')
+  assert len(lines) == children
+
+
+def files_by_id(workdir):
+  found, text = {}, (workdir / 'children.jsonl').read_text()
+  for line in text.splitlines():
+    try:
+      record = json.loads(line)
+    except ValueError:
+      continue  # the torn line
+    assert record['id'] not in found  # no child was trained twice
+    found[record['id']] = {**record, 'seconds': 0}
+  return found, json.loads((workdir / 'best.json').read_text())
+
+
+def test_killed_in_the_middle_it_resumes_as_if_unbroken(tmp_path):
+  kill_and_resume(tmp_path, [9])
+
+
+@pytest.mark.long
+def test_killed_again_and_again(tmp_path):
+  kill_and_resume(tmp_path, [1, 12, 13, 30])
+
+
+def test_all_top_level_files_are_known():
+  listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True, check=False)
+  if listed.returncode:
+    pytest.skip('not a git checkout')
+  top = {name.split('/')[0] for name in listed.stdout.split()}
+  known = {
+    '.ci',
+    '.gitignore',
+    'BUILD_NOTES.md',
+    'Makefile',
+    'README.md',
+    'experiments',
+    'nas_jax',
+    'notebooks',
+    'docs',
+  }
+  known |= {'pyproject.toml', 'requirements.txt', 'setup.cfg', 'tests'}
+  assert {name for name in top - known if not name.startswith('requirements-')} == set()
+
+
+def imports(path):
+  """The modules of the house that a file imports."""
+  import ast
+
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and node.module and node.module.split('.')[0] in ('nas_jax', 'experiments'):
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+FLOORS = [
+  {'types', 'config', 'space', 'reinforce', 'rewards', 'data', 'checkpoint', 'published'},
+  {'controller', 'tree_cell', 'child'},
+  {'children'},
+  {'train'},
+  {'evaluator', 'journal', 'report', 'reliability'},
+  {'search'},
+  {'systems'},
+]
+
+
+def test_imports_go_down_the_floors():
+  floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+  for path in (ROOT / 'nas_jax').rglob('*.py'):
+    own = path.relative_to(ROOT / 'nas_jax').parts[0].removesuffix('.py')
+    if own == '__init__':
+      continue
+    for name in imports(path):
+      assert not name.startswith('experiments'), path
+      other = name.split('.')[1]
+      assert other == own or floor[other] <= floor[own], f'{path.name} (floor {floor[own]}) imports {name}'
+    assert 'absl' not in path.read_text(), path
+    assert os.path.getsize(path) < 20_000, f'{path} holds two ideas'

@@ -1,0 +1,156 @@
+"""Launchers: flags from configs, workdirs, and one clear line for whatever is wrong."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import cell_search, launch, table_search
+from nas_jax.systems import cell, table
+
+
+def leave(monkeypatch, capsys, caplog, launcher, *args):
+  """Runs a launcher that must refuse: its one line on stderr. Nothing may compile."""
+  monkeypatch.setattr(sys, 'argv', [launcher.__name__, *args])
+  with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.raises(SystemExit) as left:
+    launch.main(launcher.prepare)
+  assert left.value.code == 2
+  assert not [line for line in caplog.messages if 'Finished XLA' in line]
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and 'Traceback' not in error
+  return error
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys, caplog):
+  # The backend of the tests runs already, with devices of its own.
+  monkeypatch.setattr(launch, 'use_all_cores', lambda: None)
+  return lambda launcher, *args: leave(monkeypatch, capsys, caplog, launcher, *args)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--base=6', ('base (=6)', 'power of two')),
+    ('--base=0', ('base (=0)', 'at least 2')),
+    ('--combine=add,plus', ('combine', 'mult')),
+    ('--activate=tanh,tanh', ('activate', 'once')),
+    ('--activate=', ('activate', 'at least one')),
+    ('--m=0', ('m (=0)', 'at least 1')),
+    ('--m=two', ('m=two',)),
+    ('--lr=-1', ('lr (=-1', 'greater than 0')),
+    ('--lr=nan', ('lr', 'greater than 0')),
+    ('--baseline_decay=1.5', ('baseline_decay', 'at most 1')),
+    ('--algorithm=evolve', ('algorithm (=evolve)', 'reinforce, random')),
+    ('--preset=huge', ('preset', 'demo')),
+    ('--hiden=3', ('hiden',)),
+    ('stray', ('stray', '--name=value')),
+    ('--data_dir=/nowhere', ('data_dir', '/nowhere')),
+    ('--dataset=ptb', ('data_dir', 'ptb')),
+    ('--batch=100000', ('batch (=100000)', 'bptt')),
+    ('--workdir=/dev/null/runs', ('workdir', '/dev/null/runs')),
+  ],
+)
+def test_a_wrong_flag_is_one_line(refuse, tmp_path, flag, words):
+  args = ['--preset=smoke', f'--workdir={tmp_path}', flag]
+  error = refuse(cell_search, *args)
+  assert all(word in error for word in words)
+  assert not os.listdir(tmp_path)  # nothing was begun
+
+
+@pytest.mark.parametrize('missing', ['train', 'valid', 'test'])
+def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
+  for name in ('train', 'valid', 'test'):
+    (tmp_path / f'{name}.txt').write_text('some text ' * 50)
+  args = ('--preset=smoke', '--dataset=text', f'--data_dir={tmp_path}', f'--workdir={tmp_path}/run')
+  (tmp_path / f'{missing}.txt').write_text('')
+  assert f'{missing}.txt is empty' in refuse(cell_search, *args)
+  (tmp_path / f'{missing}.txt').unlink()
+  assert f'{missing}.txt' in refuse(cell_search, *args)
+
+
+def test_a_workdir_of_another_config_is_refused(refuse, tmp_path):
+  launch.open_workdir(str(tmp_path), cell.smoke())
+  error = refuse(cell_search, '--preset=smoke', f'--workdir={tmp_path}', '--m=3', '--lr=0.5')
+  assert 'm (2 -> 3)' in error and 'lr (0.01 -> 0.5)' in error
+  # A budget may change.
+  launch.open_workdir(str(tmp_path), dataclasses.replace(cell.smoke(), max_children=99))
+  (tmp_path / 'config.json').write_text('{"m": 2')
+  assert 'config.json' in refuse(cell_search, '--preset=smoke', f'--workdir={tmp_path}')
+
+
+@pytest.mark.parametrize(
+  ('arrays', 'words'),
+  [
+    ({'ops': np.zeros((3, 2), int), 'reward': np.zeros(2)}, ('reward', '3 rows')),
+    ({'ops': np.zeros((2, 2), int), 'reward': np.array([0.0, np.nan])}, ('reward', 'nan', 'row 1')),
+    ({'reward': np.zeros(2)}, ('ops',)),
+  ],
+)
+def test_a_wrong_table_is_one_line(refuse, tmp_path, arrays, words):
+  np.savez(tmp_path / 't.npz', **arrays)
+  error = refuse(table_search, f'--table={tmp_path}/t.npz')
+  assert all(word in error for word in words)
+
+
+def test_other_wrong_calls_of_table_search(refuse, tmp_path):
+  assert '--table' in refuse(table_search)
+  assert 'nothing.npz' in refuse(table_search, f'--table={tmp_path}/nothing.npz')
+  np.savez(tmp_path / 't.npz', ops=np.array([[0, 1]]), reward=np.ones(1))
+  args = (f'--table={tmp_path}/t.npz', '--seeds=2', '--evaluations=2')
+  assert 'evaluations' in refuse(table_search, *args, '--evaluations=0')
+  assert 'm (=0)' in refuse(table_search, *args, '--m=0')
+  assert 'json' in refuse(table_search, *args, '--json=/dev/null/x.json')
+
+
+def test_table_search_writes_what_it_found(monkeypatch, capsys, tmp_path):
+  np.savez(tmp_path / 't.npz', ops=np.array([[0, 0], [0, 2], [1, 1]]), reward=np.array([0.1, 0.9, 0.5]))
+  out = tmp_path / 'out.json'
+  args = [f'--table={tmp_path}/t.npz', '--seeds=4', '--evaluations=64', f'--json={out}', '--algorithm=random']
+  monkeypatch.setattr(sys, 'argv', ['table_search', *args])
+  launch.main(table_search.prepare)
+  found = json.loads(out.read_text())
+  assert found['reward_mean'] == pytest.approx(0.9) and found['reward_std'] == 0
+  assert len(found['curve']) == 64 and found['curve'] == sorted(found['curve'])
+  assert found['test_mean'] is None
+  assert '0.90000' in capsys.readouterr().out
+
+
+def test_every_field_is_a_flag_with_its_help(capsys, monkeypatch):
+  for launcher, config_class in ((cell_search, cell.Config), (table_search, table.Config)):
+    monkeypatch.setattr(sys, 'argv', ['x', '--help'])
+    with pytest.raises(SystemExit) as left:
+      launch.main(launcher.prepare)
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert left.value.code == 0
+    for item in dataclasses.fields(config_class):
+      assert f'{item.name}:' in shown and item.metadata['help'].split()[0] in shown
+
+
+def test_flags_lie_over_the_preset():
+  define = launch.search_flags(cell.PRESETS, 'cell_search')
+  values = launch.parse(['x', '--preset=smoke', '--m=7', '--combine=max,add'], '', define, cell.Config)
+  cfg = launch.configure(values, cell.PRESETS)
+  assert cfg == dataclasses.replace(cell.smoke(), m=7, combine=('max', 'add'))
+
+
+@pytest.mark.parametrize('preset', cell.PRESETS)
+def test_presets_are_sound(preset):
+  from nas_jax import config
+
+  config.check(cell.PRESETS[preset]())
+
+
+def test_an_int_is_a_float_but_a_bool_is_no_int():
+  from nas_jax import config
+
+  config.check(cell.Config(lr=1))
+  with pytest.raises(ValueError, match='m '):
+    config.check(cell.Config(m=True))
+  with pytest.raises(ValueError, match='combine'):
+    config.check(cell.Config(combine='add'))

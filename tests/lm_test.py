@@ -1,0 +1,103 @@
+"""The language model child."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from nas_jax import space
+from nas_jax.children import lm
+
+V, H, B, T = 5, 4, 3, 5
+ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
+
+
+def network(layers=1, cell=None):
+  return lm.build(V, H, layers, B, 0.5, cell or lm.tree())
+
+
+@pytest.fixture(scope='module')
+def laid_out():
+  return lm.lay_out(tiny.text(), B, T, 4)
+
+
+def test_training_batches_follow_one_another(laid_out):
+  text, train = tiny.text(), np.asarray(laid_out.train)
+  assert train.shape[1:] == (T + 1, B)
+  assert (train[:-1, -1] == train[1:, 0]).all()
+  # Stream b starts where the b-th third of the text does.
+  columns = len(text.train) // B
+  assert (train[0].T == [text.train[b * columns : b * columns + T + 1] for b in range(B)]).all()
+
+
+def test_every_prediction_of_the_validation_split_counts_once(laid_out):
+  text = tiny.text()
+  inputs, targets, weight = map(np.asarray, laid_out.valid)
+  assert weight.sum() == len(text.valid) - 1
+  # Back to streams: [windows, T, C] -> [C, windows * T], joined and cut at the end, is the split itself.
+  for values, wanted in ((inputs, text.valid[:-1]), (targets, text.valid[1:])):
+    assert (values.transpose(2, 0, 1).reshape(-1)[: len(wanted)] == wanted).all()
+  assert (weight.transpose(2, 0, 1).reshape(-1)[: len(text.valid) - 1] == 1).all()
+
+
+def test_a_softmax_of_zeros_has_the_perplexity_of_a_guess(laid_out):
+  child = network()
+  params = child.init(ARCH, jax.random.key(0))
+  params['softmax'] = jnp.zeros((H, V))
+  np.testing.assert_allclose(child.score(params, ARCH, laid_out)['perplexity'], V, rtol=1e-5)
+
+
+@pytest.mark.parametrize('layers', [1, 2])
+def test_perplexity_by_a_plain_loop(laid_out, layers):
+  """Each validation stream token by token, state carried from its beginning to its end."""
+  from nas_jax import tree_cell
+
+  child = network(layers)
+  params = child.init(ARCH, jax.random.key(1))
+  text = tiny.text()
+  count = len(text.valid) - 1
+  length = np.asarray(laid_out.valid[0]).size // 4
+  step = jax.jit(lambda p, carry, x: tree_cell.apply(p, ARCH, carry, x))
+  total = 0.0
+  for start in range(0, count, length):
+    carries = [(jnp.zeros((1, H)), jnp.zeros((1, H)))] * layers
+    for i in range(start, min(start + length, count)):
+      x = params['embedding'][text.valid[i]][None]
+      for n, cell_params in enumerate(params['cells']):
+        carries[n], x = step(cell_params, carries[n], x)
+      logits = np.asarray((x @ params['softmax'])[0] + params['softmax_bias']).astype(np.float64)
+      total -= logits[text.valid[i + 1]] - np.log(np.exp(logits).sum())
+  score = child.score(params, ARCH, laid_out)['perplexity']
+  np.testing.assert_allclose(score, np.exp(total / count), rtol=1e-5)
+
+
+def test_state_is_carried_within_an_epoch_and_cleared_at_its_start(laid_out):
+  child = network()
+  params = child.init(ARCH, jax.random.key(2))
+  ones = jax.tree.map(jnp.ones_like, child.carry(params))
+  key = jax.random.key(0)
+  epoch = len(laid_out.train)
+
+  def loss(carry, step):
+    return float(child.loss(params, ARCH, carry, child.batch(laid_out, key, jnp.asarray(step)), key)[0])
+
+  for step, differs in ((0, False), (1, True), (epoch, False)):
+    assert (loss(ones, step) != loss(child.carry(params), step)) == differs
+  # Epochs repeat.
+  assert loss(ones, 1) == loss(ones, epoch + 1)
+
+
+def test_a_flax_cell_is_flax_rnn(laid_out):
+  cell = lm.flax_cell(lambda features: nn.SimpleCell(features))
+  params = cell.init(jax.random.key(0), None, 3, H)
+  xs = jax.random.normal(jax.random.key(1), (T, B, 3))
+  _, ys = cell.unroll(params, None, cell.carry(B, H), xs)
+  rnn = nn.RNN(nn.SimpleCell(H), time_major=True)
+  np.testing.assert_allclose(ys, rnn.apply({'params': {'cell': params['params']}}, xs), rtol=1e-6)
+
+
+def test_a_text_too_short_is_refused():
+  with pytest.raises(ValueError, match='bptt'):
+    lm.lay_out(tiny.text(60), 20, 35, 4)
