@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from nas_jax.published import LSTM, NASCELL
 from nas_jax.space.base import is_static
 from nas_jax.space.tree import ACTIVATE, ADD, COMBINE, IDENTITY, MULT, RELU, SIGMOID, SIN, TANH, TreeArch, leaves
-from nas_jax.types import Array, Key
+from nas_jax.types import Array, Key, PyTree
 
 __all__ = ['LSTM', 'NASCELL', 'TreeArch', 'TreeCell', 'apply', 'equations', 'init', 'unroll']
 
@@ -39,7 +39,7 @@ def init(
     arch: static or traced; only its number of leaves n matters.
     in_features: width of x.
     features: H, width of c and h.
-    bias: adds a 'bias' [n * H] of zeros, which the paper's cells do not have.
+    bias: adds a 'bias' [n * H] of zeros, which the paper's cells do not have; as in TensorFlow it joins h U, not x W.
     scale: weights are uniform in [-scale, scale]; by default 1 / sqrt(H).
 
   Returns:
@@ -63,7 +63,8 @@ def apply(
   `operations` is for a traced arch: the ids that it may hold, so that the program can leave the others out.
   """
   c, h = carry
-  c, h = _tree(arch, operations, _project(params, x), h @ params['recurrent_kernel'], c)
+  recurrent = h @ params['recurrent_kernel'] + _bias(params)[None]
+  c, h = _tree(arch, operations, *_vary_together((x @ params['kernel'], recurrent, c), arch))
   return (c, h), h
 
 
@@ -95,12 +96,12 @@ def unroll(
     operations: for a traced arch, the ids that it may hold.
 
   Returns:
-    The final (c, h) and the outputs h_t [T, B, H].
+    The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
   """
   mask = jnp.broadcast_to(jnp.ones((), xs.dtype) if h_mask is None else h_mask, carry[1].shape)
   keep = None if length is None else jnp.arange(len(xs))[:, None, None] < length[None, :, None]
-  floats = _vary_together((params['recurrent_kernel'], _project(params, xs), *carry, mask))
-  c, h, hs = (_hoisted_scan if hoist else _scan)(arch, operations, keep, *floats)
+  floats = (params['recurrent_kernel'], _bias(params), xs @ params['kernel'], *carry, mask)
+  c, h, hs = (_hoisted_scan if hoist else _scan)(arch, operations, keep, *_vary_together(floats, (arch, keep)))
   return (c, h), hs
 
 
@@ -174,33 +175,34 @@ def equations(arch: TreeArch) -> str:
   return '\n'.join(lines)
 
 
-def _project(params: dict[str, Array], x: Array) -> Array:
-  gates = x @ params['kernel']
-  return gates + jnp.broadcast_to(params['bias'], gates.shape) if 'bias' in params else gates
+def _bias(params: dict[str, Array]) -> Array:
+  """[n * H], zeros where the cell has none."""
+  kernel = params['recurrent_kernel']
+  return params['bias'] if 'bias' in params else jnp.zeros(kernel.shape[1:], kernel.dtype)
 
 
-def _vary_together(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
-  """Under `shard_map`, makes all arrays vary over the mesh axes that any of them varies over.
+def _vary_together(arrays: tuple[Array, ...], others: PyTree) -> tuple[Array, ...]:
+  """Under `shard_map`, makes all arrays vary over the mesh axes that any of them, or of `others`, varies over.
 
   A scan wants its carry, and a `custom_vjp` its cotangents, to be of one such type. Elsewhere this adds a constant 0.
   """
-  zero = sum(jnp.zeros_like(array.ravel()[0]) for array in arrays)
+  zero = sum(jnp.zeros_like(array, shape=()) for array in jax.tree.leaves((arrays, others)))
   return tuple(array + zero for array in arrays)
 
 
 # -- the loop over time -----------------------------------------------------------------------------------------------
 
 
-def _scan(arch, operations, keep, kernel, gates, c, h, mask):
+def _scan(arch, operations, keep, kernel, bias, gates, c, h, mask):
   """The loop as it is written; JAX derives its gradient. Returns c, h [B, H] and the outputs [T, B, H]."""
-  (c, h), (hs, *_) = jax.lax.scan(functools.partial(_step, arch, operations, kernel, mask), (c, h), (gates, keep))
+  (c, h), (hs, *_) = jax.lax.scan(functools.partial(_step, arch, operations, kernel, bias, mask), (c, h), (gates, keep))
   return c, h, hs
 
 
-def _step(arch, operations, kernel, mask, carry, inputs):
+def _step(arch, operations, kernel, bias, mask, carry, inputs):
   """One step: the carry after it, and its output beside what the backward pass needs."""
   (c, h), (gate, keep) = carry, inputs
-  recurrent = (h * mask) @ kernel
+  recurrent = (h * mask) @ kernel + bias[None]
   new_c, new_h = _tree(arch, operations, gate, recurrent, c)
   after = (new_c, new_h) if keep is None else (jnp.where(keep, new_c, c), jnp.where(keep, new_h, h))
   return after, (new_h, c, h, recurrent)
@@ -212,11 +214,11 @@ def _hoisted_scan(arch, operations, keep, *floats):
   static, traced = (arch, None) if is_static(arch) else (None, arch)
 
   @jax.custom_vjp
-  def scan(traced, keep, kernel, gates, c, h, mask):
-    return _scan(static or traced, operations, keep, kernel, gates, c, h, mask)
+  def scan(traced, keep, kernel, bias, gates, c, h, mask):
+    return _scan(static or traced, operations, keep, kernel, bias, gates, c, h, mask)
 
-  def forward(traced, keep, kernel, gates, c, h, mask):
-    step = functools.partial(_step, static or traced, operations, kernel, mask)
+  def forward(traced, keep, kernel, bias, gates, c, h, mask):
+    step = functools.partial(_step, static or traced, operations, kernel, bias, mask)
     (c, h), (hs, cs, before, recurrents) = jax.lax.scan(step, (c, h), (gates, keep))
     return (c, h, hs), (traced, keep, kernel, gates, cs, before, recurrents, mask)
 
@@ -240,7 +242,7 @@ def _hoisted_scan(arch, operations, keep, *floats):
     inputs = (gates, recurrents, cs, keep, dhs)
     (dc, dh), (dgates, drecurrents, dmasked) = jax.lax.scan(step, (dc, dh), inputs, reverse=True)
     dkernel = jnp.einsum('tbi,tbj->ij', before * mask[None], drecurrents)
-    return None, None, dkernel, dgates, dc, dh, (dmasked * before).sum(0)
+    return None, None, dkernel, drecurrents.sum((0, 1)), dgates, dc, dh, (dmasked * before).sum(0)
 
   scan.defvjp(forward, backward)
   return scan(traced, keep, *floats)
