@@ -119,7 +119,7 @@ def standings(
     of = f'{at.children} children, {at.unique} different, {at.failed} failed'
     rows.append((name, at.best, at.top5, at.top15, of))
   for name, scores in known.items():
-    rows.append((name, min(scores), np.mean(scores).item(), '', f'{len(scores)} trainings (best and mean)'))
+    rows.append((name, min(scores), '', '', f'{len(scores)} trainings, mean {np.mean(scores):.3f}'))
   title = f'validation perplexity, {cfg.steps} steps'
   return (
     f'{report.table((title, "best", "top 5", "top 15", "of"), rows)}\n'

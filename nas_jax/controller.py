@@ -5,6 +5,7 @@ they cannot drift apart: the one draws a token where the other is given it.
 """
 
 from collections.abc import Callable
+import math
 from typing import NamedTuple
 
 import jax
@@ -88,11 +89,10 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
     }
     if anchors:
       shapes |= {'w_prev': (units, units), 'w_curr': (units, units), 'v': (units,)}
-    keys = dict(zip(sorted(shapes), jax.random.split(key, len(shapes)), strict=True))
-    return {
-      name: jax.random.uniform(keys[name], shape, minval=-init_scale, maxval=init_scale)
-      for name, shape in shapes.items()
-    }
+    # One draw for all of them: each random array of its own costs half a second of compiling.
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-init_scale, maxval=init_scale), ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
   def advance(theta, state, x):
     """One step of the stacked LSTM; state is [layers, 2, units], the top layer's h is the last row's second."""
@@ -112,7 +112,7 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
     logits = h @ theta['softmax'][slot.head] + theta['softmax_bias'][slot.head]
     attended = jnp.zeros(units)
     if anchors:
-      keys = jnp.tanh(memory @ theta['w_prev'] + h @ theta['w_curr'])
+      keys = jnp.tanh(memory @ theta['w_prev'] + (h @ theta['w_curr'])[None])
       candidates = jnp.arange(widest) + slot.start
       logits = jnp.where(slot.kind == Kind.CHOICE, logits, (keys @ theta['v']).at[candidates].get(mode='clip'))
     tokens, log_prob, entropy = draw(logits, slot, given)
@@ -147,7 +147,7 @@ def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
   """A controller from `unroll(theta, draw, given)`, which runs `draw(logits [K], slot, given)` on every slot."""
   # Token t of the flat string is entry `place[t]` of what slot `owner[t]` emits.
   owner = space.owner
-  place = np.arange(space.length) - np.searchsorted(owner, owner)
+  place = (np.arange(space.length) - np.searchsorted(owner, owner)).astype(np.int32)
 
   def distribution(logits, slot, tokens):
     """log P and entropy [K] of what a slot emits: in every entry for a LINK, in the first for the others."""

@@ -18,14 +18,15 @@ class Baseline(NamedTuple):
 
   value: Array  # []
   updates: Array  # [] int32, how many so far
+  square: Array  # [] the same average of squared advantages
 
 
 def init_baseline() -> Baseline:
   """No reward seen yet."""
-  return Baseline(jnp.zeros(()), jnp.zeros((), jnp.int32))
+  return Baseline(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros(()))
 
 
-def advantage(baseline: Baseline, reward: Array, decay: float) -> tuple[Array, Baseline]:
+def advantage(baseline: Baseline, reward: Array, decay: float, normalize: bool = False) -> tuple[Array, Baseline]:
   """R_k - b, with b from before these rewards, and the baseline after them.
 
   The very first batch has no past: its b is its own mean, which is also where the average starts. (The paper gives
@@ -35,16 +36,26 @@ def advantage(baseline: Baseline, reward: Array, decay: float) -> tuple[Array, B
     baseline: as it stands.
     reward: [m], or [m, L].
     decay: of the moving average, per batch.
+    normalize: divide by the root of the average square, these rewards included: free of the reward's scale, and at
+      most 1 / sqrt(1 - decay) where m is 1.
   """
   mean = jnp.mean(reward)
   before = jnp.where(baseline.updates == 0, mean, baseline.value)
+  value = reward - before
+  square = jnp.mean(value**2)
+  square = jnp.where(baseline.updates == 0, square, decay * baseline.square + (1.0 - decay) * square)
+  if normalize:
+    # What rounding leaves of equal rewards must not be blown up to 1.
+    least = 1e-5 * jnp.abs(before) + jnp.finfo(value.dtype).tiny
+    value /= jnp.maximum(jnp.sqrt(square), least)
   after = decay * before + (1.0 - decay) * mean
-  return reward - before, Baseline(after, baseline.updates + 1)
+  return value, Baseline(after, baseline.updates + 1, square)
 
 
 def credit(value: Array, layer_of_token: np.ndarray) -> Array:
   """Spreads [m] over all tokens, or [m, L] over the tokens of each layer: [m, T]."""
   if value.ndim == 2:
+    chex.assert_axis_dimension(value, 1, int(layer_of_token.max()) + 1)
     return value[:, layer_of_token]
   return jnp.broadcast_to(value[:, None], (len(value), len(layer_of_token)))
 

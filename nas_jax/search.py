@@ -34,7 +34,8 @@ class Config:
   controller_lr: float = field(5e-4, 'of Adam, Sec. 4.2', above=0.0)
   controller_clip: float = field(0.0, 'greatest norm of the gradient, 0 for none (the paper names none)', low=0.0)
   baseline_decay: float = field(0.95, 'of the moving average of rewards (the paper does not say)', low=0.0, high=1.0)
-  entropy_weight: float = field(0.0, 'of the entropy bonus, reward per nat; 0 in the paper', low=0.0)
+  normalize_advantage: bool = field(False, 'divide R - b by a moving root mean square of it; not in the paper')
+  entropy_weight: float = field(0.0, 'of the entropy bonus, (normalized) reward per nat; 0 in the paper', low=0.0)
 
 
 class Best(NamedTuple):
@@ -80,7 +81,7 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
     controller = lstm_controller(space, cfg.controller_units, cfg.controller_layers, cfg.controller_init)
   clip = [optax.clip_by_global_norm(cfg.controller_clip)] if cfg.controller_clip else []
   optimizer = optax.chain(*clip, optax.adam(cfg.controller_lr))
-  decay, entropy_weight = cfg.baseline_decay, cfg.entropy_weight
+  decay, normalize, entropy_weight = cfg.baseline_decay, cfg.normalize_advantage, cfg.entropy_weight
   layer_of_token = space.layer_of_token()
 
   def init(key: Key) -> SearchState:
@@ -99,8 +100,11 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
     ids = state.step * cfg.m + jnp.arange(cfg.m, dtype=jnp.int32)
     return Batch(ids, child_keys, tokens, space.decode_batch(tokens))
 
+  def earned(outcome: Outcome) -> Array:
+    return jnp.where(jnp.isfinite(outcome.reward), outcome.reward, 0.0)
+
   def gradient(state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
-    advantage, _ = reinforce.advantage(state.baseline, outcome.reward, decay)
+    advantage, _ = reinforce.advantage(state.baseline, earned(outcome), decay, normalize)
 
     def objective(theta):
       log_prob = jax.vmap(lambda tokens: controller.log_prob(theta, tokens))(batch.tokens)
@@ -113,9 +117,10 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
     return jax.grad(objective)(state.theta)
 
   def apply(state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
-    advantage, baseline = reinforce.advantage(state.baseline, outcome.reward, decay)
+    reward = earned(outcome)
+    advantage, baseline = reinforce.advantage(state.baseline, reward, decay, normalize)
     updates, opt_state = optimizer.update(grads, state.opt_state)
-    total = outcome.reward if outcome.reward.ndim == 1 else outcome.reward.max(1)
+    total = reward if reward.ndim == 1 else reward.max(1)
     first = jnp.argmax(total)
     found = Best(total[first], batch.ids[first], batch.tokens[first])
     better = found.reward > state.best.reward

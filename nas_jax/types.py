@@ -26,6 +26,6 @@ class Batch(NamedTuple):
 class Outcome(NamedTuple):
   """What an evaluator answers."""
 
-  reward: Array  # [m], or [m, L] with one reward a layer; 0 for a child that failed
+  reward: Array  # [m], or [m, L] with one reward a layer; a child that failed earns 0, as does one that is not finite
   metrics: PyTree = ()  # dict of [m] arrays, reported and journalled, never read by the update
   children: PyTree = ()  # what the evaluator changed and `tell` keeps: shared weights

@@ -65,10 +65,13 @@ def empty(path):
   path.write_bytes(b'')
 
 
+# Orbax leaves event loops behind when a read fails.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('damage', [flip, empty, pathlib.Path.unlink])
 def test_damage_is_moved_aside_and_the_one_before_taken(folder, states, damage):
-  arrays = [path for path in pathlib.Path(folder, '2', 'state').glob('**/d/*') if path.is_file()]
-  damage(max(arrays, key=lambda path: path.stat().st_size))
+  # Not all of what Orbax writes is read again: every file that may hold arrays is hit.
+  for path in pathlib.Path(folder, '2', 'state').glob('**/d/*'):
+    damage(path)
   with pytest.warns(UserWarning, match='checkpoint 2 is damaged'):
     found = checkpoint.restore(folder, states[0])
   assert same(found, states[0])

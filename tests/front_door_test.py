@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,13 @@ def test_importing_does_nothing_and_brings_little():
     ' sys.modules], jax._src.xla_bridge._backends)'
   )
   assert python('-c', code).stdout.strip() == '[] {}'
+
+
+def test_the_readme_runs(capsys):
+  for code in re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL):
+    exec(code, {})
+  shown = capsys.readouterr().out
+  assert 'width: 64' in shown and 'h_t = tanh(a12 * a13)' in shown
 
 
 def test_an_unknown_name_is_said_so():

@@ -29,7 +29,7 @@ def children(m=M, seed=0):
 
 @pytest.fixture(scope='module')
 def data():
-  return lm.lay_out(tiny.text(), 3, 5, 4)
+  return jax.tree.map(jnp.asarray, lm.lay_out(tiny.text(), 3, 5, 4))
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +41,7 @@ def alone(data):
 
 def test_training_learns(data):
   scores = train.fit(programs(1, steps=150, steps_per_call=100, lr=2.0), *children(), data)
-  assert scores['perplexity'].min() < 3.0  # a guess scores 5
+  assert np.nanmin(scores['perplexity']) < 3.0  # a guess scores 5; the rate is too high for some
 
 
 @pytest.mark.parametrize('devices', [2, 4])

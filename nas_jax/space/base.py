@@ -35,7 +35,7 @@ class Slot(NamedTuple):
   """
 
   group: str  # what the decision belongs to, as people say it: 'node 3', 'layer 2'
-  name: str  # the decision within the group: 'activate', 'filter height'
+  name: str  # the decision within the group, '' if it is the only one: 'activate', 'filter height'
   kind: Kind
   width: int  # labels of a CHOICE; candidates of a LINK or POINTER: anchors start .. start + width - 1
   field: str  # the arch field that its value is appended to
@@ -45,6 +45,11 @@ class Slot(NamedTuple):
   start: int = 0  # first candidate anchor of a LINK or POINTER
   anchor: bool = False  # whether the hidden state here becomes the next anchor
   layer: int = 0  # the layer that gets the credit; it exists when layer < depth
+
+  @property
+  def title(self) -> str:
+    """Group and name, for people."""
+    return f'{self.group} {self.name}'.strip()
 
   @property
   def tokens(self) -> int:
@@ -57,8 +62,8 @@ class Slot(NamedTuple):
     return 2**self.width if self.kind == Kind.LINK else self.width
 
   def label(self, token: int) -> str:
-    """The word for one token."""
-    return self.labels[token] if self.labels else str(token)
+    """The word for one token; that of an anchor is its number."""
+    return self.labels[token] if self.labels else str(self.start + token)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,8 +77,8 @@ class Space:
 
   @functools.cached_property
   def owner(self) -> np.ndarray:
-    """[T] int, the slot that emits each token."""
-    return np.repeat(np.arange(len(self.slots)), [slot.tokens for slot in self.slots])
+    """[T] int32, the slot that emits each token."""
+    return np.repeat(np.arange(len(self.slots), dtype=np.int32), [slot.tokens for slot in self.slots])
 
   @property
   def length(self) -> int:
@@ -105,10 +110,10 @@ class Space:
   def decode(self, tokens: Sequence[int] | np.ndarray | Array, depth: int | None = None):
     """The architecture a string [T] stands for, as Python ints. Raises ValueError on a token out of range."""
     tokens, depth = np.asarray(tokens), self._depth(depth)
-    if tokens.shape != (self.length,):
+    if tokens.shape != (self.length,) or not np.issubdtype(tokens.dtype, np.integer):
       raise ValueError(
-        f'tokens has shape {tokens.shape}, this {self.kind} space wants ({self.length},): decode one string at a '
-        'time, or use decode_batch.'
+        f'tokens is {tokens.dtype} of shape {tokens.shape}, this {self.kind} space wants ints of shape '
+        f'({self.length},): decode one string at a time, or use decode_batch.'
       )
     fields: dict[str, list[int]] = {name: [] for name in self._fields}
     for slot, part in self._split(tokens):
@@ -117,7 +122,7 @@ class Space:
       limit = 2 if slot.kind == Kind.LINK else slot.width
       for token in part:
         if not 0 <= token < limit:
-          raise ValueError(f'token {token} of {slot.group} {slot.name} is not in 0..{limit - 1}.')
+          raise ValueError(f'token {token} of {slot.title} is not in 0..{limit - 1}.')
         fields[slot.field].append(slot.values[token] if slot.values else int(token))
     return self.arch_type(**{name: tuple(values) for name, values in fields.items()})
 
@@ -130,7 +135,8 @@ class Space:
       if slot.layer < depth:
         token = tokens[..., position]
         fields[slot.field].append(jnp.asarray(slot.values, jnp.int32)[token] if slot.values else token)
-    return self.arch_type(**{name: jnp.stack(values, -1) for name, values in fields.items()})
+    none = jnp.zeros((*tokens.shape[:-1], 0), jnp.int32)
+    return self.arch_type(**{name: jnp.stack(values, -1) if values else none for name, values in fields.items()})
 
   def encode(self, arch) -> np.ndarray:
     """The string [T] of an architecture, zeros where it is not that deep. Raises ValueError as `check` does."""
@@ -153,16 +159,19 @@ class Space:
     lengths = {name: len(getattr(arch, name)) for name in self._fields}
     wanted = [self._lengths(depth) for depth in range(1, self.layers + 1)]
     if lengths not in wanted:
-      name = next((name for name in self._fields if all(lengths[name] != w[name] for w in wanted)), self._fields[0])
-      fits = ' or '.join(str(n) for n in sorted({w[name] for w in wanted}))
-      raise ValueError(f'arch field {name!r} has {lengths[name]} entries, this {self.kind} space wants {fits}.')
+      nearest = max(wanted, key=lambda fits: sum(lengths[name] == fits[name] for name in fits))
+      name = next(name for name in self._fields if lengths[name] != nearest[name])
+      at = f' at depth {wanted.index(nearest) + 1}' if self.layers > 1 else ''
+      raise ValueError(
+        f'arch field {name!r} has {lengths[name]} entries, this {self.kind} space wants {nearest[name]}{at}.'
+      )
     depth = wanted.index(lengths) + 1
     position = dict.fromkeys(self._fields, 0)
     for slot in self.slots:
       for _ in range(slot.tokens if slot.layer < depth else 0):
         value = getattr(arch, slot.field)[position[slot.field]]
         allowed = slot.values or tuple(range(2 if slot.kind == Kind.LINK else slot.width))
-        where = f'arch field {slot.field!r}, entry {position[slot.field]} ({slot.group} {slot.name})'
+        where = f'arch field {slot.field!r}, entry {position[slot.field]} ({slot.title})'
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
           raise ValueError(f'{where} is {value!r}, a {type(value).__name__}: want an int.')
         if value not in allowed:
@@ -179,7 +188,7 @@ class Space:
           words = ' '.join(str(slot.start + j) for j in range(slot.width) if part[j]) or 'none'
         else:
           words = slot.label(int(part[0]))
-        lines.setdefault(slot.group, []).append(f'{slot.name} {words}')
+        lines.setdefault(slot.group, []).append(f'{slot.name} {words}'.strip())
     return '\n'.join(f'{group}: {", ".join(words)}' for group, words in lines.items())
 
   def to_json(self, arch) -> str:

@@ -25,6 +25,6 @@ def choice_space(choices: Mapping[str, Sequence[str]]) -> Space:
     if not labels or len(set(labels)) < len(labels):
       raise ValueError(f'choices[{name!r}] is {labels}: want at least one label, each once.')
     values = tuple(range(len(labels)))
-    slots.append(Slot(str(name), 'is', Kind.CHOICE, len(labels), 'choice', values, labels, head=str(name)))
+    slots.append(Slot(str(name), '', Kind.CHOICE, len(labels), 'choice', values, labels, head=str(name)))
   spec = {'choices': {str(name): [str(label) for label in labels] for name, labels in choices.items()}}
   return Space('choice', spec, ChoiceArch, tuple(slots))

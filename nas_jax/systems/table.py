@@ -1,7 +1,10 @@
 """Search in a table: every reward is known beforehand, so a whole search is one program."""
 
 import dataclasses
+import io
 from typing import Any, NamedTuple
+import zipfile
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,11 @@ class Config(search.Config):
   """A search of a few hundred evaluations in any table."""
 
   m: int = field(1, 'children per update', low=1)
-  controller_lr: float = field(5e-3, 'of Adam', above=0.0)
+  controller_init: float = field(0.2, 'weights start uniform within +-this', above=0.0)
+  controller_lr: float = field(1e-2, 'of Adam', above=0.0)
+  baseline_decay: float = field(0.8, 'of the moving averages of rewards and of squared advantages', low=0.0, high=1.0)
+  normalize_advantage: bool = field(True, 'divide R - b by a moving root mean square of it: tables come in any scale')
+  entropy_weight: float = field(0.2, 'of the entropy bonus, normalized reward per nat', low=0.0)
 
 
 class Table(NamedTuple):
@@ -32,13 +39,14 @@ class Table(NamedTuple):
 def load(path: str) -> Table:
   """Reads an .npz with `ops` int [A, T], `reward` float [A] and perhaps `test` [A].
 
-  A string that is there several times counts once, with the mean of its rewards. Raises ValueError, in one line, on
-  anything else.
+  Raises ValueError, in one line naming the array, on anything else.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in ('ops', 'reward', 'test') if name in file}
-  except (OSError, ValueError) as error:
+    # np.load of the path would also take a lone array, and leave a broken file open.
+    with zipfile.ZipFile(path) as file:
+      members = [name for name in ('ops', 'reward', 'test') if f'{name}.npy' in file.namelist()]
+      arrays = {name: np.load(io.BytesIO(file.read(f'{name}.npy')), allow_pickle=False) for name in members}
+  except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
     raise ValueError(
       f'table {path} cannot be read ({error}): want an .npz with ops, reward and perhaps test.'
     ) from None
@@ -50,8 +58,10 @@ def load(path: str) -> Table:
     raise ValueError(
       f'ops of table {path} is {ops.dtype} {ops.shape}: want ints from 0, shape [A, T], A and T at least 1.'
     )
+  if ops.max() > np.iinfo(np.int32).max:
+    raise ValueError(f'ops of table {path} has a {ops.max()}: want ints that fit 32 bits.')
   for name, values in arrays.items():
-    if values.shape != (len(ops),) or not np.issubdtype(values.dtype, np.number):
+    if values.shape != (len(ops),) or values.dtype.kind not in 'iuf':
       raise ValueError(
         f'{name} of table {path} is {values.dtype} {values.shape}, ops has {len(ops)} rows: want one number a row.'
       )
@@ -60,10 +70,18 @@ def load(path: str) -> Table:
       raise ValueError(
         f'{name} of table {path} is {values[row]} in row {row}: want finite numbers; leave such rows out.'
       )
-  ops, inverse = np.unique(ops.astype(np.int32), axis=0, return_inverse=True)
+  return distinct(ops, arrays['reward'], arrays.get('test'))
+
+
+def distinct(ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> Table:
+  """Sorts the strings; one that is there several times counts once, with the means of its numbers."""
+  strings, inverse = np.unique(ops.astype(np.int32), axis=0, return_inverse=True)
   place = inverse.ravel()
-  means = {name: np.bincount(place, values) / np.bincount(place) for name, values in arrays.items()}
-  return Table(ops, means['reward'], means.get('test'))
+
+  def mean(values: np.ndarray) -> np.ndarray:
+    return np.bincount(place, values) / np.bincount(place)
+
+  return Table(strings, mean(reward), None if test is None else mean(test))
 
 
 def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:
@@ -87,14 +105,17 @@ def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:
 
 
 def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> search.Search:
-  """A search whose evaluator looks strings up: `ops` [A, T] as `load` sorts them; a string not there earns 0.
+  """A search whose evaluator looks strings up among `ops` [A, T]; one that is not there earns 0.
 
   `evaluate` is jittable; its metrics are `row` (-1 if missing) and, if `test` is given, `test` (0 if missing).
   """
-  widths = ops.max(0) + 1
+  known = distinct(ops, reward, test)
+  widths = known.ops.max(0) + 1
   space = choice_space({f'slot {t}': [str(k) for k in range(width)] for t, width in enumerate(widths)})
-  strings = jnp.asarray(ops, jnp.int32)
-  columns = {name: jnp.asarray(x, jnp.float32) for name, x in (('reward', reward), ('test', test)) if x is not None}
+  strings = jnp.asarray(known.ops)
+  columns = {'reward': jnp.asarray(known.reward, jnp.float32)}
+  if known.test is not None:
+    columns['test'] = jnp.asarray(known.test, jnp.float32)
 
   def evaluate(batch: Batch) -> Outcome:
     row, there = jax.vmap(lambda tokens: lookup(strings, tokens))(batch.tokens)

@@ -1,0 +1,269 @@
+from collections.abc import Callable
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from space_test import LAYERED, SPACES, TinyArch, strings
+
+from nas_jax.controller import Controller, lstm_controller, uniform_controller
+from nas_jax.space import Kind, Slot, Space, tree_cell_space
+from nas_jax.types import Array, Key, PyTree
+
+DRAWS = 10_000
+
+
+class Scored(NamedTuple):
+  """A controller with weights large enough to matter, and all its strings, in double precision."""
+
+  space: Space
+  controller: Controller
+  theta: PyTree
+  sample: Callable[..., Array]  # (keys [n], depth) -> tokens [n, T], one program for every depth
+  score: Callable[..., tuple[Array, Array]]  # (tokens [n, T], depth) -> log_prob, entropy, likewise
+  tokens: np.ndarray  # [n, T]
+  log_prob: np.ndarray  # [n, T]
+  entropy: np.ndarray  # [n, T]
+
+
+@functools.cache
+def score_all(name: str) -> Scored:
+  space = SPACES[name]
+  controller = lstm_controller(space, units=5, init_scale=1.0)
+  theta, tokens = controller.init(jax.random.key(0)), strings(space)
+
+  def score(row, depth):
+    return controller.log_prob(theta, row, depth), controller.entropy(theta, row, depth)
+
+  def sample(key, depth):
+    return controller.sample(theta, key, depth)
+
+  sample, score = (jax.jit(jax.vmap(function, (0, None))) for function in (sample, score))
+  return Scored(space, controller, theta, sample, score, tokens, *map(np.asarray, score(tokens, space.layers)))
+
+
+@pytest.fixture(params=SPACES)
+def scored(request, x64) -> Scored:
+  return score_all(request.param)
+
+
+@pytest.fixture
+def layered(x64) -> Scored:
+  return score_all('layered')
+
+
+def by_hand(space: Space, theta: PyTree, tokens: np.ndarray) -> np.ndarray:
+  """log P of each token [T]: the equations of Zoph & Le (2017) Sec. 3.1 and 3.3 in numpy, a slot at a time."""
+  theta = {name: np.asarray(weights) for name, weights in theta.items()}
+  heads = sorted({slot.head for slot in space.slots})
+  zeros = np.zeros_like(theta['first_input'])
+  state = [(zeros, zeros) for _ in theta['lstm']]
+  x, memory, queue, log_prob = theta['first_input'], [], list(tokens), []
+
+  def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+  for slot in space.slots:
+    for layer, (c, h) in enumerate(state):
+      gates = np.concatenate([x, h]) @ theta['lstm'][layer] + theta['lstm_bias'][layer]
+      enter, new, keep, show = np.split(gates, 4)
+      c = sigmoid(keep) * c + sigmoid(enter) * np.tanh(new)
+      x = sigmoid(show) * np.tanh(c)
+      state[layer] = c, x
+    h = x
+    token, queue = queue[: slot.tokens], queue[slot.tokens :]
+    if slot.kind == Kind.CHOICE:
+      head = heads.index(slot.head)
+      odds = np.exp(h @ theta['softmax'][head] + theta['softmax_bias'][head])[: slot.width]
+      log_prob.append(np.log(odds[token[0]] / odds.sum()))
+      x = theta['embedding'][head, token[0]]
+    else:
+      past = memory[slot.start : slot.start + slot.width]
+      u = [theta['v'] @ np.tanh(h_j @ theta['w_prev'] + h @ theta['w_curr']) for h_j in past]
+      if slot.kind == Kind.POINTER:
+        log_prob.append(u[token[0]] - np.log(np.exp(u).sum()))
+        x = past[token[0]]
+      else:
+        log_prob += [np.log(sigmoid(u_j) if taken else 1 - sigmoid(u_j)) for u_j, taken in zip(u, token, strict=True)]
+        chosen = [h_j for h_j, taken in zip(past, token, strict=True) if taken]
+        x = np.mean(chosen, axis=0) if chosen else zeros
+    if slot.anchor:
+      memory.append(h)
+  return np.array(log_prob)
+
+
+def keys(seed: int) -> Key:
+  return jax.random.split(jax.random.key(seed), DRAWS)
+
+
+def frequencies(found: Array, tokens: np.ndarray) -> np.ndarray:
+  """How often each row of `tokens` was found; a string that is not there raises KeyError."""
+  row = {tuple(string): i for i, string in enumerate(tokens)}
+  return np.bincount([row[tuple(string)] for string in np.asarray(found)], minlength=len(tokens))
+
+
+def chi_squared(seen: np.ndarray, expected: np.ndarray) -> float:
+  """Pearson's statistic, as deviations from its mean; beyond 5 is no accident."""
+  freedom = len(seen) - 1
+  return (((seen - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
+
+
+# -- a distribution over strings --------------------------------------------------------------------------------------
+
+
+def test_probabilities_of_all_strings_sum_to_1(scored):
+  probability = np.exp(scored.log_prob.sum(1))
+  assert probability.sum() == pytest.approx(1, abs=1e-12)
+  # Otherwise a uniform distribution would pass everywhere below.
+  assert probability.max() > 2 * probability.min()
+
+
+def test_every_conditional_sums_to_1_and_sees_no_future(scored):
+  for t in range(scored.space.length):
+    after = {}
+    for row, log_prob, entropy in zip(scored.tokens, scored.log_prob[:, t], scored.entropy[:, t], strict=True):
+      after.setdefault(tuple(row[:t]), {}).setdefault(row[t], []).append((log_prob, entropy))
+    for options in after.values():
+      # What follows does not matter: strings that agree up to t agree in log P(a_t | a_<t) and in the entropy there.
+      assert all(np.ptp(values, axis=0).max() < 1e-12 for values in options.values())
+      log_p, entropy = np.array([values[0] for values in options.values()]).T
+      assert np.exp(log_p).sum() == pytest.approx(1, abs=1e-12)
+      np.testing.assert_allclose(entropy, -np.exp(log_p) @ log_p, atol=1e-12)
+
+
+def test_log_prob_is_the_papers_equations(scored):
+  for tokens, log_prob in zip(scored.tokens, scored.log_prob, strict=True):
+    np.testing.assert_allclose(log_prob, by_hand(scored.space, scored.theta, tokens), rtol=1e-10, atol=1e-12)
+
+
+def test_samples_are_as_frequent_as_their_probability(scored):
+  seen = frequencies(scored.sample(keys(1), scored.space.layers), scored.tokens)
+  assert chi_squared(seen, DRAWS * np.exp(scored.log_prob.sum(1))) < 5
+
+
+def test_entropies_add_up_to_that_of_the_string(scored):
+  log_prob = scored.log_prob.sum(1)
+  probability = np.exp(log_prob)
+  # H(a_1 .. a_T) = sum_t E[H(a_t | a_<t)].
+  assert probability @ scored.entropy.sum(1) == pytest.approx(-probability @ log_prob, rel=1e-12)
+  assert (scored.entropy >= 0).all()
+
+
+def test_the_state_is_carried(x64):
+  # Two strings that differ in their first token alone: the second step sees it as input, the third only by the state.
+  scored = score_all('choice')
+  log_prob = {tuple(tokens): values for tokens, values in zip(scored.tokens, scored.log_prob, strict=True)}
+  first, other = log_prob[0, 1, 0], log_prob[1, 1, 0]
+  assert abs(first[1] - other[1]) > 1e-3
+  assert abs(first[2] - other[2]) > 1e-3
+
+
+def test_skip_probability_by_hand():
+  # Layers of nothing but an anchor point, and an LSTM of one unit without inputs whose gates stay half open:
+  # c_i = c_(i-1) / 2 + tanh(g) / 2 and h_i = tanh(c_i) / 2; at g = 100 c is 1/2, 3/4, 7/8.
+  slots = [Slot(f'layer {i}', 'reads', Kind.LINK, i, 'link', anchor=True) for i in range(3)]
+  space = Space('skips', {}, TinyArch, tuple(slots))
+  controller = lstm_controller(space, units=1, layers=1)
+  theta = jax.tree.map(jnp.zeros_like, controller.init(jax.random.key(0)))
+  theta['lstm_bias'] = jnp.array([[0.0, 100.0, 0.0, 0.0]])
+  w_prev, w_curr, v = 2.0, -3.0, 5.0
+  theta |= {'w_prev': jnp.array([[w_prev]]), 'w_curr': jnp.array([[w_curr]]), 'v': jnp.array([v])}
+  h = [math.tanh(c) / 2 for c in (1 / 2, 3 / 4, 7 / 8)]
+
+  def skip(j, i):
+    return 1 / (1 + math.exp(-v * math.tanh(w_prev * h[j] + w_curr * h[i])))
+
+  # Tokens: layer 1 reads 0; layer 2 reads 0; layer 2 reads 1.
+  wanted = [math.log(skip(0, 1)), math.log(1 - skip(0, 2)), math.log(skip(1, 2))]
+  np.testing.assert_allclose(controller.log_prob(theta, jnp.array([1, 0, 1])), wanted, rtol=1e-5)
+
+
+# -- depth ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('depth', (1, 2, 3))
+def test_shallow_strings_are_a_distribution_of_their_own(layered, depth):
+  exists = np.asarray(LAYERED.mask(depth))
+  shallow = (layered.tokens[:, ~exists] == 0).all(1)
+  tokens = layered.tokens[shallow]
+  assert len(tokens) == LAYERED.size(depth)
+  log_prob, entropy = (np.asarray(values)[shallow] for values in layered.score(layered.tokens, depth))
+  for values in (log_prob, entropy):
+    np.testing.assert_array_equal(values[:, ~exists], 0)
+  probability = np.exp(log_prob.sum(1))
+  assert probability.sum() == pytest.approx(1, abs=1e-12)
+  assert probability @ entropy.sum(1) == pytest.approx(-probability @ log_prob.sum(1), rel=1e-12)
+  seen = frequencies(layered.sample(keys(2), depth), tokens)
+  assert chi_squared(seen, DRAWS * probability) < 5
+
+
+def test_what_deeper_tokens_would_be_changes_nothing(layered):
+  # In lexicographic order the 16 strings that agree in layers 0 and 1 stand together.
+  for values in layered.score(layered.tokens, 2):
+    assert np.ptp(np.asarray(values).reshape(-1, 16, LAYERED.length), axis=1).max() < 1e-12
+
+
+def test_a_traced_depth_is_a_static_one(layered):
+  def static(key, row):
+    return layered.controller.sample(layered.theta, key, 2), layered.controller.log_prob(layered.theta, row, 2)
+
+  n = len(layered.tokens)
+  tokens, log_prob = jax.jit(jax.vmap(static))(keys(3)[:n], layered.tokens)
+  np.testing.assert_array_equal(tokens, layered.sample(keys(3), 2)[:n])
+  np.testing.assert_allclose(log_prob, layered.score(layered.tokens, 2)[0], rtol=1e-12)
+
+
+def test_vmap_is_a_loop_and_no_depth_is_the_deepest(layered):
+  one = jax.jit(layered.controller.log_prob)
+  for i in range(0, len(layered.tokens), 11):
+    np.testing.assert_allclose(one(layered.theta, layered.tokens[i]), layered.log_prob[i], rtol=1e-12)
+
+
+# -- weights, and none --------------------------------------------------------------------------------------------
+
+
+def test_weights_start_uniform_in_the_papers_range():
+  theta = lstm_controller(tree_cell_space(8)).init(jax.random.key(0))
+  # 34 heads of up to 15 labels and 35 units: embeddings and softmax 34 * 15 * 35 each, 34 * 15 softmax biases; two LSTM
+  # layers of (35 + 35 + 1) * 4 * 35; the first input. No anchors, so no attention.
+  assert sum(leaf.size for leaf in theta.values()) == 2 * 34 * 15 * 35 + 34 * 15 + 2 * 71 * 140 + 35
+  weights = np.concatenate([leaf.ravel() for leaf in theta.values()])
+  assert 0.0799 < np.abs(weights).max() <= 0.08
+  assert weights.std() == pytest.approx(0.08 / math.sqrt(3), rel=0.02)
+  assert abs(weights.mean()) < 0.001
+  assert len({float(leaf.ravel()[0]) for leaf in theta.values()}) == len(theta)  # every array has a key of its own
+  narrow = lstm_controller(LAYERED, units=3, layers=1, init_scale=0.01).init(jax.random.key(0))
+  assert {'w_prev', 'w_curr', 'v'} <= narrow.keys()
+  assert max(float(jnp.abs(leaf).max()) for leaf in narrow.values()) <= 0.01
+
+
+@pytest.mark.parametrize('size', ({'units': 0}, {'layers': 0}, {'units': -1}))
+def test_sizes_below_1_are_refused(size):
+  with pytest.raises(ValueError, match=r'units .* layers .* at least 1'):
+    lstm_controller(LAYERED, **size)
+
+
+@pytest.mark.parametrize('name', SPACES)
+def test_uniform_controller(name):
+  space = SPACES[name]
+  controller = uniform_controller(space)
+  theta = controller.init(jax.random.key(0))
+  assert theta == ()
+  options = [2 if slot.kind == Kind.LINK else slot.width for slot in space.slots for _ in range(slot.tokens)]
+  tokens = strings(space)
+  for function, sign in ((controller.log_prob, -1), (controller.entropy, 1)):
+    values = jax.jit(jax.vmap(function, (None, 0)))(theta, tokens)
+    np.testing.assert_allclose(values, np.broadcast_to(sign * np.log(options), tokens.shape), rtol=1e-6)
+  found = jax.jit(jax.vmap(controller.sample, (None, 0)))(theta, keys(4))
+  assert chi_squared(frequencies(found, tokens), np.full(len(tokens), DRAWS / len(tokens))) < 5
+
+
+def test_uniform_controller_by_depth():
+  controller = uniform_controller(LAYERED)
+  tokens = jax.vmap(lambda key: controller.sample((), key, 2))(jax.random.split(jax.random.key(5), 200))
+  assert set(map(tuple, np.asarray(tokens))) == set(map(tuple, strings(LAYERED, 2)))
+  log_prob = controller.log_prob((), tokens[0], 2)
+  np.testing.assert_allclose(log_prob, np.log([1 / 2, 1 / 2, 1 / 2, 1, 1, 1, 1, 1]), rtol=1e-6)
