@@ -19,10 +19,11 @@ import jax.numpy as jnp
 
 from nas_jax.published import LSTM, NASCELL
 from nas_jax.space.base import is_static
-from nas_jax.space.tree import ACTIVATE, ADD, COMBINE, IDENTITY, MULT, RELU, SIGMOID, SIN, TANH, TreeArch, leaves
+from nas_jax.space.tree import ACTIVATE, COMBINE, IDENTITY, RELU, SIGMOID, SIN, TANH, TreeArch, leaves
+from nas_jax.tree_text import equations, to_source
 from nas_jax.types import Array, Key, PyTree
 
-__all__ = ['LSTM', 'NASCELL', 'TreeArch', 'TreeCell', 'apply', 'equations', 'init', 'unroll']
+__all__ = ['LSTM', 'NASCELL', 'TreeArch', 'TreeCell', 'apply', 'equations', 'init', 'to_source', 'unroll']
 
 Carry = tuple[Array, Array]  # (c, h), each [B, H]
 Operations = tuple[Sequence[int], Sequence[int]]  # the (combine, activate) ids that a traced arch may hold
@@ -146,33 +147,6 @@ class TreeCell(nn.RNNCellBase):
   def num_feature_axes(self) -> int:
     """One: the last axis of the inputs."""
     return 1
-
-
-def equations(arch: TreeArch) -> str:
-  """A static cell as equations, a line a node; x and h are x_t and h_(t-1), c is c_(t-1)."""
-  n, lines = leaves(arch), []
-
-  def combined(operation, a, b):
-    return f'max({a}, {b})' if COMBINE[operation] == 'max' else f'{a} {"+" if operation == ADD else "*"} {b}'
-
-  def activated(operation, value):
-    return value if operation == IDENTITY else f'{ACTIVATE[operation]}({value})'
-
-  for node in range(2 * n - 1):
-    if node >= n:
-      pair = f'a{2 * (node - n)}', f'a{2 * (node - n) + 1}'
-    else:
-      pair = (f'W{node} x', f'U{node} h') if arch.combine[node] != MULT else (f'(W{node} x)', f'(U{node} h)')
-    value = combined(arch.combine[node], *pair)
-    if node == arch.index[0]:
-      lines.append(f'c_t = {value}')
-    value = activated(arch.activate[node], value)
-    if node == arch.index[1]:
-      # Only an identity leaves the operands of the injection without brackets of their own.
-      value = f'({value})' if arch.activate[node] == IDENTITY and COMBINE[arch.inject[0]] != 'max' else value
-      value = activated(arch.inject[1], combined(arch.inject[0], value, 'c'))
-    lines.append(f'{"h_t" if node == 2 * n - 2 else f"a{node}"} = {value}')
-  return '\n'.join(lines)
 
 
 def _bias(params: dict[str, Array]) -> Array:

@@ -150,8 +150,8 @@ def imports(path):
 
 
 FLOORS = [
-  {'types', 'config', 'space', 'reinforce', 'rewards', 'data', 'checkpoint', 'published'},
-  {'controller', 'tree_cell', 'child'},
+  {'lazy', 'types', 'config', 'space', 'reinforce', 'rewards', 'data', 'checkpoint', 'published'},
+  {'controller', 'tree_cell', 'tree_text', 'child'},
   {'children'},
   {'train'},
   {'evaluator', 'journal', 'report', 'reliability'},

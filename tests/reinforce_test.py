@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import planted_reward
 import pytest
 from space_test import LAYERED, SPACES, one_line, strings
 
 from nas_jax import reinforce, search
-from nas_jax.published import NASCELL
 from nas_jax.reinforce import Baseline
-from nas_jax.space import choice_space, tree_cell_space
+from nas_jax.space import choice_space
 from nas_jax.types import Batch, Outcome
 
 SMALL = search.Config(
@@ -158,15 +158,10 @@ def test_entropy_bonus_of_one_token_is_the_gradient_of_its_entropy():
 
 
 def test_a_planted_reward_is_learned():
-  # The reward is the share of tokens that are NASCELL's. Of uniform strings it is (16 * (1/2 + 1/4) + 2 * 1/15) / 34 =
-  # 0.357.
-  space = tree_cell_space(8)
-  planted = jnp.asarray(space.encode(NASCELL))[None]
-  s = search.build(space, search.Config(controller_lr=5e-3), lambda batch: Outcome((batch.tokens == planted).mean(1)))
-  state, (_, outcomes) = search.run_seeds(s, jax.random.split(jax.random.key(0), 3), 50)
-  assert outcomes.reward[:, 0].mean() == pytest.approx(0.357, abs=0.08)
-  assert outcomes.reward[:, -5:].mean() > 0.6
-  np.testing.assert_allclose(state.best.reward, outcomes.reward.max((1, 2)))
+  state, reward = planted_reward.run(3, 50, controller_lr=5e-3)
+  assert reward[:, 0].mean() == pytest.approx(0.357, abs=0.08)
+  assert reward[:, -5:].mean() > 0.6
+  np.testing.assert_allclose(state.best.reward, reward.max((1, 2)))
 
 
 # -- a search as functions --------------------------------------------------------------------------------------------
