@@ -89,11 +89,56 @@ def test_state_is_carried_within_an_epoch_and_cleared_at_its_start(laid_out):
   assert loss(ones, 1) == loss(ones, epoch + 1)
 
 
+def test_a_tied_softmax_is_the_embedding(laid_out):
+  tied, untied = lm.build(V, H, 1, B, 0.5, lm.tree(), tied=True), network()
+  params = tied.init(ARCH, jax.random.key(3))
+  assert 'softmax' not in params
+  copied = params | {'softmax': params['embedding'].T}
+  assert tied.score(params, ARCH, laid_out) == untied.score(copied, ARCH, laid_out)
+
+
+# Which rows of which weights get no gradient at all where one stream's mask is 0 for all time steps.
+DROPPED = {'embedding': ('embedding',), 'output': ('softmax',), 'input': ('cells', 0, 'kernel')}
+DROPPED |= {'recurrent': ('cells', 0, 'recurrent_kernel')}
+
+
+@pytest.mark.parametrize('place', DROPPED)
+def test_dropout_takes_one_mask_for_all_time_steps(place):
+  child = lm.build(V, H, 1, 1, 0.5, lm.tree(), dropout=lm.Dropout(**{place: 0.5}))
+  params = child.init(ARCH, jax.random.key(4))
+  carry = jax.tree.map(jnp.ones_like, child.carry(params))
+  tokens = jnp.arange(2 * V + 1)[:, None] % V  # every word twice
+  grads = jax.jit(jax.grad(lambda params, key: child.loss(params, ARCH, carry, (tokens, False), key)[0]))
+  counts = []
+  for seed in range(20):
+    found = grads(params, jax.random.key(seed))
+    for step in DROPPED[place]:
+      found = found[step]
+    counts.append(np.all(np.asarray(found) == 0, axis=1).mean())
+  assert 0.3 < np.mean(counts) < 0.7 and len(set(counts)) > 1
+
+
+def test_dropout_is_for_training_alone_and_scaled_to_keep_the_mean(laid_out):
+  child = lm.build(V, H, 1, B, 0.5, lm.tree(), dropout=lm.Dropout(0.3, 0.3, 0.3, 0.3))
+  params = child.init(ARCH, jax.random.key(5))
+  assert child.score(params, ARCH, laid_out) == network().score(params, ARCH, laid_out)
+  # One word, dropped or doubled: the mean of its embedding over many masks is itself.
+  linear = lm.build(
+    V, H, 1, B, 0.5, lm.Cell(None, lambda b, h: (), lambda p, a, c, xs, m: (c, xs)), dropout=lm.Dropout(0.5)
+  )
+  params = {'embedding': jnp.eye(V, H), 'cells': [()], 'softmax': jnp.eye(H, V) * 1e-3, 'softmax_bias': jnp.zeros(V)}
+  batch = jnp.ones((2, B), jnp.int32), True
+  losses = jax.vmap(lambda key: linear.loss(params, (), [()], batch, key)[0])(jax.random.split(jax.random.key(0), 2000))
+  # For small logits z the loss is log V - z_1 + mean(z): linear, so its mean is that without dropout.
+  wanted = np.log(V) - 1e-3 + 1e-3 / V
+  assert abs(losses.mean() - wanted) < 1e-4 and losses.std() > 5e-4
+
+
 def test_a_flax_cell_is_flax_rnn(laid_out):
   cell = lm.flax_cell(lambda features: nn.SimpleCell(features))
   params = cell.init(jax.random.key(0), None, 3, H)
   xs = jax.random.normal(jax.random.key(1), (T, B, 3))
-  _, ys = cell.unroll(params, None, cell.carry(B, H), xs)
+  _, ys = cell.unroll(params, None, cell.carry(B, H), xs, None)
   rnn = nn.RNN(nn.SimpleCell(H), time_major=True)
   np.testing.assert_allclose(ys, rnn.apply({'params': {'cell': params['params']}}, xs), rtol=1e-6)
 

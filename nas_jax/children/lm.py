@@ -20,7 +20,8 @@ class Cell(NamedTuple):
 
   init: Callable[[Key, PyTree, int, int], PyTree]  # (key, arch, in_features, features) -> params
   carry: Callable[[int, int], PyTree]  # (batch, features) -> zeros
-  unroll: Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, Array]]  # (params, arch, carry, xs) -> carry, ys
+  # (params, arch, carry, xs, h_mask [B, H] or None) -> carry, ys; the mask is that of recurrent dropout
+  unroll: Callable[[PyTree, PyTree, PyTree, Array, Array | None], tuple[PyTree, Array]]
 
 
 def tree(operations: tree_cell.Operations = tree_cell.EVERY) -> Cell:
@@ -29,14 +30,14 @@ def tree(operations: tree_cell.Operations = tree_cell.EVERY) -> Cell:
   def carry(batch: int, features: int) -> PyTree:
     return jnp.zeros((batch, features)), jnp.zeros((batch, features))
 
-  def unroll(params, arch, carry, xs):
-    return tree_cell.unroll(params, arch, carry, xs, operations=operations)
+  def unroll(params, arch, carry, xs, h_mask):
+    return tree_cell.unroll(params, arch, carry, xs, h_mask=h_mask, operations=operations)
 
   return Cell(tree_cell.init, carry, unroll)
 
 
 def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
-  """A Flax cell, e.g. `flax_cell(nn.SimpleCell)`, as a yardstick; the architecture is ignored."""
+  """A Flax cell, e.g. `flax_cell(nn.SimpleCell)`, as a yardstick without recurrent dropout; the arch is ignored."""
 
   def init(key, arch, in_features, features):
     del arch
@@ -47,8 +48,8 @@ def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
   def carry(batch, features):
     return make(features).initialize_carry(jax.random.key(0), (batch, features))
 
-  def unroll(params, arch, carry, xs):
-    del arch
+  def unroll(params, arch, carry, xs, h_mask):
+    del arch, h_mask
     cell = make(jax.tree.leaves(carry)[0].shape[-1])
     return jax.lax.scan(lambda carry, x: cell.apply(params, carry, x), carry, xs)
 
@@ -90,7 +91,33 @@ def _windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, .
   return tuple(rows)
 
 
-def build(vocabulary: int, hidden: int, layers: int, batch: int, init_scale: float, cell: Cell) -> Child:
+class Dropout(NamedTuple):
+  """Rates of variational dropout (Gal & Ghahramani 2016): one mask for all time steps of a training step."""
+
+  embedding: float = 0.0  # whole words of the vocabulary
+  input: float = 0.0  # what enters each cell from below
+  recurrent: float = 0.0  # h_(t-1) where it enters the cell
+  output: float = 0.0  # what enters the softmax
+
+
+class Masks(NamedTuple):
+  """What dropout leaves, scaled up; None where nothing is dropped."""
+
+  words: Array | None  # [V, 1]
+  between: tuple[Array | None, ...]  # [B, H] below each cell, and above the last
+  recurrent: tuple[Array | None, ...]  # [B, H] for each cell
+
+
+def build(
+  vocabulary: int,
+  hidden: int,
+  layers: int,
+  batch: int,
+  init_scale: float,
+  cell: Cell,
+  tied: bool = False,
+  dropout: Dropout = Dropout(),  # noqa: B008 - a NamedTuple cannot change
+) -> Child:
   """The network, for arrays that `lay_out` made.
 
   Args:
@@ -100,6 +127,8 @@ def build(vocabulary: int, hidden: int, layers: int, batch: int, init_scale: flo
     batch: B, the training streams.
     init_scale: embedding and softmax weights start uniform within +- this, as in Zaremba et al. (2014).
     cell: the kind of cell.
+    tied: whether the softmax weights are the embedding's ("shared embeddings" in Table 2).
+    dropout: rates, in training only.
 
   Returns:
     A child whose score is {'perplexity': ...} per token over the whole validation split, the state carried through.
@@ -111,23 +140,45 @@ def build(vocabulary: int, hidden: int, layers: int, batch: int, init_scale: flo
     def uniform(key, shape):
       return jax.random.uniform(key, shape, minval=-init_scale, maxval=init_scale)
 
-    return {
+    params = {
       'embedding': uniform(embed_key, (vocabulary, hidden)),
       'cells': [cell.init(cell_key, arch, hidden, hidden) for cell_key in cell_keys],
-      'softmax': uniform(softmax_key, (hidden, vocabulary)),
       'softmax_bias': jnp.zeros(vocabulary),
     }
+    return params if tied else params | {'softmax': uniform(softmax_key, (hidden, vocabulary))}
 
   def zeros(streams: int) -> PyTree:
     return [cell.carry(streams, hidden) for _ in range(layers)]
 
-  def run(params, arch, carries, inputs, targets):
+  def masks(key: Key) -> Masks:
+    word_key, *layer_keys = jax.random.split(key, 2 + layers)
+
+    def mask(key, rate, shape):
+      return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate) if rate else None
+
+    def of_layer(key, rate):
+      below_key, recurrent_key = jax.random.split(key)
+      return mask(below_key, rate, (batch, hidden)), mask(recurrent_key, dropout.recurrent, (batch, hidden))
+
+    below, recurrent = zip(*(of_layer(key, dropout.input) for key in layer_keys[:-1]), strict=True)
+    above, _ = of_layer(layer_keys[-1], dropout.output)
+    return Masks(mask(word_key, dropout.embedding, (vocabulary, 1)), (*below, above), recurrent)
+
+  def run(params, arch, carries, inputs, targets, masks):
     """Losses [T, B] in nats, and the carries after."""
-    x, after = params['embedding'][inputs], []
-    for cell_params, carry in zip(params['cells'], carries, strict=True):
-      carry, x = cell.unroll(cell_params, arch, carry, x)
+
+    def dropped(x, mask):
+      return x if mask is None else x * mask[None]
+
+    table = params['embedding'] if masks.words is None else params['embedding'] * masks.words
+    x, after = dropped(table[inputs], masks.between[0]), []
+    layer = zip(params['cells'], carries, masks.recurrent, masks.between[1:], strict=True)
+    for cell_params, carry, h_mask, above in layer:
+      carry, x = cell.unroll(cell_params, arch, carry, x, h_mask)
+      x = dropped(x, above)
       after.append(carry)
-    logits = x @ params['softmax'] + params['softmax_bias'][None, None]
+    softmax = params['embedding'].T if tied else params['softmax']
+    logits = x @ softmax + params['softmax_bias'][None, None]
     return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
 
   def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
@@ -135,17 +186,16 @@ def build(vocabulary: int, hidden: int, layers: int, batch: int, init_scale: flo
     return data.train[step % len(data.train)], step % len(data.train) == 0
 
   def loss(params, arch, carry, batch, key):
-    del key
     tokens, first = batch
     carry = jax.tree.map(lambda value: jnp.where(first, 0.0, value), carry)
-    losses, carry = run(params, arch, carry, tokens[:-1], tokens[1:])
+    losses, carry = run(params, arch, carry, tokens[:-1], tokens[1:], masks(key))
     return losses.mean(), carry
 
   def score(params, arch, data):
     def window(state, inputs):
       carry, total = state
       tokens, targets, weight = inputs
-      losses, carry = run(params, arch, carry, tokens, targets)
+      losses, carry = run(params, arch, carry, tokens, targets, Masks(None, (None,) * (layers + 1), (None,) * layers))
       return (carry, total + (losses * weight).sum()), None
 
     start = zeros(data.valid[0].shape[-1]), jnp.zeros(())

@@ -28,6 +28,11 @@ class Config(search.Config):
   layers: int = field(1, 'cells stacked', low=1)
   batch: int = field(20, 'streams side by side', low=1)
   bptt: int = field(35, 'time steps of truncated backpropagation', low=1)
+  tied: bool = field(False, 'softmax weights are those of the embedding, "shared embeddings" in Table 2')
+  dropout_embedding: float = field(0.0, 'rate of words dropped, Gal & Ghahramani (2016)', low=0.0, high=0.95)
+  dropout_input: float = field(0.0, 'rate of what enters a cell from below, likewise', low=0.0, high=0.95)
+  dropout_recurrent: float = field(0.0, 'rate of h_(t-1) where it enters a cell, likewise', low=0.0, high=0.95)
+  dropout_output: float = field(0.0, 'rate of what enters the softmax, likewise', low=0.0, high=0.95)
   init_scale: float = field(0.1, 'embedding and softmax start uniform within +-this', above=0.0)
   steps: int = field(100, 'training steps of a child', low=1)
   steps_per_call: int = field(500, 'training steps in one program call', low=1)
@@ -76,7 +81,10 @@ def build(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) -> search.
 
 def build_evaluator(cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh | None = None):
   """What scores children of any kind of cell: the one budget that all comparisons are on."""
-  child = lm.build(len(text.vocabulary), cfg.hidden, cfg.layers, cfg.batch, cfg.init_scale, cell)
+  dropout = lm.Dropout(cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output)
+  child = lm.build(
+    len(text.vocabulary), cfg.hidden, cfg.layers, cfg.batch, cfg.init_scale, cell, tied=cfg.tied, dropout=dropout
+  )
   data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   rate = optax.cosine_decay_schedule(cfg.lr, cfg.steps) if cfg.schedule == 'cosine' else cfg.lr
   optimizer = optax.chain(
