@@ -149,6 +149,14 @@ class TreeCell(nn.RNNCellBase):
     return 1
 
 
+def __getattr__(name: str) -> Any:
+  if name == 'NNXTreeCell':  # on first use: flax.nnx brings in optax
+    from nas_jax.tree_cell_nnx import NNXTreeCell
+
+    return NNXTreeCell
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}.')
+
+
 def _bias(params: dict[str, Array]) -> Array:
   """[n * H], zeros where the cell has none."""
   kernel = params['recurrent_kernel']
