@@ -94,21 +94,10 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
     parts = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-init_scale, maxval=init_scale), ends[:-1])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
-  def advance(theta, state, x):
-    """One step of the stacked LSTM; state is [layers, 2, units], the top layer's h is the last row's second."""
-    new = []
-    for kernel, bias, (c, h) in zip(theta['lstm'], theta['lstm_bias'], state, strict=True):
-      gates = jnp.concatenate([x, h]) @ kernel + bias
-      i, g, f, o = jnp.split(gates, 4)
-      c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-      x = jax.nn.sigmoid(o) * jnp.tanh(c)
-      new.append(jnp.stack([c, x]))
-    return jnp.stack(new), x
-
   def step(theta, draw, carry, inputs):
     state, x, memory = carry
     slot, given = inputs
-    state, h = advance(theta, state, x)
+    state, h = _lstm(theta, state, x)
     logits = h @ theta['softmax'][slot.head] + theta['softmax_bias'][slot.head]
     attended = jnp.zeros(units)
     if anchors:
@@ -130,6 +119,17 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
     return jax.lax.scan(lambda c, i: step(theta, draw, c, i), carry, (table, given))[1]
 
   return _make(space, table, widest, init, unroll)
+
+
+def _lstm(theta: PyTree, state: Array, x: Array) -> tuple[Array, Array]:
+  """One step of the stacked LSTM: its state [layers, 2, units], a (c, h) for each layer, and the top layer's h."""
+  new = []
+  for kernel, bias, (c, h) in zip(theta['lstm'], theta['lstm_bias'], state, strict=True):
+    i, g, f, o = jnp.split(jnp.concatenate([x, h]) @ kernel + bias, 4)
+    c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+    x = jax.nn.sigmoid(o) * jnp.tanh(c)
+    new.append(jnp.stack([c, x]))
+  return jnp.stack(new), x
 
 
 def uniform_controller(space: Space) -> Controller:

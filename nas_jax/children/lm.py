@@ -108,6 +108,48 @@ class Masks(NamedTuple):
   recurrent: tuple[Array | None, ...]  # [B, H] for each cell
 
 
+def no_masks(layers: int) -> Masks:
+  """Evaluation: nothing is dropped."""
+  return Masks(None, (None,) * (layers + 1), (None,) * layers)
+
+
+def draw_masks(key: Key, dropout: Dropout, vocabulary: int, hidden: int, layers: int, batch: int) -> Masks:
+  """The masks of one training step; a rate of 0 draws none."""
+
+  def mask(key: Key, rate: float, *shape: int) -> Array | None:
+    return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate) if rate else None
+
+  word_key, between_key, recurrent_key = jax.random.split(key, 3)
+  between_rates = [dropout.input] * layers + [dropout.output]
+  between_keys, recurrent_keys = jax.random.split(between_key, layers + 1), jax.random.split(recurrent_key, layers)
+  return Masks(
+    mask(word_key, dropout.embedding, vocabulary, 1),
+    tuple(mask(k, rate, batch, hidden) for k, rate in zip(between_keys, between_rates, strict=True)),
+    tuple(mask(k, dropout.recurrent, batch, hidden) for k in recurrent_keys),
+  )
+
+
+def run(
+  cell: Cell, params: PyTree, arch: PyTree, carries: list[PyTree], inputs: Array, targets: Array, masks: Masks
+) -> tuple[Array, list[PyTree]]:
+  """The network over a window: losses [T, B], in nats, of `targets` given `inputs` [T, B]; and the carries after."""
+
+  def dropped(x: Array, mask: Array | None) -> Array:
+    return x if mask is None else x * mask[None]
+
+  table = params['embedding'] if masks.words is None else params['embedding'] * masks.words
+  x, after = dropped(table[inputs], masks.between[0]), []
+  for cell_params, carry, h_mask, above in zip(
+    params['cells'], carries, masks.recurrent, masks.between[1:], strict=True
+  ):
+    carry, x = cell.unroll(cell_params, arch, carry, x, h_mask)
+    x = dropped(x, above)
+    after.append(carry)
+  softmax = params['softmax'] if 'softmax' in params else params['embedding'].T  # tied
+  logits = x @ softmax + params['softmax_bias'][None, None]
+  return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
+
+
 def build(
   vocabulary: int,
   hidden: int,
@@ -150,52 +192,24 @@ def build(
   def zeros(streams: int) -> PyTree:
     return [cell.carry(streams, hidden) for _ in range(layers)]
 
-  def masks(key: Key) -> Masks:
-    word_key, *layer_keys = jax.random.split(key, 2 + layers)
-
-    def mask(key, rate, shape):
-      return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate) if rate else None
-
-    def of_layer(key, rate):
-      below_key, recurrent_key = jax.random.split(key)
-      return mask(below_key, rate, (batch, hidden)), mask(recurrent_key, dropout.recurrent, (batch, hidden))
-
-    below, recurrent = zip(*(of_layer(key, dropout.input) for key in layer_keys[:-1]), strict=True)
-    above, _ = of_layer(layer_keys[-1], dropout.output)
-    return Masks(mask(word_key, dropout.embedding, (vocabulary, 1)), (*below, above), recurrent)
-
-  def run(params, arch, carries, inputs, targets, masks):
-    """Losses [T, B] in nats, and the carries after."""
-
-    def dropped(x, mask):
-      return x if mask is None else x * mask[None]
-
-    table = params['embedding'] if masks.words is None else params['embedding'] * masks.words
-    x, after = dropped(table[inputs], masks.between[0]), []
-    layer = zip(params['cells'], carries, masks.recurrent, masks.between[1:], strict=True)
-    for cell_params, carry, h_mask, above in layer:
-      carry, x = cell.unroll(cell_params, arch, carry, x, h_mask)
-      x = dropped(x, above)
-      after.append(carry)
-    softmax = params['embedding'].T if tied else params['softmax']
-    logits = x @ softmax + params['softmax_bias'][None, None]
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
-
   def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
     del key
     return data.train[step % len(data.train)], step % len(data.train) == 0
 
-  def loss(params, arch, carry, batch, key):
-    tokens, first = batch
+  def loss(params, arch, carry, window, key):
+    tokens, first = window
     carry = jax.tree.map(lambda value: jnp.where(first, 0.0, value), carry)
-    losses, carry = run(params, arch, carry, tokens[:-1], tokens[1:], masks(key))
+    masks = draw_masks(key, dropout, vocabulary, hidden, layers, tokens.shape[1])
+    losses, carry = run(cell, params, arch, carry, tokens[:-1], tokens[1:], masks)
     return losses.mean(), carry
 
   def score(params, arch, data):
+    whole = no_masks(layers)
+
     def window(state, inputs):
       carry, total = state
       tokens, targets, weight = inputs
-      losses, carry = run(params, arch, carry, tokens, targets, Masks(None, (None,) * (layers + 1), (None,) * layers))
+      losses, carry = run(cell, params, arch, carry, tokens, targets, whole)
       return (carry, total + (losses * weight).sum()), None
 
     start = zeros(data.valid[0].shape[-1]), jnp.zeros(())
