@@ -1,13 +1,15 @@
 """Search for a recurrent cell (Zoph & Le 2017, Sec. 3.4), with a random search beside it.
 
 The same command resumes a search that was cut off. Example:
-  python -m experiments.cell_search --preset=demo --seed=1 --workdir=runs/mine
+  python -m experiments.cell_search --preset=demo --seed=1 --workdir=runs/mine --beside=runs/other/best.json
 """
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import os
 
+from absl import flags
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,22 +19,33 @@ from experiments import launch
 from nas_jax import data, journal, published, reliability, report, search, space, tree_cell
 from nas_jax.children import lm
 from nas_jax.systems import cell
-from nas_jax.types import Batch
+from nas_jax.types import Batch, Outcome
+
+
+def own_flags(values: flags.FlagValues) -> None:
+  """What a cell search takes beside the fields of its config."""
+  launch.search_flags(cell.PRESETS, 'cell_search')(values)
+  flags.DEFINE_list('beside', [], 'files as best.json: cells to train beside the known ones', flag_values=values)
+
+
+Cells = Mapping[str, space.TreeArch]
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
   """Flags, text, search and workdir."""
-  values = launch.parse(argv, __doc__, launch.search_flags(cell.PRESETS, 'cell_search'), cell.Config)
+  values = launch.parse(argv, __doc__, own_flags, cell.Config)
   cfg = launch.configure(values, cell.PRESETS)
+  known = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
+  known |= {path: launch.read_arch(path, space.tree_from_json) for path in values.beside}
   text = cell.load(cfg, values.data_dir)
   launch.use_all_cores()
   s = cell.build(cfg, text)
   workdir = values.workdir or f'runs/cell_search-{values.preset}'
   launch.open_workdir(workdir, cfg)
-  return lambda: run(cfg, text, s, workdir, values.control)
+  return lambda: run(cfg, text, s, known, workdir, values.control)
 
 
-def run(cfg: cell.Config, text: data.Text, s: search.Search, workdir: str, with_control: bool) -> None:
+def run(cfg: cell.Config, text: data.Text, s: search.Search, known: Cells, workdir: str, with_control: bool) -> None:
   """Reliability of the reward, the search, its control, known cells beside it, and what came out."""
   print(
     f'{s.space.size():.2e} cells; {cfg.max_children} children of {cfg.steps} steps on {cfg.dataset}, '
@@ -50,8 +63,8 @@ def run(cfg: cell.Config, text: data.Text, s: search.Search, workdir: str, with_
     folder = os.path.join(workdir, 'control')
     launch.open_workdir(folder, control)
     found['random'] = launch.resume_and_run(folder, random, cfg.seed, cfg.max_children, 'random')
-  known = measure_yardsticks(cfg, text, s, os.path.join(workdir, 'yardsticks.json'))
-  summary = f'{best_cell(s.space, found[cfg.algorithm])}\n\n{standings(cfg, text, s.space, found, known)}\n{signal}\n'
+  scores = measure_yardsticks(cfg, text, s, known, os.path.join(workdir, 'yardsticks.json'))
+  summary = f'{best_cell(s.space, found[cfg.algorithm])}\n\n{standings(cfg, text, s.space, found, scores)}\n{signal}\n'
   launch.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
 
@@ -74,26 +87,25 @@ def measure_reliability(cfg: cell.Config, text: data.Text, s: search.Search, pat
   )
 
 
-def measure_yardsticks(cfg: cell.Config, text: data.Text, s: search.Search, path: str) -> dict[str, list[float]]:
-  """Perplexities of known cells, trained just as the children are, measured once a workdir: {name: one a training}."""
+def measure_yardsticks(
+  cfg: cell.Config, text: data.Text, s: search.Search, known: Cells, path: str
+) -> dict[str, list[float]]:
+  """Perplexities of known cells, trained just as the children are, each measured once a workdir."""
   if not cfg.yardstick_repeats:
     return {}
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), 2), cfg.yardstick_repeats)
 
-  def measure() -> dict[str, list[float]]:
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), 2), cfg.yardstick_repeats)
+  def train(arch: space.TreeArch, evaluate: Callable[[Batch], Outcome]) -> list[float]:
+    ids = jnp.arange(len(keys), dtype=jnp.int32)
+    outcome = evaluate(Batch(ids, keys, ids[:, None], space.stack([arch] * len(keys))))
+    return np.asarray(outcome.metrics['perplexity']).tolist()
+
+  def train_simple() -> list[float]:
     simple = cell.build_evaluator(cfg, text, lm.flax_cell(lambda features: nn.SimpleCell(features)))
-    cells = {
-      'NASCELL': (published.NASCELL, s.evaluate),
-      'LSTM': (published.LSTM, s.evaluate),
-      'SimpleCell (Flax)': (published.LSTM, simple),  # which ignores its architecture
-    }
-    scores = {}
-    for name, (arch, evaluate) in cells.items():
-      archs, ids = space.stack([arch] * len(keys)), jnp.arange(len(keys), dtype=jnp.int32)
-      scores[name] = np.asarray(evaluate(Batch(ids, keys, ids[:, None], archs)).metrics['perplexity']).tolist()
-    return scores
+    return train(published.LSTM, simple)  # a Flax cell ignores the architecture
 
-  return launch.once(path, measure)
+  wanted = {name: functools.partial(train, arch, s.evaluate) for name, arch in known.items()}
+  return launch.once_each(path, wanted | {'SimpleCell (Flax)': train_simple})
 
 
 def best_cell(cell_space: space.Space, records: Sequence[journal.Record]) -> str:

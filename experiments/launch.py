@@ -144,6 +144,30 @@ def once(path: str, measure: Callable[[], Any]) -> Any:
     return json.load(file)
 
 
+def once_each(path: str, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+  """The entries of the JSON in `path` that are asked for; those not there yet are measured and added."""
+  found: dict[str, Any] = {}
+  if os.path.exists(path):
+    with open(path, encoding='utf-8') as file:
+      found = json.load(file)
+  for name, measure in measures.items():
+    if name not in found:
+      found[name] = measure()
+      write(path, json.dumps(found, indent=2) + '\n')
+  return {name: found[name] for name in measures}
+
+
+def read_arch(path: str, from_json: Callable[[str], Any]) -> Any:
+  """The architecture in a file. Raises ValueError, naming the file, as `from_json` does."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return from_json(file.read())
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f'{path} cannot be read ({error}): name a file like a best.json.') from None
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from None
+
+
 def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, name: str) -> list[journal.Record]:
   """Runs `s` in `workdir` until `children` are trained, going on from whatever is there. Returns the journal, by id.
 

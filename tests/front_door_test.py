@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from nas_jax import space
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -64,10 +66,23 @@ def launch(workdir, children):
 
 def test_a_search_end_to_end_and_again(tmp_path):
   """The smoke preset with all it has: control, reliability, known cells; the second time trains nothing."""
-  args = ('-m', 'experiments.cell_search', '--preset=smoke', f'--workdir={tmp_path}')
+  (tmp_path / 'cell.json').write_text(
+    space.tree_cell_space(2).to_json(space.TreeArch((0, 1, 0), (1, 3, 2), (0, 3), (1, 0)))
+  )
+  args = ('-m', 'experiments.cell_search', '--preset=smoke', f'--workdir={tmp_path}', f'--beside={tmp_path}/cell.json')
   first = python(*args)
   assert first.returncode == 0, first.stderr
-  for words in ('reward reliability', 'best cell', 'h_t = ', 'reinforce', 'random', 'NASCELL', 'LSTM', 'SimpleCell'):
+  for words in (
+    'reward reliability',
+    'best cell',
+    'h_t = ',
+    'reinforce',
+    'random',
+    'NASCELL',
+    'LSTM',
+    'SimpleCell',
+    'cell.json',
+  ):
     assert words in first.stdout
   before = files(tmp_path), files(tmp_path / 'control')
   second = python(*args)

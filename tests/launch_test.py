@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from experiments import cell_search, launch, table_search
+from nas_jax.published import NASCELL
+from nas_jax.space import tree_cell_space
 from nas_jax.systems import cell, table
 
 
@@ -61,6 +63,35 @@ def test_a_wrong_flag_is_one_line(refuse, tmp_path, flag, words):
   error = refuse(cell_search, *args)
   assert all(word in error for word in words)
   assert not os.listdir(tmp_path)  # nothing was begun
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    ({'index': [12]}, ("'index' has 1 entries", 'wants 2')),
+    ({'index': [12, 15]}, ("'index', entry 1", '15')),
+    ({'combine': [0] * 14}, ("'combine' has 14 entries", 'power of two')),
+    ({'inject': [0, 1.5]}, ("'inject', entry 1", 'float')),
+    ({'activate': None}, ("'activate' is None", 'list')),
+    ({'speed': [1]}, ('speed', 'want')),
+  ],
+)
+def test_a_wrong_architecture_is_one_line(refuse, tmp_path, change, words):
+  path = tmp_path / 'arch.json'
+  found = json.loads(tree_cell_space(8).to_json(NASCELL))
+  path.write_text(json.dumps(found | {'arch': found['arch'] | change}))
+  error = refuse(cell_search, '--preset=smoke', f'--workdir={tmp_path}/run', f'--beside={path}')
+  assert 'arch.json' in error and all(word in error for word in words)
+
+
+@pytest.mark.parametrize(
+  'text', ['', '{', '[]', '{"kind": "conv", "arch": {}}', '{"arch": {"combine": [0, 0, 0]}}', '\xff']
+)
+def test_what_is_no_architecture_is_one_line(refuse, tmp_path, text):
+  (tmp_path / 'arch.json').write_text(text)
+  args = ('--preset=smoke', f'--workdir={tmp_path}/run')
+  assert 'arch.json' in refuse(cell_search, *args, f'--beside={tmp_path}/arch.json')
+  assert 'none.json' in refuse(cell_search, *args, f'--beside={tmp_path}/none.json')
 
 
 @pytest.mark.parametrize('missing', ['train', 'valid', 'test'])

@@ -1,6 +1,7 @@
 """Recurrent cells written as trees, Zoph & Le (2017) Sec. 3.4."""
 
 from collections.abc import Sequence
+import json
 from typing import NamedTuple
 
 from nas_jax.space.base import Kind, Slot, Space, canonical
@@ -56,6 +57,17 @@ def tree_cell_space(
   slots += [index('c_t from node'), index('c_(t-1) into node')]
   spec = {'base': base, 'combine': list(combine), 'activate': list(activate)}
   return Space('tree_cell', spec, TreeArch, tuple(slots))
+
+
+def tree_from_json(text: str) -> TreeArch:
+  """A cell of any base and any operations from JSON, checked. Raises ValueError as `Space.from_json` does."""
+  try:
+    nodes = len(json.loads(text)['arch']['combine'])
+  except (ValueError, TypeError, KeyError, RecursionError):
+    nodes = 3  # no cell at all: the smallest space says what is wrong
+  if nodes < 3 or (nodes + 1) & nodes:
+    raise ValueError(f"arch field 'combine' has {nodes} entries: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
+  return tree_cell_space((nodes + 1) // 2, COMBINE, ACTIVATE).from_json(text)
 
 
 def leaves(arch: TreeArch) -> int:
