@@ -198,7 +198,8 @@ def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, nam
         write(os.path.join(workdir, 'best.json'), report.best_json(s.space, record))
 
   done = int(state.step) * s.m
-  best = max((record['reward'] for number, record in known.items()), default=best)
+  if known:  # whose best may have been journalled just before the end, and noted nowhere
+    note_best([max(known.values(), key=lambda record: record['reward'])])
   with tqdm(total=children, initial=done, desc=name, unit='child', mininterval=1 if sys.stderr.isatty() else 20) as bar:
 
     def show(state: search.SearchState, info: Mapping[str, Any]) -> None:

@@ -67,9 +67,9 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
 
   Args:
     space: its slot table is all that is used.
-    units: width of each LSTM layer, 35 in Appendix A.
-    layers: LSTM layers, 2 in Appendix A.
-    init_scale: all weights start uniform in [-init_scale, init_scale], 0.08 in Appendix A.
+    units: width of each LSTM layer, 35 in Sec. 4.1.
+    layers: LSTM layers, 2 in Sec. 4.1.
+    init_scale: all weights start uniform in [-init_scale, init_scale], 0.08 in Sec. 4.1.
 
   Raises:
     ValueError: units or layers below 1.

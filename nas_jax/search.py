@@ -23,11 +23,14 @@ from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
 @dataclasses.dataclass
 class Config:
-  """What every search has: the controller and its update. The defaults are Zoph & Le's for recurrent cells."""
+  """What every search has: the controller and its update. The defaults are Zoph & Le's.
+
+  On CIFAR-10 each of 100 replicas had 8 children and a rate of 6e-4, on Penn Treebank each of 400 had 1 and 5e-4.
+  """
 
   algorithm: str = field('reinforce', 'what proposes children', choices=('reinforce', 'random'))
   seed: int = field(0, 'of the whole run', low=0)
-  m: int = field(8, 'children per update, Appendix A', low=1)
+  m: int = field(8, 'children per update; 8 a replica on CIFAR-10, Sec. 4.1', low=1)
   controller_units: int = field(35, 'width of each LSTM layer, Sec. 4.1', low=1)
   controller_layers: int = field(2, 'LSTM layers, Sec. 4.1', low=1)
   controller_init: float = field(0.08, 'weights start uniform within +-this, Sec. 4.1', above=0.0)

@@ -124,11 +124,11 @@ def test_a_child_that_fails_leaves_its_siblings_bits_alone(alone, data):
 
 def test_one_compilation_serves_200_cells(data):
   one, seen = programs(1, steps=1), set()
-  for seed in range(50):
+  for seed in range(54):
     archs, keys = children(4, seed)
     seen |= {tuple(np.concatenate(jax.tree.leaves(jax.tree.map(lambda x, k=k: x[k], archs)))) for k in range(4)}
     train.fit(one, archs, keys, data)
-  assert len(seen) > 190
+  assert len(seen) >= 200
   assert one.compilations() == 3  # init, chunk, score
 
 
