@@ -18,7 +18,7 @@ import numpy as np
 from experiments import launch
 from nas_jax import data, journal, published, reliability, report, search, space, tree_cell
 from nas_jax.children import lm
-from nas_jax.systems import cell
+from nas_jax.systems import cell, language
 from nas_jax.types import Batch, Outcome
 
 
@@ -37,16 +37,19 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
   cfg = launch.configure(values, cell.PRESETS)
   known = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
   known |= {path: launch.read_arch(path, space.tree_from_json) for path in values.beside}
-  text = cell.load(cfg, values.data_dir)
+  text = language.load(cfg, values.data_dir)
   launch.use_all_cores()
-  s = cell.build(cfg, text)
+  cell.build(cfg, text)  # which checks what belongs together
   workdir = values.workdir or f'runs/cell_search-{values.preset}'
-  launch.open_workdir(workdir, cfg)
-  return lambda: run(cfg, text, s, known, workdir, values.control)
+  cfg = launch.open_workdir(workdir, cfg)
+  return lambda: run(cfg, text, known, workdir, values.control)
 
 
-def run(cfg: cell.Config, text: data.Text, s: search.Search, known: Cells, workdir: str, with_control: bool) -> None:
+def run(cfg: cell.Config, text: data.Text, known: Cells, workdir: str, with_control: bool) -> None:
   """Reliability of the reward, the search, its control, known cells beside it, and what came out."""
+  if cfg.child_program == 'auto':
+    cfg = settle_program(cfg, text, workdir)
+  s = cell.build(cfg, text)
   print(
     f'{s.space.size():.2e} cells; {cfg.max_children} children of {cfg.steps} steps on {cfg.dataset}, '
     f'{len(text.vocabulary)} different {cfg.level}s; {len(jax.local_devices())} {jax.default_backend()} devices; '
@@ -67,6 +70,16 @@ def run(cfg: cell.Config, text: data.Text, s: search.Search, known: Cells, workd
   summary = f'{best_cell(s.space, found[cfg.algorithm])}\n\n{standings(cfg, text, s.space, found, scores)}\n{signal}\n'
   launch.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
+
+
+def settle_program(cfg: cell.Config, text: data.Text, workdir: str) -> cell.Config:
+  """`cfg` with the faster way to compile children, measured once a workdir and noted in its config.json."""
+  seconds = cell.time_programs(cfg, text)
+  faster = min(seconds._fields, key=lambda name: getattr(seconds, name))
+  print(f'{faster} children: {seconds.generic:.2f} s each generic, {seconds.specialised:.2f} s specialised', flush=True)
+  cfg = dataclasses.replace(cfg, child_program=faster)
+  launch.note_config(workdir, cfg)
+  return cfg
 
 
 def measure_reliability(cfg: cell.Config, text: data.Text, s: search.Search, path: str) -> str:
@@ -104,8 +117,11 @@ def measure_yardsticks(
     simple = cell.build_evaluator(cfg, text, lm.flax_cell(lambda features: nn.SimpleCell(features)))
     return train(published.LSTM, simple)  # a Flax cell ignores the architecture
 
+  def train_lstm() -> list[float]:
+    return train(published.LSTM, cell.build_evaluator(cfg, text, lm.lstm()))
+
   wanted = {name: functools.partial(train, arch, s.evaluate) for name, arch in known.items()}
-  return launch.once_each(path, wanted | {'SimpleCell (Flax)': train_simple})
+  return launch.once_each(path, wanted | {'standard LSTM': train_lstm, 'SimpleCell (Flax)': train_simple})
 
 
 def best_cell(cell_space: space.Space, records: Sequence[journal.Record]) -> str:

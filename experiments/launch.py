@@ -88,18 +88,30 @@ def overlay(values: flags.FlagValues, cfg: Any) -> Any:
   for item in dataclasses.fields(cfg):
     given = values[item.name].value
     if given is not None:
-      setattr(cfg, item.name, tuple(given) if isinstance(given, list) else given)
+      setattr(cfg, item.name, _entries(item, given) if isinstance(given, list) else given)
   config.check(cfg)
   return cfg
 
 
-def use_all_cores() -> None:
+def _entries(item: Any, given: Sequence[str]) -> tuple[Any, ...]:
+  """The entries of a list flag, as those of the field's default are."""
+  wanted = type(item.default[0])
+  try:
+    return tuple(wanted(entry) for entry in given)
+  except ValueError:
+    raise ValueError(f'{item.name} (={",".join(given)}) must be a list of {wanted.__name__}s.') from None
+
+
+def use_all_cores(at_most: int | None = None) -> None:
   """Makes each core of a CPU machine a device of its own. Before JAX is first used; accelerators do not care."""
-  jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+  jax.config.update('jax_num_cpu_devices', min(len(os.sched_getaffinity(0)), at_most or 1000))
 
 
-def open_workdir(workdir: str, cfg: Any) -> None:
+def open_workdir(workdir: str, cfg: Any) -> Any:
   """Makes the folder and notes the config, or checks that it is this search's folder.
+
+  Returns:
+    `cfg`; what it leaves to be measured ('auto') as it was settled in this folder, if it was.
 
   Raises:
     ValueError: it cannot be written, or holds a search of another config (says which fields differ).
@@ -112,19 +124,26 @@ def open_workdir(workdir: str, cfg: Any) -> None:
         old = json.load(file)
     else:
       old = config.as_json(cfg)
-      write(path, json.dumps(old, indent=2) + '\n')
+      note_config(workdir, cfg)
   except OSError as error:
     raise ValueError(
       f'workdir (={workdir!r}) cannot be used ({error.strerror}): name one that can be written.'
     ) from None
   except json.JSONDecodeError:
     raise ValueError(f'{path} is not JSON: restore it, or take a new workdir.') from None
+  cfg = config.settled(cfg, old)
   different = config.differences(old, cfg)
   if different:
     raise ValueError(
       f'workdir (={workdir!r}) holds a search of another config: {", ".join(different)}. Give the same flags '
       'to resume, or another --workdir.'
     )
+  return cfg
+
+
+def note_config(workdir: str, cfg: Any) -> None:
+  """Writes config.json."""
+  write(os.path.join(workdir, 'config.json'), json.dumps(config.as_json(cfg), indent=2) + '\n')
 
 
 def write(path: str, text: str) -> None:

@@ -9,6 +9,8 @@ from nas_jax.types import Array, Key, PyTree
 class Child(NamedTuple):
   """One network family. All functions are for one child; the trainer lays out many.
 
+  `arch` is all in which children differ: an architecture, and hyperparameters where they do.
+
   Attributes:
     init: (arch, key) -> params.
     carry: (params) -> what training hands from step to step besides the weights: recurrent state, or ().
@@ -22,3 +24,14 @@ class Child(NamedTuple):
   batch: Callable[[PyTree, Key, Array], PyTree]
   loss: Callable[[PyTree, PyTree, PyTree, PyTree, Key], tuple[Array, PyTree]]
   score: Callable[[PyTree, PyTree, PyTree], dict[str, Array]]
+
+
+def completed(child: Child, complete: Callable[[PyTree], PyTree]) -> Child:
+  """`child` for a trainer whose children differ in less: `complete` makes its arch of what they differ in."""
+  return Child(
+    lambda part, key: child.init(complete(part), key),
+    child.carry,
+    child.batch,
+    lambda params, part, carry, batch, key: child.loss(params, complete(part), carry, batch, key),
+    lambda params, part, data: child.score(params, complete(part), data),
+  )

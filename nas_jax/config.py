@@ -3,7 +3,7 @@
 A launcher makes one flag of each field and Colab writes `Config(m=2)`; `check` serves both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 from typing import Any
@@ -37,28 +37,41 @@ def field(
 def check(config: Any) -> None:
   """Raises ValueError, naming the field and what fits, on the first value of a wrong type or out of range."""
   for item in dataclasses.fields(config):
-    value, rules = getattr(config, item.name), item.metadata
-    wanted = type(item.default)
-    if isinstance(value, bool) != (wanted is bool) or not isinstance(
-      value, (int, float) if wanted is float else wanted
-    ):
-      raise ValueError(f'{item.name} (={value!r}) must be of type {wanted.__name__}: {rules["help"]}.')
-    bounds = []
-    if rules.get('low') is not None:
-      bounds.append((value >= rules['low'], f'at least {rules["low"]}'))
-    if rules.get('above') is not None:
-      bounds.append((value > rules['above'], f'greater than {rules["above"]}'))
-    if rules.get('high') is not None:
-      bounds.append((value <= rules['high'], f'at most {rules["high"]}'))
-    if rules.get('choices'):
-      bounds.append((value in rules['choices'], f'one of {", ".join(rules["choices"])}'))
-    if not all(holds for holds, _ in bounds):
-      raise ValueError(f'{item.name} (={value}) must be {" and ".join(words for _, words in bounds)}: {rules["help"]}.')
+    value = getattr(config, item.name)
+    if isinstance(item.default, tuple) and isinstance(value, tuple):
+      if not value:
+        raise ValueError(f'{item.name} is an empty list, it must hold at least one: {item.metadata["help"]}.')
+      for entry in value:
+        _check_value(item.name, entry, type(item.default[0]), item.metadata)
+    else:
+      _check_value(item.name, value, type(item.default), item.metadata)
+
+
+def _check_value(name: str, value: Any, wanted: type, rules: Mapping[str, Any]) -> None:
+  if isinstance(value, bool) != (wanted is bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+    raise ValueError(f'{name} (={value!r}) must be of type {wanted.__name__}: {rules["help"]}.')
+  bounds = []
+  if rules.get('low') is not None:
+    bounds.append((value >= rules['low'], f'at least {rules["low"]}'))
+  if rules.get('above') is not None:
+    bounds.append((value > rules['above'], f'greater than {rules["above"]}'))
+  if rules.get('high') is not None:
+    bounds.append((value <= rules['high'], f'at most {rules["high"]}'))
+  if rules.get('choices'):
+    bounds.append((value in rules['choices'], f'one of {", ".join(rules["choices"])}'))
+  if not all(holds for holds, _ in bounds):
+    raise ValueError(f'{name} (={value}) must be {" and ".join(words for _, words in bounds)}: {rules["help"]}.')
 
 
 def as_json(config: Any) -> dict[str, Any]:
   """The fields as JSON gives them back: tuples are lists."""
   return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def settled(config: Any, old: Mapping[str, Any]) -> Any:
+  """`config` with the values of `old` in the fields that are 'auto': what was measured once is not measured again."""
+  names = [item.name for item in dataclasses.fields(config) if getattr(config, item.name) == 'auto']
+  return dataclasses.replace(config, **{name: old[name] for name in names if name in old})
 
 
 def differences(old: dict[str, Any], new: Any) -> list[str]:

@@ -74,28 +74,29 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
 
 def fitter(
   child: Child,
-  optimizer: optax.GradientTransformation,
+  optimizer: Callable[[PyTree], optax.GradientTransformation],
   steps: int,
   steps_per_call: int,
   mesh: Mesh | None = None,
 ) -> Fit:
-  """The programs that train children of one kind for `steps` steps, `steps_per_call` in a program call."""
+  """The programs that train children of one kind for `steps` steps, `steps_per_call` in a program call.
+
+  `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch.
+  """
   mesh = child_mesh() if mesh is None else mesh
 
   def init(shared, arch, key, real) -> FitState:
     del shared
     params = child.init(arch, jax.random.fold_in(key, 0))
-    failed = jnp.where(real, FINE, PADDING)
-    return FitState(
-      jnp.zeros((), jnp.int32), params, optimizer.init(params), child.carry(params), jnp.zeros(()), failed
-    )
+    opt_state, carry, failed = optimizer(arch).init(params), child.carry(params), jnp.where(real, FINE, PADDING)
+    return FitState(jnp.zeros((), jnp.int32), params, opt_state, carry, jnp.zeros(()), failed)
 
   def advance(data, state: FitState, arch, key) -> FitState:
     batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step + 1))
     batch = child.batch(data, batch_key, state.step)
     value_and_grad = jax.value_and_grad(child.loss, has_aux=True)
     (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = optimizer(arch).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)), FINE, NOT_FINITE)
     return FitState(state.step + 1, params, opt_state, carry, loss, failed)
@@ -131,6 +132,14 @@ def share(data: PyTree, mesh: Mesh) -> PyTree:
   return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
 
 
+def begin(programs: Fit, archs: PyTree, keys: Key) -> tuple[FitState, PyTree, Key]:
+  """Untrained children, with their archs and keys, filled up to a multiple of the devices by children not trained."""
+  m = len(keys)
+  padding = -m % programs.mesh.size
+  archs, keys = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), (archs, keys))
+  return programs.init(archs, keys, jnp.arange(m + padding) < m), archs, keys
+
+
 def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, np.ndarray]:
   """Trains m children from scratch and scores them; between chunks control comes back here.
 
@@ -144,10 +153,8 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, np.n
     The child's metrics, each [m], with 'loss', the last training loss, and 'failed', an index into FAILURES. A child
     that fails keeps its weights and disturbs no sibling.
   """
-  m, devices = len(keys), programs.mesh.size
-  padding = -m % devices
-  archs, keys = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), (archs, keys))
-  states = programs.init(archs, keys, jnp.arange(m + padding) < m)
+  m = len(keys)
+  states, archs, keys = begin(programs, archs, keys)
   for done in range(0, programs.steps, programs.steps_per_call):
     count = min(programs.steps_per_call, programs.steps - done)
     states = programs.chunk(data, jnp.asarray(count), states, archs, keys)

@@ -10,22 +10,22 @@ is the value of the root, injected if it is the root that takes c_(t-1).
 """
 
 from collections.abc import Sequence
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nas_jax import recurrence
 from nas_jax.published import LSTM, NASCELL
+from nas_jax.recurrence import Carry
 from nas_jax.space.base import is_static
 from nas_jax.space.tree import ACTIVATE, COMBINE, IDENTITY, RELU, SIGMOID, SIN, TANH, TreeArch, leaves
 from nas_jax.tree_text import equations, to_source
-from nas_jax.types import Array, Key, PyTree
+from nas_jax.types import Array, Key
 
 __all__ = ['LSTM', 'NASCELL', 'TreeArch', 'TreeCell', 'apply', 'equations', 'init', 'to_source', 'unroll']
 
-Carry = tuple[Array, Array]  # (c, h), each [B, H]
 Operations = tuple[Sequence[int], Sequence[int]]  # the (combine, activate) ids that a traced arch may hold
 EVERY: Operations = (tuple(range(len(COMBINE))), tuple(range(len(ACTIVATE))))
 
@@ -46,14 +46,7 @@ def init(
   Returns:
     {'kernel': [in_features, n * H], 'recurrent_kernel': [H, n * H]}.
   """
-  width = leaves(arch) * features
-  scale = features**-0.5 if scale is None else scale
-  input_key, recurrent_key = jax.random.split(key)
-  params = {
-    'kernel': jax.random.uniform(input_key, (in_features, width), minval=-scale, maxval=scale),
-    'recurrent_kernel': jax.random.uniform(recurrent_key, (features, width), minval=-scale, maxval=scale),
-  }
-  return params | {'bias': jnp.zeros(width)} if bias else params
+  return recurrence.init(key, in_features, features, leaves(arch), bias=bias, scale=scale)
 
 
 def apply(
@@ -63,10 +56,7 @@ def apply(
 
   `operations` is for a traced arch: the ids that it may hold, so that the program can leave the others out.
   """
-  c, h = carry
-  recurrent = h @ params['recurrent_kernel'] + _bias(params)[None]
-  c, h = _tree(arch, operations, *_vary_together((x @ params['kernel'], recurrent, c), arch))
-  return (c, h), h
+  return recurrence.step(*_cell(arch, operations), params, carry, x)
 
 
 def unroll(
@@ -99,11 +89,8 @@ def unroll(
   Returns:
     The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
   """
-  mask = jnp.broadcast_to(jnp.ones((), xs.dtype) if h_mask is None else h_mask, carry[1].shape)
-  keep = None if length is None else jnp.arange(len(xs))[:, None, None] < length[None, :, None]
-  floats = (params['recurrent_kernel'], _bias(params), xs @ params['kernel'], *carry, mask)
-  c, h, hs = (_hoisted_scan if hoist else _scan)(arch, operations, keep, *_vary_together(floats, (arch, keep)))
-  return (c, h), hs
+  cell = _cell(arch, operations)
+  return recurrence.unroll(*cell, params, carry, xs, h_mask=h_mask, length=length, hoist=hoist)
 
 
 class TreeCell(nn.RNNCellBase):
@@ -157,87 +144,11 @@ def __getattr__(name: str) -> Any:
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}.')
 
 
-def _bias(params: dict[str, Array]) -> Array:
-  """[n * H], zeros where the cell has none."""
-  kernel = params['recurrent_kernel']
-  return params['bias'] if 'bias' in params else jnp.zeros(kernel.shape[1:], kernel.dtype)
-
-
-def _vary_together(arrays: tuple[Array, ...], others: PyTree) -> tuple[Array, ...]:
-  """Under `shard_map`, makes all arrays vary over the mesh axes that any of them, or of `others`, varies over.
-
-  A scan wants its carry, and a `custom_vjp` its cotangents, to be of one such type. Elsewhere this adds a constant 0.
-  """
-  zero = sum(jnp.zeros_like(array, shape=()) for array in jax.tree.leaves((arrays, others)))
-  return tuple(array + zero for array in arrays)
-
-
-# -- the loop over time -----------------------------------------------------------------------------------------------
-
-
-def _scan(arch, operations, keep, kernel, bias, gates, c, h, mask):
-  """The loop as it is written; JAX derives its gradient. Returns c, h [B, H] and the outputs [T, B, H]."""
-  (c, h), (hs, *_) = jax.lax.scan(functools.partial(_step, arch, operations, kernel, bias, mask), (c, h), (gates, keep))
-  return c, h, hs
-
-
-def _step(arch, operations, kernel, bias, mask, carry, inputs):
-  """One step: the carry after it, and its output beside what the backward pass needs."""
-  (c, h), (gate, keep) = carry, inputs
-  recurrent = (h * mask) @ kernel + bias[None]
-  new_c, new_h = _tree(arch, operations, gate, recurrent, c)
-  after = (new_c, new_h) if keep is None else (jnp.where(keep, new_c, c), jnp.where(keep, new_h, h))
-  return after, (new_h, c, h, recurrent)
-
-
-def _hoisted_scan(arch, operations, keep, *floats):
-  """`_scan` with the weight gradient taken out of its backward loop."""
-  # As an argument of a custom_vjp a static arch would be traced, so it enters by closure; a traced one must be one.
-  static, traced = (arch, None) if is_static(arch) else (None, arch)
-
-  @jax.custom_vjp
-  def scan(traced, keep, kernel, bias, gates, c, h, mask):
-    return _scan(static or traced, operations, keep, kernel, bias, gates, c, h, mask)
-
-  def forward(traced, keep, kernel, bias, gates, c, h, mask):
-    step = functools.partial(_step, static or traced, operations, kernel, bias, mask)
-    (c, h), (hs, cs, before, recurrents) = jax.lax.scan(step, (c, h), (gates, keep))
-    return (c, h, hs), (traced, keep, kernel, gates, cs, before, recurrents, mask)
-
-  def backward(residuals, cotangents):
-    traced, keep, kernel, gates, cs, before, recurrents, mask = residuals
-    dc, dh, dhs = cotangents
-
-    def step(carry, inputs):
-      dc, dh = carry
-      gate, recurrent, c, keep, dh_out = inputs
-      if keep is None:
-        past_c = past_h = 0.0
-      else:  # a row past its length hands its cotangent on unchanged
-        past_c, past_h = jnp.where(keep, 0.0, dc), jnp.where(keep, 0.0, dh)
-        dc, dh = jnp.where(keep, dc, 0.0), jnp.where(keep, dh, 0.0)
-      _, vjp = jax.vjp(functools.partial(_tree, static or traced, operations), gate, recurrent, c)
-      dgate, drecurrent, dc = vjp((dc, dh_out + dh))
-      dmasked = drecurrent @ kernel.T
-      return (dc + past_c, dmasked * mask + past_h), (dgate, drecurrent, dmasked)
-
-    inputs = (gates, recurrents, cs, keep, dhs)
-    (dc, dh), (dgates, drecurrents, dmasked) = jax.lax.scan(step, (dc, dh), inputs, reverse=True)
-    dkernel = jnp.einsum('tbi,tbj->ij', before * mask[None], drecurrents)
-    return None, None, dkernel, drecurrents.sum((0, 1)), dgates, dc, dh, (dmasked * before).sum(0)
-
-  scan.defvjp(forward, backward)
-  return scan(traced, keep, *floats)
-
-
-# -- one step of the tree ---------------------------------------------------------------------------------------------
-
-
-def _tree(arch: TreeArch, operations: Operations, x: Array, h: Array, c: Array) -> Carry:
-  """What enters the leaves, x and h [B, n * H], and c_(t-1) [B, H], to (c_t, h_t)."""
+def _cell(arch: TreeArch, operations: Operations) -> tuple[recurrence.Cell, TreeArch | None]:
+  """A tree as `recurrence` takes it. A static arch enters by closure: as an argument it would become traced."""
   if is_static(arch):
-    return _static_tree(arch, x, h, c)
-  return _traced_tree(arch, operations, x, h, c)
+    return lambda _, x, h, c: _static_tree(arch, x, h, c), None
+  return lambda traced, x, h, c: _traced_tree(traced, operations, x, h, c), arch
 
 
 def _static_tree(arch: TreeArch, x: Array, h: Array, c: Array) -> Carry:

@@ -167,10 +167,10 @@ def imports(path):
 
 FLOORS = [
   {'lazy', 'types', 'config', 'space', 'reinforce', 'rewards', 'data', 'checkpoint', 'published'},
-  {'controller', 'tree_cell', 'tree_text', 'tree_cell_nnx', 'child'},
+  {'controller', 'recurrence', 'tree_cell', 'tree_text', 'tree_cell_nnx', 'child'},
   {'children'},
   {'train'},
-  {'evaluator', 'journal', 'report', 'reliability'},
+  {'evaluator', 'finish', 'journal', 'report', 'reliability'},
   {'search'},
   {'systems'},
 ]

@@ -12,10 +12,15 @@ from nas_jax.children import lm
 
 V, H, B, T = 5, 4, 3, 5
 ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
+PLAN = lm.Plan(ARCH, lm.Settings(0.0, 0.0, 0.5, 0.5))
 
 
-def network(layers=1, cell=None):
-  return lm.build(V, H, layers, B, 0.5, cell or lm.tree())
+def network(layers=1, cell=None, batch=B, **kwargs):
+  return lm.build(V, H, layers, batch, cell or lm.tree(), **kwargs)
+
+
+def dropping(**rates):
+  return PLAN._replace(settings=PLAN.settings._replace(dropout=lm.Dropout(**rates)))
 
 
 @pytest.fixture(scope='module')
@@ -44,9 +49,9 @@ def test_every_prediction_of_the_validation_split_counts_once(laid_out):
 
 def test_a_softmax_of_zeros_has_the_perplexity_of_a_guess(laid_out):
   child = network()
-  params = child.init(ARCH, jax.random.key(0))
+  params = child.init(PLAN, jax.random.key(0))
   params['softmax'] = jnp.zeros((H, V))
-  np.testing.assert_allclose(child.score(params, ARCH, laid_out)['perplexity'], V, rtol=1e-5)
+  np.testing.assert_allclose(child.score(params, PLAN, laid_out)['perplexity'], V, rtol=1e-5)
 
 
 @pytest.mark.parametrize('layers', [1, 2])
@@ -55,7 +60,7 @@ def test_perplexity_by_a_plain_loop(laid_out, layers):
   from nas_jax import tree_cell
 
   child = network(layers)
-  params = child.init(ARCH, jax.random.key(1))
+  params = child.init(PLAN, jax.random.key(1))
   text = tiny.text()
   count = len(text.valid) - 1
   length = np.asarray(laid_out.valid[0]).size // 4
@@ -69,19 +74,19 @@ def test_perplexity_by_a_plain_loop(laid_out, layers):
         carries[n], x = step(cell_params, carries[n], x)
       logits = np.asarray((x @ params['softmax'])[0] + params['softmax_bias']).astype(np.float64)
       total -= logits[text.valid[i + 1]] - np.log(np.exp(logits).sum())
-  score = child.score(params, ARCH, laid_out)['perplexity']
+  score = child.score(params, PLAN, laid_out)['perplexity']
   np.testing.assert_allclose(score, np.exp(total / count), rtol=1e-5)
 
 
 def test_state_is_carried_within_an_epoch_and_cleared_at_its_start(laid_out):
   child = network()
-  params = child.init(ARCH, jax.random.key(2))
+  params = child.init(PLAN, jax.random.key(2))
   ones = jax.tree.map(jnp.ones_like, child.carry(params))
   key = jax.random.key(0)
   epoch = len(laid_out.train)
 
   def loss(carry, step):
-    return float(child.loss(params, ARCH, carry, child.batch(laid_out, key, jnp.asarray(step)), key)[0])
+    return float(child.loss(params, PLAN, carry, child.batch(laid_out, key, jnp.asarray(step)), key)[0])
 
   for step, differs in ((0, False), (1, True), (epoch, False)):
     assert (loss(ones, step) != loss(child.carry(params), step)) == differs
@@ -90,11 +95,11 @@ def test_state_is_carried_within_an_epoch_and_cleared_at_its_start(laid_out):
 
 
 def test_a_tied_softmax_is_the_embedding(laid_out):
-  tied, untied = lm.build(V, H, 1, B, 0.5, lm.tree(), tied=True), network()
-  params = tied.init(ARCH, jax.random.key(3))
+  tied, untied = network(tied=True), network()
+  params = tied.init(PLAN, jax.random.key(3))
   assert 'softmax' not in params
   copied = params | {'softmax': params['embedding'].T}
-  assert tied.score(params, ARCH, laid_out) == untied.score(copied, ARCH, laid_out)
+  assert tied.score(params, PLAN, laid_out) == untied.score(copied, PLAN, laid_out)
 
 
 # Which rows of which weights get no gradient at all where one stream's mask is 0 for all time steps.
@@ -104,11 +109,11 @@ DROPPED |= {'recurrent': ('cells', 0, 'recurrent_kernel')}
 
 @pytest.mark.parametrize('place', DROPPED)
 def test_dropout_takes_one_mask_for_all_time_steps(place):
-  child = lm.build(V, H, 1, 1, 0.5, lm.tree(), dropout=lm.Dropout(**{place: 0.5}))
-  params = child.init(ARCH, jax.random.key(4))
+  child, plan = network(batch=1), dropping(**{place: 0.5})
+  params = child.init(PLAN, jax.random.key(4))
   carry = jax.tree.map(jnp.ones_like, child.carry(params))
   tokens = jnp.arange(2 * V + 1)[:, None] % V  # every word twice
-  grads = jax.jit(jax.grad(lambda params, key: child.loss(params, ARCH, carry, (tokens, False), key)[0]))
+  grads = jax.jit(jax.grad(lambda params, key: child.loss(params, plan, carry, (tokens, False), key)[0]))
   counts = []
   for seed in range(20):
     found = grads(params, jax.random.key(seed))
@@ -119,16 +124,17 @@ def test_dropout_takes_one_mask_for_all_time_steps(place):
 
 
 def test_dropout_is_for_training_alone_and_scaled_to_keep_the_mean(laid_out):
-  child = lm.build(V, H, 1, B, 0.5, lm.tree(), dropout=lm.Dropout(0.3, 0.3, 0.3, 0.3))
-  params = child.init(ARCH, jax.random.key(5))
-  assert child.score(params, ARCH, laid_out) == network().score(params, ARCH, laid_out)
+  child, plan = network(), dropping(embedding=0.3, input=0.3, recurrent=0.3, output=0.3)
+  params = child.init(PLAN, jax.random.key(5))
+  assert child.score(params, plan, laid_out) == child.score(params, PLAN, laid_out)
   # One word, dropped or doubled: the mean of its embedding over many masks is itself.
-  linear = lm.build(
-    V, H, 1, B, 0.5, lm.Cell(None, lambda b, h: (), lambda p, a, c, xs, m: (c, xs)), dropout=lm.Dropout(0.5)
-  )
+  linear = network(cell=lm.Cell(None, lambda b, h: (), lambda p, a, c, xs, m: (c, xs)))
   params = {'embedding': jnp.eye(V, H), 'cells': [()], 'softmax': jnp.eye(H, V) * 1e-3, 'softmax_bias': jnp.zeros(V)}
   batch = jnp.ones((2, B), jnp.int32), True
-  losses = jax.vmap(lambda key: linear.loss(params, (), [()], batch, key)[0])(jax.random.split(jax.random.key(0), 2000))
+  keys, plan = jax.random.split(jax.random.key(0), 2000), dropping(embedding=0.5)
+  losses = jax.vmap(lambda key: linear.loss(params, plan, [()], batch, key)[0])(keys)
+    jax.random.split(jax.random.key(0), 2000)
+  )
   # For small logits z the loss is log V - z_1 + mean(z): linear, so its mean is that without dropout.
   wanted = np.log(V) - 1e-3 + 1e-3 / V
   assert abs(losses.mean() - wanted) < 1e-4 and losses.std() > 5e-4
@@ -136,7 +142,7 @@ def test_dropout_is_for_training_alone_and_scaled_to_keep_the_mean(laid_out):
 
 def test_a_flax_cell_is_flax_rnn(laid_out):
   cell = lm.flax_cell(lambda features: nn.SimpleCell(features))
-  params = cell.init(jax.random.key(0), None, 3, H)
+  params = cell.init(jax.random.key(0), None, 3, H, 0.5)
   xs = jax.random.normal(jax.random.key(1), (T, B, 3))
   _, ys = cell.unroll(params, None, cell.carry(B, H), xs, None)
   rnn = nn.RNN(nn.SimpleCell(H), time_major=True)

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from nas_jax import space, train
+from nas_jax.child import completed
 from nas_jax.children import lm
 from nas_jax.space.tree import operations
 
@@ -15,10 +16,16 @@ SPACE = space.tree_cell_space(2)
 M = 6
 
 
+def network():
+  """A child whose arch is a cell alone."""
+  settings = lm.Settings(0.0, 0.0, 0.5, 0.5)
+  return completed(lm.build(5, 4, 1, 3, lm.tree(operations(SPACE))), lambda arch: lm.Plan(arch, settings))
+
+
 def programs(devices, steps=8, steps_per_call=3, lr=0.5):
-  child = lm.build(5, 4, 1, 3, 0.5, lm.tree(operations(SPACE)))
+  child = network()
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(lr))
-  return train.fitter(child, optimizer, steps, steps_per_call, train.child_mesh(jax.devices()[:devices]))
+  return train.fitter(child, lambda _: optimizer, steps, steps_per_call, train.child_mesh(jax.devices()[:devices]))
 
 
 def children(m=M, seed=0):
@@ -71,7 +78,7 @@ def test_vmap_is_the_loop(alone, data):
 
 def single_chunk(count):
   """Three steps of one child, outside any layout."""
-  child = lm.build(5, 4, 1, 3, 0.5, lm.tree(operations(SPACE)))
+  child = network()
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5))
 
   def run(data, state, arch, key):

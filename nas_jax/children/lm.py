@@ -1,6 +1,6 @@
 """The language model child: an embedding, a stack of recurrent cells, a softmax (Zoph & Le 2017, Sec. 4.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nas_jax import tree_cell
+from nas_jax import recurrence, tree_cell
 from nas_jax.child import Child
 from nas_jax.data import Text
 from nas_jax.types import Array, Key, PyTree
@@ -18,7 +18,8 @@ from nas_jax.types import Array, Key, PyTree
 class Cell(NamedTuple):
   """A kind of recurrent cell: what `build` stacks."""
 
-  init: Callable[[Key, PyTree, int, int], PyTree]  # (key, arch, in_features, features) -> params
+  # (key, arch, in_features, features, scale) -> params, uniform in [-scale, scale], which may be traced
+  init: Callable[[Key, PyTree, int, int, float | Array], PyTree]
   carry: Callable[[int, int], PyTree]  # (batch, features) -> zeros
   # (params, arch, carry, xs, h_mask [B, H] or None) -> carry, ys; the mask is that of recurrent dropout
   unroll: Callable[[PyTree, PyTree, PyTree, Array, Array | None], tuple[PyTree, Array]]
@@ -27,20 +28,41 @@ class Cell(NamedTuple):
 def tree(operations: tree_cell.Operations = tree_cell.EVERY) -> Cell:
   """Tree cells; traced ones may hold only the given (combine, activate) ids."""
 
-  def carry(batch: int, features: int) -> PyTree:
-    return jnp.zeros((batch, features)), jnp.zeros((batch, features))
-
   def unroll(params, arch, carry, xs, h_mask):
     return tree_cell.unroll(params, arch, carry, xs, h_mask=h_mask, operations=operations)
 
-  return Cell(tree_cell.init, carry, unroll)
+  def init(key, arch, in_features, features, scale):
+    return tree_cell.init(key, arch, in_features, features, scale=scale)
+
+  return Cell(init, _two_zeros, unroll)
+
+
+def lstm() -> Cell:
+  """The standard LSTM with biases, as a yardstick; the arch is ignored."""
+
+  def init(key, arch, in_features, features, scale):
+    del arch
+    return recurrence.init(key, in_features, features, 4, bias=True, scale=scale)
+
+  def unroll(params, arch, carry, xs, h_mask):
+    del arch
+    return recurrence.unroll(recurrence.lstm, None, params, carry, xs, h_mask=h_mask)
+
+  return Cell(init, _two_zeros, unroll)
+
+
+def _two_zeros(batch: int, features: int) -> PyTree:
+  return jnp.zeros((batch, features)), jnp.zeros((batch, features))
 
 
 def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
-  """A Flax cell, e.g. `flax_cell(nn.SimpleCell)`, as a yardstick without recurrent dropout; the arch is ignored."""
+  """A Flax cell, e.g. `flax_cell(nn.SimpleCell)`, as a yardstick; the arch is ignored.
 
-  def init(key, arch, in_features, features):
-    del arch
+  It starts by Flax's own init and knows no recurrent dropout.
+  """
+
+  def init(key, arch, in_features, features, scale):
+    del arch, scale
     cell = make(features)
     zeros = cell.initialize_carry(key, (1, in_features))
     return cell.init(key, zeros, jnp.zeros((1, in_features)))
@@ -74,10 +96,10 @@ def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
   columns = len(text.train) // batch
   streams = text.train[: batch * columns].reshape(batch, columns).T
   train = np.stack([streams[i * bptt : (i + 1) * bptt + 1] for i in range(steps)])
-  return Data(train, _windows(text.valid, score_batch, bptt))
+  return Data(train, windows(text.valid, score_batch, bptt))
 
 
-def _windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, ...]:
+def windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, ...]:
   """All predictions of a split in `streams` columns, padded at the end with weight 0."""
   count = len(tokens) - 1
   streams = min(streams, count)
@@ -92,19 +114,39 @@ def _windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, .
 
 
 class Dropout(NamedTuple):
-  """Rates of variational dropout (Gal & Ghahramani 2016): one mask for all time steps of a training step."""
+  """Rates of variational dropout (Gal & Ghahramani 2016): one mask for all time steps of a training step.
 
-  embedding: float = 0.0  # whole words of the vocabulary
-  input: float = 0.0  # what enters each cell from below
-  recurrent: float = 0.0  # h_(t-1) where it enters the cell
-  output: float = 0.0  # what enters the softmax
+  A rate that is None costs nothing; others may be traced, and 0.
+  """
+
+  embedding: float | Array | None = None  # whole words of the vocabulary
+  input: float | Array | None = None  # what enters each cell from below
+  recurrent: float | Array | None = None  # h_(t-1) where it enters the cell
+  output: float | Array | None = None  # what enters the softmax
+
+
+class Settings(NamedTuple):
+  """Hyperparameters of a child: numbers, or arrays where one program trains children that differ in them."""
+
+  lr: float | Array  # learning rate at the start
+  decay_epoch: float | Array  # epochs at that rate, where it decays by epochs
+  init_scale: float | Array  # embedding and softmax start uniform within +- this
+  cell_scale: float | Array  # likewise the weights of the cells
+  dropout: Dropout = Dropout()
+
+
+class Plan(NamedTuple):
+  """All that one child is made from."""
+
+  arch: PyTree  # static or traced, as the cell takes it
+  settings: Settings
 
 
 class Masks(NamedTuple):
   """What dropout leaves, scaled up; None where nothing is dropped."""
 
   words: Array | None  # [V, 1]
-  between: tuple[Array | None, ...]  # [B, H] below each cell, and above the last
+  between: tuple[Array | None, ...]  # [B, features] below each cell, and above the last
   recurrent: tuple[Array | None, ...]  # [B, H] for each cell
 
 
@@ -113,19 +155,20 @@ def no_masks(layers: int) -> Masks:
   return Masks(None, (None,) * (layers + 1), (None,) * layers)
 
 
-def draw_masks(key: Key, dropout: Dropout, vocabulary: int, hidden: int, layers: int, batch: int) -> Masks:
-  """The masks of one training step; a rate of 0 draws none."""
+def draw_masks(key: Key, dropout: Dropout, vocabulary: int, widths: Sequence[int], batch: int) -> Masks:
+  """The masks of one training step; `widths` are those of what enters each cell, and the softmax."""
+  layers = len(widths) - 1
 
-  def mask(key: Key, rate: float, *shape: int) -> Array | None:
-    return jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate) if rate else None
+  def mask(key: Key, rate: float | Array | None, *shape: int) -> Array | None:
+    return None if rate is None else jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate)
 
   word_key, between_key, recurrent_key = jax.random.split(key, 3)
   between_rates = [dropout.input] * layers + [dropout.output]
   between_keys, recurrent_keys = jax.random.split(between_key, layers + 1), jax.random.split(recurrent_key, layers)
   return Masks(
     mask(word_key, dropout.embedding, vocabulary, 1),
-    tuple(mask(k, rate, batch, hidden) for k, rate in zip(between_keys, between_rates, strict=True)),
-    tuple(mask(k, dropout.recurrent, batch, hidden) for k in recurrent_keys),
+    tuple(mask(k, rate, batch, w) for k, rate, w in zip(between_keys, between_rates, widths, strict=True)),
+    tuple(mask(k, dropout.recurrent, batch, w) for k, w in zip(recurrent_keys, widths[1:], strict=True)),
   )
 
 
@@ -137,8 +180,8 @@ def run(
   def dropped(x: Array, mask: Array | None) -> Array:
     return x if mask is None else x * mask[None]
 
-  table = params['embedding'] if masks.words is None else params['embedding'] * masks.words
-  x, after = dropped(table[inputs], masks.between[0]), []
+  x = params['embedding'][inputs]
+  x, after = dropped(x if masks.words is None else x * masks.words[inputs], masks.between[0]), []
   for cell_params, carry, h_mask, above in zip(
     params['cells'], carries, masks.recurrent, masks.between[1:], strict=True
   ):
@@ -151,40 +194,43 @@ def run(
 
 
 def build(
-  vocabulary: int,
-  hidden: int,
-  layers: int,
-  batch: int,
-  init_scale: float,
-  cell: Cell,
-  tied: bool = False,
-  dropout: Dropout = Dropout(),  # noqa: B008 - a NamedTuple cannot change
+  vocabulary: int, hidden: int, layers: int, batch: int, cell: Cell, tied: bool = False, embedding: int = 0
 ) -> Child:
-  """The network, for arrays that `lay_out` made.
+  """The network, for arrays that `lay_out` made; what the trainer calls its arch is a `Plan`.
 
   Args:
     vocabulary: V.
-    hidden: H, also the width of the embedding.
+    hidden: H.
     layers: cells stacked.
     batch: B, the training streams.
-    init_scale: embedding and softmax weights start uniform within +- this, as in Zaremba et al. (2014).
     cell: the kind of cell.
     tied: whether the softmax weights are the embedding's ("shared embeddings" in Table 2).
-    dropout: rates, in training only.
+    embedding: width of the embedding, 0 for H.
 
   Returns:
     A child whose score is {'perplexity': ...} per token over the whole validation split, the state carried through.
-  """
 
-  def init(arch: PyTree, key: Key) -> PyTree:
+  Raises:
+    ValueError: tied weights of an embedding that is not as wide as the cells.
+  """
+  embedding = embedding or hidden
+  if tied and embedding != hidden:
+    raise ValueError(f'embedding (={embedding}) must be as wide as hidden (={hidden}) to be tied to the softmax.')
+  widths = (embedding, *(hidden,) * layers)
+
+  def init(plan: Plan, key: Key) -> PyTree:
     embed_key, softmax_key, *cell_keys = jax.random.split(key, 2 + layers)
+    scale, cell_scale = plan.settings.init_scale, plan.settings.cell_scale
 
     def uniform(key, shape):
-      return jax.random.uniform(key, shape, minval=-init_scale, maxval=init_scale)
+      return jax.random.uniform(key, shape, minval=-scale, maxval=scale)
 
     params = {
-      'embedding': uniform(embed_key, (vocabulary, hidden)),
-      'cells': [cell.init(cell_key, arch, hidden, hidden) for cell_key in cell_keys],
+      'embedding': uniform(embed_key, (vocabulary, embedding)),
+      'cells': [
+        cell.init(cell_key, plan.arch, width, hidden, cell_scale)
+        for cell_key, width in zip(cell_keys, widths[:-1], strict=True)
+      ],
       'softmax_bias': jnp.zeros(vocabulary),
     }
     return params if tied else params | {'softmax': uniform(softmax_key, (hidden, vocabulary))}
@@ -196,20 +242,20 @@ def build(
     del key
     return data.train[step % len(data.train)], step % len(data.train) == 0
 
-  def loss(params, arch, carry, window, key):
+  def loss(params, plan, carry, window, key):
     tokens, first = window
     carry = jax.tree.map(lambda value: jnp.where(first, 0.0, value), carry)
-    masks = draw_masks(key, dropout, vocabulary, hidden, layers, tokens.shape[1])
-    losses, carry = run(cell, params, arch, carry, tokens[:-1], tokens[1:], masks)
+    masks = draw_masks(key, plan.settings.dropout, vocabulary, widths, tokens.shape[1])
+    losses, carry = run(cell, params, plan.arch, carry, tokens[:-1], tokens[1:], masks)
     return losses.mean(), carry
 
-  def score(params, arch, data):
+  def score(params, plan, data):
     whole = no_masks(layers)
 
     def window(state, inputs):
       carry, total = state
       tokens, targets, weight = inputs
-      losses, carry = run(cell, params, arch, carry, tokens, targets, whole)
+      losses, carry = run(cell, params, plan.arch, carry, tokens, targets, whole)
       return (carry, total + (losses * weight).sum()), None
 
     start = zeros(data.valid[0].shape[-1]), jnp.zeros(())

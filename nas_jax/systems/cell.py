@@ -1,20 +1,27 @@
 """Recurrent-cell search, Zoph & Le (2017) Sec. 3.4 and 4.2: tree cells in a language model."""
 
 import dataclasses
+import time
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
-import optax
 
-from nas_jax import config, evaluator, rewards, search, space, train
+from nas_jax import child as child_lib
+from nas_jax import config, evaluator, rewards, search, space
 from nas_jax import data as data_lib
 from nas_jax.children import lm
 from nas_jax.config import field
+from nas_jax.controller import uniform_controller
 from nas_jax.space.tree import operations
+from nas_jax.systems import language
+from nas_jax.types import Batch
 
 
 @dataclasses.dataclass
-class Config(search.Config):
+class Config(language.Config, search.Config):
   """The search, its children, and how they are trained."""
 
   base: int = field(8, 'leaves of the tree, a power of two, Sec. 4.2', low=2)
@@ -22,30 +29,52 @@ class Config(search.Config):
   activate: tuple[str, ...] = field(
     ('identity', 'tanh', 'sigmoid', 'relu'), f'activations, of {", ".join(space.ACTIVATE)}; Sec. 4.2'
   )
-  dataset: str = field('pydoc', "text: 'pydoc', bundled with Python, or the prefix of files in data_dir, as 'ptb'")
-  level: str = field('char', 'what a token is', choices=('char', 'word'))
-  hidden: int = field(32, 'width of embedding and cells', low=1)
-  layers: int = field(1, 'cells stacked', low=1)
-  batch: int = field(20, 'streams side by side', low=1)
-  bptt: int = field(35, 'time steps of truncated backpropagation', low=1)
-  tied: bool = field(False, 'softmax weights are those of the embedding, "shared embeddings" in Table 2')
+  lr: float = field(0.01, 'learning rate of the children', above=0.0)
+  decay_epoch: float = field(4.0, "epochs at that rate, in the schedule 'epochs'", low=0.0)
+  init_scale: float = field(0.1, 'embedding and softmax start uniform within +-this', above=0.0)
+  cell_init: float = field(0.0, 'likewise the weights of the cells; 0 for 1 / sqrt(hidden)', low=0.0)
   dropout_embedding: float = field(0.0, 'rate of words dropped, Gal & Ghahramani (2016)', low=0.0, high=0.95)
   dropout_input: float = field(0.0, 'rate of what enters a cell from below, likewise', low=0.0, high=0.95)
   dropout_recurrent: float = field(0.0, 'rate of h_(t-1) where it enters a cell, likewise', low=0.0, high=0.95)
   dropout_output: float = field(0.0, 'rate of what enters the softmax, likewise', low=0.0, high=0.95)
-  init_scale: float = field(0.1, 'embedding and softmax start uniform within +-this', above=0.0)
-  steps: int = field(100, 'training steps of a child', low=1)
-  steps_per_call: int = field(500, 'training steps in one program call', low=1)
-  optimizer: str = field('adam', 'of the children', choices=('adam', 'sgd'))
-  lr: float = field(0.01, 'learning rate of the children', above=0.0)
-  schedule: str = field('cosine', 'of the learning rate, over the steps of a child', choices=('cosine', 'constant'))
-  clip: float = field(1.0, "greatest norm of a child's gradient", above=0.0)
-  score_batch: int = field(100, 'streams side by side in validation', low=1)
+  child_program: str = field(
+    'generic', 'one program for all cells, one for each, or what a measurement says', choices=evaluator.PROGRAMS
+  )
   reward_c: float = field(80.0, 'reward = c / perplexity^2, Sec. 4.2', above=0.0)
   reward_limit: float = field(0.0, 'greatest reward, 0 for none', low=0.0)
   max_children: int = field(500, 'children to train', low=1, budget=True)
   reliability_children: int = field(60, 'random cells trained twice before the search, 0 for none', low=0, budget=True)
   yardstick_repeats: int = field(3, 'trainings of each known cell after it, 0 for none', low=0, budget=True)
+
+
+def paper() -> Config:
+  """Penn Treebank as in Sec. 4.2, as far as the paper says it; what it does not say is Zaremba et al. (2014), medium.
+
+  The paper ran it on 400 CPUs for weeks; it has not been run here.
+  """
+  return Config(
+    m=10,  # 400 replicas of one child each; ten of their gradients make an update, Sec. 4.2
+    controller_lr=5e-4,  # Sec. 4.2
+    dataset='ptb',
+    level='word',
+    layers=2,  # Sec. 4.2
+    parameters=20_000_000,  # "to match the medium baselines", Sec. 4.2: 20M in Table 2
+    epochs=35,  # Sec. 4.2
+    dropout_embedding=0.2,  # Sec. 4.2 names embedding and recurrent dropout, not the rates: Gal & Ghahramani's, medium
+    dropout_recurrent=0.2,
+    dropout_input=0.5,  # Zaremba et al.: between layers ...
+    dropout_output=0.5,  # ... and before the softmax
+    init_scale=0.05,  # Zaremba et al., likewise the six below
+    cell_init=0.05,
+    optimizer='sgd',
+    lr=1.0,
+    schedule='epochs',
+    decay_epoch=6.0,
+    lr_decay=1 / 1.2,
+    clip=5.0,
+    score_batch=20,
+    max_children=15_000,  # Sec. 4.2
+  )
 
 
 def demo() -> Config:
@@ -59,17 +88,19 @@ def smoke() -> Config:
   return dataclasses.replace(children, max_children=8, reliability_children=8, yardstick_repeats=1)
 
 
-PRESETS = {'demo': demo, 'smoke': smoke}
-
-
-def load(cfg: Config, data_dir: str = '') -> data_lib.Text:
-  """The text that `cfg` names."""
-  return data_lib.load_text(cfg.dataset, data_dir, cfg.level)
+PRESETS = {'paper': paper, 'demo': demo, 'smoke': smoke}
 
 
 def make_space(cfg: Config) -> space.Space:
   """The space that `cfg` describes."""
   return space.tree_cell_space(cfg.base, cfg.combine, cfg.activate)
+
+
+def settings(cfg: Config, hidden: int) -> lm.Settings:
+  """The hyperparameters that all children of a search share; dropout at rate 0 is none at all."""
+  rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
+  dropout = lm.Dropout(*(rate or None for rate in rates))
+  return lm.Settings(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or hidden**-0.5, dropout)
 
 
 def build(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) -> search.Search:
@@ -81,18 +112,55 @@ def build(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) -> search.
 
 def build_evaluator(cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh | None = None):
   """What scores children of any kind of cell: the one budget that all comparisons are on."""
-  dropout = lm.Dropout(cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output)
-  child = lm.build(
-    len(text.vocabulary), cfg.hidden, cfg.layers, cfg.batch, cfg.init_scale, cell, tied=cfg.tied, dropout=dropout
-  )
-  data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  rate = optax.cosine_decay_schedule(cfg.lr, cfg.steps) if cfg.schedule == 'cosine' else cfg.lr
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(cfg.clip), optax.adam(rate) if cfg.optimizer == 'adam' else optax.sgd(rate)
-  )
-  programs = train.fitter(child, optimizer, cfg.steps, cfg.steps_per_call, mesh)
+  cell_space, data = make_space(cfg), lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  hidden = language.width(cfg, text, cell, cell_space.decode(np.zeros(cell_space.length, int)))
+  child, plain = language.build(cfg, text, cell, hidden), settings(cfg, hidden)
 
   def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
     return rewards.of_perplexity(metrics['perplexity'], cfg.reward_c, cfg.reward_limit)
 
-  return evaluator.from_scratch(programs, data, reward)
+  def own(arch, mesh):
+    one = child_lib.completed(child, lambda _: lm.Plan(arch, plain))
+    return language.fitter(cfg, data, one, lambda _: plain, mesh)
+
+  if cfg.child_program == 'specialised':
+    return evaluator.specialised(cell_space, own, data, reward)
+  generic = child_lib.completed(child, lambda arch: lm.Plan(arch, plain))
+  return evaluator.from_scratch(language.fitter(cfg, data, generic, lambda _: plain, mesh), data, reward)
+
+
+class Timing(NamedTuple):
+  """Seconds a child takes, all included, in a search of so many."""
+
+  generic: float
+  specialised: float
+
+
+def time_programs(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None, most: int = 50) -> Timing:
+  """Trains a batch of random cells for one step and for at most `most`, each way, and extends the line between.
+
+  The generic program is compiled once a search, a specialised one for each child.
+  """
+  cell_space, steps = make_space(cfg), min(cfg.steps, most)
+  keys = jax.random.split(jax.random.key(cfg.seed), cfg.m)
+  tokens = jax.vmap(lambda key: uniform_controller(cell_space).sample((), key))(keys)
+  batch = Batch(jnp.arange(cfg.m), keys, tokens, cell_space.decode_batch(tokens))
+
+  def seconds(kind: str, count: int) -> tuple[float, float]:
+    """Of a batch, by a fresh program and by the same again."""
+    short = dataclasses.replace(cfg, steps=count, epochs=0, child_program=kind)
+    evaluate = build_evaluator(short, text, lm.tree(operations(cell_space)), mesh)
+    begun = time.perf_counter()
+    evaluate(batch)
+    between = time.perf_counter()
+    evaluate(batch)
+    return between - begun, time.perf_counter() - between
+
+  def a_child(one: float, many: float) -> float:
+    a_step = max(many - one, 0.0) / max(steps - 1, 1)
+    return (one + (total - 1) * a_step) / cfg.m
+
+  total = language.steps(cfg, lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
+  (fresh, one), (_, many) = seconds('generic', 1), seconds('generic', steps)
+  generic = (fresh - one) / cfg.max_children + a_child(one, many)
+  return Timing(generic, a_child(seconds('specialised', 1)[1], seconds('specialised', steps)[1]))

@@ -1,0 +1,152 @@
+"""The loop over time, for recurrent cells whose weights only multiply x and h: tree cells and the LSTM.
+
+Such a cell is a function without weights: what x gives to its k gates (or leaves), what h gives, and c_(t-1), to c_t
+and h_t. So the input projections of all steps are one product before the loop, and the gradients of the weights one
+product each after it.
+"""
+
+from collections.abc import Callable
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from nas_jax.types import Array, Key, PyTree
+
+Carry = tuple[Array, Array]  # (c, h), each [B, H]
+# (arch, x W [B, k * H], h U + b [B, k * H], c [B, H]) -> (c, h); `arch` is the traced arrays it depends on, or None
+Cell = Callable[[PyTree, Array, Array, Array], Carry]
+
+
+def init(
+  key: Key, in_features: int, features: int, gates: int, *, bias: bool = False, scale: float | Array | None = None
+) -> dict[str, Array]:
+  """'kernel' [in_features, gates * H] and 'recurrent_kernel' [H, gates * H], uniform in [-scale, scale].
+
+  By default scale is 1 / sqrt(H). `bias` adds a 'bias' [gates * H] of zeros.
+  """
+  width = gates * features
+  scale = features**-0.5 if scale is None else scale
+  input_key, recurrent_key = jax.random.split(key)
+  params = {
+    'kernel': jax.random.uniform(input_key, (in_features, width), minval=-scale, maxval=scale),
+    'recurrent_kernel': jax.random.uniform(recurrent_key, (features, width), minval=-scale, maxval=scale),
+  }
+  return params | {'bias': jnp.zeros(width)} if bias else params
+
+
+def step(cell: Cell, arch: PyTree, params: dict[str, Array], carry: Carry, x: Array) -> tuple[Carry, Array]:
+  """One time step: carry (c, h) [B, H] and x [B, in] to ((c, h), h)."""
+  c, h = carry
+  recurrent = h @ params['recurrent_kernel'] + _bias(params)[None]
+  c, h = cell(arch, *_vary_together((x @ params['kernel'], recurrent, c), arch))
+  return (c, h), h
+
+
+def unroll(
+  cell: Cell,
+  arch: PyTree,
+  params: dict[str, Array],
+  carry: Carry,
+  xs: Array,
+  *,
+  h_mask: Array | None = None,
+  length: Array | None = None,
+  hoist: bool = True,
+) -> tuple[Carry, Array]:
+  """A cell over a sequence.
+
+  Args:
+    cell: see `Cell`.
+    arch: the traced arrays it depends on, or None.
+    params: 'kernel' [in, k * H], 'recurrent_kernel' [H, k * H] and perhaps 'bias' [k * H].
+    carry: (c, h), each [B, H].
+    xs: [T, B, in], time first.
+    h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the cell (variational dropout).
+    length: [B] int, the steps each row takes; afterwards its carry stays as it is.
+    hoist: one product after the backward loop gives the recurrent weights' gradient, and the values inside the cell are
+      computed again rather than stored. That is a `custom_vjp`: forward-mode derivatives want False.
+
+  Returns:
+    The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
+  """
+  mask = jnp.broadcast_to(jnp.ones((), xs.dtype) if h_mask is None else h_mask, carry[1].shape)
+  keep = None if length is None else jnp.arange(len(xs))[:, None, None] < length[None, :, None]
+  floats = (params['recurrent_kernel'], _bias(params), xs @ params['kernel'], *carry, mask)
+  c, h, hs = (_hoisted_scan if hoist else _scan)(cell, arch, keep, *_vary_together(floats, (arch, keep)))
+  return (c, h), hs
+
+
+def lstm(_: PyTree, x: Array, h: Array, c: Array) -> Carry:
+  """The LSTM as a cell of four gates: input, candidate, forget, output; no peepholes (Zaremba et al., 2014, Sec. 3)."""
+  i, g, f, o = jnp.split(x + h, 4, -1)
+  c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+  return c, jax.nn.sigmoid(o) * jnp.tanh(c)
+
+
+def _bias(params: dict[str, Array]) -> Array:
+  """[k * H], zeros where the cell has none."""
+  kernel = params['recurrent_kernel']
+  return params['bias'] if 'bias' in params else jnp.zeros(kernel.shape[1:], kernel.dtype)
+
+
+def _vary_together(arrays: tuple[Array, ...], others: PyTree) -> tuple[Array, ...]:
+  """Under `shard_map`, makes all arrays vary over the mesh axes that any of them, or of `others`, varies over.
+
+  A scan wants its carry, and a `custom_vjp` its cotangents, to be of one such type. Elsewhere this adds a constant 0.
+  """
+  zero = sum(jnp.zeros_like(array, shape=()) for array in jax.tree.leaves((arrays, others)))
+  return tuple(array + zero for array in arrays)
+
+
+def _scan(cell, arch, keep, kernel, bias, gates, c, h, mask):
+  """The loop as it is written; JAX derives its gradient. Returns c, h [B, H] and the outputs [T, B, H]."""
+  (c, h), (hs, *_) = jax.lax.scan(functools.partial(_step, cell, arch, kernel, bias, mask), (c, h), (gates, keep))
+  return c, h, hs
+
+
+def _step(cell, arch, kernel, bias, mask, carry, inputs):
+  """One step: the carry after it, and its output beside what the backward pass needs."""
+  (c, h), (gate, keep) = carry, inputs
+  recurrent = (h * mask) @ kernel + bias[None]
+  new_c, new_h = cell(arch, gate, recurrent, c)
+  after = (new_c, new_h) if keep is None else (jnp.where(keep, new_c, c), jnp.where(keep, new_h, h))
+  return after, (new_h, c, h, recurrent)
+
+
+def _hoisted_scan(cell, arch, keep, *floats):
+  """`_scan` with the weight gradient taken out of its backward loop."""
+
+  @jax.custom_vjp
+  def scan(arch, keep, kernel, bias, gates, c, h, mask):
+    return _scan(cell, arch, keep, kernel, bias, gates, c, h, mask)
+
+  def forward(arch, keep, kernel, bias, gates, c, h, mask):
+    step = functools.partial(_step, cell, arch, kernel, bias, mask)
+    (c, h), (hs, cs, before, recurrents) = jax.lax.scan(step, (c, h), (gates, keep))
+    return (c, h, hs), (arch, keep, kernel, gates, cs, before, recurrents, mask)
+
+  def backward(residuals, cotangents):
+    arch, keep, kernel, gates, cs, before, recurrents, mask = residuals
+    dc, dh, dhs = cotangents
+
+    def step(carry, inputs):
+      dc, dh = carry
+      gate, recurrent, c, keep, dh_out = inputs
+      if keep is None:
+        past_c = past_h = 0.0
+      else:  # a row past its length hands its cotangent on unchanged
+        past_c, past_h = jnp.where(keep, 0.0, dc), jnp.where(keep, 0.0, dh)
+        dc, dh = jnp.where(keep, dc, 0.0), jnp.where(keep, dh, 0.0)
+      _, vjp = jax.vjp(functools.partial(cell, arch), gate, recurrent, c)
+      dgate, drecurrent, dc = vjp((dc, dh_out + dh))
+      dmasked = drecurrent @ kernel.T
+      return (dc + past_c, dmasked * mask + past_h), (dgate, drecurrent, dmasked)
+
+    inputs = (gates, recurrents, cs, keep, dhs)
+    (dc, dh), (dgates, drecurrents, dmasked) = jax.lax.scan(step, (dc, dh), inputs, reverse=True)
+    dkernel = jnp.einsum('tbi,tbj->ij', before * mask[None], drecurrents)
+    return None, None, dkernel, drecurrents.sum((0, 1)), dgates, dc, dh, (dmasked * before).sum(0)
+
+  scan.defvjp(forward, backward)
+  return scan(arch, keep, *floats)

@@ -1,0 +1,134 @@
+"""Language models: what a search for recurrent cells and the training of a found one have in common."""
+
+from collections.abc import Callable
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import optax
+
+from nas_jax import data as data_lib
+from nas_jax import train
+from nas_jax.child import Child
+from nas_jax.children import lm
+from nas_jax.config import field
+from nas_jax.types import PyTree
+
+
+@dataclasses.dataclass
+class Config:
+  """A text, a network for it, and how it is trained, but for what may differ from child to child (`lm.Settings`)."""
+
+  dataset: str = field(
+    'pydoc',
+    "text: 'pydoc', bundled with Python; 'tiny_shakespeare' of TFDS; or the prefix of files in data_dir, as 'ptb'",
+  )
+  level: str = field('char', "what a token is; 'word' is what stands between white space", choices=('char', 'word'))
+  vocabulary: int = field(0, 'rows of the embedding, 0 for the different tokens of the text', low=0)
+  hidden: int = field(32, 'width of the cells', low=1)
+  parameters: int = field(0, 'if not 0, weights to have: hidden is chosen to come nearest', low=0)
+  embedding: int = field(0, 'width of the embedding, 0 for that of the cells', low=0)
+  layers: int = field(1, 'cells stacked', low=1)
+  tied: bool = field(False, 'softmax weights are those of the embedding, "shared embeddings" in Table 2')
+  batch: int = field(20, 'streams side by side', low=1)
+  bptt: int = field(35, 'time steps of truncated backpropagation', low=1)
+  steps: int = field(100, 'training steps of a child', low=1)
+  epochs: int = field(0, 'if not 0, passes over the text instead of steps', low=0)
+  steps_per_call: int = field(500, 'training steps in one program call', low=1)
+  optimizer: str = field('adam', 'of the children', choices=('adam', 'sgd'))
+  schedule: str = field(
+    'cosine',
+    "of the learning rate: 'cosine' to 0 over the steps of a child; 'epochs' decays after decay_epoch epochs",
+    choices=('cosine', 'epochs', 'constant'),
+  )
+  lr_decay: float = field(0.5, "factor of each epoch after decay_epoch, in the schedule 'epochs'", above=0.0, high=1.0)
+  clip: float = field(1.0, "greatest norm of a child's gradient", above=0.0)
+  weight_decay: float = field(0.0, 'L2: this times the weights is added to the gradient', low=0.0)
+  score_batch: int = field(100, 'streams side by side in validation', low=1)
+
+
+def load(cfg: Config, data_dir: str = '') -> data_lib.Text:
+  """The text that `cfg` names. Raises ValueError as `data.load_text`, and if its vocabulary exceeds the embedding."""
+  text = data_lib.load_text(cfg.dataset, data_dir, cfg.level)
+  if 0 < cfg.vocabulary < len(text.vocabulary):
+    raise ValueError(
+      f'the text has {len(text.vocabulary)} different {cfg.level}s, the embedding vocabulary (={cfg.vocabulary}) rows: '
+      'take more of them, or 0 for as many as there are.'
+    )
+  return text
+
+
+def build(cfg: Config, text: data_lib.Text, cell: lm.Cell, hidden: int) -> Child:
+  """The network of `cfg` with cells `hidden` wide; what the trainer calls its arch is an `lm.Plan`."""
+  vocabulary = cfg.vocabulary or len(text.vocabulary)
+  return lm.build(vocabulary, hidden, cfg.layers, cfg.batch, cell, cfg.tied, cfg.embedding)
+
+
+def width(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree) -> int:
+  """The width of cells like `arch`: `hidden`, or what comes nearest to `parameters`, as in Sec. 4.2.
+
+  Raises:
+    ValueError: even the nearest is 5 % off.
+  """
+  if not cfg.parameters:
+    return cfg.hidden
+
+  def count(hidden: int) -> int:
+    return weights(build(cfg, text, cell, hidden), arch)
+
+  low, high = 0, 1
+  while count(high) < cfg.parameters:
+    low, high = high, 2 * high
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if count(middle) < cfg.parameters else (low, middle)
+  off, found = min((abs(count(hidden) - cfg.parameters), hidden) for hidden in (low, high) if hidden)
+  if off > 0.05 * cfg.parameters:
+    raise ValueError(
+      f'parameters (={cfg.parameters}) cannot be met: cells of width {found} make {count(found)} with this vocabulary '
+      'and these layers; ask for a number near that, or set hidden.'
+    )
+  return found
+
+
+def weights(child: Child, arch: PyTree) -> int:
+  """How many weights a network has with the cell `arch`."""
+  plan = lm.Plan(arch, lm.Settings(0.0, 0.0, 0.0, 0.0))
+  params = jax.eval_shape(lambda key: child.init(plan, key), jax.random.key(0))
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def optimizer(cfg: Config, steps: int, epoch: int) -> Callable[[lm.Settings], optax.GradientTransformation]:
+  """Settings to the optimizer of a child of `steps` steps, `epoch` of them a pass over the text."""
+
+  def rate(settings: lm.Settings):
+    if cfg.schedule == 'cosine':
+      return optax.cosine_decay_schedule(settings.lr, steps)
+    if cfg.schedule == 'constant':
+      return settings.lr
+
+    def by_epoch(step):
+      late = jnp.maximum(step // epoch + 1 - settings.decay_epoch, 0)
+      return settings.lr * cfg.lr_decay**late
+
+    return by_epoch
+
+  def make(settings: lm.Settings) -> optax.GradientTransformation:
+    decay = [optax.add_decayed_weights(cfg.weight_decay)] if cfg.weight_decay else []
+    step = optax.adam(rate(settings)) if cfg.optimizer == 'adam' else optax.sgd(rate(settings))
+    return optax.chain(optax.clip_by_global_norm(cfg.clip), *decay, step)
+
+  return make
+
+
+def steps(cfg: Config, data: lm.Data) -> int:
+  """Training steps of a child."""
+  return cfg.epochs * len(data.train) or cfg.steps
+
+
+def fitter(cfg: Config, data: lm.Data, child: Child, settings: Callable[[PyTree], lm.Settings], mesh: Mesh | None):
+  """The programs that train `child`; `settings` finds those of a child in its arch."""
+  count = steps(cfg, data)
+  make = optimizer(cfg, count, len(data.train))
+  return train.fitter(child, lambda arch: make(settings(arch)), count, cfg.steps_per_call, mesh)

@@ -1,0 +1,182 @@
+"""After a search, Zoph & Le (2017) Sec. 4.2: a small grid, the winner trained to the end and tested."""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from nas_jax import child as child_lib
+from nas_jax import config, finish, train
+from nas_jax import data as data_lib
+from nas_jax.children import lm
+from nas_jax.config import field
+from nas_jax.systems import language
+from nas_jax.types import PyTree
+
+
+@dataclasses.dataclass
+class Config(language.Config):
+  """One or more sizes of a network, and a grid: the product of four lists."""
+
+  seed: int = field(0, 'of the whole run', low=0)
+  sizes: tuple[str, ...] = field(
+    ('32',), 'widths of the cells, or numbers of weights as 4.65M; the grid is at the first'
+  )
+  lr: tuple[float, ...] = field((0.01,), 'learning rates to try', above=0.0)
+  decay_epoch: tuple[float, ...] = field((4.0,), "epochs at that rate to try, in the schedule 'epochs'", low=0.0)
+  init_scale: tuple[float, ...] = field((0.1,), 'all weights start uniform within +-this: scales to try', above=0.0)
+  dropout: tuple[str, ...] = field(
+    ('0',), 'rates to try, each embedding:input:recurrent:output, or one number for input and output'
+  )
+  grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for all', low=0)
+  repeats: int = field(1, 'trainings of the winner at each size, from different seeds', low=1)
+  test_batch: int = field(1, 'streams side by side in testing; 1 never cuts the text', low=1)
+
+
+def zaremba_small() -> Config:
+  """Zaremba et al. (2014), the small model: 2 layers of 200 LSTM units, 4.65M weights, whatever the cell."""
+  return Config(
+    dataset='ptb', level='word', sizes=('4.65M',), layers=2, batch=20, bptt=20, epochs=13, optimizer='sgd', lr=(1.0,),
+    schedule='epochs', lr_decay=0.5, decay_epoch=(4.0,), clip=5.0, init_scale=(0.1,), score_batch=20,
+  )  # fmt: skip
+
+
+def zaremba_medium() -> Config:
+  """Zaremba et al. (2014), the medium model: 2 layers of 650 LSTM units, 19.8M weights, dropout of one half."""
+  return dataclasses.replace(
+    zaremba_small(), sizes=('19.8M',), bptt=35, epochs=39, lr_decay=1 / 1.2, decay_epoch=(6.0,), init_scale=(0.05,),
+    dropout=('0.5',),
+  )  # fmt: skip
+
+
+def char() -> Config:
+  """Characters of Penn Treebank, the set-up of Table 3; of its two dropout rates the paper does not say which is where.
+
+  600,000 steps are 383 passes over the text. The characters stand between white space in these files.
+  """
+  return Config(
+    dataset='ptb.char', level='word', sizes=('800',), embedding=128, layers=2, batch=32, bptt=100, epochs=383,
+    lr=(1e-3,), schedule='constant', clip=1.0, weight_decay=1e-4, dropout=('0:0.2:0.2:0.5',), score_batch=32,
+  )  # fmt: skip
+
+
+def demo() -> Config:
+  """Minutes on a laptop, no download: characters of Python's help text."""
+  return Config(
+    sizes=('64',), epochs=5, lr=(0.003, 0.01), init_scale=(0.1,), dropout=('0', '0.2'), grid_epochs=1, repeats=2,
+    test_batch=20,
+  )  # fmt: skip
+
+
+def smoke() -> Config:
+  """Seconds: does everything run?"""
+  return Config(sizes=('8', '12'), batch=400, bptt=100, epochs=2, lr=(0.01, 0.02), grid_epochs=1, test_batch=20)
+
+
+PRESETS = {
+  'zaremba_small': zaremba_small,
+  'zaremba_medium': zaremba_medium,
+  'char': char,
+  'demo': demo,
+  'smoke': smoke,
+}
+
+
+def check(cfg: Config) -> None:
+  """Raises ValueError, naming the field, on what cannot be."""
+  config.check(cfg)
+  for size in cfg.sizes:
+    sized(cfg, size)
+  for rates in cfg.dropout:
+    parse_dropout(rates)
+  if not cfg.epochs:
+    raise ValueError('epochs (=0) must be at least 1: a training to the end is counted in passes over the text.')
+
+
+def sized(cfg: Config, size: str) -> Config:
+  """`cfg` for one of its sizes: '200' is a width, '4.65M' and '500k' are numbers of weights."""
+  try:
+    unit = {'k': 1e3, 'M': 1e6}.get(size[-1:])
+    number = round(float(size[:-1]) * unit) if unit else int(size)
+    if number > 0:
+      return dataclasses.replace(cfg, parameters=number) if unit else dataclasses.replace(cfg, hidden=number)
+  except (ValueError, OverflowError):
+    pass
+  raise ValueError(f'sizes: {size!r} must be a width, as 200, or a number of weights, as 500k or 4.65M.')
+
+
+def parse_dropout(rates: str) -> lm.Dropout:
+  """'0.5' drops half of what enters cells and softmax; '0:0.2:0.2:0.5' is embedding:input:recurrent:output."""
+  try:
+    found = [float(rate) for rate in rates.split(':')]
+    if len(found) in (1, 4) and all(0 <= rate <= 0.95 for rate in found):
+      return lm.Dropout(*found) if len(found) == 4 else lm.Dropout(0.0, found[0], 0.0, found[0])
+  except ValueError:
+    pass
+  raise ValueError(
+    f'dropout: {rates!r} must be one rate or four, embedding:input:recurrent:output, each from 0 to 0.95.'
+  )
+
+
+class Point(NamedTuple):
+  """One entry of the grid."""
+
+  lr: float
+  decay_epoch: float
+  init_scale: float
+  dropout: str
+
+
+def grid(cfg: Config) -> list[Point]:
+  """All points, in the order of the lists."""
+  return [Point(*point) for point in itertools.product(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.dropout)]
+
+
+def settings(points: Sequence[Point]) -> lm.Settings:
+  """The hyperparameters of some points as arrays [m]; a kind of dropout that none of them has is left out."""
+  lr, decay_epoch, init_scale, rates = zip(*points, strict=True)
+  columns = zip(*map(parse_dropout, rates), strict=True)
+  dropout = lm.Dropout(*(jnp.array(column) if any(column) else None for column in columns))
+  return lm.Settings(jnp.array(lr), jnp.array(decay_epoch), jnp.array(init_scale), jnp.array(init_scale), dropout)
+
+
+class Model(NamedTuple):
+  """A cell in a network of one size, with the programs that train it by different settings."""
+
+  hidden: int
+  weights: int
+  programs: train.Fit
+  data: lm.Data
+  test: lm.Data  # the test split where validation stands
+
+
+def check_size(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, size: str) -> None:
+  """Raises ValueError, before anything compiles, on a network or a text that `model` cannot make of it."""
+  cfg = sized(cfg, size)
+  language.build(cfg, text, cell, language.width(cfg, text, cell, arch))
+  lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+
+
+def model(
+  cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, size: str, epochs: int, mesh: Mesh | None = None
+) -> Model:
+  """A cell at one size, to be trained for `epochs`. Raises ValueError as `check_size`."""
+  cfg = sized(cfg, size)
+  hidden = language.width(cfg, text, cell, arch)
+  network = language.build(cfg, text, cell, hidden)
+  data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  cfg = dataclasses.replace(cfg, epochs=epochs, steps_per_call=len(data.train))
+  own = child_lib.completed(network, lambda settings: lm.Plan(arch, settings))
+  programs = language.fitter(cfg, data, own, lambda settings: settings, mesh)
+  test = data._replace(valid=lm.windows(text.test, cfg.test_batch, cfg.bptt))
+  return Model(hidden, language.weights(network, arch), programs, data, test)
+
+
+def begin(made: Model, points: Sequence[Point], seed: int, epochs: int) -> tuple[finish.Progress, PyTree, PyTree]:
+  """A child for each point, untrained: progress, archs and keys for `finish.run`."""
+  keys = jax.random.split(jax.random.key(seed), len(points))
+  return finish.start(made.programs, settings(points), keys, epochs)
