@@ -1,7 +1,9 @@
 """Text as arrays. Nothing is downloaded: the default text is part of Python, others are read from a folder."""
 
+import glob
 import gzip
 import hashlib
+import json
 import os
 from typing import NamedTuple
 
@@ -25,16 +27,24 @@ def load_text(dataset: str = 'pydoc', data_dir: str = '', level: str = 'char') -
   """Reads a text.
 
   Args:
-    dataset: 'pydoc' is the help text of Python itself (`pydoc_data.topics`), split 90 / 5 / 5 by position. Anything
-      else is a prefix of files in `data_dir`: 'ptb' reads ptb.train.txt, ptb.valid.txt and ptb.test.txt, each perhaps
-      with .gz; 'text' reads train.txt, valid.txt and test.txt.
+    dataset: 'pydoc' is the help text of Python itself (`pydoc_data.topics`), split 90 / 5 / 5 by position;
+      'tiny_shakespeare' the data set of TensorFlow Datasets, prepared in `data_dir`. Anything else is a prefix of files
+      there: 'ptb' reads ptb.train.txt, ptb.valid.txt and ptb.test.txt, each perhaps with .gz; 'text' reads train.txt,
+      valid.txt and test.txt.
     data_dir: the folder of those files; not used by 'pydoc'.
     level: 'char' takes every character, 'word' what stands between white space, with <eos> at each line end.
 
   Raises:
-    ValueError: a file is missing, empty or not UTF-8.
+    ValueError: a file is missing, empty or not UTF-8, or the data set is not prepared.
   """
-  parts = _pydoc() if dataset == 'pydoc' else [_read(dataset, data_dir, split) for split in SPLITS]
+  if dataset == 'pydoc':
+    parts = _pydoc()
+  elif not os.path.isdir(data_dir):
+    raise ValueError(f'data_dir (={data_dir!r}) is no folder: dataset {dataset!r} is read from one, name it.')
+  elif dataset == 'tiny_shakespeare':
+    parts = _prepared(dataset, data_dir)
+  else:
+    parts = [_read(dataset, data_dir, split) for split in SPLITS]
   digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
   tokens = [list(part) if level == 'char' else part.replace('\n', f' {END} ').split() for part in parts]
   words = set(tokens[0])
@@ -55,9 +65,26 @@ def _pydoc() -> list[str]:
   return [text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]]
 
 
+def _prepared(dataset: str, data_dir: str) -> list[str]:
+  """A text of TensorFlow Datasets: one example a split. Needs no TensorFlow, as long as it lies there as array_record."""
+  infos = glob.glob(os.path.join(data_dir, dataset, '*', 'dataset_info.json'))
+  formats = []
+  for path in infos:
+    with open(path, encoding='utf-8') as file:
+      formats.append(json.load(file).get('fileFormat'))
+  if 'array_record' not in formats:
+    call = f"tfds.builder('{dataset}', data_dir='{data_dir}', file_format='array_record').download_and_prepare()"
+    raise ValueError(
+      f'{dataset} is not prepared as array_record in data_dir (={data_dir!r}): where TensorFlow is installed, run '
+      f'python -c "import tensorflow_datasets as tfds; {call}", or take dataset text with three files.'
+    )
+  import tensorflow_datasets as tfds
+
+  source = tfds.data_source(dataset, data_dir=data_dir, download=False)
+  return [source[split][0]['text'].decode('utf-8') for split in ('train', 'validation', 'test')]
+
+
 def _read(dataset: str, data_dir: str, split: str) -> str:
-  if not os.path.isdir(data_dir):
-    raise ValueError(f'data_dir (={data_dir!r}) is no folder: dataset {dataset!r} is read from one, name it.')
   name = f'{split}.txt' if dataset == 'text' else f'{dataset}.{split}.txt'
   path = os.path.join(data_dir, name)
   try:

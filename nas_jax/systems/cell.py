@@ -77,6 +77,14 @@ def paper() -> Config:
   )
 
 
+def small() -> Config:
+  """Penn Treebank in about 90 minutes on two cores: children of 200 steps, a twelfth of the text."""
+  return Config(
+    m=4, controller_lr=5e-3, dataset='ptb', level='word', hidden=64, bptt=20, steps=200, score_batch=20,
+    max_children=400, reliability_children=24, yardstick_repeats=2,
+  )  # fmt: skip
+
+
 def demo() -> Config:
   """Minutes on a laptop, no download: characters of Python's help text."""
   return Config(m=4, controller_lr=5e-3, reward_limit=2.0)
@@ -88,7 +96,7 @@ def smoke() -> Config:
   return dataclasses.replace(children, max_children=8, reliability_children=8, yardstick_repeats=1)
 
 
-PRESETS = {'paper': paper, 'demo': demo, 'smoke': smoke}
+PRESETS = {'paper': paper, 'small': small, 'demo': demo, 'smoke': smoke}
 
 
 def make_space(cfg: Config) -> space.Space:
