@@ -167,7 +167,7 @@ def imports(path):
 
 FLOORS = [
   {'lazy', 'types', 'config', 'space', 'reinforce', 'rewards', 'data', 'checkpoint', 'published'},
-  {'controller', 'tree_cell', 'tree_text', 'tree_cell_nnx', 'child'},
+  {'controller', 'tree_cell', 'tree_draw', 'tree_text', 'tree_cell_nnx', 'child'},
   {'children'},
   {'train'},
   {'evaluator', 'journal', 'report', 'reliability'},
