@@ -34,7 +34,7 @@ def test_notebooks_are_stored_without_outputs(path):
 
 def test_your_model():
   text, outputs = printed('your_model.ipynb', ROOT)
-  assert 'h_t = tanh(a12 * a13)' in text and 'it has loaded []' in text and '(3, 5, 4)' in text
+  assert 'h_t = tanh(a12 * a13)' in text and 'Flax it loaded []' in text and '(3, 5, 4)' in text
   assert float(re.search(r'greatest difference to here: (\S+)', text)[1]) < 1e-6
   for first, last in re.findall(r'error (\S+) at first, (\S+) at last', text):
     assert float(last) < 1 / 24 < 1 / 6 < float(first)  # to say 1 always is 1/6
@@ -49,7 +49,8 @@ def test_the_idea():
   steps = [float(value) for value in re.findall(r'expected reward is (\S+)', text)]
   assert steps == sorted(steps) and steps[0] < 0.4 and steps[-1] > 0.8
   fresh_plain, fresh, later_plain, later = (float(value) for value in re.findall(r'256 samples (\S+)', text))
-  assert fresh > fresh_plain > 0.8 and later > 0.9 and later > later_plain  # the baseline helps, most of all later
+  # The baseline helps, and later most of all.
+  assert fresh > fresh_plain > 0.8 and later > 0.6 and later > later_plain + 0.2
   best = {name: float(value) for name, value in re.findall(r'^(random|reinforce) +.*ten updates (\S+)$', text, re.M)}
   assert best['reinforce'] > 2 * best['random']
 
