@@ -21,10 +21,11 @@ from nas_jax.published import LSTM, NASCELL
 from nas_jax.recurrence import Carry
 from nas_jax.space.base import is_static
 from nas_jax.space.tree import ACTIVATE, COMBINE, IDENTITY, RELU, SIGMOID, SIN, TANH, TreeArch, leaves
+from nas_jax.tree_draw import draw
 from nas_jax.tree_text import equations, to_source
 from nas_jax.types import Array, Key
 
-__all__ = ['LSTM', 'NASCELL', 'TreeArch', 'TreeCell', 'apply', 'equations', 'init', 'to_source', 'unroll']
+__all__ = ['LSTM', 'NASCELL', 'TreeArch', 'TreeCell', 'apply', 'draw', 'equations', 'init', 'to_source', 'unroll']
 
 Operations = tuple[Sequence[int], Sequence[int]]  # the (combine, activate) ids that a traced arch may hold
 EVERY: Operations = (tuple(range(len(COMBINE))), tuple(range(len(ACTIVATE))))

@@ -25,7 +25,8 @@ def test_the_promised_names_are_there():
 
   assert callable(space.tree_cell_space) and callable(space.choice_space) and callable(space.canonical)
   assert callable(controller.lstm_controller) and callable(search.ask_tell) and callable(search.run_seeds)
-  assert tree_cell.NASCELL is published.NASCELL and callable(systems.cell.demo) and callable(systems.table.build)
+  assert tree_cell.NASCELL is published.NASCELL and callable(tree_cell.draw)
+  assert callable(systems.cell.demo) and callable(systems.table.build)
 
 
 def test_importing_does_nothing_and_brings_little():
@@ -167,7 +168,7 @@ def imports(path):
 
 FLOORS = [
   {'lazy', 'types', 'config', 'space', 'reinforce', 'rewards', 'data', 'checkpoint', 'published'},
-  {'controller', 'recurrence', 'tree_cell', 'tree_text', 'tree_cell_nnx', 'child'},
+  {'controller', 'recurrence', 'tree_cell', 'tree_draw', 'tree_text', 'tree_cell_nnx', 'child'},
   {'children'},
   {'train'},
   {'evaluator', 'finish', 'journal', 'report', 'reliability'},

@@ -133,8 +133,6 @@ def test_dropout_is_for_training_alone_and_scaled_to_keep_the_mean(laid_out):
   batch = jnp.ones((2, B), jnp.int32), True
   keys, plan = jax.random.split(jax.random.key(0), 2000), dropping(embedding=0.5)
   losses = jax.vmap(lambda key: linear.loss(params, plan, [()], batch, key)[0])(keys)
-    jax.random.split(jax.random.key(0), 2000)
-  )
   # For small logits z the loss is log V - z_1 + mean(z): linear, so its mean is that without dropout.
   wanted = np.log(V) - 1e-3 + 1e-3 / V
   assert abs(losses.mean() - wanted) < 1e-4 and losses.std() > 5e-4

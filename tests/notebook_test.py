@@ -1,0 +1,63 @@
+"""The notebooks: stored without outputs, and run from their own folder and from the repository's."""
+
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
+
+
+def printed(name, folder):
+  """All that a notebook prints when it is run in `folder`, in a process of its own."""
+  notebook = nbformat.read(ROOT / 'notebooks' / name, as_version=4)
+  client = nbclient.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(folder)}})
+  client.execute()
+  outputs = [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs]
+  assert not [output.text for output in outputs if output.get('name') == 'stderr' and 'Warning' in output.text]
+  return ''.join(output.text for output in outputs if output.get('name') == 'stdout'), outputs
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=[path.name for path in NOTEBOOKS])
+def test_notebooks_are_stored_without_outputs(path):
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  code = [cell for cell in notebook.cells if cell.cell_type == 'code']
+  assert [(cell.outputs, cell.execution_count) for cell in code] == [([], None)] * len(code)
+  assert set(notebook.metadata) == {'kernelspec', 'language_info'}
+  # All begin by finding the package, in the same words.
+  assert code[0].source == nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
+
+
+def test_your_model():
+  text, outputs = printed('your_model.ipynb', ROOT)
+  assert 'h_t = tanh(a12 * a13)' in text and 'Flax it loaded []' in text and '(3, 5, 4)' in text
+  assert float(re.search(r'greatest difference to here: (\S+)', text)[1]) < 1e-6
+  for first, last in re.findall(r'error (\S+) at first, (\S+) at last', text):
+    assert float(last) < 1 / 24 < 1 / 6 < float(first)  # to say 1 always is 1/6
+  drawn = [output.data for output in outputs if output.output_type == 'display_data' or output.get('data')]
+  assert [set(data) & {'image/png', 'text/html'} for data in drawn] == [{'text/html'}, {'image/png'}, {'image/png'}]
+
+
+@pytest.mark.long
+def test_the_idea():
+  text, _ = printed('the_idea.ipynb', ROOT / 'notebooks')
+  assert abs(float(re.search(r'all probabilities together: (\S+)', text)[1]) - 1) < 1e-5
+  steps = [float(value) for value in re.findall(r'expected reward is (\S+)', text)]
+  assert steps == sorted(steps) and steps[0] < 0.4 and steps[-1] > 0.8
+  fresh_plain, fresh, later_plain, later = (float(value) for value in re.findall(r'256 samples (\S+)', text))
+  # The baseline helps, and later most of all.
+  assert fresh > fresh_plain > 0.8 and later > 0.6 and later > later_plain + 0.2
+  best = {name: float(value) for name, value in re.findall(r'^(random|reinforce) +.*ten updates (\S+)$', text, re.M)}
+  assert best['reinforce'] > 2 * best['random']
+
+
+def test_without_the_package_a_notebook_says_how_to_get_it(tmp_path, monkeypatch):
+  notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ModuleNotFoundError, match='pip install'):
+    exec(notebook.cells[1].source, {})
