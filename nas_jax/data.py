@@ -66,7 +66,7 @@ def _pydoc() -> list[str]:
 
 
 def _prepared(dataset: str, data_dir: str) -> list[str]:
-  """A text of TensorFlow Datasets: one example a split. Needs no TensorFlow, as long as it lies there as array_record."""
+  """A text of TensorFlow Datasets: one example a split. Read as array_record, it needs no TensorFlow."""
   infos = glob.glob(os.path.join(data_dir, dataset, '*', 'dataset_info.json'))
   formats = []
   for path in infos:

@@ -1,6 +1,7 @@
 """Texts as arrays."""
 
 import gzip
+import json
 
 import pytest
 
@@ -63,6 +64,41 @@ def test_a_torn_gzip_is_named(tmp_path):
   (tmp_path / 'test.txt.gz').write_bytes(gzip.compress(b'abc' * 100)[:20])
   with pytest.raises(ValueError, match='test.txt.gz|test.txt'):
     data.load_text('text', str(tmp_path))
+
+
+def prepare(folder, file_format='array_record'):
+  """tiny_shakespeare as TensorFlow Datasets lays it down."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+  import tensorflow_datasets as tfds
+
+  home = folder / 'tiny_shakespeare' / '1.0.0'
+  home.mkdir(parents=True)
+  features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
+  features.save_config(str(home))
+  splits = []
+  for split, text in (('train', 'to be\n'), ('validation', 'be\n'), ('test', 'or\n')):
+    writer = ArrayRecordWriter(str(home / f'tiny_shakespeare-{split}.array_record-00000-of-00001'), 'group_size:1')
+    writer.write(features.serialize_example(features.encode_example({'text': text})))
+    writer.close()
+    name = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+    splits.append({'name': split, 'numBytes': '9', 'shardLengths': ['1'], 'filepathTemplate': name})
+  info = {'name': 'tiny_shakespeare', 'version': '1.0.0', 'fileFormat': file_format, 'splits': splits}
+  (home / 'dataset_info.json').write_text(json.dumps(info))
+  return str(folder)
+
+
+def test_a_prepared_set_of_tensorflow_datasets(tmp_path):
+  text = data.load_text('tiny_shakespeare', prepare(tmp_path))
+  assert text.vocabulary == ('\n', ' ', '<unk>', 'b', 'e', 'o', 't')
+  assert text.valid.tolist() == [3, 4, 0] and text.test.tolist() == [5, 2, 0]
+
+
+@pytest.mark.parametrize('file_format', ['tfrecord', None])
+def test_a_set_not_prepared_so_is_said_how(tmp_path, file_format):
+  folder = prepare(tmp_path, file_format) if file_format else str(tmp_path)
+  with pytest.raises(ValueError, match='download_and_prepare') as error:
+    data.load_text('tiny_shakespeare', folder)
+  assert folder in str(error.value) and '\n' not in str(error.value)
 
 
 def test_no_folder():

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nas_jax import data
-from nas_jax.systems import cell
+from nas_jax.systems import cell, retrain
 
 
 def text(length: int = 600, vocabulary: int = 5) -> data.Text:
@@ -12,6 +12,20 @@ def text(length: int = 600, vocabulary: int = 5) -> data.Text:
   tokens = (np.arange(length) + (rng.random(length) < 0.1)) % vocabulary
   train, valid, test = np.split(tokens.astype(np.int32), [length // 2, length * 3 // 4])
   return data.Text(train, valid, test, tuple('abcdefghij'[:vocabulary]), 'none')
+
+
+def retrain_config(**changes) -> retrain.Config:
+  """Trainings of a few milliseconds."""
+  small = {
+    'sizes': ('4',),
+    'batch': 3,
+    'bptt': 5,
+    'epochs': 3,
+    'score_batch': 4,
+    'test_batch': 1,
+    'schedule': 'constant',
+  }
+  return retrain.Config(**(small | changes))
 
 
 def cell_config(**changes) -> cell.Config:

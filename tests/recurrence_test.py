@@ -1,0 +1,47 @@
+"""The loop over time with the LSTM in it; trees are tested in their own files."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax import recurrence
+
+T, B, IN, H = 5, 3, 4, 2
+
+
+def test_the_lstm_is_flax_lstm(x64):
+  params = recurrence.init(jax.random.key(0), IN, H, 4, bias=True)
+  params['bias'] = jax.random.normal(jax.random.key(1), (4 * H,))
+  xs = jax.random.normal(jax.random.key(2), (T, B, IN))
+  parts = {}
+  for k, gate in enumerate('igfo'):  # in this order they stand side by side
+    here = slice(k * H, (k + 1) * H)
+    parts[f'i{gate}'] = {'kernel': params['kernel'][:, here]}
+    parts[f'h{gate}'] = {'kernel': params['recurrent_kernel'][:, here], 'bias': params['bias'][here]}
+  zeros = jnp.zeros((B, H)), jnp.zeros((B, H))
+  carry, ys = recurrence.unroll(recurrence.lstm, None, params, zeros, xs)
+  rnn = nn.RNN(nn.LSTMCell(H), time_major=True, return_carry=True)
+  flax_carry, flax_ys = rnn.apply({'params': {'cell': parts}}, xs)
+  np.testing.assert_allclose(ys, flax_ys, rtol=1e-12)
+  np.testing.assert_allclose(carry, flax_carry, rtol=1e-12)
+
+
+def test_hoisting_changes_no_gradient_of_the_lstm(x64):
+  params = recurrence.init(jax.random.key(0), IN, H, 4, bias=True)
+  xs, mask = jax.random.normal(jax.random.key(1), (T, B, IN)), jnp.array([[0.0, 2.0], [2.0, 0.0], [2.0, 2.0]])
+
+  def loss(params, hoist):
+    zeros = jnp.zeros((B, H)), jnp.zeros((B, H))
+    (c, _), ys = recurrence.unroll(recurrence.lstm, None, params, zeros, xs, h_mask=mask, hoist=hoist)
+    return (ys * jnp.arange(ys.size).reshape(ys.shape)).sum() + c.sum()
+
+  one, other = (jax.grad(loss)(params, hoist) for hoist in (True, False))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11), one, other)
+
+
+def test_init_is_uniform_in_its_range_and_takes_a_traced_scale():
+  params = jax.jit(lambda scale: recurrence.init(jax.random.key(0), 30, 20, 4, scale=scale))(0.3)
+  assert params['kernel'].shape == (30, 80) and params['recurrent_kernel'].shape == (20, 80) and 'bias' not in params
+  for leaf in params.values():
+    assert 0.29 < np.abs(leaf).max() <= 0.3 and abs(leaf.mean()) < 0.02

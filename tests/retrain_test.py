@@ -1,0 +1,204 @@
+"""After the search: grids, sizes, training to the end, and going on where it was cut off."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from experiments import retrain as launcher
+from nas_jax import checkpoint, finish, space
+from nas_jax.child import completed
+from nas_jax.children import lm
+from nas_jax.published import LSTM
+from nas_jax.systems import language, retrain
+
+ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
+CELLS = {'mine': launcher.Known(lm.tree(), ARCH)}
+POINTS = [
+  retrain.Point(0.3, 2.0, 0.5, '0'),
+  retrain.Point(0.1, 1.0, 0.5, '0'),
+  retrain.Point(0.3, 2.0, 0.1, '0:0.4:0:0'),
+]
+DECAYING = tiny.retrain_config(optimizer='sgd', schedule='epochs', lr_decay=0.5)
+
+
+@pytest.fixture(scope='module')
+def made():
+  return retrain.model(DECAYING, tiny.text(), lm.tree(), ARCH, '4', 3)
+
+
+def finished(made, keep=lambda progress: None):
+  progress, archs, keys = retrain.begin(made, POINTS, 0, 3)
+  return finish.run(made.programs, progress, archs, keys, made.data, 'perplexity', keep), archs
+
+
+@pytest.fixture(scope='module')
+def whole(made):
+  return finished(made)
+
+
+def test_one_program_trains_all_points_as_each_would_alone(made, whole):
+  """Rates, scales and decay as arrays beside the same as constants of a program."""
+  keys = jax.random.split(jax.random.key(0), len(POINTS))
+  for k, point in enumerate(POINTS[:2]):
+    settings = lm.Settings(point.lr, point.decay_epoch, point.init_scale, point.init_scale)
+    network = language.build(DECAYING, tiny.text(), lm.tree(), 4)
+    cfg = dataclasses.replace(DECAYING, steps_per_call=len(made.data.train))
+    alone = completed(network, lambda _, settings=settings: lm.Plan(ARCH, settings))
+    programs = language.fitter(cfg, made.data, alone, lambda _, settings=settings: settings, None)
+    progress, archs, key = finish.start(programs, (), keys[k : k + 1], 3)
+    progress = finish.run(programs, progress, archs, key, made.data, 'perplexity')
+    np.testing.assert_allclose(progress.curve[:, 0], whole[0].curve[:, k], rtol=1e-5)
+
+
+def test_the_rate_decays_by_epochs_as_by_hand():
+  make = language.optimizer(DECAYING, steps=50, epoch=10)
+  optimizer = make(lm.Settings(jnp.array(8.0), jnp.array(2.0), 0.0, 0.0))
+  state, rates = optimizer.init(jnp.zeros(())), []
+  for _ in range(50):
+    update, state = optimizer.update(jnp.ones(()), state)
+    rates.append(-float(update))
+  assert rates[::10] == [8.0, 8.0, 4.0, 2.0, 1.0] and rates[9::10] == rates[::10]
+
+
+def test_the_weights_kept_are_those_that_scored_best(made, whole):
+  progress, archs = whole
+  curve = np.asarray(progress.curve)[:, : len(POINTS)]
+  assert np.isfinite(curve).all()
+  again = finish.score(made.programs, progress, archs, made.data, 'perplexity', len(POINTS))
+  np.testing.assert_allclose(again, curve.min(0), rtol=1e-6)
+
+
+def test_a_later_worse_epoch_does_not_replace_the_best(made):
+  """At a rate that never decays and far too high, some epoch is worse than the one before."""
+  cfg = tiny.retrain_config(optimizer='sgd', clip=1e6, epochs=8)
+  wild = retrain.model(cfg, tiny.text(), lm.tree(), ARCH, '4', 8)
+  points = [retrain.Point(lr, 1.0, 0.5, '0') for lr in (6.0, 12.0, 20.0, 30.0)]
+  progress, archs, keys = retrain.begin(wild, points, 0, 8)
+  progress = finish.run(wild.programs, progress, archs, keys, wild.data, 'perplexity')
+  curve = np.asarray(progress.curve)
+  assert (curve[-1] > curve.min(0) * 1.001).any()
+  again = finish.score(wild.programs, progress, archs, wild.data, 'perplexity', 4)
+  np.testing.assert_allclose(again, curve.min(0), rtol=1e-6)
+
+
+def test_cut_off_and_restored_it_ends_the_same(made, whole, tmp_path):
+  class Cut(Exception):
+    pass
+
+  save, close = checkpoint.saver(str(tmp_path))
+
+  def cut(progress):
+    save(int(progress.done), progress)
+    if int(progress.done) == 2:
+      raise Cut
+
+  with pytest.raises(Cut):
+    finished(made, cut)
+  close()
+  fresh, archs, keys = retrain.begin(made, POINTS, 0, 3)
+  restored = checkpoint.restore(str(tmp_path), fresh)
+  assert int(restored.done) == 2
+  ended = finish.run(made.programs, restored, archs, keys, made.data, 'perplexity')
+  jax.tree.map(np.testing.assert_array_equal, ended, whole[0])
+
+
+@pytest.mark.parametrize(
+  'parameters, tied, hidden',
+  [(20_000_000, False, 538), (20_000_000, True, 650), (32_000_000, False, 735), (54_000_000, True, 1152)],
+)
+def test_the_width_for_a_number_of_weights(parameters, tied, hidden):
+  """Two layers, base 8, 10,000 words: 32 h^2 + 2 V h weights untied, 32 h^2 + V h tied, and V biases."""
+  cfg = language.Config(vocabulary=10_000, layers=2, parameters=parameters, tied=tied)
+  found = language.width(cfg, tiny.text(), lm.tree(), LSTM)
+  assert abs(found - hidden) <= 1
+  network = language.build(cfg, tiny.text(), lm.tree(), found)
+  assert language.weights(network, LSTM) == 32 * found**2 + (1 if tied else 2) * 10_000 * found + 10_000
+
+
+def test_zaremba_small_is_200_units_of_an_lstm():
+  cfg = retrain.sized(retrain.zaremba_small(), '4.65M')
+  cfg = dataclasses.replace(cfg, vocabulary=10_000)
+  assert language.width(cfg, tiny.text(), lm.lstm(), LSTM) == 200
+  medium = dataclasses.replace(retrain.sized(retrain.zaremba_medium(), '19.775M'), vocabulary=10_000)
+  assert language.width(medium, tiny.text(), lm.lstm(), LSTM) == 650
+
+
+def test_the_embedding_may_be_narrower_than_the_cells():
+  network = lm.build(5, 4, 2, 3, lm.tree(), embedding=3)
+  plan = lm.Plan(ARCH, lm.Settings(0.1, 0.0, 0.5, 0.5))
+  params = network.init(plan, jax.random.key(0))
+  assert params['embedding'].shape == (5, 3) and params['softmax'].shape == (4, 5)
+  assert [cell['kernel'].shape for cell in params['cells']] == [(3, 8), (4, 8)]
+  assert np.isfinite(network.score(params, plan, lm.lay_out(tiny.text(), 3, 5, 4))['perplexity'])
+
+
+def test_grid_sizes_and_rates_by_hand():
+  cfg = tiny.retrain_config(lr=(0.1, 0.2), dropout=('0', '0.5'), decay_epoch=(1.0,))
+  assert [(p.lr, p.dropout) for p in retrain.grid(cfg)] == [(0.1, '0'), (0.1, '0.5'), (0.2, '0'), (0.2, '0.5')]
+  assert retrain.sized(cfg, '200').hidden == 200 and retrain.sized(cfg, '4.65M').parameters == 4_650_000
+  assert retrain.sized(cfg, '12k').parameters == 12_000
+  assert retrain.parse_dropout('0.5') == lm.Dropout(0.0, 0.5, 0.0, 0.5)
+  assert retrain.parse_dropout('0:.1:.2:.3') == lm.Dropout(0.0, 0.1, 0.2, 0.3)
+  settings = retrain.settings(POINTS)
+  assert settings.dropout.recurrent is None and np.allclose(settings.dropout.input, [0, 0, 0.4])
+
+
+@pytest.mark.parametrize('preset', retrain.PRESETS)
+def test_presets_are_sound(preset):
+  retrain.check(retrain.PRESETS[preset]())
+
+
+def run(folder, cells=CELLS, **changes):
+  cfg = tiny.retrain_config(lr=(0.3, 0.01), optimizer='sgd', grid_epochs=1, repeats=2, epochs=2, **changes)
+  launcher.run(cfg, tiny.text(), cells, str(folder))
+  return json.loads((folder / 'result.json').read_text())
+
+
+def test_grid_then_winner_at_every_size(tmp_path, capsys):
+  found = run(tmp_path, sizes=('4', '6'))
+  assert [(row['name'], row['hidden'], row['repeats']) for row in found['rows']] == [('mine', 4, 2), ('mine', 6, 2)]
+  for row in found['rows']:
+    assert row['point'].startswith('0.3 ')  # the higher rate is better in one epoch
+    assert len(row['valid']) == len(row['test']) == 2 and row['valid'][0] != row['valid'][1]
+    assert max(row['test']) < 5  # of five words
+  assert 'mine' in capsys.readouterr().out
+  (folder,) = tmp_path.glob('mine-*')
+  assert [path.name for path in folder.iterdir()] == ['trainings.json']  # nothing half done is left
+
+
+def test_what_was_finished_is_not_trained_again(tmp_path, monkeypatch):
+  first = run(tmp_path)
+  monkeypatch.setattr(finish, 'run', None)  # would fail
+  assert run(tmp_path) == first
+
+
+@pytest.mark.long
+def test_killed_in_the_middle_of_a_training_it_resumes_as_if_unbroken(tmp_path):
+  (tmp_path / 'cell.json').write_text(space.tree_cell_space(2).to_json(ARCH))
+
+  def command(folder):
+    flags = ('--preset=smoke', '--lr=0.01', '--sizes=8', '--epochs=8', f'--arch={tmp_path}/cell.json')
+    return [sys.executable, '-m', 'experiments.retrain', *flags, f'--results={folder}']
+
+  subprocess.run(command(tmp_path / 'unbroken'), check=True, capture_output=True, timeout=300)
+  process = subprocess.Popen(command(tmp_path / 'broken'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  limit = time.monotonic() + 240
+  while process.poll() is None and time.monotonic() < limit:
+    if any(name.isdigit() for path in (tmp_path / 'broken').glob('cell*/running') for name in os.listdir(path)):
+      process.send_signal(signal.SIGKILL)
+    time.sleep(0.01)
+  assert process.wait() == -signal.SIGKILL
+  subprocess.run(command(tmp_path / 'broken'), check=True, capture_output=True, timeout=300)
+  results = [json.loads((tmp_path / name / 'result.json').read_text()) for name in ('unbroken', 'broken')]
+  one, other = ([{**row, 'seconds': 0} for row in found['rows']] for found in results)
+  assert one == other
