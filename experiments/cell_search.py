@@ -42,6 +42,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
   s = cell.build(cfg, text)
   workdir = values.workdir or f'runs/cell_search-{values.preset}'
   launch.open_workdir(workdir, cfg)
+  launch.note_origin(
+    workdir, 'cell_search', argv, dataset=cfg.dataset, sha256=text.sha256, max_children=cfg.max_children
+  )
   return lambda: run(cfg, text, s, known, workdir, values.control)
 
 
