@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nas_jax import controller, journal, search
+from nas_jax import journal, search
 
 SAMPLES = 64  # strings that the controller's entropy and probabilities are means over
 POINTS = 100  # about as many times in a run its probabilities are noted
@@ -25,10 +25,9 @@ def watch(workdir: str, s: search.Search, updates: int) -> tuple[search.Hook, Ca
   show_children, show_updates, close = events(workdir)
   # A key of its own: nothing here is seen by the search.
   keys = jax.random.split(jax.random.key(0), SAMPLES)
-  survey = jax.jit(lambda theta: controller.survey(s.controller, theta, keys))
 
   def note(state: search.SearchState, info: Mapping[str, Any]) -> None:
-    step, (entropy, probabilities) = int(state.step), survey(state.theta)
+    step, (entropy, probabilities) = int(state.step), s.survey(state, keys)
     numbers = {**info, 'best': state.best.reward, 'entropy': entropy}
     line = {'step': step, 'children': step * s.m} | {name: journal.plain(np.asarray(x)) for name, x in numbers.items()}
     if step in (1, updates) or step % max(1, updates // POINTS) == 0:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import entr
 import numpy as np
 
 from nas_jax.space import Kind, Space
@@ -211,16 +212,19 @@ def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
   )
 
 
-def survey(controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:
+def survey(space: Space, controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:
   """What `theta` would write, from one string sampled with each of `keys` [n].
 
   Returns:
     [] the entropy of a string in nats, and [S, K] the probability of each label of each slot; means over the strings,
     so unbiased.
   """
+  is_link = np.array([[slot.kind == Kind.LINK] for slot in space.slots])
 
   def one(key):
-    tokens = controller.sample(theta, key)
-    return controller.entropy(theta, tokens).sum(), controller.probabilities(theta, tokens)
+    found = controller.probabilities(theta, controller.sample(theta, key))
+    # A scan of its own for `controller.entropy` would cost as long to compile again.
+    entropy = entr(found) + jnp.where(is_link, entr(1.0 - found), 0.0)
+    return entropy.sum(), found
 
   return jax.tree.map(lambda x: x.mean(0), jax.vmap(one)(keys))

@@ -180,7 +180,9 @@ def test_probabilities_of_labels_sum_to_1_and_stay_in_their_slot(scored, label_p
 
 
 def test_a_survey_is_the_marginals_by_enumeration(scored, label_probabilities):
-  entropy, found = jax.jit(lambda theta, keys: survey(scored.controller, theta, keys))(scored.theta, keys(6)[:4000])
+  entropy, found = jax.jit(lambda theta, keys: survey(scored.space, scored.controller, theta, keys))(
+    scored.theta, keys(6)[:4000]
+  )
   probability = np.exp(scored.log_prob.sum(1))
   assert entropy == pytest.approx(-probability @ scored.log_prob.sum(1), abs=0.03)
   # A mean over 4000 strings of what lies between 0 and 1 is off by less than .008 (one standard deviation).
@@ -297,7 +299,7 @@ def test_uniform_controller(name):
   for function, sign in ((controller.log_prob, -1), (controller.entropy, 1)):
     values = jax.jit(jax.vmap(function, (None, 0)))(theta, tokens)
     np.testing.assert_allclose(values, np.broadcast_to(sign * np.log(options), tokens.shape), rtol=1e-6)
-  entropy, labels = survey(controller, theta, keys(7)[:2])
+  entropy, labels = jax.jit(lambda keys: survey(space, controller, theta, keys))(keys(7)[:2])
   assert entropy == pytest.approx(math.log(space.size()), rel=1e-6)
   for slot, row in zip(space.slots, np.asarray(labels), strict=True):
     each = 1 / 2 if slot.kind == Kind.LINK else 1 / slot.width

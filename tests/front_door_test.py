@@ -170,7 +170,7 @@ FLOORS = [
   {'controller', 'tree_cell', 'tree_text', 'tree_cell_nnx', 'child'},
   {'children'},
   {'train'},
-  {'evaluator', 'journal', 'report', 'reliability'},
+  {'evaluator', 'journal', 'report', 'reliability', 'page', 'page_style', 'charts', 'strips'},
   {'search'},
   {'systems'},
 ]
