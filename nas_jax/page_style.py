@@ -70,7 +70,7 @@ pre {
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.925rem; }
 th, td { padding: 0.4rem 1.4rem 0.4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--grid); }
-th { font-weight: 500; color: var(--soft); white-space: nowrap; }
+th { font-weight: 500; color: var(--soft); vertical-align: bottom; }
 .n { text-align: right; }
 td.n { white-space: nowrap; }
 dl {
@@ -84,6 +84,8 @@ summary { cursor: pointer; color: var(--soft); font-size: 0.925rem; margin-botto
   h1 { font-size: 1.4rem; }
   section { margin-top: 3rem; }
   .cards { grid-template-columns: 1fr 1fr; gap: 1.25rem 1rem; }
+  th, td { padding-right: 0.9rem; }
+  table:has(th:nth-child(5)) { min-width: 34rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 0.6rem; }
 }
