@@ -148,14 +148,15 @@ def _facts(
   cfg: Any, origin: Mapping[str, Any], made: space.Space, runs: Mapping[str, page.Run]
 ) -> list[tuple[str, str]]:
   unknown = 'not recorded'
-  spent = sum(record['seconds'] for run in runs.values() for record in run.records)
+  spent = sum(record['seconds'] for run in runs.values() for record in run.records) / 60
+  each, both = (' each', ', control included') if len(runs) > 1 else ('', '')
   return [
     ('command', origin.get('command', unknown)),
     ('data', f'{cfg.dataset}, sha256 {origin.get("sha256", unknown)}'),
     ('seed', str(cfg.seed)),
-    ('budget', f'{origin.get("max_children", cfg.max_children)} children each'),
+    ('budget', f'{origin.get("max_children", cfg.max_children)} children{each}'),
     ('space', f'{made.size():.2e} strings'),
-    ('training of children', f'{spent / 60:.1f} minutes, control included'),
+    ('training of children', f'{spent:.1f} minutes{both}'),
     ('devices', f'{origin.get("devices", unknown)}, jax {origin.get("jax", unknown)}'),
   ]
 

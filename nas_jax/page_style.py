@@ -38,7 +38,7 @@ section { margin-top: 4rem; }
 figure { margin: 0; break-inside: avoid; }
 figcaption, .note { color: var(--soft); font-size: 0.875rem; line-height: 1.45; margin-top: 0.5rem; }
 figcaption b { color: var(--ink); font-weight: 600; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 2.5rem 2rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); gap: 2.5rem 2rem; }
 .chart { display: block; width: 100%; height: auto; color: var(--soft); }
 .chart * { stroke-linejoin: round; stroke-linecap: butt; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 13rem), 1fr)); gap: 1.75rem 1.5rem; }
@@ -92,6 +92,8 @@ summary { cursor: pointer; color: var(--soft); font-size: 0.925rem; margin-botto
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   section { margin-top: 2rem; }
+  .charts { grid-template-columns: 1fr 1fr; }
+  .cards { grid-template-columns: repeat(4, 1fr); }
   h2, h3 { break-after: avoid; }
   .strip, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
