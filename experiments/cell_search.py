@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import launch
+from experiments import report as report_page
 from nas_jax import data, journal, published, reliability, report, search, space, tree_cell
 from nas_jax.children import lm
 from nas_jax.systems import cell, language
@@ -42,6 +43,9 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
   cell.build(cfg, text)  # which checks what belongs together
   workdir = values.workdir or f'runs/cell_search-{values.preset}'
   cfg = launch.open_workdir(workdir, cfg)
+  launch.note_origin(
+    workdir, 'cell_search', argv, dataset=cfg.dataset, sha256=text.sha256, max_children=cfg.max_children
+  )
   return lambda: run(cfg, text, known, workdir, values.control)
 
 
@@ -70,6 +74,7 @@ def run(cfg: cell.Config, text: data.Text, known: Cells, workdir: str, with_cont
   summary = f'{best_cell(s.space, found[cfg.algorithm])}\n\n{standings(cfg, text, s.space, found, scores)}\n{signal}\n'
   launch.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
+  report_page.write(workdir, report_page.make(workdir))
 
 
 def settle_program(cfg: cell.Config, text: data.Text, workdir: str) -> cell.Config:
@@ -141,16 +146,10 @@ def standings(
   known: Mapping[str, Sequence[float]],
 ) -> str:
   """The table that a result must stand in: the search, its control and known cells, on one split and one budget."""
-  rows: list[tuple[object, ...]] = []
-  for name, records in found.items():
-    at = report.standing(records, cell_space, 'perplexity')
-    of = f'{at.children} children, {at.unique} different, {at.failed} failed'
-    rows.append((name, at.best, at.top5, at.top15, of))
-  for name, scores in known.items():
-    rows.append((name, min(scores), '', '', f'{len(scores)} trainings, mean {np.mean(scores):.3f}'))
   title = f'validation perplexity, {cfg.steps} steps'
+  rows = report.standings(found, known, cell_space, 'perplexity')
   return (
-    f'{report.table((title, "best", "top 5", "top 15", "of"), rows)}\n'
+    f'{report.table((title, *report.HEADER), rows)}\n'
     f'{cfg.dataset}, sha256 {text.sha256[:12]}; seed {cfg.seed}; top 5 and 15: mean over different cells; '
     'short budgets favour fast learners'
   )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import time
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from absl import logging as absl_logging
 import jax
 from tqdm import tqdm
 
+from experiments import hooks
 from nas_jax import checkpoint, config, journal, report, search
 
 _DEFINE: dict[type, Callable[..., Any]] = {
@@ -146,6 +148,14 @@ def note_config(workdir: str, cfg: Any) -> None:
   write(os.path.join(workdir, 'config.json'), json.dumps(config.as_json(cfg), indent=2) + '\n')
 
 
+def note_origin(workdir: str, launcher: str, argv: Sequence[str], **facts: Any) -> None:
+  """Notes in origin.json what a report should say of where its numbers come from: the command, and `facts`."""
+  command = shlex.join(['python', '-m', f'experiments.{launcher}', *argv[1:]])
+  devices = f'{len(jax.local_devices())} {jax.default_backend()}'
+  origin = {'command': command, **facts, 'devices': devices, 'jax': jax.__version__}
+  write(os.path.join(workdir, 'origin.json'), json.dumps(origin, indent=2) + '\n')
+
+
 def write(path: str, text: str) -> None:
   """Writes a file whole or not at all."""
   with open(path + '.part', 'w', encoding='utf-8') as file:
@@ -190,7 +200,7 @@ def read_arch(path: str, from_json: Callable[[str], Any]) -> Any:
 def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, name: str) -> list[journal.Record]:
   """Runs `s` in `workdir` until `children` are trained, going on from whatever is there. Returns the journal, by id.
 
-  The folder then holds children.jsonl, checkpoints/ and best.json.
+  The folder then holds children.jsonl, checkpoints/ and best.json, and for people updates.jsonl and events/.
   """
   path, folder = os.path.join(workdir, 'children.jsonl'), os.path.join(workdir, 'checkpoints')
   os.makedirs(workdir, exist_ok=True)
@@ -198,6 +208,7 @@ def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, nam
   state = checkpoint.restore(folder, state) or state
   known = journal.read(path)
   save, close = checkpoint.saver(folder)
+  watch, stop_watching = hooks.watch(workdir, s, -(-children // s.m))
   saved = time.monotonic()
 
   def keep(state: search.SearchState, info: Mapping[str, Any]) -> None:
@@ -225,13 +236,15 @@ def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, nam
       bar.set_postfix(best=f'{float(state.best.reward):.4f}', mean=f'{info["reward"]:.4f}', refresh=False)
       bar.update(min(int(state.step) * s.m, children) - bar.n)
 
-    hooks = [
+    hearers = [
       search.Hook(children=journal.writer(path), vital=True),
+      watch,  # before the checkpoint, so that no step that is not done again goes unnoted
       search.Hook(step=keep, vital=True),
       search.Hook(children=note_best, vital=True),
       search.Hook(step=show),
     ]
-    search.run(s, state, hooks, search.Budget(children), known)
+    search.run(s, state, hearers, search.Budget(children), known)
+  stop_watching()
   close()
   found = journal.read(path)
   return [found[number] for number in sorted(found) if number < -(-children // s.m) * s.m]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import entr
 import numpy as np
 
 from nas_jax.space import Kind, Space
@@ -20,13 +21,15 @@ class Controller(NamedTuple):
   """A distribution over the strings of a space.
 
   `depth` (an int, or a traced one) is the number of layers that exist; the tokens of deeper ones are 0, with
-  log-probability and entropy 0.
+  log-probability, entropy and probabilities 0. The probabilities of a CHOICE or POINTER add up to 1, those of a LINK
+  are each link's own; beyond a slot's width they are 0.
   """
 
   init: Callable[[Key], PyTree]  # key -> theta
   sample: Callable[..., Array]  # (theta, key, depth=None) -> tokens [T] int32
   log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T] log P(a_t | a_<t), nats
   entropy: Callable[..., Array]  # (theta, tokens, depth=None) -> [T] entropy of each token given those before, nats
+  probabilities: Callable[..., Array]  # (theta, tokens, depth=None) -> [S, K] of each label given the tokens before
 
 
 class _Table(NamedTuple):
@@ -104,7 +107,8 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
       keys = jnp.tanh(memory @ theta['w_prev'] + (h @ theta['w_curr'])[None])
       candidates = jnp.arange(widest) + slot.start
       logits = jnp.where(slot.kind == Kind.CHOICE, logits, (keys @ theta['v']).at[candidates].get(mode='clip'))
-    tokens, log_prob, entropy = draw(logits, slot, given)
+    emitted = draw(logits, slot, given)
+    tokens = emitted[0]
     if anchors:
       chosen = jnp.where(slot.kind == Kind.LINK, tokens, jnp.arange(widest) == tokens[0]).astype(h.dtype)
       chosen = jnp.where(jnp.arange(widest) < slot.width, chosen, 0.0)
@@ -112,7 +116,7 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
       attended = chosen @ states / jnp.maximum(chosen.sum(), 1.0)
       memory = memory.at[slot.anchor].set(h, mode='drop')
     x = jnp.where(slot.kind == Kind.CHOICE, theta['embedding'][slot.head, tokens[0]], attended)
-    return (state, x, memory), (tokens, log_prob, entropy)
+    return (state, x, memory), emitted
 
   def unroll(theta, draw, given):
     carry = jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((anchors, units))
@@ -144,7 +148,10 @@ def uniform_controller(space: Space) -> Controller:
 
 
 def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
-  """A controller from `unroll(theta, draw, given)`, which runs `draw(logits [K], slot, given)` on every slot."""
+  """A controller from `unroll(theta, draw, given)`, which runs `draw(logits [K], slot, given)` on every slot.
+
+  `draw` gives a tuple of arrays [K], first the slot's tokens; `unroll` stacks them to [S, K].
+  """
   # Token t of the flat string is entry `place[t]` of what slot `owner[t]` emits.
   owner = space.owner
   place = (np.arange(space.length) - np.searchsorted(owner, owner)).astype(np.int32)
@@ -162,6 +169,13 @@ def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
     log_prob, entropy = (jnp.where(slot.kind == Kind.LINK, a, b) for a, b in zip(links, choice, strict=True))
     return tokens, log_prob, entropy
 
+  def odds(logits, slot, tokens):
+    """The probability [K] of each label of a slot."""
+    exists = jnp.arange(widest) < slot.width
+    choice = jnp.where(exists, jax.nn.softmax(jnp.where(exists, logits, jnp.finfo(logits.dtype).min)), 0.0)
+    links = jnp.where(exists, jax.nn.sigmoid(logits), 0.0)
+    return tokens, jnp.where(slot.kind == Kind.LINK, links, choice)
+
   def choose(logits, slot, key):
     link_key, choice_key = jax.random.split(key)
     links = jax.random.bernoulli(link_key, jax.nn.sigmoid(logits)).astype(jnp.int32)
@@ -178,14 +192,39 @@ def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
     tokens, _, _ = unroll(theta, choose, jax.random.split(key, len(space.slots)))
     return flat(tokens, depth)
 
+  def by_slot(tokens):
+    return jnp.zeros((len(space.slots), widest), jnp.int32).at[owner, place].set(tokens)
+
   def score(theta, tokens, depth):
-    given = jnp.zeros((len(space.slots), widest), jnp.int32).at[owner, place].set(tokens)
-    _, log_prob, entropy = unroll(theta, distribution, given)
+    _, log_prob, entropy = unroll(theta, distribution, by_slot(tokens))
     return flat(log_prob, depth), flat(entropy, depth)
+
+  def probabilities(theta, tokens, depth=None):
+    _, found = unroll(theta, odds, by_slot(tokens))
+    return jnp.where((table.layer < (space.layers if depth is None else depth))[:, None], found, 0.0)
 
   return Controller(
     init=init,
     sample=sample,
     log_prob=lambda theta, tokens, depth=None: score(theta, tokens, depth)[0],
     entropy=lambda theta, tokens, depth=None: score(theta, tokens, depth)[1],
+    probabilities=probabilities,
   )
+
+
+def survey(space: Space, controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:
+  """What `theta` would write, from one string sampled with each of `keys` [n].
+
+  Returns:
+    [] the entropy of a string in nats, and [S, K] the probability of each label of each slot; means over the strings,
+    so unbiased.
+  """
+  is_link = np.array([[slot.kind == Kind.LINK] for slot in space.slots])
+
+  def one(key):
+    found = controller.probabilities(theta, controller.sample(theta, key))
+    # A scan of its own for `controller.entropy` would cost as long to compile again.
+    entropy = entr(found) + jnp.where(is_link, entr(1.0 - found), 0.0)
+    return entropy.sum(), found
+
+  return jax.tree.map(lambda x: x.mean(0), jax.vmap(one)(keys))

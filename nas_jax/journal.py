@@ -22,7 +22,7 @@ def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
   reward, found = np.asarray(outcome.reward), []
   for k, (number, tokens) in enumerate(zip(np.asarray(batch.ids), np.asarray(batch.tokens), strict=True)):
     record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': reward[k].tolist()}
-    record |= {name: _plain(values[k]) for name, values in columns.items()}
+    record |= {name: plain(values[k]) for name, values in columns.items()}
     record |= {'failed': FAILURES[int(failed[k])] or None, 'seconds': round(seconds / len(batch.ids), 4)}
     found.append(record)
   return found
@@ -43,15 +43,18 @@ def outcome(lines: list[Record], batch: Batch) -> Outcome:
   return Outcome(jnp.asarray([line['reward'] for line in lines], jnp.float32))
 
 
-def read(path: str) -> dict[int, Record]:
-  """Records by id. A line that is no record, such as the torn last one of a killed process, is left out."""
+def read(path: str, by: str = 'id') -> dict[int, Record]:
+  """Records by id, or by another number they all have; of several with the same one, the last.
+
+  A line that is no record, such as the torn last one of a killed process, is left out.
+  """
   found: dict[int, Record] = {}
   if os.path.exists(path):
     with open(path, encoding='utf-8', errors='replace') as file:
       for line in file:
         try:
           record = json.loads(line)
-          found[record['id']] = record
+          found[record[by]] = record
         except (ValueError, TypeError, KeyError):
           continue
   return found
@@ -77,7 +80,7 @@ def _ends_line(path: str) -> bool:
     return file.read() == b'\n'
 
 
-def _plain(value: np.ndarray) -> Any:
+def plain(value: np.ndarray | np.generic) -> Any:
   """A number as JSON knows it: what is not finite becomes null."""
   number = value.item()
   return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -1,6 +1,7 @@
 """What a search found, from its journal: the best architectures and tables of numbers."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+import heapq
 import json
 from typing import NamedTuple
 
@@ -42,6 +43,51 @@ def standing(records: Sequence[Record], space: Space, metric: str, lower: bool =
   return Standing(top(1), top(5), top(15), len(records), len(different), failed)
 
 
+def progress(records: Sequence[Record], space: Space, metric: str, lower: bool = True, k: int = 1) -> list[float]:
+  """After each child, the mean over the best k different architectures so far; NaN while there are fewer."""
+  best: dict[object, float] = {}
+  top, found = list[float](), list[float]()
+  for record in records:
+    if record['failed'] is None and record[metric] is not None:
+      value, form = (record[metric] if lower else -record[metric]), canonical(space.decode(record['tokens']))
+      if value < best.get(form, np.inf):
+        best[form] = value
+        if len(top) < k or value < top[-1]:
+          top = heapq.nsmallest(k, best.values())
+    found.append(float(np.mean(top)) * (1 if lower else -1) if len(top) == k else float('nan'))
+  return found
+
+
+HEADER = ('best', 'top 5', 'top 15', 'of')
+
+
+def standings(
+  found: Mapping[str, Sequence[Record]],
+  known: Mapping[str, Sequence[float]],
+  space: Space,
+  metric: str,
+  lower: bool = True,
+) -> list[tuple[object, ...]]:
+  """The rows of the table a result must stand in: a name, then as `HEADER`.
+
+  Args:
+    found: the journal of the search and of its control.
+    known: the scores of known architectures, trained just as the children were.
+    space: of the children.
+    metric: what the scores are.
+    lower: whether less of it is better.
+  """
+  rows: list[tuple[object, ...]] = []
+  for name, records in found.items():
+    at = standing(records, space, metric, lower)
+    of = f'{at.children} children, {at.unique} different, {at.failed} failed'
+    rows.append((name, at.best, at.top5, at.top15, of))
+  for name, scores in known.items():
+    best = min(scores) if lower else max(scores)
+    rows.append((name, best, '', '', f'{len(scores)} trainings, mean {np.mean(scores):.3f}'))
+  return rows
+
+
 def best_json(space: Space, record: Record) -> str:
   """The architecture of a child as `best.json` holds it; `space.from_json` reads it back."""
   arch = json.loads(space.to_json(space.decode(record['tokens'])))
@@ -51,12 +97,6 @@ def best_json(space: Space, record: Record) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   """Text columns: the first to the left, the others to the right; floats with three digits, NaN as a dash."""
-
-  def word(cell: object) -> str:
-    if isinstance(cell, float):
-      return f'{cell:.3f}' if np.isfinite(cell) else '-'
-    return str(cell)
-
   lines = [list(header), *([word(cell) for cell in row] for row in rows)]
   widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 
@@ -64,3 +104,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return '  '.join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
 
   return '\n'.join(join(line).rstrip() for line in lines)
+
+
+def word(cell: object) -> str:
+  """What a table says of a cell: floats with three digits, NaN as a dash."""
+  if isinstance(cell, float):
+    return f'{cell:.3f}' if np.isfinite(cell) else '-'
+  return str(cell)

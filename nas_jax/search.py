@@ -16,7 +16,7 @@ import optax
 
 from nas_jax import config, journal, reinforce
 from nas_jax.config import field
-from nas_jax.controller import Controller, lstm_controller, uniform_controller
+from nas_jax.controller import Controller, lstm_controller, survey, uniform_controller
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
@@ -73,6 +73,7 @@ class Search(NamedTuple):
   tell: Callable[[SearchState, Batch, Outcome], tuple[SearchState, dict[str, Array]]]
   gradient: Callable[[SearchState, Batch, Outcome], PyTree]
   apply: Callable[[SearchState, PyTree, Batch, Outcome], tuple[SearchState, dict[str, Array]]]
+  survey: Callable[[SearchState, Key], tuple[Array, Array]]  # the controller's entropy and probabilities, to look at
 
 
 def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Search:
@@ -146,8 +147,20 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
   def tell(state: SearchState, batch: Batch, outcome: Outcome):
     return apply(state, gradient(state, batch, outcome), batch, outcome)
 
+  def look(state: SearchState, keys: Key):
+    return survey(space, controller, state.theta, keys)
+
   return Search(
-    space, controller, cfg.m, jax.jit(init), jax.jit(ask), evaluate, jax.jit(tell), jax.jit(gradient), jax.jit(apply)
+    space,
+    controller,
+    cfg.m,
+    init=jax.jit(init),
+    ask=jax.jit(ask),
+    evaluate=evaluate,
+    tell=jax.jit(tell),
+    gradient=jax.jit(gradient),
+    apply=jax.jit(apply),
+    survey=jax.jit(look),
   )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from space_test import LAYERED, SPACES, TinyArch, strings
 
-from nas_jax.controller import Controller, lstm_controller, uniform_controller
+from nas_jax.controller import Controller, lstm_controller, survey, uniform_controller
 from nas_jax.space import Kind, Slot, Space, tree_cell_space
 from nas_jax.types import Array, Key, PyTree
 
@@ -152,6 +152,46 @@ def test_entropies_add_up_to_that_of_the_string(scored):
   assert (scored.entropy >= 0).all()
 
 
+@pytest.fixture
+def label_probabilities(scored) -> np.ndarray:
+  """[n, S, K] of all strings."""
+  one = jax.jit(jax.vmap(scored.controller.probabilities, (None, 0)))
+  return np.asarray(one(scored.theta, scored.tokens))
+
+
+def test_probabilities_of_labels_are_those_of_the_tokens(scored, label_probabilities):
+  token_of_slot = dict.fromkeys(range(len(scored.space.slots)), 0)
+  for t, index in enumerate(scored.space.owner):
+    slot, tokens = scored.space.slots[index], scored.tokens[:, t]
+    if slot.kind == Kind.LINK:
+      link = label_probabilities[:, index, token_of_slot[index]]
+      found = np.where(tokens == 1, link, 1 - link)
+      token_of_slot[index] += 1
+    else:
+      found = label_probabilities[np.arange(len(tokens)), index, tokens]
+    np.testing.assert_allclose(found, np.exp(scored.log_prob[:, t]), rtol=1e-10)
+
+
+def test_probabilities_of_labels_sum_to_1_and_stay_in_their_slot(scored, label_probabilities):
+  for index, slot in enumerate(scored.space.slots):
+    assert (label_probabilities[:, index, slot.width :] == 0).all()
+    if slot.kind != Kind.LINK:
+      np.testing.assert_allclose(label_probabilities[:, index].sum(-1), 1, atol=1e-12)
+
+
+def test_a_survey_is_the_marginals_by_enumeration(scored, label_probabilities):
+  entropy, found = jax.jit(lambda theta, keys: survey(scored.space, scored.controller, theta, keys))(
+    scored.theta, keys(6)[:4000]
+  )
+  probability = np.exp(scored.log_prob.sum(1))
+  assert entropy == pytest.approx(-probability @ scored.log_prob.sum(1), abs=0.03)
+  # A mean over 4000 strings of what lies between 0 and 1 is off by less than .008 (one standard deviation).
+  np.testing.assert_allclose(found, np.einsum('n,nsk->sk', probability, label_probabilities), atol=0.03)
+  # Exact for what is decided first, whatever was sampled.
+  first = next(i for i, slot in enumerate(scored.space.slots) if slot.width)
+  np.testing.assert_allclose(found[first], label_probabilities[0, first], atol=1e-12)
+
+
 def test_the_state_is_carried(x64):
   # Two strings that differ in their first token alone: the second step sees it as input, the third only by the state.
   scored = score_all('choice')
@@ -188,6 +228,8 @@ def test_skip_probability_by_hand():
 def test_shallow_strings_are_a_distribution_of_their_own(layered, depth):
   exists = np.asarray(LAYERED.mask(depth))
   shallow = (layered.tokens[:, ~exists] == 0).all(1)
+  labels = np.asarray(layered.controller.probabilities(layered.theta, layered.tokens[-1], depth))
+  np.testing.assert_array_equal(labels.any(1), [slot.layer < depth and slot.width > 0 for slot in LAYERED.slots])
   tokens = layered.tokens[shallow]
   assert len(tokens) == LAYERED.size(depth)
   log_prob, entropy = (np.asarray(values)[shallow] for values in layered.score(layered.tokens, depth))
@@ -257,6 +299,11 @@ def test_uniform_controller(name):
   for function, sign in ((controller.log_prob, -1), (controller.entropy, 1)):
     values = jax.jit(jax.vmap(function, (None, 0)))(theta, tokens)
     np.testing.assert_allclose(values, np.broadcast_to(sign * np.log(options), tokens.shape), rtol=1e-6)
+  entropy, labels = jax.jit(lambda keys: survey(space, controller, theta, keys))(keys(7)[:2])
+  assert entropy == pytest.approx(math.log(space.size()), rel=1e-6)
+  for slot, row in zip(space.slots, np.asarray(labels), strict=True):
+    each = 1 / 2 if slot.kind == Kind.LINK else 1 / slot.width
+    np.testing.assert_allclose(row, np.where(np.arange(len(row)) < slot.width, each, 0), rtol=1e-6)
   found = jax.jit(jax.vmap(controller.sample, (None, 0)))(theta, keys(4))
   assert chi_squared(frequencies(found, tokens), np.full(len(tokens), DRAWS / len(tokens))) < 5
 

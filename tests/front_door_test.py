@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from nas_jax import space
+from nas_jax import journal, space
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -32,7 +32,7 @@ def test_the_promised_names_are_there():
 def test_importing_does_nothing_and_brings_little():
   code = (
     'import sys, nas_jax; assert "jax" not in sys.modules; import nas_jax.tree_cell; import jax;'
-    'print([m for m in ("optax", "orbax", "tensorflow_datasets", "matplotlib", "experiments") if m in'
+    'print([m for m in ("optax", "orbax", "tensorflow_datasets", "matplotlib", "tensorboardX", "experiments") if m in'
     ' sys.modules], jax._src.xla_bridge._backends)'
   )
   assert python('-c', code).stdout.strip() == '[] {}'
@@ -85,6 +85,8 @@ def test_a_search_end_to_end_and_again(tmp_path):
     'cell.json',
   ):
     assert words in first.stdout
+  assert '<h1>In 8 children' in (tmp_path / 'report.html').read_text()
+  assert (tmp_path / 'events').is_dir() and (tmp_path / 'control' / 'events').is_dir()
   before = files(tmp_path), files(tmp_path / 'control')
   (tmp_path / 'best.json').unlink()  # as if killed between the journal and this file
   second = python(*args)
@@ -100,20 +102,22 @@ def kill_and_resume(tmp_path, moments, children=40):
     process = subprocess.Popen(
       command(broken, children), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    journal, limit = broken / 'children.jsonl', time.monotonic() + 240
+    records, limit = broken / 'children.jsonl', time.monotonic() + 240
     while process.poll() is None and time.monotonic() < limit:
-      if journal.exists() and journal.read_text().count('\n') >= lines:
+      if records.exists() and records.read_text().count('\n') >= lines:
         process.send_signal(signal.SIGKILL)
         break
       time.sleep(0.01)
     assert process.wait() == -signal.SIGKILL
   # As if the kill had come in the middle of a step, and of a line: one child of the last step is lost.
-  torn = journal.read_text().splitlines(keepends=True)
-  journal.write_text(''.join(torn[:-1]) + torn[-1][: len(torn[-1]) // 2])
+  torn = records.read_text().splitlines(keepends=True)
+  records.write_text(''.join(torn[:-1]) + torn[-1][: len(torn[-1]) // 2])
   launch(broken, children)
   lines, best = files_by_id(broken)
   assert (lines, best) == files_by_id(tmp_path / 'unbroken')
   assert len(lines) == children
+  updates = [journal.read(str(tmp_path / name / 'updates.jsonl'), by='step') for name in ('broken', 'unbroken')]
+  assert updates[0] == updates[1] and len(updates[0]) == children // 2
 
 
 def files_by_id(workdir):
@@ -171,7 +175,7 @@ FLOORS = [
   {'controller', 'recurrence', 'tree_cell', 'tree_draw', 'tree_text', 'tree_cell_nnx', 'child'},
   {'children'},
   {'train'},
-  {'evaluator', 'finish', 'journal', 'report', 'reliability'},
+  {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page', 'page_style', 'charts', 'strips'},
   {'search'},
   {'systems'},
 ]

@@ -56,6 +56,17 @@ def test_a_torn_line_is_left_out_and_written_over(tmp_path, torn):
   assert json.loads(path.read_text().splitlines()[-1])['id'] == 7
 
 
+def test_of_several_lines_of_a_step_the_last_counts(tmp_path):
+  path = tmp_path / 'updates.jsonl'
+  write = journal.writer(str(path))
+  write([{'step': 1, 'reward': 0.5}, {'step': 2, 'reward': 0.25}])
+  with open(path, 'a') as file:
+    file.write('{"step": 3, "rew')  # killed here, and resumed from step 1
+  write([{'step': 2, 'reward': 0.75}])
+  assert journal.read(str(path), by='step') == {1: {'step': 1, 'reward': 0.5}, 2: {'step': 2, 'reward': 0.75}}
+  assert journal.read(str(path)) == {}
+
+
 def test_no_journal_is_an_empty_one(tmp_path):
   assert journal.read(str(tmp_path / 'none')) == {}
 

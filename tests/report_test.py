@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from nas_jax import published, report, space
@@ -30,6 +31,21 @@ def test_standing_by_hand():
   at = report.standing(RECORDS, SPACE, 'perplexity')
   assert (at.best, at.children, at.unique, at.failed) == (6.0, 4, 2, 1)
   assert math.isnan(at.top5)  # two networks are no five
+
+
+def test_progress_by_hand():
+  nan = float('nan')
+  assert report.progress(RECORDS, SPACE, 'perplexity') == [7, 7, 6, 6]
+  # The third child is the first one's network: with k of 2 its 6 takes the place of the 7.
+  np.testing.assert_equal(report.progress(RECORDS, SPACE, 'perplexity', k=2), [nan, 7.5, 7, 7])
+  np.testing.assert_equal(report.progress(RECORDS, SPACE, 'perplexity', lower=False, k=2), [nan, 7.5, 7.5, 7.5])
+
+
+def test_standings_by_hand():
+  rows = report.standings({'reinforce': RECORDS}, {'known': [3.0, 2.0]}, SPACE, 'perplexity')
+  assert [row[:2] for row in rows] == [('reinforce', 6.0), ('known', 2.0)]
+  assert [row[-1] for row in rows] == ['4 children, 2 different, 1 failed', '2 trainings, mean 2.500']
+  assert report.standings({}, {'known': [3.0, 2.0]}, SPACE, 'perplexity', lower=False)[0][1] == 3.0
 
 
 def test_best_json_is_an_architecture():

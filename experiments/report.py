@@ -1,0 +1,176 @@
+"""The report of a search as a page: reads a workdir, writes report.html there. The search may still be running.
+
+Example:
+  python -m experiments.report --workdir=runs/cell_search-demo
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import glob
+import json
+import os
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments import launch
+from nas_jax import journal, page, report, space, tree_cell
+from nas_jax.systems import cell
+
+
+class System(NamedTuple):
+  """What the page must know of a system that it cannot read in a workdir."""
+
+  config: type
+  noun: str
+  metric: page.Metric
+  make_space: Callable[[Any], space.Space]
+  budgets: Callable[[Any], tuple[str, str]]  # the children's training and the longer one of `reliability`, in words
+  text: Callable[[Any], str]  # an architecture in equations or words
+  drawing: Callable[[Any], str] | None = None  # an architecture as an SVG element
+
+
+_CELL = System(
+  cell.Config,
+  'cell',
+  page.Metric('perplexity', 'validation perplexity'),
+  cell.make_space,
+  lambda cfg: (f'{cfg.steps} training steps', f'{5 * cfg.steps}'),
+  tree_cell.equations,
+)
+SYSTEMS = (_CELL,)
+
+
+def own_flags(values: flags.FlagValues) -> None:
+  """What this launcher takes."""
+  flags.DEFINE_string('workdir', '', 'folder of a search', flag_values=values)
+
+
+def prepare(argv: Sequence[str]) -> Callable[[], None]:
+  """Reads the workdir."""
+  values = launch.parse(argv, __doc__, own_flags)
+  if not values.workdir:
+    raise ValueError('--workdir is missing: name the folder of a search.')
+  text = make(values.workdir)
+  return lambda: write(values.workdir, text)
+
+
+def make(workdir: str) -> str:
+  """The page of what a workdir holds. Raises ValueError as `read`."""
+  return page.render(read(workdir))
+
+
+def write(workdir: str, text: str) -> None:
+  """Writes report.html and says where."""
+  path = os.path.join(workdir, 'report.html')
+  launch.write(path, text)
+  print(f'report: {path}')
+
+
+def read(workdir: str) -> page.Report:
+  """What a workdir holds, as the page says it. Raises ValueError, naming the file, on what is damaged or missing."""
+  saved = _json(os.path.join(workdir, 'config.json'))
+  if saved is None:
+    raise ValueError(f'workdir (={workdir!r}) holds no search: there is no config.json in it. Name one that does.')
+  system, cfg = _system(saved, workdir)
+  made = system.make_space(cfg)
+  runs = {cfg.algorithm: _run(workdir, system, made, cfg.algorithm)}
+  if os.path.isdir(control := os.path.join(workdir, 'control')):
+    runs['random'] = _run(control, system, made, 'random')
+  origin = _json(os.path.join(workdir, 'origin.json')) or {}
+  known = _json(os.path.join(workdir, 'yardsticks.json')) or {}
+  records = {name: run.records for name, run in runs.items() if run.records}
+  rows = report.standings(records, known, made, system.metric.key, system.metric.lower)
+  training, longer = system.budgets(cfg)
+  return page.Report(
+    title=f'Search for a {system.noun}, {os.path.basename(os.path.abspath(workdir))}',
+    noun=system.noun,
+    metric=system.metric,
+    budget=origin.get('max_children', cfg.max_children),
+    runs=tuple(runs.values()),
+    slots=made.slots,
+    reliability=_reliability(_json(os.path.join(workdir, 'reliability.json')), training, longer),
+    winners=_winners(system, made, runs[cfg.algorithm].records),
+    standings=((f'{system.metric.name}, {training}', *report.HEADER), rows),
+    retrained=[_retrained(path) for path in sorted(glob.glob(os.path.join(workdir, 'retrain*', 'result.json')))],
+    facts=_facts(cfg, origin, made, runs),
+    config=saved,
+    caveat=f'Every child had {training} and no more. Short budgets favour fast learners: what leads here need not '
+    'lead after a whole training. Top 5 and top 15 are means over different architectures.',
+  )
+
+
+def _system(saved: Mapping[str, Any], workdir: str) -> tuple[System, Any]:
+  """The system whose config has all the saved fields, and that config; a field since added has its default."""
+  for system in SYSTEMS:
+    if set(saved) <= {item.name for item in dataclasses.fields(system.config)}:
+      return system, system.config(**{n: tuple(v) if isinstance(v, list) else v for n, v in saved.items()})
+  raise ValueError(f'{workdir}/config.json is of no system known here: it has the fields {", ".join(saved)}.')
+
+
+def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
+  found = journal.read(os.path.join(folder, 'children.jsonl'))
+  records = [found[number] for number in sorted(found)]
+  updates = journal.read(os.path.join(folder, 'updates.jsonl'), by='step')
+  key, lower = system.metric.key, system.metric.lower
+  best, top = (report.progress(records, made, key, lower, k) for k in (1, 5))
+  return page.Run(name, records, best, top, [updates[step] for step in sorted(updates)])
+
+
+def _winners(system: System, made: space.Space, records: Sequence[journal.Record]) -> list[page.Winner]:
+  winners = []
+  for place, record in enumerate(report.ranking(records, made, system.metric.key, system.metric.lower)[:3], 1):
+    arch = made.decode(record['tokens'])
+    title = f'{place}. Child {record["id"]}, {system.metric.name} {report.word(record[system.metric.key])}'
+    winners.append(page.Winner(title, system.text(arch), system.drawing(arch) if system.drawing else ''))
+  return winners
+
+
+def _reliability(found: Mapping[str, Any] | None, training: str, longer: str) -> list[page.Correlation]:
+  if found is None:
+    return []
+  between = f'two seeds, {found["children"]} children', f'{training} and {longer}, half of them'
+  return [page.Correlation(between[0], found['seeds'], 0.7), page.Correlation(between[1], found['budget'], 0.5)]
+
+
+def _retrained(path: str) -> Mapping[str, Any]:
+  result = _json(path)
+  try:
+    for row in result['rows']:
+      f'{row["name"]} {row["hidden"]} {row["epochs"]} {row["repeats"]} {row["parameters"]:,}'
+      sum(row['valid'] + row['test'], start=0.0)
+    return {'rows': result['rows'], 'setting': str(result['setting'])}
+  except (TypeError, KeyError, ValueError) as error:
+    raise ValueError(f'{path} is no result of a retraining ({error}): remove it, or retrain.') from None
+
+
+def _facts(
+  cfg: Any, origin: Mapping[str, Any], made: space.Space, runs: Mapping[str, page.Run]
+) -> list[tuple[str, str]]:
+  unknown = 'not recorded'
+  spent = sum(record['seconds'] for run in runs.values() for record in run.records) / 60
+  each, both = (' each', ', control included') if len(runs) > 1 else ('', '')
+  return [
+    ('command', origin.get('command', unknown)),
+    ('data', f'{cfg.dataset}, sha256 {origin.get("sha256", unknown)}'),
+    ('seed', str(cfg.seed)),
+    ('budget', f'{origin.get("max_children", cfg.max_children)} children{each}'),
+    ('space', f'{made.size():.2e} strings'),
+    ('training of children', f'{spent:.1f} minutes{both}'),
+    ('devices', f'{origin.get("devices", unknown)}, jax {origin.get("jax", unknown)}'),
+  ]
+
+
+def _json(path: str) -> Any:
+  """What the file holds, None if there is none. Raises ValueError, naming it, if it is damaged."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError) as error:
+    raise ValueError(f'{path} cannot be read ({error}): restore or remove it.') from None
+
+
+if __name__ == '__main__':
+  launch.main(prepare)

@@ -1,0 +1,190 @@
+"""Charts as SVG, to stand in a page whose colours they take: text in, `--search`, `--control`, `--grid` for the rest.
+
+Each function gives one `<svg>` element. The same data give the same bytes.
+"""
+
+from collections.abc import Callable, Sequence
+import html
+import io
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Matplotlib draws in these colours; in the page they are what stands beside them.
+_COLOURS = {
+  '#010101': 'currentColor',
+  '#010102': 'var(--grid)',
+  '#010103': 'var(--search)',
+  '#010104': 'var(--control)',
+}
+_INK, _GRID, *_SIDES = _COLOURS
+_STYLES, _MARKERS, _CAPS = ('-', '--'), ('o', 's'), ('round', 'projecting')
+_RC: dict[Any, Any] = {
+  'svg.hashsalt': 'nas_jax',
+  'svg.fonttype': 'none',
+  'path.simplify': False,
+  'text.parse_math': False,  # a name is no formula
+  'font.size': 12,
+}
+
+
+class Line(NamedTuple):
+  """One search in a chart; the first is drawn as the search, the second as its control."""
+
+  name: str
+  x: Sequence[float] | np.ndarray
+  y: Sequence[float] | np.ndarray  # NaN where there is nothing
+
+
+def rewards(name: str, label: str, lines: Sequence[Line]) -> str:
+  """Each child's reward as a point, and the mean over the last twentieth of the children, at least ten."""
+
+  def draw(axes: Any) -> None:
+    for side, line in enumerate(lines):
+      _points(axes, side, line)
+    for side, line in enumerate(lines):
+      _curve(axes, side, line._replace(y=moving_mean(line.y, max(10, len(line.y) // 20))))
+    axes.autoscale_view()
+    axes.set(xlabel='children', ylabel='reward')
+
+  return _svg(name, label, draw)
+
+
+def progress(name: str, label: str, ylabel: str, best: Sequence[Line], top: Sequence[Line]) -> str:
+  """The best so far, and thinner the mean of the best few; on a log scale where they span more than a factor."""
+
+  def draw(axes: Any) -> None:
+    for side, (line, few) in enumerate(zip(best, top, strict=True)):
+      _curve(axes, side, line, drawstyle='steps-post')
+      _curve(axes, side, few._replace(name=''), drawstyle='steps-post', linewidth=0.9)
+    axes.set(xlabel='children', ylabel=ylabel)
+    # The first children fall from anywhere, and would press all that follows flat.
+    _scale(axes, np.concatenate([np.asarray(line.y, float)[len(line.y) // 20 :] for line in (*best, *top)]))
+
+  return _svg(name, label, draw)
+
+
+def quarters(name: str, label: str, ylabel: str, lines: Sequence[Line]) -> str:
+  """For each quarter of a run the median, the middle half (thick) and the middle four fifths (thin) of its scores."""
+
+  def draw(axes: Any) -> None:
+    shown = []
+    for side, line in enumerate(lines):
+      for quarter, part in enumerate(np.array_split(np.asarray(line.y, float), 4)):
+        part = part[np.isfinite(part)]
+        if len(part):
+          low, first, middle, third, high = np.quantile(part, (0.1, 0.25, 0.5, 0.75, 0.9))
+          x, colour = quarter + 0.16 * (2 * side - len(lines) + 1), _SIDES[side]
+          axes.plot([x, x], [low, high], color=colour, linewidth=1.5)
+          axes.plot([x, x], [first, third], color=colour, linewidth=6, alpha=0.5, solid_capstyle='butt')
+          name = line.name if not quarter else None
+          axes.plot([x], [middle], color=colour, marker=_MARKERS[side], markersize=7, linestyle='', label=name)
+          shown += [low, high]
+    axes.set_xticks(range(4), ['first quarter', 'second', 'third', 'last'])
+    axes.set_xlim(-0.6, 3.6)
+    axes.set(ylabel=ylabel)
+    _scale(axes, shown)
+
+  return _svg(name, label, draw)
+
+
+def entropy(name: str, label: str, lines: Sequence[Line]) -> str:
+  """The controller's entropy, from 0 nats up."""
+
+  def draw(axes: Any) -> None:
+    for side, line in enumerate(lines):
+      _curve(axes, side, line)
+    axes.set(xlabel='children', ylabel='nats a string')
+    axes.set_ylim(bottom=0)
+
+  return _svg(name, label, draw)
+
+
+def moving_mean(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
+  """The mean of the last `window` finite values at each place, of those there are at the start."""
+  found = np.asarray(values, float)
+  finite = np.isfinite(found)
+  total = np.cumsum(np.concatenate([[0.0], np.where(finite, found, 0.0)]))
+  count = np.cumsum(np.concatenate([[0], finite]))
+  start = np.maximum(np.arange(1, len(found) + 1) - window, 0)
+  with np.errstate(invalid='ignore'):
+    return (total[1:] - total[start]) / (count[1:] - count[start])
+
+
+def _curve(axes: Any, side: int, line: Line, **style: Any) -> None:
+  style = {'linewidth': 2.0, 'marker': _MARKERS[side] if len(line.x) == 1 else None} | style
+  axes.plot(line.x, line.y, color=_SIDES[side], linestyle=_STYLES[side], label=line.name or None, **style)
+
+
+def _points(axes: Any, side: int, line: Line) -> None:
+  """Dots or squares as one path of strokes without length: a few bytes each."""
+  from matplotlib.patches import PathPatch
+  from matplotlib.path import Path
+
+  places = np.stack([np.asarray(line.x, float), np.asarray(line.y, float)], 1)
+  places = places[np.isfinite(places).all(1)]
+  if len(places):
+    codes = np.tile([Path.MOVETO, Path.LINETO], len(places))
+    style = {'fill': False, 'linewidth': 3.5 - side, 'alpha': 0.3, 'capstyle': _CAPS[side]}
+    axes.add_patch(PathPatch(Path(np.repeat(places, 2, 0), codes), edgecolor=_SIDES[side], **style))
+
+
+def _scale(axes: Any, values: Sequence[float] | np.ndarray) -> None:
+  """Limits round `values`; a log scale where they span more than a factor 2, with numbers as people write them."""
+  from matplotlib import ticker
+
+  finite = np.asarray(values, float)
+  finite = finite[np.isfinite(finite)]
+  if not len(finite):
+    return
+  low, high = finite.min(), finite.max()
+  if low > 0 and high > 2 * low:
+    room = (high / low) ** 0.06
+    axes.set_yscale('log')
+    axes.set_ylim(low / room, high * room)
+    steps = (1,) if high > 300 * low else (1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=steps, numticks=20))
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+  elif high > low:
+    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+
+
+def _svg(name: str, label: str, draw: Callable[[Any], None]) -> str:
+  """What `draw` puts on axes, as an element whose ids begin with `name`; `label` is for those who do not see it."""
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  with matplotlib.rc_context(_RC):
+    figure = Figure(figsize=(6.2, 4.0))
+    axes = figure.add_axes((0.13, 0.14, 0.85, 0.74))
+    draw(axes)
+    axes.grid(axis='y', color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(color=_GRID, labelcolor=_INK, length=3)
+    axes.spines[['top', 'right', 'left']].set_visible(False)
+    axes.spines['bottom'].set_color(_GRID)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    if axes.get_legend_handles_labels()[0]:
+      axes.legend(loc='lower left', bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, labelcolor=_INK)
+    file = io.StringIO()
+    figure.savefig(file, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
+  return _themed(file.getvalue(), name, label)
+
+
+def _themed(svg: str, name: str, label: str) -> str:
+  view = re.search(r'viewBox="([^"]*)"', svg)
+  body = svg[svg.index('<defs>') :] if '<metadata' not in svg else svg[svg.index('</metadata>') + 11 :]
+  body = re.sub(r'<style.*?</style>|<!--.*?-->', '', body, flags=re.DOTALL)
+  body = re.sub(r' ?font-family: [^;"]*;', '', body)  # the page's own
+  body = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{name}-', body.replace('xlink:href', 'href'))
+  body = re.sub(r'-?\d+\.\d{2,}', lambda found: f'{float(found[0]):.2f}'.rstrip('0').rstrip('.'), body)
+  for sentinel, colour in _COLOURS.items():
+    body = body.replace(sentinel, colour)
+  label = html.escape(label)
+  head = (
+    f'<svg class="chart" role="img" viewBox="{view[1] if view else ""}" aria-label="{label}"><title>{label}</title>'
+  )
+  return head + re.sub(r'\s*\n\s*', '\n', body).strip()
