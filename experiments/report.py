@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from experiments import launch
-from nas_jax import journal, page, report, space, tree_cell
-from nas_jax.systems import cell
+from nas_jax import journal, page, report, space, tree_cell, tree_draw
+from nas_jax.systems import cell, language
 
 
 class System(NamedTuple):
@@ -35,8 +35,9 @@ _CELL = System(
   'cell',
   page.Metric('perplexity', 'validation perplexity'),
   cell.make_space,
-  lambda cfg: (f'{cfg.steps} training steps', f'{5 * cfg.steps}'),
+  lambda cfg: (language.length(cfg), language.length(language.longer(cfg, 5))),
   tree_cell.equations,
+  tree_draw.svg,
 )
 SYSTEMS = (_CELL,)
 

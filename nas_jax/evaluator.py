@@ -1,7 +1,6 @@
 """Evaluators: architectures in, rewards out."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +8,8 @@ from jax.sharding import Mesh
 import numpy as np
 
 from nas_jax import train
-from nas_jax.space import Space
-from nas_jax.types import Batch, Outcome, PyTree
+from nas_jax.space import unstack
+from nas_jax.types import Array, Batch, Outcome, PyTree
 
 PROGRAMS = ('generic', 'specialised', 'auto')  # how children are compiled
 Metrics = dict[str, np.ndarray]
@@ -24,11 +23,10 @@ def from_scratch(
   `reward` maps the metrics [m] to rewards [m]; a child that failed earns 0.
   """
   data = train.share(data, programs.mesh)
-  return lambda batch: _outcome(train.fit(programs, batch.archs, batch.keys, data), reward)
+  return lambda batch: _outcome(_fetched(train.fit(programs, batch.archs, batch.keys, data)), reward)
 
 
 def specialised(
-  space: Space,
   programs: Callable[[PyTree, Mesh], train.Fit],
   data: PyTree,
   reward: Callable[[Metrics], np.ndarray],
@@ -37,7 +35,6 @@ def specialised(
   """The same by a program of its own for each child: no operation chosen as it runs, but a compilation a child.
 
   Args:
-    space: what the tokens mean.
     programs: (static arch, mesh of one device) to the programs of that child, whose arch is ().
     data: as the child takes it.
     reward: as in `from_scratch`.
@@ -46,21 +43,21 @@ def specialised(
   meshes = [train.child_mesh([device]) for device in (devices or jax.local_devices())]
   shared = [train.share(data, mesh) for mesh in meshes]
 
-  def turn(batch: Batch, lane: int) -> list[Metrics]:
-    """Every child of one device."""
-    found = []
-    for k in range(lane, len(batch.keys), len(meshes)):
-      own = programs(space.decode(np.asarray(batch.tokens[k])), meshes[lane])
-      found.append(train.fit(own, (), batch.keys[k : k + 1], shared[lane]))
-    return found
-
   def evaluate(batch: Batch) -> Outcome:
-    with ThreadPoolExecutor(len(meshes)) as pool:
-      lanes = list(pool.map(lambda lane: turn(batch, lane), range(len(meshes))))
-    metrics = [lanes[k % len(meshes)][k // len(meshes)] for k in range(len(batch.keys))]
-    return _outcome({name: np.concatenate([one[name] for one in metrics]) for name in metrics[0]}, reward)
+    archs, found = unstack(batch.archs), list[Metrics]()
+    for start in range(0, len(batch.keys), len(meshes)):
+      # Dispatch returns at once, so the devices work side by side until their metrics are fetched.
+      running = []
+      for k, mesh, local in zip(range(start, len(batch.keys)), meshes, shared, strict=False):
+        running.append(train.fit(programs(archs[k], mesh), (), batch.keys[k : k + 1], local))
+      found += [_fetched(one) for one in running]
+    return _outcome({name: np.concatenate([one[name] for one in found]) for name in found[0]}, reward)
 
   return evaluate
+
+
+def _fetched(metrics: dict[str, Array]) -> Metrics:
+  return {name: np.asarray(value) for name, value in metrics.items()}
 
 
 def _outcome(metrics: Metrics, reward: Callable[[Metrics], np.ndarray]) -> Outcome:

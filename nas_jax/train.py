@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-import numpy as np
 import optax
 
 from nas_jax.child import Child
@@ -140,7 +139,7 @@ def begin(programs: Fit, archs: PyTree, keys: Key) -> tuple[FitState, PyTree, Ke
   return programs.init(archs, keys, jnp.arange(m + padding) < m), archs, keys
 
 
-def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, np.ndarray]:
+def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Array]:
   """Trains m children from scratch and scores them; between chunks control comes back here.
 
   Args:
@@ -158,4 +157,4 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, np.n
   for done in range(0, programs.steps, programs.steps_per_call):
     count = min(programs.steps_per_call, programs.steps - done)
     states = programs.chunk(data, jnp.asarray(count), states, archs, keys)
-  return {name: np.asarray(value)[:m] for name, value in programs.score(data, states, archs).items()}
+  return {name: value[:m] for name, value in programs.score(data, states, archs).items()}

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from experiments import cell_search, launch, table_search
+from experiments import retrain as retrain_launcher
+from nas_jax import report
 from nas_jax.published import NASCELL
 from nas_jax.space import tree_cell_space
-from nas_jax.systems import cell, table
+from nas_jax.systems import cell, retrain, table
 
 
 def leave(monkeypatch, capsys, caplog, launcher, *args):
@@ -105,6 +107,54 @@ def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
   assert f'{missing}.txt' in refuse(cell_search, *args)
 
 
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--lr=', ('lr', 'empty list')),
+    ('--lr=0.1,fast', ('lr', 'floats')),
+    ('--lr=0.1,-1', ('lr (=-1.0)', 'greater than 0')),
+    ('--sizes=', ('sizes', 'empty list')),
+    ('--sizes=8,big', ('sizes', "'big'", '4.65M')),
+    ('--sizes=0', ('sizes', "'0'")),
+    ('--sizes=100', ('tied', 'embedding (=7)')),
+    ('--sizes=50', ()),
+    ('--dropout=0:0.5', ('dropout', 'embedding:input:recurrent:output')),
+    ('--dropout=1', ('dropout', '0.95')),
+    ('--sizes=1k', ('parameters (=1000)', 'width 1')),
+    ('--vocabulary=9', ('vocabulary (=9)', 'different chars')),
+    ('--epochs=0', ('epochs', 'at least 1')),
+    ('--arch=', ('--arch', '--workdir')),
+    ('--arch=nothing.json', ('nothing.json',)),
+    ('--workdir=/nowhere', ('/nowhere/best.json',)),
+    ('--results=/dev/null/x', ('/dev/null/x',)),
+    ('--preset=char', ('data_dir', 'ptb.char')),
+  ],
+)
+def test_a_wrong_flag_of_retrain_is_one_line(refuse, tmp_path, flag, words):
+  args = ('--preset=smoke', '--arch=NASCELL', f'--results={tmp_path}/run')
+  if 'tied' in words:
+    args += ('--tied', '--embedding=7')
+  if words:
+    error = refuse(retrain_launcher, *args, flag)
+    assert all(word in error for word in words), error
+  else:
+    retrain_launcher.prepare(['retrain', *args, flag])  # the same without a mistake
+
+
+def test_other_architectures_given_to_retrain(refuse, tmp_path):
+  path = tmp_path / 'conv.json'
+  path.write_text('{"kind": "conv", "arch": {"filters": [24]}}')
+  assert 'conv.json' in refuse(retrain_launcher, '--preset=smoke', f'--arch={path}', f'--results={tmp_path}/run')
+  # A search with fewer sound cells than asked for.
+  cell_space = tree_cell_space(2)
+  record = {'id': 0, 'tokens': [0] * cell_space.length, 'reward': 1.0, 'perplexity': 9.0, 'failed': None}
+  (tmp_path / 'best.json').write_text(report.best_json(cell_space, record))
+  (tmp_path / 'children.jsonl').write_text(json.dumps(record))
+  args = ('--preset=smoke', f'--workdir={tmp_path}', f'--results={tmp_path}/run')
+  assert 'only 1 different' in refuse(retrain_launcher, *args, '--top=2')
+  retrain_launcher.prepare(['retrain', *args])
+
+
 def test_a_workdir_of_another_config_is_refused(refuse, tmp_path):
   launch.open_workdir(str(tmp_path), cell.smoke())
   error = refuse(cell_search, '--preset=smoke', f'--workdir={tmp_path}', '--m=3', '--lr=0.5')
@@ -153,7 +203,11 @@ def test_table_search_writes_what_it_found(monkeypatch, capsys, tmp_path):
 
 
 def test_every_field_is_a_flag_with_its_help(capsys, monkeypatch):
-  for launcher, config_class in ((cell_search, cell.Config), (table_search, table.Config)):
+  for launcher, config_class in (
+    (cell_search, cell.Config),
+    (table_search, table.Config),
+    (retrain_launcher, retrain.Config),
+  ):
     monkeypatch.setattr(sys, 'argv', ['x', '--help'])
     with pytest.raises(SystemExit) as left:
       launch.main(launcher.prepare)

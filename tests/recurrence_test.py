@@ -21,7 +21,7 @@ def test_the_lstm_is_flax_lstm(x64):
     parts[f'h{gate}'] = {'kernel': params['recurrent_kernel'][:, here], 'bias': params['bias'][here]}
   zeros = jnp.zeros((B, H)), jnp.zeros((B, H))
   carry, ys = recurrence.unroll(recurrence.lstm, None, params, zeros, xs)
-  rnn = nn.RNN(nn.LSTMCell(H), time_major=True, return_carry=True)
+  rnn = nn.RNN(nn.LSTMCell(H, param_dtype=float), time_major=True, return_carry=True)
   flax_carry, flax_ys = rnn.apply({'params': {'cell': parts}}, xs)
   np.testing.assert_allclose(ys, flax_ys, rtol=1e-12)
   np.testing.assert_allclose(carry, flax_carry, rtol=1e-12)

@@ -10,7 +10,7 @@ import pytest
 
 from nas_jax import published, tree_cell
 from nas_jax.space import ACTIVATE, COMBINE, TreeArch, tree, tree_cell_space
-from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack
+from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack, unstack
 from nas_jax.space.choice import ChoiceArch, choice_space
 from nas_jax.space.tree import ADD, IDENTITY, MAX, MULT, RELU, SIGMOID, SIN, TANH, leaves
 
@@ -196,6 +196,7 @@ def test_decode_batch_is_a_stack_of_decodes(depth):
   chex.assert_trees_all_equal(found, wanted, strict=True)
   assert {leaf.dtype for leaf in found} == {jnp.dtype('int32')}
   assert is_static(LAYERED.decode(tokens[0], depth))
+  assert unstack(found) == [LAYERED.decode(row, depth) for row in tokens]
   assert not is_static(found)
 
 

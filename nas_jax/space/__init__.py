@@ -1,10 +1,11 @@
 """Spaces of architectures: what each token means, and how architectures are written, counted and compared."""
 
-from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack
+from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack, unstack
 from nas_jax.space.choice import ChoiceArch, choice_space
 from nas_jax.space.tree import ACTIVATE, COMBINE, TreeArch, tree_cell_space, tree_from_json
 
 __all__ = [
   'ACTIVATE', 'COMBINE', 'ChoiceArch', 'Kind', 'Slot', 'Space', 'TreeArch',
   'canonical', 'choice_space', 'is_static', 'stack', 'tree_cell_space', 'tree_from_json',
+  'unstack',
 ]  # fmt: skip

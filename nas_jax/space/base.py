@@ -253,6 +253,12 @@ def stack(archs: Sequence[PyTree]) -> PyTree:
   return type(archs[0])(*(jnp.asarray(column, jnp.int32) for column in columns))
 
 
+def unstack(archs: PyTree) -> list[PyTree]:
+  """The inverse of `stack`: m static architectures."""
+  columns = [np.asarray(column).tolist() for column in archs]
+  return [type(archs)(*map(tuple, row)) for row in zip(*columns, strict=True)]
+
+
 def is_static(arch) -> bool:
   """Whether `arch` holds Python ints (one program for it alone) rather than arrays (one program for all)."""
   return not any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(arch))

@@ -64,13 +64,14 @@ def paper() -> Config:
     dropout_recurrent=0.2,
     dropout_input=0.5,  # Zaremba et al.: between layers ...
     dropout_output=0.5,  # ... and before the softmax
-    init_scale=0.05,  # Zaremba et al., likewise the six below
+    init_scale=0.05,  # Zaremba et al., likewise the seven below
     cell_init=0.05,
     optimizer='sgd',
     lr=1.0,
     schedule='epochs',
     decay_epoch=6.0,
     lr_decay=1 / 1.2,
+    sum_over_time=True,
     clip=5.0,
     score_batch=20,
     max_children=15_000,  # Sec. 4.2
@@ -132,7 +133,7 @@ def build_evaluator(cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh 
     return language.fitter(cfg, data, one, lambda _: plain, mesh)
 
   if cfg.child_program == 'specialised':
-    return evaluator.specialised(cell_space, own, data, reward)
+    return evaluator.specialised(own, data, reward)
   generic = child_lib.completed(child, lambda arch: lm.Plan(arch, plain))
   return evaluator.from_scratch(language.fitter(cfg, data, generic, lambda _: plain, mesh), data, reward)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,9 @@ class Config:
     choices=('cosine', 'epochs', 'constant'),
   )
   lr_decay: float = field(0.5, "factor of each epoch after decay_epoch, in the schedule 'epochs'", above=0.0, high=1.0)
+  sum_over_time: bool = field(
+    False, 'the loss of a step is the sum over its bptt time steps, not the mean, as in Zaremba et al. (2014)'
+  )
   clip: float = field(1.0, "greatest norm of a child's gradient", above=0.0)
   weight_decay: float = field(0.0, 'L2: this times the weights is added to the gradient', low=0.0)
   score_batch: int = field(100, 'streams side by side in validation', low=1)
@@ -95,7 +99,7 @@ def width(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree) -> int:
 def weights(child: Child, arch: PyTree) -> int:
   """How many weights a network has with the cell `arch`."""
   plan = lm.Plan(arch, lm.Settings(0.0, 0.0, 0.0, 0.0))
-  params = jax.eval_shape(lambda key: child.init(plan, key), jax.random.key(0))
+  params = jax.eval_shape(lambda: child.init(plan, jax.random.key(0)))
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
@@ -115,9 +119,10 @@ def optimizer(cfg: Config, steps: int, epoch: int) -> Callable[[lm.Settings], op
     return by_epoch
 
   def make(settings: lm.Settings) -> optax.GradientTransformation:
+    scale = [optax.scale(cfg.bptt)] if cfg.sum_over_time else []
     decay = [optax.add_decayed_weights(cfg.weight_decay)] if cfg.weight_decay else []
     step = optax.adam(rate(settings)) if cfg.optimizer == 'adam' else optax.sgd(rate(settings))
-    return optax.chain(optax.clip_by_global_norm(cfg.clip), *decay, step)
+    return optax.chain(*scale, optax.clip_by_global_norm(cfg.clip), *decay, step)
 
   return make
 
@@ -125,6 +130,16 @@ def optimizer(cfg: Config, steps: int, epoch: int) -> Callable[[lm.Settings], op
 def steps(cfg: Config, data: lm.Data) -> int:
   """Training steps of a child."""
   return cfg.epochs * len(data.train) or cfg.steps
+
+
+def length(cfg: Config) -> str:
+  """How long a child is trained, in words."""
+  return f'{cfg.epochs} epochs' if cfg.epochs else f'{cfg.steps} steps'
+
+
+def longer(cfg: Any, times: int) -> Any:
+  """`cfg` with children trained so many times as long."""
+  return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
 
 
 def fitter(cfg: Config, data: lm.Data, child: Child, settings: Callable[[PyTree], lm.Settings], mesh: Mesh | None):

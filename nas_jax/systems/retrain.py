@@ -41,7 +41,8 @@ def zaremba_small() -> Config:
   """Zaremba et al. (2014), the small model: 2 layers of 200 LSTM units, 4.65M weights, whatever the cell."""
   return Config(
     dataset='ptb', level='word', sizes=('4.65M',), layers=2, batch=20, bptt=20, epochs=13, optimizer='sgd', lr=(1.0,),
-    schedule='epochs', lr_decay=0.5, decay_epoch=(4.0,), clip=5.0, init_scale=(0.1,), score_batch=20,
+    schedule='epochs', lr_decay=0.5, decay_epoch=(4.0,), sum_over_time=True, clip=5.0, init_scale=(0.1,),
+    score_batch=20,
   )  # fmt: skip
 
 
