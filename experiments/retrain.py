@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import launch
+from experiments import report as report_page
 from nas_jax import checkpoint, data, finish, journal, published, report, space
 from nas_jax.children import lm
 from nas_jax.systems import language, retrain
@@ -57,7 +58,13 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
       retrain.check_size(cfg, text, cell, arch, size)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
   launch.open_workdir(results, cfg)
-  return lambda: run(cfg, text, cells, results)
+
+  def work() -> None:
+    run(cfg, text, cells, results)
+    if values.workdir:
+      report_page.write(values.workdir, report_page.make(values.workdir))
+
+  return work
 
 
 def named(name: str) -> Known:

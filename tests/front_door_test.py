@@ -175,7 +175,7 @@ FLOORS = [
   {'controller', 'recurrence', 'tree_cell', 'tree_draw', 'tree_text', 'tree_cell_nnx', 'child'},
   {'children'},
   {'train'},
-  {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page', 'page_style', 'charts', 'strips'},
+  {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page'},
   {'search'},
   {'systems'},
 ]

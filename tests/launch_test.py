@@ -120,7 +120,7 @@ def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
     ('--sizes=50', ()),
     ('--dropout=0:0.5', ('dropout', 'embedding:input:recurrent:output')),
     ('--dropout=1', ('dropout', '0.95')),
-    ('--sizes=1k', ('parameters (=1000)', 'width 1')),
+    ('--sizes=1k', ('parameters (=1000)', 'width 3')),
     ('--vocabulary=9', ('vocabulary (=9)', 'different chars')),
     ('--epochs=0', ('epochs', 'at least 1')),
     ('--arch=', ('--arch', '--workdir')),

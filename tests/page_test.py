@@ -6,7 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from nas_jax import charts, page, report, space, strips
+from nas_jax import page, report, space
+from nas_jax.page import charts, strips
 from nas_jax.space import Kind, Slot
 
 SPACE = space.choice_space({'a': 'xyz', 'b': 'pq'})
@@ -28,7 +29,7 @@ def run(name, scores, updates=(), lower=True):
 
 def update(step, shares=((0.2, 0.3, 0.5), (0.9, 0.1))):
   noted = {'probabilities': [list(row) for row in shares]} if shares else {}
-  return {'step': step, 'children': 2 * step, 'reward': 0.1, 'entropy': 5.0 - step, **noted}
+  return {'step': step, 'children': 2 * step, 'reward': 0.1, 'baseline': 0.05 * step, 'entropy': 5.0 - step, **noted}
 
 
 def build(**changes):
@@ -215,7 +216,7 @@ def test_charts_say_what_they_are(pages):
 def test_many_children_are_a_page_that_can_be_sent():
   scores = np.random.default_rng(0).uniform(5, 50, 5000).tolist()
   lines = [charts.Line('a', range(5000), scores), charts.Line('b', range(5000), scores)]
-  assert len(charts.rewards('reward', 'label', lines)) < 1_000_000
+  assert len(charts.rewards('reward', 'label', lines, charts.Line('baseline', [], []))) < 1_000_000
 
 
 def test_a_moving_mean_by_hand():

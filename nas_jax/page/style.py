@@ -61,8 +61,11 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .legend > span { margin-right: 0.9rem; white-space: nowrap; }
 .legend > span:first-child { color: var(--soft); white-space: normal; }
 .legend i { display: inline-block; width: 0.75em; height: 0.75em; margin-right: 0.35em; }
-.winners { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 2rem; }
-.drawing svg { max-width: 100%; height: auto; }
+.winners { display: grid; gap: 2.5rem; }
+.winners .card { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 3fr); gap: 0.5rem 2rem; }
+.winners h3, .winners pre:nth-child(2) { grid-column: 1 / -1; }
+.drawing { align-self: center; }
+.drawing svg { display: block; width: 100%; max-width: 44rem; height: auto; margin: 0 auto; }
 pre {
   font: 0.8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; padding: 0.9rem 1rem;
   background: var(--tint); overflow-x: auto;
@@ -84,6 +87,7 @@ summary { cursor: pointer; color: var(--soft); font-size: 0.925rem; margin-botto
   h1 { font-size: 1.4rem; }
   section { margin-top: 3rem; }
   .cards { grid-template-columns: 1fr 1fr; gap: 1.25rem 1rem; }
+  .winners .card { grid-template-columns: minmax(0, 1fr); }
   th, td { padding-right: 0.9rem; }
   table:has(th:nth-child(5)) { min-width: 34rem; }
   dl { grid-template-columns: 1fr; gap: 0; }

@@ -37,14 +37,16 @@ class Line(NamedTuple):
   y: Sequence[float] | np.ndarray  # NaN where there is nothing
 
 
-def rewards(name: str, label: str, lines: Sequence[Line]) -> str:
-  """Each child's reward as a point, and the mean over the last twentieth of the children, at least ten."""
+def rewards(name: str, label: str, lines: Sequence[Line], baseline: Line) -> str:
+  """Each child's reward as a point, the mean of the last twentieth of them, at least ten, and the baseline."""
 
   def draw(axes: Any) -> None:
     for side, line in enumerate(lines):
       _points(axes, side, line)
     for side, line in enumerate(lines):
       _curve(axes, side, line._replace(y=moving_mean(line.y, max(10, len(line.y) // 20))))
+    if len(baseline.x):
+      axes.plot(baseline.x, baseline.y, color=_INK, linestyle=':', linewidth=1.6, label=baseline.name)
     axes.autoscale_view()
     axes.set(xlabel='children', ylabel='reward')
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nas_jax import charts, strips
 from nas_jax.journal import Record
-from nas_jax.page_style import STYLE
+from nas_jax.page import charts, strips
+from nas_jax.page.style import STYLE
 from nas_jax.report import word
 from nas_jax.space import Slot
 
@@ -140,13 +140,15 @@ def _course(report: Report) -> str:
     return [charts.Line(_who(run), [r['id'] + 1 for r in run.records], values(run)) for run in runs]
 
   scores = lines(lambda run: [_score(record, metric.key) for record in run.records])
+  earned = lines(lambda run: [record['reward'] for record in run.records])
+  baseline = charts.Line('baseline', *_columns(runs[0].updates, 'children', 'baseline'))
   best, top = lines(lambda run: run.best), lines(lambda run: run.top)
   figures = [
     _figure(
-      charts.rewards('reward', 'Reward of each child', lines(lambda run: [record['reward'] for record in run.records])),
+      charts.rewards('reward', 'Reward of each child', earned, baseline),
       'Reward',
-      'Each point is a child, each line the mean of the last few. A search that learns rises; random search stays '
-      'level. Children that failed earned 0.',
+      'Each point is a child, each line the mean of the last few, the dotted one the baseline that the controller is '
+      'told to beat. A search that learns rises; random search stays level. Children that failed earned 0.',
     ),
     _figure(
       charts.progress('best', f'Best {metric.name} so far', metric.name, best, top),
