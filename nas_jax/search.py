@@ -85,8 +85,7 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
     controller = lstm_controller(space, cfg.controller_units, cfg.controller_layers, cfg.controller_init)
   clip = [optax.clip_by_global_norm(cfg.controller_clip)] if cfg.controller_clip else []
   optimizer = optax.chain(*clip, optax.adam(cfg.controller_lr))
-  decay, normalize, entropy_weight = cfg.baseline_decay, cfg.normalize_advantage, cfg.entropy_weight
-  layer_of_token = space.layer_of_token()
+  gradient, apply = _update(space, cfg, controller, optimizer)
 
   def init(key: Key) -> SearchState:
     run_key, theta_key = jax.random.split(key)
@@ -104,51 +103,8 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
     ids = state.step * cfg.m + jnp.arange(cfg.m, dtype=jnp.int32)
     return Batch(ids, child_keys, tokens, space.decode_batch(tokens))
 
-  def earned(outcome: Outcome) -> Array:
-    return jnp.where(jnp.isfinite(outcome.reward), outcome.reward, 0.0)
-
-  def gradient(state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
-    advantage, _ = reinforce.advantage(state.baseline, earned(outcome), decay, normalize)
-
-    def objective(theta):
-      log_prob = jax.vmap(lambda tokens: controller.log_prob(theta, tokens))(batch.tokens)
-      loss = reinforce.loss(log_prob, reinforce.credit(advantage, layer_of_token))
-      if entropy_weight:
-        entropy = jax.vmap(lambda tokens: controller.entropy(theta, tokens))(batch.tokens)
-        loss -= entropy_weight * entropy.sum(1).mean()
-      return loss
-
-    return jax.grad(objective)(state.theta)
-
-  def apply(state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
-    reward = earned(outcome)
-    advantage, baseline = reinforce.advantage(state.baseline, reward, decay, normalize)
-    updates, opt_state = optimizer.update(grads, state.opt_state)
-    total = reward if reward.ndim == 1 else reward.max(1)
-    first = jnp.argmax(total)
-    found = Best(total[first], batch.ids[first], batch.tokens[first])
-    better = found.reward > state.best.reward
-    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, state.best)
-    info = {
-      'reward': total.mean(),
-      'baseline': baseline.value,
-      'advantage': jnp.abs(advantage).mean(),
-      'gradient_norm': optax.tree.norm(grads) if cfg.algorithm != 'random' else jnp.zeros(()),
-    }
-    state = state._replace(
-      step=state.step + 1,
-      theta=optax.apply_updates(state.theta, updates),
-      opt_state=opt_state,
-      baseline=baseline,
-      best=best,
-    )
-    return state, info
-
   def tell(state: SearchState, batch: Batch, outcome: Outcome):
     return apply(state, gradient(state, batch, outcome), batch, outcome)
-
-  def look(state: SearchState, keys: Key):
-    return survey(space, controller, state.theta, keys)
 
   return Search(
     space,
@@ -160,8 +116,58 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
     tell=jax.jit(tell),
     gradient=jax.jit(gradient),
     apply=jax.jit(apply),
-    survey=jax.jit(look),
+    survey=jax.jit(lambda state, keys: survey(space, controller, state.theta, keys)),
   )
+
+
+def _update(space: Space, cfg: Config, controller: Controller, optimizer: optax.GradientTransformation):
+  """`gradient` and `apply` of a search."""
+  layer_of_token = space.layer_of_token()
+
+  def earned(outcome: Outcome) -> Array:
+    return jnp.where(jnp.isfinite(outcome.reward), outcome.reward, 0.0)
+
+  def advantage(state: SearchState, reward: Array) -> tuple[Array, reinforce.Baseline]:
+    return reinforce.advantage(state.baseline, reward, cfg.baseline_decay, cfg.normalize_advantage)
+
+  def gradient(state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
+    value, _ = advantage(state, earned(outcome))
+
+    def objective(theta):
+      log_prob = jax.vmap(lambda tokens: controller.log_prob(theta, tokens))(batch.tokens)
+      loss = reinforce.loss(log_prob, reinforce.credit(value, layer_of_token))
+      if cfg.entropy_weight:
+        entropy = jax.vmap(lambda tokens: controller.entropy(theta, tokens))(batch.tokens)
+        loss -= cfg.entropy_weight * entropy.sum(1).mean()
+      return loss
+
+    return jax.grad(objective)(state.theta)
+
+  def apply(state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
+    reward = earned(outcome)
+    value, baseline = advantage(state, reward)
+    updates, opt_state = optimizer.update(grads, state.opt_state)
+    total = reward if reward.ndim == 1 else reward.max(1)
+    first = jnp.argmax(total)
+    found = Best(total[first], batch.ids[first], batch.tokens[first])
+    better = found.reward > state.best.reward
+    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, state.best)
+    info = {
+      'reward': total.mean(),
+      'baseline': baseline.value,
+      'advantage': jnp.abs(value).mean(),
+      'gradient_norm': optax.tree.norm(grads) if cfg.algorithm != 'random' else jnp.zeros(()),
+    }
+    state = state._replace(
+      step=state.step + 1,
+      theta=optax.apply_updates(state.theta, updates),
+      opt_state=opt_state,
+      baseline=baseline,
+      best=best,
+    )
+    return state, info
+
+  return gradient, apply
 
 
 def ask_tell(space: Space, cfg: Config) -> Search:
