@@ -55,7 +55,7 @@ def run(cfg: cell.Config, text: data.Text, known: Cells, workdir: str, with_cont
     cfg = settle_program(cfg, text, workdir)
   s = cell.build(cfg, text)
   print(
-    f'{s.space.size():.2e} cells; {cfg.max_children} children of {language.length(cfg)} on {cfg.dataset}, '
+    f'{s.space.size():.2e} cells; {cfg.max_children} children of {cell.length(cfg)} on {cfg.dataset}, '
     f'{len(text.vocabulary)} different {cfg.level}s; {len(jax.local_devices())} {jax.default_backend()} devices; '
     f'results in {workdir}',
     flush=True,
@@ -93,7 +93,7 @@ def measure_reliability(cfg: cell.Config, text: data.Text, s: search.Search, pat
     return 'reward reliability: not measured'
 
   def measure() -> dict[str, float]:
-    longer = cell.build(language.longer(cfg, 5), text).evaluate
+    longer = cell.build(cell.longer(cfg, 5), text).evaluate
     key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
     some = cfg.reliability_children // 2
     return reliability.measure(s.space, s.evaluate, key, cfg.reliability_children, cfg.m, longer, some)._asdict()
@@ -101,8 +101,8 @@ def measure_reliability(cfg: cell.Config, text: data.Text, s: search.Search, pat
   found = launch.once(path, measure)
   return (
     f'reward reliability (Spearman, {found["children"]} random cells): {found["seeds"]:.2f} between two seeds, '
-    f'{found["budget"]:.2f} between {language.length(cfg)} and '
-    f'{language.length(language.longer(cfg, 5))} (half of them)'
+    f'{found["budget"]:.2f} between {cell.length(cfg)} and '
+    f'{cell.length(cell.longer(cfg, 5))} (half of them)'
   )
 
 
@@ -147,7 +147,7 @@ def standings(
   known: Mapping[str, Sequence[float]],
 ) -> str:
   """The table that a result must stand in: the search, its control and known cells, on one split and one budget."""
-  title = f'validation perplexity, {language.length(cfg)}'
+  title = f'validation perplexity, {cell.length(cfg)}'
   rows = report.standings(found, known, cell_space, 'perplexity')
   return (
     f'{report.table((title, *report.HEADER), rows)}\n'

@@ -15,7 +15,7 @@ from absl import flags
 
 from experiments import launch
 from nas_jax import journal, page, report, space, tree_cell, tree_draw
-from nas_jax.systems import cell, language
+from nas_jax.systems import cell
 
 
 class System(NamedTuple):
@@ -35,7 +35,7 @@ _CELL = System(
   'cell',
   page.Metric('perplexity', 'validation perplexity'),
   cell.make_space,
-  lambda cfg: (language.length(cfg), language.length(language.longer(cfg, 5))),
+  lambda cfg: (cell.length(cfg), cell.length(cell.longer(cfg, 5))),
   tree_cell.equations,
   tree_draw.svg,
 )

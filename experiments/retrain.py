@@ -55,7 +55,8 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
   launch.use_all_cores(max(len(retrain.grid(cfg)), cfg.repeats))
   for cell, arch in cells.values():
     for size in cfg.sizes:
-      retrain.check_size(cfg, text, cell, arch, size)
+      retrain.width(cfg, text, cell, arch, size)
+  lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)  # which checks that there is enough of it
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
   launch.open_workdir(results, cfg)
 
@@ -91,23 +92,28 @@ def searched(text: str) -> space.Space:
 
 
 def run(cfg: retrain.Config, text: data.Text, cells: Mapping[str, Known], results: str) -> None:
-  """Each cell in turn: grid, final trainings, and the table."""
-  rows = []
+  """Each cell in turn: grid, final trainings, and the table, beside what the folder held of other cells."""
+  path = os.path.join(results, 'result.json')
+  rows = launch.once(path, lambda: {'rows': []})['rows']
   for name, known in cells.items():
     digest = hashlib.sha256(repr(known.arch).encode()).hexdigest()[:8]
     folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
     os.makedirs(folder, exist_ok=True)
-    rows += train_cell(cfg, text, name, known, folder)
-    launch.write(os.path.join(results, 'result.json'), json.dumps({'rows': rows, 'setting': setting(cfg, text)}) + '\n')
-  header = ('cell', 'hidden', 'weights', 'validation', 'test', 'trainings', 'settings')
-  lines = [
-    (
-      row['name'], row['hidden'], row['parameters'], float(np.mean(row['valid'])), float(np.mean(row['test'])),
-      row['repeats'], row['point'],
-    )
-    for row in rows
-  ]  # fmt: skip
-  print(f'\n{report.table(header, lines)}\n{setting(cfg, text)}')
+    found = train_cell(cfg, text, name, known, folder)
+    rows = [row for row in rows if row['name'] != name] + found
+    launch.write(path, json.dumps({'rows': rows, 'setting': setting(cfg, text)}) + '\n')
+  print(f'\n{table(rows)}\n{setting(cfg, text)}')
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """What came out; `bits` are those of the test split for each token."""
+  header = ('cell', 'hidden', 'weights', 'validation', 'test', 'bits', 'trainings', 'settings')
+  lines = []
+  for row in rows:
+    valid, test = float(np.mean(row['valid'])), float(np.mean(row['test']))
+    bits = float(np.mean(np.log2(row['test'])))
+    lines.append((row['name'], row['hidden'], row['parameters'], valid, test, bits, row['repeats'], row['settings']))
+  return report.table(header, lines)
 
 
 def setting(cfg: retrain.Config, text: data.Text) -> str:
@@ -124,15 +130,16 @@ def train_cell(cfg: retrain.Config, text: data.Text, name: str, known: Known, fo
   winner, said = points[0], {'epochs': cfg.epochs, 'repeats': cfg.repeats}
   if len(points) > 1:
     stage = Stage(f'{name}: grid', folder, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
-    found = launch.once_each(path, {'grid': lambda: train_stage(cfg, text, known, cfg.sizes[0], stage)})['grid']
+    task = f'grid at {cfg.sizes[0]}'
+    found = launch.once_each(path, {task: lambda: train_stage(cfg, text, known, cfg.sizes[0], stage)})[task]
     winner = points[int(np.argmin(found['valid']))]
   rows = []
   for size in cfg.sizes:
     stage = Stage(f'{name}: {size}', folder, cfg.epochs, [winner] * cfg.repeats, cfg.seed + 1, True)
-    point = ' '.join(map(str, winner))
-    task = f'{size} {point}'
+    settings = retrain.describe(winner)
+    task = f'{size}, {settings}'
     found = launch.once_each(path, {task: lambda: train_stage(cfg, text, known, size, stage)})[task]  # noqa: B023
-    rows.append({'name': name, 'point': point} | said | found)
+    rows.append({'name': name, 'settings': settings} | said | found)
   return rows
 
 

@@ -52,9 +52,9 @@ def test_one_program_trains_all_points_as_each_would_alone(made, whole):
   for k, point in enumerate(POINTS[:2]):
     settings = lm.Settings(point.lr, point.decay_epoch, point.init_scale, point.init_scale)
     network = language.build(DECAYING, tiny.text(), lm.tree(), 4)
-    cfg = dataclasses.replace(DECAYING, steps_per_call=len(made.data.train))
+    epoch = len(made.data.train)
     alone = completed(network, lambda _, settings=settings: lm.Plan(ARCH, settings))
-    programs = language.fitter(cfg, made.data, alone, lambda _, settings=settings: settings, None)
+    programs = language.fitter(DECAYING, made.data, alone, lambda _, settings=settings: settings, 3 * epoch, epoch)
     progress, archs, key = finish.start(programs, (), keys[k : k + 1], 3)
     progress = finish.run(programs, progress, archs, key, made.data, 'perplexity')
     np.testing.assert_allclose(progress.curve[:, 0], whole[0].curve[:, k], rtol=1e-5)
@@ -118,19 +118,17 @@ def test_cut_off_and_restored_it_ends_the_same(made, whole, tmp_path):
 )
 def test_the_width_for_a_number_of_weights(parameters, tied, hidden):
   """Two layers, base 8, 10,000 words: 32 h^2 + 2 V h weights untied, 32 h^2 + V h tied, and V biases."""
-  cfg = language.Config(vocabulary=10_000, layers=2, parameters=parameters, tied=tied)
-  found = language.width(cfg, tiny.text(), lm.tree(), LSTM)
+  cfg = language.Config(vocabulary=10_000, layers=2, tied=tied)
+  found = language.width(cfg, tiny.text(), lm.tree(), LSTM, parameters)
   assert abs(found - hidden) <= 1
   network = language.build(cfg, tiny.text(), lm.tree(), found)
   assert language.weights(network, LSTM) == 32 * found**2 + (1 if tied else 2) * 10_000 * found + 10_000
 
 
-def test_zaremba_small_is_200_units_of_an_lstm():
-  cfg = retrain.sized(retrain.zaremba_small(), '4.65M')
-  cfg = dataclasses.replace(cfg, vocabulary=10_000)
-  assert language.width(cfg, tiny.text(), lm.lstm(), LSTM) == 200
-  medium = dataclasses.replace(retrain.sized(retrain.zaremba_medium(), '19.775M'), vocabulary=10_000)
-  assert language.width(medium, tiny.text(), lm.lstm(), LSTM) == 650
+@pytest.mark.parametrize('preset, units', [('zaremba_small', 200), ('zaremba_medium', 650)])
+def test_zaremba_sizes_are_his_numbers_of_lstm_units(preset, units):
+  cfg = dataclasses.replace(retrain.PRESETS[preset](), vocabulary=10_000)
+  assert retrain.width(cfg, tiny.text(), lm.lstm(), LSTM, cfg.sizes[0]) == units
 
 
 def test_the_embedding_may_be_narrower_than_the_cells():
@@ -145,8 +143,7 @@ def test_the_embedding_may_be_narrower_than_the_cells():
 def test_grid_sizes_and_rates_by_hand():
   cfg = tiny.retrain_config(lr=(0.1, 0.2), dropout=('0', '0.5'), decay_epoch=(1.0,))
   assert [(p.lr, p.dropout) for p in retrain.grid(cfg)] == [(0.1, '0'), (0.1, '0.5'), (0.2, '0'), (0.2, '0.5')]
-  assert retrain.sized(cfg, '200').hidden == 200 and retrain.sized(cfg, '4.65M').parameters == 4_650_000
-  assert retrain.sized(cfg, '12k').parameters == 12_000
+  assert [retrain.parse_size(size) for size in ('200', '4.65M', '12k')] == [(200, 0), (0, 4_650_000), (0, 12_000)]
   assert retrain.parse_dropout('0.5') == lm.Dropout(0.0, 0.5, 0.0, 0.5)
   assert retrain.parse_dropout('0:.1:.2:.3') == lm.Dropout(0.0, 0.1, 0.2, 0.3)
   settings = retrain.settings(POINTS)
@@ -168,7 +165,7 @@ def test_grid_then_winner_at_every_size(tmp_path, capsys):
   found = run(tmp_path, sizes=('4', '6'))
   assert [(row['name'], row['hidden'], row['repeats']) for row in found['rows']] == [('mine', 4, 2), ('mine', 6, 2)]
   for row in found['rows']:
-    assert row['point'].startswith('0.1 ')  # the higher rate is better in one epoch
+    assert row['settings'].startswith('lr 0.1,')  # the higher rate is better in one epoch
     assert len(row['valid']) == len(row['test']) == 2 and row['valid'][0] != row['valid'][1]
     assert max(row['test']) < 5  # of five words
   assert 'mine' in capsys.readouterr().out
@@ -178,8 +175,10 @@ def test_grid_then_winner_at_every_size(tmp_path, capsys):
 
 def test_what_was_finished_is_not_trained_again(tmp_path, monkeypatch):
   first = run(tmp_path)
+  other = run(tmp_path, {'other': launcher.Known(lm.lstm(), LSTM)})
+  assert [row['name'] for row in other['rows']] == ['mine', 'other'] and other['rows'][0] == first['rows'][0]
   monkeypatch.setattr(finish, 'run', None)  # would fail
-  assert run(tmp_path) == first
+  assert {row['name']: row for row in run(tmp_path)['rows']}['mine'] == first['rows'][0]
 
 
 @pytest.mark.long

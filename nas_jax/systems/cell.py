@@ -29,6 +29,10 @@ class Config(language.Config, search.Config):
   activate: tuple[str, ...] = field(
     ('identity', 'tanh', 'sigmoid', 'relu'), f'activations, of {", ".join(space.ACTIVATE)}; Sec. 4.2'
   )
+  hidden: int = field(32, 'width of the cells', low=1)
+  parameters: int = field(0, 'if not 0, weights to have: hidden is chosen to come nearest', low=0)
+  steps: int = field(100, 'training steps of a child, if epochs is 0', low=1)
+  steps_per_call: int = field(500, 'training steps in one program call', low=1)
   lr: float = field(0.01, 'learning rate of the children', above=0.0)
   decay_epoch: float = field(4.0, "epochs at that rate, in the schedule 'epochs'", low=0.0)
   init_scale: float = field(0.1, 'embedding and softmax start uniform within +-this', above=0.0)
@@ -105,6 +109,21 @@ def make_space(cfg: Config) -> space.Space:
   return space.tree_cell_space(cfg.base, cfg.combine, cfg.activate)
 
 
+def steps(cfg: Config, data: lm.Data) -> int:
+  """Training steps of a child."""
+  return cfg.epochs * len(data.train) or cfg.steps
+
+
+def length(cfg: Config) -> str:
+  """How long a child is trained, in words."""
+  return f'{cfg.epochs} epochs' if cfg.epochs else f'{cfg.steps} steps'
+
+
+def longer(cfg: Config, times: int) -> Config:
+  """`cfg` with children trained so many times as long."""
+  return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
+
+
 def settings(cfg: Config, hidden: int) -> lm.Settings:
   """The hyperparameters that all children of a search share; dropout at rate 0 is none at all."""
   rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
@@ -122,7 +141,10 @@ def build(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) -> search.
 def build_evaluator(cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh | None = None):
   """What scores children of any kind of cell: the one budget that all comparisons are on."""
   cell_space, data = make_space(cfg), lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  hidden = language.width(cfg, text, cell, cell_space.decode(np.zeros(cell_space.length, int)))
+  hidden, arch = cfg.hidden, cell_space.decode(np.zeros(cell_space.length, int))
+  if cfg.parameters:
+    hidden = language.width(cfg, text, cell, arch, cfg.parameters)
+  count = steps(cfg, data)
   child, plain = language.build(cfg, text, cell, hidden), settings(cfg, hidden)
 
   def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
@@ -130,12 +152,13 @@ def build_evaluator(cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh 
 
   def own(arch, mesh):
     one = child_lib.completed(child, lambda _: lm.Plan(arch, plain))
-    return language.fitter(cfg, data, one, lambda _: plain, mesh)
+    return language.fitter(cfg, data, one, lambda _: plain, count, cfg.steps_per_call, mesh)
 
   if cfg.child_program == 'specialised':
     return evaluator.specialised(own, data, reward)
   generic = child_lib.completed(child, lambda arch: lm.Plan(arch, plain))
-  return evaluator.from_scratch(language.fitter(cfg, data, generic, lambda _: plain, mesh), data, reward)
+  programs = language.fitter(cfg, data, generic, lambda _: plain, count, cfg.steps_per_call, mesh)
+  return evaluator.from_scratch(programs, data, reward)
 
 
 class Timing(NamedTuple):
@@ -150,7 +173,7 @@ def time_programs(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None, mo
 
   The generic program is compiled once a search, a specialised one for each child.
   """
-  cell_space, steps = make_space(cfg), min(cfg.steps, most)
+  cell_space, many_steps = make_space(cfg), min(cfg.steps, most)
   keys = jax.random.split(jax.random.key(cfg.seed), cfg.m)
   tokens = jax.vmap(lambda key: uniform_controller(cell_space).sample((), key))(keys)
   batch = Batch(jnp.arange(cfg.m), keys, tokens, cell_space.decode_batch(tokens))
@@ -166,10 +189,10 @@ def time_programs(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None, mo
     return between - begun, time.perf_counter() - between
 
   def a_child(one: float, many: float) -> float:
-    a_step = max(many - one, 0.0) / max(steps - 1, 1)
+    a_step = max(many - one, 0.0) / max(many_steps - 1, 1)
     return (one + (total - 1) * a_step) / cfg.m
 
-  total = language.steps(cfg, lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
-  (fresh, one), (_, many) = seconds('generic', 1), seconds('generic', steps)
+  total = steps(cfg, lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
+  (fresh, one), (_, many) = seconds('generic', 1), seconds('generic', many_steps)
   generic = (fresh - one) / cfg.max_children + a_child(one, many)
-  return Timing(generic, a_child(seconds('specialised', 1)[1], seconds('specialised', steps)[1]))
+  return Timing(generic, a_child(seconds('specialised', 1)[1], seconds('specialised', many_steps)[1]))

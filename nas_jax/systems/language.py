@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +26,12 @@ class Config:
   )
   level: str = field('char', "what a token is; 'word' is what stands between white space", choices=('char', 'word'))
   vocabulary: int = field(0, 'rows of the embedding, 0 for the different tokens of the text', low=0)
-  hidden: int = field(32, 'width of the cells', low=1)
-  parameters: int = field(0, 'if not 0, weights to have: hidden is chosen to come nearest', low=0)
   embedding: int = field(0, 'width of the embedding, 0 for that of the cells', low=0)
   layers: int = field(1, 'cells stacked', low=1)
   tied: bool = field(False, 'softmax weights are those of the embedding, "shared embeddings" in Table 2')
   batch: int = field(20, 'streams side by side', low=1)
   bptt: int = field(35, 'time steps of truncated backpropagation', low=1)
-  steps: int = field(100, 'training steps of a child', low=1)
-  epochs: int = field(0, 'if not 0, passes over the text instead of steps', low=0)
-  steps_per_call: int = field(500, 'training steps in one program call', low=1)
+  epochs: int = field(0, 'passes over the text that train a child', low=0)
   optimizer: str = field('adam', 'of the children', choices=('adam', 'sgd'))
   schedule: str = field(
     'cosine',
@@ -69,28 +64,26 @@ def build(cfg: Config, text: data_lib.Text, cell: lm.Cell, hidden: int) -> Child
   return lm.build(vocabulary, hidden, cfg.layers, cfg.batch, cell, cfg.tied, cfg.embedding)
 
 
-def width(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree) -> int:
-  """The width of cells like `arch`: `hidden`, or what comes nearest to `parameters`, as in Sec. 4.2.
+def width(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, parameters: int) -> int:
+  """The width of cells like `arch` whose network comes nearest to so many weights, as sizes are chosen in Sec. 4.2.
 
   Raises:
     ValueError: even the nearest is 5 % off.
   """
-  if not cfg.parameters:
-    return cfg.hidden
 
   def count(hidden: int) -> int:
     return weights(build(cfg, text, cell, hidden), arch)
 
   low, high = 0, 1
-  while count(high) < cfg.parameters:
+  while count(high) < parameters:
     low, high = high, 2 * high
   while high - low > 1:
     middle = (low + high) // 2
-    low, high = (middle, high) if count(middle) < cfg.parameters else (low, middle)
-  off, found = min((abs(count(hidden) - cfg.parameters), hidden) for hidden in (low, high) if hidden)
-  if off > 0.05 * cfg.parameters:
+    low, high = (middle, high) if count(middle) < parameters else (low, middle)
+  off, found = min((abs(count(hidden) - parameters), hidden) for hidden in (low, high) if hidden)
+  if off > 0.05 * parameters:
     raise ValueError(
-      f'parameters (={cfg.parameters}) cannot be met: cells of width {found} make {count(found)} with this vocabulary '
+      f'parameters (={parameters}) cannot be met: cells of width {found} make {count(found)} with this vocabulary '
       'and these layers; ask for a number near that, or set hidden.'
     )
   return found
@@ -127,23 +120,15 @@ def optimizer(cfg: Config, steps: int, epoch: int) -> Callable[[lm.Settings], op
   return make
 
 
-def steps(cfg: Config, data: lm.Data) -> int:
-  """Training steps of a child."""
-  return cfg.epochs * len(data.train) or cfg.steps
-
-
-def length(cfg: Config) -> str:
-  """How long a child is trained, in words."""
-  return f'{cfg.epochs} epochs' if cfg.epochs else f'{cfg.steps} steps'
-
-
-def longer(cfg: Any, times: int) -> Any:
-  """`cfg` with children trained so many times as long."""
-  return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
-
-
-def fitter(cfg: Config, data: lm.Data, child: Child, settings: Callable[[PyTree], lm.Settings], mesh: Mesh | None):
-  """The programs that train `child`; `settings` finds those of a child in its arch."""
-  count = steps(cfg, data)
-  make = optimizer(cfg, count, len(data.train))
-  return train.fitter(child, lambda arch: make(settings(arch)), count, cfg.steps_per_call, mesh)
+def fitter(
+  cfg: Config,
+  data: lm.Data,
+  child: Child,
+  settings: Callable[[PyTree], lm.Settings],
+  steps: int,
+  steps_per_call: int,
+  mesh: Mesh | None = None,
+) -> train.Fit:
+  """The programs that train `child`, as `train.fitter`; `settings` finds those of a child in its arch."""
+  make = optimizer(cfg, steps, len(data.train))
+  return train.fitter(child, lambda arch: make(settings(arch)), steps, steps_per_call, mesh)

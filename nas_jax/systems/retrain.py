@@ -24,7 +24,7 @@ class Config(language.Config):
 
   seed: int = field(0, 'of the whole run', low=0)
   sizes: tuple[str, ...] = field(
-    ('32',), 'widths of the cells, or numbers of weights as 4.65M; the grid is at the first'
+    ('32',), 'widths of the cells, or numbers of weights as 4.65M; the grid is at the first', budget=True
   )
   lr: tuple[float, ...] = field((0.01,), 'learning rates to try', above=0.0)
   decay_epoch: tuple[float, ...] = field((4.0,), "epochs at that rate to try, in the schedule 'epochs'", low=0.0)
@@ -91,20 +91,20 @@ def check(cfg: Config) -> None:
   """Raises ValueError, naming the field, on what cannot be."""
   config.check(cfg)
   for size in cfg.sizes:
-    sized(cfg, size)
+    parse_size(size)
   for rates in cfg.dropout:
     parse_dropout(rates)
   if not cfg.epochs:
     raise ValueError('epochs (=0) must be at least 1: a training to the end is counted in passes over the text.')
 
 
-def sized(cfg: Config, size: str) -> Config:
-  """`cfg` for one of its sizes: '200' is a width, '4.65M' and '500k' are numbers of weights."""
+def parse_size(size: str) -> tuple[int, int]:
+  """(width, 0) of '200', (0, number of weights) of '4.65M' or '500k'."""
   try:
     unit = {'k': 1e3, 'M': 1e6}.get(size[-1:])
     number = round(float(size[:-1]) * unit) if unit else int(size)
     if number > 0:
-      return dataclasses.replace(cfg, parameters=number) if unit else dataclasses.replace(cfg, hidden=number)
+      return (0, number) if unit else (number, 0)
   except (ValueError, OverflowError):
     pass
   raise ValueError(f'sizes: {size!r} must be a width, as 200, or a number of weights, as 500k or 4.65M.')
@@ -132,6 +132,11 @@ class Point(NamedTuple):
   dropout: str
 
 
+def describe(point: Point) -> str:
+  """In words."""
+  return f'lr {point.lr:g}, decay after {point.decay_epoch:g}, init {point.init_scale:g}, dropout {point.dropout}'
+
+
 def grid(cfg: Config) -> list[Point]:
   """All points, in the order of the lists."""
   return [Point(*point) for point in itertools.product(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.dropout)]
@@ -155,24 +160,24 @@ class Model(NamedTuple):
   test: lm.Data  # the test split where validation stands
 
 
-def check_size(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, size: str) -> None:
-  """Raises ValueError, before anything compiles, on a network or a text that `model` cannot make of it."""
-  cfg = sized(cfg, size)
-  language.build(cfg, text, cell, language.width(cfg, text, cell, arch))
-  lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+def width(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, size: str) -> int:
+  """The width that a size means for a cell. Raises ValueError, before anything compiles, if no network has it."""
+  hidden, parameters = parse_size(size)
+  hidden = hidden or language.width(cfg, text, cell, arch, parameters)
+  language.build(cfg, text, cell, hidden)
+  return hidden
 
 
 def model(
   cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, size: str, epochs: int, mesh: Mesh | None = None
 ) -> Model:
-  """A cell at one size, to be trained for `epochs`. Raises ValueError as `check_size`."""
-  cfg = sized(cfg, size)
-  hidden = language.width(cfg, text, cell, arch)
+  """A cell at one size, to be trained for `epochs`. Raises ValueError as `width` and `lm.lay_out`."""
+  hidden = width(cfg, text, cell, arch, size)
   network = language.build(cfg, text, cell, hidden)
   data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  cfg = dataclasses.replace(cfg, epochs=epochs, steps_per_call=len(data.train))
   own = child_lib.completed(network, lambda settings: lm.Plan(arch, settings))
-  programs = language.fitter(cfg, data, own, lambda settings: settings, mesh)
+  epoch = len(data.train)
+  programs = language.fitter(cfg, data, own, lambda settings: settings, epochs * epoch, epoch, mesh)
   test = data._replace(valid=lm.windows(text.test, cfg.test_batch, cfg.bptt))
   return Model(hidden, language.weights(network, arch), programs, data, test)
 
