@@ -40,7 +40,8 @@ class _Table(NamedTuple):
   head: np.ndarray  # [S] number of the head
   start: np.ndarray  # [S] first candidate anchor
   anchor: np.ndarray  # [S] the anchor it writes, or `anchors`, which is out of range and dropped
-  layer: np.ndarray  # [S]
+  governs: np.ndarray  # [S] bool
+  allowed: np.ndarray  # [S, K] bool, tokens of the slot that governs for which it exists
 
 
 def _table(space: Space) -> tuple[_Table, int, int, int]:
@@ -54,7 +55,8 @@ def _table(space: Space) -> tuple[_Table, int, int, int]:
     head=np.array([heads.index(slot.head) for slot in space.slots]),
     start=np.array([slot.start for slot in space.slots]),
     anchor=np.array([n if slot.anchor else anchors for slot, n in zip(space.slots, written, strict=True)]),
-    layer=np.array([slot.layer for slot in space.slots]),
+    governs=np.array([slot.governs for slot in space.slots]),
+    allowed=space.allowed,
   )
   return table, len(heads), anchors, max(slot.width for slot in space.slots)
 
@@ -98,7 +100,7 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
   def step(theta, draw, carry, inputs):
-    state, x, memory = carry
+    state, x, memory, governor = carry
     slot, given = inputs
     state, h = _lstm(theta, state, x)
     logits = h @ theta['softmax'][slot.head] + theta['softmax_bias'][slot.head]
@@ -107,8 +109,9 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
       keys = jnp.tanh(memory @ theta['w_prev'] + (h @ theta['w_curr'])[None])
       candidates = jnp.arange(widest) + slot.start
       logits = jnp.where(slot.kind == Kind.CHOICE, logits, (keys @ theta['v']).at[candidates].get(mode='clip'))
-    emitted = draw(logits, slot, given)
-    tokens = emitted[0]
+    tokens, *others = draw(logits, slot, given)
+    tokens = jnp.where(slot.allowed[governor], tokens, 0)
+    governor = jnp.where(slot.governs, tokens[0], governor)
     if anchors:
       chosen = jnp.where(slot.kind == Kind.LINK, tokens, jnp.arange(widest) == tokens[0]).astype(h.dtype)
       chosen = jnp.where(jnp.arange(widest) < slot.width, chosen, 0.0)
@@ -116,10 +119,10 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
       attended = chosen @ states / jnp.maximum(chosen.sum(), 1.0)
       memory = memory.at[slot.anchor].set(h, mode='drop')
     x = jnp.where(slot.kind == Kind.CHOICE, theta['embedding'][slot.head, tokens[0]], attended)
-    return (state, x, memory), emitted
+    return (state, x, memory, governor), (tokens, *others)
 
   def unroll(theta, draw, given):
-    carry = jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((anchors, units))
+    carry = jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((anchors, units)), jnp.int32(0)
     return jax.lax.scan(lambda c, i: step(theta, draw, c, i), carry, (table, given))[1]
 
   return _make(space, table, widest, init, unroll)
@@ -184,24 +187,24 @@ def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
     tokens = jnp.where(slot.kind == Kind.LINK, links, jnp.where(place == 0, choice, 0))
     return distribution(logits, slot, tokens)
 
-  def flat(values, depth):
-    values = values[owner, place]
-    return jnp.where(space.mask(depth), values, jnp.zeros_like(values))
+  def existing(values, tokens, depth):
+    return jnp.where(space.exists(tokens, depth), values, jnp.zeros_like(values))
 
   def sample(theta, key, depth=None):
-    tokens, _, _ = unroll(theta, choose, jax.random.split(key, len(space.slots)))
-    return flat(tokens, depth)
+    emitted, _, _ = unroll(theta, choose, jax.random.split(key, len(space.slots)))
+    tokens = emitted[owner, place]
+    return existing(tokens, tokens, depth)
 
   def by_slot(tokens):
     return jnp.zeros((len(space.slots), widest), jnp.int32).at[owner, place].set(tokens)
 
   def score(theta, tokens, depth):
-    _, log_prob, entropy = unroll(theta, distribution, by_slot(tokens))
-    return flat(log_prob, depth), flat(entropy, depth)
+    _, *found = unroll(theta, distribution, by_slot(tokens))
+    return tuple(existing(values[owner, place], tokens, depth) for values in found)
 
   def probabilities(theta, tokens, depth=None):
     _, found = unroll(theta, odds, by_slot(tokens))
-    return jnp.where((table.layer < (space.layers if depth is None else depth))[:, None], found, 0.0)
+    return jnp.where(space.slots_exist(tokens, depth)[:, None], found, 0.0)
 
   return Controller(
     init=init,

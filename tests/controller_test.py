@@ -61,7 +61,7 @@ def by_hand(space: Space, theta: PyTree, tokens: np.ndarray) -> np.ndarray:
   heads = sorted({slot.head for slot in space.slots})
   zeros = np.zeros_like(theta['first_input'])
   state = [(zeros, zeros) for _ in theta['lstm']]
-  x, memory, queue, log_prob = theta['first_input'], [], list(tokens), []
+  x, memory, queue, log_prob, governor = theta['first_input'], [], list(tokens), [], 0
 
   def sigmoid(z):
     return 1 / (1 + np.exp(-z))
@@ -78,7 +78,8 @@ def by_hand(space: Space, theta: PyTree, tokens: np.ndarray) -> np.ndarray:
     if slot.kind == Kind.CHOICE:
       head = heads.index(slot.head)
       odds = np.exp(h @ theta['softmax'][head] + theta['softmax_bias'][head])[: slot.width]
-      log_prob.append(np.log(odds[token[0]] / odds.sum()))
+      log_prob.append(np.log(odds[token[0]] / odds.sum()) if slot.exists(governor) else 0.0)
+      governor = token[0] if slot.governs else governor
       x = theta['embedding'][head, token[0]]
     else:
       past = memory[slot.start : slot.start + slot.width]
@@ -169,14 +170,16 @@ def test_probabilities_of_labels_are_those_of_the_tokens(scored, label_probabili
       token_of_slot[index] += 1
     else:
       found = label_probabilities[np.arange(len(tokens)), index, tokens]
-    np.testing.assert_allclose(found, np.exp(scored.log_prob[:, t]), rtol=1e-10)
+    there = np.asarray(scored.space.exists(scored.tokens))[:, t]
+    np.testing.assert_allclose(found, np.where(there, np.exp(scored.log_prob[:, t]), 0.0), rtol=1e-10)
 
 
 def test_probabilities_of_labels_sum_to_1_and_stay_in_their_slot(scored, label_probabilities):
   for index, slot in enumerate(scored.space.slots):
     assert (label_probabilities[:, index, slot.width :] == 0).all()
     if slot.kind != Kind.LINK:
-      np.testing.assert_allclose(label_probabilities[:, index].sum(-1), 1, atol=1e-12)
+      there = scored.space.slots_exist(scored.tokens)[:, index]
+      np.testing.assert_allclose(label_probabilities[:, index].sum(-1), there, atol=1e-12)
 
 
 def test_a_survey_is_the_marginals_by_enumeration(scored, label_probabilities):
@@ -226,7 +229,7 @@ def test_skip_probability_by_hand():
 
 @pytest.mark.parametrize('depth', (1, 2, 3))
 def test_shallow_strings_are_a_distribution_of_their_own(layered, depth):
-  exists = np.asarray(LAYERED.mask(depth))
+  exists = np.asarray(LAYERED.exists(np.zeros(LAYERED.length, int), depth))
   shallow = (layered.tokens[:, ~exists] == 0).all(1)
   labels = np.asarray(layered.controller.probabilities(layered.theta, layered.tokens[-1], depth))
   np.testing.assert_array_equal(labels.any(1), [slot.layer < depth and slot.width > 0 for slot in LAYERED.slots])

@@ -26,6 +26,24 @@ class TinyArch(NamedTuple):
   pick: tuple[int, ...]
 
 
+class TypedArch(NamedTuple):
+  kind: tuple[int, ...]
+  size: tuple[int, ...]
+  pool: tuple[int, ...]
+  link: tuple[int, ...]
+
+
+def _typed_layer(i: int) -> list[Slot]:
+  """Of type 0, which has one of three sizes, 1, which has one of two pools, or 2."""
+  group = f'layer {i}'
+  return [
+    Slot(group, 'kind', Kind.CHOICE, 3, 'kind', head='kind', layer=i, governs=True),
+    Slot(group, 'size', Kind.CHOICE, 3, 'size', (4, 5, 6), head='size', layer=i, needs=(0,)),
+    Slot(group, 'pool', Kind.CHOICE, 2, 'pool', (7, 8), head='pool', layer=i, needs=(1,)),
+    Slot(group, 'reads', Kind.LINK, i, 'link', anchor=True, layer=i),
+  ]
+
+
 def _layer(i: int) -> list[Slot]:
   group = f'layer {i}'
   slots = [
@@ -36,7 +54,8 @@ def _layer(i: int) -> list[Slot]:
 
 
 # Small enough to enumerate, and between them every kind of slot: choices of unequal widths; layers, with links of width
-# 0, 1 and 2 and one head for all sizes; and candidates that start behind the first anchor.
+# 0, 1 and 2 and one head for all sizes; candidates that start behind the first anchor; and slots that exist for some
+# types of their layer alone.
 SPACES = {
   'choice': choice_space({'a': 'xy', 'b': 'xyz', 'c': 'xy'}),
   'layered': Space('layered', {}, TinyArch, (*_layer(0), *_layer(1), *_layer(2))),
@@ -53,15 +72,17 @@ SPACES = {
     ),
   ),
 }
+SPACES['typed'] = Space('typed', {}, TypedArch, tuple(slot for i in range(2) for slot in _typed_layer(i)))
 SIZES = {'choice': 2 * 3 * 2, 'layered': 2 * (2 * 2 * 1) * (2 * 4 * 2), 'pointer': 2 * 3 * 2 * 2 * 4}
+SIZES['typed'] = (3 + 2 + 1) * (3 + 2 + 1) * 2  # by type of layer; the second has a link
 LAYERED = SPACES['layered']
 
 
 def strings(space: Space, depth: int | None = None) -> np.ndarray:
   """[size, T] every string of `space` at `depth`, zeros beyond it, in lexicographic order."""
   widths = [2 if slot.kind == Kind.LINK else slot.width for slot in space.slots]
-  options = [range(widths[i] if exists else 1) for i, exists in zip(space.owner, space.mask(depth), strict=True)]
-  return np.array(list(itertools.product(*options)), np.int32)
+  found = np.array(list(itertools.product(*(range(widths[i]) for i in space.owner))), np.int32)
+  return found[np.all(np.where(space.exists(found, depth), 0, found) == 0, axis=1)]
 
 
 def random_tokens(space: Space, count: int, seed: int = 0) -> np.ndarray:
@@ -101,9 +122,10 @@ def test_size_and_mask_by_depth():
   assert LAYERED.layers == 3
   # size | size, one link, pointer | size, two links, pointer; the first layer's link has no candidate and no token.
   np.testing.assert_array_equal(LAYERED.layer_of_token(), [0, 1, 1, 1, 2, 2, 2, 2])
-  np.testing.assert_array_equal(LAYERED.mask(2), [1, 1, 1, 1, 0, 0, 0, 0])
-  np.testing.assert_array_equal(LAYERED.mask(), np.ones(8))
-  np.testing.assert_array_equal(jax.jit(LAYERED.mask)(1), [1, 0, 0, 0, 0, 0, 0, 0])
+  nothing = np.zeros(8, int)
+  np.testing.assert_array_equal(LAYERED.exists(nothing, 2), [1, 1, 1, 1, 0, 0, 0, 0])
+  np.testing.assert_array_equal(LAYERED.exists(nothing), np.ones(8))
+  np.testing.assert_array_equal(jax.jit(LAYERED.exists)(nothing, 1), [1, 0, 0, 0, 0, 0, 0, 0])
   for depth in (0, 4):
     with pytest.raises(ValueError, match=rf'depth \(={depth}\) must be in 1..3') as error:
       LAYERED.size(depth)

@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import functools
 import json
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,8 @@ class Slot(NamedTuple):
   start: int = 0  # first candidate anchor of a LINK or POINTER
   anchor: bool = False  # whether the hidden state here becomes the next anchor
   layer: int = 0  # the layer that gets the credit; it exists when layer < depth
+  governs: bool = False  # whether it is a CHOICE that later slots of its layer depend on, up to the next that governs
+  needs: tuple[int, ...] = ()  # tokens of the slot that governs for which this one exists; () if it always does
 
   @property
   def title(self) -> str:
@@ -60,6 +63,10 @@ class Slot(NamedTuple):
   def options(self) -> int:
     """Different outcomes of this slot, exact."""
     return 2**self.width if self.kind == Kind.LINK else self.width
+
+  def exists(self, governor: int) -> bool:
+    """Whether it exists, given the token of the slot that governs."""
+    return not self.needs or governor in self.needs
 
   def label(self, token: int) -> str:
     """The word for one token; that of an anchor is its number."""
@@ -94,17 +101,42 @@ class Space:
     """[T] int, the layer of each token."""
     return np.array([slot.layer for slot in self.slots])[self.owner]
 
-  def mask(self, depth=None) -> Array:
-    """[T] bool, True where the token exists at `depth` layers (all of them by default; may be traced)."""
-    return jnp.asarray(self.layer_of_token()) < (self.layers if depth is None else depth)
+  @functools.cached_property
+  def allowed(self) -> np.ndarray:
+    """[S, K] bool, the tokens of the slot that governs for which each slot exists."""
+    widest = max(slot.width for slot in self.slots)
+    return np.array([[slot.exists(token) for token in range(widest)] for slot in self.slots])
+
+  @functools.cached_property
+  def governor(self) -> np.ndarray:
+    """[S] int, the position of the token that governs each slot; 0 where nothing does."""
+    starts = np.cumsum([0, *(slot.tokens for slot in self.slots)])[:-1]
+    return np.maximum.accumulate([start if slot.governs else 0 for start, slot in zip(starts, self.slots, strict=True)])
+
+  def slots_exist(self, tokens, depth=None) -> Array:
+    """[..., S] bool, which slots exist in strings [..., T] of `depth` layers (all by default; may be traced)."""
+    governors = jnp.asarray(tokens, jnp.int32)[..., self.governor]
+    here = jnp.asarray(self.allowed)[np.arange(len(self.slots), dtype=np.int32), governors]
+    shallow = jnp.array([slot.layer for slot in self.slots]) < (self.layers if depth is None else depth)
+    return here & jnp.broadcast_to(shallow, here.shape)
+
+  def exists(self, tokens, depth=None) -> Array:
+    """[..., T] bool, which of the tokens [..., T] do; the others stand as 0 and mean nothing."""
+    return self.slots_exist(tokens, depth)[..., self.owner]
 
   def size(self, depth: int | None = None) -> int:
     """Number of token strings at `depth`, exact."""
-    depth = self._depth(depth)
-    total = 1
-    for slot in self.slots:
-      if slot.layer < depth:
+    depth, total = self._depth(depth), 1
+    slots = [slot for slot in self.slots if slot.layer < depth]
+    while slots:
+      slot, *slots = slots
+      if not slot.governs:
         total *= slot.options
+        continue
+      end = next((i for i, later in enumerate(slots) if later.governs or later.layer != slot.layer), len(slots))
+      here, slots = slots[:end], slots[end:]
+      for_each = (math.prod(s.options for s in here if s.exists(token)) for token in range(slot.width))
+      total *= sum(for_each)
     return total
 
   def decode(self, tokens: Sequence[int] | np.ndarray | Array, depth: int | None = None):
@@ -116,6 +148,7 @@ class Space:
         f'({self.length},): decode one string at a time, or use decode_batch.'
       )
     fields: dict[str, list[int]] = {name: [] for name in self._fields}
+    governor = 0
     for slot, part in self._split(tokens):
       if slot.layer >= depth:
         continue
@@ -123,18 +156,22 @@ class Space:
       for token in part:
         if not 0 <= token < limit:
           raise ValueError(f'token {token} of {slot.title} is not in 0..{limit - 1}.')
-        fields[slot.field].append(slot.values[token] if slot.values else int(token))
+        value = slot.values[token] if slot.values else int(token)
+        fields[slot.field].append(value if slot.exists(governor) else 0)
+      governor = int(part[0]) if slot.governs else governor
     return self.arch_type(**{name: tuple(values) for name, values in fields.items()})
 
   def decode_batch(self, tokens: Array, depth: int | None = None) -> PyTree:
     """Strings [..., T] to the traced form: the same NamedTuple holding int32 arrays [..., len(field)]."""
     depth = self._depth(depth)
     fields: dict[str, list[Array]] = {name: [] for name in self._fields}
+    exists = self.exists(tokens, depth)
     for position, index in enumerate(self.owner):
       slot = self.slots[index]
       if slot.layer < depth:
         token = tokens[..., position]
-        fields[slot.field].append(jnp.asarray(slot.values, jnp.int32)[token] if slot.values else token)
+        value = jnp.asarray(slot.values, jnp.int32)[token] if slot.values else token
+        fields[slot.field].append(jnp.where(exists[..., position], value, 0) if slot.needs else value)
     none = jnp.zeros((*tokens.shape[:-1], 0), jnp.int32)
     return self.arch_type(**{name: jnp.stack(values, -1) if values else none for name, values in fields.items()})
 
@@ -142,14 +179,13 @@ class Space:
     """The string [T] of an architecture, zeros where it is not that deep. Raises ValueError as `check` does."""
     depth = self.check(arch)
     queues = {name: list(getattr(arch, name)) for name in self._fields}
-    tokens: list[int] = []
+    tokens, governor = list[int](), 0
     for slot in self.slots:
       for _ in range(slot.tokens):
-        if slot.layer >= depth:
-          tokens.append(0)
-        else:
-          value = queues[slot.field].pop(0)
-          tokens.append(slot.values.index(value) if slot.values else value)
+        value = queues[slot.field].pop(0) if slot.layer < depth else None
+        there = value is not None and slot.exists(governor)
+        tokens.append((slot.values.index(value) if slot.values else value) if there else 0)
+      governor = tokens[-1] if slot.governs else governor
     return np.array(tokens, np.int32)
 
   def check(self, arch) -> int:
@@ -166,24 +202,27 @@ class Space:
         f'arch field {name!r} has {lengths[name]} entries, this {self.kind} space wants {nearest[name]}{at}.'
       )
     depth = wanted.index(lengths) + 1
-    position = dict.fromkeys(self._fields, 0)
+    position, governor = dict.fromkeys(self._fields, 0), 0
     for slot in self.slots:
       for _ in range(slot.tokens if slot.layer < depth else 0):
         value = getattr(arch, slot.field)[position[slot.field]]
         allowed = slot.values or tuple(range(2 if slot.kind == Kind.LINK else slot.width))
+        allowed = allowed if slot.exists(governor) else (0,)
         where = f'arch field {slot.field!r}, entry {position[slot.field]} ({slot.title})'
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
           raise ValueError(f'{where} is {value!r}, a {type(value).__name__}: want an int.')
         if value not in allowed:
           raise ValueError(f'{where} is {value}: this space allows {", ".join(map(str, allowed))}.')
         position[slot.field] += 1
+        governor = allowed.index(value) if slot.governs else governor
     return depth
 
   def describe(self, arch) -> str:
     """The architecture in words, a line a group."""
-    depth, lines = self.check(arch), dict[str, list[str]]()
+    depth, lines, governor = self.check(arch), dict[str, list[str]](), 0
     for slot, part in self._split(self.encode(arch)):
-      if slot.layer < depth and slot.tokens:
+      governor = int(part[0]) if slot.governs else governor
+      if slot.layer < depth and slot.tokens and slot.exists(governor):
         if slot.kind == Kind.LINK:
           words = ' '.join(str(slot.start + j) for j in range(slot.width) if part[j]) or 'none'
         else:
