@@ -109,9 +109,10 @@ class Space:
 
   @functools.cached_property
   def governor(self) -> np.ndarray:
-    """[S] int, the position of the token that governs each slot; 0 where nothing does."""
+    """[S] int32, the position of the token that governs each slot; 0 where nothing does."""
     starts = np.cumsum([0, *(slot.tokens for slot in self.slots)])[:-1]
-    return np.maximum.accumulate([start if slot.governs else 0 for start, slot in zip(starts, self.slots, strict=True)])
+    governs = np.array([slot.governs for slot in self.slots])
+    return np.maximum.accumulate(np.where(governs, starts, 0)).astype(np.int32)
 
   def slots_exist(self, tokens, depth=None) -> Array:
     """[..., S] bool, which slots exist in strings [..., T] of `depth` layers (all by default; may be traced)."""
