@@ -1,5 +1,6 @@
 """Architectures from the papers, as data."""
 
+from nas_jax.space.conv import ConvArch
 from nas_jax.space.tree import ADD, IDENTITY, MULT, RELU, SIGMOID, TANH, TreeArch
 
 # The cell found on Penn Treebank, Zoph & Le (2017) Fig. 8; the equations of TensorFlow's NASCell.
@@ -27,4 +28,23 @@ LSTM = TreeArch(
   ),
   inject=(MULT, IDENTITY),
   index=(12, 8),
+)
+
+_FIGURE_7_READS = (
+  *((), (0,), (1, 0), (2, 0, 1), (3, 2), (4, 1, 2, 3), (5, 1, 2, 3, 4), (6, 0, 5), (7, 0, 4, 5)),
+  *((8, 0, 2, 3, 4, 5, 6, 7), (9, 0, 1, 4, 5, 6, 7, 8), (10, 0, 1, 2, 3, 5), (11, 0, 2, 5, 6, 7, 8, 9, 10)),
+  *((12, 2, 6, 11), (13, 6, 10, 11, 12)),
+)
+
+# The 15-layer network without strides or pooling found on CIFAR-10, Zoph & Le (2017) Fig. 7; skips are concatenated.
+FIGURE_7 = ConvArch(
+  layer_type=(),
+  filter_height=(3, 3, 3, 5, 3, 7, 7, 7, 7, 7, 5, 7, 7, 7, 7),
+  filter_width=(3, 3, 3, 5, 7, 7, 7, 3, 1, 7, 7, 7, 5, 5, 5),
+  stride_height=(),
+  stride_width=(),
+  filters=(36, 48, 36, 36, 48, 48, 48, 36, 36, 36, 36, 48, 48, 48, 48),
+  pool=(),
+  links=tuple(int(j in reads) for i, reads in enumerate(_FIGURE_7_READS) for j in range(i)),
+  rate=(),
 )

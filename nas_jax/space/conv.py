@@ -1,0 +1,199 @@
+"""Convolutional networks, Zoph & Le (2017) Sec. 3.1 and 3.3: layers in a row, each reading any of those before it."""
+
+from collections.abc import Sequence
+import math
+from typing import NamedTuple
+
+from nas_jax.space.base import Kind, Slot, Space
+
+LAYER_TYPES = ('conv', 'max pool', 'average pool', 'norm')
+CONV, MAX_POOL, AVERAGE_POOL, NORM = range(4)
+IMAGE = -1  # what a layer reads where it is told to read none
+
+
+class ConvArch(NamedTuple):
+  """A network of L layers, each field a tuple with an entry a layer; a field that the space does not decide is ()."""
+
+  layer_type: tuple[int, ...]  # ids into LAYER_TYPES; () where all are convolutions
+  filter_height: tuple[int, ...]  # 0 in a layer that does not convolve, as in the four below
+  filter_width: tuple[int, ...]
+  stride_height: tuple[int, ...]  # () where all are 1
+  stride_width: tuple[int, ...]
+  filters: tuple[int, ...]
+  pool: tuple[int, ...]  # window, and stride, of a pooling layer, 0 in others
+  links: tuple[int, ...]  # [L (L - 1) / 2] whether layer 1 reads 0, layer 2 reads 0, 1, layer 3 ...; () without skips
+  rate: tuple[int, ...]  # [1] learning rate in millionths, or ()
+
+
+class Layer(NamedTuple):
+  """One layer of a network, all decided."""
+
+  kind: int  # id into LAYER_TYPES
+  reads: tuple[int, ...]  # layers, or IMAGE alone; several are concatenated
+  window: tuple[int, int]
+  stride: tuple[int, int]
+  filters: int  # 0 if as many as it reads
+
+
+def conv_space(
+  max_depth: int = 15,
+  filter_heights: Sequence[int] = (1, 3, 5, 7),
+  filter_widths: Sequence[int] = (1, 3, 5, 7),
+  filters: Sequence[int] = (24, 36, 48, 64),
+  strides: Sequence[int] | None = None,
+  layer_types: Sequence[str] | None = None,
+  pools: Sequence[int] = (2, 3),
+  rates: Sequence[float] | None = None,
+  skips: bool = True,
+) -> Space:
+  """All networks of up to `max_depth` layers, in the paper's order of emission (Sec. 4.1).
+
+  A layer emits its filter height and width, its stride height and width, its number of filters, and then its anchor
+  point: a vector with a link to each earlier layer. At 15 layers without strides there are 64^15 * 2^105 = 2^195.
+
+  Args:
+    max_depth: layers of the deepest network.
+    filter_heights: labels, odd.
+    filter_widths: likewise.
+    filters: labels, numbers of filters.
+    strides: labels of stride height and width, (1, 2, 3) in Sec. 4.1; None leaves all at 1 and emits no such token.
+    layer_types: names from LAYER_TYPES that a first token of each layer chooses from; None makes all convolutions. The
+      other tokens of a layer exist where its type has them.
+    pools: labels of the window and stride of pooling layers, if a type is one.
+    rates: learning rates that one first token chooses from; None for no such token.
+    skips: without them a layer reads the one before it and emits no anchor point.
+
+  Raises:
+    ValueError: names the argument and what fits.
+  """
+  types = _types(layer_types)
+  _labels('filter_heights', filter_heights, odd=True)
+  _labels('filter_widths', filter_widths, odd=True)
+  _labels('filters', filters)
+  _labels('pools', pools)
+  if strides is not None:
+    _labels('strides', strides)
+  if not isinstance(max_depth, int) or max_depth < 1:
+    raise ValueError(f'max_depth (={max_depth}) must be an int from 1 up: the layers of the deepest network.')
+  here = tuple(k for k, kind in enumerate(types) if kind == CONV)
+  pooling = tuple(k for k, kind in enumerate(types) if kind in (MAX_POOL, AVERAGE_POOL))
+
+  def choice(layer: int, name: str, field: str, labels: Sequence[int], needs: tuple[int, ...]) -> Slot:
+    needs = needs if layer_types else ()
+    words = tuple(map(str, labels))
+    return Slot(f'layer {layer}', name, Kind.CHOICE, len(labels), field, tuple(labels), words, name, 0, False, layer,
+                needs=needs)  # fmt: skip
+
+  slots = [_rate_slot(rates)] if rates is not None else []
+  for i in range(max_depth):
+    if layer_types:
+      words = tuple(LAYER_TYPES[kind] for kind in types)
+      slots.append(Slot(f'layer {i}', 'type', Kind.CHOICE, len(types), 'layer_type', types, words, 'type', layer=i,
+                        governs=True))  # fmt: skip
+    if here:
+      slots.append(choice(i, 'filter height', 'filter_height', filter_heights, here))
+      slots.append(choice(i, 'filter width', 'filter_width', filter_widths, here))
+      if strides is not None:
+        slots.append(choice(i, 'stride height', 'stride_height', strides, here))
+        slots.append(choice(i, 'stride width', 'stride_width', strides, here))
+      slots.append(choice(i, 'filters', 'filters', filters, here))
+    if pooling:
+      slots.append(choice(i, 'pool', 'pool', pools, pooling))
+    if skips:
+      slots.append(Slot(f'layer {i}', 'reads', Kind.LINK, i, 'links', head='anchor', anchor=True, layer=i))
+  spec = {
+    'max_depth': max_depth,
+    'filter_heights': list(filter_heights),
+    'filter_widths': list(filter_widths),
+    'filters': list(filters),
+    'strides': None if strides is None else list(strides),
+    'layer_types': None if layer_types is None else list(layer_types),
+    'pools': list(pools),
+    'rates': None if rates is None else list(rates),
+    'skips': skips,
+  }
+  return Space('conv', spec, ConvArch, tuple(slots))
+
+
+def layers_of(arch: ConvArch) -> tuple[Layer, ...]:
+  """The layers of a static network, after the first of the paper's rules: one that reads nothing reads the image."""
+  depth, found = max(len(arch.layer_type), len(arch.filters)), []
+  for i in range(depth):
+    kind = arch.layer_type[i] if arch.layer_type else CONV
+    if arch.links or depth == 1:
+      row = arch.links[i * (i - 1) // 2 : i * (i + 1) // 2]
+      reads = tuple(j for j, link in enumerate(row) if link) or (IMAGE,)
+    else:
+      reads = (i - 1,)  # which is the image for layer 0
+    if kind == CONV:
+      stride = (arch.stride_height[i], arch.stride_width[i]) if arch.stride_height else (1, 1)
+      found.append(Layer(kind, reads, (arch.filter_height[i], arch.filter_width[i]), stride, arch.filters[i]))
+    elif kind == NORM:
+      found.append(Layer(kind, reads, (1, 1), (1, 1), 0))
+    else:
+      found.append(Layer(kind, reads, (arch.pool[i],) * 2, (arch.pool[i],) * 2, 0))
+  return tuple(found)
+
+
+def loose_ends(layers: Sequence[Layer]) -> tuple[int, ...]:
+  """The layers that no other reads: the second rule concatenates them before the classifier."""
+  read = {j for layer in layers for j in layer.reads}
+  return tuple(i for i in range(len(layers)) if i not in read)
+
+
+class Counts(NamedTuple):
+  """What a network costs, from its architecture alone."""
+
+  conv_weights: int
+  params: int  # with batch norm's scales and shifts and the classifier
+  macs: int  # multiply-adds of one image
+  shapes: tuple[tuple[int, int, int], ...]  # [L] height, width, channels of each layer's output
+
+
+def count(arch: ConvArch, image: tuple[int, int, int] = (32, 32, 3), classes: int = 10) -> Counts:
+  """Sizes of a network: convolutions without bias, batch norm after each and as a layer, one dense layer at the end.
+
+  An output of stride s is ceil(n / s) high or wide; inputs of unequal size are as large as the largest, by zeros.
+  """
+  layers, shapes = layers_of(arch), list[tuple[int, int, int]]()
+  weights = others = macs = 0
+  for layer in layers:
+    height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])
+    out = layer.filters or channels
+    height, width = (-(-n // s) for n, s in zip((height, width), layer.stride, strict=True))
+    if layer.kind == CONV:
+      kernel = math.prod(layer.window) * channels * out
+      weights, macs = weights + kernel, macs + kernel * height * width
+    if layer.kind in (CONV, NORM):
+      others += 2 * out
+    shapes.append((height, width, out))
+  *_, features = joined([shapes[i] for i in loose_ends(layers)])
+  return Counts(weights, weights + others + (features + 1) * classes, macs + features * classes, tuple(shapes))
+
+
+def joined(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+  """The shape of outputs side by side: as high and wide as the largest (the third rule), all channels."""
+  heights, widths, channels = zip(*shapes, strict=True)
+  return max(heights), max(widths), sum(channels)
+
+
+def _types(names: Sequence[str] | None) -> tuple[int, ...]:
+  if names is None:
+    return (CONV,)
+  unknown = [name for name in names if name not in LAYER_TYPES]
+  if unknown or not names or len(set(names)) < len(names):
+    raise ValueError(f'layer_types (={tuple(names)}) must name at least one of {LAYER_TYPES}, each once.')
+  return tuple(LAYER_TYPES.index(name) for name in names)
+
+
+def _labels(name: str, labels: Sequence[int], odd: bool = False) -> None:
+  sound = all(isinstance(label, int) and label >= 1 and (label % 2 or not odd) for label in labels)
+  if not sound or not labels or len(set(labels)) < len(labels):
+    raise ValueError(f'{name} (={tuple(labels)}) must be different {"odd " if odd else ""}numbers from 1 up.')
+
+
+def _rate_slot(rates: Sequence[float]) -> Slot:
+  values = tuple(round(rate * 1e6) for rate in rates)
+  if not values or min(values) < 1 or len(set(values)) < len(values):
+    raise ValueError(f'rates (={tuple(rates)}) must be different learning rates of 1e-6 or more.')
+  return Slot('training', 'learning rate', Kind.CHOICE, len(values), 'rate', values, tuple(map(str, rates)), 'rate')
