@@ -183,9 +183,10 @@ class Space:
     tokens, governor = list[int](), 0
     for slot in self.slots:
       for _ in range(slot.tokens):
-        value = queues[slot.field].pop(0) if slot.layer < depth else None
-        there = value is not None and slot.exists(governor)
-        tokens.append((slot.values.index(value) if slot.values else value) if there else 0)
+        value = queues[slot.field].pop(0) if slot.layer < depth else 0
+        if slot.layer < depth and slot.exists(governor) and slot.values:
+          value = slot.values.index(value)
+        tokens.append(value)
       governor = tokens[-1] if slot.governs else governor
     return np.array(tokens, np.int32)
 
