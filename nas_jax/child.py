@@ -13,17 +13,17 @@ class Child(NamedTuple):
 
   Attributes:
     init: (arch, key) -> params.
-    carry: (params) -> what training hands from step to step besides the weights: recurrent state, or ().
+    carry: (params) -> what training hands from step to step besides the weights: recurrent state, moving statistics.
     batch: (data, key, step) -> the training batch of that step, taken from device-resident arrays.
     loss: (params, arch, carry, batch, key) -> (loss [] in nats per prediction, carry), in training mode.
-    score: (params, arch, data) -> dict of [] arrays, in evaluation mode over the whole validation split.
+    score: (params, arch, carry, data) -> dict of [] arrays, in evaluation mode over the whole validation split.
   """
 
   init: Callable[[PyTree, Key], PyTree]
   carry: Callable[[PyTree], PyTree]
   batch: Callable[[PyTree, Key, Array], PyTree]
   loss: Callable[[PyTree, PyTree, PyTree, PyTree, Key], tuple[Array, PyTree]]
-  score: Callable[[PyTree, PyTree, PyTree], dict[str, Array]]
+  score: Callable[[PyTree, PyTree, PyTree, PyTree], dict[str, Array]]
 
 
 def completed(child: Child, complete: Callable[[PyTree], PyTree]) -> Child:
@@ -33,5 +33,5 @@ def completed(child: Child, complete: Callable[[PyTree], PyTree]) -> Child:
     child.carry,
     child.batch,
     lambda params, part, carry, batch, key: child.loss(params, complete(part), carry, batch, key),
-    lambda params, part, data: child.score(params, complete(part), data),
+    lambda params, part, carry, data: child.score(params, complete(part), carry, data),
   )

@@ -16,7 +16,7 @@ class Progress(NamedTuple):
   """Everything that decides how a training ends."""
 
   states: train.FitState  # [m]
-  best: PyTree  # [m] the weights that scored best so far
+  best: PyTree  # [m] the weights that scored best so far, and the carry with them
   curve: Array  # [epochs, m] the validation score after each epoch, NaN for those to come
   done: Array  # [] int32, epochs
 
@@ -24,7 +24,7 @@ class Progress(NamedTuple):
 def start(programs: train.Fit, archs: PyTree, keys: Key, epochs: int) -> tuple[Progress, PyTree, Key]:
   """Untrained children with their archs and keys, filled up to the devices as in `train.begin`."""
   states, archs, keys = train.begin(programs, archs, keys)
-  best = jax.tree.map(jnp.copy, states.params)  # a chunk uses its states up
+  best = jax.tree.map(jnp.copy, (states.params, states.carry))  # a chunk uses its states up
   return Progress(states, best, jnp.full((epochs, len(keys)), jnp.nan), jnp.zeros((), jnp.int32)), archs, keys
 
 
@@ -54,7 +54,7 @@ def run(
     scores = programs.score(data, states, archs)
     scored = jnp.asarray(np.where(scores['failed'] == train.FINE, scores[metric], np.inf))
     better = scored < jnp.min(jnp.nan_to_num(progress.curve, nan=jnp.inf), axis=0)
-    best = _choose(better, states.params, progress.best)
+    best = _choose(better, (states.params, states.carry), progress.best)
     progress = Progress(states, best, progress.curve.at[epoch].set(scored), jnp.asarray(epoch + 1, jnp.int32))
     keep(progress)
   return progress
@@ -62,7 +62,9 @@ def run(
 
 def score(programs: train.Fit, progress: Progress, archs: PyTree, data: PyTree, metric: str, m: int) -> np.ndarray:
   """[m] the `metric` of the best weights on other data, such as the test split in place of the validation split."""
-  found = programs.score(train.share(data, programs.mesh), progress.states._replace(params=progress.best), archs)
+  params, carry = progress.best
+  states = progress.states._replace(params=params, carry=carry)
+  found = programs.score(train.share(data, programs.mesh), states, archs)
   return np.asarray(found[metric])[:m]
 
 

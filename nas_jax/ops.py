@@ -68,9 +68,9 @@ def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], 
   return found.transpose(1, 2, 0, 3)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def batch_norm(
-  x: Array, scale: Array, bias: Array, epsilon: float = 1e-5, relu: bool = False
+  x: Array, scale: Array, bias: Array, epsilon: float | Array = 1e-5, relu: bool = False
 ) -> tuple[Array, Array, Array]:
   """Normalizes each channel over batch and pixels, in training mode (Ioffe & Szegedy 2015), perhaps with a ReLU after.
 
@@ -78,7 +78,7 @@ def batch_norm(
     x: [B, H, W, C].
     scale: [C] gamma.
     bias: [C] beta.
-    epsilon: added to the variance.
+    epsilon: added to the variance; it gets no gradient.
     relu: whether negative results become 0.
 
   Returns:
@@ -89,7 +89,7 @@ def batch_norm(
 
 
 def normalize(
-  x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float = 1e-5, relu: bool = False
+  x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float | Array = 1e-5, relu: bool = False
 ) -> Array:
   """The same in evaluation mode, with given statistics."""
   y = (x - _row(mean)) * _row(scale * jax.lax.rsqrt(variance + epsilon)) + _row(bias)
@@ -111,8 +111,7 @@ def _norm_forward(x, scale, bias, epsilon, relu):
   return (y, mean, variance), (x, scale, mean, inverse, y if relu else None)
 
 
-def _norm_backward(epsilon, relu, residuals, cotangents):
-  del epsilon
+def _norm_backward(relu, residuals, cotangents):
   x, scale, mean, inverse, y = residuals
   dy, count = cotangents[0], x.size // x.shape[-1]
   if relu:
@@ -120,7 +119,7 @@ def _norm_backward(epsilon, relu, residuals, cotangents):
   whitened = (x - _row(mean)) * _row(inverse)
   dbias, dscale = _sum(dy), _sum(dy * whitened)
   dx = _row(scale * inverse) * (dy - _row(dbias / count) - whitened * _row(dscale / count))
-  return dx, dscale, dbias
+  return dx, dscale, dbias, None
 
 
 batch_norm.defvjp(_norm_forward, _norm_backward)

@@ -109,7 +109,7 @@ def fitter(
     return jax.lax.fori_loop(0, count, step, state)
 
   def score(data, state: FitState, arch) -> dict[str, Array]:
-    metrics = child.score(state.params, arch, data)
+    metrics = child.score(state.params, arch, state.carry, data)
     finite = functools.reduce(jnp.logical_and, (jnp.isfinite(value).all() for value in metrics.values()))
     failed = jnp.where((state.failed == FINE) & ~finite, NOT_FINITE, state.failed)
     return metrics | {'loss': state.loss, 'failed': failed}

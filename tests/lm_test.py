@@ -51,7 +51,7 @@ def test_a_softmax_of_zeros_has_the_perplexity_of_a_guess(laid_out):
   child = network()
   params = child.init(PLAN, jax.random.key(0))
   params['softmax'] = jnp.zeros((H, V))
-  np.testing.assert_allclose(child.score(params, PLAN, laid_out)['perplexity'], V, rtol=1e-5)
+  np.testing.assert_allclose(child.score(params, PLAN, (), laid_out)['perplexity'], V, rtol=1e-5)
 
 
 @pytest.mark.parametrize('layers', [1, 2])
@@ -74,7 +74,7 @@ def test_perplexity_by_a_plain_loop(laid_out, layers):
         carries[n], x = step(cell_params, carries[n], x)
       logits = np.asarray((x @ params['softmax'])[0] + params['softmax_bias']).astype(np.float64)
       total -= logits[text.valid[i + 1]] - np.log(np.exp(logits).sum())
-  score = child.score(params, PLAN, laid_out)['perplexity']
+  score = child.score(params, PLAN, (), laid_out)['perplexity']
   np.testing.assert_allclose(score, np.exp(total / count), rtol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_a_tied_softmax_is_the_embedding(laid_out):
   params = tied.init(PLAN, jax.random.key(3))
   assert 'softmax' not in params
   copied = params | {'softmax': params['embedding'].T}
-  assert tied.score(params, PLAN, laid_out) == untied.score(copied, PLAN, laid_out)
+  assert tied.score(params, PLAN, (), laid_out) == untied.score(copied, PLAN, (), laid_out)
 
 
 # Which rows of which weights get no gradient at all where one stream's mask is 0 for all time steps.
@@ -126,7 +126,7 @@ def test_dropout_takes_one_mask_for_all_time_steps(place):
 def test_dropout_is_for_training_alone_and_scaled_to_keep_the_mean(laid_out):
   child, plan = network(), dropping(embedding=0.3, input=0.3, recurrent=0.3, output=0.3)
   params = child.init(PLAN, jax.random.key(5))
-  assert child.score(params, plan, laid_out) == child.score(params, PLAN, laid_out)
+  assert child.score(params, plan, (), laid_out) == child.score(params, PLAN, (), laid_out)
   # One word, dropped or doubled: the mean of its embedding over many masks is itself.
   linear = network(cell=lm.Cell(None, lambda b, h: (), lambda p, a, c, xs, m: (c, xs)))
   params = {'embedding': jnp.eye(V, H), 'cells': [()], 'softmax': jnp.eye(H, V) * 1e-3, 'softmax_bias': jnp.zeros(V)}

@@ -137,7 +137,7 @@ def test_the_embedding_may_be_narrower_than_the_cells():
   params = network.init(plan, jax.random.key(0))
   assert params['embedding'].shape == (5, 3) and params['softmax'].shape == (4, 5)
   assert [cell['kernel'].shape for cell in params['cells']] == [(3, 8), (4, 8)]
-  assert np.isfinite(network.score(params, plan, lm.lay_out(tiny.text(), 3, 5, 4))['perplexity'])
+  assert np.isfinite(network.score(params, plan, (), lm.lay_out(tiny.text(), 3, 5, 4))['perplexity'])
 
 
 def test_grid_sizes_and_rates_by_hand():

@@ -1,0 +1,213 @@
+"""The image classifier child: layers that read any of those before them (Zoph & Le 2017, Sec. 3.3 and 4.1)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from nas_jax import ops
+from nas_jax.child import Child
+from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch, Layer, joined, layers_of, loose_ends
+from nas_jax.types import Array, Key, PyTree
+
+MOMENTUM = 0.9  # of batch norm's moving statistics
+
+
+class Data(NamedTuple):
+  """Images as they lie on the device, [n, H, W, C] uint8, and their classes [n] int32."""
+
+  images: Array
+  labels: Array
+  valid_images: Array  # a multiple of the score batch, filled up by repeating
+  valid_labels: Array  # -1 where filled up
+
+
+class Augment(NamedTuple):
+  """What happens to training images, Sec. 4.1."""
+
+  upsample: int = 0  # pixels by which they are enlarged before a crop of the old size; 0 for neither
+  flip: bool = False  # left and right at random
+
+
+class Settings(NamedTuple):
+  """Hyperparameters of a child: numbers, or arrays where one program trains children that differ in them."""
+
+  lr: float | Array
+  decay_epoch: float | Array  # epochs at that rate, where it decays by epochs
+  weight_decay: float | Array  # of kernels and the classifier, not of batch norm or biases
+  epsilon: float | Array  # of batch norm
+
+
+class Plan(NamedTuple):
+  """All that one child is made from."""
+
+  arch: ConvArch
+  settings: Settings
+
+
+def build(
+  image: tuple[int, int, int],
+  classes: int,
+  batch: int,
+  score_batch: int,
+  augment: Augment = Augment(),  # noqa: B008 - a NamedTuple cannot change
+  norm_first: bool = True,
+) -> Child:
+  """The network of a static arch; what the trainer calls its arch is a `Plan`.
+
+  Args:
+    image: height, width and channels.
+    classes: labels are below it.
+    batch: images of a training step; an epoch is as many whole batches as there are, in an order drawn anew each time,
+      the same for all children.
+    score_batch: images of a validation step.
+    augment: of training images.
+    norm_first: convolution, batch norm, ReLU; else ReLU before batch norm.
+
+  Returns:
+    A child whose score is {'accuracy': ...} over the validation split, batch norm by moving statistics. Its carry is
+    these, a (mean, variance) for each layer that has them.
+  """
+
+  def forward(params, stats, plan, x, train):
+    return run(params, stats, layers_of(plan.arch), x, plan.settings.epsilon, train, norm_first)
+
+  def init(plan: Plan, key: Key) -> PyTree:
+    return init_params(key, layers_of(plan.arch), image, classes)
+
+  def carry(params: PyTree) -> PyTree:
+    return [
+      (jnp.zeros_like(layer['shift']), jnp.ones_like(layer['shift'])) if layer else () for layer in params['layers']
+    ]
+
+  def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
+    epoch = len(data.labels) // batch
+    order = jax.random.permutation(jax.random.fold_in(jax.random.key(0), step // epoch), len(data.labels))
+    places = jax.lax.dynamic_slice(order, (step % epoch * batch,), (batch,))
+    return augmented(key, whitened(data.images[places]), augment), data.labels[places]
+
+  def loss(params, plan, stats, drawn, key):
+    del key
+    images, labels = drawn
+    logits, stats = forward(params, stats, plan, images, True)
+    # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
+    decayed = [layer['kernel'] for layer in params['layers'] if 'kernel' in layer] + [params['softmax']]
+    penalty = 0.5 * plan.settings.weight_decay * sum(jnp.sum(weights**2) for weights in decayed)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + penalty, stats
+
+  def score(params, plan, stats, data):
+    def one(right, drawn):
+      images, labels = drawn
+      logits, _ = forward(params, stats, plan, whitened(images), False)
+      return right + (logits.argmax(-1) == labels).sum(), None
+
+    batches = jax.tree.map(lambda x: x.reshape(-1, score_batch, *x.shape[1:]), (data.valid_images, data.valid_labels))
+    right, _ = jax.lax.scan(one, jnp.zeros((), jnp.int32), batches)
+    return {'accuracy': right / (data.valid_labels >= 0).sum()}
+
+  return Child(init, carry, take, loss, score)
+
+
+def init_params(key: Key, layers: Sequence[Layer], image: tuple[int, int, int], classes: int) -> PyTree:
+  """Kernels by He et al. (2015), batch norm's scale 1 and shift 0, a classifier of zeros."""
+  shapes: list[tuple[int, int, int]] = []
+  found: list[dict[str, Array]] = []
+  for i, layer in enumerate(layers):
+    height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])
+    out, params = layer.filters or channels, {}
+    if layer.kind == CONV:
+      fan = layer.window[0] * layer.window[1] * channels
+      shape = (*layer.window, channels, out)
+      params['kernel'] = jax.random.normal(jax.random.fold_in(key, i), shape) * (2.0 / fan) ** 0.5
+    if layer.kind in (CONV, NORM):
+      params |= {'scale': jnp.ones(out), 'shift': jnp.zeros(out)}
+    found.append(params)
+    shapes.append((-(-height // layer.stride[0]), -(-width // layer.stride[1]), out))
+  *_, features = joined([shapes[i] for i in loose_ends(layers)])
+  return {'layers': found, 'softmax': jnp.zeros((features, classes)), 'softmax_bias': jnp.zeros(classes)}
+
+
+def run(
+  params: PyTree,
+  stats: PyTree,
+  layers: Sequence[Layer],
+  x: Array,
+  epsilon: float | Array,
+  train: bool,
+  norm_first: bool = True,
+) -> tuple[Array, PyTree]:
+  """Logits [B, classes] of images [B, H, W, C], and the moving statistics after them."""
+  outputs, after = list[Array](), []
+  for layer, own, moving in zip(layers, params['layers'], stats, strict=True):
+    y = side_by_side([x if j == IMAGE else outputs[j] for j in layer.reads])
+    if layer.kind == CONV:
+      y = ops.conv(y, own['kernel'], layer.stride)
+      y = y if norm_first else jax.nn.relu(y)
+    if layer.kind in (CONV, NORM):
+      y, moving = normed(y, own, moving, epsilon, train, relu=layer.kind == CONV and norm_first)
+    else:
+      y = pooled(y, layer.window, layer.kind == MAX_POOL)
+    outputs.append(y)
+    after.append(moving)
+  features = side_by_side([outputs[i] for i in loose_ends(layers)]).mean((1, 2))
+  return features @ params['softmax'] + params['softmax_bias'][None], after
+
+
+def normed(x, own, moving, epsilon, train, relu):
+  """Batch norm, by the batch or by the moving statistics, and these after it."""
+  if not train:
+    return ops.normalize(x, own['scale'], own['shift'], *moving, epsilon, relu), moving
+  y, mean, variance = ops.batch_norm(x, own['scale'], own['shift'], epsilon, relu)
+  return y, (MOMENTUM * moving[0] + (1 - MOMENTUM) * mean, MOMENTUM * moving[1] + (1 - MOMENTUM) * variance)
+
+
+def side_by_side(images: Sequence[Array]) -> Array:
+  """The channels of all [B, H, W, C], the smaller in the middle of zeros (the paper's third rule; it names no side)."""
+  height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+
+  def padded(image: Array) -> Array:
+    missing = height - image.shape[1], width - image.shape[2]
+    return jnp.pad(image, [(0, 0), *((n // 2, n - n // 2) for n in missing), (0, 0)])
+
+  return jnp.concatenate([padded(image) for image in images], -1)
+
+
+def pooled(x: Array, window: tuple[int, int], largest: bool) -> Array:
+  """The largest, or the mean, of each window [B, ceil(H / k), ceil(W / k), C]; windows at the edge may be smaller."""
+  size = (1, *window, 1)
+  padding = [(0, -n % k) for n, k in zip(x.shape, size, strict=True)]
+  if largest:
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, size, padding)
+
+  def summed(x):
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, size, size, padding)
+
+  return summed(x) / summed(jnp.ones_like(x))
+
+
+def whitened(images: Array) -> Array:
+  """uint8 to floats, each image with mean 0 and variance 1."""
+  x = images.astype(jnp.float32) / 255.0
+  mean = x.mean((1, 2, 3), keepdims=True)
+  return (x - mean) * jax.lax.rsqrt(((x - mean) ** 2).mean((1, 2, 3), keepdims=True) + 1e-6)
+
+
+def augmented(key: Key, images: Array, augment: Augment) -> Array:
+  """Enlarged and cropped, and turned left to right, each image at random."""
+  crop_key, flip_key = jax.random.split(key)
+  batch, height, width, channels = images.shape
+  if augment.upsample:
+    large = (batch, height + augment.upsample, width + augment.upsample, channels)
+    images = jax.image.resize(images, large, 'bilinear')
+    corners = jax.random.randint(crop_key, (batch, 2), 0, augment.upsample + 1)
+
+    def crop(one: Array, at: Array) -> Array:
+      return jax.lax.dynamic_slice(one, (at[0], at[1], jnp.zeros_like(at[0])), (height, width, channels))
+
+    images = jax.vmap(crop)(images, corners)
+  if augment.flip:
+    turn = jax.random.bernoulli(flip_key, 0.5, (batch, 1, 1, 1))
+    images = jnp.where(turn, images[:, :, ::-1], images)
+  return images
