@@ -1,11 +1,12 @@
 """Text as arrays. Nothing is downloaded: the default text is part of Python, others are read from a folder."""
 
+from collections.abc import Mapping
 import glob
 import gzip
 import hashlib
 import json
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,11 +40,11 @@ def load_text(dataset: str = 'pydoc', data_dir: str = '', level: str = 'char') -
   """
   if dataset == 'pydoc':
     parts = _pydoc()
-  elif not os.path.isdir(data_dir):
-    raise ValueError(f'data_dir (={data_dir!r}) is no folder: dataset {dataset!r} is read from one, name it.')
   elif dataset == 'tiny_shakespeare':
-    parts = _prepared(dataset, data_dir)
+    source = prepared(dataset, data_dir, ', or take dataset text with three files')
+    parts = [source[split][0]['text'].decode('utf-8') for split in ('train', 'validation', 'test')]
   else:
+    _want_folder(dataset, data_dir)
     parts = [_read(dataset, data_dir, split) for split in SPLITS]
   digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
   tokens = [list(part) if level == 'char' else part.replace('\n', f' {END} ').split() for part in parts]
@@ -65,8 +66,13 @@ def _pydoc() -> list[str]:
   return [text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]]
 
 
-def _prepared(dataset: str, data_dir: str) -> list[str]:
-  """A text of TensorFlow Datasets: one example a split. Read as array_record, it needs no TensorFlow."""
+def prepared(dataset: str, data_dir: str, instead: str = '') -> Mapping[str, Any]:
+  """The splits of a set of TensorFlow Datasets. Read as array_record, it needs no TensorFlow.
+
+  Raises:
+    ValueError: it does not lie in `data_dir` as array_record; says how to prepare it, and what to do `instead`.
+  """
+  _want_folder(dataset, data_dir)
   infos = glob.glob(os.path.join(data_dir, dataset, '*', 'dataset_info.json'))
   formats = []
   for path in infos:
@@ -76,12 +82,16 @@ def _prepared(dataset: str, data_dir: str) -> list[str]:
     call = f"tfds.builder('{dataset}', data_dir='{data_dir}', file_format='array_record').download_and_prepare()"
     raise ValueError(
       f'{dataset} is not prepared as array_record in data_dir (={data_dir!r}): where TensorFlow is installed, run '
-      f'python -c "import tensorflow_datasets as tfds; {call}", or take dataset text with three files.'
+      f'python -c "import tensorflow_datasets as tfds; {call}"{instead}.'
     )
   import tensorflow_datasets as tfds
 
-  source = tfds.data_source(dataset, data_dir=data_dir, download=False)
-  return [source[split][0]['text'].decode('utf-8') for split in ('train', 'validation', 'test')]
+  return tfds.data_source(dataset, data_dir=data_dir, download=False)
+
+
+def _want_folder(dataset: str, data_dir: str) -> None:
+  if not os.path.isdir(data_dir):
+    raise ValueError(f'data_dir (={data_dir!r}) is no folder: dataset {dataset!r} is read from one, name it.')
 
 
 def _read(dataset: str, data_dir: str, split: str) -> str:
