@@ -83,6 +83,7 @@ def read(workdir: str) -> page.Report:
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = report.standings(records, known, made, system.metric.key, system.metric.lower)
   training, longer = system.budgets(cfg)
+  retrained = os.path.join(workdir, 'retrain*', 'result.json')
   return page.Report(
     title=f'Search for a {system.noun}, {os.path.basename(os.path.abspath(workdir))}',
     noun=system.noun,
@@ -93,7 +94,7 @@ def read(workdir: str) -> page.Report:
     reliability=_reliability(_json(os.path.join(workdir, 'reliability.json')), training, longer),
     winners=_winners(system, made, runs[cfg.algorithm].records),
     standings=((f'{system.metric.name}, {training}', *report.HEADER), rows),
-    retrained=[_retrained(path) for path in sorted(glob.glob(os.path.join(workdir, 'retrain*', 'result.json')))],
+    retrained=[result for path in sorted(glob.glob(retrained)) if (result := _retrained(path))['rows']],
     facts=_facts(cfg, origin, made, runs),
     config=saved,
     caveat=f'Every child had {training} and no more. Short budgets favour fast learners: what leads here need not '

@@ -94,7 +94,7 @@ def searched(text: str) -> space.Space:
 def run(cfg: retrain.Config, text: data.Text, cells: Mapping[str, Known], results: str) -> None:
   """Each cell in turn: grid, final trainings, and the table, beside what the folder held of other cells."""
   path = os.path.join(results, 'result.json')
-  rows = launch.once(path, lambda: {'rows': []})['rows']
+  rows = launch.once(path, lambda: {'rows': [], 'setting': setting(cfg, text)})['rows']
   for name, known in cells.items():
     digest = hashlib.sha256(repr(known.arch).encode()).hexdigest()[:8]
     folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')

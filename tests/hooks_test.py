@@ -175,6 +175,8 @@ def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
   (workdir / 'yardsticks.json').write_text('{"LSTM": [3.5, 4.5]}')
   retraining(workdir)
   retraining(workdir, 'retrain-2', name='other')
+  (workdir / 'retrain-3').mkdir()
+  (workdir / 'retrain-3' / 'result.json').write_text('{"rows": [], "setting": "just begun"}')
   launch.note_origin(str(workdir), 'cell_search', ['x', '--seed=0', '--beside=a b'], sha256='5ad', max_children=20)
   launched(monkeypatch, f'--workdir={workdir}')
   assert str(workdir / 'report.html') in capsys.readouterr().out
@@ -196,6 +198,7 @@ def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
   ):
     assert words in text, words
   assert ' is at ' not in text  # of the 20 that were asked for, whatever config.json was begun with
+  assert 'just begun' not in text
 
 
 def test_the_page_of_a_search_just_begun(tmp_path, monkeypatch):
