@@ -122,7 +122,7 @@ def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
 def _winners(system: System, made: space.Space, records: Sequence[journal.Record]) -> list[page.Winner]:
   winners = []
   for place, record in enumerate(report.ranking(records, made, system.metric.key, system.metric.lower)[:3], 1):
-    arch = made.decode(record['tokens'])
+    arch = report.arch_of(made, record)
     title = f'{place}. Child {record["id"]}, {system.metric.name} {report.word(record[system.metric.key])}'
     winners.append(page.Winner(title, system.text(arch), system.drawing(arch) if system.drawing else ''))
   return winners

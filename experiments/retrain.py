@@ -82,7 +82,7 @@ def best_of(workdir: str, top: int) -> dict[str, Known]:
   ranked = report.ranking(journal.read(os.path.join(workdir, 'children.jsonl')).values(), cell_space, 'perplexity')
   if len(ranked) < top:
     raise ValueError(f'top (={top}): the search in {workdir} has only {len(ranked)} different cells that trained.')
-  return {f'child {r["id"]}': Known(lm.tree(), cell_space.decode(r['tokens'])) for r in ranked[:top]}
+  return {f'child {r["id"]}': Known(lm.tree(), report.arch_of(cell_space, r)) for r in ranked[:top]}
 
 
 def searched(text: str) -> space.Space:

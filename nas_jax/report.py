@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 import heapq
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,12 +22,17 @@ class Standing(NamedTuple):
   failed: int
 
 
+def arch_of(space: Space, record: Record) -> Any:
+  """The architecture of a child."""
+  return space.decode(record['tokens'], record.get('depth'))
+
+
 def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = True) -> list[Record]:
   """The children that did not fail, best first by `metric`, of each architecture (canonical form) the best one."""
   sound = [record for record in records if record['failed'] is None and record[metric] is not None]
   first: dict[object, Record] = {}
   for record in sorted(sound, key=lambda record: record[metric] if lower else -record[metric]):
-    first.setdefault(canonical(space.decode(record['tokens'])), record)
+    first.setdefault(canonical(arch_of(space, record)), record)
   return list(first.values())
 
 
@@ -38,7 +43,7 @@ def standing(records: Sequence[Record], space: Space, metric: str, lower: bool =
   def top(k: int) -> float:
     return float(np.mean(values[:k])) if len(values) >= k else float('nan')
 
-  different = {canonical(space.decode(record['tokens'])) for record in records}
+  different = {canonical(arch_of(space, record)) for record in records}
   failed = sum(record['failed'] is not None for record in records)
   return Standing(top(1), top(5), top(15), len(records), len(different), failed)
 
@@ -49,7 +54,7 @@ def progress(records: Sequence[Record], space: Space, metric: str, lower: bool =
   top, found = list[float](), list[float]()
   for record in records:
     if record['failed'] is None and record[metric] is not None:
-      value, form = (record[metric] if lower else -record[metric]), canonical(space.decode(record['tokens']))
+      value, form = (record[metric] if lower else -record[metric]), canonical(arch_of(space, record))
       if value < best.get(form, np.inf):
         best[form] = value
         if len(top) < k or value < top[-1]:
@@ -90,7 +95,7 @@ def standings(
 
 def best_json(space: Space, record: Record) -> str:
   """The architecture of a child as `best.json` holds it; `space.from_json` reads it back."""
-  arch = json.loads(space.to_json(space.decode(record['tokens'])))
+  arch = json.loads(space.to_json(arch_of(space, record)))
   found = arch | {'space': dict(space.spec), **{name: record[name] for name in ('tokens', 'reward', 'id')}}
   return json.dumps(found) + '\n'
 

@@ -38,6 +38,9 @@ class Config:
   controller_clip: float = field(0.0, 'greatest norm of the gradient, 0 for none (the paper names none)', low=0.0)
   baseline_decay: float = field(0.95, 'of the moving average of rewards (the paper does not say)', low=0.0, high=1.0)
   normalize_advantage: bool = field(False, 'divide R - b by a moving root mean square of it; not in the paper')
+  depth_start: int = field(0, 'layers of the first children, 0 for the deepest from the start; 6, Sec. 4.1', low=0)
+  depth_step: int = field(2, 'layers more each time, Sec. 4.1', low=1)
+  depth_every: int = field(1600, 'children until the next, Sec. 4.1', low=1)
   entropy_weight: float = field(0.0, 'of the entropy bonus, (normalized) reward per nat; 0 in the paper', low=0.0)
 
 
@@ -47,6 +50,7 @@ class Best(NamedTuple):
   reward: Array  # []; minus infinity before the first
   id: Array  # [] int32
   tokens: Array  # [T] int32
+  depth: Array  # [] int32, layers
 
 
 class SearchState(NamedTuple):
@@ -90,34 +94,40 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
   def init(key: Key) -> SearchState:
     run_key, theta_key = jax.random.split(key)
     theta = controller.init(theta_key)
-    nothing = Best(jnp.asarray(-jnp.inf, jnp.float32), jnp.asarray(-1, jnp.int32), jnp.zeros(space.length, jnp.int32))
     step = jnp.zeros((), jnp.int32)
+    nothing = Best(jnp.asarray(-jnp.inf, jnp.float32), step - 1, jnp.zeros(space.length, jnp.int32), step)
     return SearchState(step, run_key, theta, optimizer.init(theta), reinforce.init_baseline(), nothing)
 
-  def ask(state: SearchState) -> Batch:
+  def ask(state: SearchState, depth: int | None = None) -> Batch:
     # fold_in, not split(key, m): a child's key must not depend on how many siblings it has.
     step_key = jax.random.fold_in(state.key, state.step)
     keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(step_key, k)))(jnp.arange(cfg.m))
     sample_keys, child_keys = keys[:, 0], keys[:, 1]
-    tokens = jax.vmap(lambda key: controller.sample(state.theta, key))(sample_keys)
+    tokens = jax.vmap(lambda key: controller.sample(state.theta, key, depth))(sample_keys)
     ids = state.step * cfg.m + jnp.arange(cfg.m, dtype=jnp.int32)
-    return Batch(ids, child_keys, tokens, space.decode_batch(tokens))
+    return Batch(ids, child_keys, tokens, space.decode_batch(tokens, depth), depth)
 
   def tell(state: SearchState, batch: Batch, outcome: Outcome):
     return apply(state, gradient(state, batch, outcome), batch, outcome)
 
+  asked = jax.jit(ask, static_argnums=1)  # depth decides the shapes of an architecture: a program for each
   return Search(
     space,
     controller,
     cfg.m,
     init=jax.jit(init),
-    ask=jax.jit(ask),
+    ask=(lambda state: asked(state, depth_of(cfg, space, int(state.step) * cfg.m))) if cfg.depth_start else asked,
     evaluate=evaluate,
     tell=jax.jit(tell),
     gradient=jax.jit(gradient),
     apply=jax.jit(apply),
     survey=jax.jit(lambda state, keys: survey(space, controller, state.theta, keys)),
   )
+
+
+def depth_of(cfg: Config, space: Space, children: int) -> int:
+  """The layers of the next child after so many: `depth_step` more every `depth_every` children, Sec. 4.1."""
+  return min(space.layers, cfg.depth_start + cfg.depth_step * (children // cfg.depth_every))
 
 
 def _update(space: Space, cfg: Config, controller: Controller, optimizer: optax.GradientTransformation):
@@ -134,10 +144,10 @@ def _update(space: Space, cfg: Config, controller: Controller, optimizer: optax.
     value, _ = advantage(state, earned(outcome))
 
     def objective(theta):
-      log_prob = jax.vmap(lambda tokens: controller.log_prob(theta, tokens))(batch.tokens)
+      log_prob = jax.vmap(lambda tokens: controller.log_prob(theta, tokens, batch.depth))(batch.tokens)
       loss = reinforce.loss(log_prob, reinforce.credit(value, layer_of_token))
       if cfg.entropy_weight:
-        entropy = jax.vmap(lambda tokens: controller.entropy(theta, tokens))(batch.tokens)
+        entropy = jax.vmap(lambda tokens: controller.entropy(theta, tokens, batch.depth))(batch.tokens)
         loss -= cfg.entropy_weight * entropy.sum(1).mean()
       return loss
 
@@ -149,7 +159,8 @@ def _update(space: Space, cfg: Config, controller: Controller, optimizer: optax.
     updates, opt_state = optimizer.update(grads, state.opt_state)
     total = reward if reward.ndim == 1 else reward.max(1)
     first = jnp.argmax(total)
-    found = Best(total[first], batch.ids[first], batch.tokens[first])
+    depth = jnp.asarray(space.layers if batch.depth is None else batch.depth, jnp.int32)
+    found = Best(total[first], batch.ids[first], batch.tokens[first], depth)
     better = found.reward > state.best.reward
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, state.best)
     info = {
@@ -239,7 +250,8 @@ def run(
 def _take(batch: Batch, places: Sequence[int]) -> Batch:
   """Some of the children; what all of them share stays."""
   at = jnp.asarray(places)
-  return jax.tree.map(lambda x: x[at], batch._replace(extra=()))._replace(extra=batch.extra)
+  shared = {'depth': batch.depth, 'extra': batch.extra}
+  return jax.tree.map(lambda x: x[at], batch._replace(depth=None, extra=()))._replace(**shared)
 
 
 def _call(hooks: Sequence[Hook], name: str, *args: Any) -> None:

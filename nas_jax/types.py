@@ -20,6 +20,7 @@ class Batch(NamedTuple):
   keys: Key  # [m] one key per child, for its weights, its data order and its dropout
   tokens: Array  # [m, T] int32
   archs: PyTree  # the space's NamedTuple with int32 arrays [m, ...]
+  depth: int | Array | None = None  # layers of these children, None for all that the space has
   extra: PyTree = ()  # what an evaluator needs from the state: shared weights, counters
 
 
