@@ -1,8 +1,8 @@
 """Convolutional networks, Zoph & Le (2017) Sec. 3.1 and 3.3: layers in a row, each reading any of those before it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nas_jax.space.base import Kind, Slot, Space
 
@@ -77,30 +77,17 @@ def conv_space(
     raise ValueError(f'max_depth (={max_depth}) must be an int from 1 up: the layers of the deepest network.')
   here = tuple(k for k, kind in enumerate(types) if kind == CONV)
   pooling = tuple(k for k, kind in enumerate(types) if kind in (MAX_POOL, AVERAGE_POOL))
-
-  def choice(layer: int, name: str, field: str, labels: Sequence[int], needs: tuple[int, ...]) -> Slot:
-    needs = needs if layer_types else ()
-    words = tuple(map(str, labels))
-    return Slot(f'layer {layer}', name, Kind.CHOICE, len(labels), field, tuple(labels), words, name, 0, False, layer,
-                needs=needs)  # fmt: skip
-
+  choices = [
+    _Choice('filter height', 'filter_height', filter_heights, here),
+    _Choice('filter width', 'filter_width', filter_widths, here),
+    _Choice('stride height', 'stride_height', strides or (), here),
+    _Choice('stride width', 'stride_width', strides or (), here),
+    _Choice('filters', 'filters', filters, here),
+    _Choice('pool', 'pool', pools, pooling),
+  ]
   slots = [_rate_slot(rates)] if rates is not None else []
   for i in range(max_depth):
-    if layer_types:
-      words = tuple(LAYER_TYPES[kind] for kind in types)
-      slots.append(Slot(f'layer {i}', 'type', Kind.CHOICE, len(types), 'layer_type', types, words, 'type', layer=i,
-                        governs=True))  # fmt: skip
-    if here:
-      slots.append(choice(i, 'filter height', 'filter_height', filter_heights, here))
-      slots.append(choice(i, 'filter width', 'filter_width', filter_widths, here))
-      if strides is not None:
-        slots.append(choice(i, 'stride height', 'stride_height', strides, here))
-        slots.append(choice(i, 'stride width', 'stride_width', strides, here))
-      slots.append(choice(i, 'filters', 'filters', filters, here))
-    if pooling:
-      slots.append(choice(i, 'pool', 'pool', pools, pooling))
-    if skips:
-      slots.append(Slot(f'layer {i}', 'reads', Kind.LINK, i, 'links', head='anchor', anchor=True, layer=i))
+    slots += _layer_slots(i, types if layer_types else (), [c for c in choices if c.labels and c.types], skips)
   spec = {
     'max_depth': max_depth,
     'filter_heights': list(filter_heights),
@@ -113,6 +100,30 @@ def conv_space(
     'skips': skips,
   }
   return Space('conv', spec, ConvArch, tuple(slots))
+
+
+class _Choice(NamedTuple):
+  """A hyperparameter of a layer."""
+
+  name: str
+  field: str
+  labels: Sequence[int]
+  types: tuple[int, ...]  # tokens of the types of layer that have it
+
+
+def _layer_slots(layer: int, types: Sequence[int], choices: Sequence[_Choice], skips: bool) -> Iterator[Slot]:
+  """What a layer emits: its type, if `types` has any, its hyperparameters, and its anchor point."""
+
+  def choice(name: str, field: str, values: Sequence[int], words: Iterable[str], **more: Any) -> Slot:
+    more |= {'head': name, 'layer': layer}
+    return Slot(f'layer {layer}', name, Kind.CHOICE, len(values), field, tuple(values), tuple(words), **more)
+
+  if types:
+    yield choice('type', 'layer_type', types, (LAYER_TYPES[kind] for kind in types), governs=True)
+  for name, field, labels, needs in choices:
+    yield choice(name, field, labels, map(str, labels), needs=needs if types else ())
+  if skips:
+    yield Slot(f'layer {layer}', 'reads', Kind.LINK, layer, 'links', head='anchor', anchor=True, layer=layer)
 
 
 def layers_of(arch: ConvArch) -> tuple[Layer, ...]:
