@@ -136,7 +136,7 @@ def best_cell(cell_space: space.Space, records: Sequence[journal.Record]) -> str
   if not ranked:
     return 'no child was trained without failing'
   head = f'best cell (child {ranked[0]["id"]}, validation perplexity {ranked[0]["perplexity"]:.3f}):'
-  return f'{head}\n{tree_cell.equations(cell_space.decode(ranked[0]["tokens"]))}'
+  return f'{head}\n{tree_cell.equations(report.arch_of(cell_space, ranked[0]))}'
 
 
 def standings(
