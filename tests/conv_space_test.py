@@ -7,8 +7,8 @@ import pytest
 from space_test import one_line, strings
 
 from nas_jax import published, space
-from nas_jax.space import conv
-from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch, Layer, conv_space
+from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch, conv_space
+from nas_jax.space.layers import Form, Layer, layers_of, network
 
 TYPED = conv_space(
   2, (1, 3), (3,), (4,), strides=(1, 2), layer_types=('norm', 'conv', 'max pool'), pools=(2, 3), rates=(0.1, 0.01)
@@ -75,11 +75,11 @@ def test_the_three_rules_by_hand():
     links=(1, 0, 0, 0, 1, 1),
     rate=(),
   )
-  layers = conv.layers_of(arch)
+  layers = layers_of(arch)
   assert layers[0] == Layer(CONV, (IMAGE,), (3, 5), (2, 1), 6)
   assert layers[1] == Layer(MAX_POOL, (0,), (2, 2), (2, 2), 0)
   assert [layer.reads for layer in layers] == [(IMAGE,), (0,), (IMAGE,), (1, 2)]
-  assert conv.loose_ends(layers) == (3,)
+  assert network(arch).ends == (3,)
   found = space.count(arch, (7, 8, 3), 10)
   # 7 x 8 by strides (2, 1) is 4 x 8; pooled 2 x 4; the image by strides (1, 3) is 7 x 3; joined as large as either.
   assert found.shapes == ((4, 8, 6), (2, 4, 6), (7, 3, 2), (7, 4, 8))
@@ -87,17 +87,37 @@ def test_the_three_rules_by_hand():
   assert found.macs == 3 * 5 * 3 * 6 * (4 * 8) + 3 * 2 * (7 * 3) + 8 * 10
   assert found.params == found.conv_weights + 2 * 6 + 2 * 2 + 2 * 8 + 9 * 10
   # What nothing reads is joined at the end: without the last links layers 1, 2 and 3.
-  assert conv.loose_ends(conv.layers_of(arch._replace(links=(1, 0, 0, 0, 0, 0)))) == (1, 2, 3)
+  assert network(arch._replace(links=(1, 0, 0, 0, 0, 0))).ends == (1, 2, 3)
+
+
+def test_blocks_and_pools_by_hand():
+  # Two convolutions, of 3 and of 5 filters, the second reading the first, as blocks of two: layers 0, 1 and 2, 3.
+  arch = conv_space(2, (3,), (3,), (3, 5)).decode([0, 0, 0, 0, 0, 1, 1])
+  plain = [(IMAGE,), (IMAGE, 0), (0, 1), (0, 1, 2)]
+  assert [layer.reads for layer in network(arch, Form(block=2)).layers] == plain
+  assert network(arch, Form(block=2)).ends == (2, 3)  # all of what a block gives
+  # From the third layer on, what comes from before is pooled: 2 and 3 are the pools of 0 and 1.
+  made = network(arch, Form(block=2, pools=(3,)))
+  pool = Layer(MAX_POOL, (0,), (2, 2), (2, 2), 0)
+  assert made.layers[2:4] == (pool, pool._replace(reads=(1,)))
+  assert [layer.reads for layer in made.layers] == [(IMAGE,), (IMAGE, 0), (0,), (1,), (2, 3), (2, 3, 4)]
+  found = space.count(arch, (8, 6, 1), 2, Form(block=2, pools=(3,), add_filters=4))
+  assert found.shapes == ((8, 6, 7), (8, 6, 7), (4, 3, 7), (4, 3, 7), (4, 3, 9), (4, 3, 9))
+  assert found.conv_weights == 9 * (1 * 7 + 8 * 7 + 14 * 9 + 23 * 9)
+  # What the end joins from before a pool is pooled too, and the image where it is read after one.
+  alone = conv_space(2, (3,), (3,), (3, 5)).decode([0, 0, 0, 0, 0, 1, 0])
+  made = network(alone, Form(pools=(2,)))
+  assert [layer.reads for layer in made.layers] == [(IMAGE,), (IMAGE,), (1,), (0,)] and made.ends == (3, 2)
 
 
 def test_without_skips_layers_read_the_one_before():
   chain = conv_space(3, skips=False)
   arch = chain.decode(np.zeros(chain.length, int))
-  assert [layer.reads for layer in conv.layers_of(arch)] == [(IMAGE,), (0,), (1,)]
+  assert [layer.reads for layer in layers_of(arch)] == [(IMAGE,), (0,), (1,)]
   # With skips and none taken, each reads the image.
   skipping = conv_space(3)
   alone = skipping.decode(np.zeros(skipping.length, int))
-  assert [layer.reads for layer in conv.layers_of(alone)] == [(IMAGE,)] * 3
+  assert [layer.reads for layer in layers_of(alone)] == [(IMAGE,)] * 3
 
 
 @pytest.mark.parametrize(

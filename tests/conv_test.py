@@ -8,8 +8,10 @@ import optax
 import pytest
 
 from nas_jax import published, space, train
+from nas_jax.child import completed
 from nas_jax.children import conv
-from nas_jax.space.conv import CONV, MAX_POOL, NORM, ConvArch, layers_of
+from nas_jax.space.conv import CONV, MAX_POOL, NORM, ConvArch
+from nas_jax.space.layers import network as network_of
 
 # Strides, a pool, a norm, maps of unequal size, and more than one loose end.
 ARCH = ConvArch(
@@ -41,7 +43,7 @@ def by_flax(params, x):
   def convolve(i, y):
     kernel = params['layers'][i]['kernel']
     kh, kw, _, out = kernel.shape
-    strides = layers_of(ARCH)[i].stride
+    strides = network_of(ARCH).layers[i].stride
     pads = [((k - 1) // 2, k // 2) for k in (kh, kw)]
     return nn.Conv(out, (kh, kw), strides, pads, use_bias=False).apply({'params': {'kernel': kernel}}, y)
 
@@ -79,7 +81,7 @@ def test_the_network_is_the_same_by_flax(x64, network):
   weight = jnp.asarray(RNG.normal(size=(B, CLASSES)))
 
   def own(params):
-    logits, _ = conv.run(params, network.carry(params), layers_of(ARCH), x, SETTINGS.epsilon, True)
+    logits, _ = conv.run(params, network.carry(params), network_of(ARCH), x, SETTINGS.epsilon, True)
     return (logits * weight).sum(), logits
 
   def flax(params):
@@ -116,19 +118,19 @@ def test_any_string_builds_and_has_the_counted_shapes(count):
   image = (9, 8, 3)
   child = conv.build(image, 5, 2, 2)
   for arch in random_archs(count):
-    layers = layers_of(arch)
+    made = network_of(arch)
     counted = space.count(arch, image, 5)
 
-    def forward(arch=arch, layers=layers):
+    def forward(arch=arch, made=made):
       params = child.init(conv.Plan(arch, SETTINGS), jax.random.key(0))
-      return params, conv.run(params, child.carry(params), layers, jnp.zeros((2, *image)), 1e-5, True)[0]
+      return params, conv.run(params, child.carry(params), made, jnp.zeros((2, *image)), 1e-5, True)[0]
 
     params, logits = jax.eval_shape(forward)
     assert logits.shape == (2, 5)
     assert sum(x.size for x in jax.tree.leaves(params)) == counted.params
     channels = [layer['scale'].shape[0] for layer in params['layers'] if layer]
     assert channels == [
-      shape[2] for shape, layer in zip(counted.shapes, layers, strict=True) if layer.kind in (CONV, NORM)
+      shape[2] for shape, layer in zip(counted.shapes, made.layers, strict=True) if layer.kind in (CONV, NORM)
     ]
 
 
@@ -203,14 +205,12 @@ def test_it_learns_and_an_epoch_sees_every_image_once(network):
   other = [network.batch(data, jax.random.key(1), jnp.asarray(step))[1] for step in range(10, 20)]
   assert not np.array_equal(seen, other)
   optimizer = optax.sgd(0.05, momentum=0.9, nesterov=True)
-  programs = train.fitter(network_of(network), lambda _: optimizer, 60, 30, train.child_mesh(jax.devices()[:2]))
+  programs = train.fitter(planned(network), lambda _: optimizer, 60, 30, train.child_mesh(jax.devices()[:2]))
   found = train.fit(programs, (), jax.random.split(jax.random.key(0), 2), data)
   assert (np.asarray(found['accuracy']) > 0.8).all() and (np.asarray(found['failed']) == 0).all()
 
 
-def network_of(network):
-  from nas_jax.child import completed
-
+def planned(network):
   return completed(network, lambda _: PLAN)
 
 
@@ -218,7 +218,7 @@ def test_scoring_takes_moving_statistics_and_counts_no_filling(network):
   data, params = toy(), some_params(network)
   stats = [(jnp.full_like(m, 0.3), jnp.full_like(v, 2.0)) if len(s) else () for s in network.carry(params)
            for m, v in [s if len(s) else (0.0, 0.0)]]  # fmt: skip
-  logits, _ = conv.run(params, stats, layers_of(ARCH), conv.whitened(data.valid_images), SETTINGS.epsilon, False)
+  logits, _ = conv.run(params, stats, network_of(ARCH), conv.whitened(data.valid_images), SETTINGS.epsilon, False)
   right = np.asarray(logits.argmax(-1)) == np.asarray(data.valid_labels)
   assert network.score(params, PLAN, stats, data)['accuracy'] == pytest.approx(right.mean())
   filled = data._replace(valid_labels=data.valid_labels.at[-3:].set(-1))

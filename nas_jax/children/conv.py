@@ -9,7 +9,8 @@ import optax
 
 from nas_jax import ops
 from nas_jax.child import Child
-from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch, Layer, joined, layers_of, loose_ends
+from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch
+from nas_jax.space.layers import Form, Network, joined, network
 from nas_jax.types import Array, Key, PyTree
 
 MOMENTUM = 0.9  # of batch norm's moving statistics
@@ -54,6 +55,7 @@ def build(
   score_batch: int,
   augment: Augment = Augment(),  # noqa: B008 - a NamedTuple cannot change
   norm_first: bool = True,
+  form: Form = Form(),  # noqa: B008 - likewise
 ) -> Child:
   """The network of a static arch; what the trainer calls its arch is a `Plan`.
 
@@ -65,6 +67,7 @@ def build(
     score_batch: images of a validation step.
     augment: of training images.
     norm_first: convolution, batch norm, ReLU; else ReLU before batch norm.
+    form: what the network makes of the arch.
 
   Returns:
     A child whose score is {'accuracy': ...} over the validation split, batch norm by moving statistics. Its carry is
@@ -72,10 +75,10 @@ def build(
   """
 
   def forward(params, stats, plan, x, train):
-    return run(params, stats, layers_of(plan.arch), x, plan.settings.epsilon, train, norm_first)
+    return run(params, stats, network(plan.arch, form), x, plan.settings.epsilon, train, norm_first)
 
   def init(plan: Plan, key: Key) -> PyTree:
-    return init_params(key, layers_of(plan.arch), image, classes)
+    return init_params(key, network(plan.arch, form), image, classes)
 
   def carry(params: PyTree) -> PyTree:
     return [
@@ -110,11 +113,11 @@ def build(
   return Child(init, carry, take, loss, score)
 
 
-def init_params(key: Key, layers: Sequence[Layer], image: tuple[int, int, int], classes: int) -> PyTree:
+def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: int) -> PyTree:
   """Kernels by He et al. (2015), batch norm's scale 1 and shift 0, a classifier of zeros."""
   shapes: list[tuple[int, int, int]] = []
   found: list[dict[str, Array]] = []
-  for i, layer in enumerate(layers):
+  for i, layer in enumerate(made.layers):
     height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])
     out, params = layer.filters or channels, {}
     if layer.kind == CONV:
@@ -125,14 +128,14 @@ def init_params(key: Key, layers: Sequence[Layer], image: tuple[int, int, int], 
       params |= {'scale': jnp.ones(out), 'shift': jnp.zeros(out)}
     found.append(params)
     shapes.append((-(-height // layer.stride[0]), -(-width // layer.stride[1]), out))
-  *_, features = joined([shapes[i] for i in loose_ends(layers)])
+  *_, features = joined([shapes[i] for i in made.ends])
   return {'layers': found, 'softmax': jnp.zeros((features, classes)), 'softmax_bias': jnp.zeros(classes)}
 
 
 def run(
   params: PyTree,
   stats: PyTree,
-  layers: Sequence[Layer],
+  made: Network,
   x: Array,
   epsilon: float | Array,
   train: bool,
@@ -140,7 +143,7 @@ def run(
 ) -> tuple[Array, PyTree]:
   """Logits [B, classes] of images [B, H, W, C], and the moving statistics after them."""
   outputs, after = list[Array](), []
-  for layer, own, moving in zip(layers, params['layers'], stats, strict=True):
+  for layer, own, moving in zip(made.layers, params['layers'], stats, strict=True):
     y = side_by_side([x if j == IMAGE else outputs[j] for j in layer.reads])
     if layer.kind == CONV:
       y = ops.conv(y, own['kernel'], layer.stride)
@@ -151,7 +154,7 @@ def run(
       y = pooled(y, layer.window, layer.kind == MAX_POOL)
     outputs.append(y)
     after.append(moving)
-  features = side_by_side([outputs[i] for i in loose_ends(layers)]).mean((1, 2))
+  features = side_by_side([outputs[i] for i in made.ends]).mean((1, 2))
   return features @ params['softmax'] + params['softmax_bias'][None], after
 
 

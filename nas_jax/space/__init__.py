@@ -2,7 +2,8 @@
 
 from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack, unstack
 from nas_jax.space.choice import ChoiceArch, choice_space
-from nas_jax.space.conv import LAYER_TYPES, ConvArch, Counts, conv_space, count
+from nas_jax.space.conv import LAYER_TYPES, ConvArch, conv_space
+from nas_jax.space.layers import Counts, count
 from nas_jax.space.tree import ACTIVATE, COMBINE, TreeArch, tree_cell_space, tree_from_json
 
 __all__ = [

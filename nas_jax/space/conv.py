@@ -1,7 +1,6 @@
 """Convolutional networks, Zoph & Le (2017) Sec. 3.1 and 3.3: layers in a row, each reading any of those before it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-import math
 from typing import Any, NamedTuple
 
 from nas_jax.space.base import Kind, Slot, Space
@@ -23,16 +22,6 @@ class ConvArch(NamedTuple):
   pool: tuple[int, ...]  # window, and stride, of a pooling layer, 0 in others
   links: tuple[int, ...]  # [L (L - 1) / 2] whether layer 1 reads 0, layer 2 reads 0, 1, layer 3 ...; () without skips
   rate: tuple[int, ...]  # [1] learning rate in millionths, or ()
-
-
-class Layer(NamedTuple):
-  """One layer of a network, all decided."""
-
-  kind: int  # id into LAYER_TYPES
-  reads: tuple[int, ...]  # layers, or IMAGE alone; several are concatenated
-  window: tuple[int, int]
-  stride: tuple[int, int]
-  filters: int  # 0 if as many as it reads
 
 
 def conv_space(
@@ -124,68 +113,6 @@ def _layer_slots(layer: int, types: Sequence[int], choices: Sequence[_Choice], s
     yield choice(name, field, labels, map(str, labels), needs=needs if types else ())
   if skips:
     yield Slot(f'layer {layer}', 'reads', Kind.LINK, layer, 'links', head='anchor', anchor=True, layer=layer)
-
-
-def layers_of(arch: ConvArch) -> tuple[Layer, ...]:
-  """The layers of a static network, after the first of the paper's rules: one that reads nothing reads the image."""
-  depth, found = max(len(arch.layer_type), len(arch.filters)), []
-  for i in range(depth):
-    kind = arch.layer_type[i] if arch.layer_type else CONV
-    if arch.links or depth == 1:
-      row = arch.links[i * (i - 1) // 2 : i * (i + 1) // 2]
-      reads = tuple(j for j, link in enumerate(row) if link) or (IMAGE,)
-    else:
-      reads = (i - 1,)  # which is the image for layer 0
-    if kind == CONV:
-      stride = (arch.stride_height[i], arch.stride_width[i]) if arch.stride_height else (1, 1)
-      found.append(Layer(kind, reads, (arch.filter_height[i], arch.filter_width[i]), stride, arch.filters[i]))
-    elif kind == NORM:
-      found.append(Layer(kind, reads, (1, 1), (1, 1), 0))
-    else:
-      found.append(Layer(kind, reads, (arch.pool[i],) * 2, (arch.pool[i],) * 2, 0))
-  return tuple(found)
-
-
-def loose_ends(layers: Sequence[Layer]) -> tuple[int, ...]:
-  """The layers that no other reads: the second rule concatenates them before the classifier."""
-  read = {j for layer in layers for j in layer.reads}
-  return tuple(i for i in range(len(layers)) if i not in read)
-
-
-class Counts(NamedTuple):
-  """What a network costs, from its architecture alone."""
-
-  conv_weights: int
-  params: int  # with batch norm's scales and shifts and the classifier
-  macs: int  # multiply-adds of one image
-  shapes: tuple[tuple[int, int, int], ...]  # [L] height, width, channels of each layer's output
-
-
-def count(arch: ConvArch, image: tuple[int, int, int] = (32, 32, 3), classes: int = 10) -> Counts:
-  """Sizes of a network: convolutions without bias, batch norm after each and as a layer, one dense layer at the end.
-
-  An output of stride s is ceil(n / s) high or wide; inputs of unequal size are as large as the largest, by zeros.
-  """
-  layers, shapes = layers_of(arch), list[tuple[int, int, int]]()
-  weights = others = macs = 0
-  for layer in layers:
-    height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])
-    out = layer.filters or channels
-    height, width = (-(-n // s) for n, s in zip((height, width), layer.stride, strict=True))
-    if layer.kind == CONV:
-      kernel = math.prod(layer.window) * channels * out
-      weights, macs = weights + kernel, macs + kernel * height * width
-    if layer.kind in (CONV, NORM):
-      others += 2 * out
-    shapes.append((height, width, out))
-  *_, features = joined([shapes[i] for i in loose_ends(layers)])
-  return Counts(weights, weights + others + (features + 1) * classes, macs + features * classes, tuple(shapes))
-
-
-def joined(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
-  """The shape of outputs side by side: as high and wide as the largest (the third rule), all channels."""
-  heights, widths, channels = zip(*shapes, strict=True)
-  return max(heights), max(widths), sum(channels)
 
 
 def _types(names: Sequence[str] | None) -> tuple[int, ...]:

@@ -1,0 +1,132 @@
+"""From a convolutional architecture to a network: the paper's three rules, and what a network costs."""
+
+from collections.abc import Sequence
+import math
+from typing import NamedTuple
+
+from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch
+
+
+class Layer(NamedTuple):
+  """One layer of a network, all decided."""
+
+  kind: int  # id into LAYER_TYPES
+  reads: tuple[int, ...]  # layers, or IMAGE alone; several are concatenated
+  window: tuple[int, int]
+  stride: tuple[int, int]
+  filters: int  # 0 if as many as it reads
+
+
+def layers_of(arch: ConvArch) -> tuple[Layer, ...]:
+  """The layers of a static network, after the first of the paper's rules: one that reads nothing reads the image."""
+  depth, found = max(len(arch.layer_type), len(arch.filters)), []
+  for i in range(depth):
+    kind = arch.layer_type[i] if arch.layer_type else CONV
+    if arch.links or depth == 1:
+      row = arch.links[i * (i - 1) // 2 : i * (i + 1) // 2]
+      reads = tuple(j for j, link in enumerate(row) if link) or (IMAGE,)
+    else:
+      reads = (i - 1,)  # which is the image for layer 0
+    if kind == CONV:
+      stride = (arch.stride_height[i], arch.stride_width[i]) if arch.stride_height else (1, 1)
+      found.append(Layer(kind, reads, (arch.filter_height[i], arch.filter_width[i]), stride, arch.filters[i]))
+    elif kind == NORM:
+      found.append(Layer(kind, reads, (1, 1), (1, 1), 0))
+    else:
+      found.append(Layer(kind, reads, (arch.pool[i],) * 2, (arch.pool[i],) * 2, 0))
+  return tuple(found)
+
+
+class Form(NamedTuple):
+  """What a network makes of the layers that the controller wrote. The third experiment of Sec. 4.1 has all of it."""
+
+  block: int = 1  # layers that one convolution stands for: each reads what the first does, and those before it
+  pools: tuple[int, ...] = ()  # places from 1 up: from that layer on, all that comes from before is max pooled by 2
+  add_filters: int = 0  # more in every convolution than were written
+
+
+class Network(NamedTuple):
+  """Layers in an order in which they can run."""
+
+  layers: tuple[Layer, ...]
+  ends: tuple[int, ...]  # what the classifier reads
+
+
+def network(arch: ConvArch, form: Form = Form()) -> Network:  # noqa: B008 - a NamedTuple cannot change
+  """The network of a static architecture.
+
+  By the paper's second rule the classifier reads what no layer does. What others read of a block is all of its layers.
+  """
+  written = layers_of(arch)
+  consumed = {j for layer in written for j in layer.reads}
+  found, floor = list[Layer](), {IMAGE: 0}  # floor: the pools on the way to each layer
+  pooled: dict[int, int] = {}
+  outputs: dict[int, tuple[int, ...]] = {IMAGE: (IMAGE,)}
+
+  def add(layer: Layer, level: int) -> int:
+    found.append(layer)
+    floor[len(found) - 1] = level
+    return len(found) - 1
+
+  def brought(j: int, level: int) -> int:
+    """Layer j after as many pools as `level`."""
+    while floor[j] < level:
+      if j not in pooled:
+        pooled[j] = add(Layer(MAX_POOL, (j,), (2, 2), (2, 2), 0), floor[j] + 1)
+      j = pooled[j]
+    return j
+
+  place = 0
+  for i, layer in enumerate(written):
+    members = list[int]()
+    for _ in range(form.block if layer.kind == CONV else 1):
+      place += 1
+      level = sum(place >= pool for pool in form.pools)
+      sources = [j for source in layer.reads for j in outputs[source]] + members
+      own = layer._replace(reads=tuple(brought(j, level) for j in sources))
+      members.append(add(own._replace(filters=own.filters + form.add_filters) if own.kind == CONV else own, level))
+    outputs[i] = tuple(members)
+  loose = [j for i in range(len(written)) if i not in consumed for j in outputs[i]]
+  ends = tuple(brought(j, level) for j in loose)
+  return Network(tuple(found), ends)
+
+
+class Counts(NamedTuple):
+  """What a network costs, from its architecture alone."""
+
+  conv_weights: int
+  params: int  # with batch norm's scales and shifts and the classifier
+  macs: int  # multiply-adds of one image
+  shapes: tuple[tuple[int, int, int], ...]  # [L] height, width, channels of each layer's output
+
+
+def count(
+  arch: ConvArch,
+  image: tuple[int, int, int] = (32, 32, 3),
+  classes: int = 10,
+  form: Form = Form(),  # noqa: B008 - a NamedTuple cannot change
+) -> Counts:
+  """Sizes of `network`: convolutions without bias, batch norm after each and as a layer, one dense layer at the end.
+
+  An output of stride s is ceil(n / s) high or wide; inputs of unequal size are as large as the largest, by zeros.
+  """
+  (layers, ends), shapes = network(arch, form), list[tuple[int, int, int]]()
+  weights = others = macs = 0
+  for layer in layers:
+    height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])
+    out = layer.filters or channels
+    height, width = (-(-n // s) for n, s in zip((height, width), layer.stride, strict=True))
+    if layer.kind == CONV:
+      kernel = math.prod(layer.window) * channels * out
+      weights, macs = weights + kernel, macs + kernel * height * width
+    if layer.kind in (CONV, NORM):
+      others += 2 * out
+    shapes.append((height, width, out))
+  *_, features = joined([shapes[i] for i in ends])
+  return Counts(weights, weights + others + (features + 1) * classes, macs + features * classes, tuple(shapes))
+
+
+def joined(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
+  """The shape of outputs side by side: as high and wide as the largest (the third rule), all channels."""
+  heights, widths, channels = zip(*shapes, strict=True)
+  return max(heights), max(widths), sum(channels)
