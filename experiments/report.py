@@ -9,37 +9,13 @@ import dataclasses
 import glob
 import json
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 
 from experiments import launch
-from nas_jax import journal, page, report, space, tree_cell, tree_draw
-from nas_jax.systems import cell
-
-
-class System(NamedTuple):
-  """What the page must know of a system that it cannot read in a workdir."""
-
-  config: type
-  noun: str
-  metric: page.Metric
-  make_space: Callable[[Any], space.Space]
-  budgets: Callable[[Any], tuple[str, str]]  # the children's training and the longer one of `reliability`, in words
-  text: Callable[[Any], str]  # an architecture in equations or words
-  drawing: Callable[[Any], str] | None = None  # an architecture as an SVG element
-
-
-_CELL = System(
-  cell.Config,
-  'cell',
-  page.Metric('perplexity', 'validation perplexity'),
-  cell.make_space,
-  lambda cfg: (cell.length(cfg), cell.length(cell.longer(cfg, 5))),
-  tree_cell.equations,
-  tree_draw.svg,
-)
-SYSTEMS = (_CELL,)
+from experiments.system import SYSTEMS, System
+from nas_jax import journal, page, report, space
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -82,7 +58,7 @@ def read(workdir: str) -> page.Report:
   known = _json(os.path.join(workdir, 'yardsticks.json')) or {}
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = report.standings(records, known, made, system.metric.key, system.metric.lower)
-  training, longer = system.budgets(cfg)
+  training, longer = system.length(cfg), system.length(system.longer(cfg, 5))
   retrained = os.path.join(workdir, 'retrain*', 'result.json')
   return page.Report(
     title=f'Search for a {system.noun}, {os.path.basename(os.path.abspath(workdir))}',
@@ -124,7 +100,7 @@ def _winners(system: System, made: space.Space, records: Sequence[journal.Record
   for place, record in enumerate(report.ranking(records, made, system.metric.key, system.metric.lower)[:3], 1):
     arch = report.arch_of(made, record)
     title = f'{place}. Child {record["id"]}, {system.metric.name} {report.word(record[system.metric.key])}'
-    winners.append(page.Winner(title, system.text(arch), system.drawing(arch) if system.drawing else ''))
+    winners.append(page.Winner(title, system.text(arch), system.drawing(arch)))
   return winners
 
 

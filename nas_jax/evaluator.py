@@ -1,6 +1,8 @@
 """Evaluators: architectures in, rewards out."""
 
 from collections.abc import Callable
+import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,19 @@ from jax.sharding import Mesh
 import numpy as np
 
 from nas_jax import train
-from nas_jax.space import unstack
-from nas_jax.types import Array, Batch, Outcome, PyTree
+from nas_jax.controller import uniform_controller
+from nas_jax.space import Space, unstack
+from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
 PROGRAMS = ('generic', 'specialised', 'auto')  # how children are compiled
 Metrics = dict[str, np.ndarray]
+
+
+class Known(NamedTuple):
+  """A known architecture and what scores it."""
+
+  arch: PyTree  # static
+  evaluate: Callable[[Batch], Outcome]
 
 
 def from_scratch(
@@ -64,3 +74,51 @@ def _outcome(metrics: Metrics, reward: Callable[[Metrics], np.ndarray]) -> Outco
   with np.errstate(all='ignore'):  # a failed child may have scored anything
     earned = np.where(metrics['failed'] == train.FINE, reward(metrics), 0.0)
   return Outcome(jnp.asarray(earned, jnp.float32), metrics)
+
+
+def random_batch(space: Space, key: Key, m: int) -> Batch:
+  """m children, uniform in each token."""
+  keys = jax.random.split(key, m)
+  tokens = jax.vmap(lambda key: uniform_controller(space).sample((), key))(keys)
+  return Batch(jnp.arange(m, dtype=jnp.int32), keys, tokens, space.decode_batch(tokens))
+
+
+class Timing(NamedTuple):
+  """Seconds a child takes, all included, in a search of so many."""
+
+  generic: float
+  specialised: float
+
+
+def time_programs(
+  build: Callable[[str, int], Callable[[Batch], Outcome]], batch: Batch, steps: int, children: int, most: int = 50
+) -> Timing:
+  """Trains a batch for one step and for at most `most`, each way, and extends the line between.
+
+  The generic program is compiled once a search, a specialised one for each child.
+
+  Args:
+    build: (one of PROGRAMS, steps) to an evaluator.
+    batch: of typical children.
+    steps: that a child is trained for.
+    children: of a search.
+    most: steps to train here.
+  """
+  many_steps, m = min(steps, most), len(batch.keys)
+
+  def seconds(kind: str, count: int) -> tuple[float, float]:
+    """Of a batch, by a fresh program and by the same again."""
+    evaluate = build(kind, count)
+    begun = time.perf_counter()
+    evaluate(batch)
+    between = time.perf_counter()
+    evaluate(batch)
+    return between - begun, time.perf_counter() - between
+
+  def a_child(one: float, many: float) -> float:
+    a_step = max(many - one, 0.0) / max(many_steps - 1, 1)
+    return (one + (steps - 1) * a_step) / m
+
+  (fresh, one), (_, many) = seconds('generic', 1), seconds('generic', many_steps)
+  generic = (fresh - one) / children + a_child(one, many)
+  return Timing(generic, a_child(seconds('specialised', 1)[1], seconds('specialised', many_steps)[1]))

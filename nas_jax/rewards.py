@@ -7,3 +7,8 @@ def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0) -
   """c / perplexity^2, Zoph & Le (2017) Sec. 4.2 ("c is a constant, usually set at 80"), at most `limit` if not 0."""
   reward = c / perplexity**2
   return reward.clip(max=limit) if limit else reward
+
+
+def of_accuracy(accuracy: np.ndarray, power: float = 3.0) -> np.ndarray:
+  """Validation accuracy from 0 to 1, cubed: Zoph & Le (2017) Sec. 4.1."""
+  return accuracy**power

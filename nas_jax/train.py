@@ -42,6 +42,7 @@ class Fit(NamedTuple):
   compilations: Callable[[], int]  # programs compiled so far
   steps: int
   steps_per_call: int
+  scored: int = 1  # calls at the end after each of which children are scored
 
 
 def child_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -77,10 +78,12 @@ def fitter(
   steps: int,
   steps_per_call: int,
   mesh: Mesh | None = None,
+  scored: int = 1,
 ) -> Fit:
   """The programs that train children of one kind for `steps` steps, `steps_per_call` in a program call.
 
-  `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch.
+  `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch. Children are scored
+  after each of the last `scored` calls.
   """
   mesh = child_mesh() if mesh is None else mesh
 
@@ -123,6 +126,7 @@ def fitter(
     lambda: sum(program._cache_size() for program in many),
     steps,
     steps_per_call,
+    scored,
   )
 
 
@@ -149,12 +153,17 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Arra
     data: as the child's `batch` and `score` take it, best placed by `share`.
 
   Returns:
-    The child's metrics, each [m], with 'loss', the last training loss, and 'failed', an index into FAILURES. A child
-    that fails keeps its weights and disturbs no sibling.
+    The child's metrics, each [m], the greatest of those scorings, with 'loss', the last training loss, and 'failed', an
+    index into FAILURES. A child that fails keeps its weights and disturbs no sibling.
   """
-  m = len(keys)
+  m, metrics = len(keys), dict[str, Array]()
   states, archs, keys = begin(programs, archs, keys)
-  for done in range(0, programs.steps, programs.steps_per_call):
-    count = min(programs.steps_per_call, programs.steps - done)
+  calls = -(-programs.steps // programs.steps_per_call)
+  for call in range(calls):
+    count = min(programs.steps_per_call, programs.steps - call * programs.steps_per_call)
     states = programs.chunk(data, jnp.asarray(count), states, archs, keys)
-  return {name: value[:m] for name, value in programs.score(data, states, archs).items()}
+    if call >= calls - programs.scored:
+      found = programs.score(data, states, archs)
+      metrics = {name: jnp.maximum(value, metrics.get(name, value)) for name, value in found.items()}
+      metrics['loss'] = found['loss']
+  return {name: value[:m] for name, value in metrics.items()}

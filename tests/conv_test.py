@@ -10,6 +10,7 @@ import pytest
 from nas_jax import published, space, train
 from nas_jax.child import completed
 from nas_jax.children import conv
+from nas_jax.images import Split
 from nas_jax.space.conv import CONV, MAX_POOL, NORM, ConvArch
 from nas_jax.space.layers import network as network_of
 
@@ -194,8 +195,8 @@ def toy():
   images[labels == 0, :3] += 120
   images[labels == 1, 4:] += 120
   images[labels == 2, :, :3] += 120
-  images, labels = jnp.asarray(images, jnp.uint8), jnp.asarray(labels, jnp.int32)
-  return conv.Data(images[:40], labels[:40], images[40:], labels[40:])
+  images, labels = images.astype(np.uint8), labels.astype(np.int32)
+  return conv.lay_out(Split(images[:40], labels[:40]), [Split(images[40:], labels[40:])], B)[0]
 
 
 def test_it_learns_and_an_epoch_sees_every_image_once(network):
@@ -223,3 +224,25 @@ def test_scoring_takes_moving_statistics_and_counts_no_filling(network):
   assert network.score(params, PLAN, stats, data)['accuracy'] == pytest.approx(right.mean())
   filled = data._replace(valid_labels=data.valid_labels.at[-3:].set(-1))
   assert network.score(params, PLAN, stats, filled)['accuracy'] == pytest.approx(right[:-3].mean())
+
+
+def test_scored_images_are_filled_up_to_whole_batches():
+  images, labels = RNG.integers(0, 256, size=(7, 4, 4, 1)).astype(np.uint8), np.arange(7, dtype=np.int32)
+  train, some = Split(images, labels), Split(images[:5], labels[:5])
+  one, two = conv.lay_out(train, [some, train], 4)
+  assert one.valid_images.shape == two.valid_images.shape == (8, 4, 4, 1) and one.images is two.images
+  np.testing.assert_array_equal(one.valid_labels, [0, 1, 2, 3, 4, -1, -1, -1])
+  np.testing.assert_array_equal(np.sort(one.orders, axis=1), np.tile(np.arange(7), (conv.ORDERS, 1)))
+
+
+def test_zca_decorrelates_the_training_images():
+  sources = RNG.normal(size=(4000, 12))
+  mixed = sources @ RNG.normal(size=(12, 12)) * 8 + 128
+  train = Split(mixed.clip(0, 255).astype(np.uint8).reshape(4000, 2, 3, 2), np.zeros(4000, np.int32))
+  (data,) = conv.lay_out(train, [Split(train.images[:9], train.labels[:9])], 5, 'zca')
+  flat = np.asarray(data.images).reshape(4000, 12)
+  exact = conv.zca(train.images, 1e-9)(train.images).reshape(4000, 12)
+  np.testing.assert_allclose(np.cov(exact.T, bias=True), np.eye(12), atol=2e-3)
+  np.testing.assert_allclose(flat.mean(0), 0, atol=1e-4)
+  # What is whitened beforehand is used as it is, and by the same turn in both splits.
+  np.testing.assert_array_equal(conv.whitened(data.images[:9]), data.valid_images[:9])

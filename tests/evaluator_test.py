@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import cell_search, launch
-from nas_jax import space
+from experiments import launch, whole_search
+from experiments.system import CELL
+from nas_jax import evaluator, space
 from nas_jax.controller import uniform_controller
 from nas_jax.published import LSTM, NASCELL
 from nas_jax.systems import cell
@@ -47,11 +48,11 @@ def test_published_cells_in_single_precision():
     np.testing.assert_allclose(specialised[name], generic[name], rtol=1e-4)
 
 
-def test_what_is_faster_is_measured_once_and_noted(tmp_path, monkeypatch):
+def test_what_is_faster_is_measured_once_and_noted(tmp_path):
   cfg = launch.open_workdir(str(tmp_path), tiny.cell_config(child_program='auto'))
   assert cfg.child_program == 'auto'
-  monkeypatch.setattr(cell, 'time_programs', lambda cfg, text: cell.Timing(2.0, 1.0))
-  assert cell_search.settle_program(cfg, tiny.text(), str(tmp_path)).child_program == 'specialised'
+  timed = CELL._replace(time_programs=lambda cfg, text: evaluator.Timing(2.0, 1.0))
+  assert whole_search.settle_program(timed, cfg, tiny.text(), str(tmp_path)).child_program == 'specialised'
   assert json.loads((tmp_path / 'config.json').read_text())['child_program'] == 'specialised'
   # The same flags again mean what was settled; others do not fit.
   assert launch.open_workdir(str(tmp_path), cfg).child_program == 'specialised'

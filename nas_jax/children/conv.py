@@ -1,28 +1,70 @@
 """The image classifier child: layers that read any of those before them (Zoph & Le 2017, Sec. 3.3 and 4.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nas_jax import ops
 from nas_jax.child import Child
+from nas_jax.images import Split
 from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch
 from nas_jax.space.layers import Form, Network, joined, network
 from nas_jax.types import Array, Key, PyTree
 
 MOMENTUM = 0.9  # of batch norm's moving statistics
+ORDERS = 64  # drawn beforehand: a permutation drawn in the program is a sort in every step
+WHITENINGS = ('image', 'zca')
 
 
 class Data(NamedTuple):
-  """Images as they lie on the device, [n, H, W, C] uint8, and their classes [n] int32."""
+  """Images as they lie on the device, [n, H, W, C] uint8 (or whitened already), and their classes [n] int32."""
 
   images: Array
   labels: Array
   valid_images: Array  # a multiple of the score batch, filled up by repeating
   valid_labels: Array  # -1 where filled up
+  orders: Array  # [ORDERS, n] int32: the images of an epoch in turn; the orders come round again
+
+
+def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str = 'image') -> list[Data]:
+  """Images for the trainer: one Data for each of `scored`, all with the same training images.
+
+  'image' leaves pixels as they are, to be whitened where they are used; 'zca' turns all by what decorrelates the
+  training images, as floats.
+  """
+  turn = zca(train.images) if whiten == 'zca' else lambda images: images
+
+  def filled(images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
+    count = -(-len(labels) // score_batch) * score_batch
+    rest = np.full(count - len(labels), -1, labels.dtype)
+    return jnp.asarray(turn(np.resize(images, (count, *images.shape[1:])))), jnp.concatenate([labels, rest])
+
+  images, labels = jnp.asarray(turn(train.images)), jnp.asarray(train.labels)
+  rng = np.random.default_rng(0)
+  orders = jnp.asarray(rng.permuted(np.tile(np.arange(len(train.labels), dtype=np.int32), (ORDERS, 1)), axis=1))
+  return [Data(images, labels, *filled(*split), orders) for split in scored]
+
+
+def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.ndarray]:
+  """What makes the pixels of [n, H, W, C] uint8 uncorrelated, of variance 1, and otherwise as like as can be.
+
+  `least` is added to the variances: directions that hardly vary (pixels here go from 0 to 1) are noise.
+  """
+  flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
+  mean = flat.mean(0)
+  values, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
+  matrix = (vectors / np.sqrt(values.clip(0) + least)) @ vectors.T
+
+  def turn(images: np.ndarray) -> np.ndarray:
+    flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
+    return ((flat - mean) @ matrix).astype(np.float32).reshape(images.shape)
+
+  return turn
 
 
 class Augment(NamedTuple):
@@ -62,8 +104,8 @@ def build(
   Args:
     image: height, width and channels.
     classes: labels are below it.
-    batch: images of a training step; an epoch is as many whole batches as there are, in an order drawn anew each time,
-      the same for all children.
+    batch: images of a training step; an epoch is as many whole batches as there are, in an order of its own, the same
+      for all children.
     score_batch: images of a validation step.
     augment: of training images.
     norm_first: convolution, batch norm, ReLU; else ReLU before batch norm.
@@ -87,8 +129,8 @@ def build(
 
   def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
     epoch = len(data.labels) // batch
-    order = jax.random.permutation(jax.random.fold_in(jax.random.key(0), step // epoch), len(data.labels))
-    places = jax.lax.dynamic_slice(order, (step % epoch * batch,), (batch,))
+    start = step // epoch % len(data.orders), step % epoch * batch
+    places = jax.lax.dynamic_slice(data.orders, start, (1, batch))[0]
     return augmented(key, whitened(data.images[places]), augment), data.labels[places]
 
   def loss(params, plan, stats, drawn, key):
@@ -117,17 +159,22 @@ def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: i
   """Kernels by He et al. (2015), batch norm's scale 1 and shift 0, a classifier of zeros."""
   shapes: list[tuple[int, int, int]] = []
   found: list[dict[str, Array]] = []
+  kernels: list[tuple[int, tuple[int, ...]]] = []
   for i, layer in enumerate(made.layers):
     height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])
-    out, params = layer.filters or channels, {}
+    out, params = layer.filters or channels, dict[str, Array]()
     if layer.kind == CONV:
-      fan = layer.window[0] * layer.window[1] * channels
-      shape = (*layer.window, channels, out)
-      params['kernel'] = jax.random.normal(jax.random.fold_in(key, i), shape) * (2.0 / fan) ** 0.5
+      kernels.append((i, (*layer.window, channels, out)))
     if layer.kind in (CONV, NORM):
       params |= {'scale': jnp.ones(out), 'shift': jnp.zeros(out)}
     found.append(params)
     shapes.append((-(-height // layer.stride[0]), -(-width // layer.stride[1]), out))
+  # One draw for all: each would cost a compilation of its own.
+  drawn, at = jax.random.normal(key, (sum(math.prod(shape) for _, shape in kernels),)), 0
+  for i, shape in kernels:
+    kernel = drawn[at : at + math.prod(shape)].reshape(shape)
+    found[i]['kernel'] = kernel * (2.0 / math.prod(shape[:3])) ** 0.5
+    at += kernel.size
   *_, features = joined([shapes[i] for i in made.ends])
   return {'layers': found, 'softmax': jnp.zeros((features, classes)), 'softmax_bias': jnp.zeros(classes)}
 
@@ -191,7 +238,9 @@ def pooled(x: Array, window: tuple[int, int], largest: bool) -> Array:
 
 
 def whitened(images: Array) -> Array:
-  """uint8 to floats, each image with mean 0 and variance 1."""
+  """uint8 to floats, each image with mean 0 and variance 1; floats are whitened already."""
+  if images.dtype != jnp.uint8:
+    return images
   x = images.astype(jnp.float32) / 255.0
   mean = x.mean((1, 2, 3), keepdims=True)
   return (x - mean) * jax.lax.rsqrt(((x - mean) ** 2).mean((1, 2, 3), keepdims=True) + 1e-6)

@@ -1,6 +1,7 @@
 """Convolutional networks, Zoph & Le (2017) Sec. 3.1 and 3.3: layers in a row, each reading any of those before it."""
 
 from collections.abc import Iterable, Iterator, Sequence
+import json
 from typing import Any, NamedTuple
 
 from nas_jax.space.base import Kind, Slot, Space
@@ -113,6 +114,30 @@ def _layer_slots(layer: int, types: Sequence[int], choices: Sequence[_Choice], s
     yield choice(name, field, labels, map(str, labels), needs=needs if types else ())
   if skips:
     yield Slot(f'layer {layer}', 'reads', Kind.LINK, layer, 'links', head='anchor', anchor=True, layer=layer)
+
+
+def conv_from_json(text: str) -> ConvArch:
+  """A network of any labels from JSON, checked. Raises ValueError, in one line, on anything that is none."""
+  try:
+    arch = json.loads(text)['arch']
+    labels = {name: sorted({int(value) for value in values} - {0}) for name, values in arch.items()}
+    depth, types = max(len(arch['layer_type']), len(arch['filters'])), {LAYER_TYPES[k] for k in arch['layer_type']}
+    # In a space of several types every layer has an entry for what any of them needs.
+    types |= {LAYER_TYPES[kind] for kind, name in ((CONV, 'filters'), (MAX_POOL, 'pool')) if types and arch[name]}
+    strides = sorted({*labels['stride_height'], *labels['stride_width']})
+  except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+    return conv_space(1).from_json(text)  # no network at all: the smallest space says what is wrong
+  return conv_space(
+    depth,
+    labels['filter_height'] or (1,),
+    labels['filter_width'] or (1,),
+    labels['filters'] or (1,),
+    (strides or (1,)) if arch['stride_height'] else None,
+    sorted(types) or None,
+    labels['pool'] or (1,),
+    [rate / 1e6 for rate in labels['rate']] or None,
+    bool(arch['links']),
+  ).from_json(text)
 
 
 def _types(names: Sequence[str] | None) -> tuple[int, ...]:

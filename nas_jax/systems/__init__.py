@@ -2,5 +2,5 @@
 
 from nas_jax import lazy
 
-__all__ = ['cell', 'table']
+__all__ = ['cell', 'conv', 'table']
 __getattr__, __dir__ = lazy.modules(__name__, __all__)

@@ -1,23 +1,20 @@
 """Recurrent-cell search, Zoph & Le (2017) Sec. 3.4 and 4.2: tree cells in a language model."""
 
 import dataclasses
-import time
-from typing import NamedTuple
+import functools
 
+import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
 from nas_jax import child as child_lib
-from nas_jax import config, evaluator, rewards, search, space
+from nas_jax import config, evaluator, published, rewards, search, space
 from nas_jax import data as data_lib
 from nas_jax.children import lm
 from nas_jax.config import field
-from nas_jax.controller import uniform_controller
 from nas_jax.space.tree import operations
 from nas_jax.systems import language
-from nas_jax.types import Batch
 
 
 @dataclasses.dataclass
@@ -161,38 +158,29 @@ def build_evaluator(cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh 
   return evaluator.from_scratch(programs, data, reward)
 
 
-class Timing(NamedTuple):
-  """Seconds a child takes, all included, in a search of so many."""
-
-  generic: float
-  specialised: float
-
-
-def time_programs(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None, most: int = 50) -> Timing:
-  """Trains a batch of random cells for one step and for at most `most`, each way, and extends the line between.
-
-  The generic program is compiled once a search, a specialised one for each child.
-  """
-  cell_space, many_steps = make_space(cfg), min(cfg.steps, most)
-  keys = jax.random.split(jax.random.key(cfg.seed), cfg.m)
-  tokens = jax.vmap(lambda key: uniform_controller(cell_space).sample((), key))(keys)
-  batch = Batch(jnp.arange(cfg.m), keys, tokens, cell_space.decode_batch(tokens))
-
-  def seconds(kind: str, count: int) -> tuple[float, float]:
-    """Of a batch, by a fresh program and by the same again."""
-    short = dataclasses.replace(cfg, steps=count, epochs=0, child_program=kind)
-    evaluate = build_evaluator(short, text, lm.tree(operations(cell_space)), mesh)
-    begun = time.perf_counter()
-    evaluate(batch)
-    between = time.perf_counter()
-    evaluate(batch)
-    return between - begun, time.perf_counter() - between
-
-  def a_child(one: float, many: float) -> float:
-    a_step = max(many - one, 0.0) / max(many_steps - 1, 1)
-    return (one + (total - 1) * a_step) / cfg.m
-
+def time_programs(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) -> evaluator.Timing:
+  """`evaluator.time_programs` on a batch of random cells."""
+  cell_space = make_space(cfg)
   total = steps(cfg, lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
-  (fresh, one), (_, many) = seconds('generic', 1), seconds('generic', many_steps)
-  generic = (fresh - one) / cfg.max_children + a_child(one, many)
-  return Timing(generic, a_child(seconds('specialised', 1)[1], seconds('specialised', many_steps)[1]))
+
+  def build_for(kind: str, count: int):
+    short = dataclasses.replace(cfg, steps=count, epochs=0, child_program=kind)
+    return build_evaluator(short, text, lm.tree(operations(cell_space)), mesh)
+
+  batch = evaluator.random_batch(cell_space, jax.random.key(cfg.seed), cfg.m)
+  return evaluator.time_programs(build_for, batch, total, cfg.max_children)
+
+
+def yardsticks(cfg: Config, text: data_lib.Text, s: search.Search) -> dict[str, evaluator.Known]:
+  """Known cells, trained just as the children are."""
+
+  def other(cell: lm.Cell) -> evaluator.Known:
+    evaluate = functools.cache(lambda: build_evaluator(cfg, text, cell))
+    return evaluator.Known(published.LSTM, lambda batch: evaluate()(batch))  # these ignore the architecture
+
+  return {
+    'NASCELL': evaluator.Known(published.NASCELL, s.evaluate),
+    'LSTM': evaluator.Known(published.LSTM, s.evaluate),
+    'standard LSTM': other(lm.lstm()),
+    'SimpleCell (Flax)': other(lm.flax_cell(lambda features: nn.SimpleCell(features))),
+  }

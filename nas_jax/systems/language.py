@@ -4,12 +4,11 @@ from collections.abc import Callable
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import optax
 
 from nas_jax import data as data_lib
-from nas_jax import train
+from nas_jax import schedules, train
 from nas_jax.child import Child
 from nas_jax.children import lm
 from nas_jax.config import field
@@ -99,22 +98,11 @@ def weights(child: Child, arch: PyTree) -> int:
 def optimizer(cfg: Config, steps: int, epoch: int) -> Callable[[lm.Settings], optax.GradientTransformation]:
   """Settings to the optimizer of a child of `steps` steps, `epoch` of them a pass over the text."""
 
-  def rate(settings: lm.Settings):
-    if cfg.schedule == 'cosine':
-      return optax.cosine_decay_schedule(settings.lr, steps)
-    if cfg.schedule == 'constant':
-      return settings.lr
-
-    def by_epoch(step):
-      late = jnp.maximum(step // epoch + 1 - settings.decay_epoch, 0)
-      return settings.lr * cfg.lr_decay**late
-
-    return by_epoch
-
   def make(settings: lm.Settings) -> optax.GradientTransformation:
     scale = [optax.scale(cfg.bptt)] if cfg.sum_over_time else []
     decay = [optax.add_decayed_weights(cfg.weight_decay)] if cfg.weight_decay else []
-    step = optax.adam(rate(settings)) if cfg.optimizer == 'adam' else optax.sgd(rate(settings))
+    rate = schedules.rate(cfg.schedule, settings.lr, steps, epoch, settings.decay_epoch, cfg.lr_decay)
+    step = optax.adam(rate) if cfg.optimizer == 'adam' else optax.sgd(rate)
     return optax.chain(*scale, optax.clip_by_global_norm(cfg.clip), *decay, step)
 
   return make

@@ -1,0 +1,67 @@
+"""The systems whose children are trained: what a search and its report must know of each."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from nas_jax import evaluator, page, search, space, tree_cell, tree_draw
+from nas_jax.systems import cell, classifier, conv, language
+
+
+class System(NamedTuple):
+  """One system. `cfg` is its config, `data` what `load` returns, `arch` a static architecture."""
+
+  launcher: str
+  noun: str  # what a child is, in the singular
+  config: type
+  presets: Mapping[str, Callable[[], Any]]
+  metric: page.Metric
+  make_space: Callable[[Any], space.Space]  # (cfg)
+  load: Callable[[Any, str], Any]  # (cfg, data_dir) -> data, which has a `sha256`
+  about: Callable[[Any, Any], str]  # (cfg, data) -> what the children learn, in words
+  build: Callable[[Any, Any], search.Search]  # (cfg, data); raises ValueError on what does not fit
+  length: Callable[[Any], str]  # (cfg) -> how long a child is trained, in words
+  longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
+  time_programs: Callable[[Any, Any], evaluator.Timing]  # (cfg, data)
+  yardsticks: Callable[[Any, Any, search.Search], Mapping[str, evaluator.Known]]  # (cfg, data, s)
+  from_json: Callable[[str], Any]  # the text of a file as best.json -> arch
+  text: Callable[[Any], str]  # (arch) -> equations or words
+  drawing: Callable[[Any], str]  # (arch) -> an SVG element
+
+
+CELL = System(
+  'cell_search',
+  'cell',
+  cell.Config,
+  cell.PRESETS,
+  page.Metric('perplexity', 'validation perplexity'),
+  cell.make_space,
+  language.load,
+  lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
+  cell.build,
+  cell.length,
+  cell.longer,
+  cell.time_programs,
+  cell.yardsticks,
+  space.tree_from_json,
+  tree_cell.equations,
+  tree_draw.svg,
+)
+CONV = System(
+  'conv_search',
+  'network',
+  conv.Config,
+  conv.PRESETS,
+  page.Metric('accuracy', 'validation accuracy', lower=False),
+  conv.make_space,
+  classifier.load,
+  lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
+  conv.build,
+  conv.length,
+  conv.longer,
+  conv.time_programs,
+  conv.yardsticks,
+  space.conv_from_json,
+  lambda arch: str(arch),
+  lambda arch: '',
+)
+SYSTEMS = (CELL, CONV)

@@ -1,0 +1,150 @@
+"""A whole search of any system: reliability of the reward, the search, its control, yardsticks, and what came out."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import os
+from typing import Any
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import launch
+from experiments import report as report_page
+from experiments.system import System
+from nas_jax import evaluator, journal, reliability, report, search, space
+from nas_jax.types import Batch
+
+
+def own_flags(system: System) -> Callable[[flags.FlagValues], None]:
+  """What a search takes beside the fields of its config."""
+
+  def define(values: flags.FlagValues) -> None:
+    launch.search_flags(system.presets, system.launcher)(values)
+    help = f'files as best.json: {system.noun}s to train beside the known ones'
+    flags.DEFINE_list('beside', [], help, flag_values=values)
+
+  return define
+
+
+def prepare(system: System, doc: str | None, argv: Sequence[str]) -> Callable[[], None]:
+  """Flags, data, search and workdir."""
+  values = launch.parse(argv, doc or '', own_flags(system), system.config)
+  cfg = launch.configure(values, system.presets)
+  beside = {path: launch.read_arch(path, system.from_json) for path in values.beside}
+  data = system.load(cfg, values.data_dir)
+  launch.use_all_cores()
+  system.build(cfg, data)  # which checks what belongs together
+  workdir = values.workdir or f'runs/{system.launcher}-{values.preset}'
+  cfg = launch.open_workdir(workdir, cfg)
+  facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.max_children}
+  launch.note_origin(workdir, system.launcher, argv, **facts)
+  return lambda: run(system, cfg, data, beside, workdir, values.control)
+
+
+def run(
+  system: System, cfg: Any, data: Any, beside: Mapping[str, Any], workdir: str, with_control: bool = True
+) -> None:
+  """Goes on from whatever the workdir holds. `beside` maps names to architectures to train as children are."""
+  if cfg.child_program == 'auto':
+    cfg = settle_program(system, cfg, data, workdir)
+  s = system.build(cfg, data)
+  print(
+    f'{s.space.size():.2e} {system.noun}s; {cfg.max_children} children of {system.length(cfg)} on '
+    f'{system.about(cfg, data)}; {len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
+    flush=True,
+  )
+  signal = measure_reliability(system, cfg, data, s, os.path.join(workdir, 'reliability.json'))
+  print(signal, flush=True)
+  found = {cfg.algorithm: launch.resume_and_run(workdir, s, cfg.seed, cfg.max_children, cfg.algorithm)}
+  if with_control and cfg.algorithm != 'random':
+    # Only the controller is another: the children's programs are compiled already.
+    control = dataclasses.replace(cfg, algorithm='random')
+    random = search.build(s.space, control, s.evaluate)
+    folder = os.path.join(workdir, 'control')
+    launch.open_workdir(folder, control)
+    found['random'] = launch.resume_and_run(folder, random, cfg.seed, cfg.max_children, 'random')
+  known = dict(system.yardsticks(cfg, data, s)) | {
+    name: evaluator.Known(arch, s.evaluate) for name, arch in beside.items()
+  }
+  scores = measure_yardsticks(system, cfg, known, os.path.join(workdir, 'yardsticks.json'))
+  best = best_child(system, s.space, found[cfg.algorithm])
+  summary = f'{best}\n\n{standings(system, cfg, data, s.space, found, scores)}\n{signal}\n'
+  launch.write(os.path.join(workdir, 'summary.txt'), summary)
+  print(f'\n{summary}', end='')
+  report_page.write(workdir, report_page.make(workdir))
+
+
+def settle_program(system: System, cfg: Any, data: Any, workdir: str) -> Any:
+  """`cfg` with the faster way to compile children, measured once a workdir and noted in its config.json."""
+  seconds = system.time_programs(cfg, data)
+  faster = min(seconds._fields, key=lambda name: getattr(seconds, name))
+  print(f'{faster} children: {seconds.generic:.2f} s each generic, {seconds.specialised:.2f} s specialised', flush=True)
+  cfg = dataclasses.replace(cfg, child_program=faster)
+  launch.note_config(workdir, cfg)
+  return cfg
+
+
+def measure_reliability(system: System, cfg: Any, data: Any, s: search.Search, path: str) -> str:
+  """Rank correlations of rewards, measured once a workdir, in words."""
+  if not cfg.reliability_children:
+    return 'reward reliability: not measured'
+  long = system.longer(cfg, 5)
+
+  def measure() -> dict[str, float]:
+    longer = system.build(long, data).evaluate
+    key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
+    some = cfg.reliability_children // 2
+    return reliability.measure(s.space, s.evaluate, key, cfg.reliability_children, cfg.m, longer, some)._asdict()
+
+  found = launch.once(path, measure)
+  return (
+    f'reward reliability (Spearman, {found["children"]} random {system.noun}s): {found["seeds"]:.2f} between two '
+    f'seeds, {found["budget"]:.2f} between {system.length(cfg)} and {system.length(long)} (half of them)'
+  )
+
+
+def measure_yardsticks(
+  system: System, cfg: Any, known: Mapping[str, evaluator.Known], path: str
+) -> dict[str, list[float]]:
+  """Scores of known architectures, trained just as the children are, each measured once a workdir."""
+  if not cfg.yardstick_repeats:
+    return {}
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(cfg.seed), 2), cfg.yardstick_repeats)
+
+  def train(one: evaluator.Known) -> list[float]:
+    ids = jnp.arange(len(keys), dtype=jnp.int32)
+    outcome = one.evaluate(Batch(ids, keys, ids[:, None], space.stack([one.arch] * len(keys))))
+    return np.asarray(outcome.metrics[system.metric.key]).tolist()
+
+  return launch.once_each(path, {name: functools.partial(train, one) for name, one in known.items()})
+
+
+def best_child(system: System, made: space.Space, records: Sequence[journal.Record]) -> str:
+  """The best child in equations or words."""
+  metric = system.metric
+  ranked = report.ranking(records, made, metric.key, metric.lower)
+  if not ranked:
+    return 'no child was trained without failing'
+  head = f'best {system.noun} (child {ranked[0]["id"]}, {metric.name} {ranked[0][metric.key]:.3f}):'
+  return f'{head}\n{system.text(report.arch_of(made, ranked[0]))}'
+
+
+def standings(
+  system: System,
+  cfg: Any,
+  data: Any,
+  made: space.Space,
+  found: Mapping[str, Sequence[journal.Record]],
+  known: Mapping[str, Sequence[float]],
+) -> str:
+  """The table that a result must stand in: the search, its control and yardsticks, on one split and one budget."""
+  metric = system.metric
+  rows = report.standings(found, known, made, metric.key, metric.lower)
+  return (
+    f'{report.table((f"{metric.name}, {system.length(cfg)}", *report.HEADER), rows)}\n'
+    f'{cfg.dataset}, sha256 {data.sha256[:12]}; seed {cfg.seed}; top 5 and 15: mean over different {system.noun}s; '
+    'short budgets favour fast learners'
+  )

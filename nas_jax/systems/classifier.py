@@ -1,0 +1,97 @@
+"""Image classifiers: what a search for networks and the training of a found one have in common."""
+
+from collections.abc import Callable
+import dataclasses
+
+from jax.sharding import Mesh
+import optax
+
+from nas_jax import images as images_lib
+from nas_jax import schedules, train
+from nas_jax.child import Child
+from nas_jax.children import conv
+from nas_jax.config import field
+from nas_jax.space.layers import Form
+from nas_jax.types import PyTree
+
+
+@dataclasses.dataclass
+class Config:
+  """Images, and how networks for them are trained, but for what may differ from child to child (`conv.Settings`)."""
+
+  dataset: str = field(
+    'digits', "images: 'digits', part of scikit-learn, or a set of TensorFlow Datasets in data_dir, as 'cifar10'"
+  )
+  resize: int = field(0, 'height and width to make the images, 0 to leave them', low=0)
+  max_examples: int = field(0, 'training images to take, validation included, 0 for all', low=0)
+  valid_share: float = field(0.1, 'of the training images, to validate with; 5,000 of 50,000, Sec. 4.1', above=0.0)
+  whiten: str = field(
+    'image', "'image': each has mean 0 and variance 1; 'zca': all by the training images; Sec. 4.1 says neither",
+    choices=conv.WHITENINGS,
+  )  # fmt: skip
+  upsample: int = field(0, 'pixels that images grow by before a random crop of their size, Sec. 4.1; 0: neither', low=0)
+  flip: bool = field(False, 'turn images left to right at random, Sec. 4.1')
+  block: int = field(1, 'layers, densely connected, that a predicted one stands for; 3 in the third experiment', low=1)
+  pool_at: tuple[int, ...] = field((0,), 'from these layers on all is max pooled by 2; 13 and 24 there; 0: none', low=0)
+  norm_first: bool = field(True, 'batch norm before the ReLU, else after it')
+  batch: int = field(64, 'images of a training step, as Huang et al. (2016)', low=1)
+  epochs: int = field(50, 'passes over the training images, Sec. 4.1', low=1)
+  momentum: float = field(0.9, "Nesterov's, Sec. 4.1", low=0.0, high=1.0)
+  schedule: str = field(
+    'twice',
+    "of the learning rate: 'twice' decays after decay_epoch epochs and after half as many more, 'epochs' after each "
+    "from there on, 'cosine' to 0 at the end",
+    choices=schedules.SCHEDULES,
+  )
+  lr_decay: float = field(0.1, 'factor of each decay, as Huang et al. (2016)', above=0.0, high=1.0)
+  score_batch: int = field(500, 'images of a validation step', low=1)
+
+
+def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
+  """The images that `cfg` names. Raises ValueError as `images.load_images`, and if there is not one whole batch."""
+  found = images_lib.load_images(cfg.dataset, data_dir, cfg.valid_share, cfg.resize, cfg.max_examples)
+  if len(found.train.labels) < cfg.batch:
+    raise ValueError(f'batch (={cfg.batch}) is more than the {len(found.train.labels)} training images: take fewer.')
+  return found
+
+
+def lay_out(cfg: Config, images: images_lib.Images, train: images_lib.Split, *scored: images_lib.Split):
+  """Images for the trainer: one `conv.Data` for each split in `scored`, which stands where validation does."""
+  return conv.lay_out(train, scored, score_batch(cfg, images), cfg.whiten)
+
+
+def score_batch(cfg: Config, images: images_lib.Images) -> int:
+  """Images of a validation step: never more than there are."""
+  return min(cfg.score_batch, len(images.valid.labels))
+
+
+def form(cfg: Config, add_filters: int = 0) -> Form:
+  """What a network makes of predicted layers."""
+  return Form(cfg.block, tuple(place for place in cfg.pool_at if place), add_filters)
+
+
+def build(cfg: Config, images: images_lib.Images, add_filters: int = 0) -> Child:
+  """The network of a static architecture; what the trainer calls its arch is a `conv.Plan`."""
+  augment = conv.Augment(cfg.upsample, cfg.flip)
+  made, scored = form(cfg, add_filters), score_batch(cfg, images)
+  return conv.build(images.shape, images.classes, cfg.batch, scored, augment, cfg.norm_first, made)
+
+
+def fitter(
+  cfg: Config,
+  data: conv.Data,
+  child: Child,
+  settings: Callable[[PyTree], conv.Settings],
+  steps: int,
+  mesh: Mesh | None = None,
+  scored: int = 1,
+) -> train.Fit:
+  """The programs that train `child`, an epoch a call; `settings` finds those of a child in its arch."""
+  epoch = len(data.labels) // cfg.batch
+
+  def optimizer(arch: PyTree) -> optax.GradientTransformation:
+    own = settings(arch)
+    rate = schedules.rate(cfg.schedule, own.lr, steps, epoch, own.decay_epoch, cfg.lr_decay)
+    return optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
+
+  return train.fitter(child, optimizer, steps, epoch, mesh, scored)

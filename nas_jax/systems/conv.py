@@ -1,0 +1,199 @@
+"""Convolutional search, Zoph & Le (2017) Sec. 3.3 and 4.1: networks for images."""
+
+from collections.abc import Callable
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from nas_jax import child as child_lib
+from nas_jax import config, evaluator, rewards, search, space
+from nas_jax import images as images_lib
+from nas_jax.children import conv
+from nas_jax.config import field
+from nas_jax.space import ConvArch
+from nas_jax.systems import classifier
+
+
+@dataclasses.dataclass
+class Config(classifier.Config, search.Config):
+  """The search, its children, and how they are trained. The defaults are the first experiment of Sec. 4.1."""
+
+  max_depth: int = field(15, 'layers of the deepest children; 15, 20 and 13 in the three experiments, Table 1', low=1)
+  filter_heights: tuple[int, ...] = field((1, 3, 5, 7), 'to choose from, Sec. 4.1', low=1)
+  filter_widths: tuple[int, ...] = field((1, 3, 5, 7), 'likewise', low=1)
+  filters: tuple[int, ...] = field((24, 36, 48, 64), 'numbers of filters, likewise', low=1)
+  strides: tuple[int, ...] = field((1,), 'heights and widths likewise, 1,2,3 in the second experiment; 1: none', low=1)
+  layer_types: tuple[str, ...] = field(
+    ('conv',), f'what a layer may be, of {", ".join(space.LAYER_TYPES)}; a token if several, Sec. 3.3'
+  )
+  pools: tuple[int, ...] = field((2, 3), 'windows, and strides, of pooling layers, if layer_types has them', low=1)
+  skips: bool = field(True, 'anchor points: layers read any of those before them, Sec. 3.3')
+  lr: tuple[float, ...] = field((0.1,), 'of the children, Sec. 4.1; a first token if several, Sec. 3.3', above=0.0)
+  decay_epoch: float = field(25.0, "epochs at that rate, in the schedules 'twice' and 'epochs'", low=0.0)
+  weight_decay: float = field(1e-4, 'of kernels and classifier, Sec. 4.1', low=0.0)
+  epsilon: float = field(1e-5, 'of batch norm', above=0.0)
+  last_epochs: int = field(5, 'the reward is the best validation accuracy of the last epochs, so many; Sec. 4.1', low=1)
+  reward_power: float = field(3.0, 'to this power, Sec. 4.1', above=0.0)
+  child_program: str = field(
+    'specialised', 'one program for each child, one for all, or what a measurement says', choices=evaluator.PROGRAMS
+  )
+  max_children: int = field(12_800, 'children to train, Sec. 4.1', low=1, budget=True)
+  reliability_children: int = field(20, 'random networks trained twice before, 0 for none', low=0, budget=True)
+  yardstick_repeats: int = field(2, 'trainings of each known network after it, 0 for none', low=0, budget=True)
+
+
+def paper_v1() -> Config:
+  """CIFAR-10, no strides or pooling: the first experiment of Sec. 4.1, 800 GPUs in the paper. Not run here.
+
+  Each of 100 replicas had a batch of 8 children. The paper does not say how far images are enlarged, nor when the rate
+  decays: Huang et al. (2016) for the latter.
+  """
+  return Config(
+    m=8, controller_lr=6e-4, depth_start=6, depth_step=2, depth_every=1600, dataset='cifar10', upsample=4, flip=True
+  )
+
+
+def paper_v2() -> Config:
+  """The second experiment: strides too, and up to 20 layers."""
+  return dataclasses.replace(paper_v1(), strides=(1, 2, 3), max_depth=20)
+
+
+def paper_v3() -> Config:
+  """The third: 13 predictions, each a block of three layers, and two pools. `retrain --add_filters=40` widens it."""
+  return dataclasses.replace(paper_v1(), filters=(6, 12, 24, 36), max_depth=13, block=3, pool_at=(13, 24))
+
+
+def small() -> Config:
+  """CIFAR-10 in about 90 minutes on two cores: 16 x 16 pixels, a tenth of the images, few filters."""
+  return Config(
+    m=4, controller_lr=5e-3, dataset='cifar10', resize=16, max_examples=5000, flip=True, max_depth=4,
+    filter_heights=(1, 3, 5), filter_widths=(1, 3, 5), filters=(8, 16, 24), epochs=4, last_epochs=2, schedule='cosine',
+    max_children=150, reliability_children=20,
+  )  # fmt: skip
+
+
+def demo() -> Config:
+  """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
+  return Config(
+    m=4, controller_lr=5e-3, valid_share=0.25, max_depth=4, filter_heights=(1, 3, 5), filter_widths=(1, 3, 5),
+    filters=(2, 4, 8), batch=32, epochs=3, last_epochs=2, schedule='cosine', max_children=120,
+  )  # fmt: skip
+
+
+def smoke() -> Config:
+  """Seconds: does everything run?"""
+  return Config(
+    m=2, controller_units=8, max_depth=2, filter_heights=(1, 3), filter_widths=(1,), filters=(2, 4), batch=30, epochs=1,
+    last_epochs=1, max_children=4, reliability_children=4, yardstick_repeats=1,
+  )  # fmt: skip
+
+
+PRESETS = {
+  'paper_v1': paper_v1,
+  'paper_v2': paper_v2,
+  'paper_v3': paper_v3,
+  'small': small,
+  'demo': demo,
+  'smoke': smoke,
+}
+
+
+def make_space(cfg: Config) -> space.Space:
+  """The space that `cfg` describes. Raises ValueError as `space.conv_space`."""
+  return space.conv_space(
+    cfg.max_depth,
+    cfg.filter_heights,
+    cfg.filter_widths,
+    cfg.filters,
+    cfg.strides if cfg.strides != (1,) else None,
+    cfg.layer_types if cfg.layer_types != ('conv',) else None,
+    cfg.pools,
+    cfg.lr if len(cfg.lr) > 1 else None,
+    cfg.skips,
+  )
+
+
+def length(cfg: Config) -> str:
+  """How long a child is trained, in words."""
+  return f'{cfg.epochs} epochs'
+
+
+def longer(cfg: Config, times: int) -> Config:
+  """`cfg` with children trained so many times as long."""
+  return dataclasses.replace(cfg, epochs=times * cfg.epochs, decay_epoch=times * cfg.decay_epoch)
+
+
+def settings(cfg: Config, arch: ConvArch) -> conv.Settings:
+  """The hyperparameters of a child."""
+  lr = arch.rate[0] / 1e6 if len(arch.rate) else cfg.lr[0]
+  return conv.Settings(lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+
+
+def build(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> search.Search:
+  """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
+  check(cfg, images)
+  return search.build(make_space(cfg), cfg, build_evaluator(cfg, images, mesh))
+
+
+def check(cfg: Config, images: images_lib.Images) -> None:
+  """Raises ValueError, naming the field and what fits."""
+  config.check(cfg)
+  make_space(cfg)
+  height, width, _ = images.shape
+  for name, labels in (('strides', cfg.strides), ('pools', cfg.pools)):
+    if max(labels) > min(height, width):
+      raise ValueError(f'{name} (={labels}): {max(labels)} is more than the images have, {height} x {width} pixels.')
+  if cfg.depth_start > cfg.max_depth:
+    raise ValueError(
+      f'depth_start (={cfg.depth_start}) is more than max_depth (={cfg.max_depth}): the first children must not be '
+      'deeper than the deepest.'
+    )
+  if cfg.last_epochs > cfg.epochs:
+    raise ValueError(f'last_epochs (={cfg.last_epochs}) is more than epochs (={cfg.epochs}): a child has no more.')
+
+
+def build_evaluator(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, steps: int = 0):
+  """What scores children: the one budget that all comparisons are on. `steps` of training, if not 0, for timing."""
+  (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
+  count = steps or cfg.epochs * (len(data.labels) // cfg.batch)
+  child = classifier.build(cfg, images)
+
+  def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
+    return rewards.of_accuracy(metrics['accuracy'], cfg.reward_power)
+
+  def own(arch: ConvArch, mesh: Mesh):
+    plan = conv.Plan(arch, settings(cfg, arch))
+    one = child_lib.completed(child, lambda _: plan)
+    return classifier.fitter(cfg, data, one, lambda _: plan.settings, count, mesh, cfg.last_epochs)
+
+  return evaluator.specialised(own, data, reward)
+
+
+def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> evaluator.Timing:
+  """`evaluator.time_programs` on a batch of random networks."""
+  total = cfg.epochs * (len(images.train.labels) // cfg.batch)
+
+  def build_for(kind: str, count: int):
+    return build_evaluator(dataclasses.replace(cfg, child_program=kind), images, mesh, count)
+
+  batch = evaluator.random_batch(make_space(cfg), jax.random.key(cfg.seed), cfg.m)
+  return evaluator.time_programs(build_for, batch, total, cfg.max_children)
+
+
+def yardsticks(cfg: Config, images: images_lib.Images, s: search.Search) -> dict[str, evaluator.Known]:
+  """Networks that nobody searched for, trained just as the children are: the same filters in every layer."""
+  del images
+  depth = cfg.max_depth
+  height, width, filters = (
+    sorted(labels)[len(labels) // 2] for labels in (cfg.filter_heights, cfg.filter_widths, cfg.filters)
+  )
+
+  def plain(reads: Callable[[int, int], bool]) -> evaluator.Known:
+    links = tuple(int(reads(i, j)) for i in range(depth) for j in range(i)) if cfg.skips else ()
+    arch = ConvArch((), (height,) * depth, (width,) * depth, (), (), (filters,) * depth, (), links, ())
+    return evaluator.Known(arch, s.evaluate)
+
+  found = {f'{depth} layers of {filters} {height}x{width}': plain(lambda i, j: j == i - 1)}
+  return found | ({'the same, all connected': plain(lambda i, j: True)} if cfg.skips and depth > 2 else {})
