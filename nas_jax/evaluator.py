@@ -1,8 +1,10 @@
 """Evaluators: architectures in, rewards out."""
 
 from collections.abc import Callable
+import functools
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +46,8 @@ def specialised(
 ) -> Callable[[Batch], Outcome]:
   """The same by a program of its own for each child: no operation chosen as it runs, but a compilation a child.
 
+  A child whose program runs out of memory, or cannot be compiled, fails alone.
+
   Args:
     programs: (static arch, mesh of one device) to the programs of that child, whose arch is ().
     data: as the child takes it.
@@ -59,11 +63,24 @@ def specialised(
       # Dispatch returns at once, so the devices work side by side until their metrics are fetched.
       running = []
       for k, mesh, local in zip(range(start, len(batch.keys)), meshes, shared, strict=False):
-        running.append(train.fit(programs(archs[k], mesh), (), batch.keys[k : k + 1], local))
-      found += [_fetched(one) for one in running]
-    return _outcome({name: np.concatenate([one[name] for one in found]) for name in found[0]}, reward)
+        fit = functools.partial(train.fit, programs(archs[k], mesh), (), batch.keys[k : k + 1], local)
+        running.append(_tried(fit))
+      found += [_tried(functools.partial(_fetched, one)) for one in running]
+    names, missing = {name for one in found for name in one}, np.full(1, np.nan)
+    return _outcome({name: np.concatenate([one.get(name, missing) for one in found]) for name in names}, reward)
 
   return evaluate
+
+
+def _tried(work: Callable[[], Any]) -> Any:
+  """What `work` returns, or, if the program is too much for the machine, the metrics of a child that failed."""
+  try:
+    return work()
+  except jax.errors.JaxRuntimeError as error:
+    why = str(error)
+    warnings.warn(f'a child failed: {why.splitlines()[0]}', stacklevel=2)
+    no_memory = 'RESOURCE_EXHAUSTED' in why or 'out of memory' in why.lower()
+    return {'failed': np.full(1, train.NO_MEMORY if no_memory else train.NO_PROGRAM)}
 
 
 def _fetched(metrics: dict[str, Array]) -> Metrics:
@@ -72,7 +89,8 @@ def _fetched(metrics: dict[str, Array]) -> Metrics:
 
 def _outcome(metrics: Metrics, reward: Callable[[Metrics], np.ndarray]) -> Outcome:
   with np.errstate(all='ignore'):  # a failed child may have scored anything
-    earned = np.where(metrics['failed'] == train.FINE, reward(metrics), 0.0)
+    sound = metrics['failed'] == train.FINE
+    earned = np.where(sound, reward(metrics), 0.0) if sound.any() else np.zeros(len(sound))
   return Outcome(jnp.asarray(earned, jnp.float32), metrics)
 
 

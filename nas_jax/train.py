@@ -17,8 +17,9 @@ import optax
 from nas_jax.child import Child
 from nas_jax.types import Array, Key, PyTree
 
-FAILURES = ('', 'not a child', 'loss or gradient not finite')  # why a child is not trained
-FINE, PADDING, NOT_FINITE = range(3)
+# Why a child is not trained.
+FAILURES = ('', 'not a child', 'loss or gradient not finite', 'out of memory', 'cannot be compiled or run')
+FINE, PADDING, NOT_FINITE, NO_MEMORY, NO_PROGRAM = range(5)
 
 
 class FitState(NamedTuple):

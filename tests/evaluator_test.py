@@ -1,16 +1,19 @@
 """Specialised children are the generic ones, by programs of their own."""
 
 import json
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 
 from experiments import launch, whole_search
 from experiments.system import CELL
-from nas_jax import evaluator, space
+from nas_jax import evaluator, journal, space, train
+from nas_jax.child import Child
 from nas_jax.controller import uniform_controller
 from nas_jax.published import LSTM, NASCELL
 from nas_jax.systems import cell
@@ -46,6 +49,62 @@ def test_published_cells_in_single_precision():
   generic, specialised = both(of_tokens(cell_space, tokens), base=8, hidden=8, steps=100, lr=0.01)
   for name in ('perplexity', 'loss'):
     np.testing.assert_allclose(specialised[name], generic[name], rtol=1e-4)
+
+
+class Sized(NamedTuple):
+  """An architecture: how many weights there are."""
+
+  width: tuple[int, ...]
+
+
+def sized_child(arch):
+  """A child whose every weight is its step."""
+  return Child(
+    lambda _, key: jnp.zeros(arch.width) + jax.random.uniform(key, arch.width),
+    lambda params: (),
+    lambda data, key, step: (),
+    lambda params, _, carry, batch, key: (params.sum(), carry),
+    lambda params, _, carry, data: {'width': jnp.asarray(float(arch.width[0]))},
+  )
+
+
+def test_a_child_too_large_for_the_machine_fails_alone():
+  def programs(arch, mesh):
+    return train.fitter(sized_child(arch), lambda _: optax.sgd(0.1), 2, 1, mesh)
+
+  evaluate = evaluator.specialised(programs, (), lambda metrics: metrics['width'], jax.devices()[:2])
+
+  def batch(*widths):
+    ids = jnp.arange(len(widths))
+    # Too wide a number for int32 stands for itself: only the static architecture is read.
+    return Batch(ids, jax.random.split(jax.random.key(0), len(widths)), ids, Sized(np.array(widths)[:, None]))
+
+  with pytest.warns(UserWarning, match='Out of memory'):
+    outcome = evaluate(batch(3, 1 << 44, 5))
+  np.testing.assert_array_equal(outcome.reward, [3, 0, 5])
+  assert [train.FAILURES[code] for code in outcome.metrics['failed']] == ['', 'out of memory', '']
+  with pytest.warns(UserWarning, match='Out of memory'):
+    outcome = evaluate(batch(1 << 44))
+  np.testing.assert_array_equal(outcome.reward, [0])
+  assert [line['failed'] for line in journal.records(batch(1 << 44), outcome, 1.0)] == ['out of memory']
+
+
+def test_a_child_that_cannot_be_compiled_fails_alone():
+  def programs(arch, mesh):
+    made = train.fitter(sized_child(arch), lambda _: optax.sgd(0.1), 2, 1, mesh)
+    if arch.width[0] == 4:  # as the compiler does
+      made = made._replace(init=lambda *_: jax.jit(broken)())
+    return made
+
+  def broken():
+    raise jax.errors.JaxRuntimeError('INTERNAL: no such instruction\nat ...')
+
+  evaluate = evaluator.specialised(programs, (), lambda metrics: metrics['width'], jax.devices()[:2])
+  ids = jnp.arange(2)
+  with pytest.warns(UserWarning, match='a child failed: INTERNAL: no such instruction$'):
+    outcome = evaluate(Batch(ids, jax.random.split(jax.random.key(0), 2), ids, Sized(np.array([[4], [2]]))))
+  np.testing.assert_array_equal(outcome.reward, [0, 2])
+  assert train.FAILURES[outcome.metrics['failed'][0]] == 'cannot be compiled or run'
 
 
 def test_what_is_faster_is_measured_once_and_noted(tmp_path):
