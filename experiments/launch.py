@@ -48,14 +48,19 @@ def _leave(message: str) -> NoReturn:
 
 
 def parse(
-  argv: Sequence[str], doc: str, own: Callable[[flags.FlagValues], None], config_class: type | None = None
+  argv: Sequence[str], doc: str, own: Callable[[flags.FlagValues], None], *config_classes: type
 ) -> flags.FlagValues:
-  """Parses `argv`: the launcher's `own` flags and, if given, one flag for each field of `config_class`."""
+  """Parses `argv`: the launcher's `own` flags and one for each field of the configs, of which one will be made."""
   values = flags.FlagValues()
   own(values)
   flags.DEFINE_boolean('help', False, 'show this and leave', short_name='h', flag_values=values)
-  for item in dataclasses.fields(config_class) if config_class else ():
-    _DEFINE[type(item.default)](item.name, None, item.metadata['help'], flag_values=values)
+  fields: dict[str, list[Any]] = {}
+  for item in (item for config_class in config_classes for item in dataclasses.fields(config_class)):
+    fields.setdefault(item.name, []).append(item)
+  for name, items in fields.items():
+    kinds, helps = {type(item.default) for item in items}, {item.metadata['help']: None for item in items}
+    # Where one config has a list and another a single value, a list is read, and `overlay` wants one entry.
+    _DEFINE[kinds.pop() if len(kinds) == 1 else tuple](name, None, '; or: '.join(helps), flag_values=values)
   rest = values(list(argv))
   if values.help:
     print(f'{doc}\n\nFlags (where no default is shown, the preset decides):\n{values.get_help()}')
@@ -95,13 +100,18 @@ def overlay(values: flags.FlagValues, cfg: Any) -> Any:
   return cfg
 
 
-def _entries(item: Any, given: Sequence[str]) -> tuple[Any, ...]:
-  """The entries of a list flag, as those of the field's default are."""
-  wanted = type(item.default[0])
+def _entries(item: Any, given: Sequence[str]) -> Any:
+  """The entries of a list flag as those of the field's default are, or the only one of a field that is no list."""
+  single = not isinstance(item.default, tuple)
+  wanted = type(item.default if single else item.default[0])
   try:
-    return tuple(wanted(entry) for entry in given)
+    entries = tuple(wanted(entry) for entry in given)
+    if not single or len(entries) == 1:
+      return entries[0] if single else entries
   except ValueError:
-    raise ValueError(f'{item.name} (={",".join(given)}) must be a list of {wanted.__name__}s.') from None
+    pass
+  what = f'one {wanted.__name__}' if single else f'a list of {wanted.__name__}s'
+  raise ValueError(f'{item.name} (={",".join(given)}) must be {what}.')
 
 
 def use_all_cores(at_most: int | None = None) -> None:

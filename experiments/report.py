@@ -115,7 +115,7 @@ def _retrained(path: str) -> Mapping[str, Any]:
   result = _json(path)
   try:
     for row in result['rows']:
-      f'{row["name"]} {row["hidden"]} {row["epochs"]} {row["repeats"]} {row["parameters"]:,}'
+      f'{row["name"]} {row["size"]} {row["epochs"]} {row["repeats"]} {row["parameters"]:,}'
       sum(row['valid'] + row['test'], start=0.0)
     return {'rows': result['rows'], 'setting': str(result['setting'])}
   except (TypeError, KeyError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""After a search (Zoph & Le 2017, Sec. 4.2): a small grid on validation, the winner trained to the end and tested.
+"""After a search (Zoph & Le 2017, Sec. 4.1, 4.2): a small grid on validation, the winner trained to the end and tested.
 
 The same command resumes what was cut off. Examples:
   python -m experiments.retrain --arch=runs/mine/best.json,NASCELL,LSTM --preset=demo
@@ -6,6 +6,7 @@ The same command resumes what was cut off. Examples:
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,28 +15,23 @@ import time
 from typing import Any, NamedTuple
 
 from absl import flags
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from experiments import launch
 from experiments import report as report_page
-from nas_jax import checkpoint, data, finish, journal, published, report, space
-from nas_jax.children import lm
-from nas_jax.systems import language, retrain
-
-
-class Known(NamedTuple):
-  """A cell to train."""
-
-  cell: lm.Cell
-  arch: space.TreeArch
+from experiments.system import SYSTEMS, System
+from nas_jax import checkpoint, finish, journal, report, space
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """What retraining takes beside the fields of its config."""
-  flags.DEFINE_enum('preset', 'demo', sorted(retrain.PRESETS), 'the config to start from', flag_values=values)
-  flags.DEFINE_list('arch', [], 'cells: files as best.json, NASCELL, or LSTM (the standard one)', flag_values=values)
-  flags.DEFINE_string('workdir', '', 'folder of a search whose best cells to take', flag_values=values)
+  """What retraining takes beside the fields of its configs."""
+  presets = sorted({name for system in SYSTEMS for name in system.retrain.PRESETS})
+  known = ', '.join(name for system in SYSTEMS for name in system.retrain.KNOWN)
+  flags.DEFINE_enum('preset', 'demo', presets, 'the config to start from', flag_values=values)
+  flags.DEFINE_list('arch', [], f'what to train: files as best.json, or {known}', flag_values=values)
+  flags.DEFINE_string('workdir', '', 'folder of a search whose best children to take', flag_values=values)
   flags.DEFINE_integer('top', 1, 'how many different ones of them', 1, flag_values=values)
   flags.DEFINE_string(
     'results', '', 'folder of results; WORKDIR/retrain-PRESET or runs/retrain-PRESET by default', flag_values=values
@@ -44,102 +40,135 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> Callable[[], None]:
-  """Flags, cells, text, sizes and the folder of results."""
-  values = launch.parse(argv, __doc__, own_flags, retrain.Config)
-  cfg = launch.configure(values, retrain.PRESETS)
-  retrain.check(cfg)
-  cells = {name: named(name) for name in values.arch} | (best_of(values.workdir, values.top) if values.workdir else {})
-  if not cells:
-    raise ValueError('no cell is named: give --arch=FILE,... (or NASCELL, LSTM), or --workdir=DIR of a search.')
-  text = language.load(cfg, values.data_dir)
-  launch.use_all_cores(max(len(retrain.grid(cfg)), cfg.repeats))
-  for cell, arch in cells.values():
-    for size in cfg.sizes:
-      retrain.width(cfg, text, cell, arch, size)
-  lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)  # which checks that there is enough of it
+  """Flags, architectures, data, sizes and the folder of results."""
+  values = launch.parse(argv, __doc__, own_flags, *(system.retrain.Config for system in SYSTEMS))
+  sources = [*values.arch, *([os.path.join(values.workdir, 'best.json')] if values.workdir else [])]
+  if not sources:
+    raise ValueError('nothing is named to train: give --arch=FILE,... (or a known name), or --workdir=DIR of a search.')
+  system = only([system_of(source) for source in sources], sources)
+  cfg = configure(values, system)
+  archs = {name: named(name, system) for name in values.arch}
+  if values.workdir:
+    archs |= best_of(values.workdir, values.top, system)
+  data = system.load(cfg, values.data_dir)
+  launch.use_all_cores(max(len(system.retrain.grid(cfg)), cfg.repeats))
+  for arch in archs.values():
+    system.retrain.prove(cfg, data, arch)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
   launch.open_workdir(results, cfg)
 
   def work() -> None:
-    run(cfg, text, cells, results)
+    run(system, cfg, data, archs, results)
     if values.workdir:
       report_page.write(values.workdir, report_page.make(values.workdir))
 
   return work
 
 
-def named(name: str) -> Known:
-  """A cell by its name or file."""
-  if name == 'LSTM':
-    return Known(lm.lstm(), published.LSTM)  # the standard LSTM ignores the tree
-  arch = published.NASCELL if name == 'NASCELL' else launch.read_arch(name, space.tree_from_json)
-  return Known(lm.tree(), arch)
+def system_of(source: str) -> System:
+  """The system of a known name, or of the architecture in a file."""
+  for system in SYSTEMS:
+    if source in system.retrain.KNOWN:
+      return system
+  kind = launch.read_arch(source, space.kind_of)
+  for system in SYSTEMS:
+    if system.kind == kind:
+      return system
+  raise ValueError(f'{source} is of kind {kind!r}: want one of {", ".join(system.kind for system in SYSTEMS)}.')
 
 
-def best_of(workdir: str, top: int) -> dict[str, Known]:
-  """The `top` different cells of a search that scored best."""
-  cell_space = launch.read_arch(os.path.join(workdir, 'best.json'), searched)
-  ranked = report.ranking(journal.read(os.path.join(workdir, 'children.jsonl')).values(), cell_space, 'perplexity')
+def only(systems: Sequence[System], sources: Sequence[str]) -> System:
+  """The one system that all are of."""
+  for system, source in zip(systems, sources, strict=True):
+    if system is not systems[0]:
+      raise ValueError(
+        f'{source} is a {system.noun}, {sources[0]} a {systems[0].noun}: train those of one kind at a time.'
+      )
+  return systems[0]
+
+
+def configure(values: flags.FlagValues, system: System) -> Any:
+  """The config of the chosen preset with the given flags laid over it, checked."""
+  retrain = system.retrain
+  if values.preset not in retrain.PRESETS:
+    names = ', '.join(retrain.PRESETS)
+    raise ValueError(f'preset (={values.preset!r}) is none for {system.noun}s: take one of {names}.')
+  own = {item.name for item in dataclasses.fields(retrain.Config)}
+  for other in SYSTEMS:
+    for item in dataclasses.fields(other.retrain.Config):
+      if item.name not in own and values[item.name].value is not None:
+        raise ValueError(f'--{item.name} is for {other.noun}s, and this is a {system.noun}: leave it out.')
+  cfg = launch.configure(values, retrain.PRESETS)
+  retrain.check(cfg)
+  return cfg
+
+
+def named(name: str, system: System) -> Any:
+  """An architecture by its name or file."""
+  return system.retrain.KNOWN.get(name) or launch.read_arch(name, system.from_json)
+
+
+def best_of(workdir: str, top: int, system: System) -> dict[str, Any]:
+  """The `top` different children of a search that scored best."""
+  made = launch.read_arch(os.path.join(workdir, 'best.json'), space.space_of)
+  records = journal.read(os.path.join(workdir, 'children.jsonl')).values()
+  ranked = report.ranking(records, made, system.metric.key, system.metric.lower)
   if len(ranked) < top:
-    raise ValueError(f'top (={top}): the search in {workdir} has only {len(ranked)} different cells that trained.')
-  return {f'child {r["id"]}': Known(lm.tree(), report.arch_of(cell_space, r)) for r in ranked[:top]}
+    found = f'only {len(ranked)} different {system.noun}s that trained'
+    raise ValueError(f'top (={top}): the search in {workdir} has {found}.')
+  return {f'child {record["id"]}': report.arch_of(made, record) for record in ranked[:top]}
 
 
-def searched(text: str) -> space.Space:
-  """The space that a best.json was found in. Raises ValueError on a file that is none of tree cells."""
-  space.tree_from_json(text)
-  return space.tree_cell_space(**json.loads(text)['space'])
-
-
-def run(cfg: retrain.Config, text: data.Text, cells: Mapping[str, Known], results: str) -> None:
-  """Each cell in turn: grid, final trainings, and the table, beside what the folder held of other cells."""
-  path = os.path.join(results, 'result.json')
-  rows = launch.once(path, lambda: {'rows': [], 'setting': setting(cfg, text)})['rows']
-  for name, known in cells.items():
-    digest = hashlib.sha256(repr(known.arch).encode()).hexdigest()[:8]
+def run(system: System, cfg: Any, data: Any, archs: Mapping[str, Any], results: str) -> None:
+  """Each in turn: grid, final trainings, and the table, beside what the folder held of others."""
+  path, setting = os.path.join(results, 'result.json'), system.retrain.setting(cfg, data)
+  rows = launch.once(path, lambda: {'rows': [], 'setting': setting})['rows']
+  for name, arch in archs.items():
+    digest = hashlib.sha256(repr(arch).encode()).hexdigest()[:8]
     folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
     os.makedirs(folder, exist_ok=True)
-    found = train_cell(cfg, text, name, known, folder)
+    found = train_child(system, cfg, data, name, arch, folder)
     rows = [row for row in rows if row['name'] != name] + found
-    launch.write(path, json.dumps({'rows': rows, 'setting': setting(cfg, text)}) + '\n')
-  print(f'\n{table(rows)}\n{setting(cfg, text)}')
+    launch.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
+  print(f'\n{table(rows, system)}\n{setting}')
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """What came out; `bits` are those of the test split for each token."""
-  header = ('cell', 'hidden', 'weights', 'validation', 'test', 'bits', 'trainings', 'settings')
+def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
+  """What came out; bits are those of the test split for each token."""
+  metric = system.retrain.METRIC
+  header = [system.noun, 'size', 'weights', f'validation {metric}', f'test {metric}', 'trainings', 'settings']
   lines = []
   for row in rows:
-    valid, test = float(np.mean(row['valid'])), float(np.mean(row['test']))
-    bits = float(np.mean(np.log2(row['test'])))
-    lines.append((row['name'], row['hidden'], row['parameters'], valid, test, bits, row['repeats'], row['settings']))
+    valid = float(np.mean(row['valid'])) if row['valid'] else float('nan')
+    scores = [valid, float(np.mean(row['test']))]
+    lines.append([row['name'], row['size'], row['parameters'], *scores, row['repeats'], row['settings']])
+    if metric == 'perplexity':
+      lines[-1].insert(5, float(np.mean(np.log2(row['test']))))
+  if metric == 'perplexity':
+    header.insert(5, 'bits')
   return report.table(header, lines)
 
 
-def setting(cfg: retrain.Config, text: data.Text) -> str:
-  """What all rows have in common, in words."""
-  return (
-    f'perplexity of the best of {cfg.epochs} epochs by validation; {cfg.dataset}, sha256 {text.sha256[:12]}; '
-    f'{cfg.layers} layers, {cfg.optimizer}, seed {cfg.seed}; means over the trainings'
-  )
-
-
-def train_cell(cfg: retrain.Config, text: data.Text, name: str, known: Known, folder: str) -> list[dict[str, Any]]:
+def train_child(system: System, cfg: Any, data: Any, name: str, arch: Any, folder: str) -> list[dict[str, Any]]:
   """The grid at the first size, and the winner at every size: one row each."""
-  path, points = os.path.join(folder, 'trainings.json'), retrain.grid(cfg)
-  winner, said = points[0], {'epochs': cfg.epochs, 'repeats': cfg.repeats}
+  retrain = system.retrain
+  path, points, sizes = os.path.join(folder, 'trainings.json'), retrain.grid(cfg), retrain.sizes(cfg)
+  winner, said, validated = points[0], {'epochs': cfg.epochs, 'repeats': cfg.repeats}, list[float]()
+
+  def trained(task: str, size: str, stage: Stage) -> dict[str, Any]:
+    return launch.once_each(path, {task: lambda: train_stage(system, cfg, data, arch, size, stage)})[task]
+
   if len(points) > 1:
     stage = Stage(f'{name}: grid', folder, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
-    task = f'grid at {cfg.sizes[0]}'
-    found = launch.once_each(path, {task: lambda: train_stage(cfg, text, known, cfg.sizes[0], stage)})[task]
-    winner = points[int(np.argmin(found['valid']))]
-  rows = []
-  for size in cfg.sizes:
+    found = trained(f'grid at {sizes[0]}', sizes[0], stage)
+    best = int(np.argmin(found['valid']))
+    winner, validated = points[best], [found['valid'][best]]
+  rows, settings = [], retrain.describe(winner)
+  for size in sizes:
     stage = Stage(f'{name}: {size}', folder, cfg.epochs, [winner] * cfg.repeats, cfg.seed + 1, True)
-    settings = retrain.describe(winner)
-    task = f'{size}, {settings}'
-    found = launch.once_each(path, {task: lambda: train_stage(cfg, text, known, size, stage)})[task]  # noqa: B023
-    rows.append({'name': name, 'settings': settings} | said | found)
+    row = {'name': name, 'settings': settings} | said | trained(f'{size}, {settings}', size, stage)
+    # Who trained on the validation images has no score there but the grid's.
+    rows.append(row | ({} if 'valid' in row else {'valid': validated if size == sizes[0] else []}))
   return rows
 
 
@@ -149,41 +178,38 @@ class Stage(NamedTuple):
   name: str
   folder: str
   epochs: int
-  points: list[retrain.Point]
+  points: Sequence[Any]
   seed: int
-  test: bool  # whether to score the test split, which no choice may look at
+  final: bool  # whether to score the test split, which no choice may look at
 
 
-def train_stage(cfg: retrain.Config, text: data.Text, known: Known, size: str, stage: Stage) -> dict[str, Any]:
+def train_stage(system: System, cfg: Any, data: Any, arch: Any, size: str, stage: Stage) -> dict[str, Any]:
   """Trains all points of a stage to the end, going on from its last epoch if it was cut off."""
-  made = retrain.model(cfg, text, *known, size, stage.epochs)
-  progress, archs, keys = retrain.begin(made, stage.points, stage.seed, stage.epochs)
+  task = system.retrain.task(cfg, data, arch, size, stage.epochs, stage.final)
+  m, begun = len(stage.points), time.perf_counter()
+  keys = jax.random.split(jax.random.key(stage.seed), m)
+  progress, settings, keys = finish.start(task, system.retrain.settings(stage.points), keys, stage.epochs)
   running = os.path.join(stage.folder, 'running')
   progress = checkpoint.restore(running, progress) or progress
   save, close = checkpoint.saver(running, keep=1)
-  m, begun = len(stage.points), time.perf_counter()
   with tqdm(total=stage.epochs, initial=int(progress.done), desc=stage.name, unit='epoch') as bar:
 
     def keep(now: finish.Progress) -> None:
       save(int(now.done), now)
       scores = np.asarray(now.curve)[int(now.done) - 1, :m]
-      bar.set_postfix(perplexity=' '.join(f'{score:.2f}' for score in scores), refresh=False)
+      bar.set_postfix({system.retrain.METRIC: ' '.join(report.word(float(score)) for score in scores)}, refresh=False)
       bar.update(int(now.done) - bar.n)
 
-    progress = finish.run(made.programs, progress, archs, keys, made.data, 'perplexity', keep)
+    progress = finish.run(task, progress, settings, keys, keep)
   close()
   curve = np.asarray(progress.curve)[:, :m]
-  found = {
-    'hidden': made.hidden,
-    'parameters': made.weights,
-    'valid': curve.min(0).tolist(),
-    'curve': curve.T.tolist(),
-    'seconds': time.perf_counter() - begun,
-  }
-  if stage.test:
-    found['test'] = finish.score(made.programs, progress, archs, made.test, 'perplexity', m).tolist()
+  found = {'size': task.size, 'parameters': task.weights, 'curve': curve.T.tolist()}
+  if task.choose:
+    found['valid'] = curve.min(0).tolist()
+  if stage.final:
+    found['test'] = finish.score(task, progress, settings, m).tolist()
   shutil.rmtree(running)
-  return found
+  return found | {'seconds': time.perf_counter() - begun}
 
 
 if __name__ == '__main__':

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from nas_jax import evaluator, page, search, space, tree_cell, tree_draw
-from nas_jax.systems import cell, classifier, conv, language
+from nas_jax.systems import cell, classifier, conv, language, retrain_cell, retrain_conv
 
 
 class System(NamedTuple):
   """One system. `cfg` is its config, `data` what `load` returns, `arch` a static architecture."""
 
   launcher: str
+  kind: str  # of its architectures, in a best.json
   noun: str  # what a child is, in the singular
   config: type
   presets: Mapping[str, Callable[[], Any]]
@@ -26,10 +27,12 @@ class System(NamedTuple):
   from_json: Callable[[str], Any]  # the text of a file as best.json -> arch
   text: Callable[[Any], str]  # (arch) -> equations or words
   drawing: Callable[[Any], str]  # (arch) -> an SVG element
+  retrain: Any  # the module that trains what was found to the end
 
 
 CELL = System(
   'cell_search',
+  'tree_cell',
   'cell',
   cell.Config,
   cell.PRESETS,
@@ -45,9 +48,11 @@ CELL = System(
   space.tree_from_json,
   tree_cell.equations,
   tree_draw.svg,
+  retrain_cell,
 )
 CONV = System(
   'conv_search',
+  'conv',
   'network',
   conv.Config,
   conv.PRESETS,
@@ -63,5 +68,6 @@ CONV = System(
   space.conv_from_json,
   lambda arch: str(arch),
   lambda arch: '',
+  retrain_conv,
 )
 SYSTEMS = (CELL, CONV)

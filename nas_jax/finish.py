@@ -1,6 +1,6 @@
 """Training to the end: many epochs, scored after each, the best weights kept, able to go on where it was cut off."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 from typing import NamedTuple
 
@@ -12,60 +12,66 @@ from nas_jax import train
 from nas_jax.types import Array, Key, PyTree
 
 
+class Task(NamedTuple):
+  """A network to train to the end."""
+
+  size: str  # of its layers, for people
+  weights: int
+  programs: train.Fit  # one call is one epoch
+  data: PyTree  # as the child's `batch` and `score` take it
+  test: PyTree  # the same with the test split where validation stands
+  loss: Callable[[Mapping[str, Array]], Array]  # of a scoring, for each child; lower is better
+  choose: bool = True  # the weights of the epoch that scored best; else those of the last
+
+
 class Progress(NamedTuple):
   """Everything that decides how a training ends."""
 
   states: train.FitState  # [m]
-  best: PyTree  # [m] the weights that scored best so far, and the carry with them
-  curve: Array  # [epochs, m] the validation score after each epoch, NaN for those to come
+  best: PyTree  # [m] the weights to keep so far, and the carry with them
+  curve: Array  # [epochs, m] the loss of the scoring after each epoch, NaN for those to come
   done: Array  # [] int32, epochs
 
 
-def start(programs: train.Fit, archs: PyTree, keys: Key, epochs: int) -> tuple[Progress, PyTree, Key]:
+def start(task: Task, archs: PyTree, keys: Key, epochs: int) -> tuple[Progress, PyTree, Key]:
   """Untrained children with their archs and keys, filled up to the devices as in `train.begin`."""
-  states, archs, keys = train.begin(programs, archs, keys)
+  states, archs, keys = train.begin(task.programs, archs, keys)
   best = jax.tree.map(jnp.copy, (states.params, states.carry))  # a chunk uses its states up
   return Progress(states, best, jnp.full((epochs, len(keys)), jnp.nan), jnp.zeros((), jnp.int32)), archs, keys
 
 
 def run(
-  programs: train.Fit,
-  progress: Progress,
-  archs: PyTree,
-  keys: Key,
-  data: PyTree,
-  metric: str,
-  keep: Callable[[Progress], None] = lambda progress: None,
+  task: Task, progress: Progress, archs: PyTree, keys: Key, keep: Callable[[Progress], None] = lambda progress: None
 ) -> Progress:
-  """Trains to the last epoch; lower is better by `metric`.
+  """Trains to the last epoch. A child that fails is not improved any more.
 
   Args:
-    programs: of `train.fitter`; one call is one epoch.
+    task: what is trained.
     progress: of `start`, perhaps restored.
     archs: [m], as `start` returns them.
     keys: [m], likewise.
-    data: as the child's `batch` and `score` take it.
-    metric: the validation score that chooses the weights to keep; a child that fails is not improved any more.
     keep: told after each epoch.
   """
-  data = train.share(data, programs.mesh)
+  programs, data = task.programs, train.share(task.data, task.programs.mesh)
   for epoch in range(int(progress.done), len(progress.curve)):
     states = programs.chunk(data, jnp.asarray(programs.steps_per_call), progress.states, archs, keys)
     scores = programs.score(data, states, archs)
-    scored = jnp.asarray(np.where(scores['failed'] == train.FINE, scores[metric], np.inf))
-    better = scored < jnp.min(jnp.nan_to_num(progress.curve, nan=jnp.inf), axis=0)
+    fine = np.asarray(scores['failed'] == train.FINE)
+    scored = jnp.asarray(np.where(fine, task.loss(scores), np.inf))
+    so_far = jnp.min(jnp.nan_to_num(progress.curve, nan=jnp.inf), axis=0)
+    better = scored < so_far if task.choose else jnp.asarray(fine)
     best = _choose(better, (states.params, states.carry), progress.best)
     progress = Progress(states, best, progress.curve.at[epoch].set(scored), jnp.asarray(epoch + 1, jnp.int32))
     keep(progress)
   return progress
 
 
-def score(programs: train.Fit, progress: Progress, archs: PyTree, data: PyTree, metric: str, m: int) -> np.ndarray:
-  """[m] the `metric` of the best weights on other data, such as the test split in place of the validation split."""
+def score(task: Task, progress: Progress, archs: PyTree, m: int, data: PyTree = None) -> np.ndarray:
+  """[m] the loss of the weights kept, on the test split or on other `data`."""
   params, carry = progress.best
   states = progress.states._replace(params=params, carry=carry)
-  found = programs.score(train.share(data, programs.mesh), states, archs)
-  return np.asarray(found[metric])[:m]
+  shared = train.share(task.test if data is None else data, task.programs.mesh)
+  return np.asarray(task.loss(task.programs.score(shared, states, archs)))[:m]
 
 
 @functools.partial(jax.jit, donate_argnums=2)

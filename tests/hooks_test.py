@@ -13,6 +13,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from experiments import launch, report
+from experiments.system import CELL
 from nas_jax import journal, page, search, space
 from nas_jax.systems import cell
 from nas_jax.types import Outcome
@@ -164,7 +165,7 @@ def workdir(unbroken, tmp_path):
 
 
 def retraining(workdir, folder='retrain', **changes):
-  row = {'name': 'found', 'hidden': 650, 'parameters': 20_000_000, 'epochs': 2, 'repeats': 1}
+  row = {'name': 'found', 'size': '650', 'parameters': 20_000_000, 'epochs': 2, 'repeats': 1}
   result = {'rows': [{**row, 'valid': [91.5], 'test': [88.25]} | changes], 'setting': 'as in Table 2'}
   (workdir / folder).mkdir()
   (workdir / folder / 'result.json').write_text(json.dumps(result))
@@ -215,7 +216,7 @@ def test_the_page_of_a_search_from_before_a_field_was_added(workdir):
 
 
 def test_a_drawing_is_on_the_page(workdir, monkeypatch):
-  drawn = report.SYSTEMS[0]._replace(drawing=lambda arch: f'<svg><title>{len(arch.combine)} nodes</title></svg>')
+  drawn = CELL._replace(drawing=lambda arch: f'<svg><title>{len(arch.combine)} nodes</title></svg>')
   monkeypatch.setattr(report, 'SYSTEMS', (drawn,))
   assert page.render(report.read(str(workdir))).count('<title>3 nodes</title>') == 3
 

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cell_search, launch, table_search
+from experiments import cell_search, conv_search, launch, table_search
 from experiments import retrain as retrain_launcher
 from nas_jax import report
 from nas_jax.published import NASCELL
 from nas_jax.space import tree_cell_space
-from nas_jax.systems import cell, retrain, table
+from nas_jax.systems import cell, conv, retrain_cell, retrain_conv, table
 
 
 def leave(monkeypatch, capsys, caplog, launcher, *args):
@@ -128,6 +128,10 @@ def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
     ('--workdir=/nowhere', ('/nowhere/best.json',)),
     ('--results=/dev/null/x', ('/dev/null/x',)),
     ('--preset=char', ('data_dir', 'ptb.char')),
+    ('--preset=small', ('small', 'none for cells')),
+    ('--add_filters=3', ('--add_filters', 'networks')),
+    ('--weight_decay=1,2', ('weight_decay (=1,2)', 'one float')),
+    ('--arch=NASCELL,FIGURE_7', ('FIGURE_7 is a network', 'NASCELL a cell')),
   ],
 )
 def test_a_wrong_flag_of_retrain_is_one_line(refuse, tmp_path, flag, words):
@@ -206,7 +210,9 @@ def test_every_field_is_a_flag_with_its_help(capsys, monkeypatch):
   for launcher, config_class in (
     (cell_search, cell.Config),
     (table_search, table.Config),
-    (retrain_launcher, retrain.Config),
+    (retrain_launcher, retrain_cell.Config),
+    (retrain_launcher, retrain_conv.Config),
+    (conv_search, conv.Config),
   ):
     monkeypatch.setattr(sys, 'argv', ['x', '--help'])
     with pytest.raises(SystemExit) as left:

@@ -15,14 +15,16 @@ import pytest
 import tiny
 
 from experiments import retrain as launcher
+from experiments.system import CELL
 from nas_jax import checkpoint, finish, space
 from nas_jax.child import completed
 from nas_jax.children import lm
 from nas_jax.published import LSTM
-from nas_jax.systems import language, retrain
+from nas_jax.systems import language
+from nas_jax.systems import retrain_cell as retrain
 
 ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
-CELLS = {'mine': launcher.Known(lm.tree(), ARCH)}
+CELLS = {'mine': ARCH}
 POINTS = [
   retrain.Point(0.3, 2.0, 0.5, '0'),
   retrain.Point(0.1, 1.0, 0.5, '0'),
@@ -33,12 +35,16 @@ DECAYING = tiny.retrain_config(optimizer='sgd', schedule='epochs', lr_decay=0.5)
 
 @pytest.fixture(scope='module')
 def made():
-  return retrain.model(DECAYING, tiny.text(), lm.tree(), ARCH, '4', 3)
+  return retrain.task(DECAYING, tiny.text(), ARCH, '4', 3)
+
+
+def begun(made, points, epochs):
+  return finish.start(made, retrain.settings(points), jax.random.split(jax.random.key(0), len(points)), epochs)
 
 
 def finished(made, keep=lambda progress: None):
-  progress, archs, keys = retrain.begin(made, POINTS, 0, 3)
-  return finish.run(made.programs, progress, archs, keys, made.data, 'perplexity', keep), archs
+  progress, archs, keys = begun(made, POINTS, 3)
+  return finish.run(made, progress, archs, keys, keep), archs
 
 
 @pytest.fixture(scope='module')
@@ -55,8 +61,8 @@ def test_one_program_trains_all_points_as_each_would_alone(made, whole):
     epoch = len(made.data.train)
     alone = completed(network, lambda _, settings=settings: lm.Plan(ARCH, settings))
     programs = language.fitter(DECAYING, made.data, alone, lambda _, settings=settings: settings, 3 * epoch, epoch)
-    progress, archs, key = finish.start(programs, (), keys[k : k + 1], 3)
-    progress = finish.run(programs, progress, archs, key, made.data, 'perplexity')
+    task = made._replace(programs=programs)
+    progress = finish.run(task, *finish.start(task, (), keys[k : k + 1], 3))
     np.testing.assert_allclose(progress.curve[:, 0], whole[0].curve[:, k], rtol=1e-5)
 
 
@@ -74,20 +80,20 @@ def test_the_weights_kept_are_those_that_scored_best(made, whole):
   progress, archs = whole
   curve = np.asarray(progress.curve)[:, : len(POINTS)]
   assert np.isfinite(curve).all()
-  again = finish.score(made.programs, progress, archs, made.data, 'perplexity', len(POINTS))
+  again = finish.score(made, progress, archs, len(POINTS), made.data)
   np.testing.assert_allclose(again, curve.min(0), rtol=1e-6)
 
 
 def test_a_later_worse_epoch_does_not_replace_the_best(made):
   """At a rate that never decays and far too high, some epoch is worse than the one before."""
   cfg = tiny.retrain_config(optimizer='sgd', clip=1e6, epochs=8)
-  wild = retrain.model(cfg, tiny.text(), lm.tree(), ARCH, '4', 8)
+  wild = retrain.task(cfg, tiny.text(), ARCH, '4', 8)
   points = [retrain.Point(lr, 1.0, 0.5, '0') for lr in (6.0, 12.0, 20.0, 30.0)]
-  progress, archs, keys = retrain.begin(wild, points, 0, 8)
-  progress = finish.run(wild.programs, progress, archs, keys, wild.data, 'perplexity')
+  progress, archs, keys = begun(wild, points, 8)
+  progress = finish.run(wild, progress, archs, keys)
   curve = np.asarray(progress.curve)
   assert (curve[-1] > curve.min(0) * 1.001).any()
-  again = finish.score(wild.programs, progress, archs, wild.data, 'perplexity', 4)
+  again = finish.score(wild, progress, archs, 4, wild.data)
   np.testing.assert_allclose(again, curve.min(0), rtol=1e-6)
 
 
@@ -105,10 +111,10 @@ def test_cut_off_and_restored_it_ends_the_same(made, whole, tmp_path):
   with pytest.raises(Cut):
     finished(made, cut)
   close()
-  fresh, archs, keys = retrain.begin(made, POINTS, 0, 3)
+  fresh, archs, keys = begun(made, POINTS, 3)
   restored = checkpoint.restore(str(tmp_path), fresh)
   assert int(restored.done) == 2
-  ended = finish.run(made.programs, restored, archs, keys, made.data, 'perplexity')
+  ended = finish.run(made, restored, archs, keys)
   jax.tree.map(np.testing.assert_array_equal, ended, whole[0])
 
 
@@ -128,7 +134,7 @@ def test_the_width_for_a_number_of_weights(parameters, tied, hidden):
 @pytest.mark.parametrize('preset, units', [('zaremba_small', 200), ('zaremba_medium', 650)])
 def test_zaremba_sizes_are_his_numbers_of_lstm_units(preset, units):
   cfg = dataclasses.replace(retrain.PRESETS[preset](), vocabulary=10_000)
-  assert retrain.width(cfg, tiny.text(), lm.lstm(), LSTM, cfg.sizes[0]) == units
+  assert retrain.width(cfg, tiny.text(), 'LSTM', cfg.sizes[0]) == units
 
 
 def test_the_embedding_may_be_narrower_than_the_cells():
@@ -157,13 +163,13 @@ def test_presets_are_sound(preset):
 
 def run(folder, cells=CELLS, **changes):
   cfg = tiny.retrain_config(lr=(0.1, 0.0001), grid_epochs=1, repeats=2, epochs=2, **changes)
-  launcher.run(cfg, tiny.text(), cells, str(folder))
+  launcher.run(CELL, cfg, tiny.text(), cells, str(folder))
   return json.loads((folder / 'result.json').read_text())
 
 
 def test_grid_then_winner_at_every_size(tmp_path, capsys):
   found = run(tmp_path, sizes=('4', '6'))
-  assert [(row['name'], row['hidden'], row['repeats']) for row in found['rows']] == [('mine', 4, 2), ('mine', 6, 2)]
+  assert [(row['name'], row['size'], row['repeats']) for row in found['rows']] == [('mine', '4', 2), ('mine', '6', 2)]
   for row in found['rows']:
     assert row['settings'].startswith('lr 0.1,')  # the higher rate is better in one epoch
     assert len(row['valid']) == len(row['test']) == 2 and row['valid'][0] != row['valid'][1]
@@ -175,7 +181,7 @@ def test_grid_then_winner_at_every_size(tmp_path, capsys):
 
 def test_what_was_finished_is_not_trained_again(tmp_path, monkeypatch):
   first = run(tmp_path)
-  other = run(tmp_path, {'other': launcher.Known(lm.lstm(), LSTM)})
+  other = run(tmp_path, {'other': 'LSTM'})
   assert [row['name'] for row in other['rows']] == ['mine', 'other'] and other['rows'][0] == first['rows'][0]
   monkeypatch.setattr(finish, 'run', None)  # would fail
   assert {row['name']: row for row in run(tmp_path)['rows']}['mine'] == first['rows'][0]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nas_jax import data
-from nas_jax.systems import cell, retrain
+from nas_jax.systems import cell, retrain_cell
 
 
 def text(length: int = 600, vocabulary: int = 5) -> data.Text:
@@ -14,7 +14,7 @@ def text(length: int = 600, vocabulary: int = 5) -> data.Text:
   return data.Text(train, valid, test, tuple('abcdefghij'[:vocabulary]), 'none')
 
 
-def retrain_config(**changes) -> retrain.Config:
+def retrain_config(**changes) -> retrain_cell.Config:
   """Trainings of a few milliseconds."""
   small = {
     'sizes': ('4',),
@@ -25,7 +25,7 @@ def retrain_config(**changes) -> retrain.Config:
     'test_batch': 1,
     'schedule': 'constant',
   }
-  return retrain.Config(**(small | changes))
+  return retrain_cell.Config(**(small | changes))
 
 
 def cell_config(**changes) -> cell.Config:

@@ -81,7 +81,7 @@ def render(report: Report) -> str:
     _section('Is the reward a signal?', _reliability(report)),
     _section(f'The best {report.noun}s', _winners(report.winners)),
     _section('Standings', _table(*report.standings) if report.standings[1] else ''),
-    _section('After retraining', ''.join(_retrained(result, report.metric) for result in report.retrained)),
+    _section('After retraining', ''.join(_retrained(result) for result in report.retrained)),
     _section('Where these numbers come from', _origin(report)),
   )
   meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -206,20 +206,19 @@ def _winners(winners: Sequence[Winner]) -> str:
   return f'<div class="winners">{"".join(map(card, winners))}</div>' if winners else ''
 
 
-def _retrained(result: Mapping[str, Any], metric: Metric) -> str:
+def _retrained(result: Mapping[str, Any]) -> str:
   def spread(values: Sequence[float]) -> str:
     if not values:
       return '-'
     return f'{np.mean(values):.3f}' + (f' ± {np.std(values, ddof=1):.3f}' if len(values) > 1 else '')
 
-  header = ('', 'hidden', 'parameters', 'epochs', 'trainings', 'validation', 'test')
+  header = ('', 'size', 'parameters', 'epochs', 'trainings', 'validation', 'test')
   rows = []
   for row in result['rows']:
     sizes = (f'{row["parameters"]:,}', row['epochs'], row['repeats'])
-    rows.append((row['name'], row['hidden'], *sizes, spread(row['valid']), spread(row['test'])))
-  less = 'lower' if metric.lower else 'higher'
-  note = f'{_capital(metric.name.removeprefix("validation "))}, mean ± standard deviation; {less} is better. '
-  return f'{_table(header, rows)}<p class="note">{_e(note + str(result["setting"]))}</p>'
+    rows.append((row['name'], row['size'], *sizes, spread(row['valid']), spread(row['test'])))
+  note = f'Mean ± standard deviation; lower is better. {_capital(str(result["setting"]))}.'
+  return f'{_table(header, rows)}<p class="note">{_e(note)}</p>'
 
 
 def _origin(report: Report) -> str:

@@ -3,11 +3,12 @@
 from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack, unstack
 from nas_jax.space.choice import ChoiceArch, choice_space
 from nas_jax.space.conv import LAYER_TYPES, ConvArch, conv_from_json, conv_space
+from nas_jax.space.known import kind_of, space_of
 from nas_jax.space.layers import Counts, count
 from nas_jax.space.tree import ACTIVATE, COMBINE, TreeArch, tree_cell_space, tree_from_json
 
 __all__ = [
   'ACTIVATE', 'COMBINE', 'LAYER_TYPES', 'ChoiceArch', 'ConvArch', 'Counts', 'Kind', 'Slot', 'Space', 'TreeArch',
-  'canonical', 'choice_space', 'conv_from_json', 'conv_space', 'count', 'is_static', 'stack', 'tree_cell_space',
-  'tree_from_json', 'unstack',
+  'canonical', 'choice_space', 'conv_from_json', 'conv_space', 'count', 'is_static', 'kind_of', 'space_of', 'stack',
+  'tree_cell_space', 'tree_from_json', 'unstack',
 ]  # fmt: skip

@@ -1,21 +1,24 @@
-"""After a search, Zoph & Le (2017) Sec. 4.2: a small grid, the winner trained to the end and tested."""
+"""After a search for a cell, Zoph & Le (2017) Sec. 4.2: a small grid, the winner trained to the end and tested."""
 
 from collections.abc import Sequence
 import dataclasses
 import itertools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from nas_jax import child as child_lib
-from nas_jax import config, finish, train
+from nas_jax import config, finish, published
 from nas_jax import data as data_lib
 from nas_jax.children import lm
 from nas_jax.config import field
+from nas_jax.space import TreeArch
 from nas_jax.systems import language
-from nas_jax.types import PyTree
+
+Arch = TreeArch | str  # 'LSTM' is the standard one
+KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'LSTM': 'LSTM'}
+METRIC = 'perplexity'
 
 
 @dataclasses.dataclass
@@ -137,6 +140,11 @@ def describe(point: Point) -> str:
   return f'lr {point.lr:g}, decay after {point.decay_epoch:g}, init {point.init_scale:g}, dropout {point.dropout}'
 
 
+def sizes(cfg: Config) -> tuple[str, ...]:
+  """What `task` takes, in turn; the grid is at the first."""
+  return cfg.sizes
+
+
 def grid(cfg: Config) -> list[Point]:
   """All points, in the order of the lists."""
   return [Point(*point) for point in itertools.product(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.dropout)]
@@ -150,39 +158,48 @@ def settings(points: Sequence[Point]) -> lm.Settings:
   return lm.Settings(jnp.array(lr), jnp.array(decay_epoch), jnp.array(init_scale), jnp.array(init_scale), dropout)
 
 
-class Model(NamedTuple):
-  """A cell in a network of one size, with the programs that train it by different settings."""
-
-  hidden: int
-  weights: int
-  programs: train.Fit
-  data: lm.Data
-  test: lm.Data  # the test split where validation stands
+def prove(cfg: Config, text: data_lib.Text, arch: Arch) -> None:
+  """Raises ValueError, before anything compiles, if there is no such network or not enough text."""
+  lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  for size in cfg.sizes:
+    width(cfg, text, arch, size)
 
 
-def width(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, size: str) -> int:
+def width(cfg: Config, text: data_lib.Text, arch: Arch, size: str) -> int:
   """The width that a size means for a cell. Raises ValueError, before anything compiles, if no network has it."""
   hidden, parameters = parse_size(size)
-  hidden = hidden or language.width(cfg, text, cell, arch, parameters)
+  cell, tree = _cell(arch)
+  hidden = hidden or language.width(cfg, text, cell, tree, parameters)
   language.build(cfg, text, cell, hidden)
   return hidden
 
 
-def model(
-  cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, size: str, epochs: int, mesh: Mesh | None = None
-) -> Model:
-  """A cell at one size, to be trained for `epochs`. Raises ValueError as `width` and `lm.lay_out`."""
-  hidden = width(cfg, text, cell, arch, size)
+def task(
+  cfg: Config, text: data_lib.Text, arch: Arch, size: str, epochs: int, final: bool = False, mesh: Mesh | None = None
+) -> finish.Task:
+  """A cell at one size, to be trained for `epochs`. Raises ValueError as `width` and `lm.lay_out`.
+
+  The weights are those of the epoch with the best validation, in the grid and in the final trainings.
+  """
+  del final
+  hidden, (cell, tree) = width(cfg, text, arch, size), _cell(arch)
   network = language.build(cfg, text, cell, hidden)
   data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  own = child_lib.completed(network, lambda settings: lm.Plan(arch, settings))
+  own = child_lib.completed(network, lambda settings: lm.Plan(tree, settings))
   epoch = len(data.train)
   programs = language.fitter(cfg, data, own, lambda settings: settings, epochs * epoch, epoch, mesh)
   test = data._replace(valid=lm.windows(text.test, cfg.test_batch, cfg.bptt))
-  return Model(hidden, language.weights(network, arch), programs, data, test)
+  weights = language.weights(network, tree)
+  return finish.Task(str(hidden), weights, programs, data, test, lambda scores: scores['perplexity'])
 
 
-def begin(made: Model, points: Sequence[Point], seed: int, epochs: int) -> tuple[finish.Progress, PyTree, PyTree]:
-  """A child for each point, untrained: progress, archs and keys for `finish.run`."""
-  keys = jax.random.split(jax.random.key(seed), len(points))
-  return finish.start(made.programs, settings(points), keys, epochs)
+def _cell(arch: Arch) -> tuple[lm.Cell, TreeArch]:
+  return (lm.lstm(), published.LSTM) if isinstance(arch, str) else (lm.tree(), arch)  # a standard LSTM has no tree
+
+
+def setting(cfg: Config, text: data_lib.Text) -> str:
+  """What all trainings have in common, in words."""
+  return (
+    f'perplexity of the best of {cfg.epochs} epochs by validation; {cfg.dataset}, sha256 {text.sha256[:12]}; '
+    f'{cfg.layers} layers, {cfg.optimizer}, seed {cfg.seed}; means over the trainings'
+  )

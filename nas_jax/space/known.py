@@ -1,0 +1,28 @@
+"""Spaces by name: which one an architecture in a file is of."""
+
+from collections.abc import Callable
+import json
+
+from nas_jax.space.base import Space
+from nas_jax.space.choice import choice_space
+from nas_jax.space.conv import conv_space
+from nas_jax.space.tree import tree_cell_space
+
+_MAKE: dict[str, Callable[..., Space]] = {'tree_cell': tree_cell_space, 'conv': conv_space, 'choice': choice_space}
+
+
+def kind_of(text: str) -> str:
+  """The kind of the architecture in `text`, JSON as `Space.to_json` writes. Raises ValueError if it is none."""
+  try:
+    return str(json.loads(text)['kind'])
+  except (ValueError, TypeError, KeyError, RecursionError):
+    raise ValueError('not an architecture: want JSON with "kind" and "arch", as a best.json.') from None
+
+
+def space_of(text: str) -> Space:
+  """The space that a best.json was found in. Raises ValueError if it does not say so."""
+  kind = kind_of(text)
+  try:
+    return _MAKE[kind](**json.loads(text)['space'])
+  except (KeyError, TypeError):
+    raise ValueError(f'no space of kind {kind!r} is described: want the best.json of a search.') from None

@@ -1,0 +1,154 @@
+"""After a search for a network, Zoph & Le (2017) Sec. 4.1: a small grid, the winner on all images and tested."""
+
+from collections.abc import Sequence
+import dataclasses
+import itertools
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from nas_jax import child as child_lib
+from nas_jax import config, finish, published
+from nas_jax import images as images_lib
+from nas_jax.children import conv
+from nas_jax.config import field
+from nas_jax.space import ConvArch, count
+from nas_jax.systems import classifier
+
+KNOWN = {'FIGURE_7': published.FIGURE_7}
+METRIC = 'error'
+
+
+@dataclasses.dataclass
+class Config(classifier.Config):
+  """One or more widths of a network, and a grid: the product of four lists."""
+
+  seed: int = field(0, 'of the whole run', low=0)
+  add_filters: tuple[int, ...] = field(
+    (0,),
+    'filters added to every layer, 40 in the third experiment; the grid is at the first number',
+    low=0,
+    budget=True,
+  )
+  lr: tuple[float, ...] = field((0.1,), 'learning rates to try', above=0.0)
+  decay_epoch: tuple[float, ...] = field((150.0,), 'epochs at that rate to try, 150 of 300 in Huang et al.', low=0.0)
+  weight_decay: tuple[float, ...] = field((1e-4,), 'of kernels and classifier, to try', low=0.0)
+  epsilon: tuple[float, ...] = field((1e-5,), 'of batch norm, to try', above=0.0)
+  grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for all', low=0)
+  repeats: int = field(1, 'trainings of the winner at each width, from different seeds', low=1)
+  train_on_all: bool = field(True, 'the winner trains on the validation images too, and its last weights are tested')
+
+
+def paper() -> Config:
+  """CIFAR-10 by the recipe of Huang et al. (2016), whose settings Sec. 4.1 takes; never run here at this size.
+
+  The paper names the four hyperparameters of its grid but no values; the flags take lists.
+  """
+  return Config(dataset='cifar10', upsample=4, flip=True, epochs=300)
+
+
+def small() -> Config:
+  """What the preset of that name searched for: tens of minutes on two cores."""
+  return Config(
+    dataset='cifar10', resize=16, max_examples=5000, flip=True, epochs=15, schedule='cosine', lr=(0.05, 0.1),
+    weight_decay=(1e-4, 1e-3), decay_epoch=(8.0,), grid_epochs=5,
+  )  # fmt: skip
+
+
+def demo() -> Config:
+  """Minutes on a laptop, no download: scikit-learn's digits."""
+  return Config(
+    valid_share=0.25, batch=32, epochs=10, schedule='cosine', lr=(0.05, 0.1), weight_decay=(1e-4, 1e-3), grid_epochs=3,
+    repeats=2,
+  )  # fmt: skip
+
+
+def smoke() -> Config:
+  """Seconds: does everything run?"""
+  return Config(
+    max_examples=200, batch=30, epochs=2, lr=(0.05, 0.1), add_filters=(0, 1), grid_epochs=1, schedule='cosine'
+  )
+
+
+PRESETS = {'paper': paper, 'small': small, 'demo': demo, 'smoke': smoke}
+
+
+class Point(NamedTuple):
+  """One entry of the grid."""
+
+  lr: float
+  decay_epoch: float
+  weight_decay: float
+  epsilon: float
+
+
+def check(cfg: Config) -> None:
+  """Raises ValueError, naming the field, on what cannot be."""
+  config.check(cfg)
+
+
+def describe(point: Point) -> str:
+  """In words."""
+  return (
+    f'lr {point.lr:g}, decay after {point.decay_epoch:g}, weight decay {point.weight_decay:g}, epsilon '
+    f'{point.epsilon:g}'
+  )
+
+
+def sizes(cfg: Config) -> tuple[str, ...]:
+  """What `task` takes, in turn; the grid is at the first."""
+  return tuple(map(str, cfg.add_filters))
+
+
+def grid(cfg: Config) -> list[Point]:
+  """All points, in the order of the lists."""
+  return [Point(*point) for point in itertools.product(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)]
+
+
+def settings(points: Sequence[Point]) -> conv.Settings:
+  """The hyperparameters of some points as arrays [m]."""
+  return conv.Settings(*map(jnp.array, zip(*points, strict=True)))
+
+
+def prove(cfg: Config, images: images_lib.Images, arch: ConvArch) -> None:
+  """Raises ValueError, before anything compiles, if there is no such network."""
+  count(arch, images.shape, images.classes, classifier.form(cfg, max(cfg.add_filters)))
+
+
+def task(
+  cfg: Config,
+  images: images_lib.Images,
+  arch: ConvArch,
+  size: str,
+  epochs: int,
+  final: bool = False,
+  mesh: Mesh | None = None,
+) -> finish.Task:
+  """A network with `size` filters more in each layer, to be trained for `epochs`.
+
+  In the grid the loss of validation chooses. A `final` training has all images, if `cfg` says so: nothing is left to
+  choose by, its curve is over images that it saw, and the last weights are those to test.
+  """
+  add, everything = int(size), final and cfg.train_on_all
+  train = images.train
+  if everything:
+    train = images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
+  data, test = classifier.lay_out(cfg, images, train, images.valid, images.test)
+  network = classifier.build(cfg, images, add)
+  own = child_lib.completed(network, lambda settings: conv.Plan(arch, settings))
+  steps = epochs * (len(data.labels) // cfg.batch)
+  programs = classifier.fitter(cfg, data, own, lambda settings: settings, steps, mesh)
+  weights = count(arch, images.shape, images.classes, classifier.form(cfg, add)).params
+  return finish.Task(f'+{size}', weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything)
+
+
+def setting(cfg: Config, images: images_lib.Images) -> str:
+  """What all trainings have in common, in words."""
+  trained = 'training and validation images' if cfg.train_on_all else 'training images'
+  chosen = 'last epoch' if cfg.train_on_all else 'best epoch by validation'
+  return (
+    f'error of {cfg.epochs} epochs on the {trained}, {chosen}; validation is of the grid; {cfg.dataset}, sha256 '
+    f'{images.sha256[:12]}; {len(images.test.labels)} images to test; seed {cfg.seed}; means over the trainings'
+  )
