@@ -172,7 +172,7 @@ def imports(path):
 
 FLOORS = [
   {'lazy', 'types', 'config', 'ops', 'space', 'reinforce', 'rewards', 'data', 'images', 'checkpoint', 'published'},
-  {'controller', 'recurrence', 'tree_cell', 'tree_draw', 'tree_text', 'tree_cell_nnx', 'child'},
+  {'controller', 'recurrence', 'tree_cell', 'drawing', 'tree_draw', 'conv_draw', 'tree_text', 'tree_cell_nnx', 'child'},
   {'children'},
   {'train'},
   {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page'},
