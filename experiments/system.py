@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from nas_jax import evaluator, page, search, space, tree_cell, tree_draw
+from nas_jax import conv_draw, evaluator, page, search, space, tree_cell, tree_draw
+from nas_jax.space import layers
 from nas_jax.systems import cell, classifier, conv, language, retrain_cell, retrain_conv
 
 
@@ -66,8 +67,8 @@ CONV = System(
   conv.time_programs,
   conv.yardsticks,
   space.conv_from_json,
-  lambda arch: str(arch),
-  lambda arch: '',
+  layers.describe,
+  conv_draw.svg,
   retrain_conv,
 )
 SYSTEMS = (CELL, CONV)

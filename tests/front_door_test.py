@@ -171,21 +171,9 @@ def imports(path):
 
 
 FLOORS = [
-  {
-    'lazy',
-    'types',
-    'config',
-    'ops',
-    'space',
-    'reinforce',
-    'rewards',
-    'schedules',
-    'data',
-    'images',
-    'checkpoint',
-    'published',
-  },
-  {'controller', 'recurrence', 'tree_cell', 'tree_draw', 'tree_text', 'tree_cell_nnx', 'child'},
+  {'lazy', 'types', 'config', 'ops', 'space', 'published', 'data', 'images', 'checkpoint'}
+  | {'reinforce', 'rewards', 'schedules'},
+  {'controller', 'recurrence', 'tree_cell', 'drawing', 'tree_draw', 'conv_draw', 'tree_text', 'tree_cell_nnx', 'child'},
   {'children'},
   {'train'},
   {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page'},

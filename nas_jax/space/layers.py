@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
-from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch
+from nas_jax.space.conv import CONV, IMAGE, LAYER_TYPES, MAX_POOL, NORM, ConvArch
 
 
 class Layer(NamedTuple):
@@ -89,6 +89,31 @@ def network(arch: ConvArch, form: Form = Form()) -> Network:  # noqa: B008 - a N
   loose = [j for i in range(len(written)) if i not in consumed for j in outputs[i]]
   ends = tuple(brought(j, level) for j in loose)
   return Network(tuple(found), ends)
+
+
+def describe(arch: ConvArch, form: Form = Form()) -> str:  # noqa: B008 - a NamedTuple cannot change
+  """A network in words: a line for each layer, one for the classifier, and a first one for the learning rate if any.
+
+  `Space.describe` tells what was decided; this, what follows from it by the paper's rules.
+  """
+  made = network(arch, form)
+  lines = [f'training: learning rate {arch.rate[0] / 1e6:g}'] if arch.rate else []
+  for i, layer in enumerate(made.layers):
+    lines.append(f'layer {i}: {_words(layer)}, {_reads(layer.reads)}')
+  return '\n'.join([*lines, f'classifier: {_reads(made.ends)}'])
+
+
+def _words(layer: Layer) -> str:
+  if layer.kind == NORM:
+    return LAYER_TYPES[NORM]
+  if layer.kind != CONV:
+    return f'{LAYER_TYPES[layer.kind]} {layer.window[0]}'
+  stride = '' if layer.stride == (1, 1) else f', stride {layer.stride[0]}x{layer.stride[1]}'
+  return f'conv {layer.window[0]}x{layer.window[1]}, {layer.filters} filters{stride}'
+
+
+def _reads(reads: Sequence[int]) -> str:
+  return 'reads ' + ' '.join('image' if j == IMAGE else str(j) for j in reads)
 
 
 class Counts(NamedTuple):

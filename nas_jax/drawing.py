@@ -1,0 +1,147 @@
+"""What drawings of architectures share: a pen in points, files by their ending, and elements for an HTML page.
+
+matplotlib is brought in when something is drawn, not before.
+"""
+
+from collections.abc import Callable, Sequence
+import hashlib
+import io
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+FONT, SMALL = 12.0, 8.5  # points
+
+_ENDINGS = ('.svg', '.png', '.pdf')
+_INK = '#010203'  # found again in an element, to be the page's own
+
+Make = Callable[[str], Any]  # from the colour of the ink, a matplotlib figure
+
+
+def write(make: Make, path: str | os.PathLike[str], noun: str) -> None:
+  """Draws into a file, dark on white; the format is the path's ending.
+
+  Raises:
+    ValueError: the path ends in none of .svg, .png, .pdf.
+  """
+  ending = pathlib.Path(path).suffix.lower()
+  if ending not in _ENDINGS:
+    raise ValueError(f'cannot draw a {noun} into {os.fspath(path)!r}: want a name that ends in {", ".join(_ENDINGS)}.')
+  pathlib.Path(path).write_bytes(_render(make, ending[1:], ink='#1a1a1a', page='white'))
+
+
+def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: str = '100%') -> str:
+  """An <svg> element to put into HTML, no wider than `widest`; one `key` is always one text.
+
+  It is transparent and in the text colour of the page (`currentColor`), light or dark. Its letters are paths, the same
+  everywhere. Its ids begin with the prefix and a hash of the key, so that a page can hold many.
+  """
+  text = _render(make, 'svg', _INK, page='none').decode()
+  text = text[text.index('<svg') :].replace(_INK, 'currentColor')
+  text = re.sub(r' *<style.*?</style>\n', '', text, flags=re.DOTALL)  # it would rule the whole page
+  name = prefix + hashlib.sha256(repr(key).encode()).hexdigest()[:10]
+  text = re.sub(r'(\bid="|href="#|url\(#)', rf'\1{name}-', text)
+  style = f'max-width: {widest}; height: auto; stroke-linejoin: round'
+  head = rf'width="\1" height="\2" style="{style}" role="img" aria-label="{label}"'
+  return re.sub(r'width="([\d.]+)pt" height="([\d.]+)pt"', head, text, count=1)
+
+
+def _render(make: Make, kind: str, ink: str, page: str) -> bytes:
+  """The bytes of a file, the same for the same figure."""
+  import matplotlib
+
+  with matplotlib.rc_context():
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update({'svg.hashsalt': 'nas_jax', 'mathtext.fontset': 'dejavuserif'})
+    dated = {'svg': ('Date', 'Creator', 'Format', 'Type'), 'pdf': ('CreationDate', 'Creator', 'Producer'), 'png': ()}
+    file = io.BytesIO()
+    metadata = dict.fromkeys(dated[kind])
+    make(ink).savefig(file, format=kind, dpi=200, facecolor=page, metadata=metadata)
+  return file.getvalue()
+
+
+class Pen:
+  """Draws in points, y going up, on `figure`, which it makes."""
+
+  def __init__(self, width: float, height: float, ink: str):
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Affine2D
+
+    self.figure, self.ink = Figure(figsize=(width / 72, height / 72)), ink
+    self._points = Affine2D().scale(1 / 72) + self.figure.dpi_scale_trans
+
+  def line(self, *points: tuple[float, float], color: str | None = None, arrow: bool = False) -> None:
+    """Two points: a straight line. Four: a Bezier curve."""
+    from matplotlib.path import Path
+
+    self._stroke(points, [Path.LINETO if len(points) == 2 else Path.CURVE4] * (len(points) - 1), color, arrow)
+
+  def rise(self, below: tuple[float, float], above: tuple[float, float]) -> None:
+    """A curve that leaves and arrives upright."""
+    (x0, y0), (x1, y1) = below, above
+    middle = (y0 + y1) / 2
+    self.line(below, (x0, middle), (x1, middle), above)
+
+  def bends(
+    self, points: Sequence[tuple[float, float]], radius: float, color: str | None = None, arrow: bool = False
+  ) -> None:
+    """Straight lines from point to point, the corners between them rounded."""
+    from matplotlib.path import Path
+
+    def towards(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
+      (x0, y0), (x1, y1) = start, end
+      part = radius / math.hypot(x1 - x0, y1 - y0)
+      return x0 + part * (x1 - x0), y0 + part * (y1 - y0)
+
+    vertices, codes = [points[0]], list[Any]()
+    for before, corner, after in zip(points, points[1:], points[2:], strict=False):
+      vertices += [towards(corner, before), corner, towards(corner, after)]
+      codes += [Path.LINETO, Path.CURVE3, Path.CURVE3]
+    self._stroke([*vertices, points[-1]], [*codes, Path.LINETO], color, arrow)
+
+  def box(
+    self,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    radius: float,
+    color: str | None = None,
+    fill: float = 0.0,
+  ) -> None:
+    """A box with round corners over the middle x of its lower edge, `fill` how much it is shaded."""
+    from matplotlib.patches import FancyBboxPatch
+
+    style = f'round,pad=0,rounding_size={radius}'
+    self._add(FancyBboxPatch((x - width / 2, y), width, height, style, lw=1.1, **self._colors(color, fill)))
+
+  def dot(self, x: float, y: float, color: str) -> None:
+    """Where a wire is tapped."""
+    from matplotlib.patches import Circle
+
+    self._add(Circle((x, y), 2.2, lw=0, **self._colors(color, fill=1.0)))
+
+  def text(self, x: float, y: float, words: str, align: str = 'center', size: float = FONT, alpha: float = 1.0) -> None:
+    """Words beside or around a point."""
+    place: dict[str, Any] = {'transform': self._points, 'ha': align, 'va': 'center_baseline'}
+    self.figure.text(x, y, words, fontsize=size, color=self.ink, alpha=alpha, **place)
+
+  def _stroke(
+    self, points: Sequence[tuple[float, float]], codes: Sequence[Any], color: str | None, arrow: bool
+  ) -> None:
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path
+
+    path = Path(points, [Path.MOVETO, *codes])
+    style = '-|>,head_length=5,head_width=2.2' if arrow else '-'
+    self._add(FancyArrowPatch(path=path, arrowstyle=style, capstyle='round', lw=1.1, **self._colors(color, fill=1.0)))
+
+  def _colors(self, color: str | None, fill: float) -> dict[str, Any]:
+    color = color or self.ink
+    return {'edgecolor': color, 'facecolor': (color, fill)}
+
+  def _add(self, patch: Any) -> None:
+    patch.set_transform(self._points)
+    self.figure.add_artist(patch)
