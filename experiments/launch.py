@@ -114,9 +114,18 @@ def _entries(item: Any, given: Sequence[str]) -> Any:
   raise ValueError(f'{item.name} (={",".join(given)}) must be {what}.')
 
 
-def use_all_cores(at_most: int | None = None) -> None:
-  """Makes each core of a CPU machine a device of its own. Before JAX is first used; accelerators do not care."""
+def set_up_jax(at_most: int | None = None) -> None:
+  """Makes each core of a CPU machine a device (`at_most` so many), and keeps compiled programs for the next time.
+
+  Before JAX is first used; accelerators do not care for the former. Programs are kept in nas_jax of the user's cache
+  folder, or where JAX_COMPILATION_CACHE_DIR says; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+  """
   jax.config.update('jax_num_cpu_devices', min(len(os.sched_getaffinity(0)), at_most or 1000))
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'nas_jax'))
+    jax.config.update('jax_compilation_cache_max_size', 2 * 1024**3)  # bytes; the least used go first
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
 def open_workdir(workdir: str, cfg: Any) -> Any:

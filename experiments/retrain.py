@@ -51,7 +51,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
   if values.workdir:
     archs |= best_of(values.workdir, values.top, system)
   data = system.load(cfg, values.data_dir)
-  launch.use_all_cores(max(len(system.retrain.grid(cfg)), cfg.repeats))
+  launch.set_up_jax(max(len(system.retrain.grid(cfg)), cfg.repeats))
   for arch in archs.values():
     system.retrain.prove(cfg, data, arch)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')

@@ -35,7 +35,7 @@ def prepare(system: System, doc: str | None, argv: Sequence[str]) -> Callable[[]
   cfg = launch.configure(values, system.presets)
   beside = {path: launch.read_arch(path, system.from_json) for path in values.beside}
   data = system.load(cfg, values.data_dir)
-  launch.use_all_cores()
+  launch.set_up_jax()
   system.build(cfg, data)  # which checks what belongs together
   workdir = values.workdir or f'runs/{system.launcher}-{values.preset}'
   cfg = launch.open_workdir(workdir, cfg)

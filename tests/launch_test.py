@@ -33,7 +33,7 @@ def leave(monkeypatch, capsys, caplog, launcher, *args):
 @pytest.fixture
 def refuse(monkeypatch, capsys, caplog):
   # The backend of the tests runs already, with devices of its own.
-  monkeypatch.setattr(launch, 'use_all_cores', lambda at_most=None: None)
+  monkeypatch.setattr(launch, 'set_up_jax', lambda at_most=None: None)
   return lambda launcher, *args: leave(monkeypatch, capsys, caplog, launcher, *args)
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from nas_jax import data
-from nas_jax.systems import cell, retrain_cell
+from nas_jax import data, images
+from nas_jax.systems import cell, conv, retrain_cell
 
 
 def text(length: int = 600, vocabulary: int = 5) -> data.Text:
@@ -32,3 +32,23 @@ def cell_config(**changes) -> cell.Config:
   """A search whose children train in milliseconds and whose programs compile in seconds."""
   small = {'m': 2, 'base': 2, 'hidden': 4, 'batch': 3, 'bptt': 5, 'steps': 6, 'score_batch': 4, 'controller_units': 4}
   return cell.Config(**(small | {'max_children': 6} | changes))
+
+
+def pictures(count: int = 60, shape: tuple[int, int, int] = (6, 5, 1)) -> images.Images:
+  """Images that can be told apart: bright above, bright below, bright at the left."""
+  rng = np.random.default_rng(0)
+  labels = np.arange(count) % 3
+  pixels = rng.integers(0, 60, size=(count, *shape))
+  pixels[labels == 0, : shape[0] // 2] += 120
+  pixels[labels == 1, shape[0] // 2 :] += 120
+  pixels[labels == 2, :, : shape[1] // 2] += 120
+  pixels, labels, part = pixels.astype(np.uint8), labels.astype(np.int32), count // 4
+  train, test = images.Split(pixels[part:], labels[part:]), images.Split(pixels[:part], labels[:part])
+  return images.split_images(train, test, 3, 0.2)
+
+
+def conv_config(**changes) -> conv.Config:
+  """A search whose children train in milliseconds."""
+  space = {'max_depth': 2, 'filter_heights': (1, 3), 'filter_widths': (3,), 'filters': (2, 3)}
+  small = {'m': 2, 'batch': 9, 'epochs': 2, 'last_epochs': 1, 'score_batch': 4, 'controller_units': 4}
+  return conv.Config(**(space | small | {'max_children': 4} | changes))

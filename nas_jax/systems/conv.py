@@ -117,7 +117,7 @@ def make_space(cfg: Config) -> space.Space:
 
 def length(cfg: Config) -> str:
   """How long a child is trained, in words."""
-  return f'{cfg.epochs} epochs'
+  return f'{cfg.epochs} epoch{"s" if cfg.epochs > 1 else ""}'
 
 
 def longer(cfg: Config, times: int) -> Config:
