@@ -3,6 +3,7 @@
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -26,6 +27,12 @@ def test_digits_need_no_file():
   assert len(np.unique(together, axis=0)) > 1790  # no image stands in two splits
   other = images.load_images(seed=1, max_examples=100, resize=4)
   assert [len(part.labels) for part in other[:3]] == [90, 10, 100] and other.shape == (4, 4, 1)
+
+
+def test_resized_as_jax_does_it():
+  digits, small = images.load_images(), images.load_images(resize=5)
+  want = jax.image.resize(digits.train.images.astype(np.float32), (len(digits.train.labels), 5, 5, 1), 'linear')
+  np.testing.assert_allclose(small.train.images, want, atol=1.5)  # of 255
 
 
 def test_a_split_is_drawn_from_the_training_images():

@@ -110,6 +110,43 @@ def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
 @pytest.mark.parametrize(
   ('flag', 'words'),
   [
+    ('--filter_heights=2,3', ('filter_heights', 'odd')),
+    ('--filter_widths=0', ('filter_widths', 'at least 1')),
+    ('--filters=many', ('filters', 'ints')),
+    ('--strides=1,9', ('strides', '9 is more than', '8 x 8')),
+    ('--layer_types=conv,fold', ('layer_types', 'average pool')),
+    ('--depth_start=7', ('depth_start (=7)', 'max_depth (=2)')),
+    ('--last_epochs=2', ('last_epochs (=2)', 'epochs (=1)')),
+    ('--resize=3', ('3 x 3', '4 x 4')),
+    ('--max_examples=1', ('valid_share', 'examples')),
+    ('--batch=2000', ('batch (=2000)', 'training images')),
+    ('--dataset=cifar10', ('data_dir', 'cifar10')),
+    ('--beside=none.json', ('none.json',)),
+  ],
+)
+def test_a_wrong_flag_of_a_conv_search_is_one_line(refuse, tmp_path, flag, words):
+  error = refuse(conv_search, '--preset=smoke', f'--workdir={tmp_path}', flag)
+  assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--add_filters=-1', ('add_filters (=-1)', 'at least 0')),
+    ('--weight_decay=much', ('weight_decay', 'floats')),
+    ('--preset=zaremba_small', ('zaremba_small', 'none for networks')),
+    ('--tied', ('--tied', 'for cells')),
+  ],
+)
+def test_a_wrong_flag_of_retraining_a_network_is_one_line(refuse, tmp_path, flag, words):
+  args = [] if 'preset' in flag else ['--preset=smoke']
+  error = refuse(retrain_launcher, *args, '--arch=FIGURE_7', f'--results={tmp_path}/run', flag)
+  assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
     ('--lr=', ('lr', 'empty list')),
     ('--lr=0.1,fast', ('lr', 'floats')),
     ('--lr=0.1,-1', ('lr (=-1.0)', 'greater than 0')),
