@@ -24,7 +24,7 @@ class Images(NamedTuple):
   valid: Split
   test: Split
   classes: int
-  sha256: str  # of all of them, for results
+  sha256: str  # of what was read, for results
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -49,7 +49,7 @@ def load_images(
     valid_share: of the training images, those to validate with; a tenth is the paper's 5,000 of 50,000.
     resize: if not 0, height and width to make them.
     max_examples: if not 0, how many training images to take, validation included, and at most as many to test.
-    seed: of the split.
+    seed: of the split, and of which images are taken.
 
   Raises:
     ValueError: the set is not prepared, or as `split_images`.
@@ -58,7 +58,7 @@ def load_images(
     parts, classes = _digits(), 10
   else:
     source = prepared(dataset, data_dir)
-    parts = {name: _decoded(source, name, dataset, max_examples) for name in ('train', 'test')}
+    parts = {name: _decoded(source, name, dataset, max_examples, seed) for name in ('train', 'test')}
     classes = source['train'].dataset_info.features['label'].num_classes
   if resize:
     parts = {name: part._replace(images=_resized(part.images, resize)) for name, part in parts.items()}
@@ -129,12 +129,12 @@ def _digits() -> dict[str, Split]:
   }
 
 
-def _decoded(source: Mapping, name: str, dataset: str, max_examples: int) -> Split:
+def _decoded(source: Mapping, name: str, dataset: str, max_examples: int, seed: int) -> Split:
   if name not in source or not {'image', 'label'} <= set(source[name].dataset_info.features):
     raise ValueError(f'dataset {dataset!r} has no {name} split with image and label: want a set for classification.')
-  # In the order that TensorFlow Datasets shuffled them; all of the training images, as the validation split is drawn.
-  count = len(source[name]) if name == 'train' or not max_examples else min(max_examples, len(source[name]))
-  rows = source[name].__getitems__(list(range(count)))
+  # Only what is wanted: decoding takes longer than all the rest.
+  order = np.random.default_rng(seed).permutation(len(source[name]))[: max_examples or None]
+  rows = source[name].__getitems__(np.sort(order).tolist())
   return Split(np.stack([row['image'] for row in rows]), np.array([row['label'] for row in rows]))
 
 
