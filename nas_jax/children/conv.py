@@ -1,6 +1,6 @@
 """The image classifier child: layers that read any of those before them (Zoph & Le 2017, Sec. 3.3 and 4.1)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -85,6 +85,34 @@ def build(
       (jnp.zeros_like(layer['shift']), jnp.ones_like(layer['shift'])) if layer else () for layer in params['layers']
     ]
 
+  def decayed(params: PyTree, plan: Plan) -> list[Array]:
+    del plan
+    return [layer['kernel'] for layer in params['layers'] if 'kernel' in layer] + [params['softmax']]
+
+  return classifier(init, carry, forward, decayed, batch, score_batch, augment)
+
+
+def classifier(
+  init: Callable[[Plan, Key], PyTree],
+  carry: Callable[[PyTree], PyTree],
+  forward: Callable[[PyTree, PyTree, Plan, Array, bool], tuple[Array, PyTree]],
+  decayed: Callable[[PyTree, Plan], list[Array]],
+  batch: int,
+  score_batch: int,
+  augment: Augment,
+) -> Child:
+  """The child of a network; `build` says what it does with images.
+
+  Args:
+    init: (plan, key) -> params.
+    carry: (params) -> moving statistics.
+    forward: (params, statistics, plan, images, whether in training) -> logits [B, classes], statistics.
+    decayed: (params, plan) -> the weights that weight decay is for.
+    batch: as in `build`, like the two below.
+    score_batch: images.
+    augment: of training images.
+  """
+
   def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
     epoch = len(data.labels) // batch
     order = jax.random.permutation(jax.random.fold_in(jax.random.key(0), step // epoch), len(data.labels))
@@ -96,15 +124,14 @@ def build(
     images, labels = drawn
     logits, stats = forward(params, stats, plan, images, True)
     # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
-    decayed = [layer['kernel'] for layer in params['layers'] if 'kernel' in layer] + [params['softmax']]
-    penalty = 0.5 * plan.settings.weight_decay * sum(jnp.sum(weights**2) for weights in decayed)
+    penalty = 0.5 * plan.settings.weight_decay * sum(jnp.sum(weights**2) for weights in decayed(params, plan))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + penalty, stats
 
   def score(params, plan, stats, data):
     def one(right, drawn):
       images, labels = drawn
       logits, _ = forward(params, stats, plan, whitened(images), False)
-      return right + (logits.argmax(-1) == labels).sum(), None
+      return right + (logits.argmax(-1) == labels).sum(dtype=jnp.int32), None
 
     batches = jax.tree.map(lambda x: x.reshape(-1, score_batch, *x.shape[1:]), (data.valid_images, data.valid_labels))
     right, _ = jax.lax.scan(one, jnp.zeros((), jnp.int32), batches)
@@ -163,7 +190,12 @@ def normed(x, own, moving, epsilon, train, relu):
   if not train:
     return ops.normalize(x, own['scale'], own['shift'], *moving, epsilon, relu), moving
   y, mean, variance = ops.batch_norm(x, own['scale'], own['shift'], epsilon, relu)
-  return y, (MOMENTUM * moving[0] + (1 - MOMENTUM) * mean, MOMENTUM * moving[1] + (1 - MOMENTUM) * variance)
+  return y, moved(moving, (mean, variance))
+
+
+def moved(moving: PyTree, found: PyTree) -> PyTree:
+  """Moving statistics after those of one more batch."""
+  return jax.tree.map(lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new, moving, found)
 
 
 def side_by_side(images: Sequence[Array]) -> Array:
@@ -192,7 +224,7 @@ def pooled(x: Array, window: tuple[int, int], largest: bool) -> Array:
 
 def whitened(images: Array) -> Array:
   """uint8 to floats, each image with mean 0 and variance 1."""
-  x = images.astype(jnp.float32) / 255.0
+  x = images.astype(float) / 255.0
   mean = x.mean((1, 2, 3), keepdims=True)
   return (x - mean) * jax.lax.rsqrt(((x - mean) ** 2).mean((1, 2, 3), keepdims=True) + 1e-6)
 
