@@ -1,10 +1,10 @@
 """Convolutions in a row, each reading any of those before it, with the wiring an array: one program for all networks.
 
-Arrays are as wide as the widest source or layer, and what lies beyond
-a layer's own channels, or a kernel's own window, is 0. Accelerators run each layer as one convolution of the largest
-window over all that comes before it, which batches well. On a CPU only what exists is computed: loops over the layers
-and over the sources that each reads, with a branch for each size of convolution. The branches stand in the program
-once, not once a layer, so that it compiles as fast for deep networks.
+Arrays are as wide as the widest source or layer, and what lies beyond a layer's own channels, or a kernel's own window,
+is 0. Accelerators run each layer as one convolution of the largest window over all that comes before it, which batches
+well. On a CPU only what exists is computed: loops over the layers and over the sources that each reads, with a branch
+for each size of convolution. The branches stand in the program once, not once a layer, so that it compiles as fast for
+deep networks.
 """
 
 import functools

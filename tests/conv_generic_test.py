@@ -159,6 +159,20 @@ def test_children_one_after_another_are_children_at_once():
   assert_close(one_by_one, at_once, 1e-4, 1e-4)
 
 
+def test_accelerators_get_three_convolutions_a_layer_and_no_loops():
+  """Lowered for one, which needs none here."""
+  arguments = jax.tree.map(lambda x: jnp.asarray(x)[None], some_weights(NETWORKS['random 0']))
+  child = generic()
+
+  def loss(params, plan, stats):
+    drawn = jnp.zeros((B, *IMAGE)), jnp.zeros(B, jnp.int32)
+    return jax.value_and_grad(child.loss, has_aux=True)(params, plan, stats, drawn, jax.random.key(0))
+
+  text = jax.jit(jax.vmap(loss)).trace(*arguments).lower(lowering_platforms=('cuda',)).as_text()
+  assert 'stablehlo.while' not in text
+  assert L <= text.count('stablehlo.convolution') <= 3 * L
+
+
 def test_init_draws_each_network_by_its_own_fan_in():
   """He et al.: 2 / (height * width * channels read), absent weights 0; a classifier of zeros."""
   child = conv_generic.build(2, (1, 3), (3,), (8, 32), True, IMAGE, CLASSES, B, B)

@@ -171,21 +171,7 @@ def imports(path):
 
 
 FLOORS = [
-  {
-    'lazy',
-    'types',
-    'config',
-    'ops',
-    'wiring',
-    'wired',
-    'space',
-    'reinforce',
-    'rewards',
-    'data',
-    'images',
-    'checkpoint',
-    'published',
-  },
+  {'lazy', 'types', 'config', 'ops', 'space', 'reinforce', 'rewards', 'data', 'images', 'checkpoint', 'published'},
   {'controller', 'recurrence', 'tree_cell', 'tree_draw', 'tree_text', 'tree_cell_nnx', 'child', 'wiring', 'wired'},
   {'children'},
   {'train'},

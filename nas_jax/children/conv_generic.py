@@ -30,8 +30,8 @@ def build(
 ) -> Child:
   """The child of `conv.build`, its arch traced: plain convolutions, each reading any layers before it.
 
-  Weights have room for any network. What one does not have starts as 0, gets no gradient, does not act and is not
-  decayed.
+  Weights have room for any network of the space. What one does not have starts as 0, gets no gradient, does not act
+  and is not decayed.
 
   Args:
     depth: L, layers of every network.
@@ -47,7 +47,8 @@ def build(
     norm_first: convolution, batch norm, ReLU; else ReLU before batch norm.
 
   Returns:
-    A child whose arch is a `Plan` of a `ConvArch` of int32 arrays and settings.
+    A child whose arch is a `Plan` of settings and a `ConvArch` of int32 arrays, which must hold the labels alone: an
+    array cannot be checked here. Its carry is the mean and variance [L, F] of every channel.
   """
   sizes = Sizes(image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
   layer, _ = pairs(depth)
