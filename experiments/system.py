@@ -24,6 +24,7 @@ class System(NamedTuple):
   length: Callable[[Any], str]  # (cfg) -> how long a child is trained, in words
   longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
   time_programs: Callable[[Any, Any], evaluator.Timing]  # (cfg, data)
+  misfit: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
   yardsticks: Callable[[Any, Any, search.Search], Mapping[str, evaluator.Known]]  # (cfg, data, s)
   from_json: Callable[[str], Any]  # the text of a file as best.json -> arch
   text: Callable[[Any], str]  # (arch) -> equations or words
@@ -45,6 +46,7 @@ CELL = System(
   cell.length,
   cell.longer,
   cell.time_programs,
+  cell.misfit,
   cell.yardsticks,
   space.tree_from_json,
   tree_cell.equations,
@@ -65,6 +67,7 @@ CONV = System(
   conv.length,
   conv.longer,
   conv.time_programs,
+  conv.misfit,
   conv.yardsticks,
   space.conv_from_json,
   layers.describe,

@@ -34,6 +34,9 @@ def prepare(system: System, doc: str | None, argv: Sequence[str]) -> Callable[[]
   values = launch.parse(argv, doc or '', own_flags(system), system.config)
   cfg = launch.configure(values, system.presets)
   beside = {path: launch.read_arch(path, system.from_json) for path in values.beside}
+  for path, arch in beside.items():
+    if why := system.misfit(cfg, arch):
+      raise ValueError(f'{path}: {why}: leave it out, or take --child_program=specialised.')
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax()
   system.build(cfg, data)  # which checks what belongs together

@@ -1,7 +1,8 @@
 """Evaluators: architectures in, rewards out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
+import math
 import time
 from typing import Any, NamedTuple
 import warnings
@@ -109,7 +110,12 @@ class Timing(NamedTuple):
 
 
 def time_programs(
-  build: Callable[[str, int], Callable[[Batch], Outcome]], batch: Batch, steps: int, children: int, most: int = 50
+  build: Callable[[str, int], Callable[[Batch], Outcome]],
+  batch: Batch,
+  steps: int,
+  children: int,
+  kinds: Sequence[str] = ('generic', 'specialised'),
+  most: int = 50,
 ) -> Timing:
   """Trains a batch for one step and for at most `most`, each way, and extends the line between.
 
@@ -120,6 +126,7 @@ def time_programs(
     batch: of typical children.
     steps: that a child is trained for.
     children: of a search.
+    kinds: what is possible; the other takes for ever.
     most: steps to train here.
   """
   many_steps, m = min(steps, most), len(batch.keys)
@@ -137,6 +144,10 @@ def time_programs(
     a_step = max(many - one, 0.0) / max(many_steps - 1, 1)
     return (one + (steps - 1) * a_step) / m
 
-  (fresh, one), (_, many) = seconds('generic', 1), seconds('generic', many_steps)
-  generic = (fresh - one) / children + a_child(one, many)
-  return Timing(generic, a_child(seconds('specialised', 1)[1], seconds('specialised', many_steps)[1]))
+  generic = specialised = math.inf
+  if 'generic' in kinds:
+    (fresh, one), (_, many) = seconds('generic', 1), seconds('generic', many_steps)
+    generic = (fresh - one) / children + a_child(one, many)
+  if 'specialised' in kinds:
+    specialised = a_child(seconds('specialised', 1)[1], seconds('specialised', many_steps)[1])
+  return Timing(generic, specialised)

@@ -5,14 +5,14 @@ for which XLA has only a naive kernel; written as convolutions of the usual form
 faster. Sums over all pixels are fastest there as products with a row of ones.
 """
 
+from collections.abc import Sequence
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from nas_jax.types import Array
-
-_FORM = ('NHWC', 'HWIO', 'NHWC')
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -26,8 +26,16 @@ def conv(x: Array, kernel: Array, stride: tuple[int, int] = (1, 1)) -> Array:
 
 
 def _conv(x: Array, kernel: Array, stride: tuple[int, int]) -> Array:
-  padding = [((k - 1) // 2, k // 2) for k in kernel.shape[:2]]
-  return jax.lax.conv_general_dilated(x, kernel, stride, padding, dimension_numbers=_FORM)
+  return convolved(x, kernel, [((k - 1) // 2, k // 2) for k in kernel.shape[:2]], window_strides=stride)
+
+
+def convolved(
+  x: Array, kernel: Array, padding: Sequence[tuple[int, int]], window_strides: tuple[int, int] = (1, 1), **dilation: Any
+) -> Array:
+  """XLA's convolution in the form that is fast everywhere. On a CPU its own derivative is not: see `conv`."""
+  return jax.lax.conv_general_dilated(
+    x, kernel, window_strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **dilation
+  )
 
 
 def _conv_forward(x, kernel, stride):
@@ -54,7 +62,7 @@ def _image_gradient(shape: tuple[int, ...], kernel: Array, stride: tuple[int, in
     before = (k - 1) // 2
     padding.append((k - 1 - before, n - (m - 1) * s - 1 + before))
   turned = kernel[::-1, ::-1].swapaxes(2, 3)
-  return jax.lax.conv_general_dilated(dy, turned, (1, 1), padding, lhs_dilation=stride, dimension_numbers=_FORM)
+  return convolved(dy, turned, padding, lhs_dilation=stride)
 
 
 def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], dy: Array) -> Array:
@@ -64,8 +72,7 @@ def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], 
     before = (k - 1) // 2
     padding.append((before, k - 1 - n - before + (m - 1) * s + 1))
   images, gradients = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
-  found = jax.lax.conv_general_dilated(images, gradients, (1, 1), padding, rhs_dilation=stride, dimension_numbers=_FORM)
-  return found.transpose(1, 2, 0, 3)
+  return convolved(images, gradients, padding, rhs_dilation=stride).transpose(1, 2, 0, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -112,14 +119,21 @@ def _norm_forward(x, scale, bias, epsilon, relu):
 
 
 def _norm_backward(relu, residuals, cotangents):
-  x, scale, mean, inverse, y = residuals
-  dy, count = cotangents[0], x.size // x.shape[-1]
-  if relu:
+  del relu
+  return *batch_norm_gradient(*residuals, cotangents[0]), None
+
+
+def batch_norm_gradient(
+  x: Array, scale: Array, mean: Array, inverse: Array, y: Array | None, dy: Array
+) -> tuple[Array, Array, Array]:
+  """Gradients of x, scale and bias, from 1 / sqrt(variance + epsilon), and the result `y` where a ReLU made it."""
+  count = x.size // x.shape[-1]
+  if y is not None:
     dy = jnp.where(y > 0, dy, 0.0)
   whitened = (x - _row(mean)) * _row(inverse)
   dbias, dscale = _sum(dy), _sum(dy * whitened)
   dx = _row(scale * inverse) * (dy - _row(dbias / count) - whitened * _row(dscale / count))
-  return dx, dscale, dbias, None
+  return dx, dscale, dbias
 
 
 batch_norm.defvjp(_norm_forward, _norm_backward)

@@ -9,7 +9,7 @@ import pytest
 
 from nas_jax import published, space, train
 from nas_jax.child import completed
-from nas_jax.children import conv
+from nas_jax.children import conv, pictures
 from nas_jax.images import Split
 from nas_jax.space.conv import CONV, MAX_POOL, NORM, ConvArch
 from nas_jax.space.layers import network as network_of
@@ -150,21 +150,23 @@ def test_pools_by_hand():
 
 def test_images_are_whitened_each_for_itself():
   images = jnp.asarray(RNG.integers(0, 256, size=(5, 6, 6, 3)), jnp.uint8)
-  found = np.asarray(conv.whitened(images))
+  found = np.asarray(pictures.whitened(images))
   np.testing.assert_allclose(found.mean((1, 2, 3)), 0, atol=1e-6)
   np.testing.assert_allclose(found.std((1, 2, 3)), 1, rtol=1e-4)
-  assert np.isfinite(conv.whitened(jnp.full((1, 4, 4, 1), 7, jnp.uint8))).all()  # without any contrast
+  assert np.isfinite(pictures.whitened(jnp.full((1, 4, 4, 1), 7, jnp.uint8))).all()  # without any contrast
 
 
 def test_crops_and_flips():
   images = jnp.asarray(RNG.normal(size=(64, 5, 6, 1)), jnp.float32)
-  turned = np.asarray(conv.augmented(jax.random.key(0), images, conv.Augment(flip=True)))
+  turned = np.asarray(pictures.augmented(jax.random.key(0), images, pictures.Augment(flip=True)))
   mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(turned, np.asarray(images), strict=True)])
   same = np.array([np.array_equal(a, b) for a, b in zip(turned, np.asarray(images), strict=True)])
   assert (mirrored ^ same).all() and 16 < mirrored.sum() < 48
   large = np.asarray(jax.image.resize(images, (64, 7, 8, 1), 'bilinear'))
   places = set()
-  for found, one in zip(conv.augmented(jax.random.key(1), images, conv.Augment(upsample=2)), large, strict=True):
+  for found, one in zip(
+    pictures.augmented(jax.random.key(1), images, pictures.Augment(upsample=2)), large, strict=True
+  ):
     windows = {(i, j): one[i : i + 5, j : j + 6] for i in range(3) for j in range(3)}
     (at,) = [place for place, window in windows.items() if np.array_equal(window, found)]
     places.add(at)
@@ -196,7 +198,7 @@ def toy():
   images[labels == 1, 4:] += 120
   images[labels == 2, :, :3] += 120
   images, labels = images.astype(np.uint8), labels.astype(np.int32)
-  return conv.lay_out(Split(images[:40], labels[:40]), [Split(images[40:], labels[40:])], B)[0]
+  return pictures.lay_out(Split(images[:40], labels[:40]), [Split(images[40:], labels[40:])], B)[0]
 
 
 def test_it_learns_and_an_epoch_sees_every_image_once(network):
@@ -219,7 +221,7 @@ def test_scoring_takes_moving_statistics_and_counts_no_filling(network):
   data, params = toy(), some_params(network)
   stats = [(jnp.full_like(m, 0.3), jnp.full_like(v, 2.0)) if len(s) else () for s in network.carry(params)
            for m, v in [s if len(s) else (0.0, 0.0)]]  # fmt: skip
-  logits, _ = conv.run(params, stats, network_of(ARCH), conv.whitened(data.valid_images), SETTINGS.epsilon, False)
+  logits, _ = conv.run(params, stats, network_of(ARCH), pictures.whitened(data.valid_images), SETTINGS.epsilon, False)
   right = np.asarray(logits.argmax(-1)) == np.asarray(data.valid_labels)
   assert network.score(params, PLAN, stats, data)['accuracy'] == pytest.approx(right.mean())
   filled = data._replace(valid_labels=data.valid_labels.at[-3:].set(-1))
@@ -229,20 +231,20 @@ def test_scoring_takes_moving_statistics_and_counts_no_filling(network):
 def test_scored_images_are_filled_up_to_whole_batches():
   images, labels = RNG.integers(0, 256, size=(7, 4, 4, 1)).astype(np.uint8), np.arange(7, dtype=np.int32)
   train, some = Split(images, labels), Split(images[:5], labels[:5])
-  one, two = conv.lay_out(train, [some, train], 4)
+  one, two = pictures.lay_out(train, [some, train], 4)
   assert one.valid_images.shape == two.valid_images.shape == (8, 4, 4, 1) and one.images is two.images
   np.testing.assert_array_equal(one.valid_labels, [0, 1, 2, 3, 4, -1, -1, -1])
-  np.testing.assert_array_equal(np.sort(one.orders, axis=1), np.tile(np.arange(7), (conv.ORDERS, 1)))
+  np.testing.assert_array_equal(np.sort(one.orders, axis=1), np.tile(np.arange(7), (pictures.ORDERS, 1)))
 
 
 def test_zca_decorrelates_the_training_images():
   sources = RNG.normal(size=(4000, 12))
   mixed = sources @ RNG.normal(size=(12, 12)) * 8 + 128
   train = Split(mixed.clip(0, 255).astype(np.uint8).reshape(4000, 2, 3, 2), np.zeros(4000, np.int32))
-  (data,) = conv.lay_out(train, [Split(train.images[:9], train.labels[:9])], 5, 'zca')
+  (data,) = pictures.lay_out(train, [Split(train.images[:9], train.labels[:9])], 5, 'zca')
   flat = np.asarray(data.images).reshape(4000, 12)
-  exact = conv.zca(train.images, 1e-9)(train.images).reshape(4000, 12)
+  exact = pictures.zca(train.images, 1e-9)(train.images).reshape(4000, 12)
   np.testing.assert_allclose(np.cov(exact.T, bias=True), np.eye(12), atol=2e-3)
   np.testing.assert_allclose(flat.mean(0), 0, atol=1e-4)
   # What is whitened beforehand is used as it is, and by the same turn in both splits.
-  np.testing.assert_array_equal(conv.whitened(data.images[:9]), data.valid_images[:9])
+  np.testing.assert_array_equal(pictures.whitened(data.images[:9]), data.valid_images[:9])

@@ -13,7 +13,7 @@ from nas_jax import config, evaluator, published, rewards, search, space
 from nas_jax import data as data_lib
 from nas_jax.children import lm
 from nas_jax.config import field
-from nas_jax.space.tree import operations
+from nas_jax.space.tree import TreeArch, operations
 from nas_jax.systems import language
 
 
@@ -171,6 +171,19 @@ def time_programs(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) ->
   return evaluator.time_programs(build_for, batch, total, cfg.max_children)
 
 
+def misfit(cfg: Config, arch: TreeArch) -> str:
+  """Why the search cannot train a cell that is none of its own, '' if it can."""
+  if cfg.child_program == 'specialised':
+    return ''
+  for known, names, ids in (
+    (space.COMBINE, cfg.combine, (*arch.combine, arch.inject[0])),
+    (space.ACTIVATE, cfg.activate, (*arch.activate, arch.inject[1])),
+  ):
+    if extra := sorted({known[k] for k in ids} - set(names)):
+      return f'its {extra[0]} is none of {", ".join(names)}'
+  return ''
+
+
 def yardsticks(cfg: Config, text: data_lib.Text, s: search.Search) -> dict[str, evaluator.Known]:
   """Known cells, trained just as the children are."""
 
@@ -178,9 +191,8 @@ def yardsticks(cfg: Config, text: data_lib.Text, s: search.Search) -> dict[str, 
     evaluate = functools.cache(lambda: build_evaluator(cfg, text, cell))
     return evaluator.Known(published.LSTM, lambda batch: evaluate()(batch))  # these ignore the architecture
 
-  return {
-    'NASCELL': evaluator.Known(published.NASCELL, s.evaluate),
-    'LSTM': evaluator.Known(published.LSTM, s.evaluate),
+  trees = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
+  return {name: evaluator.Known(arch, s.evaluate) for name, arch in trees.items() if not misfit(cfg, arch)} | {
     'standard LSTM': other(lm.lstm()),
     'SimpleCell (Flax)': other(lm.flax_cell(lambda features: nn.SimpleCell(features))),
   }

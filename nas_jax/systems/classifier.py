@@ -1,6 +1,6 @@
 """Image classifiers: what a search for networks and the training of a found one have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 
 from jax.sharding import Mesh
@@ -9,7 +9,7 @@ import optax
 from nas_jax import images as images_lib
 from nas_jax import schedules, train
 from nas_jax.child import Child
-from nas_jax.children import conv
+from nas_jax.children import conv, conv_generic, pictures
 from nas_jax.config import field
 from nas_jax.space.layers import Form
 from nas_jax.types import PyTree
@@ -27,7 +27,7 @@ class Config:
   valid_share: float = field(0.1, 'of the training images, to validate with; 5,000 of 50,000, Sec. 4.1', above=0.0)
   whiten: str = field(
     'image', "'image': each has mean 0 and variance 1; 'zca': all by the training images; Sec. 4.1 says neither",
-    choices=conv.WHITENINGS,
+    choices=pictures.WHITENINGS,
   )  # fmt: skip
   upsample: int = field(0, 'pixels that images grow by before a random crop of their size, Sec. 4.1; 0: neither', low=0)
   flip: bool = field(False, 'turn images left to right at random, Sec. 4.1')
@@ -56,8 +56,8 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
 
 
 def lay_out(cfg: Config, images: images_lib.Images, train: images_lib.Split, *scored: images_lib.Split):
-  """Images for the trainer: one `conv.Data` for each split in `scored`, which stands where validation does."""
-  return conv.lay_out(train, scored, score_batch(cfg, images), cfg.whiten)
+  """Images for the trainer: one `pictures.Data` for each split in `scored`, which stands where validation does."""
+  return pictures.lay_out(train, scored, score_batch(cfg, images), cfg.whiten)
 
 
 def score_batch(cfg: Config, images: images_lib.Images) -> int:
@@ -72,14 +72,24 @@ def form(cfg: Config, add_filters: int = 0) -> Form:
 
 def build(cfg: Config, images: images_lib.Images, add_filters: int = 0) -> Child:
   """The network of a static architecture; what the trainer calls its arch is a `conv.Plan`."""
-  augment = conv.Augment(cfg.upsample, cfg.flip)
+  augment = pictures.Augment(cfg.upsample, cfg.flip)
   made, scored = form(cfg, add_filters), score_batch(cfg, images)
   return conv.build(images.shape, images.classes, cfg.batch, scored, augment, cfg.norm_first, made)
 
 
+def build_generic(
+  cfg: Config, images: images_lib.Images, depth: int, heights: Sequence[int], widths: Sequence[int],
+  filters: Sequence[int], skips: bool,
+) -> Child:  # fmt: skip
+  """The same for traced architectures of one depth, with the labels of a space, without blocks or pools."""
+  scored, augment = score_batch(cfg, images), pictures.Augment(cfg.upsample, cfg.flip)
+  sizes = depth, heights, widths, filters, skips
+  return conv_generic.build(*sizes, images.shape, images.classes, cfg.batch, scored, augment, cfg.norm_first)
+
+
 def fitter(
   cfg: Config,
-  data: conv.Data,
+  data: pictures.Data,
   child: Child,
   settings: Callable[[PyTree], conv.Settings],
   steps: int,

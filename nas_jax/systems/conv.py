@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 import dataclasses
+import functools
 
 import jax
 from jax.sharding import Mesh
 import numpy as np
 
 from nas_jax import child as child_lib
-from nas_jax import config, evaluator, rewards, search, space
+from nas_jax import config, evaluator, rewards, search, space, train
 from nas_jax import images as images_lib
+from nas_jax.child import Child
 from nas_jax.children import conv
 from nas_jax.config import field
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
+from nas_jax.types import PyTree
 
 
 @dataclasses.dataclass
@@ -150,6 +153,8 @@ def check(cfg: Config, images: images_lib.Images) -> None:
       f'depth_start (={cfg.depth_start}) is more than max_depth (={cfg.max_depth}): the first children must not be '
       'deeper than the deepest.'
     )
+  if cfg.child_program == 'generic' and (why := needs_own_programs(cfg)):
+    raise ValueError(f'child_program (=generic) trains plain convolutions, and there are {why}: take specialised.')
   if cfg.last_epochs > cfg.epochs:
     raise ValueError(f'last_epochs (={cfg.last_epochs}) is more than epochs (={cfg.epochs}): a child has no more.')
 
@@ -158,17 +163,39 @@ def build_evaluator(cfg: Config, images: images_lib.Images, mesh: Mesh | None = 
   """What scores children: the one budget that all comparisons are on. `steps` of training, if not 0, for timing."""
   (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
   count = steps or cfg.epochs * (len(data.labels) // cfg.batch)
-  child = classifier.build(cfg, images)
 
   def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
     return rewards.of_accuracy(metrics['accuracy'], cfg.reward_power)
 
-  def own(arch: ConvArch, mesh: Mesh):
-    plan = conv.Plan(arch, settings(cfg, arch))
-    one = child_lib.completed(child, lambda _: plan)
-    return classifier.fitter(cfg, data, one, lambda _: plan.settings, count, mesh, cfg.last_epochs)
+  def fitter(child: Child, plan: Callable[[PyTree], conv.Plan], mesh: Mesh | None) -> train.Fit:
+    planned = child_lib.completed(child, plan)
+    return classifier.fitter(cfg, data, planned, lambda arch: plan(arch).settings, count, mesh, cfg.last_epochs)
 
-  return evaluator.specialised(own, data, reward)
+  if cfg.child_program == 'specialised':
+    child = classifier.build(cfg, images)
+
+    def own(arch: ConvArch, mesh: Mesh) -> train.Fit:
+      return fitter(child, lambda _: conv.Plan(arch, settings(cfg, arch)), mesh)
+
+    return evaluator.specialised(own, data, reward)
+
+  @functools.cache
+  def of_depth(depth: int):
+    labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
+    child = classifier.build_generic(cfg, images, depth, *labels, cfg.skips)
+    programs = fitter(child, lambda arch: conv.Plan(arch, settings(cfg, arch)), mesh)
+    return evaluator.from_scratch(programs, data, reward)
+
+  return lambda batch: of_depth(batch.archs.filters.shape[1])(batch)
+
+
+def needs_own_programs(cfg: Config) -> str:
+  """What keeps one program from training any network of the space, '' if nothing does."""
+  if cfg.strides != (1,) or cfg.layer_types != ('conv',):
+    return 'strides and types of layers other than convolutions'
+  if cfg.block > 1 or any(cfg.pool_at):
+    return 'blocks and pools at fixed places'
+  return ''
 
 
 def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> evaluator.Timing:
@@ -179,7 +206,24 @@ def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = No
     return build_evaluator(dataclasses.replace(cfg, child_program=kind), images, mesh, count)
 
   batch = evaluator.random_batch(make_space(cfg), jax.random.key(cfg.seed), cfg.m)
-  return evaluator.time_programs(build_for, batch, total, cfg.max_children)
+  kinds = ('specialised',) if needs_own_programs(cfg) else ('generic', 'specialised')
+  return evaluator.time_programs(build_for, batch, total, cfg.max_children, kinds)
+
+
+def misfit(cfg: Config, arch: ConvArch) -> str:
+  """Why the search cannot train a network that is none of its own, '' if it can."""
+  if cfg.child_program == 'specialised':
+    return ''
+  if arch.layer_type or arch.stride_height:
+    return 'it has strides or types of layers, and one program trains plain convolutions'
+  for name, labels in (
+    ('filter_height', cfg.filter_heights),
+    ('filter_width', cfg.filter_widths),
+    ('filters', cfg.filters),
+  ):
+    if extra := sorted(set(getattr(arch, name)) - set(labels)):
+      return f'its {name} {extra[0]} is none of {labels}'
+  return ''
 
 
 def yardsticks(cfg: Config, images: images_lib.Images, s: search.Search) -> dict[str, evaluator.Known]:

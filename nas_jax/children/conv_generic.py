@@ -1,0 +1,139 @@
+"""The image classifier child for traced architectures: one program trains any network of one depth."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax import wired
+from nas_jax.child import Child
+from nas_jax.children.conv import Plan, classifier, moved
+from nas_jax.children.pictures import Augment
+from nas_jax.space.conv import IMAGE, ConvArch
+from nas_jax.space.layers import network
+from nas_jax.types import Array, Key, PyTree
+from nas_jax.wiring import Sizes, Weights, Wires, corner, pairs
+
+
+def build(
+  depth: int,
+  filter_heights: Sequence[int],
+  filter_widths: Sequence[int],
+  filters: Sequence[int],
+  skips: bool,
+  image: tuple[int, int, int],
+  classes: int,
+  batch: int,
+  score_batch: int,
+  augment: Augment = Augment(),  # noqa: B008 - a NamedTuple cannot change
+  norm_first: bool = True,
+) -> Child:
+  """The child of `conv.build`, its arch traced: plain convolutions, each reading any layers before it.
+
+  Weights have room for any network of the space. What one does not have starts as 0, gets no gradient, does not act
+  and is not decayed.
+
+  Args:
+    depth: L, layers of every network.
+    filter_heights: labels of the space, as are the next two.
+    filter_widths: labels.
+    filters: labels.
+    skips: whether archs have links; without, each layer reads the one before it.
+    image: as in `conv.build`, like all below.
+    classes: labels are below it.
+    batch: images of a training step.
+    score_batch: images of a validation step.
+    augment: of training images.
+    norm_first: convolution, batch norm, ReLU; else ReLU before batch norm.
+
+  Returns:
+    A child whose arch is a `Plan` of settings and a `ConvArch` of int32 arrays, which must hold the labels alone: an
+    array cannot be checked here. Its carry is the mean and variance [L, F] of every channel.
+  """
+  sizes = Sizes(image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
+  layer, _ = pairs(depth)
+
+  def init(plan: Plan, key: Key) -> PyTree:
+    wires = _wires(plan.arch, depth, skips)
+    channels = jnp.concatenate([jnp.full(1, image[2]), wires.filters])
+    fan = wires.height * wires.width * (wires.reads * channels[None]).sum(1)
+    kernels = jax.random.normal(key, (len(layer), *sizes.most()))
+    kernels *= ((2.0 / fan) ** 0.5)[layer][:, None, None, None, None]
+    layers = Weights(kernels, jnp.ones((depth, max(filters))), jnp.zeros((depth, max(filters))))
+    softmax = jnp.zeros((depth, max(filters), classes))
+    return _present(sizes, {'layers': layers, 'softmax': softmax, 'softmax_bias': jnp.zeros(classes)}, wires)
+
+  def carry(params: PyTree) -> PyTree:
+    shift = params['layers'].shift
+    return jnp.zeros_like(shift), jnp.ones_like(shift)
+
+  def forward(params, stats, plan, x, train):
+    wires = _wires(plan.arch, depth, skips)
+    own = _present(sizes, params, wires)
+    moving = None if train else stats
+    features, used = wired.run(sizes, norm_first, own['layers'], wires, x, plan.settings.epsilon, moving)
+    logits = jnp.einsum('lbf,lfk->bk', features, own['softmax']) + own['softmax_bias'][None]
+    return logits, moved(stats, used) if train else stats
+
+  def decayed(params: PyTree, plan: Plan) -> list[Array]:
+    own = _present(sizes, params, _wires(plan.arch, depth, skips))
+    return [own['layers'].kernels, own['softmax']]
+
+  return classifier(init, carry, forward, decayed, batch, score_batch, augment)
+
+
+def _wires(arch: ConvArch, depth: int, skips: bool) -> Wires:
+  """The first of the paper's rules: a layer that reads nothing reads the image."""
+  if skips and depth > 1:
+    layer, source = pairs(depth - 1)
+    links = jnp.zeros((depth, depth), bool).at[layer + 1, source].set(jnp.asarray(arch.links) != 0)
+    reads = jnp.concatenate([~links.any(1, keepdims=True), links], 1)
+  else:
+    reads = jnp.eye(depth, depth + 1, dtype=bool)
+  return Wires(reads, *(jnp.asarray(field) for field in (arch.filter_height, arch.filter_width, arch.filters)))
+
+
+def _present(sizes: Sizes, params: PyTree, wires: Wires) -> PyTree:
+  """The weights that a network has, 0 for all others; of the classifier, those of layers that no other reads."""
+  layer, source = pairs(len(wires.height))
+  kh, kw, widest, most = sizes.most()
+
+  def inside(most: int, size: Array) -> Array:
+    begin = (most - 1) // 2 - (size - 1) // 2
+    return (jnp.arange(most)[None] >= begin[:, None]) & (jnp.arange(most)[None] < (begin + size)[:, None])
+
+  own = jnp.arange(most)[None] < wires.filters[:, None]
+  channels = jnp.concatenate([jnp.full(1, sizes.channels), wires.filters])
+  read = (jnp.arange(widest)[None] < channels[:, None])[source] & wires.reads[layer, source][:, None]
+  window = inside(kh, wires.height)[layer][:, :, None] & inside(kw, wires.width)[layer][:, None]
+  kernel = window[..., None, None] & (read[:, :, None] & own[layer][:, None])[:, None, None]
+  ends = own & ~wires.reads[:, 1:].any(0)[:, None]
+  kernels, scale, shift = params['layers']
+  return params | {
+    'layers': Weights(*(jnp.where(m, w, 0.0) for m, w in ((kernel, kernels), (own, scale), (own, shift)))),
+    'softmax': jnp.where(ends[..., None], params['softmax'], 0.0),
+  }
+
+
+def narrowed(params: PyTree, stats: PyTree, arch: ConvArch, channels: int) -> tuple[PyTree, PyTree]:
+  """The weights and moving statistics of one network, of static arch, as the child of `conv.build` has them.
+
+  Args:
+    params: of the traced child.
+    stats: likewise.
+    arch: the network.
+    channels: of the image.
+  """
+  (layers, ends), (kernels, scale, shift) = network(arch), params['layers']
+  found, moving = [], []
+  for i, layer in enumerate(layers):
+    top, left = corner(kernels.shape[1:3], layer.window)
+    window, own = np.s_[top : top + layer.window[0], left : left + layer.window[1]], slice(layer.filters)
+    first = i * (i + 1) // 2 + 1
+    read = [(first + j, slice(channels if j == IMAGE else arch.filters[j])) for j in layer.reads]
+    kernel = jnp.concatenate([kernels[pair][(*window, source, own)] for pair, source in read], 2)
+    found.append({'kernel': kernel, 'scale': scale[i, own], 'shift': shift[i, own]})
+    moving.append((stats[0][i, own], stats[1][i, own]))
+  softmax = jnp.concatenate([params['softmax'][i, : arch.filters[i]] for i in ends])
+  return {'layers': found, 'softmax': softmax, 'softmax_bias': params['softmax_bias']}, moving

@@ -1,0 +1,95 @@
+"""Images on the device: laid out, whitened, augmented (Zoph & Le 2017, Sec. 4.1)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.images import Split
+from nas_jax.types import Array, Key
+
+ORDERS = 64  # drawn beforehand: a permutation drawn in the program is a sort in every step
+WHITENINGS = ('image', 'zca')
+
+
+class Data(NamedTuple):
+  """Images as they lie on the device, [n, H, W, C] uint8 (or whitened already), and their classes [n] int32."""
+
+  images: Array
+  labels: Array
+  valid_images: Array  # a multiple of the score batch, filled up by repeating
+  valid_labels: Array  # -1 where filled up
+  orders: Array  # [ORDERS, n] int32: the images of an epoch in turn; the orders come round again
+
+
+def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str = 'image') -> list[Data]:
+  """Images for the trainer: one Data for each of `scored`, all with the same training images.
+
+  'image' leaves pixels as they are, to be whitened where they are used; 'zca' turns all by what decorrelates the
+  training images, as floats.
+  """
+  turn = zca(train.images) if whiten == 'zca' else lambda images: images
+
+  def filled(images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
+    count = -(-len(labels) // score_batch) * score_batch
+    rest = np.full(count - len(labels), -1, labels.dtype)
+    return jnp.asarray(turn(np.resize(images, (count, *images.shape[1:])))), jnp.concatenate([labels, rest])
+
+  images, labels = jnp.asarray(turn(train.images)), jnp.asarray(train.labels)
+  rng = np.random.default_rng(0)
+  orders = jnp.asarray(rng.permuted(np.tile(np.arange(len(train.labels), dtype=np.int32), (ORDERS, 1)), axis=1))
+  return [Data(images, labels, *filled(*split), orders) for split in scored]
+
+
+def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.ndarray]:
+  """What makes the pixels of [n, H, W, C] uint8 uncorrelated, of variance 1, and otherwise as like as can be.
+
+  `least` is added to the variances: directions that hardly vary (pixels here go from 0 to 1) are noise.
+  """
+  flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
+  mean = flat.mean(0)
+  values, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
+  matrix = (vectors / np.sqrt(values.clip(0) + least)) @ vectors.T
+
+  def turn(images: np.ndarray) -> np.ndarray:
+    flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
+    return ((flat - mean) @ matrix).astype(np.float32).reshape(images.shape)
+
+  return turn
+
+
+class Augment(NamedTuple):
+  """What happens to training images, Sec. 4.1."""
+
+  upsample: int = 0  # pixels by which they are enlarged before a crop of the old size; 0 for neither
+  flip: bool = False  # left and right at random
+
+
+def whitened(images: Array) -> Array:
+  """uint8 to floats, each image with mean 0 and variance 1; floats are whitened already."""
+  if images.dtype != jnp.uint8:
+    return images
+  x = images.astype(float) / 255.0
+  mean = x.mean((1, 2, 3), keepdims=True)
+  return (x - mean) * jax.lax.rsqrt(((x - mean) ** 2).mean((1, 2, 3), keepdims=True) + 1e-6)
+
+
+def augmented(key: Key, images: Array, augment: Augment) -> Array:
+  """Enlarged and cropped, and turned left to right, each image at random."""
+  crop_key, flip_key = jax.random.split(key)
+  batch, height, width, channels = images.shape
+  if augment.upsample:
+    large = (batch, height + augment.upsample, width + augment.upsample, channels)
+    images = jax.image.resize(images, large, 'bilinear')
+    corners = jax.random.randint(crop_key, (batch, 2), 0, augment.upsample + 1)
+
+    def crop(one: Array, at: Array) -> Array:
+      return jax.lax.dynamic_slice(one, (at[0], at[1], jnp.zeros_like(at[0])), (height, width, channels))
+
+    images = jax.vmap(crop)(images, corners)
+  if augment.flip:
+    turn = jax.random.bernoulli(flip_key, 0.5, (batch, 1, 1, 1))
+    images = jnp.where(turn, images[:, :, ::-1], images)
+  return images

@@ -1,0 +1,60 @@
+"""Convolutional layers whose wiring is an array: which choices they have, how they are wired, what they weigh.
+
+Source 0 is the image, source j + 1 is layer j.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nas_jax.types import Array
+
+
+class Sizes(NamedTuple):
+  """What the networks of one program choose from."""
+
+  channels: int  # of the image
+  heights: tuple[int, ...]  # of windows
+  widths: tuple[int, ...]
+  filters: tuple[int, ...]
+
+  def most(self) -> tuple[int, int, int, int]:
+    """The kernel that has room for any: height, width, channels read, filters."""
+    filters = max(self.filters)
+    return max(self.heights), max(self.widths), max(self.channels, filters), filters
+
+  def windows(self) -> list[tuple[int, int]]:
+    """All heights and widths."""
+    return [(height, width) for height in self.heights for width in self.widths]
+
+  def sources(self) -> tuple[int, ...]:
+    """The channels of each kind of source: the image, and a layer of each number of filters."""
+    return self.channels, *self.filters
+
+
+class Wires(NamedTuple):
+  """One network of L layers, traced."""
+
+  reads: Array  # [L, L + 1] bool, whether layer i reads source j; only of j <= i
+  height: Array  # [L] int32, of the window
+  width: Array
+  filters: Array
+
+
+class Weights(NamedTuple):
+  """Of L layers; E = L (L + 1) / 2 pairs of a layer and a source before it, in the order of `pairs`."""
+
+  kernels: Array  # [E, kh, kw, C, F], each in the middle of the largest window
+  scale: Array  # [L, F]
+  shift: Array
+
+
+def pairs(depth: int) -> tuple[np.ndarray, np.ndarray]:
+  """The layer and the source of each kernel: (0, image), (1, image), (1, layer 0), ..."""
+  layer, source = np.tril_indices(depth)
+  return layer.astype(np.int32), source.astype(np.int32)
+
+
+def corner(most: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
+  """Where a window begins in a larger one, so that both put the same pixel in the middle."""
+  return tuple((m - 1) // 2 - (s - 1) // 2 for m, s in zip(most, size, strict=True))
