@@ -81,7 +81,8 @@ def demo() -> Config:
   """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
   return Config(
     m=4, controller_lr=5e-3, valid_share=0.25, max_depth=4, filter_heights=(1, 3, 5), filter_widths=(1, 3, 5),
-    filters=(2, 4, 8), batch=32, epochs=3, last_epochs=2, schedule='cosine', max_children=120,
+    filters=(4, 8, 16), batch=16, epochs=2, last_epochs=1, schedule='cosine', lr=(0.3,), child_program='generic',
+    max_children=160,
   )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def smoke() -> Config:
   """Seconds: does everything run?"""
   return Config(
     m=2, controller_units=8, max_depth=2, filter_heights=(1, 3), filter_widths=(1,), filters=(2, 4), batch=30, epochs=1,
-    last_epochs=1, max_children=4, reliability_children=4, yardstick_repeats=1,
+    last_epochs=1, child_program='generic', max_children=4, reliability_children=4, yardstick_repeats=1,
   )  # fmt: skip
 
 
