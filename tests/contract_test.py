@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from nas_jax import checkpoint, search, space
-from nas_jax.systems import cell, table
+from nas_jax.systems import cell, conv, table
 from nas_jax.types import Outcome
 
 CONTROLLER = {'controller_units': 8, 'controller_lr': 0.02}
@@ -17,6 +17,13 @@ CONTROLLER = {'controller_units': 8, 'controller_lr': 0.02}
 
 def tree_cells(algorithm):
   return cell.build(tiny.cell_config(m=4, algorithm=algorithm, **CONTROLLER), tiny.text())
+
+
+def networks(algorithm):
+  # Links share one attention over all layers, which narrow controllers hardly tell apart.
+  writer = {'controller_units': 35, 'controller_lr': 0.01, 'controller_init': 0.5}
+  cfg = tiny.conv_config(m=4, max_depth=4, algorithm=algorithm, child_program='generic', **writer)
+  return conv.build(cfg, tiny.pictures())
 
 
 def tables(algorithm):
@@ -31,7 +38,7 @@ def asked_and_told(algorithm):
   return s._replace(evaluate=lambda batch: Outcome((batch.tokens[:, 0] == 2).astype(jnp.float32)))
 
 
-SYSTEMS = {'cell': tree_cells, 'table': tables, 'ask_tell': asked_and_told}
+SYSTEMS = {'cell': tree_cells, 'conv': networks, 'table': tables, 'ask_tell': asked_and_told}
 
 
 @pytest.fixture(scope='module', params=SYSTEMS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from nas_jax import child as child_lib
 from nas_jax import evaluator, finish, published, space, train
 from nas_jax.children import conv as child_conv
 from nas_jax.space.layers import network
-from nas_jax.systems import classifier, conv, retrain_conv
+from nas_jax.systems import cell, classifier, conv, retrain_conv
 
 IMAGES = tiny.pictures()
 ARCH = space.conv_space(2, (3,), (3,), (2, 3)).decode([0, 0, 0, 0, 0, 1, 1])
@@ -50,6 +51,8 @@ def test_a_rate_of_its_own_for_each_child():
     ({'layer_types': ('conv', 'max pool'), 'pools': (2, 9)}, 'pools .*9 is more than'),
     ({'layer_types': ('conv', 'fold')}, 'layer_types .*average pool'),
     ({'depth_start': 3}, r'depth_start \(=3\) is more than max_depth \(=2\)'),
+    ({'child_program': 'generic', 'strides': (1, 2)}, 'child_program .*strides .*take specialised'),
+    ({'child_program': 'generic', 'pool_at': (2,)}, 'child_program .*pools .*take specialised'),
     ({'last_epochs': 3}, r'last_epochs \(=3\) is more than epochs \(=2\)'),
     ({'lr': (0.1, 0.1)}, 'rates .*different'),
     ({'filters': ()}, 'filters .*empty'),
@@ -167,7 +170,7 @@ def test_grid_then_winner_at_every_width(tmp_path, capsys):
 
 
 def test_a_search_to_its_page(tmp_path, capsys):
-  cfg = tiny.conv_config(max_children=2, reliability_children=0, yardstick_repeats=1)
+  cfg = tiny.conv_config(max_children=2, reliability_children=0, yardstick_repeats=1, child_program='generic')
   launch.open_workdir(str(tmp_path), cfg)
   whole_search.run(CONV, cfg, IMAGES, {'mine': ARCH}, str(tmp_path))
   shown = capsys.readouterr().out
@@ -183,3 +186,33 @@ def test_a_search_to_its_page(tmp_path, capsys):
   assert 'Search for a network' in page and 'softmax' in page
   best = json.loads((tmp_path / 'best.json').read_text())
   assert best['kind'] == 'conv' and space.conv_from_json(json.dumps(best))
+
+
+def test_one_program_for_each_depth():
+  cfg = tiny.conv_config(child_program='generic', depth_start=1, depth_step=1, depth_every=2, controller_lr=1e-3)
+  s = conv.build(cfg, IMAGES)
+  state, depths = s.init(jax.random.key(0)), []
+  for _ in range(3):
+    batch = s.ask(state)
+    outcome = s.evaluate(batch)
+    assert set(np.asarray(outcome.metrics['failed'])) == {0}
+    depths.append(int(batch.depth))
+    state, _ = s.tell(state, batch, outcome)
+  assert depths == [1, 2, 2]
+
+
+def test_what_a_program_for_all_cannot_train():
+  cfg = tiny.conv_config(child_program='generic')
+  assert conv.misfit(cfg, ARCH) == ''
+  assert 'filter_height 5 is none of' in conv.misfit(cfg, ARCH._replace(filter_height=(3, 5)))
+  assert 'filters 9 is none of' in conv.misfit(cfg, ARCH._replace(filters=(2, 9)))
+  assert 'strides' in conv.misfit(cfg, ARCH._replace(stride_height=(1, 1), stride_width=(1, 1)))
+  assert conv.misfit(tiny.conv_config(), ARCH._replace(filters=(2, 9))) == ''
+  few = tiny.cell_config(activate=('identity', 'tanh'))
+  assert 'sigmoid is none of identity, tanh' in cell.misfit(few, published.LSTM)
+  assert cell.misfit(tiny.cell_config(), published.LSTM) == ''
+
+
+def test_a_space_of_strides_has_one_way_to_compile():
+  found = conv.time_programs(tiny.conv_config(strides=(1, 2), max_children=3, epochs=1), IMAGES)
+  assert found.generic == math.inf and 0 < found.specialised < 60

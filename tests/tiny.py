@@ -50,5 +50,5 @@ def pictures(count: int = 60, shape: tuple[int, int, int] = (6, 5, 1)) -> images
 def conv_config(**changes) -> conv.Config:
   """A search whose children train in milliseconds."""
   space = {'max_depth': 2, 'filter_heights': (1, 3), 'filter_widths': (3,), 'filters': (2, 3)}
-  small = {'m': 2, 'batch': 9, 'epochs': 2, 'last_epochs': 1, 'score_batch': 4, 'controller_units': 4}
+  small = {'m': 2, 'batch': 9, 'epochs': 2, 'last_epochs': 1, 'score_batch': 4, 'controller_units': 4, 'lr': (0.05,)}
   return conv.Config(**(space | small | {'max_children': 4} | changes))

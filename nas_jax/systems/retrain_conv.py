@@ -60,7 +60,7 @@ def small() -> Config:
 def demo() -> Config:
   """Minutes on a laptop, no download: scikit-learn's digits."""
   return Config(
-    valid_share=0.25, batch=32, epochs=10, schedule='cosine', lr=(0.05, 0.1), weight_decay=(1e-4, 1e-3), grid_epochs=3,
+    valid_share=0.25, batch=16, epochs=10, schedule='cosine', lr=(0.1, 0.3), weight_decay=(1e-4, 1e-3), grid_epochs=3,
     repeats=2,
   )  # fmt: skip
 
