@@ -53,7 +53,8 @@ def _slot(slot: Slot, x: Sequence[float], shares: np.ndarray, colours: Sequence[
   if colours is not None:
     strip = _bands(spoken, x, shares, colours)
   else:
-    rows = f'<span class="rows"><span>{_e(labels[0])}</span><span>{_e(labels[-1])}</span></span>'
+    ends_of = dict.fromkeys((labels[0], labels[-1]))
+    rows = f'<span class="rows">{"".join(f"<span>{_e(label)}</span>" for label in ends_of)}</span>'
     strip = f'<div class="heat">{rows}{_heat(spoken, shares)}</div>'
   return f'<div class="slot">{strip}<p><span>{_e(slot.name)}</span> <b>{_e(ends)}</b></p></div>'
 
@@ -106,12 +107,14 @@ def _heat(label: str, shares: np.ndarray) -> str:
       if (level := round(float(share) * 20)) > 0:
         levels.setdefault(level, []).append(f'M{column * width:.1f} {k}h{width:.1f}v1h-{width:.1f}z')
   parts = [f'<path d="{"".join(cells)}" opacity="{level / 20:g}"/>' for level, cells in sorted(levels.items())]
-  return _strip(label, parts, shares.shape[1])
+  rows = shares.shape[1]
+  return _strip(label, parts, rows, f' style="height:min(8.5rem,{1.6 * rows:g}rem)"')
 
 
-def _strip(label: str, parts: Sequence[str], height: int) -> str:
+def _strip(label: str, parts: Sequence[str], height: int, style: str = '') -> str:
   label = _e(label)
-  head = f'<svg class="strip" role="img" viewBox="0 0 100 {height}" preserveAspectRatio="none" aria-label="{label}">'
+  box = f'viewBox="0 0 100 {height}" preserveAspectRatio="none"'
+  head = f'<svg class="strip" role="img" {box} aria-label="{label}"{style}>'
   return f'{head}<title>{label}</title>{"".join(parts)}</svg>'
 
 

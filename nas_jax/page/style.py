@@ -48,7 +48,6 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .cards .wide h3 { grid-column: 1 / -1; }
 .strip { display: block; width: 100%; height: 1.6rem; background: var(--tint); fill: var(--ink); }
 .heat { display: grid; grid-template-columns: auto 1fr; gap: 0.4rem; }
-.heat .strip { height: 8.5rem; }
 .rows {
   display: flex; flex-direction: column; justify-content: space-between; font-size: 0.72rem; line-height: 1;
   color: var(--soft); text-align: right;
