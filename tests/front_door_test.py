@@ -26,7 +26,8 @@ def test_the_promised_names_are_there():
   assert callable(space.tree_cell_space) and callable(space.choice_space) and callable(space.canonical)
   assert callable(controller.lstm_controller) and callable(search.ask_tell) and callable(search.run_seeds)
   assert tree_cell.NASCELL is published.NASCELL and callable(tree_cell.draw)
-  assert callable(systems.cell.demo) and callable(systems.table.build)
+  assert callable(systems.cell.demo) and callable(systems.conv.demo) and callable(systems.table.build)
+  assert callable(space.conv_space) and space.count(published.FIGURE_7).conv_weights == 4_119_228
 
 
 def test_importing_does_nothing_and_brings_little():

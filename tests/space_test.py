@@ -12,6 +12,7 @@ from nas_jax import published, tree_cell
 from nas_jax.space import ACTIVATE, COMBINE, TreeArch, tree, tree_cell_space
 from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack, unstack
 from nas_jax.space.choice import ChoiceArch, choice_space
+from nas_jax.space.conv import conv_space
 from nas_jax.space.tree import ADD, IDENTITY, MAX, MULT, RELU, SIGMOID, SIN, TANH, leaves
 
 # The base-2 cell that Zoph & Le (2017) work through in Fig. 5, as they emit it:
@@ -73,8 +74,10 @@ SPACES = {
   ),
 }
 SPACES['typed'] = Space('typed', {}, TypedArch, tuple(slot for i in range(2) for slot in _typed_layer(i)))
+SPACES['conv'] = conv_space(2, (1, 3), (3,), (2, 4))
 SIZES = {'choice': 2 * 3 * 2, 'layered': 2 * (2 * 2 * 1) * (2 * 4 * 2), 'pointer': 2 * 3 * 2 * 2 * 4}
 SIZES['typed'] = (3 + 2 + 1) * (3 + 2 + 1) * 2  # by type of layer; the second has a link
+SIZES['conv'] = (2 * 2) * (2 * 2 * 2)  # the second layer has a link
 LAYERED = SPACES['layered']
 
 
