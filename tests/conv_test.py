@@ -12,6 +12,7 @@ from nas_jax.child import completed
 from nas_jax.children import conv, pictures
 from nas_jax.images import Split
 from nas_jax.space.conv import CONV, MAX_POOL, NORM, ConvArch
+from nas_jax.space.layers import Form
 from nas_jax.space.layers import network as network_of
 
 # Strides, a pool, a norm, maps of unequal size, and more than one loose end.
@@ -117,12 +118,12 @@ def random_archs(count):
 @pytest.mark.parametrize('count', [60, pytest.param(5000, marks=pytest.mark.long)])
 def test_any_string_builds_and_has_the_counted_shapes(count):
   image = (9, 8, 3)
-  child = conv.build(image, 5, 2, 2)
   for arch in random_archs(count):
-    made = network_of(arch)
-    counted = space.count(arch, image, 5)
+    form = Form(int(RNG.integers(1, 4)), ((), (2,), (2, 5))[RNG.integers(3)], int(RNG.integers(3)))
+    child, made = conv.build(image, 5, 2, 2, form=form), network_of(arch, form)
+    counted = space.count(arch, image, 5, form)
 
-    def forward(arch=arch, made=made):
+    def forward(child=child, arch=arch, made=made):
       params = child.init(conv.Plan(arch, SETTINGS), jax.random.key(0))
       return params, conv.run(params, child.carry(params), made, jnp.zeros((2, *image)), 1e-5, True)[0]
 
@@ -133,6 +134,20 @@ def test_any_string_builds_and_has_the_counted_shapes(count):
     assert channels == [
       shape[2] for shape, layer in zip(counted.shapes, made.layers, strict=True) if layer.kind in (CONV, NORM)
     ]
+
+
+@pytest.mark.long
+def test_random_networks_run_forward_and_backward():
+  image = (9, 8, 3)
+  for k, arch in enumerate(random_archs(20)):
+    child = conv.build(image, 5, 4, 4, form=Form(pools=(3,)) if k % 2 else Form(2))
+    plan = conv.Plan(arch, SETTINGS._replace(weight_decay=1e-4))
+    params = child.init(plan, jax.random.key(k))
+    drawn = jnp.asarray(RNG.normal(size=(4, *image)), jnp.float32), jnp.arange(4)
+    step = jax.jit(jax.value_and_grad(child.loss, has_aux=True), static_argnums=1)
+    (loss, stats), grads = step(params, plan, child.carry(params), drawn, jax.random.key(0))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((loss, stats, grads)))
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(grads))
 
 
 def test_smaller_maps_stand_in_the_middle_by_hand():
