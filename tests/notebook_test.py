@@ -55,6 +55,25 @@ def test_the_idea():
   assert best['reinforce'] > 2 * best['random']
 
 
+@pytest.mark.long
+def test_digits():
+  text, outputs = printed('digits.ipynb', ROOT)
+  assert '18 tokens, 34,012,224 networks' in text
+  assert float(re.search(r'of the two: (\S+)', text)[1]) > 0.7
+  mean = r'^(random|reinforce) .*first 20 (\S+), of the last 20 (\S+)$'
+  means = {name: (float(first), float(last)) for name, first, last in re.findall(mean, text, re.M)}
+  # The same draws until the controller has learned something.
+  assert abs(means['reinforce'][0] - means['random'][0]) < 0.1 < means['reinforce'][1] - means['random'][1]
+  trained = re.findall(r'when chosen (\S+), trained again (\S+)', text)
+  random, reinforce = ([float(value) for value in pair] for pair in trained)
+  # Most of the lead was luck.
+  assert reinforce[1] < reinforce[0] and abs(reinforce[1] - random[1]) < (reinforce[0] - random[0]) / 2
+  assert min(random + reinforce) > 0.9 and float(re.search(r'random networks: (\S+)', text)[1]) > 0.5
+  drawn = [output.data for output in outputs if output.output_type in ('display_data', 'execute_result')]
+  kinds = [kind for data in drawn for kind in ('image/png', 'text/html') if kind in data]
+  assert kinds == ['image/png', 'text/html', 'image/png', 'image/png', 'text/html', 'image/png']
+
+
 def test_without_the_package_a_notebook_says_how_to_get_it(tmp_path, monkeypatch):
   notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
