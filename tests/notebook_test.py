@@ -66,8 +66,8 @@ def test_digits():
   assert abs(means['reinforce'][0] - means['random'][0]) < 0.1 < means['reinforce'][1] - means['random'][1]
   trained = re.findall(r'when chosen (\S+), trained again (\S+)', text)
   random, reinforce = ([float(value) for value in pair] for pair in trained)
-  # Most of the lead was luck.
-  assert reinforce[1] < reinforce[0] and abs(reinforce[1] - random[1]) < (reinforce[0] - random[0]) / 2
+  # What was chosen as the highest of 80 is not that high again.
+  assert reinforce[1] < reinforce[0] and abs(reinforce[1] - random[1]) < 0.05
   assert min(random + reinforce) > 0.9 and float(re.search(r'random networks: (\S+)', text)[1]) > 0.5
   drawn = [output.data for output in outputs if output.output_type in ('display_data', 'execute_result')]
   kinds = [kind for data in drawn for kind in ('image/png', 'text/html') if kind in data]
