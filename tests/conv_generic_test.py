@@ -11,6 +11,7 @@ import pytest
 from nas_jax import space, train, wired
 from nas_jax.child import completed
 from nas_jax.children import conv, conv_generic, pictures
+from nas_jax.images import Split
 from nas_jax.space.conv import ConvArch
 
 L, IMAGE, CLASSES, B = 4, (6, 5, 3), 3, 4
@@ -57,9 +58,8 @@ def everywhere(tree):
 
 
 def some_data(n=12):
-  images = jnp.asarray(RNG.integers(0, 256, size=(n, *IMAGE)), jnp.uint8)
-  labels = jnp.asarray(RNG.integers(0, CLASSES, n), jnp.int32)
-  return pictures.Data(images, labels, images, labels)
+  split = Split(RNG.integers(0, 256, size=(n, *IMAGE)).astype(np.uint8), RNG.integers(0, CLASSES, n).astype(np.int32))
+  return pictures.lay_out(split, [split], B)[0]
 
 
 DATA = some_data()

@@ -192,7 +192,7 @@ def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
     '20,000,000',
     '88.250',
     'other',
-    'as in Table 2',
+    'As in Table 2.',
     'sha256 5ad',
     'python -m experiments.cell_search --seed=0 &#x27;--beside=a b&#x27;',
     'c_t from node',
