@@ -244,3 +244,10 @@ def test_words_have_one_colour_where_there_are_enough():
   ]
   text = strips.render(slots, [{'children': 1, 'probabilities': [[0.5, 0.5], [0.5, 0.5]]}])
   assert re.findall(r'--label-(\d)\)"></i>(\w)', text) == [('0', 'x'), ('1', 'y'), ('2', 'z'), ('1', 'y')]
+
+
+def test_small_numbers_are_not_rounded_away():
+  lines = [charts.Line('x', [1, 2, 3], [1e-4, 3e-4, 5e-4])]
+  svg = charts.rewards('a', 'label', lines, charts.Line('baseline', [], []))
+  assert '>0.0002<' in svg and '>0.0005<' in svg
+  assert not re.findall(r'<[^>]*\d\.\d{3,}[^>]*>', svg)  # but where things stand is

@@ -29,6 +29,9 @@ _RC: dict[Any, Any] = {
 }
 
 
+_LONG = re.compile(r'-?\d+\.\d{2,}')
+
+
 class Line(NamedTuple):
   """One search in a chart; the first is drawn as the search, the second as its control."""
 
@@ -160,7 +163,7 @@ def _svg(name: str, label: str, draw: Callable[[Any], None]) -> str:
 
   with matplotlib.rc_context(_RC):
     figure = Figure(figsize=(6.2, 4.0))
-    axes = figure.add_axes((0.13, 0.14, 0.85, 0.74))
+    axes = figure.add_axes((0.155, 0.14, 0.825, 0.74))
     draw(axes)
     axes.grid(axis='y', color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -176,13 +179,17 @@ def _svg(name: str, label: str, draw: Callable[[Any], None]) -> str:
   return _themed(file.getvalue(), name, label)
 
 
+def _rounded(number: re.Match[str]) -> str:
+  return f'{float(number[0]):.2f}'.rstrip('0').rstrip('.')
+
+
 def _themed(svg: str, name: str, label: str) -> str:
   view = re.search(r'viewBox="([^"]*)"', svg)
   body = svg[svg.index('<defs>') :] if '<metadata' not in svg else svg[svg.index('</metadata>') + 11 :]
   body = re.sub(r'<style.*?</style>|<!--.*?-->', '', body, flags=re.DOTALL)
   body = re.sub(r' ?font-family: [^;"]*;', '', body)  # the page's own
   body = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{name}-', body.replace('xlink:href', 'href'))
-  body = re.sub(r'-?\d+\.\d{2,}', lambda found: f'{float(found[0]):.2f}'.rstrip('0').rstrip('.'), body)
+  body = re.sub(r'<[^>]*>', lambda tag: _LONG.sub(_rounded, tag[0]), body)  # numbers that people read stay
   for sentinel, colour in _COLOURS.items():
     body = body.replace(sentinel, colour)
   label = html.escape(label)
