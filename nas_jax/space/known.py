@@ -4,11 +4,17 @@ from collections.abc import Callable
 import json
 
 from nas_jax.space.base import Space
+from nas_jax.space.chain import chain_space
 from nas_jax.space.choice import choice_space
 from nas_jax.space.conv import conv_space
 from nas_jax.space.tree import tree_cell_space
 
-_MAKE: dict[str, Callable[..., Space]] = {'tree_cell': tree_cell_space, 'conv': conv_space, 'choice': choice_space}
+_MAKE: dict[str, Callable[..., Space]] = {
+  'tree_cell': tree_cell_space,
+  'conv': conv_space,
+  'chain': chain_space,
+  'choice': choice_space,
+}
 
 
 def kind_of(text: str) -> str:

@@ -1,0 +1,81 @@
+"""Chains of layers, one token each: the space of Olga Xu's augmented search."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from nas_jax.space.base import Kind, Slot, Space
+
+KINDS = ('conv', 'residual', 'average pool', 'max pool')
+
+
+class ChainArch(NamedTuple):
+  """A network of L layers, each reading the one before it."""
+
+  layers: tuple[int, ...]  # [L] codes, see `code`
+
+
+class ChainLayer(NamedTuple):
+  """One layer, all decided."""
+
+  kind: int  # id into KINDS
+  channels: int  # 0 for a pool, which keeps what it reads
+  kernel: int  # height and width; of both convolutions of a residual block
+  stride: int
+
+
+def default_layers() -> tuple[str, ...]:
+  """24 choices. The poster names kinds and some sizes of 24, not the list: this is ours that agrees with it."""
+  convolutions = [f'conv {channels} {kernel} {stride}' for channels in (32, 64, 128) for kernel in (3, 4, 5)
+                  for stride in (1, 2)]  # fmt: skip
+  residual = [f'residual {channels} 3 1' for channels in (32, 64, 128)]
+  return (*convolutions, *residual, 'average pool 2 2', 'max pool 2 2', 'max pool 3 2')
+
+
+def chain_space(layers: Sequence[str] | None = None, max_depth: int = 15) -> Space:
+  """All chains of up to `max_depth` layers; 24^15 of the deepest with the default ones.
+
+  Args:
+    layers: the choices of each token: 'conv CHANNELS KERNEL STRIDE', 'residual CHANNELS KERNEL STRIDE', 'average pool
+      KERNEL STRIDE' or 'max pool KERNEL STRIDE'; by default `default_layers`.
+    max_depth: layers of the deepest chain.
+
+  Raises:
+    ValueError: names the layer and what fits.
+  """
+  words = tuple(default_layers() if layers is None else layers)
+  codes = tuple(code(parse(word)) for word in words)
+  if not codes or len(set(codes)) < len(codes):
+    raise ValueError(f'layers (={words}) must be at least one, each once.')
+  if not isinstance(max_depth, int) or max_depth < 1:
+    raise ValueError(f'max_depth (={max_depth}) must be an int from 1 up: the layers of the deepest chain.')
+  slots = [
+    Slot(f'layer {i}', '', Kind.CHOICE, len(codes), 'layers', codes, words, head='layer', layer=i)
+    for i in range(max_depth)
+  ]
+  return Space('chain', {'layers': list(words), 'max_depth': max_depth}, ChainArch, tuple(slots))
+
+
+def parse(word: str) -> ChainLayer:
+  """The layer that words such as 'conv 64 3 1' or 'max pool 2 2' mean. Raises ValueError on others."""
+  for kind, name in enumerate(KINDS):
+    if word.startswith(f'{name} '):
+      numbers = word.removeprefix(name).split()
+      wanted = 2 if name.endswith('pool') else 3
+      if len(numbers) == wanted and all(number.isdecimal() and 1 <= int(number) < 1000 for number in numbers):
+        *channels, kernel, stride = map(int, numbers)
+        if max(kernel, stride) < 10:
+          return ChainLayer(kind, channels[0] if channels else 0, kernel, stride)
+  raise ValueError(
+    f'{word!r} is no layer: want conv or residual CHANNELS KERNEL STRIDE, average pool or max pool KERNEL STRIDE, as '
+    "'conv 64 3 1' or 'max pool 2 2', with channels below 1000, kernel and stride below 10."
+  )
+
+
+def code(layer: ChainLayer) -> int:
+  """One number for a layer, the same in every space: its digits are kind, three of channels, kernel, stride."""
+  return ((layer.kind * 1000 + layer.channels) * 10 + layer.kernel) * 10 + layer.stride
+
+
+def layer_of(code: int) -> ChainLayer:
+  """The inverse of `code`."""
+  return ChainLayer(code // 100_000, code // 100 % 1000, code // 10 % 10, code % 10)
