@@ -208,6 +208,8 @@ def test_what_a_program_for_all_cannot_train():
   assert 'filters 9 is none of' in conv.misfit(cfg, ARCH._replace(filters=(2, 9)))
   assert 'strides' in conv.misfit(cfg, ARCH._replace(stride_height=(1, 1), stride_width=(1, 1)))
   assert conv.misfit(tiny.conv_config(), ARCH._replace(filters=(2, 9))) == ''
+  assert 'no anchor points, and skips is True' in conv.misfit(cfg, ARCH._replace(links=()))
+  assert 'skips is False' in conv.misfit(dataclasses.replace(cfg, skips=False), ARCH)
   few = tiny.cell_config(activate=('identity', 'tanh'))
   assert 'sigmoid is none of identity, tanh' in cell.misfit(few, published.LSTM)
   assert cell.misfit(tiny.cell_config(), published.LSTM) == ''

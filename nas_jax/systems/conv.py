@@ -217,6 +217,8 @@ def misfit(cfg: Config, arch: ConvArch) -> str:
     return ''
   if arch.layer_type or arch.stride_height:
     return 'it has strides or types of layers, and one program trains plain convolutions'
+  if bool(arch.links) != (cfg.skips and len(arch.filters) > 1):
+    return f'it has {"" if arch.links else "no "}anchor points, and skips is {cfg.skips}'
   for name, labels in (
     ('filter_height', cfg.filter_heights),
     ('filter_width', cfg.filter_widths),
