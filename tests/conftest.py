@@ -2,10 +2,13 @@
 
 import os
 
+# Exact comparisons and four devices: on an accelerator too the tests are for the CPU, unless JAX_PLATFORMS says else.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # for the launchers that tests start
+
 import jax
 import pytest
 
-os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # for the launchers that tests start
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
