@@ -22,7 +22,7 @@ def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
   reward, found = np.asarray(outcome.reward), []
   for k, (number, tokens) in enumerate(zip(np.asarray(batch.ids), np.asarray(batch.tokens), strict=True)):
     record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': reward[k].tolist()}
-    record |= {} if batch.depth is None else {'depth': int(batch.depth)}
+    record |= {} if batch.depth is None else {'depth': int(np.broadcast_to(batch.depth, len(batch.ids))[k])}
     record |= {name: plain(values[k]) for name, values in columns.items()}
     record |= {'failed': FAILURES[int(failed[k])] or None, 'seconds': round(seconds / len(batch.ids), 4)}
     found.append(record)

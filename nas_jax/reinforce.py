@@ -14,10 +14,10 @@ from nas_jax.types import Array
 
 
 class Baseline(NamedTuple):
-  """An exponential moving average of rewards."""
+  """An average of the rewards so far."""
 
   value: Array  # []
-  updates: Array  # [] int32, how many so far
+  seen: Array  # [] int32, rewards so far
   square: Array  # [] the same average of squared advantages
 
 
@@ -26,7 +26,9 @@ def init_baseline() -> Baseline:
   return Baseline(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros(()))
 
 
-def advantage(baseline: Baseline, reward: Array, decay: float, normalize: bool = False) -> tuple[Array, Baseline]:
+def advantage(
+  baseline: Baseline, reward: Array, decay: float | None, normalize: bool = False, exists: Array | None = None
+) -> tuple[Array, Baseline]:
   """R_k - b, with b from before these rewards, and the baseline after them.
 
   The very first batch has no past: its b is its own mean, which is also where the average starts. (The paper gives
@@ -35,21 +37,45 @@ def advantage(baseline: Baseline, reward: Array, decay: float, normalize: bool =
   Args:
     baseline: as it stands.
     reward: [m], or [m, L].
-    decay: of the moving average, per batch.
+    decay: of the moving average, per batch; None for the plain average of all rewards so far.
     normalize: divide by the root of the average square, these rewards included: free of the reward's scale, and at
       most 1 / sqrt(1 - decay) where m is 1.
+    exists: [m, L] which rewards there are, all if None; the advantage of the others is 0.
   """
-  mean = jnp.mean(reward)
-  before = jnp.where(baseline.updates == 0, mean, baseline.value)
-  value = reward - before
-  square = jnp.mean(value**2)
-  square = jnp.where(baseline.updates == 0, square, decay * baseline.square + (1.0 - decay) * square)
+  count = reward.size if exists is None else exists.sum(dtype=jnp.int32)
+  keep = baseline.seen / (baseline.seen + count) if decay is None else decay
+  mean = jnp.mean(reward, where=exists)
+  before = jnp.where(baseline.seen == 0, mean, baseline.value)
+  value = reward - before if exists is None else jnp.where(exists, reward - before, 0.0)
+  square = jnp.mean(value**2, where=exists)
+  square = jnp.where(baseline.seen == 0, square, keep * baseline.square + (1.0 - keep) * square)
   if normalize:
     # What rounding leaves of equal rewards must not be blown up to 1.
     least = 1e-5 * jnp.abs(before) + jnp.finfo(value.dtype).tiny
     value /= jnp.maximum(jnp.sqrt(square), least)
-  after = decay * before + (1.0 - decay) * mean
-  return value, Baseline(after, baseline.updates + 1, square)
+  after = keep * before + (1.0 - keep) * mean
+  return value, Baseline(after, baseline.seen + count, square)
+
+
+RETURNS = ('past', 'to go')
+
+
+def returns(value: Array, gamma: float, kind: str) -> Array:
+  """What each layer is credited with, [m, L], from what each earned.
+
+  'past' is G_t = R_t + gamma G_(t-1), as Xu writes it; 'to go' is G_t = R_t + gamma G_(t+1), as Sutton & Barto do. What
+  came before a choice does not depend on it: in expectation 'past' credits it with R_t alone, and 'to go' follows the
+  gradient of the sum of all rewards.
+
+  Args:
+    value: [m, L] rewards, or advantages; 0 for layers that are not there.
+    gamma: how much of the neighbour's return counts.
+    kind: of RETURNS.
+  """
+  gap = np.arange(value.shape[1])[None] - np.arange(value.shape[1])[:, None]  # from the earner to the credited
+  gap = gap if kind == 'past' else -gap
+  share = np.where(gap >= 0, gamma ** np.maximum(gap, 0), 0.0)
+  return (value[:, :, None] * jnp.asarray(share, value.dtype)[None]).sum(1)
 
 
 def credit(value: Array, layer_of_token: np.ndarray) -> Array:

@@ -5,7 +5,6 @@ Only `evaluate` may take its time, and only `run` loops.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import time
 from typing import Any, NamedTuple
 import warnings
@@ -14,55 +13,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nas_jax import config, journal, reinforce
-from nas_jax.config import field
+from nas_jax import config, journal, reinforce, update
 from nas_jax.controller import Controller, lstm_controller, survey, uniform_controller
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
+from nas_jax.update import Best, Config, SearchState
 
 
-@dataclasses.dataclass
-class Config:
-  """What every search has: the controller and its update. The defaults are Zoph & Le's.
+class Parts(NamedTuple):
+  """How strings become the children that are trained, where these are not the same: their prefixes, say."""
 
-  On CIFAR-10 each of 100 replicas had 8 children and a rate of 6e-4, on Penn Treebank each of 400 had 1 and 5e-4.
-  """
-
-  algorithm: str = field('reinforce', 'what proposes children', choices=('reinforce', 'random'))
-  seed: int = field(0, 'of the whole run', low=0)
-  m: int = field(8, 'children per update; 8 a replica on CIFAR-10, Sec. 4.1', low=1)
-  controller_units: int = field(35, 'width of each LSTM layer, Sec. 4.1', low=1)
-  controller_layers: int = field(2, 'LSTM layers, Sec. 4.1', low=1)
-  controller_init: float = field(0.08, 'weights start uniform within +-this, Sec. 4.1', above=0.0)
-  controller_lr: float = field(5e-4, 'of Adam, Sec. 4.2', above=0.0)
-  controller_clip: float = field(0.0, 'greatest norm of the gradient, 0 for none (the paper names none)', low=0.0)
-  baseline_decay: float = field(0.95, 'of the moving average of rewards (the paper does not say)', low=0.0, high=1.0)
-  normalize_advantage: bool = field(False, 'divide R - b by a moving root mean square of it; not in the paper')
-  depth_start: int = field(0, 'layers of the first children, 0 for the deepest from the start; 6, Sec. 4.1', low=0)
-  depth_step: int = field(2, 'layers more each time, Sec. 4.1', low=1)
-  depth_every: int = field(1600, 'children until the next, Sec. 4.1', low=1)
-  entropy_weight: float = field(0.0, 'of the entropy bonus, (normalized) reward per nat; 0 in the paper', low=0.0)
-
-
-class Best(NamedTuple):
-  """The best child so far."""
-
-  reward: Array  # []; minus infinity before the first
-  id: Array  # [] int32
-  tokens: Array  # [T] int32
-  depth: Array  # [] int32, layers
-
-
-class SearchState(NamedTuple):
-  """Everything that decides the future of a search."""
-
-  step: Array  # [] int32, updates so far
-  key: Key  # the run's key; steps and children fold their numbers into it
-  theta: PyTree  # controller parameters
-  opt_state: PyTree
-  baseline: reinforce.Baseline
-  best: Best
-  children: PyTree = ()  # () from scratch, shared weights for ENAS
+  split: Callable[[Batch], list[Batch]]  # strings -> children, in groups that are trained one after another
+  train: Callable[[Batch], Outcome]  # a group of children -> a reward each
+  join: Callable[[Batch, list[Batch], list[Outcome]], Outcome]  # the outcome of the strings
+  spent: Callable[[SearchState], int]  # children so far
+  grow: Callable[[SearchState], SearchState]  # makes room between updates
 
 
 class Search(NamedTuple):
@@ -78,10 +43,37 @@ class Search(NamedTuple):
   gradient: Callable[[SearchState, Batch, Outcome], PyTree]
   apply: Callable[[SearchState, PyTree, Batch, Outcome], tuple[SearchState, dict[str, Array]]]
   survey: Callable[[SearchState, Key], tuple[Array, Array]]  # the controller's entropy and probabilities, to look at
+  parts: Parts | None = None  # None: each string is a child
+
+  @property
+  def train(self) -> Callable[[Batch], Outcome]:
+    """What scores architectures, whatever the search makes of the scores."""
+    return self.parts.train if self.parts else self.evaluate
+
+  def spent(self, state: SearchState) -> int:
+    """Children so far, which is also the id of the next."""
+    return self.parts.spent(state) if self.parts else int(state.step) * self.m
 
 
-def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Search:
-  """A search over `space` by `cfg` whose children are scored by `evaluate`. Raises ValueError as `config.check`."""
+def build(
+  space: Space,
+  cfg: Config,
+  evaluate: Callable[[Batch], Outcome],
+  credit: update.Credit = lambda state, batch, value: value,
+  remember: update.Remember = lambda state, batch, outcome: state.replay,
+) -> Search:
+  """A search over `space`.
+
+  Args:
+    space: of the children.
+    cfg: the controller and its update.
+    evaluate: scores children, with one reward each or one for each of their layers.
+    credit: what children, or their layers, are credited with, from their advantages.
+    remember: the `replay` of the next state.
+
+  Raises:
+    ValueError: as `config.check`.
+  """
   config.check(cfg)
   if cfg.algorithm == 'random':
     controller = uniform_controller(space)
@@ -89,7 +81,7 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
     controller = lstm_controller(space, cfg.controller_units, cfg.controller_layers, cfg.controller_init)
   clip = [optax.clip_by_global_norm(cfg.controller_clip)] if cfg.controller_clip else []
   optimizer = optax.chain(*clip, optax.adam(cfg.controller_lr))
-  gradient, apply = _update(space, cfg, controller, optimizer)
+  gradient, apply = update.build(space, cfg, controller, optimizer, credit, remember)
 
   def init(key: Key) -> SearchState:
     run_key, theta_key = jax.random.split(key)
@@ -128,57 +120,6 @@ def build(space: Space, cfg: Config, evaluate: Callable[[Batch], Outcome]) -> Se
 def depth_of(cfg: Config, space: Space, children: int) -> int:
   """The layers of the next child after so many: `depth_step` more every `depth_every` children, Sec. 4.1."""
   return min(space.layers, cfg.depth_start + cfg.depth_step * (children // cfg.depth_every))
-
-
-def _update(space: Space, cfg: Config, controller: Controller, optimizer: optax.GradientTransformation):
-  """`gradient` and `apply` of a search."""
-  layer_of_token = space.layer_of_token()
-
-  def earned(outcome: Outcome) -> Array:
-    return jnp.where(jnp.isfinite(outcome.reward), outcome.reward, 0.0)
-
-  def advantage(state: SearchState, reward: Array) -> tuple[Array, reinforce.Baseline]:
-    return reinforce.advantage(state.baseline, reward, cfg.baseline_decay, cfg.normalize_advantage)
-
-  def gradient(state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
-    value, _ = advantage(state, earned(outcome))
-
-    def objective(theta):
-      log_prob = jax.vmap(lambda tokens: controller.log_prob(theta, tokens, batch.depth))(batch.tokens)
-      loss = reinforce.loss(log_prob, reinforce.credit(value, layer_of_token))
-      if cfg.entropy_weight:
-        entropy = jax.vmap(lambda tokens: controller.entropy(theta, tokens, batch.depth))(batch.tokens)
-        loss -= cfg.entropy_weight * entropy.sum(1).mean()
-      return loss
-
-    return jax.grad(objective)(state.theta)
-
-  def apply(state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
-    reward = earned(outcome)
-    value, baseline = advantage(state, reward)
-    updates, opt_state = optimizer.update(grads, state.opt_state)
-    total = reward if reward.ndim == 1 else reward.max(1)
-    first = jnp.argmax(total)
-    depth = jnp.asarray(space.layers if batch.depth is None else batch.depth, jnp.int32)
-    found = Best(total[first], batch.ids[first], batch.tokens[first], depth)
-    better = found.reward > state.best.reward
-    best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, state.best)
-    info = {
-      'reward': total.mean(),
-      'baseline': baseline.value,
-      'advantage': jnp.abs(value).mean(),
-      'gradient_norm': optax.tree.norm(grads) if cfg.algorithm != 'random' else jnp.zeros(()),
-    }
-    state = state._replace(
-      step=state.step + 1,
-      theta=optax.apply_updates(state.theta, updates),
-      opt_state=opt_state,
-      baseline=baseline,
-      best=best,
-    )
-    return state, info
-
-  return gradient, apply
 
 
 def ask_tell(space: Space, cfg: Config) -> Search:
@@ -231,27 +172,41 @@ def run(
     ValueError: the journal is of another search: the same id with other tokens.
   """
   known = known or {}
-  while int(state.step) * search.m < budget.children:
+  while search.spent(state) < budget.children:
     batch = search.ask(state)
-    missing = [k for k, number in enumerate(batch.ids.tolist()) if number not in known]
-    if missing:
-      start, some = time.perf_counter(), _take(batch, missing)
-      outcome = search.evaluate(some)
-      fresh = journal.records(some, outcome, time.perf_counter() - start)
-      _call(hooks, 'children', fresh)
-    if len(missing) < search.m:
-      lines = {line['id']: line for line in fresh} if missing else {}
-      outcome = journal.outcome([lines.get(number) or known[number] for number in batch.ids.tolist()], batch)
+    if search.parts:
+      groups = search.parts.split(batch)
+      outcome = search.parts.join(batch, groups, [_evaluated(search, hooks, group, known) for group in groups])
+    else:
+      outcome = _evaluated(search, hooks, batch, known)
     state, info = search.tell(state, batch, outcome)
+    state = search.parts.grow(state) if search.parts else state
     _call(hooks, 'step', state, {name: float(value) for name, value in info.items()})
   return state
 
 
+def _evaluated(search: Search, hooks: Sequence[Hook], batch: Batch, known: Mapping[int, journal.Record]) -> Outcome:
+  """The outcome of children; those that are not journalled yet are trained, and journalled."""
+  ids, lines = batch.ids.tolist(), dict[int, journal.Record]()
+  missing = [k for k, number in enumerate(ids) if number not in known]
+  if missing:
+    start, some = time.perf_counter(), _take(batch, missing)
+    outcome = search.train(some)
+    fresh = journal.records(some, outcome, time.perf_counter() - start)
+    _call(hooks, 'children', fresh)
+    if len(missing) == len(ids):
+      return outcome
+    lines = {line['id']: line for line in fresh}
+  return journal.outcome([lines.get(number) or known[number] for number in ids], batch)
+
+
 def _take(batch: Batch, places: Sequence[int]) -> Batch:
   """Some of the children; what all of them share stays."""
-  at = jnp.asarray(places)
-  shared = {'depth': batch.depth, 'extra': batch.extra}
-  return jax.tree.map(lambda x: x[at], batch._replace(depth=None, extra=()))._replace(**shared)
+  at, alone = jnp.asarray(places), batch._replace(extra=())
+  if not batch.deep:
+    alone = alone._replace(depth=None)
+  taken = jax.tree.map(lambda x: x[at], alone)
+  return taken._replace(extra=batch.extra, depth=taken.depth if batch.deep else batch.depth)
 
 
 def _call(hooks: Sequence[Hook], name: str, *args: Any) -> None:

@@ -20,8 +20,13 @@ class Batch(NamedTuple):
   keys: Key  # [m] one key per child, for its weights, its data order and its dropout
   tokens: Array  # [m, T] int32
   archs: PyTree  # the space's NamedTuple with int32 arrays [m, ...]
-  depth: int | Array | None = None  # layers of these children, None for all that the space has
+  depth: int | Array | None = None  # layers of these children, or of each [m]; None for all that the space has
   extra: PyTree = ()  # what an evaluator needs from the state: shared weights, counters
+
+  @property
+  def deep(self) -> bool:
+    """Whether each child has a depth of its own."""
+    return getattr(self.depth, 'ndim', 0) > 0
 
 
 class Outcome(NamedTuple):

@@ -179,7 +179,7 @@ FLOORS = [
   {'children'},
   {'train'},
   {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page'},
-  {'search'},
+  {'update', 'search', 'per_layer'},
   {'systems'},
 ]
 

@@ -41,7 +41,7 @@ def test_baseline_by_hand():
     found, baseline = reinforce.advantage(baseline, jnp.array(rewards), 0.9)
     np.testing.assert_allclose(found, advantage, rtol=1e-6)
     np.testing.assert_allclose(baseline.value, value, rtol=1e-6)
-  assert baseline.updates == 3
+  assert baseline.seen == 6
 
 
 def test_a_first_child_alone_teaches_nothing():
@@ -230,7 +230,7 @@ def test_an_update_by_hand():
   # Adam's first step is lr * g / (|g| + 1e-8), against the gradient.
   wanted = jax.tree.map(lambda w, g: w - 0.01 * g / (jnp.abs(g) + 1e-8), state.theta, grads)
   chex.assert_trees_all_close(after.theta, wanted, atol=1e-4)
-  assert (after.step, after.baseline.updates) == (1, 1)
+  assert (after.step, after.baseline.seen) == (1, 3)
   # The mean of the rewards is 3: advantages -2, -1 and 3.
   for name, value in {'reward': 3, 'baseline': 3, 'advantage': 2, 'gradient_norm': optax.tree.norm(grads)}.items():
     np.testing.assert_allclose(info[name], value, rtol=1e-5)
