@@ -173,9 +173,9 @@ def imports(path):
 
 FLOORS = [
   {'lazy', 'types', 'config', 'ops', 'space', 'published', 'data', 'images', 'checkpoint'}
-  | {'reinforce', 'rewards', 'schedules'},
+  | {'reinforce', 'replay', 'rewards', 'schedules'},
   {'controller', 'recurrence', 'tree_cell', 'drawing', 'tree_draw', 'conv_draw', 'tree_text', 'tree_cell_nnx', 'child'}
-  | {'wiring', 'wired'},
+  | {'replay_draw', 'wiring', 'wired'},
   {'children'},
   {'train'},
   {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page'},

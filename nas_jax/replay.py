@@ -1,0 +1,250 @@
+"""The experience replay tree of Xu's augmented search: a node is a layer, a path from the root an architecture.
+
+Arrays of a fixed room, so that inserting, looking up and drawing are pure functions that jit and vmap. Each prefix of a
+string is an architecture, and its node keeps what it earned: looked up, it needs no training again, and walks to a leaf
+that prefer good nodes are strings to learn from once more.
+
+What Xu leaves open, and we do: the probability of the next node goes by a power of its reward, and a mean is over the
+longest trainings alone, since how long children train grows during a search.
+"""
+
+from collections.abc import Sequence
+import json
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.types import Array, Key
+
+
+class Tree(NamedTuple):
+  """N nodes of which `size` are taken, in the order of their coming; node 0 is the root, which is no layer."""
+
+  children: Array  # [N, K] int32, the node of each next token; 0, which is no one's child, where there is none
+  parent: Array  # [N] int32
+  token: Array  # [N] int32, that leads here
+  reward: Array  # [N] float32, mean over its trainings
+  trained: Array  # [N] int32, how many trainings that mean is over
+  used: Array  # [N] int32, how often a string went through it
+  length: Array  # [N] int32, epochs of these trainings
+  size: Array  # [] int32, nodes, the root included
+
+
+def empty(choices: int, room: int) -> Tree:
+  """A root alone.
+
+  Args:
+    choices: K, of a token.
+    room: N, how many nodes there may be, the root included.
+
+  Raises:
+    ValueError: there is no choice, or no room for the root.
+  """
+  if choices < 1 or room < 1:
+    raise ValueError(f'a tree of choices={choices} and room={room} has no place for a node: want at least 1 of each.')
+  counts = [jnp.zeros(room, jnp.int32) for _ in range(5)]
+  parent, token, trained, used, length = counts
+  children, reward = jnp.zeros((room, choices), jnp.int32), jnp.zeros(room, jnp.float32)
+  return Tree(children, parent, token, reward, trained, used, length, jnp.ones((), jnp.int32))
+
+
+def room(tree: Tree) -> int:
+  """N: how many nodes there may be, the root included."""
+  return len(tree.parent)
+
+
+def grow(tree: Tree, room: int) -> Tree:
+  """The same tree with room for more nodes. Raises ValueError if that is less than it has."""
+  more = room - len(tree.parent)
+  if more < 0:
+    raise ValueError(f'a tree with room for {len(tree.parent)} nodes cannot shrink to {room}: want at least as many.')
+  grown = [jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) for x in tree[:-1]]
+  return Tree._make([*grown, tree.size])
+
+
+def lookup(tree: Tree, tokens: Array, depth: int | Array) -> Array:
+  """The nodes of a string.
+
+  Args:
+    tree: where to look.
+    tokens: [T] int32.
+    depth: how many of them there are; may be traced.
+
+  Returns:
+    [T] int32, the node after each token; 0 from where the path leaves the tree, or the string ends.
+  """
+  chex.assert_rank(tokens, 1)
+
+  def step(node: Array, each: tuple[Array, Array]) -> tuple[Array, Array]:
+    position, token = each
+    inside = ((position == 0) | (node > 0)) & (position < depth)
+    node = jnp.where(inside, tree.children[node, token], 0)
+    return node, node
+
+  _, nodes = jax.lax.scan(step, jnp.zeros((), jnp.int32), (jnp.arange(len(tokens)), tokens))
+  return nodes
+
+
+def insert(tree: Tree, tokens: Array, depth: int | Array, rewards: Array, fresh: Array, length: int | Array) -> Tree:
+  """The tree after a string: missing nodes are added, all of its nodes used once more, fresh rewards taken in.
+
+  A training longer than those of a node's mean replaces it, an equal one is averaged with them, a shorter one is left
+  out. A reward that is not finite counts as 0. Where no room is left, a node and so all that come after it are dropped,
+  and nothing else changes: `grow` in time.
+
+  Args:
+    tree: before.
+    tokens: [T] int32.
+    depth: how many of them there are, what comes after is not read; may be traced.
+    rewards: [T] of each prefix; read only where fresh.
+    fresh: [T] bool, whether the prefix was trained just now.
+    length: epochs of these trainings; may be traced.
+  """
+  chex.assert_rank(tokens, 1)
+  chex.assert_equal_shape([tokens, rewards, fresh])
+  tokens, length = tokens.astype(jnp.int32), jnp.asarray(length, jnp.int32)
+  nowhere = len(tree.parent)  # what is written there, or beyond, is dropped
+  position = jnp.arange(len(tokens))
+  old = lookup(tree, tokens, depth)
+  new = (old == 0) & (position < depth)  # all that come after the first of them
+  node = jnp.where(new, tree.size + jnp.cumsum(new) - 1, jnp.where(old > 0, old, nowhere)).astype(jnp.int32)
+  before = jnp.concatenate([jnp.zeros(1, jnp.int32), node[:-1]])
+  added = jnp.where(new, node, nowhere)
+  fits = added < nowhere
+
+  known = tree.length[node]
+  equal = known == length
+  mean = jnp.where(equal, tree.reward[node], 0.0)
+  trained = jnp.where(equal, tree.trained[node], 0) + 1
+  rewards = jnp.where(jnp.isfinite(rewards), rewards, 0.0).astype(jnp.float32)
+  learns = jnp.where(fresh & (known <= length), node, nowhere)
+  return Tree(
+    children=tree.children.at[jnp.where(fits, before, nowhere), tokens].set(node, mode='drop'),
+    parent=tree.parent.at[added].set(before, mode='drop'),
+    token=tree.token.at[added].set(tokens, mode='drop'),
+    reward=tree.reward.at[learns].set(mean + (rewards - mean) / trained, mode='drop'),
+    trained=tree.trained.at[learns].set(trained, mode='drop'),
+    used=tree.used.at[node].add(1, mode='drop'),
+    length=tree.length.at[learns].set(length, mode='drop'),
+    size=tree.size + fits.sum(dtype=jnp.int32),
+  )
+
+
+def insert_all(tree: Tree, tokens: Array, depths: Array, rewards: Array, fresh: Array, length: int | Array) -> Tree:
+  """The tree after `insert` of m strings, one after the other.
+
+  Args:
+    tree: before.
+    tokens: [m, T] int32.
+    depths: [m] int32.
+    rewards: [m, T].
+    fresh: [m, T] bool.
+    length: epochs of the fresh trainings; may be traced.
+  """
+  chex.assert_equal_shape([tokens, rewards, fresh])
+  chex.assert_shape(depths, tokens.shape[:1])
+
+  def step(tree: Tree, each: tuple[Array, Array, Array, Array]) -> tuple[Tree, None]:
+    return insert(tree, *each, length), None
+
+  return jax.lax.scan(step, tree, (tokens, depths, rewards, fresh))[0]
+
+
+def draw(tree: Tree, key: Key, T: int, power: float | Array) -> tuple[Array, Array]:
+  """A walk from the root to a leaf, or to the T-th layer.
+
+  The next node is one of the children with a probability proportional to reward ** power; uniform where no child has
+  a reward, which is what one has that is not above 0, or not finite.
+
+  Args:
+    tree: to walk in.
+    key: of this walk.
+    T: room for the string.
+    power: 0 for uniform at each node, more to prefer the better ones; may be traced.
+
+  Returns:
+    (tokens [T] int32, 0 from where the walk has ended; depth [] int32, 0 if the tree is empty).
+  """
+
+  def step(node: Array, key: Key) -> tuple[Array, tuple[Array, Array]]:
+    token = jax.random.categorical(key, _log_next(tree, node, power)).astype(jnp.int32)
+    after = tree.children[node, token]
+    # At a leaf the walk stays: no child of a leaf can come after it.
+    return jnp.where(after > 0, after, node), (jnp.where(after > 0, token, 0), after > 0)
+
+  _, (tokens, walked) = jax.lax.scan(step, jnp.zeros((), jnp.int32), jax.random.split(key, T))
+  return tokens, walked.sum(dtype=jnp.int32)
+
+
+def log_prob(tree: Tree, tokens: Array, power: float | Array) -> Array:
+  """How likely a walk of `draw` goes through each prefix of a string.
+
+  Args:
+    tree: to walk in.
+    tokens: [T] int32.
+    power: as in `draw`.
+
+  Returns:
+    [T] log-probability of the tokens up to each, nats; minus infinity from where they leave the tree.
+  """
+  chex.assert_rank(tokens, 1)
+
+  def step(carry: tuple[Array, Array], token: Array) -> tuple[tuple[Array, Array], Array]:
+    node, total = carry
+    total += _log_next(tree, node, power)[token]  # once minus infinity, it stays so wherever the path goes on
+    return (tree.children[node, token], total), total
+
+  start = jnp.zeros((), jnp.int32), jnp.zeros(())
+  return jax.lax.scan(step, start, tokens)[1]
+
+
+def _log_next(tree: Tree, node: Array, power: float | Array) -> Array:
+  """[K] log-probability of each token after a node, minus infinity where it has no child; at a leaf all are that."""
+  children = tree.children[node]
+  exists, reward = children > 0, tree.reward[children]
+  earns = exists & jnp.isfinite(reward) & (reward > 0)
+  # By logarithms: a reward to a high power would be 0.
+  score = jnp.where(earns, power * jnp.log(jnp.where(earns, reward, 1.0)), -jnp.inf)
+  alike = (power == 0) | ~jnp.any(score > -jnp.inf)
+  score = jnp.where(exists, jnp.where(alike, 0.0, score), -jnp.inf)
+  return score - jnp.where(jnp.any(exists), jax.nn.logsumexp(score), 0.0)
+
+
+def names(tree: Tree, labels: Sequence[str]) -> list[str]:
+  """What each of the `size` nodes is called, by `labels` [K]; '' for the root. Raises ValueError if K differs."""
+  if len(labels) != tree.children.shape[1]:
+    raise ValueError(f'{len(labels)} labels for a tree of {tree.children.shape[1]} choices: want one for each.')
+  return ['', *(labels[token] for token in np.asarray(tree.token)[1 : int(tree.size)].tolist())]
+
+
+def as_json(tree: Tree, labels: Sequence[str]) -> str:
+  """The tree as nested JSON, to keep or to look at.
+
+  A node is {'layer': label, 'reward', 'trained', 'used', 'length', 'next': [nodes]}, its children in the order of
+  tokens; the root, which is no layer, has 'next' alone.
+
+  Args:
+    tree: to write.
+    labels: [K] what each token is called.
+
+  Raises:
+    ValueError: there are not as many labels as choices.
+  """
+  layers, tree = names(tree, labels), jax.device_get(tree)
+
+  def nodes(parent: int) -> list[dict[str, Any]]:
+    return [
+      {
+        'layer': layers[node],
+        'reward': float(str(tree.reward[node])),  # the shortest that is the same float32
+        **{name: int(getattr(tree, name)[node]) for name in ('trained', 'used', 'length')},
+        'next': nodes(node),
+      }
+      for node in tree.children[parent].tolist()
+      if node
+    ]
+
+  return json.dumps({'next': nodes(0)}, allow_nan=False)
