@@ -13,8 +13,8 @@ SAMPLES = 64  # strings that the controller's entropy and probabilities are mean
 POINTS = 100  # about as many times in a run its probabilities are noted
 
 
-def watch(workdir: str, s: search.Search, updates: int) -> tuple[search.Hook, Callable[[], None]]:
-  """A hook that notes `s` in `workdir`, and what closes its files; `updates` is how many the whole run has.
+def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple[search.Hook, Callable[[], None]]:
+  """A hook that notes `s` in `workdir`, and what closes its files; of its `children` so many are `done`.
 
   Each update becomes a line of updates.jsonl: step, children, mean reward, baseline, advantage (mean absolute),
   gradient_norm, best reward, entropy (nats a string) and, about a hundred times in a run, `probabilities`: of each
@@ -24,13 +24,15 @@ def watch(workdir: str, s: search.Search, updates: int) -> tuple[search.Hook, Ca
   write = journal.writer(os.path.join(workdir, 'updates.jsonl'))
   show_children, show_updates, close = events(workdir)
   # A key of its own: nothing here is seen by the search.
-  keys = jax.random.split(jax.random.key(0), SAMPLES)
+  keys, looked = jax.random.split(jax.random.key(0), SAMPLES), done * POINTS // children
 
   def note(state: search.SearchState, info: Mapping[str, Any]) -> None:
-    step, (entropy, probabilities) = int(state.step), s.survey(state, keys)
+    nonlocal looked
+    step, done, (entropy, probabilities) = int(state.step), s.spent(state), s.survey(state, keys)
     numbers = {**info, 'best': state.best.reward, 'entropy': entropy}
-    line = {'step': step, 'children': step * s.m} | {name: journal.plain(np.asarray(x)) for name, x in numbers.items()}
-    if step in (1, updates) or step % max(1, updates // POINTS) == 0:
+    line = {'step': step, 'children': done} | {name: journal.plain(np.asarray(x)) for name, x in numbers.items()}
+    if step == 1 or done * POINTS // children > looked or s.over(state, children):
+      looked = done * POINTS // children
       rows = zip(np.asarray(probabilities, np.float64).round(4).tolist(), s.space.slots, strict=True)
       line['probabilities'] = [row[: slot.width] for row, slot in rows]
     write([line])

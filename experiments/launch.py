@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -224,16 +225,16 @@ def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, nam
   path, folder = os.path.join(workdir, 'children.jsonl'), os.path.join(workdir, 'checkpoints')
   os.makedirs(workdir, exist_ok=True)
   state = s.init(jax.random.key(seed))
-  state = checkpoint.restore(folder, state) or state
+  state = checkpoint.restore(folder, functools.partial(s.sized, state)) or state
   known = journal.read(path)
   save, close = checkpoint.saver(folder)
-  watch, stop_watching = hooks.watch(workdir, s, -(-children // s.m))
+  watch, stop_watching = hooks.watch(workdir, s, children, s.spent(state))
   saved = time.monotonic()
 
   def keep(state: search.SearchState, info: Mapping[str, Any]) -> None:
     nonlocal saved
     # Steps since the last checkpoint are asked again and read from the journal, so seconds between them are enough.
-    if time.monotonic() - saved > 20 or int(state.step) * s.m >= children:
+    if time.monotonic() - saved > 20 or s.over(state, children):
       save(int(state.step), state)
       saved = time.monotonic()
 
@@ -246,14 +247,14 @@ def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, nam
         best = record['reward']
         write(os.path.join(workdir, 'best.json'), report.best_json(s.space, record))
 
-  done = int(state.step) * s.m
   if known:  # whose best may have been journalled just before the end, and noted nowhere
     note_best([max(known.values(), key=lambda record: record['reward'])])
-  with tqdm(total=children, initial=done, desc=name, unit='child', mininterval=1 if sys.stderr.isatty() else 20) as bar:
+  pause = 1 if sys.stderr.isatty() else 20
+  with tqdm(total=children, initial=s.spent(state), desc=name, unit='child', mininterval=pause) as bar:
 
     def show(state: search.SearchState, info: Mapping[str, Any]) -> None:
       bar.set_postfix(best=f'{float(state.best.reward):.4f}', mean=f'{info["reward"]:.4f}', refresh=False)
-      bar.update(min(int(state.step) * s.m, children) - bar.n)
+      bar.update(min(s.spent(state), children) - bar.n)
 
     hearers = [
       search.Hook(children=journal.writer(path), vital=True),
@@ -262,8 +263,8 @@ def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, nam
       search.Hook(children=note_best, vital=True),
       search.Hook(step=show),
     ]
-    search.run(s, state, hearers, search.Budget(children), known)
+    state = search.run(s, state, hearers, search.Budget(children), known)
   stop_watching()
   close()
   found = journal.read(path)
-  return [found[number] for number in sorted(found) if number < -(-children // s.m) * s.m]
+  return [found[number] for number in sorted(found) if number < s.spent(state)]

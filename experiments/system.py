@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from nas_jax import conv_draw, evaluator, page, search, space, tree_cell, tree_draw
 from nas_jax.space import layers
-from nas_jax.systems import cell, classifier, conv, language, retrain_cell, retrain_conv
+from nas_jax.systems import cell, chain, classifier, conv, language, retrain_cell, retrain_conv
 
 
 class System(NamedTuple):
@@ -21,9 +21,10 @@ class System(NamedTuple):
   load: Callable[[Any, str], Any]  # (cfg, data_dir) -> data, which has a `sha256`
   about: Callable[[Any, Any], str]  # (cfg, data) -> what the children learn, in words
   build: Callable[[Any, Any], search.Search]  # (cfg, data); raises ValueError on what does not fit
+  again: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
   length: Callable[[Any], str]  # (cfg) -> how long a child is trained, in words
   longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
-  time_programs: Callable[[Any, Any], evaluator.Timing]  # (cfg, data)
+  time_programs: Callable[[Any, Any], evaluator.Timing] | None  # (cfg, data); None if there is one way only
   misfit: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
   yardsticks: Callable[[Any, Any, search.Search], Mapping[str, evaluator.Known]]  # (cfg, data, s)
   from_json: Callable[[str], Any]  # the text of a file as best.json -> arch
@@ -43,6 +44,7 @@ CELL = System(
   language.load,
   lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
   cell.build,
+  search.build,
   cell.length,
   cell.longer,
   cell.time_programs,
@@ -64,6 +66,7 @@ CONV = System(
   classifier.load,
   lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
   conv.build,
+  search.build,
   conv.length,
   conv.longer,
   conv.time_programs,
@@ -74,4 +77,26 @@ CONV = System(
   conv_draw.svg,
   retrain_conv,
 )
-SYSTEMS = (CELL, CONV)
+CHAIN = System(
+  'per_layer_search',
+  'chain',
+  'chain',
+  chain.Config,
+  chain.PRESETS,
+  page.Metric('accuracy', 'validation accuracy', lower=False),
+  chain.make_space,
+  classifier.load,
+  CONV.about,
+  chain.build,
+  chain.again,
+  chain.length,
+  chain.longer,
+  None,
+  chain.misfit,
+  chain.yardsticks,
+  space.chain_from_json,
+  layers.describe,
+  conv_draw.svg,
+  retrain_conv,
+)
+SYSTEMS = (CELL, CONV, CHAIN)

@@ -51,8 +51,8 @@ def run(
   system: System, cfg: Any, data: Any, beside: Mapping[str, Any], workdir: str, with_control: bool = True
 ) -> None:
   """Goes on from whatever the workdir holds. `beside` maps names to architectures to train as children are."""
-  if cfg.child_program == 'auto':
-    cfg = settle_program(system, cfg, data, workdir)
+  if system.time_programs and cfg.child_program == 'auto':
+    cfg = settle_program(cfg, data, workdir, system.time_programs)
   s = system.build(cfg, data)
   print(
     f'{s.space.size():.2e} {system.noun}s; {cfg.max_children} children of {system.length(cfg)} on '
@@ -65,12 +65,12 @@ def run(
   if with_control and cfg.algorithm != 'random':
     # Only the controller is another: the children's programs are compiled already.
     control = dataclasses.replace(cfg, algorithm='random')
-    random = search.build(s.space, control, s.evaluate)
+    random = system.again(s.space, control, s.train)
     folder = os.path.join(workdir, 'control')
     launch.open_workdir(folder, control)
     found['random'] = launch.resume_and_run(folder, random, cfg.seed, cfg.max_children, 'random')
   known = dict(system.yardsticks(cfg, data, s)) | {
-    name: evaluator.Known(arch, s.evaluate) for name, arch in beside.items()
+    name: evaluator.Known(arch, s.train) for name, arch in beside.items()
   }
   scores = measure_yardsticks(system, cfg, known, os.path.join(workdir, 'yardsticks.json'))
   best = best_child(system, s.space, found[cfg.algorithm])
@@ -80,9 +80,9 @@ def run(
   report_page.write(workdir, report_page.make(workdir))
 
 
-def settle_program(system: System, cfg: Any, data: Any, workdir: str) -> Any:
+def settle_program(cfg: Any, data: Any, workdir: str, time_programs: Callable[[Any, Any], evaluator.Timing]) -> Any:
   """`cfg` with the faster way to compile children, measured once a workdir and noted in its config.json."""
-  seconds = system.time_programs(cfg, data)
+  seconds = time_programs(cfg, data)
   faster = min(seconds._fields, key=lambda name: getattr(seconds, name))
   print(f'{faster} children: {seconds.generic:.2f} s each generic, {seconds.specialised:.2f} s specialised', flush=True)
   cfg = dataclasses.replace(cfg, child_program=faster)
@@ -97,10 +97,10 @@ def measure_reliability(system: System, cfg: Any, data: Any, s: search.Search, p
   long = system.longer(cfg, 5)
 
   def measure() -> dict[str, float]:
-    longer = system.build(long, data).evaluate
+    longer = system.build(long, data).train
     key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
     some = cfg.reliability_children // 2
-    return reliability.measure(s.space, s.evaluate, key, cfg.reliability_children, cfg.m, longer, some)._asdict()
+    return reliability.measure(s.space, s.train, key, cfg.reliability_children, cfg.m, longer, some)._asdict()
 
   found = launch.once(path, measure)
   return (

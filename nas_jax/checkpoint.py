@@ -32,22 +32,24 @@ def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Ca
   return save, close
 
 
-def restore(folder: str, like: PyTree) -> PyTree | None:
-  """The newest sound state in `folder`, in the shape of `like`; None if there is none.
+def restore(folder: str, like: PyTree | Callable[[int], PyTree]) -> PyTree | None:
+  """The newest sound state in `folder`; None if there is none.
 
-  One that cannot be read, or whose digest does not fit, is moved to `<folder>/../damaged/` and said so by a warning.
+  `like` is a state of its shape, or maps a step to one, where states grow. A checkpoint that cannot be read, or whose
+  digest does not fit, is moved to `<folder>/../damaged/` and said so by a warning.
   """
   if not os.path.isdir(folder):
     return None
-  template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _to_arrays(like))
   for step in sorted((int(name) for name in os.listdir(folder) if name.isdigit()), reverse=True):
     manager = _manager(folder, None)
     try:
+      wanted = like(step) if callable(like) else like
+      template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _to_arrays(wanted))
       items = ocp.args.Composite(state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore())
       found = manager.restore(step, args=items)
       if found.digest['sha256'] != _digest(found.state):
         raise ValueError('its digest does not fit')
-      return _from_arrays(found.state, like)
+      return _from_arrays(found.state, wanted)
     except Exception as error:
       aside = os.path.join(os.path.dirname(os.path.abspath(folder)), 'damaged', str(step))
       os.makedirs(os.path.dirname(aside), exist_ok=True)

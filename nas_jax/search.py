@@ -27,7 +27,8 @@ class Parts(NamedTuple):
   train: Callable[[Batch], Outcome]  # a group of children -> a reward each
   join: Callable[[Batch, list[Batch], list[Outcome]], Outcome]  # the outcome of the strings
   spent: Callable[[SearchState], int]  # children so far
-  grow: Callable[[SearchState], SearchState]  # makes room between updates
+  exhausted: Callable[[SearchState], bool]  # whether there is nothing left to train
+  grow: Callable[[SearchState, int], SearchState]  # as `Search.sized`
 
 
 class Search(NamedTuple):
@@ -53,6 +54,14 @@ class Search(NamedTuple):
   def spent(self, state: SearchState) -> int:
     """Children so far, which is also the id of the next."""
     return self.parts.spent(state) if self.parts else int(state.step) * self.m
+
+  def over(self, state: SearchState, children: int) -> bool:
+    """Whether a budget is spent, or there is nothing left to train."""
+    return self.spent(state) >= children or (self.parts is not None and self.parts.exhausted(state))
+
+  def sized(self, state: SearchState, step: int) -> SearchState:
+    """The state with the room that it has after so many updates."""
+    return self.parts.grow(state, step) if self.parts else state
 
 
 def build(
@@ -91,12 +100,8 @@ def build(
     return SearchState(step, run_key, theta, optimizer.init(theta), reinforce.init_baseline(), nothing)
 
   def ask(state: SearchState, depth: int | None = None) -> Batch:
-    # fold_in, not split(key, m): a child's key must not depend on how many siblings it has.
-    step_key = jax.random.fold_in(state.key, state.step)
-    keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(step_key, k)))(jnp.arange(cfg.m))
-    sample_keys, child_keys = keys[:, 0], keys[:, 1]
+    ids, sample_keys, child_keys = identify(state, cfg.m)
     tokens = jax.vmap(lambda key: controller.sample(state.theta, key, depth))(sample_keys)
-    ids = state.step * cfg.m + jnp.arange(cfg.m, dtype=jnp.int32)
     return Batch(ids, child_keys, tokens, space.decode_batch(tokens, depth), depth)
 
   def tell(state: SearchState, batch: Batch, outcome: Outcome):
@@ -108,7 +113,7 @@ def build(
     controller,
     cfg.m,
     init=jax.jit(init),
-    ask=(lambda state: asked(state, depth_of(cfg, space, int(state.step) * cfg.m))) if cfg.depth_start else asked,
+    ask=(lambda state: asked(state, int(depth_of(cfg, space, int(state.step) * cfg.m)))) if cfg.depth_start else asked,
     evaluate=evaluate,
     tell=jax.jit(tell),
     gradient=jax.jit(gradient),
@@ -117,9 +122,18 @@ def build(
   )
 
 
-def depth_of(cfg: Config, space: Space, children: int) -> int:
+def identify(state: SearchState, m: int) -> tuple[Array, Key, Key]:
+  """Ids of the m strings of the next step, and for each a key to sample it with and one for its child."""
+  # fold_in, not split(key, m): a child's key must not depend on how many siblings it has.
+  step_key = jax.random.fold_in(state.key, state.step)
+  keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(step_key, k)))(jnp.arange(m))
+  return state.step * m + jnp.arange(m, dtype=jnp.int32), keys[:, 0], keys[:, 1]
+
+
+def depth_of(cfg: Config, space: Space, children: int | Array) -> Array:
   """The layers of the next child after so many: `depth_step` more every `depth_every` children, Sec. 4.1."""
-  return min(space.layers, cfg.depth_start + cfg.depth_step * (children // cfg.depth_every))
+  grown = cfg.depth_start + cfg.depth_step * (children // cfg.depth_every)
+  return jnp.minimum(space.layers, grown if cfg.depth_start else space.layers)
 
 
 def ask_tell(space: Space, cfg: Config) -> Search:
@@ -172,7 +186,7 @@ def run(
     ValueError: the journal is of another search: the same id with other tokens.
   """
   known = known or {}
-  while search.spent(state) < budget.children:
+  while not search.over(state, budget.children):
     batch = search.ask(state)
     if search.parts:
       groups = search.parts.split(batch)
@@ -180,7 +194,7 @@ def run(
     else:
       outcome = _evaluated(search, hooks, batch, known)
     state, info = search.tell(state, batch, outcome)
-    state = search.parts.grow(state) if search.parts else state
+    state = search.sized(state, int(state.step))
     _call(hooks, 'step', state, {name: float(value) for name, value in info.items()})
   return state
 

@@ -50,9 +50,9 @@ def paper() -> Config:
 
 
 def small() -> Config:
-  """What the preset of that name searched for: tens of minutes on two cores."""
+  """All of CIFAR-10 at 16 x 16, as the preset of that name in the search: minutes a network on a core."""
   return Config(
-    dataset='cifar10', resize=16, max_examples=5000, flip=True, epochs=15, schedule='cosine', lr=(0.05, 0.1),
+    dataset='cifar10', resize=16, flip=True, epochs=15, schedule='cosine', lr=(0.05, 0.1),
     weight_decay=(1e-4, 1e-3), decay_epoch=(8.0,), grid_epochs=5,
   )  # fmt: skip
 
