@@ -114,7 +114,8 @@ def kernels(params):
   return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if 'kernel' in jax.tree_util.keystr(path)]
 
 
-CHAINS = st.lists(st.sampled_from(default_layers()), min_size=1, max_size=15)
+LAYERS = (*default_layers(), 'residual 32 4 2', 'max pool 2 3')
+CHAINS = st.lists(st.sampled_from(LAYERS), min_size=1, max_size=15)
 SIZES = st.integers(4, 9)
 
 
