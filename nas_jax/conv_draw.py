@@ -11,8 +11,8 @@ import os
 from typing import Any, NamedTuple
 
 from nas_jax import drawing
-from nas_jax.space.conv import CONV, LAYER_TYPES, NORM, ConvArch
-from nas_jax.space.layers import Form, Layer, Network, network
+from nas_jax.space.conv import CONV, NORM
+from nas_jax.space.layers import NAMES, Arch, Form, Layer, Network, network, stride_words
 
 # Of lanes; each to be told from a light page and from a dark one.
 _COLORS = ('#2f7fc1', '#d2593b', '#2b9160', '#9466c9', '#a87f1d', '#c9508f', '#7a838d')
@@ -35,7 +35,7 @@ class Box(NamedTuple):
   word: str
   note: str  # under the word, or ''
   round: bool  # the image and the classifier
-  shaded: bool  # what is no convolution
+  shaded: bool  # what does not convolve
 
 
 class Arrow(NamedTuple):
@@ -56,11 +56,11 @@ class Layout(NamedTuple):
   arrows: tuple[Arrow, ...]
 
 
-def draw(arch: ConvArch, path: str | os.PathLike[str], form: Form = Form()) -> None:  # noqa: B008 - cannot change
+def draw(arch: Arch, path: str | os.PathLike[str], form: Form = Form()) -> None:  # noqa: B008 - cannot change
   """Draws a static network into a file, dark on white; the format is the path's ending.
 
-  A convolution shows its window, height by width, and its number of filters; the numbers are those that `describe`
-  calls layers by. What no layer reads goes to the classifier.
+  A convolution shows its window, height by width, and its number of filters, a residual block the same with its name
+  below; the numbers are those that `describe` calls layers by. What no layer reads goes to the classifier.
 
   Raises:
     ValueError: the path ends in none of .svg, .png, .pdf.
@@ -68,7 +68,7 @@ def draw(arch: ConvArch, path: str | os.PathLike[str], form: Form = Form()) -> N
   drawing.write(functools.partial(_figure, network(arch, form)), path, 'network')
 
 
-def svg(arch: ConvArch, form: Form = Form()) -> str:  # noqa: B008 - cannot change
+def svg(arch: Arch, form: Form = Form()) -> str:  # noqa: B008 - cannot change
   """The same drawing as an <svg> element to put into HTML; one network is always one text.
 
   It is in the text colour of the page, as `drawing.element` says.
@@ -160,15 +160,16 @@ def _box(made: Network, place: int, x: float, y: float) -> Box:
     return Box(x, y, _HEIGHT, '', 'softmax' if place else 'image', '', round=True, shaded=False)
   layer = made.layers[place - 1]
   word, note = _words(layer)
-  return Box(x, y, _HIGH if note else _HEIGHT, str(place - 1), word, note, round=False, shaded=layer.kind != CONV)
+  return Box(x, y, _HIGH if note else _HEIGHT, str(place - 1), word, note, round=False, shaded=not layer.filters)
 
 
 def _words(layer: Layer) -> tuple[str, str]:
   """What a box says, and under it."""
-  if layer.kind == CONV:
-    stride = '' if layer.stride == (1, 1) else f'stride {layer.stride[0]}×{layer.stride[1]}'
-    return f'{layer.window[0]}×{layer.window[1]}, {layer.filters}', stride
-  return LAYER_TYPES[layer.kind] + ('' if layer.kind == NORM else f' {layer.window[0]}'), ''
+  name, stride = NAMES[layer.kind], stride_words(layer, '×')
+  if not layer.filters:
+    return name if layer.kind == NORM else f'{name} {layer.window[0]}', stride
+  notes = ['' if layer.kind == CONV else name, stride]
+  return f'{layer.window[0]}×{layer.window[1]}, {layer.filters}', ', '.join(filter(None, notes))
 
 
 def _figure(made: Network, ink: str) -> Any:

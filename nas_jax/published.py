@@ -1,5 +1,6 @@
 """Architectures from the papers, as data."""
 
+from nas_jax.space.chain import ChainArch, code, parse
 from nas_jax.space.conv import ConvArch
 from nas_jax.space.tree import ADD, IDENTITY, MULT, RELU, SIGMOID, TANH, TreeArch
 
@@ -47,4 +48,16 @@ FIGURE_7 = ConvArch(
   pool=(),
   links=tuple(int(j in reads) for i, reads in enumerate(_FIGURE_7_READS) for j in range(i)),
   rate=(),
+)
+
+# The best network of Olga Xu's augmented search on CIFAR-10, 86.13%. Kernels of residual blocks are not named, nor is
+# what kind a pool is that is no max pool.
+XU_CIFAR10 = ChainArch(
+  tuple(
+    code(parse(word))
+    for word in (
+      *('residual 128 3 1', 'conv 32 3 1', 'conv 32 3 1', 'residual 64 3 1', 'average pool 2 2'),
+      *('residual 64 3 1', 'residual 64 3 1', 'conv 128 4 1', 'conv 64 3 1'),
+    )
+  )
 )

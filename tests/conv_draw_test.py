@@ -11,6 +11,7 @@ import pytest
 
 from nas_jax import conv_draw, published, space
 from nas_jax.conv_draw import layout
+from nas_jax.space.chain import ChainArch
 from nas_jax.space.conv import AVERAGE_POOL, CONV, IMAGE, NORM, ConvArch, conv_space
 from nas_jax.space.layers import Form, describe, network
 
@@ -39,6 +40,8 @@ NETWORKS = [
   (TYPED, Form()),
   (published.FIGURE_7, Form()),
   (published.FIGURE_7, Form(block=3, pools=(13, 24))),
+  (published.XU_CIFAR10, Form()),
+  (ChainArch((199_999, 200_089, 99_999) * 5), Form()),  # the longest words, and numbers of two digits
   *((random_arch(seed), Form()) for seed in range(60)),
   *((random_arch(seed), Form(block=2, pools=(2, 5), add_filters=9)) for seed in range(12)),
 ]
@@ -126,7 +129,7 @@ def test_arrows_stand_out_in_light_and_in_dark():
     assert 1.05 / (luminance(color) + 0.05) > 3 and (luminance(color) + 0.05) / (luminance('#15181b') + 0.05) > 3, color
 
 
-@pytest.mark.parametrize('number', [0, 1, 2])
+@pytest.mark.parametrize('number', [0, 1, 2, 3, 4])
 def test_words_fit_their_boxes(number):
   made = network(*NETWORKS[number])
   figure, place = conv_draw._figure(made, 'black'), layout(made)

@@ -159,8 +159,8 @@ def test_smaller_maps_stand_in_the_middle_by_hand():
 
 def test_pools_by_hand():
   x = jnp.arange(15.0).reshape(1, 3, 5, 1)
-  np.testing.assert_array_equal(conv.pooled(x, (2, 2), True)[0, :, :, 0], [[6, 8, 9], [11, 13, 14]])
-  np.testing.assert_array_equal(conv.pooled(x, (2, 2), False)[0, :, :, 0], [[3, 5, 6.5], [10.5, 12.5, 14]])
+  np.testing.assert_array_equal(conv.pooled(x, (2, 2), (2, 2), True)[0, :, :, 0], [[6, 8, 9], [11, 13, 14]])
+  np.testing.assert_array_equal(conv.pooled(x, (2, 2), (2, 2), False)[0, :, :, 0], [[3, 5, 6.5], [10.5, 12.5, 14]])
 
 
 def test_images_are_whitened_each_for_itself():

@@ -1,4 +1,8 @@
-"""The image classifier child: layers that read any of those before them (Zoph & Le 2017, Sec. 3.3 and 4.1)."""
+"""The image classifier child: layers that read any of those before them (Zoph & Le 2017, Sec. 3.3 and 4.1), or a chain.
+
+Weights come in units: a convolution and the batch norm after it, {'kernel', 'scale', 'shift'}, or such a norm alone. A
+layer has one, a pool {}, and a residual block a list of its two or three.
+"""
 
 from collections.abc import Callable, Sequence
 import math
@@ -11,8 +15,8 @@ import optax
 from nas_jax import ops
 from nas_jax.child import Child
 from nas_jax.children.pictures import Augment, Data, augmented, whitened
-from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch
-from nas_jax.space.layers import Form, Network, joined, network
+from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM
+from nas_jax.space.layers import RESIDUAL, Form, Network, joined, network
 from nas_jax.types import Array, Key, PyTree
 
 MOMENTUM = 0.9  # of batch norm's moving statistics
@@ -30,7 +34,7 @@ class Settings(NamedTuple):
 class Plan(NamedTuple):
   """All that one child is made from."""
 
-  arch: ConvArch
+  arch: PyTree  # a ConvArch or a ChainArch
   settings: Settings
 
 
@@ -52,12 +56,13 @@ def build(
       for all children.
     score_batch: images of a validation step.
     augment: of training images.
-    norm_first: convolution, batch norm, ReLU; else ReLU before batch norm.
+    norm_first: convolution, batch norm, ReLU; else ReLU before batch norm. Residual blocks know no other order than
+      that of He et al. (2016), see `residual`.
     form: what the network makes of the arch.
 
   Returns:
     A child whose score is {'accuracy': ...} over the validation split, batch norm by moving statistics. Its carry is
-    these, a (mean, variance) for each layer that has them.
+    these, a (mean, variance) for each unit.
   """
 
   def forward(params, stats, plan, x, train):
@@ -67,13 +72,15 @@ def build(
     return init_params(key, network(plan.arch, form), image, classes)
 
   def carry(params: PyTree) -> PyTree:
-    return [
-      (jnp.zeros_like(layer['shift']), jnp.ones_like(layer['shift'])) if layer else () for layer in params['layers']
-    ]
+    def fresh(unit):
+      return jnp.zeros_like(unit['shift']), jnp.ones_like(unit['shift'])
+
+    return jax.tree.map(fresh, params['layers'], is_leaf=_is_unit)
 
   def decayed(params: PyTree, plan: Plan) -> list[Array]:
     del plan
-    return [layer['kernel'] for layer in params['layers'] if 'kernel' in layer] + [params['softmax']]
+    units = jax.tree.leaves(params['layers'], is_leaf=_is_unit)
+    return [unit['kernel'] for unit in units if 'kernel' in unit] + [params['softmax']]
 
   return classifier(init, carry, forward, decayed, batch, score_batch, augment)
 
@@ -126,25 +133,27 @@ def classifier(
   return Child(init, carry, take, loss, score)
 
 
+def _is_unit(node: PyTree) -> bool:
+  return 'shift' in node
+
+
 def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: int) -> PyTree:
   """Kernels by He et al. (2015), batch norm's scale 1 and shift 0, a classifier of zeros."""
   shapes: list[tuple[int, int, int]] = []
-  found: list[dict[str, Array]] = []
-  kernels: list[tuple[int, tuple[int, ...]]] = []
-  for i, layer in enumerate(made.layers):
+  found: list[PyTree] = []
+  kernels: list[tuple[dict[str, Array], tuple[int, ...]]] = []
+  for layer in made.layers:
     height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])
-    out, params = layer.filters or channels, dict[str, Array]()
-    if layer.kind == CONV:
-      kernels.append((i, (*layer.window, channels, out)))
-    if layer.kind in (CONV, NORM):
-      params |= {'scale': jnp.ones(out), 'shift': jnp.zeros(out)}
-    found.append(params)
+    out, own = layer.filters or channels, layer.kernels(channels)
+    units = [{'scale': jnp.ones(out), 'shift': jnp.zeros(out)} for _ in range(len(own) + (layer.kind == NORM))]
+    kernels += zip(units, own, strict=False)  # a norm alone has none
+    found.append(units if layer.kind == RESIDUAL else units[0] if units else {})
     shapes.append((-(-height // layer.stride[0]), -(-width // layer.stride[1]), out))
   # One draw for all: each would cost a compilation of its own.
   drawn, at = jax.random.normal(key, (sum(math.prod(shape) for _, shape in kernels),)), 0
-  for i, shape in kernels:
+  for unit, shape in kernels:
     kernel = drawn[at : at + math.prod(shape)].reshape(shape)
-    found[i]['kernel'] = kernel * (2.0 / math.prod(shape[:3])) ** 0.5
+    unit['kernel'] = kernel * (2.0 / math.prod(shape[:3])) ** 0.5
     at += kernel.size
   *_, features = joined([shapes[i] for i in made.ends])
   return {'layers': found, 'softmax': jnp.zeros((features, classes)), 'softmax_bias': jnp.zeros(classes)}
@@ -166,14 +175,32 @@ def run(
     if layer.kind == CONV:
       y = ops.conv(y, own['kernel'], layer.stride)
       y = y if norm_first else jax.nn.relu(y)
-    if layer.kind in (CONV, NORM):
+    if layer.kind == RESIDUAL:
+      y, moving = residual(y, layer.stride, own, moving, epsilon, train)
+    elif layer.kind in (CONV, NORM):
       y, moving = normed(y, own, moving, epsilon, train, relu=layer.kind == CONV and norm_first)
     else:
-      y = pooled(y, layer.window, layer.kind == MAX_POOL)
+      y = pooled(y, layer.window, layer.stride, layer.kind == MAX_POOL)
     outputs.append(y)
     after.append(moving)
   features = side_by_side([outputs[i] for i in made.ends]).mean((1, 2))
   return features @ params['softmax'] + params['softmax_bias'][None], after
+
+
+def residual(x, stride, own, moving, epsilon, train):
+  """A block of He et al. (2016), the ReLU after the sum: y [B, ceil(H / sh), ceil(W / sw), F], and moving statistics.
+
+  Convolution with the stride, batch norm, ReLU, convolution, batch norm, all added to x; where `Layer.kernels` says so,
+  x comes by a 1 x 1 convolution of that stride, and batch norm.
+  """
+
+  def unit(k, x, stride, relu):
+    return normed(ops.conv(x, own[k]['kernel'], stride), own[k], moving[k], epsilon, train, relu)
+
+  y, *after = unit(0, x, stride, True)
+  y, *second = unit(1, y, (1, 1), False)
+  x, *third = unit(2, x, stride, False) if len(own) == 3 else (x,)
+  return jax.nn.relu(x + y), after + second + third
 
 
 def normed(x, own, moving, epsilon, train, relu):
@@ -200,14 +227,17 @@ def side_by_side(images: Sequence[Array]) -> Array:
   return jnp.concatenate([padded(image) for image in images], -1)
 
 
-def pooled(x: Array, window: tuple[int, int], largest: bool) -> Array:
-  """The largest, or the mean, of each window [B, ceil(H / k), ceil(W / k), C]; windows at the edge may be smaller."""
-  size = (1, *window, 1)
-  padding = [(0, -n % k) for n, k in zip(x.shape, size, strict=True)]
+def pooled(x: Array, window: tuple[int, int], stride: tuple[int, int], largest: bool) -> Array:
+  """The largest, or the mean, of each window [B, ceil(H / sh), ceil(W / sw), C].
+
+  They begin at 0, s, 2 s, ...; those that reach beyond the edge are smaller.
+  """
+  size, steps = (1, *window, 1), (1, *stride, 1)
+  padding = [(0, max(0, (n - 1) // s * s + k - n)) for n, k, s in zip(x.shape, size, steps, strict=True)]
   if largest:
-    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, size, padding)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, size, steps, padding)
 
   def summed(x):
-    return jax.lax.reduce_window(x, 0.0, jax.lax.add, size, size, padding)
+    return jax.lax.reduce_window(x, 0.0, jax.lax.add, size, steps, padding)
 
   return summed(x) / summed(jnp.ones_like(x))

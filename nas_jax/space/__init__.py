@@ -1,7 +1,7 @@
 """Spaces of architectures: what each token means, and how architectures are written, counted and compared."""
 
 from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack, unstack
-from nas_jax.space.chain import ChainArch, chain_space
+from nas_jax.space.chain import ChainArch, chain_from_json, chain_space
 from nas_jax.space.choice import ChoiceArch, choice_space
 from nas_jax.space.conv import LAYER_TYPES, ConvArch, conv_from_json, conv_space
 from nas_jax.space.known import kind_of, space_of
@@ -10,6 +10,6 @@ from nas_jax.space.tree import ACTIVATE, COMBINE, TreeArch, tree_cell_space, tre
 
 __all__ = [
   'ACTIVATE', 'COMBINE', 'LAYER_TYPES', 'ChainArch', 'ChoiceArch', 'ConvArch', 'Counts', 'Kind', 'Slot', 'Space',
-  'TreeArch', 'canonical', 'chain_space', 'choice_space', 'conv_from_json', 'conv_space', 'count', 'is_static',
-  'kind_of', 'space_of', 'stack', 'tree_cell_space', 'tree_from_json', 'unstack',
+  'TreeArch', 'canonical', 'chain_from_json', 'chain_space', 'choice_space', 'conv_from_json', 'conv_space', 'count',
+  'is_static', 'kind_of', 'space_of', 'stack', 'tree_cell_space', 'tree_from_json', 'unstack',
 ]  # fmt: skip

@@ -1,6 +1,8 @@
 """Chains of layers, one token each: the space of Olga Xu's augmented search."""
 
 from collections.abc import Sequence
+import contextlib
+import json
 from typing import NamedTuple
 
 from nas_jax.space.base import Kind, Slot, Space
@@ -11,7 +13,7 @@ KINDS = ('conv', 'residual', 'average pool', 'max pool')
 class ChainArch(NamedTuple):
   """A network of L layers, each reading the one before it."""
 
-  layers: tuple[int, ...]  # [L] codes, see `code`
+  layers: tuple[int, ...]  # [L] codes, see `code`; 0 is no layer: chains of one stack are padded with it
 
 
 class ChainLayer(NamedTuple):
@@ -55,6 +57,16 @@ def chain_space(layers: Sequence[str] | None = None, max_depth: int = 15) -> Spa
   return Space('chain', {'layers': list(words), 'max_depth': max_depth}, ChainArch, tuple(slots))
 
 
+def chain_from_json(text: str) -> ChainArch:
+  """A chain of any layers from JSON, checked. Raises ValueError, in one line, on anything that is none."""
+  try:
+    codes = json.loads(text)['arch']['layers']
+    words = tuple(dict.fromkeys(word_of(code) for code in codes))
+  except (TypeError, KeyError, json.JSONDecodeError, RecursionError):
+    return chain_space(max_depth=1).from_json(text)  # no chain at all: the smallest space says what is wrong
+  return chain_space(words or None, max(len(codes), 1)).from_json(text)
+
+
 def parse(word: str) -> ChainLayer:
   """The layer that words such as 'conv 64 3 1' or 'max pool 2 2' mean. Raises ValueError on others."""
   for kind, name in enumerate(KINDS):
@@ -74,6 +86,17 @@ def parse(word: str) -> ChainLayer:
 def code(layer: ChainLayer) -> int:
   """One number for a layer, the same in every space: its digits are kind, three of channels, kernel, stride."""
   return ((layer.kind * 1000 + layer.channels) * 10 + layer.kernel) * 10 + layer.stride
+
+
+def word_of(number: int) -> str:
+  """What `parse` reads as the layer of a code. Raises ValueError if it is the code of none."""
+  if isinstance(number, int) and 0 <= number < code(ChainLayer(len(KINDS), 0, 0, 0)):
+    layer = layer_of(number)
+    word = ' '.join(map(str, (KINDS[layer.kind], *(layer[1:] if layer.channels else layer[2:]))))
+    with contextlib.suppress(ValueError):  # which would not name the code
+      parse(word)
+      return word
+  raise ValueError(f"{number!r} is no code of a layer: want one such as 106431, which is 'residual 64 3 1'.")
 
 
 def layer_of(code: int) -> ChainLayer:

@@ -1,24 +1,63 @@
-"""From a convolutional architecture to a network: the paper's three rules, and what a network costs."""
+"""From an architecture of layers to a network: the rules of Zoph & Le (2017), chains, and what a network costs."""
 
 from collections.abc import Sequence
 import math
 from typing import NamedTuple
 
-from nas_jax.space.conv import CONV, IMAGE, LAYER_TYPES, MAX_POOL, NORM, ConvArch
+from nas_jax.space.chain import KINDS, ChainArch, layer_of
+from nas_jax.space.conv import AVERAGE_POOL, CONV, IMAGE, LAYER_TYPES, MAX_POOL, NORM, ConvArch
+
+NAMES = (*LAYER_TYPES, 'residual')
+RESIDUAL = len(LAYER_TYPES)  # a block that a chain may have
+
+Arch = ConvArch | ChainArch
 
 
 class Layer(NamedTuple):
   """One layer of a network, all decided."""
 
-  kind: int  # id into LAYER_TYPES
+  kind: int  # id into NAMES
   reads: tuple[int, ...]  # layers, or IMAGE alone; several are concatenated
   window: tuple[int, int]
   stride: tuple[int, int]
   filters: int  # 0 if as many as it reads
 
+  def kernels(self, channels: int) -> tuple[tuple[int, ...], ...]:
+    """The shapes [kh, kw, in, out] of its convolutions, each with a batch norm after it, where it reads `channels`.
 
-def layers_of(arch: ConvArch) -> tuple[Layer, ...]:
-  """The layers of a static network, after the first of the paper's rules: one that reads nothing reads the image."""
+    Those of a residual block (He et al. 2016) are its two and, where it has other channels than it reads or a stride,
+    the one that brings what it reads to the shape of what is added to it.
+    """
+    if self.kind not in (CONV, RESIDUAL):
+      return ()
+    first = (*self.window, channels, self.filters)
+    if self.kind == CONV:
+      return (first,)
+    second = (*self.window, self.filters, self.filters)
+    if channels == self.filters and self.stride == (1, 1):
+      return first, second
+    return first, second, (1, 1, channels, self.filters)
+
+
+def layers_of(arch: Arch) -> tuple[Layer, ...]:
+  """The layers of a static network, after the first of the paper's rules: one that reads nothing reads the image.
+
+  Each layer of a chain reads the one before it; a code of 0 is no layer. Raises ValueError if a chain has none.
+  """
+  return _chained(arch) if isinstance(arch, ChainArch) else _linked(arch)
+
+
+def _chained(arch: ChainArch) -> tuple[Layer, ...]:
+  chain = [layer_of(code) for code in arch.layers if code]
+  if not chain:
+    raise ValueError(f'a chain of codes {arch.layers} has no layer: want at least one that is not 0.')
+  return tuple(
+    Layer(NAMES.index(KINDS[kind]), (i - 1,), (kernel, kernel), (stride, stride), channels)  # -1 is the image
+    for i, (kind, channels, kernel, stride) in enumerate(chain)
+  )
+
+
+def _linked(arch: ConvArch) -> tuple[Layer, ...]:
   depth, found = max(len(arch.layer_type), len(arch.filters)), []
   for i in range(depth):
     kind = arch.layer_type[i] if arch.layer_type else CONV
@@ -38,11 +77,14 @@ def layers_of(arch: ConvArch) -> tuple[Layer, ...]:
 
 
 class Form(NamedTuple):
-  """What a network makes of the layers that the controller wrote. The third experiment of Sec. 4.1 has all of it."""
+  """What a network makes of the layers that the controller wrote. The third experiment of Sec. 4.1 has all of it.
+
+  Chains have neither blocks nor pools but those written.
+  """
 
   block: int = 1  # layers that one convolution stands for: each reads what the first does, and those before it
   pools: tuple[int, ...] = ()  # places from 1 up: from that layer on, all that comes from before is max pooled by 2
-  add_filters: int = 0  # more in every convolution than were written
+  add_filters: int = 0  # more in every convolution and residual block than were written
 
 
 class Network(NamedTuple):
@@ -52,11 +94,18 @@ class Network(NamedTuple):
   ends: tuple[int, ...]  # what the classifier reads
 
 
-def network(arch: ConvArch, form: Form = Form()) -> Network:  # noqa: B008 - a NamedTuple cannot change
+def network(arch: Arch, form: Form = Form()) -> Network:  # noqa: B008 - a NamedTuple cannot change
   """The network of a static architecture.
 
   By the paper's second rule the classifier reads what no layer does. What others read of a block is all of its layers.
+
+  Raises:
+    ValueError: a chain has no layer, or is to have a form that is for a `ConvArch`.
   """
+  if isinstance(arch, ChainArch) and (form.block != 1 or form.pools):
+    raise ValueError(
+      f'block={form.block}, pools={form.pools} are for a ConvArch: a chain has its pools as layers; leave 1 and ().'
+    )
   written = layers_of(arch)
   consumed = {j for layer in written for j in layer.reads}
   found, floor = list[Layer](), {IMAGE: 0}  # floor: the pools on the way to each layer
@@ -84,32 +133,38 @@ def network(arch: ConvArch, form: Form = Form()) -> Network:  # noqa: B008 - a N
       level = sum(place >= pool for pool in form.pools)
       sources = [j for source in layer.reads for j in outputs[source]] + members
       own = layer._replace(reads=tuple(brought(j, level) for j in sources))
-      members.append(add(own._replace(filters=own.filters + form.add_filters) if own.kind == CONV else own, level))
+      members.append(add(own._replace(filters=own.filters + form.add_filters) if own.filters else own, level))
     outputs[i] = tuple(members)
   loose = [j for i in range(len(written)) if i not in consumed for j in outputs[i]]
   ends = tuple(brought(j, level) for j in loose)
   return Network(tuple(found), ends)
 
 
-def describe(arch: ConvArch, form: Form = Form()) -> str:  # noqa: B008 - a NamedTuple cannot change
+def describe(arch: Arch, form: Form = Form()) -> str:  # noqa: B008 - a NamedTuple cannot change
   """A network in words: a line for each layer, one for the classifier, and a first one for the learning rate if any.
 
   `Space.describe` tells what was decided; this, what follows from it by the paper's rules.
   """
   made = network(arch, form)
-  lines = [f'training: learning rate {arch.rate[0] / 1e6:g}'] if arch.rate else []
+  rate = arch.rate if isinstance(arch, ConvArch) else ()
+  lines = [f'training: learning rate {rate[0] / 1e6:g}'] if rate else []
   for i, layer in enumerate(made.layers):
     lines.append(f'layer {i}: {_words(layer)}, {_reads(layer.reads)}')
   return '\n'.join([*lines, f'classifier: {_reads(made.ends)}'])
 
 
 def _words(layer: Layer) -> str:
+  name, stride = NAMES[layer.kind], stride_words(layer)
   if layer.kind == NORM:
-    return LAYER_TYPES[NORM]
-  if layer.kind != CONV:
-    return f'{LAYER_TYPES[layer.kind]} {layer.window[0]}'
-  stride = '' if layer.stride == (1, 1) else f', stride {layer.stride[0]}x{layer.stride[1]}'
-  return f'conv {layer.window[0]}x{layer.window[1]}, {layer.filters} filters{stride}'
+    return name
+  size = f'{layer.window[0]}x{layer.window[1]}, {layer.filters} filters' if layer.filters else layer.window[0]
+  return f'{name} {size}' + (f', {stride}' if stride else '')
+
+
+def stride_words(layer: Layer, times: str = 'x') -> str:
+  """A stride such as 'stride 2x1', '' where it goes without saying: 1, and that of a pool its window."""
+  usual = layer.window if layer.kind in (MAX_POOL, AVERAGE_POOL) else (1, 1)
+  return '' if layer.stride == usual else f'stride {layer.stride[0]}{times}{layer.stride[1]}'
 
 
 def _reads(reads: Sequence[int]) -> str:
@@ -126,7 +181,7 @@ class Counts(NamedTuple):
 
 
 def count(
-  arch: ConvArch,
+  arch: Arch,
   image: tuple[int, int, int] = (32, 32, 3),
   classes: int = 10,
   form: Form = Form(),  # noqa: B008 - a NamedTuple cannot change
@@ -141,11 +196,9 @@ def count(
     height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])
     out = layer.filters or channels
     height, width = (-(-n // s) for n, s in zip((height, width), layer.stride, strict=True))
-    if layer.kind == CONV:
-      kernel = math.prod(layer.window) * channels * out
-      weights, macs = weights + kernel, macs + kernel * height * width
-    if layer.kind in (CONV, NORM):
-      others += 2 * out
+    kernels = [math.prod(shape) for shape in layer.kernels(channels)]
+    weights, macs = weights + sum(kernels), macs + sum(kernels) * height * width
+    others += 2 * out * (len(kernels) + (layer.kind == NORM))
     shapes.append((height, width, out))
   *_, features = joined([shapes[i] for i in ends])
   return Counts(weights, weights + others + (features + 1) * classes, macs + features * classes, tuple(shapes))
