@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import functools
 import heapq
 import itertools
-import math
 import os
 from typing import Any, NamedTuple
 
@@ -82,26 +81,27 @@ def layout(tree: Tree, labels: Sequence[str], most: int = 40) -> Layout:
   """Where the parts of a replay tree are drawn, in points. Raises ValueError as `draw`."""
   if most < 1:
     raise ValueError(f'most (={most}) must be at least 1: how many nodes to show.')
-  layers, tree = names(tree, labels), jax.device_get(tree)
+  called, tree = names(tree, labels), jax.device_get(tree)
   shown = _chosen(tree, most)
   hidden = _hidden(tree, shown)
+  layers = [called[node] for node in shown]
   means = ['', *(f'{tree.reward[node]:#.3g}' if tree.trained[node] else 'untrained' for node in shown[1:])]
   more = [f'+{hidden[node]}' if hidden[node] else '' for node in shown]
-  wide = max(_wide(layers[node], _WORDS) for node in shown)
-  wide = max(wide, *(_wide(f'{m}  {n}', drawing.SMALL) for m, n in zip(means, more, strict=True))) + 2 * _PAD
-
-  columns, rows, shades, foot = _columns(tree, shown), _rows(tree, shown), _shades(tree, shown), _foot(tree, shown)
-  start = _EDGE + (_wide(more[0], drawing.SMALL) + _PAD if more[0] else 0.0)
-  top = _EDGE + len(foot) * _FOOT + max(rows.values()) + _HEIGHT
-  boxes, places = list[Box](), {node: place for place, node in enumerate(shown)}
-  for place, node in enumerate(shown):
-    x = start + columns[node] * (wide + _GAP) - (wide / 2 if node else 0.0)
-    parent = places[int(tree.parent[node])]
-    boxes.append(Box(x, top - _HEIGHT - rows[node], parent, layers[node], means[place], more[place], shades[place]))
-  right = max(
-    boxes[-1].x, *(box.x + wide / 2 for box in boxes[1:]), *(_EDGE + _wide(line, drawing.SMALL) for line in foot)
+  rewards = [f'{mean}  {rest}' for mean, rest in zip(means, more, strict=True)]
+  wide = 2 * _PAD + max(
+    _wide(words, size) for size, lines in ((_WORDS, layers), (drawing.SMALL, rewards)) for words in lines
   )
-  return Layout(right + _EDGE, top + _EDGE, wide, tuple(boxes), foot)
+  rows, shades, foot = _rows(tree, shown), _shades(tree, shown), _foot(tree, shown)
+  top = _EDGE + len(foot) * _FOOT + max(rows.values()) + _HEIGHT
+  start = _EDGE + (_wide(more[0], drawing.SMALL) + _PAD if more[0] else 0.0)
+  boxes = [Box(start, top - _HEIGHT - rows[0], 0, '', '', more[0], shades[0])]
+  for place, node in enumerate(shown[1:], 1):
+    parent = shown.index(int(tree.parent[node]))
+    x = boxes[parent].x + _GAP + wide * (1.0 if parent else 0.5)
+    boxes.append(Box(x, top - _HEIGHT - rows[node], parent, layers[place], means[place], more[place], shades[place]))
+  right = max(box.x + wide / 2 * (place > 0) for place, box in enumerate(boxes))
+  below = max(_wide(line, drawing.SMALL) for line in foot)
+  return Layout(max(right, _EDGE + below) + _EDGE, top + _EDGE, wide, tuple(boxes), foot)
 
 
 def _next(tree: Tree, node: int) -> list[int]:
@@ -129,14 +129,6 @@ def _hidden(tree: Tree, shown: Sequence[int]) -> dict[int, int]:
   return hidden
 
 
-def _columns(tree: Tree, shown: Sequence[int]) -> dict[int, int]:
-  """How many layers each node has."""
-  columns = {0: 0}
-  for node in shown[1:]:
-    columns[node] = columns[int(tree.parent[node])] + 1
-  return columns
-
-
 def _rows(tree: Tree, shown: Sequence[int]) -> dict[int, float]:
   """How far each node is below the top: the last ones one under another, others in the middle of theirs."""
   rows, kept, below = dict[int, float](), set(shown), itertools.count()
@@ -159,9 +151,15 @@ def _shades(tree: Tree, shown: Sequence[int]) -> list[float]:
   """By reward, the least above 0 being the lightest: children that failed must not press all others together."""
   earned = _trained(tree, shown)
   earned = earned[earned > 0]
-  least, greatest = (earned.min(), earned.max()) if len(earned) else (0.0, 0.0)
-  span = max(float(greatest - least), math.ulp(1.0))
-  return [float(np.clip(1 - (greatest - tree.reward[n]) / span, 0, 1)) if tree.trained[n] else -1.0 for n in shown]
+  least, greatest = (float(earned.min()), float(earned.max())) if len(earned) else (0.0, 0.0)
+
+  def shade(node: int) -> float:
+    reward = float(tree.reward[node])
+    if not tree.trained[node] or reward <= 0:
+      return 0.0 if tree.trained[node] else -1.0
+    return (reward - least) / (greatest - least) if greatest > least else 1.0
+
+  return [shade(node) for node in shown]
 
 
 def _foot(tree: Tree, shown: Sequence[int]) -> tuple[str, ...]:

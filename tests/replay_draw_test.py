@@ -19,7 +19,7 @@ insert_all = jax.jit(replay.insert_all)
 
 
 def planted(paths, labels='abc'):
-  """A tree of strings of up to three labels, each with the reward of its last node, or None where that was not trained."""
+  """A tree of strings of up to three labels, each with the reward of its last node, None where that was not trained."""
   tokens = [[labels.index(label) for label in path.ljust(3, labels[0])] for path, _ in paths]
   depths = jnp.array([len(path) for path, _ in paths], jnp.int32)
   fresh = [[i == len(path) - 1 and reward is not None for i in range(3)] for path, reward in paths]
@@ -121,6 +121,8 @@ def test_a_small_tree_by_hand():
   assert heights['a'] > heights['b'] > heights['c']
   alike = replay_draw.layout(planted([('a', 0.5)]), 'abc')
   assert alike.boxes[1].shade == 1 and alike.foot == ('1 node', 'shade: mean reward, 0.500 to 0.500')
+  failed = replay_draw.layout(planted([('a', 0.0), ('b', 0.0)]), 'abc')
+  assert [box.shade for box in failed.boxes[1:]] == [0, 0]
   assert replay_draw.layout(planted([('ab', None)]), 'abc').foot == ('2 nodes',)
 
 
