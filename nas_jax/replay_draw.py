@@ -92,7 +92,7 @@ def layout(tree: Tree, labels: Sequence[str], most: int = 40) -> Layout:
     _wide(words, size) for size, lines in ((_WORDS, layers), (drawing.SMALL, rewards)) for words in lines
   )
   rows, shades, foot = _rows(tree, shown), _shades(tree, shown), _foot(tree, shown)
-  top = _EDGE + len(foot) * _FOOT + max(rows.values()) + _HEIGHT
+  top = 1.5 * _EDGE + len(foot) * _FOOT + max(rows.values()) + _HEIGHT
   start = _EDGE + (_wide(more[0], drawing.SMALL) + _PAD if more[0] else 0.0)
   boxes = [Box(start, top - _HEIGHT - rows[0], 0, '', '', more[0], shades[0])]
   for place, node in enumerate(shown[1:], 1):
