@@ -93,7 +93,7 @@ def insert(tree: Tree, tokens: Array, depth: int | Array, rewards: Array, fresh:
 
   A training longer than those of a node's mean replaces it, an equal one is averaged with them, a shorter one is left
   out. A reward that is not finite counts as 0. Where no room is left, a node and so all that come after it are dropped,
-  and nothing else changes: `grow` in time.
+  while those before it count as ever: `grow` in time.
 
   Args:
     tree: before.
