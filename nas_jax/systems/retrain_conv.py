@@ -14,10 +14,11 @@ from nas_jax import config, finish, published
 from nas_jax import images as images_lib
 from nas_jax.children import conv
 from nas_jax.config import field
-from nas_jax.space import ConvArch, count
+from nas_jax.space import count
+from nas_jax.space.layers import Arch
 from nas_jax.systems import classifier
 
-KNOWN = {'FIGURE_7': published.FIGURE_7}
+KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
 METRIC = 'error'
 
 
@@ -112,7 +113,7 @@ def settings(points: Sequence[Point]) -> conv.Settings:
   return conv.Settings(*map(jnp.array, zip(*points, strict=True)))
 
 
-def prove(cfg: Config, images: images_lib.Images, arch: ConvArch) -> None:
+def prove(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network."""
   count(arch, images.shape, images.classes, classifier.form(cfg, max(cfg.add_filters)))
 
@@ -120,7 +121,7 @@ def prove(cfg: Config, images: images_lib.Images, arch: ConvArch) -> None:
 def task(
   cfg: Config,
   images: images_lib.Images,
-  arch: ConvArch,
+  arch: Arch,
   size: str,
   epochs: int,
   final: bool = False,
