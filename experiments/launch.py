@@ -220,7 +220,8 @@ def read_arch(path: str, from_json: Callable[[str], Any]) -> Any:
 def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, name: str) -> list[journal.Record]:
   """Runs `s` in `workdir` until `children` are trained, going on from whatever is there. Returns the journal, by id.
 
-  The folder then holds children.jsonl, checkpoints/ and best.json, and for people updates.jsonl and events/.
+  The folder then holds children.jsonl, checkpoints/ and best.json, and for people updates.jsonl and events/, and
+  replay.json where the search remembers what it tried.
   """
   path, folder = os.path.join(workdir, 'children.jsonl'), os.path.join(workdir, 'checkpoints')
   os.makedirs(workdir, exist_ok=True)
@@ -237,6 +238,8 @@ def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, nam
     if time.monotonic() - saved > 20 or s.over(state, children):
       save(int(state.step), state)
       saved = time.monotonic()
+      if s.parts:
+        write(os.path.join(workdir, 'replay.json'), s.parts.export(state) + '\n')
 
   best = -float('inf')
 

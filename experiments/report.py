@@ -6,6 +6,7 @@ Example:
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import glob
 import json
 import os
@@ -15,7 +16,7 @@ from absl import flags
 
 from experiments import launch
 from experiments.system import SYSTEMS, System
-from nas_jax import journal, page, report, space
+from nas_jax import journal, page, replay, replay_draw, report, space
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -59,6 +60,8 @@ def read(workdir: str) -> page.Report:
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = report.standings(records, known, made, system.metric.key, system.metric.lower)
   training, longer = system.length(cfg), system.length(system.longer(cfg, 5))
+  children, (key, _, lower) = runs[cfg.algorithm].records, system.metric
+  views = [(name, report.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
   retrained = os.path.join(workdir, 'retrain*', 'result.json')
   return page.Report(
     title=f'Search for a {system.noun}, {os.path.basename(os.path.abspath(workdir))}',
@@ -75,6 +78,8 @@ def read(workdir: str) -> page.Report:
     config=saved,
     caveat=f'Every child had {training} and no more. Short budgets favour fast learners: what leads here need not '
     'lead after a whole training. Top 5 and top 15 are means over different architectures.',
+    views=[view for view in views if view[1]],
+    remembered=_remembered(os.path.join(workdir, 'replay.json'), made),
   )
 
 
@@ -102,6 +107,14 @@ def _winners(system: System, made: space.Space, records: Sequence[journal.Record
     title = f'{place}. Child {record["id"]}, {system.metric.name} {report.word(record[system.metric.key])}'
     winners.append(page.Winner(title, system.text(arch), system.drawing(arch)))
   return winners
+
+
+def _remembered(path: str, made: space.Space) -> str:
+  """The replay tree of a search that has one, as an SVG element."""
+  if not os.path.exists(path):
+    return ''
+  labels = made.slots[0].labels
+  return replay_draw.svg(launch.read_arch(path, functools.partial(replay.from_json, labels=labels)), labels)
 
 
 def _reliability(found: Mapping[str, Any] | None, training: str, longer: str) -> list[page.Correlation]:

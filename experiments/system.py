@@ -1,6 +1,7 @@
 """The systems whose children are trained: what a search and its report must know of each."""
 
 from collections.abc import Callable, Mapping
+import types
 from typing import Any, NamedTuple
 
 from nas_jax import conv_draw, evaluator, page, search, space, tree_cell, tree_draw
@@ -31,6 +32,7 @@ class System(NamedTuple):
   text: Callable[[Any], str]  # (arch) -> equations or words
   drawing: Callable[[Any], str]  # (arch) -> an SVG element
   retrain: Any  # the module that trains what was found to the end
+  views: Mapping[str, Callable[[Any], str]] = types.MappingProxyType({})  # (arch) -> the kind it is of, to compare
 
 
 CELL = System(
@@ -98,5 +100,9 @@ CHAIN = System(
   layers.describe,
   conv_draw.svg,
   retrain_conv,
+  {
+    'first layer': lambda arch: space.chain.KINDS[space.chain.layer_of(arch.layers[0]).kind],
+    'layers': lambda arch: f'{len(arch.layers):2}',
+  },
 )
 SYSTEMS = (CELL, CONV, CHAIN)

@@ -74,7 +74,8 @@ def run(
   }
   scores = measure_yardsticks(system, cfg, known, os.path.join(workdir, 'yardsticks.json'))
   best = best_child(system, s.space, found[cfg.algorithm])
-  summary = f'{best}\n\n{standings(system, cfg, data, s.space, found, scores)}\n{signal}\n'
+  views = in_common(system, s.space, found[cfg.algorithm])
+  summary = f'{best}\n\n{standings(system, cfg, data, s.space, found, scores)}\n{signal}\n{views}'
   launch.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
   report_page.write(workdir, report_page.make(workdir))
@@ -133,6 +134,16 @@ def best_child(system: System, made: space.Space, records: Sequence[journal.Reco
     return 'no child was trained without failing'
   head = f'best {system.noun} (child {ranked[0]["id"]}, {metric.name} {ranked[0][metric.key]:.3f}):'
   return f'{head}\n{system.text(report.arch_of(made, ranked[0]))}'
+
+
+def in_common(system: System, made: space.Space, records: Sequence[journal.Record]) -> str:
+  """Tables of what kinds of children scored; '' where a system tells none apart."""
+  key, _, lower = system.metric
+  tables = [
+    report.table((name, 'children', 'best', 'mean'), report.grouped(records, made, key, lower, kind))
+    for name, kind in system.views.items()
+  ]
+  return ''.join(f'\n{table}\n' for table in tables)
 
 
 def standings(

@@ -160,6 +160,7 @@ def build(
       spent=lambda state: int(state.replay.trained),
       exhausted=lambda state: int(state.replay.idle) >= cfg.patience,
       grow=grow,
+      export=lambda state: replay.as_json(state.replay.tree, space.slots[0].labels),
     ),
   )
 

@@ -248,3 +248,22 @@ def as_json(tree: Tree, labels: Sequence[str]) -> str:
     ]
 
   return json.dumps({'next': nodes(0)}, allow_nan=False)
+
+
+def from_json(text: str, labels: Sequence[str]) -> Tree:
+  """The tree that `as_json` wrote, with no more room than it takes. Raises ValueError if the text is none."""
+  tokens = {label: token for token, label in enumerate(labels)}
+  try:
+    waiting, rows = [(0, node) for node in json.loads(text)['next']], [(0, 0, 0.0, 0, 0, 0)]
+    while waiting:
+      parent, node = waiting.pop(0)
+      waiting += [(len(rows), after) for after in node['next']]
+      rows.append((parent, tokens[node['layer']], *(node[n] for n in ('reward', 'trained', 'used', 'length'))))
+    children = np.zeros((len(rows), len(labels)), np.int32)
+    for number, (parent, token, *_) in enumerate(rows[1:], 1):
+      children[parent, token] = number
+    columns = zip(zip(*rows, strict=True), ('i4', 'i4', 'f4', 'i4', 'i4', 'i4'), strict=True)
+    size = jnp.asarray(len(rows), jnp.int32)
+    return Tree._make([jnp.asarray(children), *(jnp.array(*column) for column in columns), size])
+  except (ValueError, TypeError, KeyError, RecursionError) as error:
+    raise ValueError(f'not a replay tree of these {len(labels)} layers ({error}): want JSON as replay.json.') from None

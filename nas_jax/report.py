@@ -1,6 +1,6 @@
 """What a search found, from its journal: the best architectures and tables of numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import heapq
 import json
 from typing import Any, NamedTuple
@@ -61,6 +61,26 @@ def progress(records: Sequence[Record], space: Space, metric: str, lower: bool =
           top = heapq.nsmallest(k, best.values())
     found.append(float(np.mean(top)) * (1 if lower else -1) if len(top) == k else float('nan'))
   return found
+
+
+def grouped(
+  records: Iterable[Record], space: Space, metric: str, lower: bool, name: Callable[[Any], str]
+) -> list[tuple[object, ...]]:
+  """A row for each kind of child that did not fail: its name, how many, the best, the mean; in the order of names.
+
+  Args:
+    records: of children.
+    space: of these.
+    metric: what they scored.
+    lower: whether less of it is better.
+    name: of the kind that an architecture is of.
+  """
+  kinds: dict[str, list[float]] = {}
+  for record in records:
+    if record['failed'] is None and record[metric] is not None:
+      kinds.setdefault(name(arch_of(space, record)), []).append(record[metric])
+  best = min if lower else max
+  return [(kind, len(values), best(values), float(np.mean(values))) for kind, values in sorted(kinds.items())]
 
 
 HEADER = ('best', 'top 5', 'top 15', 'of')

@@ -29,6 +29,7 @@ class Parts(NamedTuple):
   spent: Callable[[SearchState], int]  # children so far
   exhausted: Callable[[SearchState], bool]  # whether there is nothing left to train
   grow: Callable[[SearchState, int], SearchState]  # as `Search.sized`
+  export: Callable[[SearchState], str]  # what is remembered, as JSON
 
 
 class Search(NamedTuple):

@@ -317,3 +317,19 @@ def test_complaints():
     replay.grow(planted(SMALL), 19)
   with pytest.raises(ValueError, match=r'^2 labels for a tree of 3 choices: want one for each'):
     replay.as_json(planted(SMALL), ['a', 'b'])
+
+
+def test_what_is_written_is_read_again():
+  labels = ('a', 'b', 'c')
+  tree = replay.empty(3, 16)
+  for tokens, rewards in (((1, 2, 0), (0.5, 0.25, 0.125)), ((0, 0, 0), (0.1, 0.2, 0.3)), ((1, 0, 2), (0.9, 0.7, 0.6))):
+    tree = replay.insert(tree, jnp.array(tokens), 3, jnp.array(rewards), jnp.ones(3, bool), 2)
+  text = replay.as_json(tree, labels)
+  again = replay.from_json(text, labels)
+  assert replay.as_json(again, labels) == text and replay.room(again) == int(tree.size) == 9
+  path = jnp.array([1, 0, 2])
+  assert (again.reward[replay.lookup(again, path, 3)] == tree.reward[replay.lookup(tree, path, 3)]).all()
+  assert replay.from_json('{"next": []}', labels).size == 1
+  for wrong in ('', '[]', '{"next": [{"layer": "z"}]}', '{"next": [{"layer": "a", "next": []}]}'):
+    with pytest.raises(ValueError, match='not a replay tree of these 3 layers'):
+      replay.from_json(wrong, labels)

@@ -71,6 +71,8 @@ class Report(NamedTuple):
   facts: Sequence[tuple[str, str]]  # where the numbers come from
   config: Mapping[str, Any]
   caveat: str
+  views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # what children have in common: its name, rows
+  remembered: str = ''  # an <svg> of the replay tree
 
 
 def render(report: Report) -> str:
@@ -81,6 +83,8 @@ def render(report: Report) -> str:
     _section('Is the reward a signal?', _reliability(report)),
     _section(f'The best {report.noun}s', _winners(report.winners)),
     _section('Standings', _table(*report.standings) if report.standings[1] else ''),
+    _section(f'What the {report.noun}s have in common', ''.join(_view(report, *view) for view in report.views)),
+    _section('What was tried', _remembered(report.remembered)),
     _section('After retraining', ''.join(_retrained(result) for result in report.retrained)),
     _section('Where these numbers come from', _origin(report)),
   )
@@ -174,6 +178,18 @@ def _course(report: Report) -> str:
       )
     )
   return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _view(report: Report, name: str, rows: Sequence[Sequence[object]]) -> str:
+  return _table((name, 'children', f'best {report.metric.name}', 'mean'), rows)
+
+
+def _remembered(svg: str) -> str:
+  words = (
+    'Every path from the root is an architecture that was trained, every box a layer with the mean reward of the '
+    'network that ends there; the darker, the better. Shown are those that strings went through most.'
+  )
+  return f'<p>{_e(words)}</p><div class="drawing">{svg}</div>' if svg else ''
 
 
 def _preferences(report: Report) -> str:
