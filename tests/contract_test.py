@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from nas_jax import checkpoint, search, space
+from nas_jax import checkpoint, per_layer, search, space
 from nas_jax.systems import cell, conv, table
 from nas_jax.types import Outcome
 
@@ -32,13 +32,22 @@ def tables(algorithm):
   return table.build(cfg, ops, np.linspace(0.0, 1.0, len(ops)))
 
 
+def layers(algorithm):
+  made = space.chain_space(('conv 1 1 1', 'conv 2 1 1', 'max pool 2 2'), 3)
+
+  def train(batch):
+    return Outcome((batch.tokens * jnp.array([3, 2, 1])[None]).sum(1) / 12 + batch.depth / 6)
+
+  return per_layer.build(made, per_layer.Config(m=4, algorithm=algorithm, **CONTROLLER), train)
+
+
 def asked_and_told(algorithm):
   choices = space.choice_space({'a': ('x', 'y', 'z'), 'b': ('p', 'q')})
   s = search.ask_tell(choices, search.Config(m=4, algorithm=algorithm, **CONTROLLER))
   return s._replace(evaluate=lambda batch: Outcome((batch.tokens[:, 0] == 2).astype(jnp.float32)))
 
 
-SYSTEMS = {'cell': tree_cells, 'conv': networks, 'table': tables, 'ask_tell': asked_and_told}
+SYSTEMS = {'cell': tree_cells, 'conv': networks, 'table': tables, 'per_layer': layers, 'ask_tell': asked_and_told}
 
 
 @pytest.fixture(scope='module', params=SYSTEMS)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nas_jax import data, images
-from nas_jax.systems import cell, conv, retrain_cell
+from nas_jax.systems import cell, chain, conv, retrain_cell
 
 
 def text(length: int = 600, vocabulary: int = 5) -> data.Text:
@@ -52,3 +52,10 @@ def conv_config(**changes) -> conv.Config:
   space = {'max_depth': 2, 'filter_heights': (1, 3), 'filter_widths': (3,), 'filters': (2, 3)}
   small = {'m': 2, 'batch': 9, 'epochs': 2, 'last_epochs': 1, 'score_batch': 4, 'controller_units': 4, 'lr': (0.05,)}
   return conv.Config(**(space | small | {'max_children': 4} | changes))
+
+
+def chain_config(**changes) -> chain.Config:
+  """A search whose children train in milliseconds; each is a program of its own."""
+  layers = ('conv 2 3 1', 'residual 3 3 2', 'max pool 2 2')
+  small = {'m': 1, 'max_depth': 2, 'layers': layers, 'batch': 9, 'epochs': 2, 'score_batch': 4, 'controller_units': 4}
+  return chain.Config(**(small | {'lr': 0.05, 'schedule': 'cosine', 'max_children': 4} | changes))

@@ -68,8 +68,8 @@ _SMALL = (
 def small() -> Config:
   """CIFAR-10 in about 90 minutes on two cores: 16 x 16 pixels, a fifth of the images, few channels."""
   return Config(
-    m=1, controller_lr=2e-2, entropy_weight=0.02, depth_start=3, depth_every=25, max_depth=8, layers=_SMALL, dataset='cifar10', resize=16,
-    max_examples=10_000, flip=True, batch=32, epochs=4, schedule='cosine', max_children=150,
+    m=1, controller_lr=2e-2, entropy_weight=0.02, depth_start=3, depth_every=25, max_depth=8, layers=_SMALL,
+    dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=32, epochs=4, schedule='cosine', max_children=150,
   )  # fmt: skip
 
 
@@ -77,8 +77,8 @@ def demo() -> Config:
   """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
   narrow = tuple(word for word in _SMALL if ' 32 ' not in word)
   return Config(
-    m=1, controller_lr=2e-2, entropy_weight=0.02, depth_start=2, depth_every=20, max_depth=5, layers=narrow, valid_share=0.25, batch=16,
-    epochs=2, lr=0.3, schedule='cosine', max_children=100,
+    m=1, controller_lr=2e-2, entropy_weight=0.02, depth_start=2, depth_every=20, max_depth=5, layers=narrow,
+    valid_share=0.25, batch=16, epochs=2, lr=0.3, schedule='cosine', max_children=100,
   )  # fmt: skip
 
 
