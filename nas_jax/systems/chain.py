@@ -69,7 +69,8 @@ def small() -> Config:
   """CIFAR-10 in about 90 minutes on two cores: 16 x 16 pixels, a fifth of the images, few channels."""
   return Config(
     m=1, controller_lr=2e-2, entropy_weight=0.02, depth_start=3, depth_every=25, max_depth=8, layers=_SMALL,
-    dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=32, epochs=4, schedule='cosine', max_children=150,
+    dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=32, epochs=4, schedule='cosine',
+    max_children=150,
   )  # fmt: skip
 
 
