@@ -67,10 +67,56 @@ def specialised(
         fit = functools.partial(train.fit, programs(archs[k], mesh), (), batch.keys[k : k + 1], local)
         running.append(_tried(fit))
       found += [_tried(functools.partial(_fetched, one)) for one in running]
-    names, missing = {name for one in found for name in one}, np.full(1, np.nan)
-    return _outcome({name: np.concatenate([one.get(name, missing) for one in found]) for name in names}, reward)
+    return _gathered(found, reward)
 
   return evaluate
+
+
+def successive(
+  programs: Callable[[PyTree, Mesh], train.Fit],
+  data: PyTree,
+  reward: Callable[[Metrics], np.ndarray],
+  inherit: Callable[[PyTree, PyTree], PyTree],
+  device: jax.Device | None = None,
+) -> Callable[[Batch], Outcome]:
+  """As `specialised`, on one device, each child starting from what the one before it in the batch has learned.
+
+  Args:
+    programs: as in `specialised`.
+    data: likewise.
+    reward: likewise.
+    inherit: (fresh parameters, those of the child before) -> parameters to start from; with a leading axis of 1. A
+      child after one that failed starts afresh.
+    device: the first local one by default.
+  """
+  mesh = train.child_mesh([device or jax.local_devices()[0]])
+  shared = train.share(data, mesh)
+
+  def evaluate(batch: Batch) -> Outcome:
+    found, parent = list[Metrics](), None
+    for k, arch in enumerate(unstack(batch.archs)):
+
+      def one(arch=arch, key=batch.keys[k : k + 1], parent=parent) -> tuple[PyTree, Metrics]:
+        made = programs(arch, mesh)
+        states, archs, keys = train.begin(made, (), key)
+        if parent is not None:
+          states = states._replace(params=inherit(states.params, parent))
+        states, metrics = train.run(made, states, archs, keys, shared)
+        return states.params, _fetched(metrics)
+
+      tried = _tried(one)
+      parent, metrics = tried if isinstance(tried, tuple) else (None, tried)
+      parent = parent if metrics['failed'][0] == train.FINE else None
+      found.append(metrics)
+    return _gathered(found, reward)
+
+  return evaluate
+
+
+def _gathered(found: list[Metrics], reward: Callable[[Metrics], np.ndarray]) -> Outcome:
+  """The outcome of children who were trained one by one; some may lack metrics."""
+  names, missing = {name for one in found for name in one}, np.full(1, np.nan)
+  return _outcome({name: np.concatenate([one.get(name, missing) for one in found]) for name in names}, reward)
 
 
 def _tried(work: Callable[[], Any]) -> Any:

@@ -39,6 +39,7 @@ class Config(search.Config):
     'longer', "prefixes that the tree knows: 'never', if children now train 'longer' than it did, or 'always'",
     choices=('never', 'longer', 'always'),
   )  # fmt: skip
+  warm_start: bool = field(False, 'prefixes of a string that are new start from the weights of the one before them')
   patience: int = field(100, 'updates in a row without a new child after which a search has ended', low=1)
 
 
@@ -160,6 +161,7 @@ def build(
       spent=lambda state: int(state.replay.trained),
       exhausted=lambda state: int(state.replay.idle) >= cfg.patience,
       grow=grow,
+      whole=cfg.warm_start,
       export=lambda state: replay.as_json(state.replay.tree, space.slots[0].labels),
     ),
   )

@@ -30,6 +30,7 @@ class Parts(NamedTuple):
   exhausted: Callable[[SearchState], bool]  # whether there is nothing left to train
   grow: Callable[[SearchState, int], SearchState]  # as `Search.sized`
   export: Callable[[SearchState], str]  # what is remembered, as JSON
+  whole: bool = False  # whether children of a group learn from one another, so that it is trained whole or not at all
 
 
 class Search(NamedTuple):
@@ -204,6 +205,8 @@ def _evaluated(search: Search, hooks: Sequence[Hook], batch: Batch, known: Mappi
   """The outcome of children; those that are not journalled yet are trained, and journalled."""
   ids, lines = batch.ids.tolist(), dict[int, journal.Record]()
   missing = [k for k, number in enumerate(ids) if number not in known]
+  if missing and search.parts and search.parts.whole:
+    missing = list(range(len(ids)))
   if missing:
     start, some = time.perf_counter(), _take(batch, missing)
     outcome = search.train(some)

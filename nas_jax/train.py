@@ -157,8 +157,14 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Arra
     The child's metrics, each [m], the greatest of those scorings, with 'loss', the last training loss, and 'failed', an
     index into FAILURES. A child that fails keeps its weights and disturbs no sibling.
   """
-  m, metrics = len(keys), dict[str, Array]()
-  states, archs, keys = begin(programs, archs, keys)
+  m = len(keys)
+  _, metrics = run(programs, *begin(programs, archs, keys), data)
+  return {name: value[:m] for name, value in metrics.items()}
+
+
+def run(programs: Fit, states: FitState, archs: PyTree, keys: Key, data: PyTree) -> tuple[FitState, dict[str, Array]]:
+  """Trains children of `begin` to the end: their last states, and the metrics of `fit` for all of them."""
+  metrics = dict[str, Array]()
   calls = -(-programs.steps // programs.steps_per_call)
   for call in range(calls):
     count = min(programs.steps_per_call, programs.steps - call * programs.steps_per_call)
@@ -167,4 +173,4 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Arra
       found = programs.score(data, states, archs)
       metrics = {name: jnp.maximum(value, metrics.get(name, value)) for name, value in found.items()}
       metrics['loss'] = found['loss']
-  return {name: value[:m] for name, value in metrics.items()}
+  return states, metrics

@@ -12,7 +12,7 @@ from experiments import launch, whole_search
 from experiments import retrain as launcher
 from experiments.system import CHAIN
 from nas_jax import child as child_lib
-from nas_jax import journal, per_layer, space, train
+from nas_jax import evaluator, journal, per_layer, space, train
 from nas_jax.children import conv as child_conv
 from nas_jax.systems import chain, classifier, retrain_conv
 
@@ -110,3 +110,32 @@ def test_a_prefix_is_trained_as_the_network_that_it_is():
     assert outcome.metrics['accuracy'][k] == pytest.approx(float(found['accuracy'][0]))
   assert (outcome.metrics['string'] == group.extra.string).all() and (outcome.metrics['epochs'] == 2).all()
   assert isinstance(group.extra, per_layer.Group) and np.isfinite(outcome.reward).all()
+
+
+def test_a_warm_start_is_from_the_weights_of_the_prefix_before():
+  """Without training, a prefix has the layers of the one before it, and a new one on top."""
+  cfg = tiny.chain_config(warm_start=True, replay=0.0, lr=1e-9, weight_decay=0.0, max_depth=3)
+  s = chain.build(cfg, IMAGES)
+  batch = s.ask(s.init(jax.random.key(4)))
+  (group,) = s.parts.split(batch)
+  (data,) = classifier.lay_out(cfg, IMAGES, IMAGES.train, IMAGES.valid)
+  settings = child_conv.Settings(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+  child, mesh, trained = classifier.build(cfg, IMAGES), train.child_mesh(jax.devices()[:1]), []
+
+  def programs(arch, mesh):
+    planned = child_lib.completed(child, lambda _: child_conv.Plan(arch, settings))
+    return classifier.fitter(cfg, data, planned, lambda _: settings, 2, mesh)
+
+  def inherit(fresh, old):
+    start = child_conv.inherited(fresh, old)
+    trained.append(jax.tree.map(np.array, (fresh, old, start)))  # copies: training uses its weights up
+    return start
+
+  outcome = evaluator.successive(programs, data, lambda found: found['accuracy'], inherit, jax.devices()[0])(group)
+  assert len(trained) == len(group.ids) - 1 == 2 and (outcome.metrics['failed'] == 0).all()
+  for k, (fresh, old, start) in enumerate(trained, 1):
+    assert len(start['layers']) == k + 1 == len(old['layers']) + 1
+    jax.tree.map(np.testing.assert_array_equal, start['layers'][:k], old['layers'])
+    jax.tree.map(np.testing.assert_array_equal, start['layers'][k], fresh['layers'][k])
+    np.testing.assert_array_equal(start['softmax'], fresh['softmax'])
+  assert mesh.size == 1 and s.parts.whole and np.isfinite(s.train(group).reward).all()

@@ -312,6 +312,17 @@ def test_children_of_a_step_that_was_cut_off_are_not_trained_again():
   assert trainer.trained == first[2:] != []
 
 
+def test_children_that_learn_from_one_another_are_trained_again_together():
+  s, trainer = built(m=1, warm_start=True)
+  lines, state = list[dict](), s.init(jax.random.key(1))
+  search.run(s, state, [search.Hook(children=lines.extend)], search.Budget(1))
+  first = list(trainer.trained)
+  search.run(s, state, [], search.Budget(1), {line['id']: line for line in lines[:2]})
+  assert trainer.trained == first + first != []
+  search.run(s, state, [], search.Budget(1), {line['id']: line for line in lines})
+  assert len(trainer.trained) == 2 * len(first) == 6
+
+
 def test_a_space_with_more_than_one_choice_a_layer_is_refused():
   with pytest.raises(ValueError, match='one choice a layer'):
     per_layer.build(space.conv_space(3), CONFIG, Trainer())

@@ -159,6 +159,17 @@ def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: i
   return {'layers': found, 'softmax': jnp.zeros((features, classes)), 'softmax_bias': jnp.zeros(classes)}
 
 
+def inherited(fresh: PyTree, old: PyTree) -> PyTree:
+  """The parameters of a chain that begins as another does, from those of that other; its classifier stays fresh.
+
+  Args:
+    fresh: of the longer chain, perhaps with leading axes.
+    old: of the shorter one; the same axes.
+  """
+  known = len(old['layers'])
+  return fresh | {'layers': [*old['layers'], *fresh['layers'][known:]]}
+
+
 def run(
   params: PyTree,
   stats: PyTree,

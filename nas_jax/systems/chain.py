@@ -167,6 +167,9 @@ def build_trainer(cfg: Config, images: images_lib.Images, mesh: Mesh | None = No
   own_settings = conv.Settings(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   devices = None if mesh is None else list(mesh.devices.flat)
 
+  def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
+    return rewards.of_accuracy(metrics['accuracy'], cfg.reward_power)
+
   @functools.cache
   def for_epochs(epochs: int):
     def own(arch: ChainArch, mesh: Mesh) -> train.Fit:
@@ -174,9 +177,9 @@ def build_trainer(cfg: Config, images: images_lib.Images, mesh: Mesh | None = No
       steps = epochs * (len(data.labels) // cfg.batch)
       return classifier.fitter(cfg, data, planned, lambda _: own_settings, steps, mesh, cfg.last_epochs)
 
-    return evaluator.specialised(
-      own, data, lambda found: rewards.of_accuracy(found['accuracy'], cfg.reward_power), devices
-    )
+    if cfg.warm_start:
+      return evaluator.successive(own, data, reward, conv.inherited, devices[0] if devices else None)
+    return evaluator.specialised(own, data, reward, devices)
 
   def trainer(batch: Batch) -> Outcome:
     group = batch.extra if isinstance(batch.extra, per_layer.Group) else None

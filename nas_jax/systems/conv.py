@@ -73,7 +73,7 @@ def small() -> Config:
   return Config(
     m=4, controller_lr=5e-3, dataset='cifar10', resize=16, max_examples=10_000, flip=True, max_depth=4,
     filter_heights=(1, 3, 5), filter_widths=(1, 3, 5), filters=(8, 16, 24), batch=32, epochs=6, last_epochs=2,
-    schedule='cosine', child_program='auto', max_children=120,
+    schedule='cosine', child_program='auto', max_children=100,
   )  # fmt: skip
 
 
