@@ -39,13 +39,12 @@ NETWORKS = {
 
 @functools.cache
 def generic(skips=True, norm_first=True):
-  return conv_generic.build(
-    L, HEIGHTS, WIDTHS, FILTERS, skips, IMAGE, CLASSES, B, B, pictures.Augment(flip=True), norm_first
-  )
+  problem = conv.Problem(IMAGE, CLASSES, B, B, pictures.Augment(flip=True), norm_first)
+  return conv_generic.build(L, HEIGHTS, WIDTHS, FILTERS, skips, problem)
 
 
 def static(norm_first=True):
-  return conv.build(IMAGE, CLASSES, B, B, pictures.Augment(flip=True), norm_first)
+  return conv.build(conv.Problem(IMAGE, CLASSES, B, B, pictures.Augment(flip=True), norm_first))
 
 
 def plan_of(arch):
@@ -175,7 +174,7 @@ def test_accelerators_get_three_convolutions_a_layer_and_no_loops():
 
 def test_init_draws_each_network_by_its_own_fan_in():
   """He et al.: 2 / (height * width * channels read), absent weights 0; a classifier of zeros."""
-  child = conv_generic.build(2, (1, 3), (3,), (8, 32), True, IMAGE, CLASSES, B, B)
+  child = conv_generic.build(2, (1, 3), (3,), (8, 32), True, conv.Problem(IMAGE, CLASSES, B, B))
   for links, fan in (((1,), 9 * 32), ((0,), 9 * IMAGE[2])):
     arch = ConvArch((), (3, 3), (3, 3), (), (), (32, 8), (), links, ())
     params = child.init(plan_of(arch), jax.random.key(0))
@@ -189,7 +188,9 @@ def test_init_draws_each_network_by_its_own_fan_in():
 
 def test_training_ends_as_the_static_child_does(x64):
   arch = ConvArch((), (1, 3, 3), (3, 3, 3), (), (), (1, 2, 2), (), (1, 0, 1), ())
-  small = conv_generic.build(3, (1, 3), (3,), (1, 2), True, IMAGE, CLASSES, B, B, pictures.Augment(flip=True))
+  small = conv_generic.build(
+    3, (1, 3), (3,), (1, 2), True, conv.Problem(IMAGE, CLASSES, B, B, pictures.Augment(flip=True))
+  )
   keys, mesh = jax.random.split(jax.random.key(3), 1), train.child_mesh(jax.devices()[:1])
 
   def trained(child, plans, optimizer, start=None):

@@ -38,26 +38,22 @@ class Plan(NamedTuple):
   settings: Settings
 
 
-def build(
-  image: tuple[int, int, int],
-  classes: int,
-  batch: int,
-  score_batch: int,
-  augment: Augment = Augment(),  # noqa: B008 - a NamedTuple cannot change
-  norm_first: bool = True,
-  form: Form = Form(),  # noqa: B008 - likewise
-) -> Child:
+class Problem(NamedTuple):
+  """What networks classify, how they are fed, and how their layers work."""
+
+  image: tuple[int, int, int]  # height, width and channels
+  classes: int  # labels are below it
+  batch: int  # images of a training step
+  score_batch: int  # of a validation step
+  augment: Augment = Augment()  # of training images
+  norm_first: bool = True  # convolution, batch norm, ReLU; else ReLU before batch norm
+
+
+def build(problem: Problem, form: Form = Form()) -> Child:  # noqa: B008 - a NamedTuple cannot change
   """The network of a static arch; what the trainer calls its arch is a `Plan`.
 
   Args:
-    image: height, width and channels.
-    classes: labels are below it.
-    batch: images of a training step; an epoch is as many whole batches as there are, in an order of its own, the same
-      for all children.
-    score_batch: images of a validation step.
-    augment: of training images.
-    norm_first: convolution, batch norm, ReLU; else ReLU before batch norm. Residual blocks know no other order than
-      that of He et al. (2016), see `residual`.
+    problem: an epoch is as many whole batches as there are images, in an order of its own, the same for all children.
     form: what the network makes of the arch.
 
   Returns:
@@ -66,10 +62,10 @@ def build(
   """
 
   def forward(params, stats, plan, x, train):
-    return run(params, stats, network(plan.arch, form), x, plan.settings.epsilon, train, norm_first)
+    return run(params, stats, network(plan.arch, form), x, plan.settings.epsilon, train, problem.norm_first)
 
   def init(plan: Plan, key: Key) -> PyTree:
-    return init_params(key, network(plan.arch, form), image, classes)
+    return init_params(key, network(plan.arch, form), problem.image, problem.classes)
 
   def carry(params: PyTree) -> PyTree:
     def fresh(unit):
@@ -82,7 +78,7 @@ def build(
     units = jax.tree.leaves(params['layers'], is_leaf=_is_unit)
     return [unit['kernel'] for unit in units if 'kernel' in unit] + [params['softmax']]
 
-  return classifier(init, carry, forward, decayed, batch, score_batch, augment)
+  return classifier(init, carry, forward, decayed, problem)
 
 
 def classifier(
@@ -90,9 +86,7 @@ def classifier(
   carry: Callable[[PyTree], PyTree],
   forward: Callable[[PyTree, PyTree, Plan, Array, bool], tuple[Array, PyTree]],
   decayed: Callable[[PyTree, Plan], list[Array]],
-  batch: int,
-  score_batch: int,
-  augment: Augment,
+  problem: Problem,
 ) -> Child:
   """The child of a network; `build` says what it does with images.
 
@@ -101,16 +95,14 @@ def classifier(
     carry: (params) -> moving statistics.
     forward: (params, statistics, plan, images, whether in training) -> logits [B, classes], statistics.
     decayed: (params, plan) -> the weights that weight decay is for.
-    batch: as in `build`, like the two below.
-    score_batch: images.
-    augment: of training images.
+    problem: as in `build`.
   """
 
   def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
-    epoch = len(data.labels) // batch
-    start = step // epoch % len(data.orders), step % epoch * batch
-    places = jax.lax.dynamic_slice(data.orders, start, (1, batch))[0]
-    return augmented(key, whitened(data.images[places]), augment), data.labels[places]
+    epoch = len(data.labels) // problem.batch
+    start = step // epoch % len(data.orders), step % epoch * problem.batch
+    places = jax.lax.dynamic_slice(data.orders, start, (1, problem.batch))[0]
+    return augmented(key, whitened(data.images[places]), problem.augment), data.labels[places]
 
   def loss(params, plan, stats, drawn, key):
     del key
@@ -126,7 +118,9 @@ def classifier(
       logits, _ = forward(params, stats, plan, whitened(images), False)
       return right + (logits.argmax(-1) == labels).sum(dtype=jnp.int32), None
 
-    batches = jax.tree.map(lambda x: x.reshape(-1, score_batch, *x.shape[1:]), (data.valid_images, data.valid_labels))
+    batches = jax.tree.map(
+      lambda x: x.reshape(-1, problem.score_batch, *x.shape[1:]), (data.valid_images, data.valid_labels)
+    )
     right, _ = jax.lax.scan(one, jnp.zeros((), jnp.int32), batches)
     return {'accuracy': right / (data.valid_labels >= 0).sum()}
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from nas_jax import wired
 from nas_jax.child import Child
-from nas_jax.children.conv import Plan, classifier, moved
-from nas_jax.children.pictures import Augment
+from nas_jax.children.conv import Plan, Problem, classifier, moved
 from nas_jax.space.conv import IMAGE, ConvArch
 from nas_jax.space.layers import network
 from nas_jax.types import Array, Key, PyTree
@@ -22,12 +21,7 @@ def build(
   filter_widths: Sequence[int],
   filters: Sequence[int],
   skips: bool,
-  image: tuple[int, int, int],
-  classes: int,
-  batch: int,
-  score_batch: int,
-  augment: Augment = Augment(),  # noqa: B008 - a NamedTuple cannot change
-  norm_first: bool = True,
+  problem: Problem,
 ) -> Child:
   """The child of `conv.build`, its arch traced: plain convolutions, each reading any layers before it.
 
@@ -40,29 +34,24 @@ def build(
     filter_widths: labels.
     filters: labels.
     skips: whether archs have links; without, each layer reads the one before it.
-    image: as in `conv.build`, like all below.
-    classes: labels are below it.
-    batch: images of a training step.
-    score_batch: images of a validation step.
-    augment: of training images.
-    norm_first: convolution, batch norm, ReLU; else ReLU before batch norm.
+    problem: as in `conv.build`.
 
   Returns:
     A child whose arch is a `Plan` of settings and a `ConvArch` of int32 arrays, which must hold the labels alone: an
     array cannot be checked here. Its carry is the mean and variance [L, F] of every channel.
   """
-  sizes = Sizes(image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
+  sizes = Sizes(problem.image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
   layer, _ = pairs(depth)
 
   def init(plan: Plan, key: Key) -> PyTree:
     wires = _wires(plan.arch, depth, skips)
-    channels = jnp.concatenate([jnp.full(1, image[2]), wires.filters])
+    channels = jnp.concatenate([jnp.full(1, problem.image[2]), wires.filters])
     fan = wires.height * wires.width * (wires.reads * channels[None]).sum(1)
     kernels = jax.random.normal(key, (len(layer), *sizes.most()))
     kernels *= ((2.0 / fan) ** 0.5)[layer][:, None, None, None, None]
     layers = Weights(kernels, jnp.ones((depth, max(filters))), jnp.zeros((depth, max(filters))))
-    softmax = jnp.zeros((depth, max(filters), classes))
-    return _present(sizes, {'layers': layers, 'softmax': softmax, 'softmax_bias': jnp.zeros(classes)}, wires)
+    softmax = jnp.zeros((depth, max(filters), problem.classes))
+    return _present(sizes, {'layers': layers, 'softmax': softmax, 'softmax_bias': jnp.zeros(problem.classes)}, wires)
 
   def carry(params: PyTree) -> PyTree:
     shift = params['layers'].shift
@@ -72,7 +61,7 @@ def build(
     wires = _wires(plan.arch, depth, skips)
     own = _present(sizes, params, wires)
     moving = None if train else stats
-    features, used = wired.run(sizes, norm_first, own['layers'], wires, x, plan.settings.epsilon, moving)
+    features, used = wired.run(sizes, problem.norm_first, own['layers'], wires, x, plan.settings.epsilon, moving)
     logits = jnp.einsum('lbf,lfk->bk', features, own['softmax']) + own['softmax_bias'][None]
     return logits, moved(stats, used) if train else stats
 
@@ -80,7 +69,7 @@ def build(
     own = _present(sizes, params, _wires(plan.arch, depth, skips))
     return [own['layers'].kernels, own['softmax']]
 
-  return classifier(init, carry, forward, decayed, batch, score_batch, augment)
+  return classifier(init, carry, forward, decayed, problem)
 
 
 def _wires(arch: ConvArch, depth: int, skips: bool) -> Wires:

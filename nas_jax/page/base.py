@@ -181,7 +181,7 @@ def _course(report: Report) -> str:
 
 
 def _view(report: Report, name: str, rows: Sequence[Sequence[object]]) -> str:
-  return _table((name, 'children', f'best {report.metric.name}', 'mean'), rows)
+  return f'<div class="view">{_table((name, "children", f"best {report.metric.name}", "mean"), rows)}</div>'
 
 
 def _remembered(svg: str) -> str:

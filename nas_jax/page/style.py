@@ -64,6 +64,7 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .winners .card { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 3fr); gap: 0.5rem 2rem; }
 .winners h3, .winners pre:nth-child(2) { grid-column: 1 / -1; }
 .drawing { align-self: center; }
+.view + .view { margin-top: 1.5rem; }
 .drawing svg { display: block; width: 100%; max-width: 44rem; height: auto; margin: 0 auto; }
 pre {
   font: 0.8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; padding: 0.9rem 1rem;

@@ -1,6 +1,6 @@
 """Image classifiers: what a search for networks and the training of a found one have in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 
 from jax.sharding import Mesh
@@ -9,7 +9,7 @@ import optax
 from nas_jax import images as images_lib
 from nas_jax import schedules, train
 from nas_jax.child import Child
-from nas_jax.children import conv, conv_generic, pictures
+from nas_jax.children import conv, pictures
 from nas_jax.config import field
 from nas_jax.space.layers import Form
 from nas_jax.types import PyTree
@@ -70,21 +70,15 @@ def form(cfg: Config, add_filters: int = 0) -> Form:
   return Form(cfg.block, tuple(place for place in cfg.pool_at if place), add_filters)
 
 
+def problem(cfg: Config, images: images_lib.Images) -> conv.Problem:
+  """What the networks classify, and how they are fed."""
+  augment = pictures.Augment(cfg.upsample, cfg.flip)
+  return conv.Problem(images.shape, images.classes, cfg.batch, score_batch(cfg, images), augment, cfg.norm_first)
+
+
 def build(cfg: Config, images: images_lib.Images, add_filters: int = 0) -> Child:
   """The network of a static architecture; what the trainer calls its arch is a `conv.Plan`."""
-  augment = pictures.Augment(cfg.upsample, cfg.flip)
-  made, scored = form(cfg, add_filters), score_batch(cfg, images)
-  return conv.build(images.shape, images.classes, cfg.batch, scored, augment, cfg.norm_first, made)
-
-
-def build_generic(
-  cfg: Config, images: images_lib.Images, depth: int, heights: Sequence[int], widths: Sequence[int],
-  filters: Sequence[int], skips: bool,
-) -> Child:  # fmt: skip
-  """The same for traced architectures of one depth, with the labels of a space, without blocks or pools."""
-  scored, augment = score_batch(cfg, images), pictures.Augment(cfg.upsample, cfg.flip)
-  sizes = depth, heights, widths, filters, skips
-  return conv_generic.build(*sizes, images.shape, images.classes, cfg.batch, scored, augment, cfg.norm_first)
+  return conv.build(problem(cfg, images), form(cfg, add_filters))
 
 
 def fitter(

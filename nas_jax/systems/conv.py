@@ -12,7 +12,7 @@ from nas_jax import child as child_lib
 from nas_jax import config, evaluator, rewards, search, space, train
 from nas_jax import images as images_lib
 from nas_jax.child import Child
-from nas_jax.children import conv
+from nas_jax.children import conv, conv_generic
 from nas_jax.config import field
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
@@ -183,7 +183,7 @@ def build_evaluator(cfg: Config, images: images_lib.Images, mesh: Mesh | None = 
   @functools.cache
   def of_depth(depth: int):
     labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
-    child = classifier.build_generic(cfg, images, depth, *labels, cfg.skips)
+    child = conv_generic.build(depth, *labels, cfg.skips, classifier.problem(cfg, images))
     programs = fitter(child, lambda arch: conv.Plan(arch, settings(cfg, arch)), mesh)
     return evaluator.from_scratch(programs, data, reward)
 
