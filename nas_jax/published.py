@@ -2,6 +2,7 @@
 
 from nas_jax.space.chain import ChainArch, code, parse
 from nas_jax.space.conv import ConvArch
+from nas_jax.space.enas import MicroArch, RnnArch
 from nas_jax.space.tree import ADD, IDENTITY, MULT, RELU, SIGMOID, TANH, TreeArch
 
 # The cell found on Penn Treebank, Zoph & Le (2017) Fig. 8; the equations of TensorFlow's NASCell.
@@ -60,4 +61,21 @@ XU_CIFAR10 = ChainArch(
       *('residual 64 3 1', 'residual 64 3 1', 'conv 128 4 1', 'conv 64 3 1'),
     )
   )
+)
+
+# The micro cells of the released code of ENAS: a row a block, (reads, operation) twice.
+_ENAS_NORMAL = ((0, 2, 0, 0), (0, 4, 0, 1), (0, 4, 1, 1), (1, 0, 0, 1), (0, 2, 1, 1))
+_ENAS_REDUCTION = ((1, 0, 1, 0), (0, 3, 0, 2), (1, 1, 3, 1), (1, 0, 0, 4), (0, 3, 1, 1))
+
+ENAS_MICRO = MicroArch(
+  normal_input=tuple(block[k] for block in _ENAS_NORMAL for k in (0, 2)),
+  normal_operation=tuple(block[k] for block in _ENAS_NORMAL for k in (1, 3)),
+  reduction_input=tuple(block[k] for block in _ENAS_REDUCTION for k in (0, 2)),
+  reduction_operation=tuple(block[k] for block in _ENAS_REDUCTION for k in (1, 3)),
+)
+
+# The recurrent cell of the same code.
+ENAS_RNN = RnnArch(
+  activate=(TANH, TANH, RELU, RELU, TANH, TANH, RELU, TANH, RELU, RELU, RELU, RELU),
+  previous=(0, 1, 2, 2, 2, 5, 1, 6, 8, 8, 8),
 )

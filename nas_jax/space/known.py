@@ -7,6 +7,7 @@ from nas_jax.space.base import Space
 from nas_jax.space.chain import chain_space
 from nas_jax.space.choice import choice_space
 from nas_jax.space.conv import conv_space
+from nas_jax.space.enas import enas_macro_space, enas_micro_space, enas_rnn_space
 from nas_jax.space.tree import tree_cell_space
 
 _MAKE: dict[str, Callable[..., Space]] = {
@@ -14,6 +15,9 @@ _MAKE: dict[str, Callable[..., Space]] = {
   'conv': conv_space,
   'chain': chain_space,
   'choice': choice_space,
+  'enas_macro': enas_macro_space,
+  'enas_micro': enas_micro_space,
+  'enas_rnn': enas_rnn_space,
 }
 
 

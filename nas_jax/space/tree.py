@@ -41,7 +41,7 @@ def tree_cell_space(
   """
   if not isinstance(base, int) or base < 2 or base & (base - 1):
     raise ValueError(f'base (={base}) must be a power of two from 2: 2, 4, 8, 16, ...')
-  combine_ids, activate_ids = _ids('combine', combine, COMBINE), _ids('activate', activate, ACTIVATE)
+  combine_ids, activate_ids = ids_of('combine', combine, COMBINE), ids_of('activate', activate, ACTIVATE)
   nodes = 2 * base - 1
 
   def operation(group: str, name: str, field: str, head: str) -> Slot:
@@ -77,7 +77,7 @@ def leaves(arch: TreeArch) -> int:
 
 def operations(space: Space) -> tuple[tuple[int, ...], tuple[int, ...]]:
   """The (combine, activate) ids a tree-cell space can produce: what a traced cell need not compute it leaves out."""
-  return _ids('combine', space.spec['combine'], COMBINE), _ids('activate', space.spec['activate'], ACTIVATE)
+  return ids_of('combine', space.spec['combine'], COMBINE), ids_of('activate', space.spec['activate'], ACTIVATE)
 
 
 @canonical.register
@@ -131,7 +131,8 @@ def canonical_with_leaves(arch: TreeArch) -> tuple[TreeArch, tuple[int, ...]]:
   return new, tuple(renamed[:n])
 
 
-def _ids(field: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[int, ...]:
+def ids_of(field: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[int, ...]:
+  """The ids of names, their places in `known`. Raises ValueError, naming the field, on one that is not there."""
   unknown = [name for name in names if name not in known]
   if unknown or not names or len(set(names)) < len(names):
     raise ValueError(f'{field} (={tuple(names)}) must name at least one of {known}, each once.')

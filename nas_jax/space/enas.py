@@ -1,0 +1,118 @@
+"""The three spaces of ENAS, Pham et al. (2018): macro, micro and recurrent."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from nas_jax.space.base import Kind, Slot, Space
+from nas_jax.space.tree import ACTIVATE, ids_of
+
+MACRO_OPERATIONS = ('conv 3', 'sepconv 3', 'conv 5', 'sepconv 5', 'average pool 3', 'max pool 3')
+MICRO_OPERATIONS = ('sepconv 3', 'sepconv 5', 'average pool 3', 'max pool 3', 'identity')  # an id is its place here
+INPUTS = 2  # of a micro cell: the outputs of the two cells before it
+
+
+class MacroArch(NamedTuple):
+  """A network of L layers; each reads the one before it, and its skips are added to what its operation gives."""
+
+  operation: tuple[int, ...]  # [L] ids into MACRO_OPERATIONS
+  links: tuple[int, ...]  # [L (L - 1) / 2] whether layer 1 adds 0, layer 2 adds 0, 1, layer 3 ...
+
+
+class MicroArch(NamedTuple):
+  """Two cells of B blocks; node 0 and 1 are a cell's inputs, node 2 + b is block b, the sum of two operations."""
+
+  normal_input: tuple[int, ...]  # [2 B] the node that each operation reads
+  normal_operation: tuple[int, ...]  # [2 B] ids into MICRO_OPERATIONS
+  reduction_input: tuple[int, ...]
+  reduction_operation: tuple[int, ...]
+
+
+class RnnArch(NamedTuple):
+  """A recurrent cell of N nodes; node 0 reads x and h, every other one an earlier node."""
+
+  activate: tuple[int, ...]  # [N] ids into ACTIVATE
+  previous: tuple[int, ...]  # [N - 1] what node 1, 2, ... reads
+
+
+def enas_macro_space(layers: int = 12, operations: Sequence[str] = MACRO_OPERATIONS) -> Space:
+  """Whole networks: 6^L 2^(L (L - 1) / 2) of them, 1.6e29 at 12 layers.
+
+  Args:
+    layers: L.
+    operations: names from MACRO_OPERATIONS, in the order of their tokens.
+
+  Raises:
+    ValueError: names the argument and what fits.
+  """
+  ids = ids_of('operations', operations, MACRO_OPERATIONS)
+  _positive('layers', layers)
+  slots = []
+  for i in range(layers):
+    slots.append(_choice(f'layer {i}', 'operation', 'operation', ids, operations, 'operation'))
+    slots.append(Slot(f'layer {i}', 'skips', Kind.LINK, i, 'links', head='skips', anchor=True))
+  return Space('enas_macro', {'layers': layers, 'operations': list(operations)}, MacroArch, tuple(slots))
+
+
+def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIONS) -> Space:
+  """A normal and a reduction cell.
+
+  A block is two nodes to read and two operations, in this order: (5^B (B + 1)!)^4 strings, 2.6e25 at 5 blocks. The
+  paper counts (5 (B - 2)!)^4 for B nodes, inputs among them, 1.3e11 at 7, which is fewer than it can write.
+
+  Args:
+    blocks: of each cell.
+    operations: names from MICRO_OPERATIONS, in the order of their tokens.
+
+  Raises:
+    ValueError: names the argument and what fits.
+  """
+  ids = ids_of('operations', operations, MICRO_OPERATIONS)
+  _positive('blocks', blocks)
+
+  def cell(name: str, start: int) -> Iterator[Slot]:
+    for i in range(INPUTS):  # no decision, but a state to point at
+      yield Slot(f'{name} input {i}', '', Kind.LINK, 0, f'{name}_input', head='input', anchor=True)
+    for b in range(blocks):
+      group = f'{name} block {b}'
+      for side in ('left', 'right'):
+        yield Slot(group, f'{side} reads', Kind.POINTER, INPUTS + b, f'{name}_input', head=f'{name} reads', start=start)
+      for side in ('left', 'right'):
+        slot = _choice(group, f'{side} operation', f'{name}_operation', ids, operations, f'{name} operation')
+        yield slot._replace(anchor=side == 'right')
+
+  slots = (*cell('normal', 0), *cell('reduction', INPUTS + blocks))
+  return Space('enas_micro', {'blocks': blocks, 'operations': list(operations)}, MicroArch, slots)
+
+
+def enas_rnn_space(nodes: int = 12, activate: Sequence[str] = ('tanh', 'relu', 'identity', 'sigmoid')) -> Space:
+  """Recurrent cells: 4^N (N - 1)! strings, 6.7e14 at 12 nodes. (The paper counts 4^N N!, "about 1e15".)
+
+  Args:
+    nodes: N.
+    activate: names from ACTIVATE, in the order of their tokens.
+
+  Raises:
+    ValueError: names the argument and what fits.
+  """
+  ids = ids_of('activate', activate, ACTIVATE)
+  _positive('nodes', nodes)
+  slots = []
+  for i in range(nodes):
+    if i:
+      slots.append(Slot(f'node {i}', 'reads', Kind.POINTER, i, 'previous', head='previous'))
+    slots.append(_choice(f'node {i}', 'activate', 'activate', ids, activate, 'activate')._replace(anchor=True))
+  return Space('enas_rnn', {'nodes': nodes, 'activate': list(activate)}, RnnArch, tuple(slots))
+
+
+def loose_ends(inputs: Sequence[int], nodes: int) -> tuple[int, ...]:
+  """The nodes, of so many, that none of `inputs` names: what a cell's output is made of."""
+  return tuple(i for i in range(nodes) if i not in inputs)
+
+
+def _choice(group: str, name: str, field: str, ids: tuple[int, ...], words: Sequence[str], head: str) -> Slot:
+  return Slot(group, name, Kind.CHOICE, len(ids), field, ids, tuple(words), head)
+
+
+def _positive(name: str, number: int) -> None:
+  if not isinstance(number, int) or number < 1:
+    raise ValueError(f'{name} (={number}) must be an int from 1 up.')
