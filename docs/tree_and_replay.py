@@ -1,6 +1,6 @@
 """What the replay tree is worth: searches with and without it, drawn from their workdirs.
 
-Example, the four rows of the table in BUILD_NOTES.md in runs/full-0, runs/noreplay-0, runs/notree-0, runs/random-0, ...:
+Example, the searches of the table in BUILD_NOTES.md as runs/full-0, runs/noreplay-0, runs/notree-0, runs/random-0, ...:
   python docs/tree_and_replay.py docs/tree_and_replay.svg runs
 """
 

@@ -103,7 +103,7 @@ def test_every_update_is_a_line(s, unbroken):
 def test_a_long_run_notes_probabilities_now_and_then(s, tmp_path):
   launch.resume_and_run(str(tmp_path), s, 0, 602, 'x')
   noted = [step for step, line in updates(tmp_path).items() if 'probabilities' in line]
-  assert noted[0] == 1 and noted[-1] == 301 and 100 <= len(noted) <= 102 and max(np.diff(noted)) == 4
+  assert noted[0] == 1 and noted[-1] == 301 and 100 <= len(noted) <= 102 and max(np.diff(noted)) <= 4
 
 
 def test_events_are_the_records(unbroken):
