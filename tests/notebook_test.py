@@ -5,6 +5,7 @@ import re
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -72,6 +73,48 @@ def test_digits():
   drawn = [output.data for output in outputs if output.output_type in ('display_data', 'execute_result')]
   kinds = [kind for data in drawn for kind in ('image/png', 'text/html') if kind in data]
   assert kinds == ['image/png', 'text/html', 'image/png', 'image/png', 'text/html', 'image/png']
+
+
+@pytest.mark.long
+def test_layer_by_layer():
+  text, outputs = printed('layer_by_layer.ipynb', ROOT)
+  assert '6 layers to choose from, 1,296 chains of 4' in text
+  earned = [float(value) for value in re.findall(r'R = (\S+)', text)]
+  past, to_go = ([float(value) for value in re.findall(r'G_\d = (\S+)', line)] for line in re.findall('.*G_1.*', text))
+  first, second, third = earned
+  np.testing.assert_allclose(past, [first, second + first / 2, third + second / 2 + first / 4], atol=2e-3)
+  np.testing.assert_allclose(to_go, [first + second / 2 + third / 4, second + third / 2, third], atol=2e-3)
+  credits = dict(re.findall(r'^(own reward|past|to go) +([+-]\S+ +[+-]\S+)$', text, re.M))
+  assert credits['own reward'].split() == credits['past'].split() == ['-0.100', '+0.100'] != credits['to go'].split()
+
+  # What the loop counted is what the tree knows, and no network was trained twice.
+  strings, asked, trained, known = map(
+    int, re.search(r'(\d+) strings with (\d+) prefixes: (\d+) trained, (\d+) known', text).groups()
+  )
+  assert 30 <= trained <= 33 and asked == trained + known and 3 * strings <= asked <= 4 * strings
+  share = float(re.search(r'needed no training: (\S+)', text)[1])
+  assert 0 < share < 1 and share == pytest.approx(known / asked, abs=0.006)
+  assert int(re.search(r'different networks among the trained: (\d+)', text)[1]) == trained
+  tree = re.search(r'(\d+) nodes, (\d+) trainings, (\d+) times', text).groups()
+  assert tuple(map(int, tree)) == (trained, trained, asked)
+
+  ends = re.findall(r'^(random|reinforce) +best (\S+), mean of the first 10 (\S+), of the last 10 (\S+)$', text, re.M)
+  assert [name for name, *_ in ends] == ['random', 'reinforce']
+  for _, best, *means in ends:
+    assert float(means[0]) + 0.05 < float(means[1]) < float(best) and float(best) > 0.9
+  # As the notebook says of first layers and of depth.
+  rows = re.findall(r'^(conv|residual|average pool|max pool) first +(.*)$', text, re.M)
+  means = {kind: [float(cell.split()[0]) for cell in re.findall(r'\S+ \(\d+\)', row)] for kind, row in rows}
+  counts = [int(count) for _, row in rows for count in re.findall(r'\((\d+)\)', row)]
+  assert trained + 30 <= sum(counts) <= trained + 33
+  for pool in ('average pool', 'max pool'):
+    assert all(mean + 0.05 < other for mean, other in zip(means[pool][:3], means['conv'][:3], strict=True))
+  assert means['average pool'][0] < 0.2 and means['conv'] == sorted(means['conv'])
+  drawn = [output.data for output in outputs if output.output_type in ('display_data', 'execute_result')]
+  kinds = [kind for data in drawn for kind in ('image/png', 'text/html') if kind in data]
+  assert kinds == ['text/html', 'image/png', 'image/png']
+  tree_drawn = next(data['text/html'] for data in drawn if 'text/html' in data)
+  assert '<svg' in tree_drawn and f'{trained} nodes' in tree_drawn
 
 
 def test_without_the_package_a_notebook_says_how_to_get_it(tmp_path, monkeypatch):
