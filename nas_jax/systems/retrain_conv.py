@@ -51,11 +51,8 @@ def paper() -> Config:
 
 
 def small() -> Config:
-  """All of CIFAR-10 at 16 x 16, as the preset of that name in the search: minutes a network on a core."""
-  return Config(
-    dataset='cifar10', resize=16, flip=True, epochs=15, schedule='cosine', lr=(0.05, 0.1),
-    weight_decay=(1e-4, 1e-3), decay_epoch=(8.0,), grid_epochs=5,
-  )  # fmt: skip
+  """All of CIFAR-10 at 16 x 16, for what the preset of that name searched for: ten minutes a network on a core."""
+  return Config(dataset='cifar10', resize=16, flip=True, batch=64, epochs=8, schedule='cosine')
 
 
 def demo() -> Config:
