@@ -33,10 +33,19 @@ def from_scratch(
 ) -> Callable[[Batch], Outcome]:
   """Trains every child from its own initial weights on `data`, all by one program; the architecture is traced.
 
-  `reward` maps the metrics [m] to rewards [m]; a child that failed earns 0.
+  `reward` maps the metrics [m] to rewards [m]; a child that failed earns 0. Children that are too many for the memory
+  are halved until they fit; one that does not fit alone fails.
   """
   data = train.share(data, programs.mesh)
-  return lambda batch: _outcome(_fetched(train.fit(programs, batch.archs, batch.keys, data)), reward)
+
+  def fitted(archs: PyTree, keys: Key) -> list[Metrics]:
+    found, m = _tried(lambda: _fetched(train.fit(programs, archs, keys, data))), len(keys)
+    if m > 1 and found.keys() == {'failed'} and found['failed'][0] == train.NO_MEMORY:
+      halves = (slice(m // 2), slice(m // 2, m))
+      return [one for half in halves for one in fitted(*jax.tree.map(lambda x, half=half: x[half], (archs, keys)))]
+    return [found if len(found['failed']) == m else {'failed': np.repeat(found['failed'], m)}]
+
+  return lambda batch: _gathered(fitted(batch.archs, batch.keys), reward)
 
 
 def specialised(
@@ -115,8 +124,12 @@ def successive(
 
 def _gathered(found: list[Metrics], reward: Callable[[Metrics], np.ndarray]) -> Outcome:
   """The outcome of children who were trained one by one; some may lack metrics."""
-  names, missing = {name for one in found for name in one}, np.full(1, np.nan)
-  return _outcome({name: np.concatenate([one.get(name, missing) for one in found]) for name in names}, reward)
+  names = {name for one in found for name in one}
+
+  def values(one: Metrics, name: str) -> np.ndarray:
+    return one.get(name, np.full(len(one['failed']), np.nan))
+
+  return _outcome({name: np.concatenate([values(one, name) for one in found]) for name in names}, reward)
 
 
 def _tried(work: Callable[[], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from typing import NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ import pytest
 import tiny
 
 from experiments import launch, whole_search
-from experiments.system import CELL
 from nas_jax import evaluator, journal, space, train
 from nas_jax.child import Child
 from nas_jax.controller import uniform_controller
@@ -89,6 +89,29 @@ def test_a_child_too_large_for_the_machine_fails_alone():
   assert [line['failed'] for line in journal.records(batch(1 << 44), outcome, 1.0)] == ['out of memory']
 
 
+@pytest.mark.parametrize(('room', 'calls', 'failed'), [(4, [4], 0), (2, [4, 2, 2], 0), (0, [4, 2, 1, 1, 2, 1, 1], 4)])
+def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, failed):
+  """All by one program, which has room for so many at once."""
+  made = train.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, train.child_mesh(jax.devices()[:1]))
+  asked = []
+
+  def chunk(data, steps, states, archs, keys):
+    asked.append(len(keys))
+    if len(keys) > room:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory while trying to allocate\n...')
+    return made.chunk(data, steps, states, archs, keys)
+
+  evaluate = evaluator.from_scratch(made._replace(chunk=chunk, steps_per_call=2), (), lambda metrics: metrics['width'])
+  ids = jnp.arange(4)
+  batch = Batch(ids, jax.random.split(jax.random.key(0), 4), ids, ids[:, None])
+  with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter('always')
+    outcome = evaluate(batch)
+  assert asked == calls and len(said) == len([n for n in calls if n > room])
+  assert (outcome.metrics['failed'] == (train.NO_MEMORY if failed else 0)).all() and len(outcome.reward) == 4
+  np.testing.assert_array_equal(outcome.reward, [0 if failed else 2] * 4)
+
+
 def test_a_child_that_cannot_be_compiled_fails_alone():
   def programs(arch, mesh):
     made = train.fitter(sized_child(arch), lambda _: optax.sgd(0.1), 2, 1, mesh)
@@ -110,8 +133,8 @@ def test_a_child_that_cannot_be_compiled_fails_alone():
 def test_what_is_faster_is_measured_once_and_noted(tmp_path):
   cfg = launch.open_workdir(str(tmp_path), tiny.cell_config(child_program='auto'))
   assert cfg.child_program == 'auto'
-  timed = CELL._replace(time_programs=lambda cfg, text: evaluator.Timing(2.0, 1.0))
-  assert whole_search.settle_program(timed, cfg, tiny.text(), str(tmp_path)).child_program == 'specialised'
+  settled = whole_search.settle_program(cfg, tiny.text(), str(tmp_path), lambda cfg, text: evaluator.Timing(2.0, 1.0))
+  assert settled.child_program == 'specialised'
   assert json.loads((tmp_path / 'config.json').read_text())['child_program'] == 'specialised'
   # The same flags again mean what was settled; others do not fit.
   assert launch.open_workdir(str(tmp_path), cfg).child_program == 'specialised'
