@@ -119,7 +119,7 @@ CHAINS = st.lists(st.sampled_from(LAYERS), min_size=1, max_size=15)
 SIZES = st.integers(4, 9)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
 @given(CHAINS, SIZES, SIZES, st.booleans())
 def test_any_chain_has_the_counted_shapes(words, height, width, norm_first):
   arch, image = chain(*words), (height, width, 3)

@@ -61,7 +61,7 @@ def test_epochs_grow_with_children():
 
 def test_a_search_to_its_page_and_on(tmp_path, capsys):
   """The records are of prefixes, each is the network that it says, and the winner can be retrained."""
-  cfg = tiny.chain_config(max_children=5, reliability_children=0, yardstick_repeats=1)
+  cfg = tiny.chain_config(max_children=3, reliability_children=0, yardstick_repeats=0)
   workdir = tmp_path / 'search'
   launch.open_workdir(str(workdir), cfg)
   whole_search.run(CHAIN, cfg, IMAGES, {}, str(workdir))
@@ -69,7 +69,7 @@ def test_a_search_to_its_page_and_on(tmp_path, capsys):
   for words in ('best chain (child', 'classifier: reads', 'validation accuracy, 2 epochs', 'first layer', 'layers'):
     assert words in shown, words
   records = journal.read(str(workdir / 'children.jsonl'))
-  assert sorted(records) == list(range(len(records))) and len(records) >= 5
+  assert sorted(records) == list(range(len(records))) and len(records) >= 3
   for record in records.values():
     assert record['tokens'][record['depth'] :] == [0] * (2 - record['depth'])
     assert record['reward'] == pytest.approx(record['accuracy']) and record['epochs'] == 2 and record['failed'] is None
