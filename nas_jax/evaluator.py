@@ -34,16 +34,17 @@ def from_scratch(
   """Trains every child from its own initial weights on `data`, all by one program; the architecture is traced.
 
   `reward` maps the metrics [m] to rewards [m]; a child that failed earns 0. Children that are too many for the memory
-  are halved until they fit; one that does not fit alone fails.
+  are halved until they fit; one that does not fit alone fails. That the program cannot be compiled is no child's fault:
+  the error is raised.
   """
   data = train.share(data, programs.mesh)
 
   def fitted(archs: PyTree, keys: Key) -> list[Metrics]:
-    found, m = _tried(lambda: _fetched(train.fit(programs, archs, keys, data))), len(keys)
-    if m > 1 and found.keys() == {'failed'} and found['failed'][0] == train.NO_MEMORY:
-      halves = (slice(m // 2), slice(m // 2, m))
-      return [one for half in halves for one in fitted(*jax.tree.map(lambda x, half=half: x[half], (archs, keys)))]
-    return [found if len(found['failed']) == m else {'failed': np.repeat(found['failed'], m)}]
+    found, m = _tried(lambda: _fetched(train.fit(programs, archs, keys, data)), own_program=False), len(keys)
+    if m == 1 or found.keys() != {'failed'}:
+      return [found]
+    halves = (slice(m // 2), slice(m // 2, m))
+    return [one for half in halves for one in fitted(*jax.tree.map(lambda x, half=half: x[half], (archs, keys)))]
 
   return lambda batch: _gathered(fitted(batch.archs, batch.keys), reward)
 
@@ -132,14 +133,16 @@ def _gathered(found: list[Metrics], reward: Callable[[Metrics], np.ndarray]) -> 
   return _outcome({name: np.concatenate([values(one, name) for one in found]) for name in names}, reward)
 
 
-def _tried(work: Callable[[], Any]) -> Any:
+def _tried(work: Callable[[], Any], own_program: bool = True) -> Any:
   """What `work` returns, or, if the program is too much for the machine, the metrics of a child that failed."""
   try:
     return work()
   except jax.errors.JaxRuntimeError as error:
     why = str(error)
-    warnings.warn(f'a child failed: {why.splitlines()[0]}', stacklevel=2)
     no_memory = 'RESOURCE_EXHAUSTED' in why or 'out of memory' in why.lower()
+    if not (no_memory or own_program):
+      raise
+    warnings.warn(f'a child failed: {why.splitlines()[0]}', stacklevel=2)
     return {'failed': np.full(1, train.NO_MEMORY if no_memory else train.NO_PROGRAM)}
 
 

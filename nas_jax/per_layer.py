@@ -7,6 +7,7 @@ place of a fresh one.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 
 from nas_jax import reinforce, replay, search
 from nas_jax.config import field
+from nas_jax.controller import Controller
 from nas_jax.space import Kind, Space
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 from nas_jax.update import SearchState, of_strings
@@ -93,18 +95,10 @@ def build(
       return value  # the whole string was rewarded, by someone who knows no layers
     weight = jnp.ones_like(value)
     if cfg.importance and again:
-      weight = importance(state, batch)
+      weight = _importance(s.controller, cfg, again, state, batch)
     if cfg.returns == 'past':  # G_t is the business of layers up to t; 'to go', of each that it sums up
       return weight * reinforce.returns(value, cfg.gamma, cfg.returns)
     return reinforce.returns(weight * value, cfg.gamma, cfg.returns)
-
-  def importance(state: SearchState, batch: Batch) -> Array:
-    """[m, T] of each prefix, its probability under the controller over that of being asked for, at most 1 / (1 - p)."""
-    tree = state.replay.tree
-    p = jnp.where(tree.size > 1, again, 0.0)
-    now = jnp.cumsum(of_strings(lambda *string: s.controller.log_prob(state.theta, *string), batch), 1)
-    drawn = jax.vmap(lambda tokens: replay.log_prob(tree, tokens, cfg.replay_power))(batch.tokens)
-    return 1.0 / (1.0 - p + p * jnp.exp(drawn - now))
 
   def remember(state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
     fresh, (tree, trained, idle) = outcome.children, state.replay
@@ -121,25 +115,6 @@ def build(
     memory = Memory(replay.empty(max(slot.width for slot in space.slots), 1), nothing, nothing)
     return grow(s.init(key)._replace(replay=memory), 0)
 
-  def ask(state: SearchState) -> Batch:
-    tree, trained, _ = state.replay
-    depth, now = search.depth_of(cfg, space, trained), length(trained)
-
-    def one(key: Key) -> tuple[Array, Array]:
-      fresh_key, walk_key, coin = jax.random.split(key, 3)
-      fresh = s.controller.sample(state.theta, fresh_key, depth)
-      old, deep = replay.draw(tree, walk_key, space.length, cfg.replay_power)
-      replayed = (jax.random.uniform(coin) < again) & (deep > 0)
-      return jnp.where(replayed, old, fresh), jnp.where(replayed, deep, depth)
-
-    ids, sample_keys, child_keys = search.identify(state, cfg.m)
-    tokens, depths = jax.vmap(one)(sample_keys)
-    nodes = jax.vmap(lambda *string: replay.lookup(tree, *string))(tokens, depths)
-    enough = {'never': tree.trained > 0, 'longer': tree.length >= now, 'always': jnp.zeros_like(tree.trained, bool)}
-    known = (nodes > 0) & (enough[cfg.train_again] & (tree.trained > 0))[nodes]
-    asked = Asked(known, tree.reward[nodes], trained, now)
-    return Batch(ids, child_keys, tokens, _shortened(space, tokens, depths), depths, asked)
-
   def grow(state: SearchState, step: int) -> SearchState:
     """Room for all that so many updates and one more can bring, doubled when it must: so the step decides shapes."""
     room = 256
@@ -147,12 +122,10 @@ def build(
       room *= 2
     return state._replace(replay=state.replay._replace(tree=replay.grow(state.replay.tree, room)))
 
-  def split(batch: Batch) -> list[Batch]:
-    return prefixes(space, batch)
-
+  split = functools.partial(prefixes, space)
   return s._replace(
     init=init,
-    ask=jax.jit(ask),
+    ask=jax.jit(functools.partial(_ask, space, cfg, s.controller, again, length)),
     evaluate=lambda batch: join(batch, groups := split(batch), [train(group) for group in groups]),
     parts=search.Parts(
       split,
@@ -165,6 +138,38 @@ def build(
       export=lambda state: replay.as_json(state.replay.tree, space.slots[0].labels),
     ),
   )
+
+
+def _importance(controller: Controller, cfg: Config, again: float, state: SearchState, batch: Batch) -> Array:
+  """[m, T] of each prefix, its probability under the controller over that of being asked for, at most 1 / (1 - p)."""
+  tree = state.replay.tree
+  p = jnp.where(tree.size > 1, again, 0.0)
+  now = jnp.cumsum(of_strings(functools.partial(controller.log_prob, state.theta), batch), 1)
+  drawn = jax.vmap(lambda tokens: replay.log_prob(tree, tokens, cfg.replay_power))(batch.tokens)
+  return 1.0 / (1.0 - p + p * jnp.exp(drawn - now))
+
+
+def _ask(
+  space: Space, cfg: Config, controller: Controller, again: float, length: Callable[[Array], Array], state: SearchState
+) -> Batch:
+  """m strings, each fresh from the controller or, with probability `again`, from the tree."""
+  tree, trained, _ = state.replay
+  depth, now = search.depth_of(cfg, space, trained), length(trained)
+
+  def one(key: Key) -> tuple[Array, Array]:
+    fresh_key, walk_key, coin = jax.random.split(key, 3)
+    fresh = controller.sample(state.theta, fresh_key, depth)
+    old, deep = replay.draw(tree, walk_key, space.length, cfg.replay_power)
+    replayed = (jax.random.uniform(coin) < again) & (deep > 0)
+    return jnp.where(replayed, old, fresh), jnp.where(replayed, deep, depth)
+
+  ids, sample_keys, child_keys = search.identify(state, cfg.m)
+  tokens, depths = jax.vmap(one)(sample_keys)
+  nodes = jax.vmap(lambda *string: replay.lookup(tree, *string))(tokens, depths)
+  enough = {'never': tree.trained > 0, 'longer': tree.length >= now, 'always': jnp.zeros_like(tree.trained, bool)}
+  known = (nodes > 0) & (enough[cfg.train_again] & (tree.trained > 0))[nodes]
+  asked = Asked(known, tree.reward[nodes], trained, now)
+  return Batch(ids, child_keys, tokens, _shortened(space, tokens, depths), depths, asked)
 
 
 def _shortened(space: Space, tokens: Array, depths: Array) -> PyTree:

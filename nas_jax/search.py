@@ -83,9 +83,14 @@ def build(
     remember: the `replay` of the next state.
 
   Raises:
-    ValueError: as `config.check`.
+    ValueError: as `config.check`, or the first children are deeper than the space.
   """
   config.check(cfg)
+  if cfg.depth_start > space.layers:
+    raise ValueError(
+      f'depth_start (={cfg.depth_start}) is more than max_depth (={space.layers}): the first children must not be '
+      'deeper than the deepest.'
+    )
   if cfg.algorithm == 'random':
     controller = uniform_controller(space)
   else:

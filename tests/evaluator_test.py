@@ -112,6 +112,18 @@ def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, faile
   np.testing.assert_array_equal(outcome.reward, [0 if failed else 2] * 4)
 
 
+def test_a_program_of_all_children_that_cannot_be_compiled_is_no_childs_failure():
+  made = train.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, train.child_mesh(jax.devices()[:1]))
+
+  def chunk(*_):
+    raise jax.errors.JaxRuntimeError('INTERNAL: no such instruction')
+
+  ids = jnp.arange(2)
+  evaluate = evaluator.from_scratch(made._replace(chunk=chunk), (), lambda metrics: metrics['width'])
+  with pytest.raises(jax.errors.JaxRuntimeError, match='no such instruction'):
+    evaluate(Batch(ids, jax.random.split(jax.random.key(0), 2), ids, ids[:, None]))
+
+
 def test_a_child_that_cannot_be_compiled_fails_alone():
   def programs(arch, mesh):
     made = train.fitter(sized_child(arch), lambda _: optax.sgd(0.1), 2, 1, mesh)

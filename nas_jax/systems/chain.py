@@ -139,16 +139,11 @@ def again(made: space.Space, cfg: Config, trainer) -> search.Search:
 def check(cfg: Config, images: images_lib.Images) -> None:
   """Raises ValueError, naming the field and what fits."""
   config.check(cfg)
-  made = make_space(cfg)
+  make_space(cfg)
   del images
   if cfg.block > 1 or any(cfg.pool_at):
     raise ValueError(
       f'block (={cfg.block}) and pool_at (={cfg.pool_at}) are for networks that are no chains: leave 1 and 0.'
-    )
-  if cfg.depth_start > made.layers:
-    raise ValueError(
-      f'depth_start (={cfg.depth_start}) is more than max_depth (={cfg.max_depth}): the first children must not be '
-      'deeper than the deepest.'
     )
   least = cfg.epochs_start or cfg.epochs
   if not cfg.last_epochs <= least <= cfg.epochs:

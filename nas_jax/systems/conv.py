@@ -149,11 +149,6 @@ def check(cfg: Config, images: images_lib.Images) -> None:
   for name, labels in (('strides', cfg.strides), ('pools', cfg.pools)):
     if max(labels) > min(height, width):
       raise ValueError(f'{name} (={labels}): {max(labels)} is more than the images have, {height} x {width} pixels.')
-  if cfg.depth_start > cfg.max_depth:
-    raise ValueError(
-      f'depth_start (={cfg.depth_start}) is more than max_depth (={cfg.max_depth}): the first children must not be '
-      'deeper than the deepest.'
-    )
   if cfg.child_program == 'generic' and (why := needs_own_programs(cfg)):
     raise ValueError(f'child_program (=generic) trains plain convolutions, and there are {why}: take specialised.')
   if cfg.last_epochs > cfg.epochs:
