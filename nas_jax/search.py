@@ -66,6 +66,16 @@ class Search(NamedTuple):
     return self.parts.grow(state, step) if self.parts else state
 
 
+def check(space: Space, cfg: Config) -> None:
+  """Raises ValueError, naming the field, as `config.check`, and if the first children are deeper than the space."""
+  config.check(cfg)
+  if cfg.depth_start > space.layers:
+    raise ValueError(
+      f'depth_start (={cfg.depth_start}) is more than max_depth (={space.layers}): the first children must not be '
+      'deeper than the deepest.'
+    )
+
+
 def build(
   space: Space,
   cfg: Config,
@@ -83,14 +93,9 @@ def build(
     remember: the `replay` of the next state.
 
   Raises:
-    ValueError: as `config.check`, or the first children are deeper than the space.
+    ValueError: as `check`.
   """
-  config.check(cfg)
-  if cfg.depth_start > space.layers:
-    raise ValueError(
-      f'depth_start (={cfg.depth_start}) is more than max_depth (={space.layers}): the first children must not be '
-      'deeper than the deepest.'
-    )
+  check(space, cfg)
   if cfg.algorithm == 'random':
     controller = uniform_controller(space)
   else:

@@ -245,4 +245,5 @@ def pooled(x: Array, window: tuple[int, int], stride: tuple[int, int], largest: 
   def summed(x):
     return jax.lax.reduce_window(x, 0.0, jax.lax.add, size, steps, padding)
 
-  return summed(x) / summed(jnp.ones_like(x))
+  # One pixel of each place is counted: XLA would count those of the whole batch, once, for seconds.
+  return summed(x) / summed(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
