@@ -6,7 +6,6 @@ The same command resumes what was cut off. Examples:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import hashlib
 import json
 import os
@@ -90,14 +89,8 @@ def only(systems: Sequence[System], sources: Sequence[str]) -> System:
 def configure(values: flags.FlagValues, system: System) -> Any:
   """The config of the chosen preset with the given flags laid over it, checked."""
   retrain = system.retrain
-  if values.preset not in retrain.PRESETS:
-    names = ', '.join(retrain.PRESETS)
-    raise ValueError(f'preset (={values.preset!r}) is none for {system.noun}s: take one of {names}.')
-  own = {item.name for item in dataclasses.fields(retrain.Config)}
-  for other in SYSTEMS:
-    for item in dataclasses.fields(other.retrain.Config):
-      if item.name not in own and values[item.name].value is not None:
-        raise ValueError(f'--{item.name} is for {other.noun}s, and this is a {system.noun}: leave it out.')
+  launch.own_preset(values, retrain.PRESETS, f'{system.noun}s')
+  launch.own_fields(values, retrain.Config, {f'{other.noun}s': other.retrain.Config for other in SYSTEMS})
   cfg = launch.configure(values, retrain.PRESETS)
   retrain.check(cfg)
   return cfg

@@ -9,6 +9,17 @@ from nas_jax.space import layers
 from nas_jax.systems import cell, chain, classifier, conv, language, retrain_cell, retrain_conv
 
 
+class Alone(NamedTuple):
+  """How children are trained each by itself."""
+
+  build: Callable[[Any, Any], search.Search]  # (cfg, data); raises ValueError on what does not fit
+  again: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
+  longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
+  time_programs: Callable[[Any, Any], evaluator.Timing] | None  # (cfg, data); None if there is one way only
+  misfit: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
+  yardsticks: Callable[[Any, Any, search.Search], Mapping[str, evaluator.Known]]  # (cfg, data, s)
+
+
 class System(NamedTuple):
   """One system. `cfg` is its config, `data` what `load` returns, `arch` a static architecture."""
 
@@ -21,17 +32,13 @@ class System(NamedTuple):
   make_space: Callable[[Any], space.Space]  # (cfg)
   load: Callable[[Any, str], Any]  # (cfg, data_dir) -> data, which has a `sha256`
   about: Callable[[Any, Any], str]  # (cfg, data) -> what the children learn, in words
-  build: Callable[[Any, Any], search.Search]  # (cfg, data); raises ValueError on what does not fit
-  again: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
-  length: Callable[[Any], str]  # (cfg) -> how long a child is trained, in words
-  longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
-  time_programs: Callable[[Any, Any], evaluator.Timing] | None  # (cfg, data); None if there is one way only
-  misfit: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
-  yardsticks: Callable[[Any, Any, search.Search], Mapping[str, evaluator.Known]]  # (cfg, data, s)
+  length: Callable[[Any], str]  # (cfg) -> how children are trained, in words
   from_json: Callable[[str], Any]  # the text of a file as best.json -> arch
   text: Callable[[Any], str]  # (arch) -> equations or words
   drawing: Callable[[Any], str]  # (arch) -> an SVG element
   retrain: Any  # the module that trains what was found to the end
+  alone: Any = None  # an `Alone`; None if children share weights
+  problem: Any = None  # of those who do: (cfg, data) -> enas.Problem; raises ValueError on what does not fit
   views: Mapping[str, Callable[[Any], str]] = types.MappingProxyType({})  # (arch) -> the kind it is of, to compare
 
 
@@ -45,17 +52,12 @@ CELL = System(
   cell.make_space,
   language.load,
   lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
-  cell.build,
-  search.build,
   cell.length,
-  cell.longer,
-  cell.time_programs,
-  cell.misfit,
-  cell.yardsticks,
   space.tree_from_json,
   tree_cell.equations,
   tree_draw.svg,
   retrain_cell,
+  Alone(cell.build, search.build, cell.longer, cell.time_programs, cell.misfit, cell.yardsticks),
 )
 CONV = System(
   'conv_search',
@@ -67,17 +69,12 @@ CONV = System(
   conv.make_space,
   classifier.load,
   lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
-  conv.build,
-  search.build,
   conv.length,
-  conv.longer,
-  conv.time_programs,
-  conv.misfit,
-  conv.yardsticks,
   space.conv_from_json,
   layers.describe,
   conv_draw.svg,
   retrain_conv,
+  Alone(conv.build, search.build, conv.longer, conv.time_programs, conv.misfit, conv.yardsticks),
 )
 CHAIN = System(
   'per_layer_search',
@@ -89,18 +86,13 @@ CHAIN = System(
   chain.make_space,
   classifier.load,
   CONV.about,
-  chain.build,
-  chain.again,
   chain.length,
-  chain.longer,
-  None,
-  chain.misfit,
-  chain.yardsticks,
   space.chain_from_json,
   layers.describe,
   conv_draw.svg,
   retrain_conv,
-  {
+  Alone(chain.build, chain.again, chain.longer, None, chain.misfit, chain.yardsticks),
+  views={
     'first layer': lambda arch: space.chain.KINDS[space.chain.layer_of(arch.layers[0]).kind],
     'layers': lambda arch: f'{len(arch.layers):2}',
   },
