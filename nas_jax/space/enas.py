@@ -1,6 +1,7 @@
 """The three spaces of ENAS, Pham et al. (2018): macro, micro and recurrent."""
 
 from collections.abc import Iterator, Sequence
+import json
 from typing import NamedTuple
 
 from nas_jax.space.base import Kind, Slot, Space
@@ -102,6 +103,15 @@ def enas_rnn_space(nodes: int = 12, activate: Sequence[str] = ('tanh', 'relu', '
       slots.append(Slot(f'node {i}', 'reads', Kind.POINTER, i, 'previous', head='previous'))
     slots.append(_choice(f'node {i}', 'activate', 'activate', ids, activate, 'activate')._replace(anchor=True))
   return Space('enas_rnn', {'nodes': nodes, 'activate': list(activate)}, RnnArch, tuple(slots))
+
+
+def rnn_from_json(text: str) -> RnnArch:
+  """A cell of any nodes and any activations from JSON, checked. Raises ValueError as `Space.from_json` does."""
+  try:
+    nodes = len(json.loads(text)['arch']['activate'])
+  except (ValueError, TypeError, KeyError, RecursionError):
+    nodes = 1  # no cell at all: the smallest space says what is wrong
+  return enas_rnn_space(max(nodes, 1), ACTIVATE).from_json(text)
 
 
 def loose_ends(inputs: Sequence[int], nodes: int) -> tuple[int, ...]:
