@@ -128,8 +128,8 @@ def _remembered(path: str, made: space.Space) -> str:
 
 def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlation]:
   if ranks := _json(os.path.join(workdir, 'ranks.json')):
-    between = f'shared weights and {ranks["passes"]} passes alone, {ranks["children"]} random ones'
-    return [page.Correlation(f'{between}: {name}', ranks[name], 0.5) for name in ('kendall', 'spearman')]
+    pair = f'shared weights and {ranks["passes"]} passes alone, {ranks["children"]} random ones'
+    return [page.Correlation(f'{pair}: {name}', ranks[name], 0.5) for name in ('kendall', 'spearman')]
   found = _json(os.path.join(workdir, 'reliability.json'))
   if found is None:
     return []

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 import types
 from typing import Any, NamedTuple
 
-from nas_jax import conv_draw, evaluator, page, search, space, tree_cell, tree_draw
+from nas_jax import conv_draw, evaluator, page, rnn_cell, search, space, tree_cell, tree_draw
 from nas_jax.space import layers
-from nas_jax.systems import cell, chain, classifier, conv, language, retrain_cell, retrain_conv
+from nas_jax.systems import cell, chain, classifier, conv, enas_images, enas_rnn, language, retrain_cell, retrain_conv
 
 
 class Alone(NamedTuple):
@@ -97,4 +97,45 @@ CHAIN = System(
     'layers': lambda arch: f'{len(arch.layers):2}',
   },
 )
-SYSTEMS = (CELL, CONV, CHAIN)
+MACRO = System(
+  'enas_search',
+  'enas_macro',
+  'network',
+  enas_images.MacroConfig,
+  enas_images.MACRO_PRESETS,
+  page.Metric('shared_accuracy', 'shared-weight validation accuracy', lower=False),
+  enas_images.make_space,
+  classifier.load,
+  CONV.about,
+  enas_images.length,
+  space.conv_from_json,
+  str,
+  str,
+  retrain_conv,
+  problem=enas_images.problem,
+)
+MICRO = MACRO._replace(
+  kind='enas_micro',
+  noun='cell pair',
+  config=enas_images.MicroConfig,
+  presets=enas_images.MICRO_PRESETS,
+)
+RECURRENT = System(
+  'enas_search',
+  'enas_rnn',
+  'cell',
+  enas_rnn.Config,
+  enas_rnn.PRESETS,
+  page.Metric('shared_perplexity', 'shared-weight validation perplexity'),
+  enas_rnn.make_space,
+  language.load,
+  CELL.about,
+  enas_rnn.length,
+  space.rnn_from_json,
+  rnn_cell.equations,
+  str,
+  retrain_cell,
+  problem=enas_rnn.problem,
+)
+ENAS = {'macro': MACRO, 'micro': MICRO, 'recurrent': RECURRENT}
+SYSTEMS = (CELL, CONV, CHAIN, *ENAS.values())

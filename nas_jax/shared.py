@@ -108,7 +108,8 @@ def build_programs(
 
     return scored
 
-  compiled, learned = list[Any](), jax.jit(learn)
+  compiled = list[Any]()
+  learned: Any = jax.jit(learn)
   here = jax.tree.map(jnp.asarray, data)  # committed to no device, as the state is: it may be scored on all
   some, every = score(minibatch), score(lambda data, key: data)
   return Programs(

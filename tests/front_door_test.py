@@ -180,7 +180,7 @@ FLOORS = [
   {'children'},
   {'train'},
   {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page'},
-  {'update', 'search', 'per_layer'},
+  {'update', 'search', 'per_layer', 'shared'},
   {'systems'},
 ]
 

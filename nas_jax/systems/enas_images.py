@@ -9,6 +9,7 @@ import optax
 from nas_jax import child as child_lib
 from nas_jax import images as images_lib
 from nas_jax import rewards, schedules, search, shared, space
+from nas_jax.child import Child
 from nas_jax.children import conv, macro, micro, pictures
 from nas_jax.config import field
 from nas_jax.systems import classifier, enas
@@ -168,12 +169,13 @@ def make_space(cfg: Config) -> space.Space:
   return space.enas_macro_space(cfg.layers, cfg.operations)
 
 
-def form(cfg: Config) -> macro.Form | micro.Form:
-  """The network that all children are parts of."""
+def network(cfg: Config, problem: conv.Problem) -> Child:
+  """The network that all children are parts of; the arch is a `conv.Plan`."""
   if isinstance(cfg, MicroConfig):
-    return micro.Form(cfg.operations, cfg.blocks, cfg.cells, cfg.filters, cfg.keep, cfg.drop_path, cfg.norm)
+    cells = micro.Form(cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm)
+    return micro.build(problem, cells)
   assert isinstance(cfg, MacroConfig)
-  return macro.Form(cfg.operations, cfg.layers, cfg.filters, cfg.keep, cfg.norm)
+  return macro.build(problem, macro.Form(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm))
 
 
 def check(cfg: Config) -> None:
@@ -187,9 +189,8 @@ def problem(cfg: Config, images: images_lib.Images) -> enas.Problem:
   """What the networks learn. Raises ValueError, before anything compiles, on a field that cannot be."""
   check(cfg)
   (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
-  build = micro.build if isinstance(cfg, MicroConfig) else macro.build
   settings = conv.Settings(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  child = child_lib.completed(build(classifier.problem(cfg, images), form(cfg)), lambda arch: conv.Plan(arch, settings))
+  child = child_lib.completed(network(cfg, classifier.problem(cfg, images)), lambda arch: conv.Plan(arch, settings))
   steps = len(data.labels) // cfg.batch
   size = classifier.score_batch(cfg, images)
   return enas.Problem(

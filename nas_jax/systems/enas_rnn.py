@@ -9,6 +9,7 @@ from nas_jax import data as data_lib
 from nas_jax import rewards, search, shared, space
 from nas_jax.children import lm
 from nas_jax.config import field
+from nas_jax.space import tree
 from nas_jax.systems import enas, language
 from nas_jax.types import Key
 
@@ -31,6 +32,7 @@ class Config(language.Config, shared.Config):
   dropout_input: float = field(0.0, 'rate of what enters a cell from below, likewise', low=0.0, high=0.95)
   dropout_recurrent: float = field(0.0, 'rate of h_(t-1) where it enters a cell, likewise', low=0.0, high=0.95)
   dropout_output: float = field(0.0, 'rate of what enters the softmax, likewise', low=0.0, high=0.95)
+  normalize: bool = field(False, 'batch norm of what enters the softmax, by the streams side by side; in the paper')
   score_windows: int = field(1, 'windows of bptt steps that a reward is measured on, from a state of zeros', low=1)
   reward_c: float = field(80.0, 'reward = c / perplexity', above=0.0)
   rank_children: int = field(30, 'random cells trained by themselves after it, 0 for none', low=0, budget=True)
@@ -45,7 +47,7 @@ def paper() -> Config:
     m=1, controller_units=100, controller_layers=1, controller_init=0.1, controller_lr=3.5e-4,
     controller_temperature=5.0, controller_tanh=2.5, entropy_weight=1e-4, controller_updates=2000,
     dataset='ptb', level='word', tied=True, batch=64, bptt=35, optimizer='sgd', schedule='epochs', lr_decay=0.96,
-    clip=0.25, weight_decay=1e-7, score_batch=64, dropout_input=0.5, dropout_output=0.5,
+    clip=0.25, weight_decay=1e-7, normalize=True, score_batch=64, dropout_input=0.5, dropout_output=0.5,
   )  # fmt: skip
 
 
@@ -105,7 +107,8 @@ def problem(cfg: Config, text: data_lib.Text) -> enas.Problem:
   rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
   dropout = lm.Dropout(*(rate or None for rate in rates))
   settings = lm.Settings(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or cfg.hidden**-0.5, dropout)
-  network = language.build(cfg, text, lm.enas(), cfg.hidden)
+  cell = lm.enas(tree.ids_of('activate', cfg.activate, space.ACTIVATE), cfg.normalize)
+  network = language.build(cfg, text, cell, cfg.hidden)
   steps = len(data.train)
   return enas.Problem(
     made,
@@ -124,4 +127,9 @@ def part_of(data: lm.Data, windows: int, key: Key) -> lm.Data:
   count = len(data.valid[0])
   size = min(windows, count)
   start = jax.random.randint(key, (), 0, count - size + 1)
-  return data._replace(valid=tuple(jax.lax.dynamic_slice_in_dim(x, start, size) for x in data.valid))
+  return data._replace(valid=jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data.valid))
+
+
+def length(cfg: Config) -> str:
+  """How children are trained, in words."""
+  return f'weights shared for {cfg.passes} passes'
