@@ -112,6 +112,12 @@ def unmoved(params: PyTree) -> PyTree:
   return conv.unmoved({name: tree for name, tree in params.items() if not name.startswith('softmax')})
 
 
+def decayed(params: PyTree) -> PyTree:
+  """Which of the weights are kernels, or the classifier's: those that weight decay is for."""
+  names = 'kernel', 'depthwise', 'softmax'
+  return jax.tree.map_with_path(lambda path, _: path[-1].key in names, params)
+
+
 def room(
   window: int, channels: int, filters: int, separable: bool = False, each: Sequence[int] = ()
 ) -> dict[str, Array]:

@@ -90,13 +90,19 @@ def fitter(
   steps: int,
   mesh: Mesh | None = None,
   scored: int = 1,
+  decayed: Callable[[PyTree], PyTree] | None = None,
 ) -> train.Fit:
-  """The programs that train `child`, an epoch a call; `settings` finds those of a child in its arch."""
+  """The programs that train `child`, an epoch a call; `settings` finds those of a child in its arch.
+
+  `decayed` is for a child without weight decay in its loss: (params) -> a bool for each, whether the optimizer decays
+  it.
+  """
   epoch = len(data.labels) // cfg.batch
 
   def optimizer(arch: PyTree) -> optax.GradientTransformation:
     own = settings(arch)
     rate = schedules.rate(cfg.schedule, own.lr, steps, epoch, own.decay_epoch, cfg.lr_decay)
-    return optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
+    descent = optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
+    return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent
 
   return train.fitter(child, optimizer, steps, epoch, mesh, scored)
