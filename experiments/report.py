@@ -128,8 +128,12 @@ def _remembered(path: str, made: space.Space) -> str:
 
 def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlation]:
   if ranks := _json(os.path.join(workdir, 'ranks.json')):
-    pair = f'shared weights and {ranks["passes"]} passes alone, {ranks["children"]} random ones'
-    return [page.Correlation(f'{pair}: {name}', ranks[name], 0.5) for name in ('kendall', 'spearman')]
+    alone = f'{ranks["passes"]} passes alone, {ranks["children"]} random ones (Kendall)'
+    names = {'two seeds': f'two seeds of {alone}'}
+    return [
+      page.Correlation(names.get(name, f'weights shared by {name} and {alone}'), value, 0.5)
+      for name, value in ranks['kendall'].items()
+    ]
   found = _json(os.path.join(workdir, 'reliability.json'))
   if found is None:
     return []

@@ -33,29 +33,32 @@ def run(system: System, cfg: Any, data: Any, workdir: str, with_control: bool = 
     f'{system.about(cfg, data)}; {len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
     flush=True,
   )
-  found, state = one_search(system, problem, cfg, programs, workdir)
-  records, derived = {cfg.algorithm: found}, {cfg.algorithm: _derived(workdir)}
+  folders, cfgs = {cfg.algorithm: workdir}, {cfg.algorithm: cfg}
   if with_control and cfg.algorithm != 'random':
-    control, folder = dataclasses.replace(cfg, algorithm='random'), os.path.join(workdir, 'control')
-    launch.open_workdir(folder, control)
-    records['random'], _ = one_search(system, problem, control, programs, folder)
-    derived['random'] = _derived(folder)
-  ranks = ''
+    folders['random'], cfgs['random'] = os.path.join(workdir, 'control'), dataclasses.replace(cfg, algorithm='random')
+    launch.open_workdir(folders['random'], cfgs['random'])
+  ends = {name: one_search(problem, cfgs[name], programs, folder) for name, folder in folders.items()}
+  records, derived = (
+    {name: end[0] for name, end in ends.items()},
+    {n: _derived(folder) for n, folder in folders.items()},
+  )
+  said = ''
   if cfg.rank_children:
     trained = train_alone(problem, cfg, os.path.join(workdir, 'alone.jsonl'))
-    found_ranks = launch.once(
-      os.path.join(workdir, 'ranks.json'), functools.partial(rank, problem, cfg, programs, state, trained)
-    )
-    _write_best(problem, os.path.join(workdir, 'random.json'), _best_alone(problem, system, trained))
-    ranks = _in_words(system, cfg, found_ranks, found)
-  summary = _summary(system, cfg, data, problem, records, derived, ranks)
+    weights = {name: end[1] for name, end in ends.items()}
+    measure = functools.partial(rank, problem, cfg, programs, weights, trained)
+    ranks = launch.once(os.path.join(workdir, 'ranks.json'), measure)
+    best = report.ranking(trained[: cfg.rank_children], problem.space, problem.metric, system.metric.lower)[0]
+    _write_best(problem, os.path.join(workdir, 'random.json'), best)
+    said = _in_words(system, ranks, records[cfg.algorithm])
+  summary = _summary(system, cfg, data, problem, records, derived, said)
   launch.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
   report_page.write(workdir, report_page.make(workdir))
 
 
 def one_search(
-  system: System, problem: enas.Problem, cfg: Any, programs: shared.Programs, folder: str
+  problem: enas.Problem, cfg: Any, programs: shared.Programs, folder: str
 ) -> tuple[list[journal.Record], search.SearchState]:
   """A search to its end, and what is derived from it: its journal, and its last state."""
   s = enas.build(problem, cfg, programs)
@@ -84,58 +87,63 @@ def _write_best(problem: enas.Problem, path: str, record: Mapping[str, Any]) -> 
 
 
 def train_alone(problem: enas.Problem, cfg: Any, path: str) -> list[journal.Record]:
-  """Random architectures, each trained by itself for `cfg.epochs` passes; journalled, so that none is trained twice."""
-  batch = evaluator.random_batch(problem.space, jax.random.fold_in(jax.random.key(cfg.seed), 3), cfg.rank_children)
+  """Random architectures, each trained by itself for `cfg.epochs` passes, and all once more from another seed.
+
+  They are journalled, so that none is trained again.
+  """
+  key, count = jax.random.fold_in(jax.random.key(cfg.seed), 3), 2 * cfg.rank_children
+  once = evaluator.random_batch(problem.space, key, cfg.rank_children)
+  batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), once._replace(depth=None, extra=()))
+  batch = batch._replace(ids=jnp.arange(count), keys=jax.random.split(jax.random.fold_in(key, 1), count))
   known, write = journal.read(path), journal.writer(path)
   train = functools.cache(lambda: enas.alone(problem, cfg.epochs))
-  for start in range(0, cfg.rank_children, cfg.m):
-    places = (jnp.arange(start, start + cfg.m) % cfg.rank_children).astype(int)  # the last is filled up from the front
+  for start in range(0, count, cfg.m):
+    places = jnp.arange(start, start + cfg.m) % count  # the last are filled up from the front
     if any(int(place) not in known for place in places):
-      part = jax.tree.map(lambda x, places=places: x[places], batch._replace(depth=None, extra=()))
+      part = jax.tree.map(lambda x, places=places: x[places], batch)
       begun = time.perf_counter()
       outcome = train()(part)
       fresh = [line for line in journal.records(part, outcome, time.perf_counter() - begun) if line['id'] not in known]
       write(fresh)
       known |= {line['id']: line for line in fresh}
-  return [known[number] for number in range(cfg.rank_children)]
+  return [known[number] for number in range(count)]
 
 
 def rank(
   problem: enas.Problem,
   cfg: Any,
   programs: shared.Programs,
-  state: search.SearchState,
+  states: Mapping[str, search.SearchState],
   trained: Sequence[journal.Record],
 ) -> dict[str, Any]:
-  """How the scores by shared weights rank architectures that were trained by themselves."""
-  tokens = jnp.array([line['tokens'] for line in trained], jnp.int32)
-  found = shared.score(problem.space, programs, state, tokens, cfg.m)
-  by_weights = problem.shared_reward(found)
-  by_itself = np.array([line['reward'] for line in trained])
-  seconds = [line['seconds'] for line in trained]
+  """How the scores by shared weights, of each search, rank architectures that were trained by themselves, twice.
+
+  The second trainings rank the first too: no other score can be expected to do it better.
+  """
+  first, second = trained[: cfg.rank_children], trained[cfg.rank_children :]
+  tokens = jnp.array([line['tokens'] for line in first], jnp.int32)
+  found = {name: shared.score(problem.space, programs, state, tokens, cfg.m) for name, state in states.items()}
+  by_itself, again = (np.array([line['reward'] for line in lines]) for lines in (first, second))
+  rewards = {name: problem.shared_reward(metrics) for name, metrics in found.items()} | {'two seeds': again}
   return {
-    'children': len(trained),
+    'children': len(first),
     'passes': cfg.epochs,
-    'kendall': reliability.kendall(by_weights, by_itself),
-    'spearman': reliability.spearman(by_weights, by_itself),
-    'shared': found[problem.shared_metric].tolist(),
-    'alone': [line[problem.metric] for line in trained],
-    'seconds': float(np.median(seconds)),
+    'alone': [line[problem.metric] for line in first],
+    'shared': {name: metrics[problem.shared_metric].tolist() for name, metrics in found.items()},
+    'kendall': {name: reliability.kendall(values, by_itself) for name, values in rewards.items()},
+    'spearman': {name: reliability.spearman(values, by_itself) for name, values in rewards.items()},
+    'seconds': float(np.median([line['seconds'] for line in trained])),
   }
 
 
-def _best_alone(problem: enas.Problem, system: System, trained: Sequence[journal.Record]) -> journal.Record:
-  return report.ranking(trained, problem.space, problem.metric, system.metric.lower)[0]
-
-
-def _in_words(system: System, cfg: Any, ranks: Mapping[str, Any], records: Sequence[journal.Record]) -> str:
+def _in_words(system: System, ranks: Mapping[str, Any], records: Sequence[journal.Record]) -> str:
   """What shared scores mean, and what they save."""
   spent, one = sum(record['seconds'] for record in records), ranks['seconds']
   apart = one * len(records)
+  agree = ', '.join(f'{name} {value:.2f}' for name, value in ranks['kendall'].items())
   return (
-    f'scores by shared weights against {ranks["passes"]} passes alone, {ranks["children"]} random {system.noun}s: '
-    f'Kendall {ranks["kendall"]:.2f}, Spearman {ranks["spearman"]:.2f}\n'
-    f'the search took {spent:.0f} s; its {len(records)} {system.noun}s by themselves, {one:.2f} s each, would have '
+    f'Kendall rank correlation with {ranks["passes"]} passes alone, {ranks["children"]} random {system.noun}s: '
+    f'{agree}\nthe search took {spent:.0f} s; its {len(records)} {system.noun}s alone, {one:.2f} s each, would have '
     f'taken {apart:.0f} s: {apart / spent:.1f} times as long\n'
   )
 

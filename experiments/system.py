@@ -6,7 +6,18 @@ from typing import Any, NamedTuple
 
 from nas_jax import conv_draw, evaluator, page, rnn_cell, search, space, tree_cell, tree_draw
 from nas_jax.space import layers
-from nas_jax.systems import cell, chain, classifier, conv, enas_images, enas_rnn, language, retrain_cell, retrain_conv
+from nas_jax.systems import (
+  cell,
+  chain,
+  classifier,
+  conv,
+  enas_images,
+  enas_rnn,
+  language,
+  retrain_cell,
+  retrain_conv,
+  retrain_enas,
+)
 
 
 class Alone(NamedTuple):
@@ -111,7 +122,7 @@ MACRO = System(
   space.conv_from_json,
   str,
   str,
-  retrain_conv,
+  retrain_enas,
   problem=enas_images.problem,
 )
 MICRO = MACRO._replace(

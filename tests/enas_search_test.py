@@ -98,15 +98,6 @@ def test_a_minibatch_is_a_part_of_the_validation_split():
   assert enas_rnn.part_of(text, 10**6, jax.random.key(0)).valid[0].shape == text.valid[0].shape
 
 
-def test_weight_decay_is_of_kernels():
-  params = {'a': [{'kernel': 0, 'depthwise': 0, 'scale': 0, 'shift': 0}], 'softmax': 0, 'softmax_bias': 0}
-  assert enas_images.is_kernel(params) == {
-    'a': [{'kernel': True, 'depthwise': True, 'scale': False, 'shift': False}],
-    'softmax': True,
-    'softmax_bias': False,
-  }
-
-
 def test_alone_is_a_training_of_its_own():
   """From its own initial weights, whatever the batch; scored on the whole split by a metric of another name."""
   cfg = tiny.rnn_config(epochs=2)
@@ -146,11 +137,14 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   best = json.loads((workdir / 'best.json').read_text())
   assert best['tokens'] == derived[0]['tokens'] and space.rnn_from_json(json.dumps(best)).activate
   alone = journal.read(str(workdir / 'alone.jsonl'))
-  assert sorted(alone) == [0, 1, 2] and all('perplexity' in line for line in alone.values())
+  assert [alone[k]['tokens'] for k in range(3)] == [alone[k]['tokens'] for k in range(3, 6)]
+  assert sorted(alone) == [0, 1, 2, 3, 4, 5] and all('perplexity' in line for line in alone.values())
   random = json.loads((workdir / 'random.json').read_text())
-  assert random['tokens'] == min(alone.values(), key=lambda line: line['perplexity'])['tokens']
+  assert random['tokens'] == min((alone[k] for k in range(3)), key=lambda line: line['perplexity'])['tokens']
   ranks = json.loads((workdir / 'ranks.json').read_text())
-  assert ranks['alone'] == [alone[k]['perplexity'] for k in range(3)] and -1 <= ranks['kendall'] <= 1
+  assert ranks['alone'] == [alone[k]['perplexity'] for k in range(3)]
+  assert set(ranks['kendall']) == {'reinforce', 'random', 'two seeds'}
+  assert all(-1 <= value <= 1 for value in ranks['kendall'].values())
   page = (workdir / 'report.html').read_text()
   for words in ('Derived after the search', 'Scores are by weights shared for 2 passes', 'kendall'):
     assert words in page, words

@@ -10,17 +10,17 @@ from nas_jax import child as child_lib
 from nas_jax import images as images_lib
 from nas_jax import rewards, schedules, search, shared, space
 from nas_jax.child import Child
-from nas_jax.children import conv, macro, micro, pictures
+from nas_jax.children import conv, macro, micro, pictures, units
 from nas_jax.config import field
 from nas_jax.systems import classifier, enas
-from nas_jax.types import Key, PyTree
+from nas_jax.types import Key
 
 
 @dataclasses.dataclass
 class Config(classifier.Config, shared.Config):
   """What macro and micro search share. What is not said to be another's is the paper's, or that of its code."""
 
-  epochs: int = field(10, 'passes that train a network by itself, to compare', low=1)
+  epochs: int = field(3, 'passes that train a network by itself, to compare', low=1)
   filters: int = field(36, 'of the first layers; 36 and 20', low=1)
   keep: float = field(0.9, 'share of the features that enter the classifier in training', above=0.0, high=1.0)
   norm: str = field(
@@ -119,7 +119,7 @@ def small_micro() -> MicroConfig:
 def demo_macro() -> MacroConfig:
   """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
   return MacroConfig(
-    layers=4, filters=8, valid_share=0.25, batch=32, passes=20, controller_updates=20, skip_weight=0.1, lr=0.1,
+    layers=4, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, skip_weight=0.1, lr=0.1,
     score_batch=90, **_SHORT,
   )  # fmt: skip
 
@@ -127,7 +127,7 @@ def demo_macro() -> MacroConfig:
 def demo_micro() -> MicroConfig:
   """The same for cells."""
   return MicroConfig(
-    blocks=2, cells=2, filters=8, valid_share=0.25, batch=32, passes=20, controller_updates=20, drop_path=1.0, lr=0.1,
+    blocks=2, cells=2, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, drop_path=1.0, lr=0.1,
     score_batch=90, **_SHORT,
   )  # fmt: skip
 
@@ -220,15 +220,9 @@ def optimizer(cfg: Config, steps: int, epoch: int) -> optax.GradientTransformati
   rate = schedules.rate(cfg.schedule, cfg.lr, steps, epoch, cfg.decay_epoch, cfg.lr_decay, cfg.lr_end)
   return optax.chain(
     optax.clip_by_global_norm(cfg.clip),
-    optax.add_decayed_weights(cfg.weight_decay, mask=is_kernel),
+    optax.add_decayed_weights(cfg.weight_decay, mask=units.decayed),
     optax.sgd(rate, momentum=cfg.momentum, nesterov=True),
   )
-
-
-def is_kernel(params: PyTree) -> PyTree:
-  """Which weights decay: all but biases and those of batch norm."""
-  plain = ('scale', 'shift', 'softmax_bias')
-  return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], 'key', '') not in plain, params)
 
 
 def length(cfg: Config) -> str:

@@ -66,7 +66,7 @@ def _short() -> Config:
   return Config(
     m=4, controller_units=64, controller_layers=1, controller_init=0.1, controller_lr=5e-3,
     controller_temperature=5.0, controller_tanh=2.5, entropy_weight=1e-3, controller_updates=20, passes=20,
-    nodes=4, hidden=32, optimizer='adam', lr=0.01, clip=1.0, epochs=2,
+    nodes=6, hidden=32, optimizer='adam', lr=0.01, clip=1.0, epochs=2,
   )  # fmt: skip
 
 
