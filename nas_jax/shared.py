@@ -29,6 +29,7 @@ class Config(update.Config):
   """The controller, its update, and how it takes turns with the shared weights. The defaults are Pham et al.'s."""
 
   passes: int = field(150, 'of the shared weights over the training data, each followed by controller_updates', low=1)
+  pass_steps: int = field(0, 'minibatches to call a pass, 0 for as many as there are; 400 in code for text', low=0)
   controller_updates: int = field(2000, 'of the controller after each pass', low=1)
   shared_samples: int = field(1, 'children that each minibatch of the shared weights is averaged over; M = 1', low=1)
   derive_children: int = field(10, 'sampled after the search, the best of which is what it found', low=1, budget=True)

@@ -191,14 +191,14 @@ def problem(cfg: Config, images: images_lib.Images) -> enas.Problem:
   (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
   settings = conv.Settings(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   child = child_lib.completed(network(cfg, classifier.problem(cfg, images)), lambda arch: conv.Plan(arch, settings))
-  steps = len(data.labels) // cfg.batch
+  steps = cfg.pass_steps or len(data.labels) // cfg.batch
   size = classifier.score_batch(cfg, images)
   return enas.Problem(
     make_space(cfg),
     child,
     data,
     lambda data, key: part_of(data, size, key),
-    lambda passes: optimizer(cfg, passes * steps, steps),
+    lambda passes: optimizer(cfg, passes * steps, len(data.labels) // cfg.batch),
     steps,
     'accuracy',
     lambda accuracy: rewards.of_accuracy(accuracy, cfg.reward_power),

@@ -41,20 +41,22 @@ class Config(retrain_conv.Config):
 
 
 def paper() -> Config:
-  """The network of cells on CIFAR-10, with one cosine and no auxiliary classifier; never run here at this size."""
+  """The network of cells on CIFAR-10, without the auxiliary classifier; never run here at this size."""
   return Config(
-    dataset='cifar10', upsample=4, flip=True, batch=144, epochs=630, schedule='cosine', lr=(0.05,)
+    dataset='cifar10', pad=4, flip=True, batch=144, epochs=630, schedule='restarts', lr=(0.05,), decay_epoch=(10.0,)
   )  # fmt: skip
 
 
 def paper_macro() -> Config:
-  """The whole network on CIFAR-10, with one cosine; never run here at this size. The paper's has 24 layers."""
+  """The whole network on CIFAR-10; never run here at this size. The paper's has 24 layers."""
   return dataclasses.replace(paper(), filters=(96,), keep=0.5, batch=100, epochs=310, weight_decay=(2e-4,))
 
 
 def small() -> Config:
   """All of CIFAR-10 at 16 x 16."""
-  return dataclasses.replace(paper(), resize=16, filters=(8,), cells=3, keep=0.9, drop_path=1.0, batch=64, epochs=8)
+  return dataclasses.replace(
+    paper(), pad=0, schedule='cosine', resize=16, filters=(8,), cells=3, keep=0.9, drop_path=1.0, batch=64, epochs=8
+  )
 
 
 def demo() -> Config:
