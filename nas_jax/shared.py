@@ -43,7 +43,7 @@ class Config(update.Config):
 class Programs(NamedTuple):
   """The two phases, each compiled once for all architectures, and the scoring of what was found."""
 
-  init: Callable[[Key], train.FitState]  # the shared weights, untrained
+  init: Callable[[Key], train.FitState]  # the shared weights, untrained; `failed` counts steps that were left out
   learn: Callable[[train.FitState, PyTree, Key], train.FitState]  # (weights, archs [steps, M, ...], key), one pass
   score: Callable[[train.FitState, PyTree, Key], dict[str, Array]]  # (weights, archs [m], key of the minibatch)
   score_all: Callable[[train.FitState, PyTree], dict[str, Array]]  # the same on the whole validation split
@@ -171,7 +171,8 @@ def build(
     sound = metrics['failed'] == train.FINE
     with np.errstate(all='ignore'):  # a failed child may have scored anything
       earned = np.where(sound, reward(metrics), 0.0)
-    metrics['loss'] = np.full(len(sound), weights.loss)
+    # Of the weights, not of the child: the loss of their last step, and how many steps were left out so far.
+    metrics |= {'loss': np.full(len(sound), weights.loss), 'left_out': np.full(len(sound), weights.failed)}
     return Outcome(jnp.asarray(earned, jnp.float32), metrics, weights)
 
   s = search.build(space, cfg, evaluate, remember=remember)
