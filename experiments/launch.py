@@ -91,6 +91,21 @@ def configure(values: flags.FlagValues, presets: Mapping[str, Callable[[], Any]]
   return cfg
 
 
+def own_preset(values: flags.FlagValues, presets: Mapping[str, Any], whose: str) -> None:
+  """Raises ValueError if the preset is not one of `presets`: a launcher may take those of several configs."""
+  if values.preset not in presets:
+    raise ValueError(f'preset (={values.preset!r}) is none for {whose}: take one of {", ".join(presets)}.')
+
+
+def own_fields(values: flags.FlagValues, own: type, others: Mapping[str, type]) -> None:
+  """Raises ValueError if a flag is given that is no field of the config `own`, but of one of `others`, by owner."""
+  names = {item.name for item in dataclasses.fields(own)}
+  for whose, other in others.items():
+    for item in dataclasses.fields(other):
+      if item.name not in names and values[item.name].value is not None:
+        raise ValueError(f'--{item.name} is for {whose}, and means nothing here: leave it out.')
+
+
 def overlay(values: flags.FlagValues, cfg: Any) -> Any:
   """`cfg` with the given flags laid over it, checked."""
   for item in dataclasses.fields(cfg):

@@ -59,7 +59,7 @@ def read(workdir: str) -> page.Report:
   known = _json(os.path.join(workdir, 'yardsticks.json')) or {}
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = report.standings(records, known, made, system.metric.key, system.metric.lower)
-  training, longer = system.length(cfg), system.length(system.longer(cfg, 5))
+  training = system.length(cfg)
   children, (key, _, lower) = runs[cfg.algorithm].records, system.metric
   views = [(name, report.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
   retrained = os.path.join(workdir, 'retrain*', 'result.json')
@@ -70,17 +70,23 @@ def read(workdir: str) -> page.Report:
     budget=origin.get('max_children', cfg.max_children),
     runs=tuple(runs.values()),
     slots=made.slots,
-    reliability=_reliability(_json(os.path.join(workdir, 'reliability.json')), training, longer),
-    winners=_winners(system, made, runs[cfg.algorithm].records),
+    reliability=_reliability(workdir, system, cfg),
+    winners=_winners(workdir, system, made, runs[cfg.algorithm].records),
     standings=((f'{system.metric.name}, {training}', *report.HEADER), rows),
     retrained=[result for path in sorted(glob.glob(retrained)) if (result := _retrained(path))['rows']],
     facts=_facts(cfg, origin, made, runs),
     config=saved,
-    caveat=f'Every child had {training} and no more. Short budgets favour fast learners: what leads here need not '
-    'lead after a whole training. Top 5 and top 15 are means over different architectures.',
+    caveat=_CAVEATS[system.alone is None].format(training),
     views=[view for view in views if view[1]],
     remembered=_remembered(os.path.join(workdir, 'replay.json'), made),
   )
+
+
+_CAVEATS = {
+  False: 'Every child had {} and no more. Short budgets favour fast learners: what leads here need not lead after a '
+  'whole training. Top 5 and top 15 are means over different architectures.',
+  True: 'Scores are by {}, each on one minibatch: what leads here need not lead when it is trained by itself.',
+}
 
 
 def _system(saved: Mapping[str, Any], workdir: str) -> tuple[System, Any]:
@@ -100,11 +106,14 @@ def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
   return page.Run(name, records, best, top, [updates[step] for step in sorted(updates)])
 
 
-def _winners(system: System, made: space.Space, records: Sequence[journal.Record]) -> list[page.Winner]:
-  winners = []
-  for place, record in enumerate(report.ranking(records, made, system.metric.key, system.metric.lower)[:3], 1):
+def _winners(workdir: str, system: System, made: space.Space, records: Sequence[journal.Record]) -> list[page.Winner]:
+  """The best three: of those derived after the search where weights are shared, else of all children."""
+  derived, winners = _json(os.path.join(workdir, 'derived.json')), []
+  best = derived or report.ranking(records, made, system.metric.key, system.metric.lower)
+  for place, record in enumerate(best[:3], 1):
     arch = report.arch_of(made, record)
-    title = f'{place}. Child {record["id"]}, {system.metric.name} {report.word(record[system.metric.key])}'
+    who = 'Derived after the search' if derived else f'Child {record["id"]}'
+    title = f'{place}. {who}, {system.metric.name} {report.word(record[system.metric.key])}'
     winners.append(page.Winner(title, system.text(arch), system.drawing(arch)))
   return winners
 
@@ -117,9 +126,18 @@ def _remembered(path: str, made: space.Space) -> str:
   return replay_draw.svg(launch.read_arch(path, functools.partial(replay.from_json, labels=labels)), labels)
 
 
-def _reliability(found: Mapping[str, Any] | None, training: str, longer: str) -> list[page.Correlation]:
+def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlation]:
+  if ranks := _json(os.path.join(workdir, 'ranks.json')):
+    alone = f'{ranks["passes"]} passes alone, {ranks["children"]} random ones (Kendall)'
+    names = {'two seeds': f'two seeds of {alone}'}
+    return [
+      page.Correlation(names.get(name, f'weights shared by {name} and {alone}'), value, 0.5)
+      for name, value in ranks['kendall'].items()
+    ]
+  found = _json(os.path.join(workdir, 'reliability.json'))
   if found is None:
     return []
+  training, longer = system.length(cfg), system.length(system.alone.longer(cfg, 5))
   between = f'two seeds, {found["children"]} children', f'{training} and {longer}, half of them'
   return [page.Correlation(between[0], found['seeds'], 0.7), page.Correlation(between[1], found['budget'], 0.5)]
 

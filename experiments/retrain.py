@@ -1,12 +1,11 @@
 """After a search (Zoph & Le 2017, Sec. 4.1, 4.2): a small grid on validation, the winner trained to the end and tested.
 
 The same command resumes what was cut off. Examples:
-  python -m experiments.retrain --arch=runs/mine/best.json,NASCELL,LSTM --preset=demo
+  python -m experiments.retrain --arch=runs/mine/best.json,NASCELL,ENAS_RNN,LSTM --preset=demo
   python -m experiments.retrain --workdir=runs/mine --top=3 --preset=zaremba_small --data_dir=DIR --lr=0.5,1.0
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from nas_jax import checkpoint, finish, journal, report, space
 def own_flags(values: flags.FlagValues) -> None:
   """What retraining takes beside the fields of its configs."""
   presets = sorted({name for system in SYSTEMS for name in system.retrain.PRESETS})
-  known = ', '.join(name for system in SYSTEMS for name in system.retrain.KNOWN)
+  known = ', '.join(dict.fromkeys(name for system in SYSTEMS for name in system.retrain.KNOWN))
   flags.DEFINE_enum('preset', 'demo', presets, 'the config to start from', flag_values=values)
   flags.DEFINE_list('arch', [], f'what to train: files as best.json, or {known}', flag_values=values)
   flags.DEFINE_string('workdir', '', 'folder of a search whose best children to take', flag_values=values)
@@ -45,11 +44,12 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
   sources = [*values.arch, *([os.path.join(values.workdir, 'best.json')] if values.workdir else [])]
   if not sources:
     raise ValueError('nothing is named to train: give --arch=FILE,... (or a known name), or --workdir=DIR of a search.')
-  system = only([system_of(source) for source in sources], sources)
+  systems = {source: system_of(source) for source in sources}
+  system = agreed(systems)
   cfg = configure(values, system)
-  archs = {name: named(name, system) for name in values.arch}
+  archs = {name: named(name, systems[name]) for name in values.arch}
   if values.workdir:
-    archs |= best_of(values.workdir, values.top, system)
+    archs |= best_of(values.workdir, values.top, systems[sources[-1]])
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax(max(len(system.retrain.grid(cfg)), cfg.repeats))
   for arch in archs.values():
@@ -77,27 +77,20 @@ def system_of(source: str) -> System:
   raise ValueError(f'{source} is of kind {kind!r}: want one of {", ".join(system.kind for system in SYSTEMS)}.')
 
 
-def only(systems: Sequence[System], sources: Sequence[str]) -> System:
-  """The one system that all are of."""
-  for system, source in zip(systems, sources, strict=True):
-    if system is not systems[0]:
-      raise ValueError(
-        f'{source} is a {system.noun}, {sources[0]} a {systems[0].noun}: train those of one kind at a time.'
-      )
-  return systems[0]
+def agreed(systems: Mapping[str, System]) -> System:
+  """The first system, by what is of it; the others must be retrained by the same module, for one table."""
+  (first, chosen), *others = systems.items()
+  for source, system in others:
+    if system.retrain is not chosen.retrain:
+      raise ValueError(f'{source} is a {system.noun}, {first} a {chosen.noun}: train those of one kind at a time.')
+  return chosen
 
 
 def configure(values: flags.FlagValues, system: System) -> Any:
   """The config of the chosen preset with the given flags laid over it, checked."""
   retrain = system.retrain
-  if values.preset not in retrain.PRESETS:
-    names = ', '.join(retrain.PRESETS)
-    raise ValueError(f'preset (={values.preset!r}) is none for {system.noun}s: take one of {names}.')
-  own = {item.name for item in dataclasses.fields(retrain.Config)}
-  for other in SYSTEMS:
-    for item in dataclasses.fields(other.retrain.Config):
-      if item.name not in own and values[item.name].value is not None:
-        raise ValueError(f'--{item.name} is for {other.noun}s, and this is a {system.noun}: leave it out.')
+  launch.own_preset(values, retrain.PRESETS, f'{system.noun}s')
+  launch.own_fields(values, retrain.Config, {f'{other.noun}s': other.retrain.Config for other in SYSTEMS})
   cfg = launch.configure(values, retrain.PRESETS)
   retrain.check(cfg)
   return cfg

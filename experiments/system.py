@@ -4,9 +4,31 @@ from collections.abc import Callable, Mapping
 import types
 from typing import Any, NamedTuple
 
-from nas_jax import conv_draw, evaluator, page, search, space, tree_cell, tree_draw
+from nas_jax import conv_draw, evaluator, page, rnn_cell, search, space, tree_cell, tree_draw
 from nas_jax.space import layers
-from nas_jax.systems import cell, chain, classifier, conv, language, retrain_cell, retrain_conv
+from nas_jax.systems import (
+  cell,
+  chain,
+  classifier,
+  conv,
+  enas_images,
+  enas_rnn,
+  language,
+  retrain_cell,
+  retrain_conv,
+  retrain_enas,
+)
+
+
+class Alone(NamedTuple):
+  """How children are trained each by itself."""
+
+  build: Callable[[Any, Any], search.Search]  # (cfg, data); raises ValueError on what does not fit
+  again: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
+  longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
+  time_programs: Callable[[Any, Any], evaluator.Timing] | None  # (cfg, data); None if there is one way only
+  misfit: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
+  yardsticks: Callable[[Any, Any, search.Search], Mapping[str, evaluator.Known]]  # (cfg, data, s)
 
 
 class System(NamedTuple):
@@ -21,17 +43,13 @@ class System(NamedTuple):
   make_space: Callable[[Any], space.Space]  # (cfg)
   load: Callable[[Any, str], Any]  # (cfg, data_dir) -> data, which has a `sha256`
   about: Callable[[Any, Any], str]  # (cfg, data) -> what the children learn, in words
-  build: Callable[[Any, Any], search.Search]  # (cfg, data); raises ValueError on what does not fit
-  again: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
-  length: Callable[[Any], str]  # (cfg) -> how long a child is trained, in words
-  longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
-  time_programs: Callable[[Any, Any], evaluator.Timing] | None  # (cfg, data); None if there is one way only
-  misfit: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
-  yardsticks: Callable[[Any, Any, search.Search], Mapping[str, evaluator.Known]]  # (cfg, data, s)
+  length: Callable[[Any], str]  # (cfg) -> how children are trained, in words
   from_json: Callable[[str], Any]  # the text of a file as best.json -> arch
   text: Callable[[Any], str]  # (arch) -> equations or words
   drawing: Callable[[Any], str]  # (arch) -> an SVG element
   retrain: Any  # the module that trains what was found to the end
+  alone: Any = None  # an `Alone`; None if children share weights
+  problem: Any = None  # of those who do: (cfg, data) -> enas.Problem; raises ValueError on what does not fit
   views: Mapping[str, Callable[[Any], str]] = types.MappingProxyType({})  # (arch) -> the kind it is of, to compare
 
 
@@ -45,17 +63,12 @@ CELL = System(
   cell.make_space,
   language.load,
   lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
-  cell.build,
-  search.build,
   cell.length,
-  cell.longer,
-  cell.time_programs,
-  cell.misfit,
-  cell.yardsticks,
   space.tree_from_json,
   tree_cell.equations,
   tree_draw.svg,
   retrain_cell,
+  Alone(cell.build, search.build, cell.longer, cell.time_programs, cell.misfit, cell.yardsticks),
 )
 CONV = System(
   'conv_search',
@@ -67,17 +80,12 @@ CONV = System(
   conv.make_space,
   classifier.load,
   lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
-  conv.build,
-  search.build,
   conv.length,
-  conv.longer,
-  conv.time_programs,
-  conv.misfit,
-  conv.yardsticks,
   space.conv_from_json,
   layers.describe,
   conv_draw.svg,
   retrain_conv,
+  Alone(conv.build, search.build, conv.longer, conv.time_programs, conv.misfit, conv.yardsticks),
 )
 CHAIN = System(
   'per_layer_search',
@@ -89,20 +97,56 @@ CHAIN = System(
   chain.make_space,
   classifier.load,
   CONV.about,
-  chain.build,
-  chain.again,
   chain.length,
-  chain.longer,
-  None,
-  chain.misfit,
-  chain.yardsticks,
   space.chain_from_json,
   layers.describe,
   conv_draw.svg,
   retrain_conv,
-  {
+  Alone(chain.build, chain.again, chain.longer, None, chain.misfit, chain.yardsticks),
+  views={
     'first layer': lambda arch: space.chain.KINDS[space.chain.layer_of(arch.layers[0]).kind],
     'layers': lambda arch: f'{len(arch.layers):2}',
   },
 )
-SYSTEMS = (CELL, CONV, CHAIN)
+MACRO = System(
+  'enas_search',
+  'enas_macro',
+  'network',
+  enas_images.MacroConfig,
+  enas_images.MACRO_PRESETS,
+  page.Metric('shared_accuracy', 'shared-weight validation accuracy', lower=False),
+  enas_images.make_space,
+  classifier.load,
+  CONV.about,
+  enas_images.length,
+  space.conv_from_json,
+  str,
+  str,
+  retrain_enas,
+  problem=enas_images.problem,
+)
+MICRO = MACRO._replace(
+  kind='enas_micro',
+  noun='cell pair',
+  config=enas_images.MicroConfig,
+  presets=enas_images.MICRO_PRESETS,
+)
+RECURRENT = System(
+  'enas_search',
+  'enas_rnn',
+  'cell',
+  enas_rnn.Config,
+  enas_rnn.PRESETS,
+  page.Metric('shared_perplexity', 'shared-weight validation perplexity'),
+  enas_rnn.make_space,
+  language.load,
+  CELL.about,
+  enas_rnn.length,
+  space.rnn_from_json,
+  rnn_cell.equations,
+  str,
+  retrain_cell,
+  problem=enas_rnn.problem,
+)
+ENAS = {'macro': MACRO, 'micro': MICRO, 'recurrent': RECURRENT}
+SYSTEMS = (CELL, CONV, CHAIN, *ENAS.values())

@@ -35,11 +35,11 @@ def prepare(system: System, doc: str | None, argv: Sequence[str]) -> Callable[[]
   cfg = launch.configure(values, system.presets)
   beside = {path: launch.read_arch(path, system.from_json) for path in values.beside}
   for path, arch in beside.items():
-    if why := system.misfit(cfg, arch):
+    if why := system.alone.misfit(cfg, arch):
       raise ValueError(f'{path}: {why}: leave it out, or take --child_program=specialised.')
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax()
-  system.build(cfg, data)  # which checks what belongs together
+  system.alone.build(cfg, data)  # which checks what belongs together
   workdir = values.workdir or f'runs/{system.launcher}-{values.preset}'
   cfg = launch.open_workdir(workdir, cfg)
   facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.max_children}
@@ -51,9 +51,9 @@ def run(
   system: System, cfg: Any, data: Any, beside: Mapping[str, Any], workdir: str, with_control: bool = True
 ) -> None:
   """Goes on from whatever the workdir holds. `beside` maps names to architectures to train as children are."""
-  if system.time_programs and cfg.child_program == 'auto':
-    cfg = settle_program(cfg, data, workdir, system.time_programs)
-  s = system.build(cfg, data)
+  if system.alone.time_programs and cfg.child_program == 'auto':
+    cfg = settle_program(cfg, data, workdir, system.alone.time_programs)
+  s = system.alone.build(cfg, data)
   print(
     f'{s.space.size():.2e} {system.noun}s; {cfg.max_children} children of {system.length(cfg)} on '
     f'{system.about(cfg, data)}; {len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
@@ -65,11 +65,11 @@ def run(
   if with_control and cfg.algorithm != 'random':
     # Only the controller is another: the children's programs are compiled already.
     control = dataclasses.replace(cfg, algorithm='random')
-    random = system.again(s.space, control, s.train)
+    random = system.alone.again(s.space, control, s.train)
     folder = os.path.join(workdir, 'control')
     launch.open_workdir(folder, control)
     found['random'] = launch.resume_and_run(folder, random, cfg.seed, cfg.max_children, 'random')
-  known = dict(system.yardsticks(cfg, data, s)) | {
+  known = dict(system.alone.yardsticks(cfg, data, s)) | {
     name: evaluator.Known(arch, s.train) for name, arch in beside.items()
   }
   scores = measure_yardsticks(system, cfg, known, os.path.join(workdir, 'yardsticks.json'))
@@ -95,10 +95,10 @@ def measure_reliability(system: System, cfg: Any, data: Any, s: search.Search, p
   """Rank correlations of rewards, measured once a workdir, in words."""
   if not cfg.reliability_children:
     return 'reward reliability: not measured'
-  long = system.longer(cfg, 5)
+  long = system.alone.longer(cfg, 5)
 
   def measure() -> dict[str, float]:
-    longer = system.build(long, data).train
+    longer = system.alone.build(long, data).train
     key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
     some = cfg.reliability_children // 2
     return reliability.measure(s.space, s.train, key, cfg.reliability_children, cfg.m, longer, some)._asdict()

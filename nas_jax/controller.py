@@ -61,7 +61,14 @@ def _table(space: Space) -> tuple[_Table, int, int, int]:
   return table, len(heads), anchors, max(slot.width for slot in space.slots)
 
 
-def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: float = 0.08) -> Controller:
+def lstm_controller(
+  space: Space,
+  units: int = 35,
+  layers: int = 2,
+  init_scale: float = 0.08,
+  temperature: float = 1.0,
+  tanh_constant: float = 0.0,
+) -> Controller:
   """The paper's controller: an LSTM over slots, each token fed back as the next step's input.
 
   A CHOICE is a softmax over its labels from the top state. LINK and POINTER attend to the states h_j kept at earlier
@@ -75,6 +82,8 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
     units: width of each LSTM layer, 35 in Sec. 4.1.
     layers: LSTM layers, 2 in Sec. 4.1.
     init_scale: all weights start uniform in [-init_scale, init_scale], 0.08 in Sec. 4.1.
+    temperature: T; all logits, those of links too, are divided by it: 5 in Pham et al. (2018).
+    tanh_constant: c; if not 0, logits become c tanh(u / T), so that none runs away: 2.5 in Pham et al.
 
   Raises:
     ValueError: units or layers below 1.
@@ -109,6 +118,8 @@ def lstm_controller(space: Space, units: int = 35, layers: int = 2, init_scale: 
       keys = jnp.tanh(memory @ theta['w_prev'] + (h @ theta['w_curr'])[None])
       candidates = jnp.arange(widest) + slot.start
       logits = jnp.where(slot.kind == Kind.CHOICE, logits, (keys @ theta['v']).at[candidates].get(mode='clip'))
+    logits /= temperature
+    logits = tanh_constant * jnp.tanh(logits) if tanh_constant else logits
     tokens, *others = draw(logits, slot, given)
     tokens = jnp.where(slot.allowed[governor], tokens, 0)
     governor = jnp.where(slot.governs, tokens[0], governor)
@@ -213,6 +224,21 @@ def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
     entropy=lambda theta, tokens, depth=None: score(theta, tokens, depth)[1],
     probabilities=probabilities,
   )
+
+
+def divergence(space: Space, probabilities: Array, target: float) -> Array:
+  """[] KL(p || target) in nats, summed over the links of a string: Pham et al. (2018) keep networks sparse by it.
+
+  Args:
+    space: of the string.
+    probabilities: [S, K] as `Controller.probabilities` gives them.
+    target: the probability of a link to be drawn to.
+  """
+  width = np.array([slot.width if slot.kind == Kind.LINK else 0 for slot in space.slots])
+  is_link = np.arange(probabilities.shape[1])[None] < width[:, None]
+  # A sigmoid can round to 0 or 1, where the logarithm has no gradient.
+  p = jnp.clip(jnp.where(is_link, probabilities, target), 1e-6, 1.0 - 1e-6)
+  return jnp.sum(p * jnp.log(p / target) + (1.0 - p) * jnp.log((1.0 - p) / (1.0 - target)), where=is_link)
 
 
 def survey(space: Space, controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:

@@ -26,7 +26,7 @@ def draw(arch: Arch, path: str | os.PathLike[str]) -> None:
   they pool or pass on is shaded, sums are round.
 
   * A network: the image below, softmax on top; + adds the skips to what an operation gives, and broken lines are where
-    all outputs so far are halved.
+    all outputs so far are halved. The convolution that every network begins with is not shown.
   * A micro architecture: its normal cell and its reduction cell. What no block reads goes to `concat`.
   * A recurrent cell: node 0 reads x_t and h_(t-1); the mean of what no node reads is h_t.
 
@@ -65,7 +65,7 @@ def _macro(arch: MacroArch) -> Layout:
   boxes, reads, marks = [Box('image', round=True)], list[Sequence[int]]([()]), dict[int, str]()
   outputs = list[int]()  # the place of what each layer gives
   for i, (operation, skips) in enumerate(zip(arch.operation, enas.skips_of(arch), strict=True)):
-    if i - 1 in enas.reductions(len(arch.operation)):
+    if i in enas.cuts(len(arch.operation)):
       marks[len(boxes)] = 'half the size'
     word = MACRO_OPERATIONS[operation]
     reads.append((len(boxes) - 1,))

@@ -1,4 +1,4 @@
-"""Convolution and batch norm, each one function on every platform, with what XLA:CPU needs to be fast hidden inside.
+"""Convolutions, pools and batch norm, each one function on every platform, with what XLA:CPU needs hidden inside.
 
 Images are [B, H, W, C], kernels [kh, kw, C, F]. On a CPU a convolution that JAX derives keeps, inside a loop, layouts
 for which XLA has only a naive kernel; written as convolutions of the usual form its gradients are some ten times
@@ -73,6 +73,64 @@ def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], 
     padding.append((before, k - 1 - n - before + (m - 1) * s + 1))
   images, gradients = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
   return convolved(images, gradients, padding, rhs_dilation=stride).transpose(1, 2, 0, 3)
+
+
+@jax.custom_vjp
+def depthwise(x: Array, kernel: Array) -> Array:
+  """Each channel convolved with its own window, stride 1, zeros around: [B, H, W, C] by [kh, kw, C], both odd.
+
+  A sum of shifted images, which every platform fuses; XLA:CPU would take a grouped convolution channel by channel, and
+  some eighty times as long with its gradient.
+  """
+  kh, kw, _ = kernel.shape
+  images = _shifted(x, kh, kw, 0.0)
+  return functools.reduce(jnp.add, [image * _row(kernel[k // kw, k % kw]) for k, image in enumerate(images)])
+
+
+def _depthwise_forward(x, kernel):
+  return depthwise(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(residuals, dy):
+  x, kernel = residuals
+  kh, kw, _ = kernel.shape
+  wide = _framed(x, kh, kw, 0.0)
+
+  def pulled(k):  # a loop, for what each place costs is one pass over the images in any case, and compiling it
+    return _sum(jax.lax.dynamic_slice(wide, (0, k // kw, k % kw, 0), x.shape) * dy)
+
+  return depthwise(dy, kernel[::-1, ::-1]), jax.lax.map(pulled, jnp.arange(kh * kw)).reshape(kernel.shape)
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _framed(x: Array, kh: int, kw: int, value: float) -> Array:
+  """Images with as much around them as a window of odd sides reaches beyond the edge."""
+  return jnp.pad(x, [(0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)], constant_values=value)
+
+
+def _shifted(x: Array, kh: int, kw: int, around: float) -> list[Array]:
+  """For each place of a window in turn, what stands there for every pixel."""
+  wide, (height, width) = _framed(x, kh, kw, around), x.shape[1:3]
+  return [wide[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
+
+
+def pool_around(x: Array, size: int, largest: bool) -> Array:
+  """The largest, or the mean, of what the image has in a window of odd `size` around each pixel [B, H, W, C].
+
+  Shifted images again, a side at a time: the gradient of XLA:CPU's max pool takes ten times as long. Equal largest
+  values share the gradient.
+  """
+
+  def over(x, window):
+    images = _shifted(x, *window, -jnp.inf if largest else 0.0)
+    return functools.reduce(jnp.maximum if largest else jnp.add, images)
+
+  def both(x):
+    return over(over(x, (size, 1)), (1, size))
+
+  return both(x) if largest else both(x) / both(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

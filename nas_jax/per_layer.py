@@ -100,13 +100,13 @@ def build(
       return weight * reinforce.returns(value, cfg.gamma, cfg.returns)
     return reinforce.returns(weight * value, cfg.gamma, cfg.returns)
 
-  def remember(state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
+  def remember(state: SearchState, batch: Batch, outcome: Outcome) -> SearchState:
     fresh, (tree, trained, idle) = outcome.children, state.replay
     if isinstance(fresh, tuple):
-      return state.replay  # nothing was trained: rewards of one's own
+      return state  # nothing was trained: rewards of one's own
     tree = replay.insert_all(tree, batch.tokens, jnp.asarray(batch.depth), outcome.reward, fresh, batch.extra.length)
     count = fresh.sum(dtype=jnp.int32)
-    return Memory(tree, trained + count, jnp.where(count > 0, 0, idle + 1))
+    return state._replace(replay=Memory(tree, trained + count, jnp.where(count > 0, 0, idle + 1)))
 
   s = search.build(space, cfg, train, credit, remember)
 

@@ -39,7 +39,7 @@ def step(cell: Cell, arch: PyTree, params: dict[str, Array], carry: Carry, x: Ar
   """One time step: carry (c, h) [B, H] and x [B, in] to ((c, h), h)."""
   c, h = carry
   recurrent = h @ params['recurrent_kernel'] + _bias(params)[None]
-  c, h = cell(arch, *_vary_together((x @ params['kernel'], recurrent, c), arch))
+  c, h = cell(arch, *vary_together((x @ params['kernel'], recurrent, c), arch))
   return (c, h), h
 
 
@@ -73,7 +73,7 @@ def unroll(
   mask = jnp.broadcast_to(jnp.ones((), xs.dtype) if h_mask is None else h_mask, carry[1].shape)
   keep = None if length is None else jnp.arange(len(xs))[:, None, None] < length[None, :, None]
   floats = (params['recurrent_kernel'], _bias(params), xs @ params['kernel'], *carry, mask)
-  c, h, hs = (_hoisted_scan if hoist else _scan)(cell, arch, keep, *_vary_together(floats, (arch, keep)))
+  c, h, hs = (_hoisted_scan if hoist else _scan)(cell, arch, keep, *vary_together(floats, (arch, keep)))
   return (c, h), hs
 
 
@@ -90,7 +90,7 @@ def _bias(params: dict[str, Array]) -> Array:
   return params['bias'] if 'bias' in params else jnp.zeros(kernel.shape[1:], kernel.dtype)
 
 
-def _vary_together(arrays: tuple[Array, ...], others: PyTree) -> tuple[Array, ...]:
+def vary_together(arrays: tuple[Array, ...], others: PyTree) -> tuple[Array, ...]:
   """Under `shard_map`, makes all arrays vary over the mesh axes that any of them, or of `others`, varies over.
 
   A scan wants its carry, and a `custom_vjp` its cotangents, to be of one such type. Elsewhere this adds a constant 0.

@@ -54,6 +54,13 @@ def measure(
   return Reliability(spearman(first, second), budget, children)
 
 
+def kendall(a: np.ndarray, b: np.ndarray) -> float:
+  """Kendall's tau-b: the share of pairs in the same order less that of the others; NaN if either is constant."""
+  if np.ptp(a) == 0 or np.ptp(b) == 0:
+    return float('nan')
+  return float(stats.kendalltau(a, b).statistic)
+
+
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
   """Rank correlation, ties at their mean rank; NaN if either is constant."""
   if np.ptp(a) == 0 or np.ptp(b) == 0:

@@ -3,9 +3,12 @@
 import numpy as np
 
 
-def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0) -> np.ndarray:
-  """c / perplexity^2, Zoph & Le (2017) Sec. 4.2 ("c is a constant, usually set at 80"), at most `limit` if not 0."""
-  reward = c / perplexity**2
+def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> np.ndarray:
+  """c / perplexity^2, Zoph & Le (2017) Sec. 4.2 ("c is a constant, usually set at 80"), at most `limit` if not 0.
+
+  `power` is 1 in Pham et al. (2018).
+  """
+  reward = c / perplexity**power
   return reward.clip(max=limit) if limit else reward
 
 

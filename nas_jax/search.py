@@ -47,6 +47,7 @@ class Search(NamedTuple):
   apply: Callable[[SearchState, PyTree, Batch, Outcome], tuple[SearchState, dict[str, Array]]]
   survey: Callable[[SearchState, Key], tuple[Array, Array]]  # the controller's entropy and probabilities, to look at
   parts: Parts | None = None  # None: each string is a child
+  shared: bool = False  # whether children share weights, so that none can be scored but in its turn
 
   @property
   def train(self) -> Callable[[Batch], Outcome]:
@@ -81,7 +82,7 @@ def build(
   cfg: Config,
   evaluate: Callable[[Batch], Outcome],
   credit: update.Credit = lambda state, batch, value: value,
-  remember: update.Remember = lambda state, batch, outcome: state.replay,
+  remember: update.Remember = lambda state, batch, outcome: state,
 ) -> Search:
   """A search over `space`.
 
@@ -90,7 +91,7 @@ def build(
     cfg: the controller and its update.
     evaluate: scores children, with one reward each or one for each of their layers.
     credit: what children, or their layers, are credited with, from their advantages.
-    remember: the `replay` of the next state.
+    remember: the state with what is kept of an outcome beside the update: its `replay`, its `children`.
 
   Raises:
     ValueError: as `check`.
@@ -99,9 +100,10 @@ def build(
   if cfg.algorithm == 'random':
     controller = uniform_controller(space)
   else:
-    controller = lstm_controller(space, cfg.controller_units, cfg.controller_layers, cfg.controller_init)
+    shape = cfg.controller_units, cfg.controller_layers, cfg.controller_init
+    controller = lstm_controller(space, *shape, cfg.controller_temperature, cfg.controller_tanh)
   clip = [optax.clip_by_global_norm(cfg.controller_clip)] if cfg.controller_clip else []
-  optimizer = optax.chain(*clip, optax.adam(cfg.controller_lr))
+  optimizer = optax.chain(*clip, optax.adam(cfg.controller_lr, b1=cfg.controller_beta1, eps=cfg.controller_epsilon))
   gradient, apply = update.build(space, cfg, controller, optimizer, credit, remember)
 
   def init(key: Key) -> SearchState:
@@ -215,13 +217,15 @@ def _evaluated(search: Search, hooks: Sequence[Hook], batch: Batch, known: Mappi
   """The outcome of children; those that are not journalled yet are trained, and journalled."""
   ids, lines = batch.ids.tolist(), dict[int, journal.Record]()
   missing = [k for k, number in enumerate(ids) if number not in known]
-  if missing and search.parts and search.parts.whole:
+  if search.shared and (seen := [k for k in range(len(ids)) if k not in missing]):
+    journal.outcome([known[ids[k]] for k in seen], _take(batch, seen))  # raises if these are others
+  if search.shared or (missing and search.parts and search.parts.whole):
     missing = list(range(len(ids)))
   if missing:
     start, some = time.perf_counter(), _take(batch, missing)
     outcome = search.train(some)
     fresh = journal.records(some, outcome, time.perf_counter() - start)
-    _call(hooks, 'children', fresh)
+    _call(hooks, 'children', [line for line in fresh if not (search.shared and line['id'] in known)])
     if len(missing) == len(ids):
       return outcome
     lines = {line['id']: line for line in fresh}

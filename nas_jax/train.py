@@ -73,6 +73,27 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
   return jax.jit(everywhere, **jit_options)
 
 
+def advance(
+  child: Child, optimizer: optax.GradientTransformation, data: PyTree, state: FitState, arch: PyTree, key: Key
+) -> FitState:
+  """One training step of one child; `failed` says whether its loss or gradient was not finite."""
+  batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step + 1))
+  batch = child.batch(data, batch_key, state.step)
+  value_and_grad = jax.value_and_grad(child.loss, has_aux=True)
+  (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)), FINE, NOT_FINITE)
+  return FitState(state.step + 1, params, opt_state, carry, loss, failed)
+
+
+def untrained(child: Child, optimizer: optax.GradientTransformation, arch: PyTree, key: Key) -> FitState:
+  """A child before its first step."""
+  params = child.init(arch, jax.random.fold_in(key, 0))
+  none = jnp.zeros((), jnp.int32)
+  return FitState(none, params, optimizer.init(params), child.carry(params), jnp.zeros(()), none)
+
+
 def fitter(
   child: Child,
   optimizer: Callable[[PyTree], optax.GradientTransformation],
@@ -90,25 +111,15 @@ def fitter(
 
   def init(shared, arch, key, real) -> FitState:
     del shared
-    params = child.init(arch, jax.random.fold_in(key, 0))
-    opt_state, carry, failed = optimizer(arch).init(params), child.carry(params), jnp.where(real, FINE, PADDING)
-    return FitState(jnp.zeros((), jnp.int32), params, opt_state, carry, jnp.zeros(()), failed)
-
-  def advance(data, state: FitState, arch, key) -> FitState:
-    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step + 1))
-    batch = child.batch(data, batch_key, state.step)
-    value_and_grad = jax.value_and_grad(child.loss, has_aux=True)
-    (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
-    updates, opt_state = optimizer(arch).update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)), FINE, NOT_FINITE)
-    return FitState(state.step + 1, params, opt_state, carry, loss, failed)
+    return untrained(child, optimizer(arch), arch, key)._replace(failed=jnp.where(real, FINE, PADDING))
 
   def chunk(shared, state: FitState, arch, key) -> FitState:
     data, count = shared
 
     def step(_, state):
-      return jax.lax.cond(state.failed == FINE, lambda s: advance(data, s, arch, key), lambda s: s, state)
+      return jax.lax.cond(
+        state.failed == FINE, lambda s: advance(child, optimizer(arch), data, s, arch, key), lambda s: s, state
+      )
 
     return jax.lax.fori_loop(0, count, step, state)
 

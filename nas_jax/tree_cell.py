@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nas_jax import recurrence
 from nas_jax.published import LSTM, NASCELL
@@ -25,7 +26,9 @@ from nas_jax.tree_draw import draw
 from nas_jax.tree_text import equations, to_source
 from nas_jax.types import Array, Key
 
-__all__ = ['LSTM', 'NASCELL', 'TreeArch', 'TreeCell', 'apply', 'draw', 'equations', 'init', 'to_source', 'unroll']
+__all__ = [
+  'LSTM', 'NASCELL', 'TreeArch', 'TreeCell', 'activate', 'apply', 'draw', 'equations', 'init', 'to_source', 'unroll',
+]  # fmt: skip
 
 Operations = tuple[Sequence[int], Sequence[int]]  # the (combine, activate) ids that a traced arch may hold
 EVERY: Operations = (tuple(range(len(COMBINE))), tuple(range(len(ACTIVATE))))
@@ -92,6 +95,25 @@ def unroll(
   """
   cell = _cell(arch, operations)
   return recurrence.unroll(*cell, params, carry, xs, h_mask=h_mask, length=length, hoist=hoist)
+
+
+def activate(possible: Sequence[int], chosen: int | Array, x: Array) -> Array:
+  """f(x) by the id of an activation: an int runs it alone, an array chooses among the possible ones as it runs.
+
+  One tanh serves both tanh and sigmoid(x) = (1 + tanh(x / 2)) / 2 of the latter.
+
+  Args:
+    possible: the ids that an array may hold.
+    chosen: an id, or ids of a shape that broadcasts with x.
+    x: any shape.
+  """
+  if not isinstance(chosen, jax.Array | np.ndarray):
+    return _ACTIVATE[chosen](x)
+  values = {i: _ACTIVATE[i](x) for i in possible if i in (IDENTITY, RELU, SIN)}
+  if TANH in possible or SIGMOID in possible:
+    tanh = jnp.tanh(jnp.where(chosen == SIGMOID, 0.5, 1.0).astype(x.dtype) * x)
+    values |= {i: v for i, v in {TANH: tanh, SIGMOID: 0.5 + 0.5 * tanh}.items() if i in possible}
+  return _choose(chosen, values)
 
 
 class TreeCell(nn.RNNCellBase):
@@ -180,14 +202,14 @@ def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array
   def combine(chosen, a, b):
     return _combine(operations[0], _beside(chosen, a), a, b)
 
-  def activate(chosen, value):
-    return _activate(operations[1], _beside(chosen, value), value)
+  def activated(chosen, value):
+    return activate(operations[1], _beside(chosen, value), value)
 
   c_new, first = jnp.zeros_like(c), 0
 
   def inject(level, place):
     value = jax.lax.dynamic_index_in_dim(level, place, -2)
-    value = activate(arch.inject[1:], combine(arch.inject[:1], value, c[..., None, :]))
+    value = activated(arch.inject[1:], combine(arch.inject[:1], value, c[..., None, :]))
     return jax.lax.dynamic_update_slice_in_dim(level, value, place, -2)
 
   while True:
@@ -196,7 +218,7 @@ def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array
     reads, takes = arch.index[0] - first, arch.index[1] - first
     here = jax.lax.dynamic_index_in_dim(level, jnp.clip(reads, 0, width - 1), -2, keepdims=False)
     c_new = jnp.where((0 <= reads) & (reads < width), here, c_new)
-    level = activate(arch.activate[first : first + width], level)
+    level = activated(arch.activate[first : first + width], level)
     inside = (0 <= takes) & (takes < width)
     level = jax.lax.cond(inside, inject, lambda level, _: level, level, jnp.clip(takes, 0, width - 1))
     if width == 1:
@@ -216,18 +238,6 @@ _ACTIVATE = (lambda x: x, jnp.tanh, jax.nn.sigmoid, jax.nn.relu, jnp.sin)  # as 
 def _combine(possible: Sequence[int], chosen: Array, a: Array, b: Array) -> Array:
   """Node k of a level [..., k, H] by operation `chosen[..., k, :]`."""
   return _choose(chosen, {i: _COMBINE[i](a, b) for i in possible})
-
-
-def _activate(possible: Sequence[int], chosen: Array, x: Array) -> Array:
-  """Node k of a level [..., k, H] by operation `chosen[..., k, :]`.
-
-  One tanh serves both tanh and sigmoid(x) = (1 + tanh(x / 2)) / 2.
-  """
-  values = {i: _ACTIVATE[i](x) for i in possible if i in (IDENTITY, RELU, SIN)}
-  if TANH in possible or SIGMOID in possible:
-    tanh = jnp.tanh(jnp.where(chosen == SIGMOID, 0.5, 1.0).astype(x.dtype) * x)
-    values |= {i: v for i, v in {TANH: tanh, SIGMOID: 0.5 + 0.5 * tanh}.items() if i in possible}
-  return _choose(chosen, values)
 
 
 def _choose(chosen: Array, values: dict[int, Array]) -> Array:

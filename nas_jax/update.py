@@ -11,7 +11,7 @@ import optax
 
 from nas_jax import reinforce
 from nas_jax.config import field
-from nas_jax.controller import Controller
+from nas_jax.controller import Controller, divergence
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
@@ -30,6 +30,14 @@ class Config:
   controller_layers: int = field(2, 'LSTM layers, Sec. 4.1', low=1)
   controller_init: float = field(0.08, 'weights start uniform within +-this, Sec. 4.1', above=0.0)
   controller_lr: float = field(5e-4, 'of Adam, Sec. 4.2', above=0.0)
+  controller_beta1: float = field(
+    0.9, "Adam's decay of the mean gradient; 0 in the code of Pham et al.", low=0.0, high=1.0
+  )
+  controller_epsilon: float = field(1e-8, "Adam's, beside the root of the mean square; 1e-3 likewise", above=0.0)
+  controller_temperature: float = field(1.0, 'logits are divided by it; 5 in Pham et al. (2018)', above=0.0)
+  controller_tanh: float = field(
+    0.0, 'if not 0, logits become this times tanh of what they are; 2.5 in Pham et al. (2018)', low=0.0
+  )
   controller_clip: float = field(0.0, 'greatest norm of the gradient, 0 for none (the paper names none)', low=0.0)
   baseline: str = field(
     'moving', "b: a 'moving' average of the rewards, or the plain one of 'all' so far", choices=('moving', 'all')
@@ -40,6 +48,10 @@ class Config:
   depth_step: int = field(2, 'layers more each time, Sec. 4.1', low=1)
   depth_every: int = field(1600, 'children until the next, Sec. 4.1', low=1)
   entropy_weight: float = field(0.0, 'of the entropy bonus, (normalized) reward per nat; 0 in the paper', low=0.0)
+  skip_target: float = field(
+    0.4, 'the probability that links are drawn to; 0.4 in Pham et al. (2018)', above=0.0, high=0.99
+  )
+  skip_weight: float = field(0.0, 'of the divergence from it, summed over links; 0.8 in Pham et al. (2018)', low=0.0)
 
 
 class Best(NamedTuple):
@@ -60,12 +72,12 @@ class SearchState(NamedTuple):
   opt_state: PyTree
   baseline: reinforce.Baseline
   best: Best
-  children: PyTree = ()  # () from scratch, shared weights for ENAS
+  children: PyTree = ()  # () from scratch; the weights, where children share them
   replay: PyTree = ()  # what is remembered of architectures, where the search does
 
 
 Credit = Callable[[SearchState, Batch, Array], Array]
-Remember = Callable[[SearchState, Batch, Outcome], PyTree]
+Remember = Callable[[SearchState, Batch, Outcome], SearchState]
 
 
 def build(
@@ -102,6 +114,9 @@ def build(
       if cfg.entropy_weight:
         entropy = of_strings(functools.partial(controller.entropy, theta), batch)
         loss -= cfg.entropy_weight * entropy.sum(1).mean()
+      if cfg.skip_weight:
+        odds = of_strings(functools.partial(controller.probabilities, theta), batch)
+        loss += cfg.skip_weight * jax.vmap(lambda one: divergence(space, one, cfg.skip_target))(odds).mean()
       return loss
 
     return jax.grad(objective)(state.theta)
@@ -119,13 +134,12 @@ def build(
       'advantage': jnp.mean(jnp.abs(value), where=exists),
       'gradient_norm': optax.tree.norm(grads) if cfg.algorithm != 'random' else jnp.zeros(()),
     }
-    state = state._replace(
+    state = remember(state, batch, outcome)._replace(
       step=state.step + 1,
       theta=optax.apply_updates(state.theta, updates),
       opt_state=opt_state,
       baseline=baseline,
       best=best,
-      replay=remember(state, batch, outcome),
     )
     return state, info
 

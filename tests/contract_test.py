@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from nas_jax import checkpoint, per_layer, search, space
-from nas_jax.systems import cell, conv, table
+from nas_jax.systems import cell, conv, enas, enas_images, enas_rnn, table
 from nas_jax.types import Outcome
 
 CONTROLLER = {'controller_units': 8, 'controller_lr': 0.02}
@@ -47,7 +47,36 @@ def asked_and_told(algorithm):
   return s._replace(evaluate=lambda batch: Outcome((batch.tokens[:, 0] == 2).astype(jnp.float32)))
 
 
-SYSTEMS = {'cell': tree_cells, 'conv': networks, 'table': tables, 'per_layer': layers, 'ask_tell': asked_and_told}
+def sharing(problem, cfg):
+  return enas.build(problem, cfg, enas.build_programs(problem, cfg))
+
+
+def macro(algorithm):
+  writer = CONTROLLER | {'controller_units': 16, 'controller_init': 0.5}  # links: as in `networks`
+  cfg = tiny.macro_config(m=4, algorithm=algorithm, **writer)
+  return sharing(enas_images.problem(cfg, tiny.pictures()), cfg)
+
+
+def micro(algorithm):
+  cfg = tiny.micro_config(m=4, algorithm=algorithm, **CONTROLLER)
+  return sharing(enas_images.problem(cfg, tiny.pictures()), cfg)
+
+
+def recurrent(algorithm):
+  cfg = tiny.rnn_config(m=4, algorithm=algorithm, **CONTROLLER)
+  return sharing(enas_rnn.problem(cfg, tiny.text()), cfg)
+
+
+SYSTEMS = {
+  'cell': tree_cells,
+  'conv': networks,
+  'table': tables,
+  'per_layer': layers,
+  'macro': macro,
+  'micro': micro,
+  'recurrent': recurrent,
+  'ask_tell': asked_and_told,
+}
 
 
 @pytest.fixture(scope='module', params=SYSTEMS)

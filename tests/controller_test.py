@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from space_test import LAYERED, SPACES, TinyArch, strings
 
-from nas_jax.controller import Controller, lstm_controller, survey, uniform_controller
-from nas_jax.space import Kind, Slot, Space, tree_cell_space
+from nas_jax.controller import Controller, divergence, lstm_controller, survey, uniform_controller
+from nas_jax.space import Kind, Slot, Space, enas_macro_space, enas_rnn_space, tree_cell_space
 from nas_jax.types import Array, Key, PyTree
 
 DRAWS = 10_000
@@ -55,7 +55,7 @@ def layered(x64) -> Scored:
   return score_all('layered')
 
 
-def by_hand(space: Space, theta: PyTree, tokens: np.ndarray) -> np.ndarray:
+def by_hand(space: Space, theta: PyTree, tokens: np.ndarray, shaped=lambda logits: logits) -> np.ndarray:
   """log P of each token [T]: the equations of Zoph & Le (2017) Sec. 3.1 and 3.3 in numpy, a slot at a time."""
   theta = {name: np.asarray(weights) for name, weights in theta.items()}
   heads = sorted({slot.head for slot in space.slots})
@@ -77,13 +77,13 @@ def by_hand(space: Space, theta: PyTree, tokens: np.ndarray) -> np.ndarray:
     token, queue = queue[: slot.tokens], queue[slot.tokens :]
     if slot.kind == Kind.CHOICE:
       head = heads.index(slot.head)
-      odds = np.exp(h @ theta['softmax'][head] + theta['softmax_bias'][head])[: slot.width]
+      odds = np.exp(shaped(h @ theta['softmax'][head] + theta['softmax_bias'][head]))[: slot.width]
       log_prob.append(np.log(odds[token[0]] / odds.sum()) if slot.exists(governor) else 0.0)
       governor = token[0] if slot.governs else governor
       x = theta['embedding'][head, token[0]]
     else:
       past = memory[slot.start : slot.start + slot.width]
-      u = [theta['v'] @ np.tanh(h_j @ theta['w_prev'] + h @ theta['w_curr']) for h_j in past]
+      u = [shaped(theta['v'] @ np.tanh(h_j @ theta['w_prev'] + h @ theta['w_curr'])) for h_j in past]
       if slot.kind == Kind.POINTER:
         log_prob.append(u[token[0]] - np.log(np.exp(u).sum()))
         x = past[token[0]]
@@ -222,6 +222,27 @@ def test_skip_probability_by_hand():
   # Tokens: layer 1 reads 0; layer 2 reads 0; layer 2 reads 1.
   wanted = [math.log(skip(0, 1)), math.log(1 - skip(0, 2)), math.log(skip(1, 2))]
   np.testing.assert_allclose(controller.log_prob(theta, jnp.array([1, 0, 1])), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize('made', [enas_macro_space(3, ('conv 3', 'max pool 3')), enas_rnn_space(3)])
+def test_temperature_and_tanh_shape_all_logits(x64, made):
+  """c tanh(u / T) of Pham et al. (2018), for choices, links and pointers; it changes who samples too."""
+  controller = lstm_controller(made, 5, 1, 2.0, temperature=3.0, tanh_constant=1.5)
+  theta = controller.init(jax.random.key(0))
+  tokens = np.asarray(jax.vmap(lambda key: controller.sample(theta, key))(jax.random.split(jax.random.key(1), 5)))
+  for string in tokens:
+    wanted = by_hand(made, theta, string, lambda u: 1.5 * np.tanh(u / 3.0))
+    np.testing.assert_allclose(controller.log_prob(theta, string), wanted, rtol=1e-6, atol=1e-12)
+    assert np.abs(wanted - by_hand(made, theta, string)).max() > 1e-2
+
+
+def test_divergence_of_links_by_hand(x64):
+  made = enas_macro_space(3, ('conv 3', 'max pool 3'))  # slots: an operation and links, by turns
+  probabilities = jnp.zeros((6, 2)).at[3, 0].set(0.5).at[5].set(jnp.array([0.4, 1.0])).at[0].set(0.5)
+  wanted = 0.5 * math.log(0.5 / 0.4) + 0.5 * math.log(0.5 / 0.6) + math.log(1 / 0.4)
+  assert float(divergence(made, probabilities, 0.4)) == pytest.approx(wanted, rel=1e-4)
+  gradient = jax.grad(divergence, 1)(made, probabilities, 0.4)
+  assert np.isfinite(gradient).all() and not gradient[jnp.array([0, 1, 2, 4])].any()
 
 
 # -- depth ------------------------------------------------------------------------------------------------------------

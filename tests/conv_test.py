@@ -188,6 +188,17 @@ def test_crops_and_flips():
   assert len(places) == 9
 
 
+def test_padded_crops():
+  """Each of the windows of an image with a pixel of zeros around it comes up, and no other."""
+  images = jnp.asarray(RNG.normal(size=(64, 3, 4, 1)), jnp.float32)
+  large, places = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)]), set()
+  for found, one in zip(pictures.augmented(jax.random.key(1), images, pictures.Augment(pad=1)), large, strict=True):
+    windows = {(i, j): one[i : i + 3, j : j + 4] for i in range(3) for j in range(3)}
+    (at,) = [place for place, window in windows.items() if np.array_equal(window, found)]
+    places.add(at)
+  assert len(places) == 9
+
+
 def test_weight_decay_spares_batch_norm_and_biases(network):
   params, key = some_params(network), jax.random.key(0)
   drawn = jnp.zeros((B, *IMAGE)), jnp.zeros(B, jnp.int32)

@@ -145,7 +145,7 @@ def test_a_network_by_hand():
   lines = [words.line for words in place.words]
   assert [words.text for words in place.words] == ['half the size'] * 2
   assert place.boxes[1].top < lines[0] < place.boxes[2].y and place.boxes[3].top < lines[1] < place.boxes[4].y
-  assert [enas.reductions(layers) for layers in (1, 2, 3, 12, 24)] == [(), (0,), (0, 1), (3, 7), (7, 15)]
+  assert [enas.cuts(layers) for layers in (1, 2, 3, 4, 12)] == [(), (), (1, 2), (1, 2), (4, 8)]
 
 
 def test_a_cell_by_hand():

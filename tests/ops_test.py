@@ -74,6 +74,44 @@ def test_batch_norm_is_flax_batch_norm(x64, relu):
   np.testing.assert_allclose(ops.normalize(x, scale, bias, *own_stats, 1e-3, relu), want, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize('size, window', [((5, 6), (3, 3)), ((2, 1), (5, 3))])
+def test_depthwise_is_a_grouped_convolution(x64, size, window):
+  x, kernel = jnp.asarray(RNG.normal(size=(2, *size, 3))), jnp.asarray(RNG.normal(size=(*window, 3)))
+
+  def grouped(x, kernel):
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    return jax.lax.conv_general_dilated(
+      x, kernel[:, :, None], (1, 1), 'SAME', dimension_numbers=numbers, feature_group_count=3
+    )
+
+  want, pull = jax.vjp(grouped, x, kernel)
+  found, own_pull = jax.vjp(ops.depthwise, x, kernel)
+  np.testing.assert_allclose(found, want, rtol=1e-11, atol=1e-12)
+  dy = jnp.asarray(RNG.normal(size=want.shape))
+  for one, other in zip(own_pull(dy), pull(dy), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize('largest', [False, True])
+@pytest.mark.parametrize('size', [3, 5])
+def test_pools_around_each_pixel(x64, size, largest):
+  x = jnp.asarray(RNG.normal(size=(2, 4, 3, 2)))
+
+  def windows(x, start, function):
+    return jax.lax.reduce_window(x, start, function, (1, size, size, 1), (1, 1, 1, 1), 'SAME')
+
+  def reference(x):
+    if largest:
+      return windows(x, -jnp.inf, jax.lax.max)
+    return windows(x, 0.0, jax.lax.add) / windows(jnp.ones_like(x), 0.0, jax.lax.add)
+
+  want, pull = jax.vjp(reference, x)
+  found, own_pull = jax.vjp(lambda x: ops.pool_around(x, size, largest), x)
+  np.testing.assert_allclose(found, want, rtol=1e-12)
+  dy = jnp.asarray(RNG.normal(size=x.shape))
+  np.testing.assert_allclose(own_pull(dy)[0], pull(dy)[0], rtol=1e-11, atol=1e-12)
+
+
 def test_under_vmap_and_scan():
   x = jnp.asarray(RNG.normal(size=(3, 2, 4, 4, 3)), jnp.float32)
   kernel = jnp.asarray(RNG.normal(size=(3, 3, 3, 3, 2)), jnp.float32)

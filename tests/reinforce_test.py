@@ -12,7 +12,7 @@ from space_test import LAYERED, SPACES, one_line, strings
 
 from nas_jax import reinforce, search
 from nas_jax.reinforce import Baseline
-from nas_jax.space import choice_space
+from nas_jax.space import choice_space, enas_macro_space
 from nas_jax.types import Batch, Outcome
 
 SMALL = search.Config(
@@ -155,6 +155,22 @@ def test_entropy_bonus_of_one_token_is_the_gradient_of_its_entropy():
 
 
 # -- learning ---------------------------------------------------------------------------------------------------------
+
+
+def test_links_are_drawn_to_their_target():
+  """Where all children earn the same, the divergence of Pham et al. (2018) alone moves the controller."""
+  made = enas_macro_space(3, ('conv 3', 'max pool 3'))
+  s = search.ask_tell(made, config(m=4, skip_weight=0.8, skip_target=0.2, controller_lr=0.05))
+  state = s.init(jax.random.key(0))
+
+  def odds():
+    _, found = s.survey(state, jax.random.split(jax.random.key(1), 8))
+    return np.concatenate([found[3, :1], found[5]])
+
+  np.testing.assert_allclose(odds(), 0.5, atol=0.05)
+  for _ in range(60):
+    state, _ = s.tell(state, s.ask(state), Outcome(jnp.ones(4)))
+  np.testing.assert_allclose(odds(), 0.2, atol=0.05)
 
 
 def test_a_planted_reward_is_learned():

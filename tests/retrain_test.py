@@ -179,6 +179,20 @@ def test_grid_then_winner_at_every_size(tmp_path, capsys):
   assert [path.name for path in folder.iterdir()] == ['trainings.json']  # nothing half done is left
 
 
+def test_cells_of_several_kinds_side_by_side(tmp_path):
+  rnn = space.RnnArch((1, 3, 2), (0, 0))
+  cells = {'rnn': rnn, 'LSTM': 'LSTM'}
+  cfg = tiny.retrain_config(dropout=('0:0:0.1:0',), tied=True, epochs=4, lr=(0.03,))
+  launcher.run(CELL, cfg, tiny.text(), cells, str(tmp_path))
+  rows = json.loads((tmp_path / 'result.json').read_text())['rows']
+  embedding, h = 5 * 4 + 5, 4
+  assert [(row['name'], row['parameters'] - embedding) for row in rows] == [
+    ('rnn', 4 * 2 * h * h),  # x, h and two nodes
+    ('LSTM', 2 * 4 * h * h + 4 * h),
+  ]
+  assert all(max(row['test']) < 4 and row['curve'][0][-1] < row['curve'][0][0] for row in rows)
+
+
 def test_what_was_finished_is_not_trained_again(tmp_path, monkeypatch):
   first = run(tmp_path)
   other = run(tmp_path, {'other': 'LSTM'})

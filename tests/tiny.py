@@ -3,7 +3,7 @@
 import numpy as np
 
 from nas_jax import data, images
-from nas_jax.systems import cell, chain, conv, retrain_cell
+from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell
 
 
 def text(length: int = 600, vocabulary: int = 5) -> data.Text:
@@ -59,3 +59,27 @@ def chain_config(**changes) -> chain.Config:
   layers = ('conv 2 3 1', 'residual 3 3 2', 'max pool 2 2')
   small = {'m': 1, 'max_depth': 2, 'layers': layers, 'batch': 9, 'epochs': 2, 'score_batch': 4, 'controller_units': 4}
   return chain.Config(**(small | {'lr': 0.05, 'schedule': 'cosine', 'max_children': 4} | changes))
+
+
+_SHARED = {'m': 2, 'controller_units': 4, 'controller_layers': 1, 'passes': 2, 'controller_updates': 2, 'epochs': 1}
+_AFTER = {'derive_children': 3, 'rank_children': 3}
+
+
+def macro_config(**changes) -> enas_images.MacroConfig:
+  """Two layers, or as many as asked for, by shared weights."""
+  network = {'layers': 2, 'operations': ('conv 3', 'max pool 3'), 'filters': 2, 'skip_weight': 0.0}
+  small = {'batch': 9, 'score_batch': 4, 'lr': 0.05, 'schedule': 'cosine'}
+  return enas_images.MacroConfig(**(_SHARED | _AFTER | network | small | changes))
+
+
+def micro_config(**changes) -> enas_images.MicroConfig:
+  """One cell of one block, likewise; too few for a reduction."""
+  network = {'blocks': 1, 'cells': 1, 'operations': ('identity', 'sepconv 3'), 'filters': 2, 'drop_path': 1.0}
+  small = {'batch': 9, 'score_batch': 4, 'lr': 0.05, 'schedule': 'cosine'}
+  return enas_images.MicroConfig(**(_SHARED | _AFTER | network | small | changes))
+
+
+def rnn_config(**changes) -> enas_rnn.Config:
+  """Cells of three nodes, likewise."""
+  small = {'nodes': 3, 'hidden': 4, 'batch': 3, 'bptt': 5, 'score_batch': 4, 'optimizer': 'adam', 'lr': 0.01}
+  return enas_rnn.Config(**(_SHARED | _AFTER | small | changes))

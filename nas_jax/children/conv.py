@@ -61,17 +61,15 @@ def build(problem: Problem, form: Form = Form()) -> Child:  # noqa: B008 - a Nam
     these, a (mean, variance) for each unit.
   """
 
-  def forward(params, stats, plan, x, train):
+  def forward(params, stats, plan, x, key):
+    train = key is not None
     return run(params, stats, network(plan.arch, form), x, plan.settings.epsilon, train, problem.norm_first)
 
   def init(plan: Plan, key: Key) -> PyTree:
     return init_params(key, network(plan.arch, form), problem.image, problem.classes)
 
   def carry(params: PyTree) -> PyTree:
-    def fresh(unit):
-      return jnp.zeros_like(unit['shift']), jnp.ones_like(unit['shift'])
-
-    return jax.tree.map(fresh, params['layers'], is_leaf=_is_unit)
+    return unmoved(params['layers'])
 
   def decayed(params: PyTree, plan: Plan) -> list[Array]:
     del plan
@@ -84,7 +82,7 @@ def build(problem: Problem, form: Form = Form()) -> Child:  # noqa: B008 - a Nam
 def classifier(
   init: Callable[[Plan, Key], PyTree],
   carry: Callable[[PyTree], PyTree],
-  forward: Callable[[PyTree, PyTree, Plan, Array, bool], tuple[Array, PyTree]],
+  forward: Callable[[PyTree, PyTree, Plan, Array, Key | None], tuple[Array, PyTree]],
   decayed: Callable[[PyTree, Plan], list[Array]],
   problem: Problem,
 ) -> Child:
@@ -93,8 +91,8 @@ def classifier(
   Args:
     init: (plan, key) -> params.
     carry: (params) -> moving statistics.
-    forward: (params, statistics, plan, images, whether in training) -> logits [B, classes], statistics.
-    decayed: (params, plan) -> the weights that weight decay is for.
+    forward: (params, statistics, plan, images, key) -> logits [B, classes], statistics; in evaluation without a key.
+    decayed: (params, plan) -> the weights that weight decay is for, none if the optimizer sees to it.
     problem: as in `build`.
   """
 
@@ -105,9 +103,8 @@ def classifier(
     return augmented(key, whitened(data.images[places]), problem.augment), data.labels[places]
 
   def loss(params, plan, stats, drawn, key):
-    del key
     images, labels = drawn
-    logits, stats = forward(params, stats, plan, images, True)
+    logits, stats = forward(params, stats, plan, images, key)
     # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
     penalty = 0.5 * plan.settings.weight_decay * sum(jnp.sum(weights**2) for weights in decayed(params, plan))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + penalty, stats
@@ -115,7 +112,7 @@ def classifier(
   def score(params, plan, stats, data):
     def one(right, drawn):
       images, labels = drawn
-      logits, _ = forward(params, stats, plan, whitened(images), False)
+      logits, _ = forward(params, stats, plan, whitened(images), None)
       return right + (logits.argmax(-1) == labels).sum(dtype=jnp.int32), None
 
     batches = jax.tree.map(
@@ -125,6 +122,15 @@ def classifier(
     return {'accuracy': right / (data.valid_labels >= 0).sum()}
 
   return Child(init, carry, take, loss, score)
+
+
+def unmoved(units: PyTree) -> PyTree:
+  """The moving statistics before training: a (mean, variance) in the place of each unit."""
+
+  def fresh(unit):
+    return jnp.zeros_like(unit['shift']), jnp.ones_like(unit['shift'])
+
+  return jax.tree.map(fresh, units, is_leaf=_is_unit)
 
 
 def _is_unit(node: PyTree) -> bool:

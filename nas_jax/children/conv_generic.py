@@ -57,7 +57,8 @@ def build(
     shift = params['layers'].shift
     return jnp.zeros_like(shift), jnp.ones_like(shift)
 
-  def forward(params, stats, plan, x, train):
+  def forward(params, stats, plan, x, key):
+    train = key is not None
     wires = _wires(plan.arch, depth, skips)
     own = _present(sizes, params, wires)
     moving = None if train else stats

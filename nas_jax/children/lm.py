@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nas_jax import recurrence, tree_cell
+from nas_jax import recurrence, rnn_cell, tree_cell
 from nas_jax.child import Child
 from nas_jax.data import Text
 from nas_jax.types import Array, Key, PyTree
@@ -35,6 +35,21 @@ def tree(operations: tree_cell.Operations = tree_cell.EVERY) -> Cell:
     return tree_cell.init(key, arch, in_features, features, scale=scale)
 
   return Cell(init, _two_zeros, unroll)
+
+
+def enas(activate: Sequence[int] = rnn_cell.EVERY, normalize: bool = False) -> Cell:
+  """Recurrent cells of ENAS: a traced one among weights that all share, which may hold only the given activate ids.
+
+  `normalize` is batch norm of what each cell hands up, by the streams side by side, as in the paper's search.
+  """
+
+  def init(key, arch, in_features, features, scale):
+    return rnn_cell.init(key, arch, in_features, features, scale=scale)
+
+  def unroll(params, arch, carry, xs, h_mask):
+    return rnn_cell.unroll(params, arch, carry, xs, h_mask=h_mask, normalize=normalize, activate=activate)
+
+  return Cell(init, lambda batch, features: jnp.zeros((batch, features)), unroll)
 
 
 def lstm() -> Cell:

@@ -65,6 +65,7 @@ class Augment(NamedTuple):
 
   upsample: int = 0  # pixels by which they are enlarged before a crop of the old size; 0 for neither
   flip: bool = False  # left and right at random
+  pad: int = 0  # pixels of zeros all around before a crop of the old size, as in Pham et al. (2018)
 
 
 def whitened(images: Array) -> Array:
@@ -83,7 +84,10 @@ def augmented(key: Key, images: Array, augment: Augment) -> Array:
   if augment.upsample:
     large = (batch, height + augment.upsample, width + augment.upsample, channels)
     images = jax.image.resize(images, large, 'bilinear')
-    corners = jax.random.randint(crop_key, (batch, 2), 0, augment.upsample + 1)
+  if augment.pad:
+    images = jnp.pad(images, [(0, 0), (augment.pad,) * 2, (augment.pad,) * 2, (0, 0)])
+  if more := augment.upsample + 2 * augment.pad:
+    corners = jax.random.randint(crop_key, (batch, 2), 0, more + 1)
 
     def crop(one: Array, at: Array) -> Array:
       return jax.lax.dynamic_slice(one, (at[0], at[1], jnp.zeros_like(at[0])), (height, width, channels))

@@ -201,8 +201,8 @@ def _reliability(report: Report) -> str:
   if not report.reliability:
     return '<p>Not measured in this search.</p>'
   words = (
-    f'Before the search the same random {report.noun}s were trained more than once. If their rewards do not rank them '
-    'alike, there is nothing to learn from. 1 is the same order, 0 none in common (Spearman).'
+    f'The same random {report.noun}s were scored in more than one way. If these do not rank them alike, there is '
+    'nothing to learn from. 1 is the same order, 0 none in common.'
   )
   rows = []
   for each in report.reliability:

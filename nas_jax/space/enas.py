@@ -106,17 +106,19 @@ def enas_rnn_space(nodes: int = 12, activate: Sequence[str] = ('tanh', 'relu', '
   return Space('enas_rnn', {'nodes': nodes, 'activate': list(activate)}, RnnArch, tuple(slots))
 
 
+def rnn_from_json(text: str) -> RnnArch:
+  """A cell of any nodes and any activations from JSON, checked. Raises ValueError as `Space.from_json` does."""
+  return enas_rnn_space(_length(text, 'activate'), ACTIVATE).from_json(text)
+
+
 def loose_ends(inputs: Sequence[int], nodes: int) -> tuple[int, ...]:
   """The nodes, of so many, that none of `inputs` names: what a cell's output is made of."""
   return tuple(i for i in range(nodes) if i not in inputs)
 
 
-def reductions(layers: int) -> tuple[int, ...]:
-  """The layers of a macro network after which all outputs so far are halved: the last of its first and second third.
-
-  Thirds are rounded down, and there are fewer where one is empty.
-  """
-  return tuple(sorted({layers // 3 - 1, 2 * layers // 3 - 1} - {-1}))
+def cuts(count: int) -> tuple[int, ...]:
+  """How many of so many layers or cells stand before each of the two reductions; fewer than three have none."""
+  return (count // 3, 2 * count // 3) if count >= 3 else ()
 
 
 def skips_of(arch: MacroArch) -> list[tuple[int, ...]]:
@@ -152,12 +154,12 @@ def describe(arch: MacroArch | MicroArch) -> str:
 
 
 def _macro_lines(arch: MacroArch) -> Iterator[str]:
-  halved = reductions(len(arch.operation))
+  halved = cuts(len(arch.operation))
   for i, (operation, skips) in enumerate(zip(arch.operation, skips_of(arch), strict=True)):
     adds = f', adds {" ".join(map(str, skips))}' if skips else ''
-    yield f'layer {i}: {MACRO_OPERATIONS[operation]}{adds}'
     if i in halved:
       yield 'reduction: all outputs so far to half their height and width'
+    yield f'layer {i}: {MACRO_OPERATIONS[operation]}{adds}'
 
 
 def _micro_lines(arch: MicroArch) -> Iterator[str]:

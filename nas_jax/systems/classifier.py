@@ -31,6 +31,7 @@ class Config:
   )  # fmt: skip
   upsample: int = field(0, 'pixels that images grow by before a random crop of their size, Sec. 4.1; 0: neither', low=0)
   flip: bool = field(False, 'turn images left to right at random, Sec. 4.1')
+  pad: int = field(0, 'pixels of zeros around images before a random crop of their size, as Pham et al. (2018)', low=0)
   block: int = field(1, 'layers, densely connected, that a predicted one stands for; 3 in the third experiment', low=1)
   pool_at: tuple[int, ...] = field((0,), 'from these layers on all is max pooled by 2; 13 and 24 there; 0: none', low=0)
   norm_first: bool = field(True, 'batch norm before the ReLU, else after it')
@@ -40,7 +41,7 @@ class Config:
   schedule: str = field(
     'twice',
     "of the learning rate: 'twice' decays after decay_epoch epochs and after half as many more, 'epochs' after each "
-    "from there on, 'cosine' to 0 at the end",
+    "from there on, 'cosine' to 0 at the end, 'restarts' in cosines of decay_epoch epochs, twice as many, ...",
     choices=schedules.SCHEDULES,
   )
   lr_decay: float = field(0.1, 'factor of each decay, as Huang et al. (2016)', above=0.0, high=1.0)
@@ -72,7 +73,7 @@ def form(cfg: Config, add_filters: int = 0) -> Form:
 
 def problem(cfg: Config, images: images_lib.Images) -> conv.Problem:
   """What the networks classify, and how they are fed."""
-  augment = pictures.Augment(cfg.upsample, cfg.flip)
+  augment = pictures.Augment(cfg.upsample, cfg.flip, cfg.pad)
   return conv.Problem(images.shape, images.classes, cfg.batch, score_batch(cfg, images), augment, cfg.norm_first)
 
 
@@ -89,13 +90,19 @@ def fitter(
   steps: int,
   mesh: Mesh | None = None,
   scored: int = 1,
+  decayed: Callable[[PyTree], PyTree] | None = None,
 ) -> train.Fit:
-  """The programs that train `child`, an epoch a call; `settings` finds those of a child in its arch."""
+  """The programs that train `child`, an epoch a call; `settings` finds those of a child in its arch.
+
+  `decayed` is for a child without weight decay in its loss: (params) -> a bool for each, whether the optimizer decays
+  it.
+  """
   epoch = len(data.labels) // cfg.batch
 
   def optimizer(arch: PyTree) -> optax.GradientTransformation:
     own = settings(arch)
     rate = schedules.rate(cfg.schedule, own.lr, steps, epoch, own.decay_epoch, cfg.lr_decay)
-    return optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
+    descent = optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
+    return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent
 
   return train.fitter(child, optimizer, steps, epoch, mesh, scored)

@@ -13,11 +13,11 @@ from nas_jax import config, finish, published
 from nas_jax import data as data_lib
 from nas_jax.children import lm
 from nas_jax.config import field
-from nas_jax.space import TreeArch
+from nas_jax.space import RnnArch, TreeArch
 from nas_jax.systems import language
 
-Arch = TreeArch | str  # 'LSTM' is the standard one
-KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'LSTM': 'LSTM'}
+Arch = TreeArch | RnnArch | str  # 'LSTM' is the standard one
+KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'ENAS_RNN': published.ENAS_RNN, 'LSTM': 'LSTM'}
 METRIC = 'perplexity'
 
 
@@ -57,6 +57,21 @@ def zaremba_medium() -> Config:
   )  # fmt: skip
 
 
+def enas() -> Config:
+  """Pham et al. (2018): one layer, 24M weights, softmax tied to the embedding, SGD from 20 on; never run here.
+
+  The rate falls by .96 an epoch after the 15th of 150. Streams and their steps, the loss summed over time, the scale of
+  the start and the rates of dropout are those of the released code for the final cell; for the softmax it draws masks
+  at .76 and applies none. It masks what enters every node, ours what enters the first, and it keeps h from changing
+  fast by a penalty that is not here. That L2 is added after clipping is ours.
+  """
+  return Config(
+    dataset='ptb', level='word', sizes=('24M',), tied=True, batch=64, bptt=35, epochs=150, optimizer='sgd', lr=(20.0,),
+    schedule='epochs', lr_decay=0.96, decay_epoch=(15.0,), sum_over_time=True, clip=0.25, weight_decay=1e-7,
+    init_scale=(0.04,), dropout=('0.21:0.75:0.25:0',), score_batch=64,
+  )  # fmt: skip
+
+
 def char() -> Config:
   """Characters of Penn Treebank, the set-up of Table 3; of its two dropout rates the paper does not say which is where.
 
@@ -84,6 +99,7 @@ def smoke() -> Config:
 PRESETS = {
   'zaremba_small': zaremba_small,
   'zaremba_medium': zaremba_medium,
+  'enas': enas,
   'char': char,
   'demo': demo,
   'smoke': smoke,
@@ -168,8 +184,8 @@ def prove(cfg: Config, text: data_lib.Text, arch: Arch) -> None:
 def width(cfg: Config, text: data_lib.Text, arch: Arch, size: str) -> int:
   """The width that a size means for a cell. Raises ValueError, before anything compiles, if no network has it."""
   hidden, parameters = parse_size(size)
-  cell, tree = _cell(arch)
-  hidden = hidden or language.width(cfg, text, cell, tree, parameters)
+  cell, form = _cell(arch)
+  hidden = hidden or language.width(cfg, text, cell, form, parameters)
   language.build(cfg, text, cell, hidden)
   return hidden
 
@@ -182,19 +198,21 @@ def task(
   The weights are those of the epoch with the best validation, in the grid and in the final trainings.
   """
   del final
-  hidden, (cell, tree) = width(cfg, text, arch, size), _cell(arch)
+  hidden, (cell, form) = width(cfg, text, arch, size), _cell(arch)
   network = language.build(cfg, text, cell, hidden)
   data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  own = child_lib.completed(network, lambda settings: lm.Plan(tree, settings))
+  own = child_lib.completed(network, lambda settings: lm.Plan(form, settings))
   epoch = len(data.train)
   programs = language.fitter(cfg, data, own, lambda settings: settings, epochs * epoch, epoch, mesh)
   test = data._replace(valid=lm.windows(text.test, cfg.test_batch, cfg.bptt))
-  weights = language.weights(network, tree)
+  weights = language.weights(network, form)
   return finish.Task(str(hidden), weights, programs, data, test, lambda scores: scores['perplexity'])
 
 
-def _cell(arch: Arch) -> tuple[lm.Cell, TreeArch]:
-  return (lm.lstm(), published.LSTM) if isinstance(arch, str) else (lm.tree(), arch)  # a standard LSTM has no tree
+def _cell(arch: Arch) -> tuple[lm.Cell, TreeArch | RnnArch]:
+  if isinstance(arch, str):
+    return lm.lstm(), published.LSTM  # a standard LSTM has no tree
+  return (lm.enas() if isinstance(arch, RnnArch) else lm.tree()), arch
 
 
 def setting(cfg: Config, text: data_lib.Text) -> str:

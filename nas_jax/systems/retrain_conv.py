@@ -1,6 +1,6 @@
 """After a search for a network, Zoph & Le (2017) Sec. 4.1: a small grid, the winner on all images and tested."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from nas_jax.config import field
 from nas_jax.space import count
 from nas_jax.space.layers import Arch
 from nas_jax.systems import classifier
+from nas_jax.types import PyTree
 
 KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
 METRIC = 'error'
@@ -124,22 +125,38 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> finish.Task:
-  """A network with `size` filters more in each layer, to be trained for `epochs`.
+  """A network with `size` filters more in each layer, to be trained as in `training`."""
+  add = int(size)
+  weights = count(arch, images.shape, images.classes, classifier.form(cfg, add)).params
+  return training(cfg, images, classifier.build(cfg, images, add), arch, f'+{size}', weights, epochs, final, mesh)
+
+
+def training(
+  cfg: Config,
+  images: images_lib.Images,
+  network: child_lib.Child,
+  arch: PyTree,
+  size: str,
+  weights: int,
+  epochs: int,
+  final: bool,
+  mesh: Mesh | None,
+  decayed: Callable[[PyTree], PyTree] | None = None,
+) -> finish.Task:
+  """A network of a static architecture, to be trained for `epochs`.
 
   In the grid the loss of validation chooses. A `final` training has all images, if `cfg` says so: nothing is left to
-  choose by, its curve is over images that it saw, and the last weights are those to test.
+  choose by, its curve is over images that it saw, and the last weights are those to test. `decayed` is as in
+  `classifier.fitter`.
   """
-  add, everything = int(size), final and cfg.train_on_all
-  train = images.train
+  train, everything = images.train, final and cfg.train_on_all
   if everything:
     train = images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
   data, test = classifier.lay_out(cfg, images, train, images.valid, images.test)
-  network = classifier.build(cfg, images, add)
   own = child_lib.completed(network, lambda settings: conv.Plan(arch, settings))
   steps = epochs * (len(data.labels) // cfg.batch)
-  programs = classifier.fitter(cfg, data, own, lambda settings: settings, steps, mesh)
-  weights = count(arch, images.shape, images.classes, classifier.form(cfg, add)).params
-  return finish.Task(f'+{size}', weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything)
+  programs = classifier.fitter(cfg, data, own, lambda settings: settings, steps, mesh, decayed=decayed)
+  return finish.Task(size, weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything)
 
 
 def setting(cfg: Config, images: images_lib.Images) -> str:

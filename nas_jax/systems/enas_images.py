@@ -1,0 +1,230 @@
+"""Searches with shared weights for image classifiers, macro and micro: Pham et al. (2018), Sec. 2.3 to 2.5 and 3.2."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from nas_jax import child as child_lib
+from nas_jax import images as images_lib
+from nas_jax import rewards, schedules, search, shared, space
+from nas_jax.child import Child
+from nas_jax.children import conv, macro, micro, pictures, units
+from nas_jax.config import field
+from nas_jax.systems import classifier, enas
+from nas_jax.types import Key
+
+
+@dataclasses.dataclass
+class Config(classifier.Config, shared.Config):
+  """What macro and micro search share. What is not said to be another's is the paper's, or that of its code."""
+
+  epochs: int = field(3, 'passes that train a network by itself, to compare', low=1)
+  filters: int = field(36, 'of the first layers; 36 and 20', low=1)
+  keep: float = field(0.9, 'share of the features that enter the classifier in training', above=0.0, high=1.0)
+  norm: str = field(
+    'batch',
+    "batch norm while scoring: by the 'batch' that is scored, or by 'moving' averages",
+    choices=('batch', 'moving'),
+  )
+  lr: float = field(0.05, 'of the shared weights', above=0.0)
+  lr_end: float = field(0.001, "the least rate, in the schedules 'cosine' and 'restarts'", low=0.0)
+  decay_epoch: float = field(
+    10.0, "passes of the first turn of 'restarts', or at the first rate of 'twice' and 'epochs'", above=0.0
+  )
+  clip: float = field(5.0, 'greatest norm of their gradient', above=0.0)
+  weight_decay: float = field(2.5e-4, 'L2 of all kernels, whether a child uses them or not', low=0.0)
+  epsilon: float = field(1e-5, 'of batch norm', above=0.0)
+  reward_power: float = field(1.0, 'the reward is accuracy to this power', above=0.0)
+  rank_children: int = field(30, 'random networks trained by themselves after it, 0 for none', low=0, budget=True)
+
+
+@dataclasses.dataclass
+class MacroConfig(Config):
+  """Whole networks: an operation and skips for each layer."""
+
+  layers: int = field(12, 'L', low=1)
+  operations: tuple[str, ...] = field(space.enas.MACRO_OPERATIONS, 'to choose from')
+  skip_weight: float = field(0.8, 'of the divergence of links from skip_target, summed over a string', low=0.0)
+
+
+@dataclasses.dataclass
+class MicroConfig(Config):
+  """Cells, of which networks are stacks."""
+
+  blocks: int = field(5, 'of a cell', low=1)
+  cells: int = field(6, 'normal ones in a network; two that reduce come in between', low=1)
+  operations: tuple[str, ...] = field(space.enas.MICRO_OPERATIONS, 'to choose from')
+  drop_path: float = field(0.6, 'share of operations kept for an image, at the last cell and step', above=0.0, high=1.0)
+
+
+def paper_macro() -> MacroConfig:
+  """CIFAR-10 as in Sec. 3.2; 310 passes. Not run here at this size."""
+  return MacroConfig(
+    m=1, dataset='cifar10', pad=4, flip=True, batch=128, passes=310, schedule='restarts', norm='moving', **_PAPER
+  )  # fmt: skip
+
+
+def paper_micro() -> MicroConfig:
+  """CIFAR-10 as in Sec. 3.2; 150 passes. Without the paper's second classifier. Not run here at this size."""
+  return MicroConfig(
+    m=1, dataset='cifar10', pad=4, flip=True, batch=160, passes=150, schedule='restarts', filters=20,
+    weight_decay=1e-4, **_PAPER
+  )  # fmt: skip
+
+
+_PAPER: dict[str, Any] = {
+  'controller_units': 100,
+  'controller_layers': 1,
+  'controller_init': 0.1,
+  'controller_lr': 3.5e-4,
+  'controller_temperature': 5.0,
+  'controller_tanh': 2.5,
+  'entropy_weight': 0.1,
+  'controller_updates': 2000,
+}
+
+# The controller of the presets below: the paper's logits, and a rate for searches that are far shorter.
+_SHORT: dict[str, Any] = {
+  'm': 4,
+  'controller_units': 64,
+  'controller_layers': 1,
+  'controller_init': 0.1,
+  'controller_lr': 5e-3,
+  'controller_temperature': 5.0,
+  'controller_tanh': 2.5,
+  'entropy_weight': 1e-3,
+  'schedule': 'cosine',
+  'lr_end': 0.0,
+}
+
+
+def small_macro() -> MacroConfig:
+  """CIFAR-10 at 16 x 16, a fifth of the images: about an hour on two cores."""
+  return MacroConfig(
+    layers=6, filters=16, dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=64, passes=20,
+    controller_updates=50, skip_weight=0.1, score_batch=250, **_SHORT,
+  )  # fmt: skip
+
+
+def small_micro() -> MicroConfig:
+  """The same images and time, for cells."""
+  return MicroConfig(
+    blocks=3, cells=3, filters=8, dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=64, passes=20,
+    controller_updates=50, drop_path=1.0, score_batch=250, **_SHORT,
+  )  # fmt: skip
+
+
+def demo_macro() -> MacroConfig:
+  """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
+  return MacroConfig(
+    layers=4, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, skip_weight=0.1, lr=0.1,
+    score_batch=90, **_SHORT,
+  )  # fmt: skip
+
+
+def demo_micro() -> MicroConfig:
+  """The same for cells."""
+  return MicroConfig(
+    blocks=2, cells=2, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, drop_path=1.0, lr=0.1,
+    score_batch=90, **_SHORT,
+  )  # fmt: skip
+
+
+_SMOKE: dict[str, Any] = {
+  'm': 2,
+  'controller_units': 8,
+  'filters': 2,
+  'max_examples': 200,
+  'batch': 30,
+  'passes': 2,
+  'controller_updates': 2,
+  'derive_children': 3,
+  'rank_children': 4,
+  'epochs': 1,
+  'score_batch': 20,
+}
+
+
+def smoke_macro() -> MacroConfig:
+  """Seconds: does everything run?"""
+  return MacroConfig(layers=3, operations=('conv 3', 'max pool 3'), **_SMOKE)
+
+
+def smoke_micro() -> MicroConfig:
+  """Likewise."""
+  return MicroConfig(blocks=1, cells=1, operations=('identity', 'max pool 3'), **_SMOKE)
+
+
+MACRO_PRESETS = {'paper': paper_macro, 'small': small_macro, 'demo': demo_macro, 'smoke': smoke_macro}
+MICRO_PRESETS = {'paper': paper_micro, 'small': small_micro, 'demo': demo_micro, 'smoke': smoke_micro}
+
+
+def make_space(cfg: Config) -> space.Space:
+  """The space that `cfg` describes. Raises ValueError as it does."""
+  if isinstance(cfg, MicroConfig):
+    return space.enas_micro_space(cfg.blocks, cfg.operations)
+  assert isinstance(cfg, MacroConfig)
+  return space.enas_macro_space(cfg.layers, cfg.operations)
+
+
+def network(cfg: Config, problem: conv.Problem) -> Child:
+  """The network that all children are parts of; the arch is a `conv.Plan`."""
+  if isinstance(cfg, MicroConfig):
+    cells = micro.Form(cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm)
+    return micro.build(problem, cells)
+  assert isinstance(cfg, MacroConfig)
+  return macro.build(problem, macro.Form(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm))
+
+
+def check(cfg: Config) -> None:
+  """Raises ValueError, naming the field and what fits."""
+  search.check(make_space(cfg), cfg)
+  if cfg.block > 1 or any(cfg.pool_at):
+    raise ValueError(f'block (={cfg.block}) and pool_at (={cfg.pool_at}) are for other networks: leave 1 and 0.')
+
+
+def problem(cfg: Config, images: images_lib.Images) -> enas.Problem:
+  """What the networks learn. Raises ValueError, before anything compiles, on a field that cannot be."""
+  check(cfg)
+  (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
+  settings = conv.Settings(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+  child = child_lib.completed(network(cfg, classifier.problem(cfg, images)), lambda arch: conv.Plan(arch, settings))
+  steps = cfg.pass_steps or len(data.labels) // cfg.batch
+  size = classifier.score_batch(cfg, images)
+  return enas.Problem(
+    make_space(cfg),
+    child,
+    data,
+    lambda data, key: part_of(data, size, key),
+    lambda passes: optimizer(cfg, passes * steps, len(data.labels) // cfg.batch),
+    steps,
+    'accuracy',
+    lambda accuracy: rewards.of_accuracy(accuracy, cfg.reward_power),
+  )
+
+
+def part_of(data: pictures.Data, size: int, key: Key) -> pictures.Data:
+  """`data` with one minibatch of the validation split, so many images."""
+  start = jax.random.randint(key, (), 0, len(data.valid_labels) // size) * size
+
+  def cut(x):
+    return jax.lax.dynamic_slice_in_dim(x, start, size)
+
+  return data._replace(valid_images=cut(data.valid_images), valid_labels=cut(data.valid_labels))
+
+
+def optimizer(cfg: Config, steps: int, epoch: int) -> optax.GradientTransformation:
+  """Of shared weights, or of a network's own, that are trained for so many steps."""
+  rate = schedules.rate(cfg.schedule, cfg.lr, steps, epoch, cfg.decay_epoch, cfg.lr_decay, cfg.lr_end)
+  return optax.chain(
+    optax.clip_by_global_norm(cfg.clip),
+    optax.add_decayed_weights(cfg.weight_decay, mask=units.decayed),
+    optax.sgd(rate, momentum=cfg.momentum, nesterov=True),
+  )
+
+
+def length(cfg: Config) -> str:
+  """How children are trained, in words."""
+  return f'weights shared for {cfg.passes} passes'

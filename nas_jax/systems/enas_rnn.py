@@ -1,0 +1,135 @@
+"""Recurrent-cell search with shared weights: Pham et al. (2018), Sec. 2.1, 2.2 and 3.1."""
+
+import dataclasses
+
+import jax
+
+from nas_jax import child as child_lib
+from nas_jax import data as data_lib
+from nas_jax import rewards, search, shared, space
+from nas_jax.children import lm
+from nas_jax.config import field
+from nas_jax.space import tree
+from nas_jax.systems import enas, language
+from nas_jax.types import Key
+
+
+@dataclasses.dataclass
+class Config(language.Config, shared.Config):
+  """The search, the cells, and how their weights are trained. The defaults are the paper's, or those of its code."""
+
+  nodes: int = field(12, 'N, of a cell', low=1)
+  activate: tuple[str, ...] = field(
+    ('tanh', 'relu', 'identity', 'sigmoid'), f'activations, of {", ".join(space.ACTIVATE)}'
+  )
+  hidden: int = field(1000, 'width of the cells', low=1)
+  epochs: int = field(10, 'passes that train a cell by itself, to compare', low=1)
+  lr: float = field(20.0, 'of the shared weights', above=0.0)
+  decay_epoch: float = field(15.0, "epochs at that rate, in the schedule 'epochs'", low=0.0)
+  init_scale: float = field(0.1, 'embedding and softmax start uniform within +-this', above=0.0)
+  cell_init: float = field(0.0, 'likewise the weights of the cells; 0 for 1 / sqrt(hidden)', low=0.0)
+  dropout_embedding: float = field(0.0, 'rate of words dropped, Gal & Ghahramani (2016)', low=0.0, high=0.95)
+  dropout_input: float = field(0.0, 'rate of what enters a cell from below, likewise', low=0.0, high=0.95)
+  dropout_recurrent: float = field(0.0, 'rate of h_(t-1) where it enters a cell, likewise', low=0.0, high=0.95)
+  dropout_output: float = field(0.0, 'rate of what enters the softmax, likewise', low=0.0, high=0.95)
+  normalize: bool = field(False, 'batch norm of what enters the softmax, by the streams side by side; in the paper')
+  score_windows: int = field(1, 'windows of bptt steps that a reward is measured on, from a state of zeros', low=1)
+  reward_c: float = field(80.0, 'reward = c / perplexity', above=0.0)
+  rank_children: int = field(30, 'random cells trained by themselves after it, 0 for none', low=0, budget=True)
+
+
+def paper() -> Config:
+  """Penn Treebank as in Sec. 3.1, 150 passes. Not run here at this size.
+
+  Rates of dropout are not in the paper: those of its code's final training are taken as Zaremba et al.'s.
+  """
+  return Config(
+    m=1, controller_units=100, controller_layers=1, controller_init=0.1, controller_lr=3.5e-4,
+    controller_temperature=5.0, controller_tanh=2.5, entropy_weight=1e-4, controller_updates=2000,
+    dataset='ptb', level='word', tied=True, batch=64, bptt=35, optimizer='sgd', schedule='epochs', lr_decay=0.96,
+    clip=0.25, weight_decay=1e-7, normalize=True, score_batch=64, dropout_input=0.5, dropout_output=0.5,
+  )  # fmt: skip
+
+
+def code() -> Config:
+  """The same with the controller of the released script, which differs from the paper: Adam without a mean, and ten
+  children an update. Its pointers, which prefer near nodes, and its entropy, which is none, are left out.
+  """
+  return dataclasses.replace(
+    paper(), m=10, controller_lr=1e-3, controller_beta1=0.0, controller_epsilon=1e-3, entropy_weight=1e-3,
+    baseline_decay=0.99, controller_updates=200,
+  )  # fmt: skip
+
+
+def _short() -> Config:
+  """What the presets below have in common."""
+  return Config(
+    m=4, controller_units=64, controller_layers=1, controller_init=0.1, controller_lr=5e-3,
+    controller_temperature=5.0, controller_tanh=2.5, entropy_weight=1e-3, controller_updates=20, passes=20,
+    nodes=6, hidden=32, optimizer='adam', lr=0.01, clip=1.0, epochs=2,
+  )  # fmt: skip
+
+
+def small() -> Config:
+  """Penn Treebank, words, a tenth of the text a pass: about half an hour on two cores."""
+  return dataclasses.replace(
+    _short(), nodes=8, hidden=64, dataset='ptb', level='word', tied=True, bptt=20, score_batch=20, passes=20,
+    pass_steps=230, controller_updates=50, score_windows=2,
+  )  # fmt: skip
+
+
+def demo() -> Config:
+  """Minutes on a laptop, no download: characters of Python's help text."""
+  return dataclasses.replace(_short(), score_windows=2)
+
+
+def smoke() -> Config:
+  """Seconds: does everything run?"""
+  return dataclasses.replace(
+    _short(), m=2, controller_units=8, nodes=2, hidden=8, batch=200, bptt=100, passes=2, controller_updates=2,
+    epochs=1, derive_children=3, rank_children=4,
+  )  # fmt: skip
+
+
+PRESETS = {'paper': paper, 'code': code, 'small': small, 'demo': demo, 'smoke': smoke}
+
+
+def make_space(cfg: Config) -> space.Space:
+  """The space that `cfg` describes. Raises ValueError as it does."""
+  return space.enas_rnn_space(cfg.nodes, cfg.activate)
+
+
+def problem(cfg: Config, text: data_lib.Text) -> enas.Problem:
+  """What the cells learn. Raises ValueError, before anything compiles, on a field that cannot be."""
+  made = make_space(cfg)
+  search.check(made, cfg)
+  data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
+  dropout = lm.Dropout(*(rate or None for rate in rates))
+  settings = lm.Settings(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or cfg.hidden**-0.5, dropout)
+  cell = lm.enas(tree.ids_of('activate', cfg.activate, space.ACTIVATE), cfg.normalize)
+  network = language.build(cfg, text, cell, cfg.hidden)
+  steps = cfg.pass_steps or len(data.train)
+  return enas.Problem(
+    made,
+    child_lib.completed(network, lambda arch: lm.Plan(arch, settings)),
+    data,
+    lambda data, key: part_of(data, cfg.score_windows, key),
+    lambda passes: language.optimizer(cfg, passes * steps, len(data.train))(settings),
+    steps,
+    'perplexity',
+    lambda perplexity: rewards.of_perplexity(perplexity, cfg.reward_c, power=1.0),
+  )
+
+
+def part_of(data: lm.Data, windows: int, key: Key) -> lm.Data:
+  """`data` with some windows of the validation split, one after another; at the end of a short one, fewer."""
+  count = len(data.valid[0])
+  size = min(windows, count)
+  start = jax.random.randint(key, (), 0, count - size + 1)
+  return data._replace(valid=jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data.valid))
+
+
+def length(cfg: Config) -> str:
+  """How children are trained, in words."""
+  return f'weights shared for {cfg.passes} passes'

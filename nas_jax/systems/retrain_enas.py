@@ -1,0 +1,127 @@
+"""After a search with shared weights, Pham et al. (2018): the found network alone, larger, from scratch, and tested."""
+
+import dataclasses
+
+import jax
+from jax.sharding import Mesh
+
+from nas_jax import finish, published
+from nas_jax import images as images_lib
+from nas_jax.child import Child
+from nas_jax.children import conv, macro, micro, units
+from nas_jax.config import field
+from nas_jax.space.enas import MacroArch, MicroArch
+from nas_jax.systems import classifier, retrain_conv
+from nas_jax.systems.retrain_conv import METRIC, Point, describe, grid, setting, settings
+from nas_jax.types import PyTree
+
+__all__ = [
+  'KNOWN', 'METRIC', 'PRESETS', 'Config', 'Point', 'check', 'describe', 'grid', 'prove', 'setting', 'settings', 'sizes',
+  'task',
+]  # fmt: skip
+
+KNOWN = {'ENAS_MICRO': published.ENAS_MICRO}
+Arch = MacroArch | MicroArch
+
+
+@dataclasses.dataclass
+class Config(retrain_conv.Config):
+  """Widths of a network, and a grid. What only networks of other spaces have must be left as it is."""
+
+  filters: tuple[int, ...] = field((36,), 'of the first layers; the grid is at the first number', low=1, budget=True)
+  cells: int = field(15, 'normal cells, if the network is of cells', low=1)
+  keep: float = field(0.8, 'share of the features that the classifier is left with in training', above=0.0, high=1.0)
+  drop_path: float = field(
+    0.6, "share of images for which an operation of the last cell acts in training; cells' rates go there from 1",
+    above=0.0, high=1.0,
+  )  # fmt: skip
+  concat: bool = field(True, 'skips of a whole network concatenated, else summed')
+  double: bool = field(True, 'twice the filters after each reduction of a whole network; cells always do')
+  weight_decay: tuple[float, ...] = field((1e-4,), 'of kernels and classifier, to try', low=0.0)
+
+
+def paper() -> Config:
+  """The network of cells on CIFAR-10, without the auxiliary classifier; never run here at this size."""
+  return Config(
+    dataset='cifar10', pad=4, flip=True, batch=144, epochs=630, schedule='restarts', lr=(0.05,), decay_epoch=(10.0,)
+  )  # fmt: skip
+
+
+def paper_macro() -> Config:
+  """The whole network on CIFAR-10; never run here at this size. The paper's has 24 layers."""
+  return dataclasses.replace(paper(), filters=(96,), keep=0.5, batch=100, epochs=310, weight_decay=(2e-4,))
+
+
+def small() -> Config:
+  """All of CIFAR-10 at 16 x 16."""
+  return dataclasses.replace(
+    paper(), pad=0, schedule='cosine', resize=16, filters=(8,), cells=3, keep=0.9, drop_path=1.0, batch=64, epochs=8
+  )
+
+
+def demo() -> Config:
+  """Minutes on a laptop, no download: scikit-learn's digits."""
+  return Config(
+    valid_share=0.25, batch=16, epochs=10, schedule='cosine', filters=(8,), cells=3, keep=0.9, drop_path=1.0,
+    lr=(0.02, 0.05), grid_epochs=3, repeats=2,
+  )  # fmt: skip
+
+
+def smoke() -> Config:
+  """Seconds, most of them to compile: does everything run?"""
+  return Config(
+    max_examples=200, batch=30, epochs=2, schedule='cosine', filters=(2,), cells=1, drop_path=1.0, lr=(0.05, 0.1),
+    grid_epochs=1,
+  )  # fmt: skip
+
+
+PRESETS = {'paper': paper, 'paper_macro': paper_macro, 'small': small, 'demo': demo, 'smoke': smoke}
+
+
+def check(cfg: Config) -> None:
+  """Raises ValueError, naming the field, on what cannot be."""
+  retrain_conv.check(cfg)
+  fresh = Config()
+  for name in ('add_filters', 'block', 'pool_at', 'norm_first'):
+    if getattr(cfg, name) != getattr(fresh, name):
+      raise ValueError(f'{name} (={getattr(cfg, name)}) is for networks of other spaces: leave {getattr(fresh, name)}.')
+
+
+def sizes(cfg: Config) -> tuple[str, ...]:
+  """What `task` takes, in turn; the grid is at the first."""
+  return tuple(map(str, cfg.filters))
+
+
+def prove(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
+  """Raises ValueError, before anything compiles, if there is no such network."""
+  _weights(_build(cfg, images, arch, cfg.filters[0]), arch)
+
+
+def task(
+  cfg: Config,
+  images: images_lib.Images,
+  arch: Arch,
+  size: str,
+  epochs: int,
+  final: bool = False,
+  mesh: Mesh | None = None,
+) -> finish.Task:
+  """A network of `size` filters, to be trained as in `retrain_conv.training`."""
+  network = _build(cfg, images, arch, int(size))
+  weights = _weights(network, arch)
+  return retrain_conv.training(cfg, images, network, arch, size, weights, epochs, final, mesh, units.decayed)
+
+
+def _build(cfg: Config, images: images_lib.Images, arch: Arch, filters: int) -> Child:
+  problem = classifier.problem(cfg, images)
+  if isinstance(arch, MacroArch):
+    whole = macro.Form(len(arch.operation), filters, keep=cfg.keep, double=cfg.double, concat=cfg.concat)
+    return macro.build(problem, whole)
+  blocks = len(arch.normal_input) // 2
+  return micro.build(problem, micro.Form(cfg.cells, filters, blocks, keep=cfg.keep, drop_path=cfg.drop_path))
+
+
+def _weights(network: Child, arch: PyTree) -> int:
+  plan = conv.Plan(arch, conv.Settings(0.0, 0.0, 0.0, 0.0))
+  found = jax.eval_shape(lambda: network.init(plan, jax.random.key(0)))
+  return sum(leaf.size for leaf in jax.tree.leaves(found))

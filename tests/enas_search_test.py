@@ -1,0 +1,154 @@
+"""Searches of ENAS from their flags to their page."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from experiments import enas_search, launch, shared_search
+from experiments.system import ENAS, RECURRENT
+from nas_jax import data, journal, published, space
+from nas_jax.children import lm, pictures
+from nas_jax.systems import classifier, enas, enas_images, enas_rnn
+
+IMAGES, TEXT = tiny.pictures(), tiny.text()
+
+
+@pytest.mark.parametrize(
+  ('variant', 'preset'), [(variant, preset) for variant, system in ENAS.items() for preset in system.presets]
+)
+def test_presets_are_sound(variant, preset):
+  """Each is of a space, and its fields can be; on other data, for those of the papers are not here."""
+  system = ENAS[variant]
+  cfg = system.presets[preset]()
+  made = system.make_space(cfg)
+  assert cfg.max_children == cfg.passes * cfg.controller_updates * cfg.m and made.size() > 1
+  if variant != 'recurrent':
+    enas_images.check(cfg)
+  else:
+    words = data.Text(*(np.arange(20_500, dtype=np.int32) % 7 for _ in range(3)), tuple('abcdefg'), 'none')
+    assert enas_rnn.problem(cfg, words).steps >= 1
+
+
+def test_the_papers_spaces_hold_the_published_cells():
+  micro = enas_images.make_space(enas_images.paper_micro())
+  assert micro.check(published.ENAS_MICRO) == 1 and enas_images.make_space(enas_images.paper_macro()).size() > 1e29
+  assert enas_rnn.make_space(enas_rnn.paper()).check(published.ENAS_RNN) == 1
+
+
+@pytest.mark.parametrize(
+  ('build', 'words'),
+  [
+    (lambda: enas_images.problem(tiny.macro_config(operations=('conv 4',)), IMAGES), 'operations .*conv 3'),
+    (lambda: enas_images.problem(tiny.macro_config(block=3), IMAGES), r'block \(=3\).*other networks'),
+    (lambda: enas_images.problem(tiny.micro_config(blocks=0), IMAGES), r'blocks \(=0\)'),
+    (lambda: enas_images.problem(tiny.micro_config(norm='none'), IMAGES), r'norm \(=none\).*batch, moving'),
+    (lambda: enas_images.problem(tiny.macro_config(depth_start=2), IMAGES), r'depth_start \(=2\)'),
+    (lambda: enas_rnn.problem(tiny.rnn_config(activate=('tanh', 'gelu')), TEXT), 'activate .*sigmoid'),
+    (lambda: enas_rnn.problem(tiny.rnn_config(batch=500), TEXT), r'batch \(=500\)'),
+    (lambda: enas_rnn.problem(tiny.rnn_config(passes=0), TEXT), r'passes \(=0\)'),
+  ],
+)
+def test_what_cannot_be_is_one_line(build, words):
+  with pytest.raises(ValueError, match=words) as error:
+    build()
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--variant=micro', '--layers=3'], ('--layers', '--variant=macro')),
+    (['--variant=macro', '--nodes=3'], ('--nodes', '--variant=recurrent')),
+    (['--variant=macro', '--preset=code'], ("'code'", '--variant=macro', 'paper, small')),
+    (['--variant=cells'], ('variant', 'macro')),
+    (['--controller_updates=0'], ('controller_updates (=0)', 'at least 1')),
+    (['--max_children=9'], ('max_children',)),
+  ],
+)
+def test_a_wrong_flag_is_one_line(monkeypatch, tmp_path, flags, words):
+  monkeypatch.setattr(launch, 'set_up_jax', lambda at_most=None: None)
+  preset = [] if any('preset' in flag for flag in flags) else ['--preset=smoke']
+  with pytest.raises((ValueError, launch.flags.Error)) as error:
+    enas_search.prepare(['enas_search', f'--workdir={tmp_path}/run', *preset, *flags])
+  assert all(word in str(error.value) for word in words), error.value
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_minibatch_is_a_part_of_the_validation_split():
+  cfg = tiny.macro_config()
+  (images,) = classifier.lay_out(cfg, IMAGES, IMAGES.train, IMAGES.valid)
+  starts = set()
+  for number in range(20):
+    part = enas_images.part_of(images, 4, jax.random.key(number))
+    (start,) = (
+      at
+      for at in range(0, len(images.valid_labels), 4)
+      if np.array_equal(images.valid_images[at : at + 4], part.valid_images)
+      and np.array_equal(images.valid_labels[at : at + 4], part.valid_labels)
+    )
+    starts.add(start)
+  assert starts == set(range(0, len(images.valid_labels), 4)) and isinstance(part, pictures.Data)
+  text = lm.lay_out(TEXT, 3, 5, 4)
+  some = enas_rnn.part_of(text, 3, jax.random.key(0))
+  assert [x.shape for x in some.valid] == [(3, *x.shape[1:]) for x in text.valid]
+  assert enas_rnn.part_of(text, 10**6, jax.random.key(0)).valid[0].shape == text.valid[0].shape
+
+
+def test_alone_is_a_training_of_its_own():
+  """From its own initial weights, whatever the batch; scored on the whole split by a metric of another name."""
+  cfg = tiny.rnn_config(epochs=2)
+  problem = enas_rnn.problem(cfg, TEXT)
+  tokens = jnp.array([[0, 0, 1, 1, 2], [1, 0, 0, 0, 1]], jnp.int32)
+  keys = jax.random.split(jax.random.key(0), 2)
+  train = enas.alone(problem, cfg.epochs)
+
+  def score(places):
+    at = jnp.array(places)
+    batch = enas.Batch(at, keys[at], tokens[at], problem.space.decode_batch(tokens[at]))
+    return train(batch)
+
+  both, second = score([0, 1]), score([1, 1])
+  assert set(both.metrics) == {'perplexity', 'loss', 'failed'}
+  np.testing.assert_allclose(both.metrics['perplexity'][1], second.metrics['perplexity'], rtol=1e-6)
+  np.testing.assert_allclose(both.reward, 80.0 / both.metrics['perplexity'], rtol=1e-6)
+  assert both.metrics['perplexity'].max() < 5.0  # uniform would be 5
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_a_search_to_its_page_and_again(tmp_path, capsys):
+  """With its control; the second time trains nothing and says the same."""
+  cfg, workdir = tiny.rnn_config(), tmp_path / 'search'
+  launch.open_workdir(str(workdir), cfg)
+  shared_search.run(RECURRENT, cfg, TEXT, str(workdir))
+  shown = capsys.readouterr().out
+  for words in ('derived cell', 'c_0 = sigmoid', 'reinforce, derived', 'random, derived', 'Kendall', 'times as long'):
+    assert words in shown, words
+  assert 'validation perplexity' in shown and 'shared-weight validation perplexity' in shown
+  records = journal.read(str(workdir / 'children.jsonl'))
+  assert sorted(records) == list(range(8))
+  assert all('shared_perplexity' in record and 'perplexity' not in record for record in records.values())
+  derived = json.loads((workdir / 'derived.json').read_text())
+  scores = [line['shared_perplexity'] for line in derived]
+  assert scores == sorted(scores) and len(scores) == 3
+  best = json.loads((workdir / 'best.json').read_text())
+  assert best['tokens'] == derived[0]['tokens'] and space.rnn_from_json(json.dumps(best)).activate
+  alone = journal.read(str(workdir / 'alone.jsonl'))
+  assert [alone[k]['tokens'] for k in range(3)] == [alone[k]['tokens'] for k in range(3, 6)]
+  assert sorted(alone) == [0, 1, 2, 3, 4, 5] and all('perplexity' in line for line in alone.values())
+  random = json.loads((workdir / 'random.json').read_text())
+  assert random['tokens'] == min((alone[k] for k in range(3)), key=lambda line: line['perplexity'])['tokens']
+  ranks = json.loads((workdir / 'ranks.json').read_text())
+  assert ranks['alone'] == [alone[k]['perplexity'] for k in range(3)]
+  assert set(ranks['kendall']) == {'reinforce', 'random', 'two seeds'}
+  assert all(-1 <= value <= 1 for value in ranks['kendall'].values())
+  page = (workdir / 'report.html').read_text()
+  for words in ('Derived after the search', 'Scores are by weights shared for 2 passes', 'kendall'):
+    assert words in page, words
+  before = {name: (workdir / name).read_text() for name in ('children.jsonl', 'derived.json', 'alone.jsonl')}
+  shared_search.run(RECURRENT, cfg, TEXT, str(workdir))
+  assert {name: (workdir / name).read_text() for name in before} == before
+  assert capsys.readouterr().out.split('derived cell')[1] == shown.split('derived cell')[1]
