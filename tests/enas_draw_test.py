@@ -9,6 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 import pytest
 
+from experiments.system import ENAS
 from nas_jax import enas_draw, lanes, published, space
 from nas_jax.space import MacroArch, MicroArch, RnnArch, enas
 
@@ -262,3 +263,15 @@ def test_what_is_no_architecture_is_one_line(read, text, words):
   with pytest.raises(ValueError, match=words) as error:
     read(text)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('arch', [MACRO, MICRO, RNN])
+def test_a_report_shows_what_was_found(arch):
+  made = {
+    MacroArch: space.enas_macro_space(4),
+    MicroArch: space.enas_micro_space(3),
+    RnnArch: space.enas_rnn_space(4, space.ACTIVATE),
+  }[type(arch)]
+  (system,) = (system for system in ENAS.values() if system.kind == made.kind)
+  read = system.from_json(made.to_json(arch))
+  assert read == arch and system.drawing(read) == enas_draw.svg(arch) and len(system.text(read).splitlines()) > 3
