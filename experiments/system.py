@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 import types
 from typing import Any, NamedTuple
 
-from nas_jax import conv_draw, evaluator, page, rnn_cell, search, space, tree_cell, tree_draw
+from nas_jax import conv_draw, enas_draw, evaluator, page, rnn_cell, search, space, tree_cell, tree_draw
 from nas_jax.space import layers
 from nas_jax.systems import (
   cell,
@@ -119,9 +119,9 @@ MACRO = System(
   classifier.load,
   CONV.about,
   enas_images.length,
-  space.conv_from_json,
-  str,
-  str,
+  space.macro_from_json,
+  space.enas.describe,
+  enas_draw.svg,
   retrain_enas,
   problem=enas_images.problem,
 )
@@ -130,6 +130,7 @@ MICRO = MACRO._replace(
   noun='cell pair',
   config=enas_images.MicroConfig,
   presets=enas_images.MICRO_PRESETS,
+  from_json=space.micro_from_json,
 )
 RECURRENT = System(
   'enas_search',
@@ -144,7 +145,7 @@ RECURRENT = System(
   enas_rnn.length,
   space.rnn_from_json,
   rnn_cell.equations,
-  str,
+  enas_draw.svg,
   retrain_cell,
   problem=enas_rnn.problem,
 )

@@ -72,11 +72,13 @@ class Pen:
     self.figure, self.ink = Figure(figsize=(width / 72, height / 72)), ink
     self._points = Affine2D().scale(1 / 72) + self.figure.dpi_scale_trans
 
-  def line(self, *points: tuple[float, float], color: str | None = None, arrow: bool = False) -> None:
+  def line(
+    self, *points: tuple[float, float], color: str | None = None, arrow: bool = False, dashed: bool = False
+  ) -> None:
     """Two points: a straight line. Four: a Bezier curve."""
     from matplotlib.path import Path
 
-    self._stroke(points, [Path.LINETO if len(points) == 2 else Path.CURVE4] * (len(points) - 1), color, arrow)
+    self._stroke(points, [Path.LINETO if len(points) == 2 else Path.CURVE4] * (len(points) - 1), color, arrow, dashed)
 
   def rise(self, below: tuple[float, float], above: tuple[float, float]) -> None:
     """A curve that leaves and arrives upright."""
@@ -129,14 +131,25 @@ class Pen:
     self.figure.text(x, y, words, fontsize=size, color=self.ink, alpha=alpha, **place)
 
   def _stroke(
-    self, points: Sequence[tuple[float, float]], codes: Sequence[Any], color: str | None, arrow: bool
+    self,
+    points: Sequence[tuple[float, float]],
+    codes: Sequence[Any],
+    color: str | None,
+    arrow: bool,
+    dashed: bool = False,
   ) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
     path = Path(points, [Path.MOVETO, *codes])
     style = '-|>,head_length=5,head_width=2.2' if arrow else '-'
-    self._add(FancyArrowPatch(path=path, arrowstyle=style, capstyle='round', lw=1.1, **self._colors(color, fill=1.0)))
+    look: dict[str, Any] = {
+      'arrowstyle': style,
+      'capstyle': 'round',
+      'lw': 1.1,
+      'linestyle': (0, (3, 3)) if dashed else '-',
+    }
+    self._add(FancyArrowPatch(path=path, **look, **self._colors(color, fill=1.0)))
 
   def _colors(self, color: str | None, fill: float) -> dict[str, Any]:
     color = color or self.ink

@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 import pytest
 
-from nas_jax import conv_draw, published, space
+from nas_jax import conv_draw, lanes, published, space
 from nas_jax.conv_draw import layout
 from nas_jax.space.chain import ChainArch
 from nas_jax.space.conv import AVERAGE_POOL, CONV, IMAGE, NORM, ConvArch, conv_space
@@ -50,7 +50,7 @@ NETWORKS = [
 def sound(made):
   """Asserts what holds for any drawing: nothing lies on anything, arrows go up, one a read."""
   place = layout(made)
-  boxes, left, right = place.boxes, *(place.boxes[0].x + side * conv_draw._WIDTH / 2 for side in (-1, 1))
+  boxes, left, right = place.boxes, *(place.boxes[0].x + side * lanes.WIDTH / 2 for side in (-1, 1))
   assert len({box.x for box in boxes}) == 1 and len(boxes) == len(made.layers) + 2
   assert all(below.y + below.height < above.y for below, above in itertools.pairwise(boxes))
   assert boxes[0].y > 0 and boxes[-1].y + boxes[-1].height < place.height
@@ -74,9 +74,9 @@ def sound(made):
     levels += [(x0, y0)] * (arrow.target == max(a.target for a in place.arrows if a.source == arrow.source))
   # Arrows meet a box apart from each other, but those that leave it, and no lane is that of two at one height.
   assert all(one[0] < other[0] or one[1] + 6.9 < other[1] for one, other in itertools.pairwise(sorted(levels)))
-  lanes = sorted((beside, min(ys), max(ys), source) for (beside, source), ys in upright.items())
-  assert len({lane[3] for lane in lanes}) == len(lanes)
-  for one, next_one in itertools.pairwise(lanes):
+  taken = sorted((beside, min(ys), max(ys), source) for (beside, source), ys in upright.items())
+  assert len({lane[3] for lane in taken}) == len(taken)
+  for one, next_one in itertools.pairwise(taken):
     assert one[0] + 6 < next_one[0] or (one[0] == next_one[0] and one[2] < next_one[1])
   return place
 
@@ -103,7 +103,7 @@ def test_a_small_network_by_hand():
   beside = {(arrow.source, arrow.target): arrow for arrow in place.arrows if arrow.color >= 0}
   assert set(beside) == {(0, 3), (1, 5), (2, 4)} and len(place.arrows) == 8
   # The image's goes left, 0's where there is none yet, 1's left again, beside the image's, which has not ended.
-  right, left = place.boxes[0].x + conv_draw._WIDTH / 2, place.boxes[0].x - conv_draw._WIDTH / 2
+  right, left = place.boxes[0].x + lanes.WIDTH / 2, place.boxes[0].x - lanes.WIDTH / 2
   assert [beside[pair].points[0][0] for pair in ((0, 3), (1, 5), (2, 4))] == [left, right, left]
   assert beside[2, 4].points[1][0] != beside[0, 3].points[1][0]
 
@@ -116,7 +116,7 @@ def test_sources_have_colours_of_their_own():
     if one.points[0][0] == other.points[0][0] and one.source <= other.target and other.source <= one.target:
       assert one.color != other.color
   # Arrows come evenly from both sides: one box of nine reads is no higher than five arrows need.
-  assert max(box.height for box in place.boxes) <= 6 * conv_draw._PORT
+  assert max(box.height for box in place.boxes) <= 6 * lanes.PORT
 
 
 def luminance(color):
@@ -125,7 +125,7 @@ def luminance(color):
 
 
 def test_arrows_stand_out_in_light_and_in_dark():
-  for color in conv_draw._COLORS:
+  for color in lanes.COLORS:
     assert 1.05 / (luminance(color) + 0.05) > 3 and (luminance(color) + 0.05) / (luminance('#15181b') + 0.05) > 3, color
 
 
@@ -143,7 +143,7 @@ def test_words_fit_their_boxes(number):
     x, y = (box.x0 + box.x1) / 2 / scale, (box.y0 + box.y1) / 2 / scale
     (own,) = (b for b in place.boxes if b.y < y < b.y + b.height)
     assert own.y < box.y0 / scale and box.y1 / scale < own.y + own.height, words
-    assert abs(x - own.x) + box.width / scale / 2 < conv_draw._WIDTH / 2, words
+    assert abs(x - own.x) + box.width / scale / 2 < lanes.WIDTH / 2, words
 
 
 @pytest.mark.parametrize('name, start', [('a.svg', b'<?xml'), ('b.PNG', b'\x89PNG'), ('c.pdf', b'%PDF')])
@@ -163,7 +163,7 @@ def test_svgs_can_stand_in_one_page():
   for text in drawn:
     assert xml.etree.ElementTree.fromstring(text).tag.endswith('svg')
     found = set(re.findall(r'(?:fill|stroke): ?([^;"]+)', text))
-    assert found <= {'none', 'currentColor', *conv_draw._COLORS} and 'currentColor' in found and len(found) > 3
+    assert found <= {'none', 'currentColor', *lanes.COLORS} and 'currentColor' in found and len(found) > 3
     ids = set(re.findall(r'\bid="([^"]+)"', text))
     assert set(re.findall(r'href="#([^"]+)"', text)) <= ids and not ids & taken
     taken |= ids

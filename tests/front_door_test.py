@@ -176,7 +176,7 @@ FLOORS = [
   {'lazy', 'types', 'config', 'ops', 'space', 'published', 'data', 'images', 'checkpoint'}
   | {'reinforce', 'replay', 'rewards', 'schedules'},
   {'controller', 'recurrence', 'tree_cell', 'drawing', 'tree_draw', 'conv_draw', 'tree_text', 'tree_cell_nnx', 'child'}
-  | {'replay_draw', 'rnn_cell', 'wiring', 'wired'},
+  | {'replay_draw', 'rnn_cell', 'wiring', 'wired', 'lanes', 'enas_draw', 'micro_draw'},
   {'children'},
   {'train'},
   {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page'},

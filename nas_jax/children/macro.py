@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from nas_jax import ops
 from nas_jax.child import Child
 from nas_jax.children import conv, units
+from nas_jax.space import enas
 from nas_jax.space.base import is_static
 from nas_jax.space.enas import MACRO_OPERATIONS, MacroArch, enas_macro_space
 from nas_jax.types import Array, Key, PyTree
@@ -76,7 +77,7 @@ def own(tree: PyTree, arch: MacroArch) -> PyTree:
     layers.append({'branches': {name: layer['branches'][name]}, 'join': join})
   reductions = [
     [part if needed else {} for part, needed in zip(parts, _needed(arch, len(layers), cut), strict=True)]
-    for parts, cut in zip(tree['reductions'], units.cuts(len(layers)), strict=True)
+    for parts, cut in zip(tree['reductions'], enas.cuts(len(layers)), strict=True)
   ]
   return tree | {'layers': layers, 'reductions': reductions}
 
@@ -85,7 +86,7 @@ def run(
   params: PyTree, stats: PyTree, arch: MacroArch, form: Form, x: Array, epsilon: Any, key: Key | None
 ) -> tuple[Array, PyTree]:
   """Logits [B, classes] of images [B, H, W, C], and the moving statistics after them; in training with a key."""
-  how, cuts = units.mode(form.norm, key), units.cuts(form.layers)
+  how, cuts = units.mode(form.norm, key), enas.cuts(form.layers)
   ids = [MACRO_OPERATIONS.index(name) for name in form.operations]
   branches = [functools.partial(_branch, name, how) for name in form.operations]
   x, stem = units.unit(x, params['stem'], stats['stem'], epsilon, how)
@@ -175,7 +176,7 @@ def _room(problem: conv.Problem, form: Form) -> PyTree:
   for i in range(form.layers):
     join = units.joined_room(i + 1, filters) if form.concat else units.norm_room(filters)
     layers.append({'branches': {name: operation(name, filters, filters) for name in form.operations}, 'join': join})
-    if i + 1 in units.cuts(form.layers):
+    if i + 1 in enas.cuts(form.layers):
       before, filters = filters, filters * (1 + form.double)
       reductions.append([units.room(1, before, filters) for _ in range(i + 1)])
   return {

@@ -22,7 +22,7 @@ from nas_jax import ops
 from nas_jax.child import Child
 from nas_jax.children import conv, units
 from nas_jax.space.base import is_static
-from nas_jax.space.enas import INPUTS, MICRO_OPERATIONS, MicroArch, enas_micro_space, loose_ends
+from nas_jax.space.enas import INPUTS, MICRO_OPERATIONS, MicroArch, cuts, enas_micro_space, loose_ends
 from nas_jax.types import Array, Key, PyTree
 
 IDENTITY = MICRO_OPERATIONS.index('identity')
@@ -96,7 +96,7 @@ def cells_of(form: Form) -> tuple[Cell, ...]:
 def _kinds(cells: int) -> list[str]:
   """Of the cells in turn, where so many are normal."""
   found = ['normal'] * cells
-  for cut in reversed(units.cuts(cells)):
+  for cut in reversed(cuts(cells)):
     found.insert(cut, 'reduction')
   return found
 

@@ -33,11 +33,6 @@ def place(value: Any, values: Sequence[int]) -> Any:
   return values.index(value) if is_static(value) else (jnp.asarray(values) == value).argmax()
 
 
-def cuts(count: int) -> tuple[int, ...]:
-  """How many of so many layers or cells stand before each of the two reductions; fewer than three have none."""
-  return (count // 3, 2 * count // 3) if count >= 3 else ()
-
-
 def mode(norm: str, key: Key | None) -> str:
   """How batch norm works: in training there is a key. Raises ValueError if scoring has no such norm."""
   if norm not in NORMS:

@@ -11,6 +11,8 @@ from nas_jax.space.enas import (
   enas_macro_space,
   enas_micro_space,
   enas_rnn_space,
+  macro_from_json,
+  micro_from_json,
   rnn_from_json,
 )
 from nas_jax.space.known import kind_of, space_of
@@ -21,5 +23,6 @@ __all__ = [
   'ACTIVATE', 'COMBINE', 'LAYER_TYPES', 'ChainArch', 'ChoiceArch', 'ConvArch', 'Counts', 'Kind', 'MacroArch',
   'MicroArch', 'RnnArch', 'Slot', 'Space', 'TreeArch', 'canonical', 'chain_from_json', 'chain_space', 'choice_space',
   'conv_from_json', 'conv_space', 'count', 'enas_macro_space', 'enas_micro_space', 'enas_rnn_space', 'is_static',
-  'kind_of', 'rnn_from_json', 'space_of', 'stack', 'tree_cell_space', 'tree_from_json', 'unstack',
+  'kind_of', 'macro_from_json', 'micro_from_json', 'rnn_from_json', 'space_of', 'stack', 'tree_cell_space',
+  'tree_from_json', 'unstack',
 ]  # fmt: skip

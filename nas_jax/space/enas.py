@@ -9,7 +9,8 @@ from nas_jax.space.tree import ACTIVATE, ids_of
 
 MACRO_OPERATIONS = ('conv 3', 'sepconv 3', 'conv 5', 'sepconv 5', 'average pool 3', 'max pool 3')
 MICRO_OPERATIONS = ('sepconv 3', 'sepconv 5', 'average pool 3', 'max pool 3', 'identity')  # an id is its place here
-INPUTS = 2  # of a micro cell: the outputs of the two cells before it
+INPUT_NAMES = ('h[k-2]', 'h[k-1]')  # of a micro cell: the outputs of the two cells before it
+INPUTS = len(INPUT_NAMES)
 
 
 class MacroArch(NamedTuple):
@@ -107,16 +108,78 @@ def enas_rnn_space(nodes: int = 12, activate: Sequence[str] = ('tanh', 'relu', '
 
 def rnn_from_json(text: str) -> RnnArch:
   """A cell of any nodes and any activations from JSON, checked. Raises ValueError as `Space.from_json` does."""
-  try:
-    nodes = len(json.loads(text)['arch']['activate'])
-  except (ValueError, TypeError, KeyError, RecursionError):
-    nodes = 1  # no cell at all: the smallest space says what is wrong
-  return enas_rnn_space(max(nodes, 1), ACTIVATE).from_json(text)
+  return enas_rnn_space(_length(text, 'activate'), ACTIVATE).from_json(text)
 
 
 def loose_ends(inputs: Sequence[int], nodes: int) -> tuple[int, ...]:
   """The nodes, of so many, that none of `inputs` names: what a cell's output is made of."""
   return tuple(i for i in range(nodes) if i not in inputs)
+
+
+def cuts(count: int) -> tuple[int, ...]:
+  """How many of so many layers or cells stand before each of the two reductions; fewer than three have none."""
+  return (count // 3, 2 * count // 3) if count >= 3 else ()
+
+
+def skips_of(arch: MacroArch) -> list[tuple[int, ...]]:
+  """The layers that each layer adds."""
+  rows = [arch.links[i * (i - 1) // 2 : i * (i + 1) // 2] for i in range(len(arch.operation))]
+  return [tuple(j for j, link in enumerate(row) if link) for row in rows]
+
+
+def cells_of(arch: MicroArch) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+  """Inputs and operations of each cell."""
+  return {
+    'normal': (arch.normal_input, arch.normal_operation),
+    'reduction': (arch.reduction_input, arch.reduction_operation),
+  }
+
+
+def macro_from_json(text: str) -> MacroArch:
+  """A network of any number of layers from JSON, checked. Raises ValueError as `Space.from_json` does."""
+  return enas_macro_space(_length(text, 'operation')).from_json(text)
+
+
+def micro_from_json(text: str) -> MicroArch:
+  """Cells of any number of blocks from JSON, checked. Raises ValueError as `Space.from_json` does."""
+  return enas_micro_space(_length(text, 'normal_operation', each=2)).from_json(text)
+
+
+def describe(arch: MacroArch | MicroArch) -> str:
+  """A network or its cells in words: a line for each layer or block, and what follows from them.
+
+  `Space.describe` tells what was decided, in the words of the controller's decisions.
+  """
+  return '\n'.join(_macro_lines(arch) if isinstance(arch, MacroArch) else _micro_lines(arch))
+
+
+def _macro_lines(arch: MacroArch) -> Iterator[str]:
+  halved = cuts(len(arch.operation))
+  for i, (operation, skips) in enumerate(zip(arch.operation, skips_of(arch), strict=True)):
+    adds = f', adds {" ".join(map(str, skips))}' if skips else ''
+    if i in halved:
+      yield 'reduction: all outputs so far to half their height and width'
+    yield f'layer {i}: {MACRO_OPERATIONS[operation]}{adds}'
+
+
+def _micro_lines(arch: MicroArch) -> Iterator[str]:
+  def node(i: int) -> str:
+    return INPUT_NAMES[i] if i < INPUTS else f'block {i - INPUTS}'
+
+  for name, (inputs, operations) in cells_of(arch).items():
+    terms = [f'{MICRO_OPERATIONS[k]} of {node(i)}' for i, k in zip(inputs, operations, strict=True)]
+    for b, (left, right) in enumerate(zip(terms[::2], terms[1::2], strict=True)):
+      yield f'{name} block {b}: {left} + {right}'
+    ends = map(node, loose_ends(inputs, INPUTS + len(terms) // 2))
+    yield f'{name} output: {", ".join(ends)}'
+
+
+def _length(text: str, field: str, each: int = 1) -> int:
+  """How many layers or blocks a field has entries for; 1, the smallest space, which says what is wrong, if none."""
+  try:
+    return max(len(json.loads(text)['arch'][field]) // each, 1)
+  except (ValueError, TypeError, KeyError, RecursionError):
+    return 1
 
 
 def _choice(group: str, name: str, field: str, ids: tuple[int, ...], words: Sequence[str], head: str) -> Slot:
