@@ -59,6 +59,8 @@ def read(workdir: str) -> page.Report:
   known = _json(os.path.join(workdir, 'yardsticks.json')) or {}
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = report.standings(records, known, made, system.metric.key, system.metric.lower)
+  for name, folder in (cfg.algorithm, workdir), ('random', control):
+    rows += report.derived(name, _json(os.path.join(folder, 'derived.json')) or [], system.metric.key)
   training = system.length(cfg)
   children, (key, _, lower) = runs[cfg.algorithm].records, system.metric
   views = [(name, report.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
@@ -79,6 +81,7 @@ def read(workdir: str) -> page.Report:
     caveat=_CAVEATS[system.alone is None].format(training),
     views=[view for view in views if view[1]],
     remembered=_remembered(os.path.join(workdir, 'replay.json'), made),
+    shared=system.alone is None,
   )
 
 
@@ -109,7 +112,9 @@ def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
 def _winners(workdir: str, system: System, made: space.Space, records: Sequence[journal.Record]) -> list[page.Winner]:
   """The best three: of those derived after the search where weights are shared, else of all children."""
   derived, winners = _json(os.path.join(workdir, 'derived.json')), []
-  best = derived or report.ranking(records, made, system.metric.key, system.metric.lower)
+  # Of what was derived, those that differ: a controller that has settled writes one thing again and again.
+  different = {tuple(record['tokens']): record for record in derived or []}
+  best = list(different.values()) or report.ranking(records, made, system.metric.key, system.metric.lower)
   for place, record in enumerate(best[:3], 1):
     arch = report.arch_of(made, record)
     who = 'Derived after the search' if derived else f'Child {record["id"]}'
@@ -131,7 +136,7 @@ def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlatio
     alone = f'{ranks["passes"]} passes alone, {ranks["children"]} random ones (Kendall)'
     names = {'two seeds': f'two seeds of {alone}'}
     return [
-      page.Correlation(names.get(name, f'weights shared by {name} and {alone}'), value, 0.5)
+      page.Correlation(names.get(name, f'weights shared by {name} and {alone}'), value)
       for name, value in ranks['kendall'].items()
     ]
   found = _json(os.path.join(workdir, 'reliability.json'))

@@ -162,8 +162,7 @@ def _summary(
   text = system.text(report.arch_of(problem.space, dict(first)))
   rows = report.standings(records, {}, problem.space, metric.key, metric.lower)
   for name, lines in derived.items():
-    scores = [line[metric.key] for line in lines]
-    rows.append((f'{name}, derived', scores[0], '', '', f'{len(scores)} samples, mean {np.mean(scores):.3f}'))
+    rows += report.derived(name, lines, metric.key)
   return (
     f'derived {system.noun} ({metric.name} {first[metric.key]:.3f}; for its own, use experiments.retrain):\n{text}\n\n'
     f'{report.table((metric.name, *report.HEADER), rows)}\n'

@@ -113,6 +113,14 @@ def standings(
   return rows
 
 
+def derived(name: str, lines: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[object, ...]]:
+  """The row, as those of `standings`, of architectures derived after a search, best first; none if there are none."""
+  scores = [line[metric] for line in lines]
+  return (
+    [(f'{name}, derived', scores[0], '', '', f'{len(scores)} samples, mean {np.mean(scores):.3f}')] if lines else []
+  )
+
+
 def best_json(space: Space, record: Record) -> str:
   """The architecture of a child as `best.json` holds it; `space.from_json` reads it back."""
   arch = json.loads(space.to_json(arch_of(space, record)))

@@ -146,7 +146,8 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   assert set(ranks['kendall']) == {'reinforce', 'random', 'two seeds'}
   assert all(-1 <= value <= 1 for value in ranks['kendall'].values())
   page = (workdir / 'report.html').read_text()
-  for words in ('Derived after the search', 'Scores are by weights shared for 2 passes', 'Kendall'):
+  wanted = ('Derived after the search', 'Scores are by weights shared for 2 passes', 'Kendall', 'random, derived')
+  for words in (*wanted, 'the weights that they share learn', '<svg'):
     assert words in page, words
   before = {name: (workdir / name).read_text() for name in ('children.jsonl', 'derived.json', 'alone.jsonl')}
   shared_search.run(RECURRENT, cfg, TEXT, str(workdir))

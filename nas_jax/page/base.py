@@ -52,7 +52,7 @@ class Correlation(NamedTuple):
 
   between: str
   value: float  # NaN if it could not be measured
-  wanted: float
+  wanted: float = math.nan  # NaN if nothing is
 
 
 class Report(NamedTuple):
@@ -73,6 +73,7 @@ class Report(NamedTuple):
   caveat: str
   views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # what children have in common: its name, rows
   remembered: str = ''  # an <svg> of the replay tree
+  shared: bool = False  # whether children share weights
 
 
 def render(report: Report) -> str:
@@ -147,12 +148,15 @@ def _course(report: Report) -> str:
   earned = lines(lambda run: [record['reward'] for record in run.records])
   baseline = charts.Line('baseline', *_columns(runs[0].updates, 'children', 'baseline'))
   best, top = lines(lambda run: run.best), lines(lambda run: run.top)
+  level = (
+    'so do random children, as the weights that they share learn' if report.shared else 'random search stays level'
+  )
   figures = [
     _figure(
       charts.rewards('reward', 'Reward of each child', earned, baseline),
       'Reward',
       'Each point is a child, each line the mean of the last few, the dotted one the baseline that the controller is '
-      'told to beat. A search that learns rises; random search stays level. Children that failed earned 0.',
+      f'told to beat. A search that learns rises; {level}. Children that failed earned 0.',
     ),
     _figure(
       charts.progress('best', f'Best {metric.name} so far', metric.name, best, top),
@@ -206,11 +210,14 @@ def _reliability(report: Report) -> str:
   )
   rows = []
   for each in report.reliability:
+    wanted, verdict = f'at least {each.wanted:g}', 'enough'
     if not math.isfinite(each.value):
       verdict = 'could not be measured'
-    else:
-      verdict = 'enough' if each.value >= each.wanted else 'too little: read the rest with care'
-    rows.append((each.between, each.value, f'at least {each.wanted:g}', verdict))
+    elif math.isnan(each.wanted):
+      wanted, verdict = '', ''
+    elif each.value < each.wanted:
+      verdict = 'too little: read the rest with care'
+    rows.append((each.between, each.value, wanted, verdict))
   return f'<p>{_e(words)}</p>{_table(("rank correlation", "measured", "wanted", ""), rows)}'
 
 

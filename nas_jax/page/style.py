@@ -68,7 +68,7 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .drawing svg { display: block; width: 100%; max-width: 44rem; height: auto; margin: 0 auto; }
 pre {
   font: 0.8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; padding: 0.9rem 1rem;
-  background: var(--tint); overflow-x: auto;
+  background: var(--tint); white-space: pre-wrap;
 }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.925rem; }
