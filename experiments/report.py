@@ -112,9 +112,7 @@ def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
 def _winners(workdir: str, system: System, made: space.Space, records: Sequence[journal.Record]) -> list[page.Winner]:
   """The best three: of those derived after the search where weights are shared, else of all children."""
   derived, winners = _json(os.path.join(workdir, 'derived.json')), []
-  # Of what was derived, those that differ: a controller that has settled writes one thing again and again.
-  different = {tuple(record['tokens']): record for record in derived or []}
-  best = list(different.values()) or report.ranking(records, made, system.metric.key, system.metric.lower)
+  best = report.ranking(derived or records, made, system.metric.key, system.metric.lower)
   for place, record in enumerate(best[:3], 1):
     arch = report.arch_of(made, record)
     who = 'Derived after the search' if derived else f'Child {record["id"]}'

@@ -102,14 +102,18 @@ def named(name: str, system: System) -> Any:
 
 
 def best_of(workdir: str, top: int, system: System) -> dict[str, Any]:
-  """The `top` different children of a search that scored best."""
+  """The `top` different children of a search that scored best, or, if they shared weights, of what it derived."""
   made = launch.read_arch(os.path.join(workdir, 'best.json'), space.space_of)
-  records = journal.read(os.path.join(workdir, 'children.jsonl')).values()
+  path, who = os.path.join(workdir, 'derived.json'), 'derived'
+  if os.path.exists(path):
+    records = launch.read_arch(path, json.loads)
+  else:
+    records, who = journal.read(os.path.join(workdir, 'children.jsonl')).values(), 'child'
   ranked = report.ranking(records, made, system.metric.key, system.metric.lower)
   if len(ranked) < top:
     found = f'only {len(ranked)} different {system.noun}s that trained'
     raise ValueError(f'top (={top}): the search in {workdir} has {found}.')
-  return {f'child {record["id"]}': report.arch_of(made, record) for record in ranked[:top]}
+  return {f'{who} {record["id"]}': report.arch_of(made, record) for record in ranked[:top]}
 
 
 def run(system: System, cfg: Any, data: Any, archs: Mapping[str, Any], results: str) -> None:

@@ -71,7 +71,10 @@ def one_search(
     found = shared.derive(
       problem.space, s.controller, programs, state, problem.shared_reward, key, cfg.derive_children, cfg.m
     )
-    lines = [{'id': one.place, 'tokens': one.tokens.tolist(), 'reward': one.reward} | one.metrics for one in found]
+    lines = [
+      {'id': one.place, 'tokens': one.tokens.tolist(), 'reward': one.reward, 'failed': None} | one.metrics
+      for one in found
+    ]
     launch.write(path, json.dumps(lines) + '\n')
   _write_best(problem, os.path.join(folder, 'best.json'), _derived(folder)[0])
   return records, state

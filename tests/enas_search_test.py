@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import enas_search, launch, shared_search
+from experiments import enas_search, launch, retrain, shared_search
 from experiments.system import ENAS, RECURRENT
 from nas_jax import data, journal, published, space
 from nas_jax.children import lm, pictures
@@ -149,6 +149,8 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   wanted = ('Derived after the search', 'Scores are by weights shared for 2 passes', 'Kendall', 'random, derived')
   for words in (*wanted, 'the weights that they share learn', '<svg'):
     assert words in page, words
+  named = retrain.best_of(str(workdir), 1, RECURRENT)
+  assert named == {f'derived {derived[0]["id"]}': space.rnn_from_json(json.dumps(best))}
   before = {name: (workdir / name).read_text() for name in ('children.jsonl', 'derived.json', 'alone.jsonl')}
   shared_search.run(RECURRENT, cfg, TEXT, str(workdir))
   assert {name: (workdir / name).read_text() for name in before} == before
