@@ -127,7 +127,8 @@ def rank(
   tokens = jnp.array([line['tokens'] for line in first], jnp.int32)
   found = {name: shared.score(problem.space, programs, state, tokens, cfg.m) for name, state in states.items()}
   by_itself, again = (np.array([line['reward'] for line in lines]) for lines in (first, second))
-  rewards = {name: problem.shared_reward(metrics) for name, metrics in found.items()} | {'two seeds': again}
+  rewards = {name: shared.earned(metrics, problem.shared_reward) for name, metrics in found.items()}
+  rewards['two seeds'] = again
   return {
     'children': len(first),
     'passes': cfg.epochs,

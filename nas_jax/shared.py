@@ -23,6 +23,8 @@ from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 from nas_jax.update import SearchState
 
+Reward = Callable[[dict[str, np.ndarray]], np.ndarray]  # of metrics [m]
+
 
 @dataclasses.dataclass
 class Config(update.Config):
@@ -138,9 +140,7 @@ def _averaged(child: Child) -> Child:
   return child._replace(loss=loss)
 
 
-def build(
-  space: Space, cfg: Config, programs: Programs, reward: Callable[[dict[str, np.ndarray]], np.ndarray]
-) -> search.Search:
+def build(space: Space, cfg: Config, programs: Programs, reward: Reward) -> search.Search:
   """The search: before every `controller_updates`-th update, the weights learn for a pass over the training data.
 
   Its children are journalled with what they scored by the shared weights, each on one minibatch, the same for those of
@@ -168,12 +168,10 @@ def build(
       weights = programs.learn(weights, sample(turn.theta, sample_key), learn_key)
     found = programs.score(weights, batch.archs, jax.random.fold_in(key, 2))
     metrics = {name: np.asarray(value) for name, value in found.items()}
-    sound = metrics['failed'] == train.FINE
-    with np.errstate(all='ignore'):  # a failed child may have scored anything
-      earned = np.where(sound, reward(metrics), 0.0)
+    rewards = earned(metrics, reward)
     # Of the weights, not of the child: the loss of their last step, and how many steps were left out so far.
-    metrics |= {'loss': np.full(len(sound), weights.loss), 'left_out': np.full(len(sound), weights.failed)}
-    return Outcome(jnp.asarray(earned, jnp.float32), metrics, weights)
+    metrics |= {'loss': np.full(len(rewards), weights.loss), 'left_out': np.full(len(rewards), weights.failed)}
+    return Outcome(jnp.asarray(rewards, jnp.float32), metrics, weights)
 
   s = search.build(space, cfg, evaluate, remember=remember)
 
@@ -206,7 +204,7 @@ def derive(
   controller: Controller,
   programs: Programs,
   state: SearchState,
-  reward: Callable[[dict[str, np.ndarray]], np.ndarray],
+  reward: Reward,
   key: Key,
   count: int,
   m: int,
@@ -218,12 +216,20 @@ def derive(
   keys = jax.random.split(key, count)
   tokens = jax.jit(jax.vmap(lambda one: controller.sample(state.theta, one)))(keys)
   metrics = score(space, programs, state, tokens, m)
-  failed = metrics.pop('failed') != train.FINE
-  earned = np.where(failed, 0.0, reward(metrics))
+  rewards = earned(metrics, reward)
+  del metrics['failed']
   return [
-    Derived(int(k), np.asarray(tokens[k]), {name: float(value[k]) for name, value in metrics.items()}, float(earned[k]))
-    for k in np.argsort(-earned, kind='stable')
+    Derived(
+      int(k), np.asarray(tokens[k]), {name: float(value[k]) for name, value in metrics.items()}, float(rewards[k])
+    )
+    for k in np.argsort(-rewards, kind='stable')
   ]
+
+
+def earned(metrics: dict[str, np.ndarray], reward: Reward) -> np.ndarray:
+  """Rewards [m]; a child that failed earns 0."""
+  with np.errstate(all='ignore'):  # it may have scored anything
+    return np.where(metrics['failed'] == train.FINE, reward(metrics), 0.0)
 
 
 def score(space: Space, programs: Programs, state: SearchState, tokens: Array, m: int) -> dict[str, np.ndarray]:

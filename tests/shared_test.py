@@ -232,6 +232,11 @@ def restored(s, folder):
   return checkpoint.restore(str(folder / 'checkpoints'), s.init(jax.random.key(9)))
 
 
+def test_a_child_that_failed_earns_nothing():
+  metrics = {'shared_perplexity': np.array([2.0, np.nan, np.inf]), 'failed': np.array([0, 2, 2])}
+  assert shared.earned(metrics, problem().shared_reward).tolist() == [0.5, 0.0, 0.0]
+
+
 def test_a_journal_of_another_search_is_refused(s, tmp_path):
   launch.resume_and_run(str(tmp_path), s, 0, 4, 'x')
   text = (tmp_path / 'children.jsonl').read_text()
