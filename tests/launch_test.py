@@ -12,10 +12,9 @@ import pytest
 
 from experiments import cell_search, conv_search, launch, table_search
 from experiments import retrain as retrain_launcher
-from experiments.system import CELL, SYSTEMS
 from nas_jax import report
 from nas_jax.published import ENAS_RNN, NASCELL
-from nas_jax.space import RnnArch, enas_rnn_space, rnn_from_json, tree_cell_space
+from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
 from nas_jax.systems import cell, conv, retrain_cell, retrain_conv, table
 
 
@@ -186,8 +185,6 @@ def test_a_wrong_flag_of_retrain_is_one_line(refuse, tmp_path, flag, words):
 
 def test_architectures_of_systems_that_one_module_retrains(refuse, monkeypatch, tmp_path):
   """Each is read by its own system; known ones may be of several."""
-  other = CELL._replace(kind='enas_rnn', noun='recurrent cell', from_json=rnn_from_json)
-  monkeypatch.setattr(retrain_launcher, 'SYSTEMS', (*SYSTEMS, other))
   (tmp_path / 'rnn.json').write_text(enas_rnn_space(2).to_json(RnnArch((1, 3), (0,))))
   (tmp_path / 'tree.json').write_text(tree_cell_space().to_json(NASCELL))
   files = f'{tmp_path}/rnn.json,{tmp_path}/tree.json'
@@ -197,7 +194,7 @@ def test_architectures_of_systems_that_one_module_retrains(refuse, monkeypatch, 
   retrain_launcher.prepare(['retrain', *args, f'--arch={files},ENAS_RNN,LSTM'])()
   assert list(seen[0].values()) == [RnnArch((1, 3), (0,)), NASCELL, ENAS_RNN, 'LSTM']
   error = refuse(retrain_launcher, *args, f'--arch={files},FIGURE_7')
-  assert f'FIGURE_7 is a network, {tmp_path}/rnn.json a recurrent cell' in error
+  assert f'FIGURE_7 is a network, {tmp_path}/rnn.json a cell' in error
 
 
 def test_other_architectures_given_to_retrain(refuse, tmp_path):

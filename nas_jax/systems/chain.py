@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from nas_jax import child as child_lib
-from nas_jax import evaluator, per_layer, rewards, search, space, train
+from nas_jax import config, evaluator, per_layer, rewards, search, space, train
 from nas_jax import images as images_lib
 from nas_jax.children import conv
 from nas_jax.config import field
@@ -138,6 +138,7 @@ def again(made: space.Space, cfg: Config, trainer) -> search.Search:
 
 def check(cfg: Config, images: images_lib.Images) -> None:
   """Raises ValueError, naming the field and what fits."""
+  config.check(cfg)
   search.check(make_space(cfg), cfg)
   del images
   if cfg.block > 1 or any(cfg.pool_at):

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from nas_jax import child as child_lib
-from nas_jax import evaluator, rewards, search, space, train
+from nas_jax import config, evaluator, rewards, search, space, train
 from nas_jax import images as images_lib
 from nas_jax.child import Child
 from nas_jax.children import conv, conv_generic
@@ -143,6 +143,7 @@ def build(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> s
 
 def check(cfg: Config, images: images_lib.Images) -> None:
   """Raises ValueError, naming the field and what fits."""
+  config.check(cfg)
   search.check(make_space(cfg), cfg)
   height, width, _ = images.shape
   for name, labels in (('strides', cfg.strides), ('pools', cfg.pools)):

@@ -7,8 +7,8 @@ import jax
 import optax
 
 from nas_jax import child as child_lib
+from nas_jax import config, rewards, schedules, search, shared, space
 from nas_jax import images as images_lib
-from nas_jax import rewards, schedules, search, shared, space
 from nas_jax.child import Child
 from nas_jax.children import conv, macro, micro, pictures, units
 from nas_jax.config import field
@@ -180,6 +180,7 @@ def network(cfg: Config, problem: conv.Problem) -> Child:
 
 def check(cfg: Config) -> None:
   """Raises ValueError, naming the field and what fits."""
+  config.check(cfg)
   search.check(make_space(cfg), cfg)
   if cfg.block > 1 or any(cfg.pool_at):
     raise ValueError(f'block (={cfg.block}) and pool_at (={cfg.pool_at}) are for other networks: leave 1 and 0.')

@@ -5,8 +5,8 @@ import dataclasses
 import jax
 
 from nas_jax import child as child_lib
+from nas_jax import config, rewards, search, shared, space
 from nas_jax import data as data_lib
-from nas_jax import rewards, search, shared, space
 from nas_jax.children import lm
 from nas_jax.config import field
 from nas_jax.space import tree
@@ -101,6 +101,7 @@ def make_space(cfg: Config) -> space.Space:
 
 def problem(cfg: Config, text: data_lib.Text) -> enas.Problem:
   """What the cells learn. Raises ValueError, before anything compiles, on a field that cannot be."""
+  config.check(cfg)
   made = make_space(cfg)
   search.check(made, cfg)
   data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
