@@ -117,6 +117,35 @@ def test_layer_by_layer():
   assert '<svg' in tree_drawn and f'{trained} nodes' in tree_drawn
 
 
+@pytest.mark.long
+def test_shared_weights():
+  text, outputs = printed('shared_weights.ipynb', ROOT / 'notebooks')
+  assert '491,520 cells with 41,511 weights' in text
+  assert re.search(r'not 0: 0\.\d+ of those of the graph, 1.00 of those of the cell', text)
+  assert 'matrices with a gradient: 5 of 15' in text
+  # All random cells get better by steps that were never theirs.
+  passes = [float(value) for value in re.findall(r'24 random cells is (\S+)', text)]
+  assert passes == sorted(passes, reverse=True) and passes[0] > 90 and passes[-1] < 12
+  assert 'and 0 of the 24 are among them' in text
+  turns = {
+    name: (float(first), float(last))
+    for name, first, last in re.findall(r'^(random|reinforce) .*first turn (\S+), of the last (\S+);', text, re.M)
+  }
+  assert all(last > first + 3 for first, last in turns.values()) and turns['reinforce'][1] > turns['random'][1] + 1
+  means = dict(re.findall(r'^ten cells of (random|reinforce) .*by the weights of (.*)$', text, re.M))
+  random, reinforce = ([float(value) for value in re.findall(r'\d+\.\d', means[name])] for name in turns)
+  # Each search's weights are best for its own cells, but the controller's cells are good by both.
+  assert random[0] > random[1] and reinforce[1] > reinforce[0] > random[0]
+  again, *shared = (float(value) for value in re.findall(r'^tau of training alone.*?: (\S+?);?(?: |$)', text, re.M))
+  assert again > 0.6 and len(shared) == 2 and max(shared) < again - 0.2
+  assert int(re.search(r'(\d+) times as long', text)[1]) > 10
+  alone = dict(re.findall(r'^the best of ten by (.*?) +trained alone, reward (\S+)', text, re.M))
+  drawn = float(re.search(r'^24 random cells, trained alone, reward (\S+)', text, re.M)[1])
+  assert float(alone['training alone']) > drawn + 1 and abs(float(alone['weights of reinforce']) - drawn) < 1.5
+  kinds = [kind for output in outputs for kind in output.get('data', {}) if kind == 'image/png']
+  assert len(kinds) == 5
+
+
 def test_without_the_package_a_notebook_says_how_to_get_it(tmp_path, monkeypatch):
   notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
   monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
