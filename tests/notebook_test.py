@@ -120,30 +120,55 @@ def test_layer_by_layer():
 @pytest.mark.long
 def test_shared_weights():
   text, outputs = printed('shared_weights.ipynb', ROOT / 'notebooks')
-  assert '491,520 cells with 41,511 weights' in text
-  assert re.search(r'not 0: 0\.\d+ of those of the graph, 1.00 of those of the cell', text)
-  assert 'matrices with a gradient: 5 of 15' in text
-  # All random cells get better by steps that were never theirs.
-  passes = [float(value) for value in re.findall(r'24 random cells is (\S+)', text)]
-  assert passes == sorted(passes, reverse=True) and passes[0] > 90 and passes[-1] < 12
+  sizes = re.search(r'with (\S+) weights', text)[1], re.search(r'uses (\S+),', text)[1]
+  every, one = (int(size.replace(',', '')) for size in sizes)
+  # Of 15 matrices for pairs, [32, 64] each, a cell of six nodes has 5.
+  assert '491,520 cells' in text and every - one == 10 * 32 * 64 and 'matrices with a gradient: 5 of 15' in text
+  of_graph, of_cell = map(float, re.search(r'not 0: (\S+) of those of the graph, (\S+) of', text).groups())
+  # The cell also has W and U, [32, 64] each: 7 of 17. Of its own hardly an entry is 0.
+  assert of_cell > 0.95 and of_graph == pytest.approx(of_cell * 7 / 17, abs=0.01)
+
+  curve = [(float(mean), float(worst)) for mean, worst in re.findall(r'cells is (\S+), the worst (\S+)$', text, re.M)]
+  means = [mean for mean, _ in curve]
+  assert len(curve) == 6 and means == sorted(means, reverse=True) and curve[-1][1] < means[1]
+  assert means[0] == pytest.approx(int(re.search(r'know nothing is (\d+)', text)[1]), rel=0.05)
   assert 'and 0 of the 24 are among them' in text
-  turns = {
-    name: (float(first), float(last))
-    for name, first, last in re.findall(r'^(random|reinforce) .*first turn (\S+), of the last (\S+);', text, re.M)
-  }
-  assert all(last > first + 3 for first, last in turns.values()) and turns['reinforce'][1] > turns['random'][1] + 1
-  means = dict(re.findall(r'^ten cells of (random|reinforce) .*by the weights of (.*)$', text, re.M))
-  random, reinforce = ([float(value) for value in re.findall(r'\d+\.\d', means[name])] for name in turns)
-  # Each search's weights are best for its own cells, but the controller's cells are good by both.
-  assert random[0] > random[1] and reinforce[1] > reinforce[0] > random[0]
-  again, *shared = (float(value) for value in re.findall(r'^tau of training alone.*?: (\S+?);?(?: |$)', text, re.M))
-  assert again > 0.6 and len(shared) == 2 and max(shared) < again - 0.2
-  assert int(re.search(r'(\d+) times as long', text)[1]) > 10
-  alone = dict(re.findall(r'^the best of ten by (.*?) +trained alone, reward (\S+)', text, re.M))
-  drawn = float(re.search(r'^24 random cells, trained alone, reward (\S+)', text, re.M)[1])
-  assert float(alone['training alone']) > drawn + 1 and abs(float(alone['weights of reinforce']) - drawn) < 1.5
-  kinds = [kind for output in outputs for kind in output.get('data', {}) if kind == 'image/png']
-  assert len(kinds) == 5
+
+  ends = re.findall(r'^(random|reinforce) +mean reward of the first turn (\S+), of the last (\S+);', text, re.M)
+  turns = {name: (float(first), float(last)) for name, first, last in ends}
+  # Both rise, the controller's more; nobody has learned anything in the first turn.
+  assert abs(turns['random'][0] - turns['reinforce'][0]) < 0.5
+  assert turns['random'][0] + 3 < turns['random'][1] < turns['reinforce'][1] - 1
+  different = [int(count.replace(',', '')) for count in re.findall(r'1,440 cells in .*, (\S+) of them different', text)]
+  assert 0.5 * 1440 < different[1] < 0.8 * 1440 and 1400 < different[0] <= 1440
+  skipped = [int(count) for count in re.findall(r'(\d+) minibatches left out', text)]
+  assert len(skipped) == 2 and max(skipped) < 50
+
+  tens = re.findall(r'ten cells of (\w+) .*weights of random (\S+), of reinforce (\S+)', text)
+  by = {name: (float(random), float(reinforce)) for name, random, reinforce in tens}
+  # Of the distance between the two tens, each by its own weights, less than half is left by those of random search.
+  assert 0 < by['reinforce'][0] - by['random'][0] < (by['reinforce'][1] - by['random'][0]) / 2
+  assert by['random'][1] < by['random'][0] - 1
+
+  rows = re.findall(r'^(trained alone|trained alone again|weights of \w+) +((?:[\d.-]+ *){6})$', text, re.M)
+  table = {name: [float(value) for value in row.split()] for name, row in rows}
+  assert list(table) == ['trained alone', 'trained alone again', 'weights of random', 'weights of reinforce']
+  again, random, reinforce = (table[name] for name in list(table)[1:])
+  assert again[-1] > 0.7 and max(random[-1], reinforce[-1]) < again[-1] - 0.3
+  # Identity, tanh, sigmoid, relu: the heaps, and what is best alone.
+  first = re.search(r'the best of reinforce.*\n.*\nh_0 = c_0 \* (\w+)', text)[1]
+  place = ('identity', 'tanh', 'sigmoid', 'relu').index(first)
+  assert min(random[:2] + random[3:4]) > random[2] + 1 and reinforce[place] > 3 + max(np.delete(reinforce[:4], place))
+  assert np.argmax(table['trained alone'][:4]) == np.argmax(again[:4]) == 0 != place
+
+  assert int(re.search(r', (\d+) times as long', text)[1]) > 10 and 'what the search took is' in text
+  four = re.findall(r'^best of ten by ([\w ]+?) +four trainings alone: (.*)$', text, re.M)
+  alone = {name: [float(reward) for reward in row.split(', ')] for name, row in four}
+  mean = float(re.search(r'one training alone each: (\S+)', text)[1])
+  assert mean < np.mean(alone['weights of reinforce']) < max(alone['training alone']) < by['reinforce'][1]
+  assert [sum(reward == 0 for reward in row) for row in alone.values()] == [2, 2, 0]
+  drawn = [output.data for output in outputs if output.output_type in ('display_data', 'execute_result')]
+  assert ['image/png' in data for data in drawn] == [True] * 5
 
 
 def test_without_the_package_a_notebook_says_how_to_get_it(tmp_path, monkeypatch):
