@@ -78,18 +78,20 @@ def read(workdir: str) -> page.Report:
     retrained=[result for path in sorted(glob.glob(retrained)) if (result := _retrained(path))['rows']],
     facts=_facts(cfg, origin, made, runs),
     config=saved,
-    caveat=_CAVEATS[system.alone is None].format(training),
+    caveat=_caveat(system, training),
     views=[view for view in views if view[1]],
     remembered=_remembered(os.path.join(workdir, 'replay.json'), made),
     shared=system.alone is None,
   )
 
 
-_CAVEATS = {
-  False: 'Every child had {} and no more. Short budgets favour fast learners: what leads here need not lead after a '
-  'whole training. Top 5 and top 15 are means over different architectures.',
-  True: 'Scores are by {}, each on one minibatch: what leads here need not lead when it is trained by itself.',
-}
+def _caveat(system: System, training: str) -> str:
+  if system.alone is None:
+    return f'Scores are by {training}, each on one minibatch: what leads here need not lead when trained by itself.'
+  return (
+    f'Every child had {training} and no more. Short budgets favour fast learners: what leads here need not lead after '
+    'a whole training. Top 5 and top 15 are means over different architectures.'
+  )
 
 
 def _system(saved: Mapping[str, Any], workdir: str) -> tuple[System, Any]:

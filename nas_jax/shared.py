@@ -35,6 +35,7 @@ class Config(update.Config):
   controller_updates: int = field(2000, 'of the controller after each pass', low=1)
   shared_samples: int = field(1, 'children that each minibatch of the shared weights is averaged over; M = 1', low=1)
   derive_children: int = field(10, 'sampled after the search, the best of which is what it found', low=1, budget=True)
+  rank_children: int = field(30, 'random ones trained by themselves after it, 0 for none', low=0)
 
   @property
   def max_children(self) -> int:

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from nas_jax import ops
@@ -39,8 +38,6 @@ class Form(NamedTuple):
 def build(problem: conv.Problem, form: Form) -> Child:
   """The networks of a form, to be trained one by one or with shared weights.
 
-  Weight decay is not in the loss, but the optimizer's: this gradient is 0 for all weights that a network does not have.
-
   Args:
     problem: as in `conv.build`; batch norm always comes before the ReLU.
     form: of all networks.
@@ -54,18 +51,8 @@ def build(problem: conv.Problem, form: Form) -> Child:
     ValueError: a form that cannot be, here; a static arch of another space, in `init`.
   """
   space = enas_macro_space(form.layers, form.operations)
-  units.mode(form.norm, None)
 
-  def init(plan: conv.Plan, key: Key) -> PyTree:
-    if not is_static(plan.arch):
-      return units.drawn(key, jax.eval_shape(lambda: _room(problem, form)))
-    space.check(plan.arch)
-    return units.drawn(key, jax.eval_shape(lambda: own(_room(problem, form), plan.arch)))
-
-  def forward(params, stats, plan, x, key):
-    return run(params, stats, plan.arch, form, x, plan.settings.epsilon, key)
-
-  return conv.classifier(init, units.unmoved, forward, lambda params, plan: [], problem)
+  return units.child(problem, form, space, lambda: _room(problem, form), own, run)
 
 
 def own(tree: PyTree, arch: MacroArch) -> PyTree:

@@ -65,20 +65,10 @@ def build(problem: conv.Problem, form: Form) -> Child:
     ValueError: a form that cannot be, here; a static arch of another space, in `init`.
   """
   space = enas_micro_space(form.blocks, form.operations)
-  units.mode(form.norm, None)
   if form.cells < 1:
     raise ValueError(f'cells (={form.cells}) must be from 1 up.')
 
-  def init(plan: conv.Plan, key: Key) -> PyTree:
-    if not is_static(plan.arch):
-      return units.drawn(key, jax.eval_shape(lambda: _room(problem, form)))
-    space.check(plan.arch)
-    return units.drawn(key, jax.eval_shape(lambda: own(_room(problem, form), plan.arch)))
-
-  def forward(params, stats, plan, x, key):
-    return run(params, stats, plan.arch, form, x, plan.settings.epsilon, key)
-
-  return conv.classifier(init, units.unmoved, forward, lambda params, plan: [], problem)
+  return units.child(problem, form, space, lambda: _room(problem, form), own, run)
 
 
 def cells_of(form: Form) -> tuple[Cell, ...]:

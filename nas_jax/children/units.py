@@ -15,12 +15,40 @@ import jax
 import jax.numpy as jnp
 
 from nas_jax import ops
+from nas_jax.child import Child
 from nas_jax.children import conv
-from nas_jax.space.base import is_static
+from nas_jax.space.base import Space, is_static
 from nas_jax.types import Array, Key, PyTree
 
 NORMS = ('moving', 'batch')  # whose statistics normalize in scoring
 TRAIN = 'train'  # the third way: those of the batch, which move the others
+
+
+def child(problem: conv.Problem, form: Any, space: Space, room: Callable, own: Callable, run: Callable) -> Child:
+  """The child of `macro` or `micro`, by what each says of its weights and how they work.
+
+  Weight decay is not in its loss, but the optimizer's: this gradient is 0 for all weights that a network does not have.
+
+  Args:
+    problem: as in `conv.build`.
+    form: of all networks.
+    space: of their architectures; a static one of another is refused.
+    room: () -> zeros in the shapes of all weights.
+    own: (tree, static arch) -> those of its network.
+    run: (params, statistics, arch, form, images, epsilon, key or None) -> logits, statistics.
+  """
+  mode(form.norm, None)
+
+  def init(plan: conv.Plan, key: Key) -> PyTree:
+    if not is_static(plan.arch):
+      return drawn(key, jax.eval_shape(room))
+    space.check(plan.arch)
+    return drawn(key, jax.eval_shape(lambda: own(room(), plan.arch)))
+
+  def forward(params, stats, plan, x, key):
+    return run(params, stats, plan.arch, form, x, plan.settings.epsilon, key)
+
+  return conv.classifier(init, unmoved, forward, lambda params, plan: [], problem)
 
 
 def choose(k: Any, branches: Sequence[Callable], *operands: PyTree) -> Any:

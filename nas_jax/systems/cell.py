@@ -18,7 +18,7 @@ from nas_jax.systems import language
 
 
 @dataclasses.dataclass
-class Config(language.Config, search.Config):
+class Config(language.Children, search.Config):
   """The search, its children, and how they are trained."""
 
   base: int = field(8, 'leaves of the tree, a power of two, Sec. 4.2', low=2)
@@ -30,14 +30,6 @@ class Config(language.Config, search.Config):
   parameters: int = field(0, 'if not 0, weights to have: hidden is chosen to come nearest', low=0)
   steps: int = field(100, 'training steps of a child, if epochs is 0', low=1)
   steps_per_call: int = field(500, 'training steps in one program call', low=1)
-  lr: float = field(0.01, 'learning rate of the children', above=0.0)
-  decay_epoch: float = field(4.0, "epochs at that rate, in the schedule 'epochs'", low=0.0)
-  init_scale: float = field(0.1, 'embedding and softmax start uniform within +-this', above=0.0)
-  cell_init: float = field(0.0, 'likewise the weights of the cells; 0 for 1 / sqrt(hidden)', low=0.0)
-  dropout_embedding: float = field(0.0, 'rate of words dropped, Gal & Ghahramani (2016)', low=0.0, high=0.95)
-  dropout_input: float = field(0.0, 'rate of what enters a cell from below, likewise', low=0.0, high=0.95)
-  dropout_recurrent: float = field(0.0, 'rate of h_(t-1) where it enters a cell, likewise', low=0.0, high=0.95)
-  dropout_output: float = field(0.0, 'rate of what enters the softmax, likewise', low=0.0, high=0.95)
   child_program: str = field(
     'generic', 'one program for all cells, one for each, or what a measurement says', choices=evaluator.PROGRAMS
   )
@@ -121,13 +113,6 @@ def longer(cfg: Config, times: int) -> Config:
   return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
 
 
-def settings(cfg: Config, hidden: int) -> lm.Settings:
-  """The hyperparameters that all children of a search share; dropout at rate 0 is none at all."""
-  rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
-  dropout = lm.Dropout(*(rate or None for rate in rates))
-  return lm.Settings(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or hidden**-0.5, dropout)
-
-
 def build(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) -> search.Search:
   """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
   config.check(cfg)
@@ -142,7 +127,7 @@ def build_evaluator(cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh 
   if cfg.parameters:
     hidden = language.width(cfg, text, cell, arch, cfg.parameters)
   count = steps(cfg, data)
-  child, plain = language.build(cfg, text, cell, hidden), settings(cfg, hidden)
+  child, plain = language.build(cfg, text, cell, hidden), language.settings(cfg, hidden)
 
   def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
     return rewards.of_perplexity(metrics['perplexity'], cfg.reward_c, cfg.reward_limit)

@@ -37,7 +37,6 @@ class Config(classifier.Config, shared.Config):
   weight_decay: float = field(2.5e-4, 'L2 of all kernels, whether a child uses them or not', low=0.0)
   epsilon: float = field(1e-5, 'of batch norm', above=0.0)
   reward_power: float = field(1.0, 'the reward is accuracy to this power', above=0.0)
-  rank_children: int = field(30, 'random networks trained by themselves after it, 0 for none', low=0, budget=True)
 
 
 @dataclasses.dataclass
@@ -56,55 +55,35 @@ class MicroConfig(Config):
   blocks: int = field(5, 'of a cell', low=1)
   cells: int = field(6, 'normal ones in a network; two that reduce come in between', low=1)
   operations: tuple[str, ...] = field(space.enas.MICRO_OPERATIONS, 'to choose from')
-  drop_path: float = field(0.6, 'share of operations kept for an image, at the last cell and step', above=0.0, high=1.0)
+  drop_path: float = field(
+    0.6, 'share of images for which an operation of the last cell acts in training', above=0.0, high=1.0
+  )
 
 
 def paper_macro() -> MacroConfig:
   """CIFAR-10 as in Sec. 3.2; 310 passes. Not run here at this size."""
   return MacroConfig(
-    m=1, dataset='cifar10', pad=4, flip=True, batch=128, passes=310, schedule='restarts', norm='moving', **_PAPER
+    dataset='cifar10', pad=4, flip=True, batch=128, passes=310, schedule='restarts', norm='moving', entropy_weight=0.1,
+    **enas.PAPER,
   )  # fmt: skip
 
 
 def paper_micro() -> MicroConfig:
   """CIFAR-10 as in Sec. 3.2; 150 passes. Without the paper's second classifier. Not run here at this size."""
   return MicroConfig(
-    m=1, dataset='cifar10', pad=4, flip=True, batch=160, passes=150, schedule='restarts', filters=20,
-    weight_decay=1e-4, **_PAPER
+    dataset='cifar10', pad=4, flip=True, batch=160, passes=150, schedule='restarts', filters=20, weight_decay=1e-4,
+    entropy_weight=0.1, **enas.PAPER,
   )  # fmt: skip
 
 
-_PAPER: dict[str, Any] = {
-  'controller_units': 100,
-  'controller_layers': 1,
-  'controller_init': 0.1,
-  'controller_lr': 3.5e-4,
-  'controller_temperature': 5.0,
-  'controller_tanh': 2.5,
-  'entropy_weight': 0.1,
-  'controller_updates': 2000,
-}
-
-# The controller of the presets below: the paper's logits, and a rate for searches that are far shorter.
-_SHORT: dict[str, Any] = {
-  'm': 4,
-  'controller_units': 64,
-  'controller_layers': 1,
-  'controller_init': 0.1,
-  'controller_lr': 5e-3,
-  'controller_temperature': 5.0,
-  'controller_tanh': 2.5,
-  'entropy_weight': 1e-3,
-  'schedule': 'cosine',
-  'lr_end': 0.0,
-}
+_COSINE: dict[str, Any] = {'schedule': 'cosine', 'lr_end': 0.0}
 
 
 def small_macro() -> MacroConfig:
   """CIFAR-10 at 16 x 16, a fifth of the images: about an hour on two cores."""
   return MacroConfig(
     layers=6, filters=16, dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=64, passes=20,
-    controller_updates=50, skip_weight=0.1, score_batch=250, **_SHORT,
+    controller_updates=50, skip_weight=0.1, score_batch=250, **_COSINE, **enas.SHORT,
   )  # fmt: skip
 
 
@@ -112,7 +91,7 @@ def small_micro() -> MicroConfig:
   """The same images and time, for cells."""
   return MicroConfig(
     blocks=3, cells=3, filters=8, dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=64, passes=20,
-    controller_updates=50, drop_path=1.0, score_batch=250, **_SHORT,
+    controller_updates=50, drop_path=1.0, score_batch=250, **_COSINE, **enas.SHORT,
   )  # fmt: skip
 
 
@@ -120,7 +99,7 @@ def demo_macro() -> MacroConfig:
   """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
   return MacroConfig(
     layers=4, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, skip_weight=0.1, lr=0.1,
-    score_batch=90, **_SHORT,
+    score_batch=90, **_COSINE, **enas.SHORT,
   )  # fmt: skip
 
 
@@ -128,7 +107,7 @@ def demo_micro() -> MicroConfig:
   """The same for cells."""
   return MicroConfig(
     blocks=2, cells=2, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, drop_path=1.0, lr=0.1,
-    score_batch=90, **_SHORT,
+    score_batch=90, **_COSINE, **enas.SHORT,
   )  # fmt: skip
 
 
@@ -224,8 +203,3 @@ def optimizer(cfg: Config, steps: int, epoch: int) -> optax.GradientTransformati
     optax.add_decayed_weights(cfg.weight_decay, mask=units.decayed),
     optax.sgd(rate, momentum=cfg.momentum, nesterov=True),
   )
-
-
-def length(cfg: Config) -> str:
-  """How children are trained, in words."""
-  return f'weights shared for {cfg.passes} passes'

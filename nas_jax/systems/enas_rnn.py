@@ -15,7 +15,7 @@ from nas_jax.types import Key
 
 
 @dataclasses.dataclass
-class Config(language.Config, shared.Config):
+class Config(language.Children, shared.Config):
   """The search, the cells, and how their weights are trained. The defaults are the paper's, or those of its code."""
 
   nodes: int = field(12, 'N, of a cell', low=1)
@@ -26,26 +26,18 @@ class Config(language.Config, shared.Config):
   epochs: int = field(10, 'passes that train a cell by itself, to compare', low=1)
   lr: float = field(20.0, 'of the shared weights', above=0.0)
   decay_epoch: float = field(15.0, "epochs at that rate, in the schedule 'epochs'", low=0.0)
-  init_scale: float = field(0.1, 'embedding and softmax start uniform within +-this', above=0.0)
-  cell_init: float = field(0.0, 'likewise the weights of the cells; 0 for 1 / sqrt(hidden)', low=0.0)
-  dropout_embedding: float = field(0.0, 'rate of words dropped, Gal & Ghahramani (2016)', low=0.0, high=0.95)
-  dropout_input: float = field(0.0, 'rate of what enters a cell from below, likewise', low=0.0, high=0.95)
-  dropout_recurrent: float = field(0.0, 'rate of h_(t-1) where it enters a cell, likewise', low=0.0, high=0.95)
-  dropout_output: float = field(0.0, 'rate of what enters the softmax, likewise', low=0.0, high=0.95)
   normalize: bool = field(False, 'batch norm of what enters the softmax, by the streams side by side; in the paper')
   score_windows: int = field(1, 'windows of bptt steps that a reward is measured on, from a state of zeros', low=1)
   reward_c: float = field(80.0, 'reward = c / perplexity', above=0.0)
-  rank_children: int = field(30, 'random cells trained by themselves after it, 0 for none', low=0, budget=True)
 
 
 def paper() -> Config:
   """Penn Treebank as in Sec. 3.1, 150 passes. Not run here at this size.
 
-  Rates of dropout are not in the paper: those of its code's final training are taken as Zaremba et al.'s.
+  Rates of dropout are not in the paper: Zaremba et al. (2014), medium.
   """
   return Config(
-    m=1, controller_units=100, controller_layers=1, controller_init=0.1, controller_lr=3.5e-4,
-    controller_temperature=5.0, controller_tanh=2.5, entropy_weight=1e-4, controller_updates=2000,
+    **enas.PAPER, entropy_weight=1e-4,
     dataset='ptb', level='word', tied=True, batch=64, bptt=35, optimizer='sgd', schedule='epochs', lr_decay=0.96,
     clip=0.25, weight_decay=1e-7, normalize=True, score_batch=64, dropout_input=0.5, dropout_output=0.5,
   )  # fmt: skip
@@ -64,8 +56,7 @@ def code() -> Config:
 def _short() -> Config:
   """What the presets below have in common."""
   return Config(
-    m=4, controller_units=64, controller_layers=1, controller_init=0.1, controller_lr=5e-3,
-    controller_temperature=5.0, controller_tanh=2.5, entropy_weight=1e-3, controller_updates=20, passes=20,
+    **enas.SHORT, controller_updates=20, passes=20,
     nodes=6, hidden=32, optimizer='adam', lr=0.01, clip=1.0, epochs=2,
   )  # fmt: skip
 
@@ -105,9 +96,7 @@ def problem(cfg: Config, text: data_lib.Text) -> enas.Problem:
   made = make_space(cfg)
   search.check(made, cfg)
   data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
-  dropout = lm.Dropout(*(rate or None for rate in rates))
-  settings = lm.Settings(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or cfg.hidden**-0.5, dropout)
+  settings = language.settings(cfg, cfg.hidden)
   cell = lm.enas(tree.ids_of('activate', cfg.activate, space.ACTIVATE), cfg.normalize)
   network = language.build(cfg, text, cell, cfg.hidden)
   steps = cfg.pass_steps or len(data.train)
@@ -129,8 +118,3 @@ def part_of(data: lm.Data, windows: int, key: Key) -> lm.Data:
   size = min(windows, count)
   start = jax.random.randint(key, (), 0, count - size + 1)
   return data._replace(valid=jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), data.valid))
-
-
-def length(cfg: Config) -> str:
-  """How children are trained, in words."""
-  return f'weights shared for {cfg.passes} passes'

@@ -46,6 +46,20 @@ class Config:
   score_batch: int = field(100, 'streams side by side in validation', low=1)
 
 
+@dataclasses.dataclass
+class Children(Config):
+  """And what all children of a search share, where a training to the end tries several."""
+
+  lr: float = field(0.01, 'learning rate of the children', above=0.0)
+  decay_epoch: float = field(4.0, "epochs at that rate, in the schedule 'epochs'", low=0.0)
+  init_scale: float = field(0.1, 'embedding and softmax start uniform within +-this', above=0.0)
+  cell_init: float = field(0.0, 'likewise the weights of the cells; 0 for 1 / sqrt(hidden)', low=0.0)
+  dropout_embedding: float = field(0.0, 'rate of words dropped, Gal & Ghahramani (2016)', low=0.0, high=0.95)
+  dropout_input: float = field(0.0, 'rate of what enters a cell from below, likewise', low=0.0, high=0.95)
+  dropout_recurrent: float = field(0.0, 'rate of h_(t-1) where it enters a cell, likewise', low=0.0, high=0.95)
+  dropout_output: float = field(0.0, 'rate of what enters the softmax, likewise', low=0.0, high=0.95)
+
+
 def load(cfg: Config, data_dir: str = '') -> data_lib.Text:
   """The text that `cfg` names. Raises ValueError as `data.load_text`, and if its vocabulary exceeds the embedding."""
   text = data_lib.load_text(cfg.dataset, data_dir, cfg.level)
@@ -55,6 +69,13 @@ def load(cfg: Config, data_dir: str = '') -> data_lib.Text:
       'take more of them, or 0 for as many as there are.'
     )
   return text
+
+
+def settings(cfg: Children, hidden: int) -> lm.Settings:
+  """The hyperparameters of all children; dropout at rate 0 is none at all."""
+  rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
+  dropout = lm.Dropout(*(rate or None for rate in rates))
+  return lm.Settings(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or hidden**-0.5, dropout)
 
 
 def build(cfg: Config, text: data_lib.Text, cell: lm.Cell, hidden: int) -> Child:
