@@ -6,11 +6,11 @@ The same command resumes a search that was cut off. Examples:
   python -m experiments.retrain --arch=runs/enas_search-recurrent-demo/best.json,ENAS_RNN
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import launch, shared_search
+from experiments import files, launch, shared_search
 from experiments.system import ENAS
 
 
@@ -21,7 +21,7 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_enum('variant', 'macro', list(ENAS), 'what is searched for', flag_values=values)
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], None]:
+def prepare(argv: Sequence[str]) -> launch.Work:
   """Flags, data, search and workdir."""
   values = launch.parse(argv, __doc__ or '', own_flags, *(system.config for system in ENAS.values()))
   system = ENAS[values.variant]
@@ -32,10 +32,16 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
   launch.set_up_jax()
   system.problem(cfg, data)  # which checks what belongs together
   workdir = values.workdir or f'runs/enas_search-{values.variant}-{values.preset}'
-  cfg = launch.open_workdir(workdir, cfg)
-  facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.max_children}
-  launch.note_origin(workdir, 'enas_search', argv, **facts)
-  return lambda: shared_search.run(system, cfg, data, workdir, values.control)
+  lock = files.occupy(workdir)
+  cfg = files.open_config(workdir, cfg)
+  facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.samples}
+  files.note_origin(workdir, 'enas_search', argv, cfg, **facts)
+
+  def work(check: launch.Check) -> None:
+    with lock:
+      shared_search.run(system, cfg, data, workdir, values.control, check)
+
+  return work
 
 
 if __name__ == '__main__':

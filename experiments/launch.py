@@ -1,22 +1,27 @@
-"""What all launchers share: flags made from a config, the workdir, hooks, resuming."""
+"""What all launchers share: flags made from a config, and how they end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import errno
 import functools
-import json
 import os
-import shlex
+import signal
 import sys
-import time
 from typing import Any, NoReturn
+import warnings
 
 from absl import flags
 from absl import logging as absl_logging
 import jax
-from tqdm import tqdm
 
-from experiments import hooks
-from nas_jax import checkpoint, config, journal, report, search
+from nas_jax import config
+from nas_jax.keeper import Stopped
+
+Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
+Work = Callable[[Check], None]
+# What stands in the way of writing: no space or quota, read-only, too large, broken, forbidden.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM}
 
 _DEFINE: dict[type, Callable[..., Any]] = {
   bool: flags.DEFINE_boolean,
@@ -27,25 +32,64 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 }
 
 
-def main(prepare: Callable[[Sequence[str]], Callable[[], None]]) -> None:
+def main(prepare: Callable[[Sequence[str]], Work]) -> None:
   """Runs a launcher: `prepare(argv)` reads and checks all input, what it returns does the work.
 
-  Whatever is wrong with the input is one line on stderr and exit code 2.
+  Whatever is wrong with the input is one line on stderr and exit code 2; so are a file that cannot be written, with
+  exit code 74, and SIGTERM and Ctrl-C, with 143 and 130. The second of these ends the process at once.
   """
   absl_logging.set_verbosity(absl_logging.ERROR)
+  with warnings.catch_warnings():
+    warnings.showwarning = lambda message, *_, **__: _say(str(message))
+    try:
+      work = prepare(sys.argv)
+    except (flags.Error, ValueError) as error:
+      _leave(2, str(error))
+    except OSError as error:
+      _leave(2, f'{error.filename} cannot be used ({error.strerror})')
+    with _signals() as asked:
+      try:
+        work(functools.partial(_check, asked))
+      except Stopped:
+        _leave(128 + asked[0], f'stopped by {signal.Signals(asked[0]).name}; the same command goes on.')
+      except OSError as error:
+        if error.errno not in UNWRITABLE:
+          raise
+        what = error.filename or 'a file of results'
+        _leave(74, f'{what} cannot be written ({error.strerror}); once that is mended the same command goes on.')
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+  """The signals that asked the process to end, as they come; a second one of a kind ends it at once."""
+  asked = list[int]()
+
+  def ask(number: int, frame: Any) -> None:
+    asked.append(number)
+    signal.signal(number, signal.SIG_DFL)
+    os.write(2, b'stopping as soon as what runs now is over; once more ends it at once\n')
+
+  before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
   try:
-    work = prepare(sys.argv)
-  except (flags.Error, ValueError) as error:
-    _leave(str(error))
-  except OSError as error:
-    _leave(f'{error.filename} cannot be used ({error.strerror})')
-  work()
+    yield asked
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
-def _leave(message: str) -> NoReturn:
+def _check(asked: Sequence[int]) -> None:
+  if asked:
+    raise Stopped
+
+
+def _say(message: str) -> None:
   name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
   print(f'{name}: {" ".join(message.split())}', file=sys.stderr)
-  raise SystemExit(2)
+
+
+def _leave(code: int, message: str) -> NoReturn:
+  _say(message)
+  raise SystemExit(code)
 
 
 def parse(
@@ -144,83 +188,6 @@ def set_up_jax(at_most: int | None = None) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
-def open_workdir(workdir: str, cfg: Any) -> Any:
-  """Makes the folder and notes the config, or checks that it is this search's folder.
-
-  Returns:
-    `cfg`; what it leaves to be measured ('auto') as it was settled in this folder, if it was.
-
-  Raises:
-    ValueError: it cannot be written, or holds a search of another config (says which fields differ).
-  """
-  path = os.path.join(workdir, 'config.json')
-  try:
-    os.makedirs(workdir, exist_ok=True)
-    if os.path.exists(path):
-      with open(path, encoding='utf-8') as file:
-        old = json.load(file)
-    else:
-      old = config.as_json(cfg)
-      note_config(workdir, cfg)
-  except OSError as error:
-    raise ValueError(
-      f'workdir (={workdir!r}) cannot be used ({error.strerror}): name one that can be written.'
-    ) from None
-  except json.JSONDecodeError:
-    raise ValueError(f'{path} is not JSON: restore it, or take a new workdir.') from None
-  cfg = config.settled(cfg, old)
-  different = config.differences(old, cfg)
-  if different:
-    raise ValueError(
-      f'workdir (={workdir!r}) holds a search of another config: {", ".join(different)}. Give the same flags '
-      'to resume, or another --workdir.'
-    )
-  return cfg
-
-
-def note_config(workdir: str, cfg: Any) -> None:
-  """Writes config.json."""
-  write(os.path.join(workdir, 'config.json'), json.dumps(config.as_json(cfg), indent=2) + '\n')
-
-
-def note_origin(workdir: str, launcher: str, argv: Sequence[str], **facts: Any) -> None:
-  """Notes in origin.json what a report should say of where its numbers come from: the command, and `facts`."""
-  command = shlex.join(['python', '-m', f'experiments.{launcher}', *argv[1:]])
-  devices = f'{len(jax.local_devices())} {jax.default_backend()}'
-  origin = {'command': command, **facts, 'devices': devices, 'jax': jax.__version__}
-  write(os.path.join(workdir, 'origin.json'), json.dumps(origin, indent=2) + '\n')
-
-
-def write(path: str, text: str) -> None:
-  """Writes a file whole or not at all."""
-  with open(path + '.part', 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(path + '.part', path)
-
-
-def once(path: str, measure: Callable[[], Any]) -> Any:
-  """The JSON in `path`; on the first time, what `measure` returns, written there."""
-  if not os.path.exists(path):
-    write(path, json.dumps(measure(), indent=2) + '\n')
-  with open(path, encoding='utf-8') as file:
-    return json.load(file)
-
-
-def once_each(path: str, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-  """The entries of the JSON in `path` that are asked for; those not there yet are measured and added."""
-  found: dict[str, Any] = {}
-  if os.path.exists(path):
-    with open(path, encoding='utf-8') as file:
-      found = json.load(file)
-  for name, measure in measures.items():
-    if name not in found:
-      found[name] = measure()
-      write(path, json.dumps(found, indent=2) + '\n')
-  return {name: found[name] for name in measures}
-
-
 def read_arch(path: str, from_json: Callable[[str], Any]) -> Any:
   """The architecture in a file. Raises ValueError, naming the file, as `from_json` does."""
   try:
@@ -230,59 +197,3 @@ def read_arch(path: str, from_json: Callable[[str], Any]) -> Any:
     raise ValueError(f'{path} cannot be read ({error}): name a file like a best.json.') from None
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from None
-
-
-def resume_and_run(workdir: str, s: search.Search, seed: int, children: int, name: str) -> list[journal.Record]:
-  """Runs `s` in `workdir` until `children` are trained, going on from whatever is there. Returns the journal, by id.
-
-  The folder then holds children.jsonl, checkpoints/ and best.json, and for people updates.jsonl and events/, and
-  replay.json where the search remembers what it tried.
-  """
-  path, folder = os.path.join(workdir, 'children.jsonl'), os.path.join(workdir, 'checkpoints')
-  os.makedirs(workdir, exist_ok=True)
-  state = s.init(jax.random.key(seed))
-  state = checkpoint.restore(folder, functools.partial(s.sized, state)) or state
-  known = journal.read(path)
-  save, close = checkpoint.saver(folder)
-  watch, stop_watching = hooks.watch(workdir, s, children, s.spent(state))
-  saved = time.monotonic()
-
-  def keep(state: search.SearchState, info: Mapping[str, Any]) -> None:
-    nonlocal saved
-    # Steps since the last checkpoint are asked again and read from the journal, so seconds between them are enough.
-    if time.monotonic() - saved > 20 or s.over(state, children):
-      save(int(state.step), state)
-      saved = time.monotonic()
-      if s.parts:
-        write(os.path.join(workdir, 'replay.json'), s.parts.export(state) + '\n')
-
-  best = -float('inf')
-
-  def note_best(records: list[journal.Record]) -> None:
-    nonlocal best
-    for record in records:
-      if record['reward'] > best:
-        best = record['reward']
-        write(os.path.join(workdir, 'best.json'), report.best_json(s.space, record))
-
-  if known:  # whose best may have been journalled just before the end, and noted nowhere
-    note_best([max(known.values(), key=lambda record: record['reward'])])
-  pause = 1 if sys.stderr.isatty() else 20
-  with tqdm(total=children, initial=s.spent(state), desc=name, unit='child', mininterval=pause) as bar:
-
-    def show(state: search.SearchState, info: Mapping[str, Any]) -> None:
-      bar.set_postfix(best=f'{float(state.best.reward):.4f}', mean=f'{info["reward"]:.4f}', refresh=False)
-      bar.update(min(s.spent(state), children) - bar.n)
-
-    hearers = [
-      search.Hook(children=journal.writer(path), vital=True),
-      watch,  # before the checkpoint, so that no step that is not done again goes unnoted
-      search.Hook(step=keep, vital=True),
-      search.Hook(children=note_best, vital=True),
-      search.Hook(step=show),
-    ]
-    state = search.run(s, state, hearers, search.Budget(children), known)
-  stop_watching()
-  close()
-  found = journal.read(path)
-  return [found[number] for number in sorted(found) if number < s.spent(state)]

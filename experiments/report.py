@@ -4,7 +4,7 @@ Example:
   python -m experiments.report --workdir=runs/cell_search-demo
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import glob
@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import launch
+from experiments import files, launch
 from experiments.system import SYSTEMS, System
 from nas_jax import journal, page, replay, replay_draw, report, space
 
@@ -24,13 +24,13 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string('workdir', '', 'folder of a search', flag_values=values)
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], None]:
+def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads the workdir."""
   values = launch.parse(argv, __doc__, own_flags)
   if not values.workdir:
     raise ValueError('--workdir is missing: name the folder of a search.')
   text = make(values.workdir)
-  return lambda: write(values.workdir, text)
+  return lambda check: write(values.workdir, text)
 
 
 def make(workdir: str) -> str:
@@ -41,7 +41,7 @@ def make(workdir: str) -> str:
 def write(workdir: str, text: str) -> None:
   """Writes report.html and says where."""
   path = os.path.join(workdir, 'report.html')
-  launch.write(path, text)
+  files.write(path, text)
   print(f'report: {path}')
 
 

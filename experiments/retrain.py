@@ -5,7 +5,7 @@ The same command resumes what was cut off. Examples:
   python -m experiments.retrain --workdir=runs/mine --top=3 --preset=zaremba_small --data_dir=DIR --lr=0.5,1.0
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import hashlib
 import json
 import os
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import launch
+from experiments import files, launch
 from experiments import report as report_page
 from experiments.system import SYSTEMS, System
 from nas_jax import checkpoint, finish, journal, report, space
@@ -38,7 +38,7 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string('data_dir', '', 'folder of data sets', flag_values=values)
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], None]:
+def prepare(argv: Sequence[str]) -> launch.Work:
   """Flags, architectures, data, sizes and the folder of results."""
   values = launch.parse(argv, __doc__, own_flags, *(system.retrain.Config for system in SYSTEMS))
   sources = [*values.arch, *([os.path.join(values.workdir, 'best.json')] if values.workdir else [])]
@@ -55,10 +55,12 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
   for arch in archs.values():
     system.retrain.prove(cfg, data, arch)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
-  launch.open_workdir(results, cfg)
+  lock = files.occupy(results)
+  files.open_config(results, cfg)
 
-  def work() -> None:
-    run(system, cfg, data, archs, results)
+  def work(check: launch.Check) -> None:
+    with lock:
+      run(system, cfg, data, archs, results, check)
     if values.workdir:
       report_page.write(values.workdir, report_page.make(values.workdir))
 
@@ -116,17 +118,19 @@ def best_of(workdir: str, top: int, system: System) -> dict[str, Any]:
   return {f'{who} {record["id"]}': report.arch_of(made, record) for record in ranked[:top]}
 
 
-def run(system: System, cfg: Any, data: Any, archs: Mapping[str, Any], results: str) -> None:
+def run(
+  system: System, cfg: Any, data: Any, archs: Mapping[str, Any], results: str, check: launch.Check = lambda: None
+) -> None:
   """Each in turn: grid, final trainings, and the table, beside what the folder held of others."""
   path, setting = os.path.join(results, 'result.json'), system.retrain.setting(cfg, data)
-  rows = launch.once(path, lambda: {'rows': [], 'setting': setting})['rows']
+  rows = files.once(path, lambda: {'rows': [], 'setting': setting})['rows']
   for name, arch in archs.items():
     digest = hashlib.sha256(repr(arch).encode()).hexdigest()[:8]
     folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
     os.makedirs(folder, exist_ok=True)
-    found = train_child(system, cfg, data, name, arch, folder)
+    found = train_child(system, cfg, data, name, arch, folder, check)
     rows = [row for row in rows if row['name'] != name] + found
-    launch.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
+    files.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
   print(f'\n{table(rows, system)}\n{setting}')
 
 
@@ -146,14 +150,16 @@ def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
   return report.table(header, lines)
 
 
-def train_child(system: System, cfg: Any, data: Any, name: str, arch: Any, folder: str) -> list[dict[str, Any]]:
+def train_child(
+  system: System, cfg: Any, data: Any, name: str, arch: Any, folder: str, check: launch.Check
+) -> list[dict[str, Any]]:
   """The grid at the first size, and the winner at every size: one row each."""
   retrain = system.retrain
   path, points, sizes = os.path.join(folder, 'trainings.json'), retrain.grid(cfg), retrain.sizes(cfg)
   winner, said, validated = points[0], {'epochs': cfg.epochs, 'repeats': cfg.repeats}, list[float]()
 
   def trained(task: str, size: str, stage: Stage) -> dict[str, Any]:
-    return launch.once_each(path, {task: lambda: train_stage(system, cfg, data, arch, size, stage)})[task]
+    return files.once_each(path, {task: lambda: train_stage(system, cfg, data, arch, size, stage, check)})[task]
 
   if len(points) > 1:
     stage = Stage(f'{name}: grid', folder, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
@@ -180,7 +186,9 @@ class Stage(NamedTuple):
   final: bool  # whether to score the test split, which no choice may look at
 
 
-def train_stage(system: System, cfg: Any, data: Any, arch: Any, size: str, stage: Stage) -> dict[str, Any]:
+def train_stage(
+  system: System, cfg: Any, data: Any, arch: Any, size: str, stage: Stage, check: launch.Check
+) -> dict[str, Any]:
   """Trains all points of a stage to the end, going on from its last epoch if it was cut off."""
   task = system.retrain.task(cfg, data, arch, size, stage.epochs, stage.final)
   m, begun = len(stage.points), time.perf_counter()
@@ -196,9 +204,12 @@ def train_stage(system: System, cfg: Any, data: Any, arch: Any, size: str, stage
       scores = np.asarray(now.curve)[int(now.done) - 1, :m]
       bar.set_postfix({system.retrain.METRIC: ' '.join(report.word(float(score)) for score in scores)}, refresh=False)
       bar.update(int(now.done) - bar.n)
+      check()
 
-    progress = finish.run(task, progress, settings, keys, keep)
-  close()
+    try:
+      progress = finish.run(task, progress, settings, keys, keep)
+    finally:
+      close()
   curve = np.asarray(progress.curve)[:, :m]
   found = {'size': task.size, 'parameters': task.weights, 'curve': curve.T.tolist()}
   if task.choose:

@@ -12,70 +12,78 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import launch
+from experiments import files, keeping, launch, resume
 from experiments import report as report_page
 from experiments.system import System
 from nas_jax import checkpoint, evaluator, journal, reliability, report, search, shared
+from nas_jax.keeper import Keeper
 from nas_jax.systems import enas
 
 
-def run(system: System, cfg: Any, data: Any, workdir: str, with_control: bool = True) -> None:
+def run(
+  system: System, cfg: Any, data: Any, workdir: str, with_control: bool = True, check: launch.Check = lambda: None
+) -> None:
   """Goes on from whatever the workdir holds.
 
   Beside the files of every search it holds derived.json, architectures sampled from the controller at the end, best
   first (best.json is the first of them), alone.jsonl, random networks trained by themselves, random.json, the best of
   these, and ranks.json, what they say of scores by shared weights.
   """
+  keeper = keeping.keeper(workdir, cfg, check)
   problem = system.problem(cfg, data)
   programs = enas.build_programs(problem, cfg)
   print(
-    f'{problem.space.size():.2e} {system.noun}s; {cfg.max_children} samples with {system.length(cfg)} on '
+    f'{problem.space.size():.2e} {system.noun}s; {cfg.samples} samples with {system.length(cfg)} on '
     f'{system.about(cfg, data)}; {len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
     flush=True,
   )
   folders, cfgs = {cfg.algorithm: workdir}, {cfg.algorithm: cfg}
   if with_control and cfg.algorithm != 'random':
     folders['random'], cfgs['random'] = os.path.join(workdir, 'control'), dataclasses.replace(cfg, algorithm='random')
-    launch.open_workdir(folders['random'], cfgs['random'])
-  ends = {name: one_search(problem, cfgs[name], programs, folder) for name, folder in folders.items()}
+    files.open_config(folders['random'], cfgs['random'])
+  ends = {name: one_search(problem, cfgs[name], programs, folder, keeper) for name, folder in folders.items()}
   records, derived = (
     {name: end[0] for name, end in ends.items()},
     {n: _derived(folder) for n, folder in folders.items()},
   )
   said = ''
   if cfg.rank_children:
-    trained = train_alone(problem, cfg, os.path.join(workdir, 'alone.jsonl'))
+    trained = train_alone(problem, cfg, os.path.join(workdir, 'alone.jsonl'), keeper)
     weights = {name: end[1] for name, end in ends.items()}
-    measure = functools.partial(rank, problem, cfg, programs, weights, trained)
-    ranks = launch.once(os.path.join(workdir, 'ranks.json'), measure)
+    path, step = os.path.join(workdir, 'ranks.json'), [int(state.step) for state in weights.values()]
+    ranks = files.read(path)
+    if not ranks or ranks['step'] != step:  # a search that was gone on with has other weights
+      ranks = rank(problem, cfg, programs, weights, trained) | {'step': step}
+      files.write(path, json.dumps(ranks, indent=2) + '\n')
     best = report.ranking(trained[: cfg.rank_children], problem.space, problem.metric, system.metric.lower)[0]
     _write_best(problem, os.path.join(workdir, 'random.json'), best)
     said = _in_words(system, ranks, records[cfg.algorithm])
   summary = _summary(system, cfg, data, problem, records, derived, said)
-  launch.write(os.path.join(workdir, 'summary.txt'), summary)
+  files.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
   report_page.write(workdir, report_page.make(workdir))
 
 
 def one_search(
-  problem: enas.Problem, cfg: Any, programs: shared.Programs, folder: str
+  problem: enas.Problem, cfg: Any, programs: shared.Programs, folder: str, keeper: Keeper
 ) -> tuple[list[journal.Record], search.SearchState]:
   """A search to its end, and what is derived from it: its journal, and its last state."""
-  s = enas.build(problem, cfg, programs)
-  records = launch.resume_and_run(folder, s, cfg.seed, cfg.max_children, cfg.algorithm)
+  s = enas.build(problem, cfg, programs, keeper.check)
+  records = resume.run(folder, s, cfg.seed, resume.budget_of(cfg, cfg.samples), cfg.algorithm, keeper)
   state = checkpoint.restore(os.path.join(folder, 'checkpoints'), s.init(jax.random.key(cfg.seed)))
   assert state is not None, 'a search that is over has a checkpoint of its end'
-  path = os.path.join(folder, 'derived.json')
-  if not os.path.exists(path) or len(_derived(folder)) < cfg.derive_children:
+  path, step = os.path.join(folder, 'derived.json'), int(state.step)
+  lines = files.read(path) or []
+  if len(lines) < cfg.derive_children or lines[0]['step'] != step:
     key = jax.random.fold_in(jax.random.key(cfg.seed), 4)
     found = shared.derive(
       problem.space, s.controller, programs, state, problem.shared_reward, key, cfg.derive_children, cfg.m
     )
     lines = [
-      {'id': one.place, 'tokens': one.tokens.tolist(), 'reward': one.reward, 'failed': None} | one.metrics
+      {'id': one.place, 'tokens': one.tokens.tolist(), 'reward': one.reward, 'failed': None, 'step': step} | one.metrics
       for one in found
     ]
-    launch.write(path, json.dumps(lines) + '\n')
+    files.write(path, json.dumps(lines) + '\n')
   _write_best(problem, os.path.join(folder, 'best.json'), _derived(folder)[0])
   return records, state
 
@@ -86,10 +94,10 @@ def _derived(folder: str) -> list[dict[str, Any]]:
 
 
 def _write_best(problem: enas.Problem, path: str, record: Mapping[str, Any]) -> None:
-  launch.write(path, report.best_json(problem.space, dict(record)))
+  files.write(path, report.best_json(problem.space, dict(record)))
 
 
-def train_alone(problem: enas.Problem, cfg: Any, path: str) -> list[journal.Record]:
+def train_alone(problem: enas.Problem, cfg: Any, path: str, keeper: Keeper) -> list[journal.Record]:
   """Random architectures, each trained by itself for `cfg.epochs` passes, and all once more from another seed.
 
   They are journalled, so that none is trained again.
@@ -99,7 +107,7 @@ def train_alone(problem: enas.Problem, cfg: Any, path: str) -> list[journal.Reco
   batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), once._replace(depth=None, extra=()))
   batch = batch._replace(ids=jnp.arange(count), keys=jax.random.split(jax.random.fold_in(key, 1), count))
   known, write = journal.read(path), journal.writer(path)
-  train = functools.cache(lambda: enas.alone(problem, cfg.epochs))
+  train = functools.cache(lambda: enas.alone(problem, cfg.epochs, keeper=keeper))
   for start in range(0, count, cfg.m):
     places = jnp.arange(start, start + cfg.m) % count  # the last are filled up from the front
     if any(int(place) not in known for place in places):

@@ -5,6 +5,7 @@ import types
 from typing import Any, NamedTuple
 
 from nas_jax import conv_draw, enas_draw, evaluator, page, rnn_cell, search, space, tree_cell, tree_draw
+from nas_jax.keeper import Keeper
 from nas_jax.space import layers
 from nas_jax.systems import (
   cell,
@@ -24,12 +25,12 @@ from nas_jax.systems import (
 class Alone(NamedTuple):
   """How children are trained each by itself."""
 
-  build: Callable[[Any, Any], search.Search]  # (cfg, data); raises ValueError on what does not fit
+  build: Callable[..., search.Search]  # (cfg, data, keeper=...); raises ValueError on what does not fit
   again: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
   longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
   time_programs: Callable[[Any, Any], evaluator.Timing] | None  # (cfg, data); None if there is one way only
   misfit: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
-  yardsticks: Callable[[Any, Any, search.Search], Mapping[str, evaluator.Known]]  # (cfg, data, s)
+  yardsticks: Callable[[Any, Any, search.Search, Keeper], Mapping[str, evaluator.Known]]  # (cfg, data, s, keeper)
 
 
 class System(NamedTuple):

@@ -4,14 +4,14 @@ The table is an .npz with `ops` int [A, T] (the strings), `reward` float [A] and
   python -m experiments.table_search --table=FILE.npz --algorithm=reinforce --evaluations=100 --seeds=500 --json=OUT
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import json
 import os
 
 from absl import flags
 import jax
 
-from experiments import launch
+from experiments import files, launch
 from nas_jax import search
 from nas_jax.systems import table
 
@@ -24,7 +24,7 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string('json', '', 'file for the result', flag_values=values)
 
 
-def prepare(argv: Sequence[str]) -> Callable[[], None]:
+def prepare(argv: Sequence[str]) -> launch.Work:
   """Flags, table and search."""
   values = launch.parse(argv, __doc__, own_flags, table.Config)
   cfg = launch.overlay(values, table.Config())
@@ -34,7 +34,7 @@ def prepare(argv: Sequence[str]) -> Callable[[], None]:
     raise ValueError(f'json (={values.json!r}) is in no folder: name a file that can be written.')
   known = table.load(values.table)
   s = table.build(cfg, known.ops, known.reward, known.test)
-  return lambda: run(s, cfg, values.evaluations, values.seeds, values.json)
+  return lambda check: run(s, cfg, values.evaluations, values.seeds, values.json)
 
 
 def run(s: search.Search, cfg: table.Config, evaluations: int, seeds: int, path: str) -> None:
@@ -47,7 +47,7 @@ def run(s: search.Search, cfg: table.Config, evaluations: int, seeds: int, path:
     if found[f'{name}_mean'] is not None:
       print(f'{name} of the best by reward: {found[f"{name}_mean"]:.5f} +- {found[f"{name}_std"]:.5f} ({setting})')
   if path:
-    launch.write(path, json.dumps(setting | found) + '\n')
+    files.write(path, json.dumps(setting | found) + '\n')
 
 
 if __name__ == '__main__':

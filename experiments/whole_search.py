@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import launch
+from experiments import files, keeping, launch, resume
 from experiments import report as report_page
 from experiments.system import System
 from nas_jax import evaluator, journal, reliability, report, search, space
+from nas_jax.keeper import Keeper
 from nas_jax.types import Batch
 
 
@@ -29,7 +30,7 @@ def own_flags(system: System) -> Callable[[flags.FlagValues], None]:
   return define
 
 
-def prepare(system: System, doc: str | None, argv: Sequence[str]) -> Callable[[], None]:
+def prepare(system: System, doc: str | None, argv: Sequence[str]) -> launch.Work:
   """Flags, data, search and workdir."""
   values = launch.parse(argv, doc or '', own_flags(system), system.config)
   cfg = launch.configure(values, system.presets)
@@ -41,42 +42,56 @@ def prepare(system: System, doc: str | None, argv: Sequence[str]) -> Callable[[]
   launch.set_up_jax()
   system.alone.build(cfg, data)  # which checks what belongs together
   workdir = values.workdir or f'runs/{system.launcher}-{values.preset}'
-  cfg = launch.open_workdir(workdir, cfg)
+  lock = files.occupy(workdir)
+  cfg = files.open_config(workdir, cfg)
   facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.max_children}
-  launch.note_origin(workdir, system.launcher, argv, **facts)
-  return lambda: run(system, cfg, data, beside, workdir, values.control)
+  files.note_origin(workdir, system.launcher, argv, cfg, **facts)
+
+  def work(check: launch.Check) -> None:
+    with lock:
+      run(system, cfg, data, beside, workdir, values.control, check)
+
+  return work
 
 
 def run(
-  system: System, cfg: Any, data: Any, beside: Mapping[str, Any], workdir: str, with_control: bool = True
+  system: System,
+  cfg: Any,
+  data: Any,
+  beside: Mapping[str, Any],
+  workdir: str,
+  with_control: bool = True,
+  check: launch.Check = lambda: None,
 ) -> None:
   """Goes on from whatever the workdir holds. `beside` maps names to architectures to train as children are."""
+  keeper = keeping.keeper(workdir, cfg, check)
   if system.alone.time_programs and cfg.child_program == 'auto':
     cfg = settle_program(cfg, data, workdir, system.alone.time_programs)
-  s = system.alone.build(cfg, data)
+  s = system.alone.build(cfg, data, keeper=keeper)
   print(
     f'{s.space.size():.2e} {system.noun}s; {cfg.max_children} children of {system.length(cfg)} on '
     f'{system.about(cfg, data)}; {len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
     flush=True,
   )
-  signal = measure_reliability(system, cfg, data, s, os.path.join(workdir, 'reliability.json'))
+  budget = resume.budget_of(cfg, cfg.max_children)
+  signal = measure_reliability(system, cfg, data, s, keeper, os.path.join(workdir, 'reliability.json'))
   print(signal, flush=True)
-  found = {cfg.algorithm: launch.resume_and_run(workdir, s, cfg.seed, cfg.max_children, cfg.algorithm)}
+  found = {cfg.algorithm: resume.run(workdir, s, cfg.seed, budget, cfg.algorithm, keeper)}
   if with_control and cfg.algorithm != 'random':
     # Only the controller is another: the children's programs are compiled already.
     control = dataclasses.replace(cfg, algorithm='random')
     random = system.alone.again(s.space, control, s.train)
     folder = os.path.join(workdir, 'control')
-    launch.open_workdir(folder, control)
-    found['random'] = launch.resume_and_run(folder, random, cfg.seed, cfg.max_children, 'random')
-  known = dict(system.alone.yardsticks(cfg, data, s)) | {
+    files.open_config(folder, control)
+    found['random'] = resume.run(folder, random, cfg.seed, budget, 'random', keeper)
+  known = dict(system.alone.yardsticks(cfg, data, s, keeper)) | {
     name: evaluator.Known(arch, s.train) for name, arch in beside.items()
   }
   scores = measure_yardsticks(system, cfg, known, os.path.join(workdir, 'yardsticks.json'))
   best = best_child(system, s.space, found[cfg.algorithm])
   views = in_common(system, s.space, found[cfg.algorithm])
   summary = f'{best}\n\n{standings(system, cfg, data, s.space, found, scores)}\n{signal}\n{views}'
-  launch.write(os.path.join(workdir, 'summary.txt'), summary)
+  files.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
   report_page.write(workdir, report_page.make(workdir))
 
@@ -87,23 +102,23 @@ def settle_program(cfg: Any, data: Any, workdir: str, time_programs: Callable[[A
   faster = min(seconds._fields, key=lambda name: getattr(seconds, name))
   print(f'{faster} children: {seconds.generic:.2f} s each generic, {seconds.specialised:.2f} s specialised', flush=True)
   cfg = dataclasses.replace(cfg, child_program=faster)
-  launch.note_config(workdir, cfg)
+  files.note_config(workdir, cfg)
   return cfg
 
 
-def measure_reliability(system: System, cfg: Any, data: Any, s: search.Search, path: str) -> str:
+def measure_reliability(system: System, cfg: Any, data: Any, s: search.Search, keeper: Keeper, path: str) -> str:
   """Rank correlations of rewards, measured once a workdir, in words."""
   if not cfg.reliability_children:
     return 'reward reliability: not measured'
   long = system.alone.longer(cfg, 5)
 
   def measure() -> dict[str, float]:
-    longer = system.alone.build(long, data).train
+    longer = system.alone.build(long, data, keeper=keeper).train
     key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
     some = cfg.reliability_children // 2
     return reliability.measure(s.space, s.train, key, cfg.reliability_children, cfg.m, longer, some)._asdict()
 
-  found = launch.once(path, measure)
+  found = files.once(path, measure)
   return (
     f'reward reliability (Spearman, {found["children"]} random {system.noun}s): {found["seeds"]:.2f} between two '
     f'seeds, {found["budget"]:.2f} between {system.length(cfg)} and {system.length(long)} (half of them)'
@@ -123,7 +138,7 @@ def measure_yardsticks(
     outcome = one.evaluate(Batch(ids, keys, ids[:, None], space.stack([one.arch] * len(keys))))
     return np.asarray(outcome.metrics[system.metric.key]).tolist()
 
-  return launch.once_each(path, {name: functools.partial(train, one) for name, one in known.items()})
+  return files.once_each(path, {name: functools.partial(train, one) for name, one in known.items()})
 
 
 def best_child(system: System, made: space.Space, records: Sequence[journal.Record]) -> str:

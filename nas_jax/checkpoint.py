@@ -1,8 +1,11 @@
 """Checkpoints of any state tree: Orbax, with a digest beside it, since Orbax restores a flipped byte silently."""
 
 from collections.abc import Callable
+import errno
 import hashlib
 import os
+import tempfile
+from typing import Any
 import warnings
 
 import jax
@@ -14,7 +17,10 @@ from nas_jax.types import PyTree
 
 
 def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Callable[[], None]]:
-  """(save(step, state), close()) into `folder`; saves go on in the background and the newest `keep` stay."""
+  """(save(step, state), close()) into `folder`; saves go on in the background and the newest `keep` stay.
+
+  Both raise OSError if a state cannot be written.
+  """
   manager = _manager(folder, keep)
 
   def save(step: int, state: PyTree) -> None:
@@ -23,11 +29,17 @@ def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Ca
       state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave({'sha256': _digest(arrays)})
     )
     # Orbax answers False, and saves nothing, for a step not after its newest: that one is this very state.
-    manager.save(step, args=items)
+    written(lambda: manager.save(step, args=items))
 
   def close() -> None:
-    manager.wait_until_finished()
+    written(manager.wait_until_finished)
     manager.close()
+
+  def written(work: Callable[[], Any]) -> None:
+    try:
+      work()
+    except Exception as error:  # whatever Orbax makes of a full disk
+      raise OSError(errno.EIO, f'a checkpoint cannot be written: {_first_line(error)}', folder) from error
 
   return save, close
 
@@ -51,18 +63,23 @@ def restore(folder: str, like: PyTree | Callable[[int], PyTree]) -> PyTree | Non
         raise ValueError('its digest does not fit')
       return _from_arrays(found.state, wanted)
     except Exception as error:
-      aside = os.path.join(os.path.dirname(os.path.abspath(folder)), 'damaged', str(step))
-      os.makedirs(os.path.dirname(aside), exist_ok=True)
+      damaged = os.path.join(os.path.dirname(os.path.abspath(folder)), 'damaged')
+      os.makedirs(damaged, exist_ok=True)
+      aside = tempfile.mkdtemp(prefix=f'{step}-', dir=damaged)
       os.replace(os.path.join(folder, str(step)), aside)
-      reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-      warnings.warn(f'checkpoint {step} is damaged ({reason}): moved to {aside}.', stacklevel=2)
+      warnings.warn(f'checkpoint {step} is damaged ({_first_line(error)}): moved to {aside}.', stacklevel=2)
     finally:
       manager.close()
   return None
 
 
+def _first_line(error: Exception) -> str:
+  return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
 def _manager(folder: str, keep: int | None) -> ocp.CheckpointManager:
-  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+  # What a killed process had half written goes.
+  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
   handlers = {'state': ocp.StandardCheckpointHandler(), 'digest': ocp.JsonCheckpointHandler()}
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   registry.add('state', ocp.args.StandardSave, handlers['state'])

@@ -1,8 +1,10 @@
 """Evaluators: architectures in, rewards out."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 import functools
 import math
+import queue
 import time
 from typing import Any, NamedTuple
 import warnings
@@ -14,11 +16,11 @@ import numpy as np
 
 from nas_jax import train
 from nas_jax.controller import uniform_controller
+from nas_jax.keeper import UNKEPT, Keeper, Metrics, fingerprint
 from nas_jax.space import Space, unstack
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
 PROGRAMS = ('generic', 'specialised', 'auto')  # how children are compiled
-Metrics = dict[str, np.ndarray]
 
 
 class Known(NamedTuple):
@@ -29,19 +31,35 @@ class Known(NamedTuple):
 
 
 def from_scratch(
-  programs: train.Fit, data: PyTree, reward: Callable[[Metrics], np.ndarray]
+  programs: train.Fit, data: PyTree, reward: Callable[[Metrics], np.ndarray], keeper: Keeper = UNKEPT
 ) -> Callable[[Batch], Outcome]:
   """Trains every child from its own initial weights on `data`, all by one program; the architecture is traced.
 
   `reward` maps the metrics [m] to rewards [m]; a child that failed earns 0. Children that are too many for the memory
   are halved until they fit; one that does not fit alone fails. That the program cannot be compiled is no child's fault:
-  the error is raised.
+  the error is raised. Children of a batch that the process died of are trained one by one, to find the one that did it.
   """
   data = train.share(data, programs.mesh)
 
   def fitted(archs: PyTree, keys: Key) -> list[Metrics]:
-    found, m = _tried(lambda: _fetched(train.fit(programs, archs, keys, data)), own_program=False), len(keys)
+    m = len(keys)
+
+    def kept(only: int | None = None) -> Metrics:
+      # All together but for the last time, which each child has for itself.
+      starts = keeper.starts if m == 1 else max(1, keeper.starts - 1) if only is None else 1
+      starts = starts if keeper.starts else 0
+      return _tried(lambda: _kept(programs, archs, keys, data, keeper, starts, only), own_program=False)
+
+    found = kept()
     if m == 1 or found.keys() != {'failed'}:
+      return [found]
+    if (found['failed'] == train.DEADLY).all():
+      alone = [kept(k) for k in range(m)]
+      return [
+        {name: values[k : k + 1] if len(values) == m else values for name, values in one.items()}
+        for k, one in enumerate(alone)
+      ]
+    if (found['failed'] == train.TOO_LONG).any():
       return [found]
     halves = (slice(m // 2), slice(m // 2, m))
     return [one for half in halves for one in fitted(*jax.tree.map(lambda x, half=half: x[half], (archs, keys)))]
@@ -54,30 +72,39 @@ def specialised(
   data: PyTree,
   reward: Callable[[Metrics], np.ndarray],
   devices: list[jax.Device] | None = None,
+  keeper: Keeper = UNKEPT,
 ) -> Callable[[Batch], Outcome]:
   """The same by a program of its own for each child: no operation chosen as it runs, but a compilation a child.
 
-  A child whose program runs out of memory, or cannot be compiled, fails alone.
+  A child whose program runs out of memory, or cannot be compiled, fails alone. Each device takes the next child as soon
+  as it is free.
 
   Args:
     programs: (static arch, mesh of one device) to the programs of that child, whose arch is ().
     data: as the child takes it.
     reward: as in `from_scratch`.
-    devices: children take turns on them, by default on all local ones.
+    devices: where children are trained, by default all local ones.
+    keeper: of the trainings.
   """
   meshes = [train.child_mesh([device]) for device in (devices or jax.local_devices())]
-  shared = [train.share(data, mesh) for mesh in meshes]
+  free = queue.SimpleQueue[tuple[Mesh, PyTree]]()
+  for mesh in meshes:
+    free.put((mesh, train.share(data, mesh)))
 
   def evaluate(batch: Batch) -> Outcome:
-    archs, found = unstack(batch.archs), list[Metrics]()
-    for start in range(0, len(batch.keys), len(meshes)):
-      # Dispatch returns at once, so the devices work side by side until their metrics are fetched.
-      running = []
-      for k, mesh, local in zip(range(start, len(batch.keys)), meshes, shared, strict=False):
-        fit = functools.partial(train.fit, programs(archs[k], mesh), (), batch.keys[k : k + 1], local)
-        running.append(_tried(fit))
-      found += [_tried(functools.partial(_fetched, one)) for one in running]
-    return _gathered(found, reward)
+    double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64  # a thread has a context of its own
+
+    def one(arch: PyTree, key: Key) -> Metrics:
+      mesh, local = place = free.get()
+      try:
+        with jax.enable_x64(double):
+          return _tried(lambda: _kept(programs(arch, mesh), (), key, local, keeper, keeper.starts, arch=arch))
+      finally:
+        free.put(place)
+
+    keys = (batch.keys[k : k + 1] for k in range(len(batch.keys)))
+    with ThreadPoolExecutor(len(meshes)) as threads:
+      return _gathered(list(threads.map(one, unstack(batch.archs), keys)), reward)
 
   return evaluate
 
@@ -88,6 +115,7 @@ def successive(
   reward: Callable[[Metrics], np.ndarray],
   inherit: Callable[[PyTree, PyTree], PyTree],
   device: jax.Device | None = None,
+  keeper: Keeper = UNKEPT,
 ) -> Callable[[Batch], Outcome]:
   """As `specialised`, on one device, each child starting from what the one before it in the batch has learned.
 
@@ -98,6 +126,7 @@ def successive(
     inherit: (fresh parameters, those of the child before) -> parameters to start from; with a leading axis of 1. A
       child after one that failed starts afresh.
     device: the first local one by default.
+    keeper: what it recalls is of no use here: a child wants the weights of the one before it.
   """
   mesh = train.child_mesh([device or jax.local_devices()[0]])
   shared = train.share(data, mesh)
@@ -111,7 +140,10 @@ def successive(
         states, archs, keys = train.begin(made, (), key)
         if parent is not None:
           states = states._replace(params=inherit(states.params, parent))
-        states, metrics = train.run(made, states, archs, keys, shared)
+        name, limit = fingerprint(arch, key, made.steps, 'inherits'), keeper.timeout
+        if keeper.starts and keeper.vain(name) >= keeper.starts:
+          return states.params, {'failed': np.full(1, train.DEADLY)}
+        states, metrics = train.run(made, states, archs, keys, shared, keeper, name, limit)
         return states.params, _fetched(metrics)
 
       tried = _tried(one)
@@ -121,6 +153,34 @@ def successive(
     return _gathered(found, reward)
 
   return evaluate
+
+
+def _kept(
+  programs: train.Fit,
+  archs: PyTree,
+  keys: Key,
+  data: PyTree,
+  keeper: Keeper,
+  starts: int,
+  only: int | None = None,
+  arch: PyTree = (),
+) -> Metrics:
+  """What a training gives, or gave, if `keeper` recalls it; `arch` is the static one of a program of its own.
+
+  One that was begun in vain so many times fails.
+  """
+  fresh = functools.partial(train.begin, programs, archs, keys, only)
+  shapes = jax.eval_shape(lambda: fresh()[0])
+  name = fingerprint(arch, archs, keys, shapes, programs.steps, only)
+  if (known := keeper.recall(name)) is not None:
+    return known
+  m = len(keys)
+  if starts and keeper.vain(name) >= starts:
+    return {'failed': np.full(m, train.DEADLY)}
+  _, metrics = train.run(programs, *fresh(), data, keeper, name, keeper.timeout * (m if only is None else 1))
+  found = {key: value[:m] for key, value in _fetched(metrics).items()}
+  keeper.end(name, found)
+  return found
 
 
 def _gathered(found: list[Metrics], reward: Callable[[Metrics], np.ndarray]) -> Outcome:

@@ -1,6 +1,6 @@
 """The journal: one line of JSON for every child that was trained, written as soon as it is scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import json
 import math
 import os
@@ -29,19 +29,51 @@ def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
   return found
 
 
-def outcome(lines: list[Record], batch: Batch) -> Outcome:
-  """What was journalled of `batch`, as the evaluator answered: rewards to the bit; metrics, for people, stay behind.
+def outcome(lines: Sequence[Record]) -> Outcome:
+  """What was journalled, as the evaluator answered: rewards to the bit; metrics, for people, stay behind."""
+  return Outcome(jnp.asarray([line['reward'] for line in lines], jnp.float32))
 
-  Raises:
-    ValueError: a record has other tokens than the child of its id: a journal of another search.
-  """
-  for line, tokens in zip(lines, np.asarray(batch.tokens).tolist(), strict=True):
-    if line.get('tokens') != tokens:
+
+def agree(lines: Sequence[Record], batch: Batch) -> None:
+  """Raises ValueError if a record has other tokens than the child of its id: a journal of another search."""
+  tokens = dict(zip(batch.ids.tolist(), np.asarray(batch.tokens).tolist(), strict=True))
+  for line in lines:
+    if line.get('tokens') != tokens[line['id']]:
       raise ValueError(
         f'the journal has other tokens for child {line["id"]} than this search asks for: it is of another search; '
         'take a new workdir.'
       )
-  return Outcome(jnp.asarray([line['reward'] for line in lines], jnp.float32))
+
+
+def mend(path: str, aside: str, need: Sequence[str] = ('id', 'tokens', 'reward', 'failed', 'seconds')) -> int:
+  """Moves lines of `path` that are no records, as the torn last one of a killed process, to a file in `aside`.
+
+  A record has the entries `need`. Returns how many lines had not.
+  """
+  if not os.path.exists(path):
+    return 0
+  with open(path, 'rb') as file:
+    lines = file.read().splitlines(keepends=True)
+  records = [_record(line) if line.endswith(b'\n') else None for line in lines]
+  sound = [record is not None and all(name in record for name in need) for record in records]
+  if not all(sound):
+    os.makedirs(aside, exist_ok=True)
+    with open(os.path.join(aside, os.path.basename(path)), 'ab') as file:
+      file.writelines(line.rstrip(b'\n') + b'\n' for line, fine in zip(lines, sound, strict=True) if not fine)
+    with open(path + '.part', 'wb') as file:
+      file.writelines(line for line, fine in zip(lines, sound, strict=True) if fine)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(path + '.part', path)
+  return sound.count(False)
+
+
+def _record(line: bytes | str) -> Record | None:
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  return record if isinstance(record, dict) else None
 
 
 def read(path: str, by: str = 'id') -> dict[int, Record]:
@@ -53,11 +85,9 @@ def read(path: str, by: str = 'id') -> dict[int, Record]:
   if os.path.exists(path):
     with open(path, encoding='utf-8', errors='replace') as file:
       for line in file:
-        try:
-          record = json.loads(line)
+        record = _record(line)
+        if record is not None and isinstance(record.get(by), int):
           found[record[by]] = record
-        except (ValueError, TypeError, KeyError):
-          continue
   return found
 
 

@@ -134,7 +134,6 @@ def build(
       spent=lambda state: int(state.replay.trained),
       exhausted=lambda state: int(state.replay.idle) >= cfg.patience,
       grow=grow,
-      whole=cfg.warm_start,
       export=lambda state: replay.as_json(state.replay.tree, space.slots[0].labels),
     ),
   )

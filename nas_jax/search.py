@@ -5,6 +5,7 @@ Only `evaluate` may take its time, and only `run` loops.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 import time
 from typing import Any, NamedTuple
 import warnings
@@ -30,7 +31,6 @@ class Parts(NamedTuple):
   exhausted: Callable[[SearchState], bool]  # whether there is nothing left to train
   grow: Callable[[SearchState, int], SearchState]  # as `Search.sized`
   export: Callable[[SearchState], str]  # what is remembered, as JSON
-  whole: bool = False  # whether children of a group learn from one another, so that it is trained whole or not at all
 
 
 class Search(NamedTuple):
@@ -177,6 +177,8 @@ class Budget(NamedTuple):
   """When to stop; the step that reaches it is finished."""
 
   children: int
+  seconds: float = math.inf  # of evaluating, by the journal
+  reward: float = math.inf  # of the best child
 
 
 def run(
@@ -194,51 +196,50 @@ def run(
     hooks: told of children and steps, in order.
     budget: children in all, those before `state` included.
     known: a journal by child id. `ask` is pure, so a search that was cut off asks for the same children again, and
-      those who stand in the journal are not trained a second time.
+      groups that stand in the journal are not trained a second time. A group of which only some do is evaluated
+      again, all of it: fewer children would be another program, and other bits.
 
   Raises:
     ValueError: the journal is of another search: the same id with other tokens.
   """
   known = known or {}
-  while not search.over(state, budget.children):
+  seconds = sum(line['seconds'] for line in known.values())
+
+  def evaluated(batch: Batch) -> Outcome:
+    nonlocal seconds
+    outcome, fresh = _evaluated(search, batch, known)
+    _call(hooks, 'children', fresh)
+    seconds += sum(line['seconds'] for line in fresh)
+    return outcome
+
+  while not (
+    search.over(state, budget.children) or seconds >= budget.seconds or float(state.best.reward) >= budget.reward
+  ):
     batch = search.ask(state)
     if search.parts:
       groups = search.parts.split(batch)
-      outcome = search.parts.join(batch, groups, [_evaluated(search, hooks, group, known) for group in groups])
+      outcome = search.parts.join(batch, groups, [evaluated(group) for group in groups])
     else:
-      outcome = _evaluated(search, hooks, batch, known)
+      outcome = evaluated(batch)
     state, info = search.tell(state, batch, outcome)
     state = search.sized(state, int(state.step))
     _call(hooks, 'step', state, {name: float(value) for name, value in info.items()})
   return state
 
 
-def _evaluated(search: Search, hooks: Sequence[Hook], batch: Batch, known: Mapping[int, journal.Record]) -> Outcome:
-  """The outcome of children; those that are not journalled yet are trained, and journalled."""
-  ids, lines = batch.ids.tolist(), dict[int, journal.Record]()
-  missing = [k for k, number in enumerate(ids) if number not in known]
-  if search.shared and (seen := [k for k in range(len(ids)) if k not in missing]):
-    journal.outcome([known[ids[k]] for k in seen], _take(batch, seen))  # raises if these are others
-  if search.shared or (missing and search.parts and search.parts.whole):
-    missing = list(range(len(ids)))
-  if missing:
-    start, some = time.perf_counter(), _take(batch, missing)
-    outcome = search.train(some)
-    fresh = journal.records(some, outcome, time.perf_counter() - start)
-    _call(hooks, 'children', [line for line in fresh if not (search.shared and line['id'] in known)])
-    if len(missing) == len(ids):
-      return outcome
-    lines = {line['id']: line for line in fresh}
-  return journal.outcome([lines.get(number) or known[number] for number in ids], batch)
-
-
-def _take(batch: Batch, places: Sequence[int]) -> Batch:
-  """Some of the children; what all of them share stays."""
-  at, alone = jnp.asarray(places), batch._replace(extra=())
-  if not batch.deep:
-    alone = alone._replace(depth=None)
-  taken = jax.tree.map(lambda x: x[at], alone)
-  return taken._replace(extra=batch.extra, depth=taken.depth if batch.deep else batch.depth)
+def _evaluated(
+  search: Search, batch: Batch, known: Mapping[int, journal.Record]
+) -> tuple[Outcome, list[journal.Record]]:
+  """The outcome of children, and records of those that are not journalled yet."""
+  ids = batch.ids.tolist()
+  seen = [known[number] for number in ids if number in known]
+  journal.agree(seen, batch)
+  if len(seen) == len(ids) and not search.shared:
+    return journal.outcome(seen), []
+  start = time.perf_counter()
+  outcome = search.train(batch)
+  fresh = journal.records(batch, outcome, time.perf_counter() - start)
+  return outcome, [line for line in fresh if line['id'] not in known]
 
 
 def _call(hooks: Sequence[Hook], name: str, *args: Any) -> None:

@@ -19,15 +19,17 @@ from nas_jax import search, train, update
 from nas_jax.child import Child
 from nas_jax.config import field
 from nas_jax.controller import Controller
+from nas_jax.keeper import Limits
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 from nas_jax.update import SearchState
 
 Reward = Callable[[dict[str, np.ndarray]], np.ndarray]  # of metrics [m]
+CALL_STEPS = 50  # minibatches that the weights learn from in one program call, between which the search can be stopped
 
 
 @dataclasses.dataclass
-class Config(update.Config):
+class Config(Limits, update.Config):
   """The controller, its update, and how it takes turns with the shared weights. The defaults are Pham et al.'s."""
 
   passes: int = field(150, 'of the shared weights over the training data, each followed by controller_updates', low=1)
@@ -36,18 +38,20 @@ class Config(update.Config):
   shared_samples: int = field(1, 'children that each minibatch of the shared weights is averaged over; M = 1', low=1)
   derive_children: int = field(10, 'sampled after the search, the best of which is what it found', low=1, budget=True)
   rank_children: int = field(30, 'random ones trained by themselves after it, 0 for none', low=0)
+  max_children: int = field(0, 'architectures scored until it ends, 0 for those of all passes', low=0, budget=True)
 
   @property
-  def max_children(self) -> int:
+  def samples(self) -> int:
     """Architectures that the controller is rewarded for."""
-    return self.passes * self.controller_updates * self.m
+    whole = self.passes * self.controller_updates * self.m
+    return min(self.max_children or whole, whole)
 
 
 class Programs(NamedTuple):
   """The two phases, each compiled once for all architectures, and the scoring of what was found."""
 
   init: Callable[[Key], train.FitState]  # the shared weights, untrained; `failed` counts steps that were left out
-  learn: Callable[[train.FitState, PyTree, Key], train.FitState]  # (weights, archs [steps, M, ...], key), one pass
+  learn: Callable[..., train.FitState]  # (weights, archs [steps, M, ...], key, check=None), one pass
   score: Callable[[train.FitState, PyTree, Key], dict[str, Array]]  # (weights, archs [m], key of the minibatch)
   score_all: Callable[[train.FitState, PyTree], dict[str, Array]]  # the same on the whole validation split
   steps: int  # minibatches in a pass
@@ -84,15 +88,15 @@ def build_programs(
   mesh = train.child_mesh() if mesh is None else mesh
   several = _averaged(child)
 
-  def learn(data: PyTree, weights: train.FitState, archs: PyTree, key: Key) -> train.FitState:
-    def step(weights, arch):
-      after = train.advance(several, optimizer, data, weights, arch, key)
+  def learn(data: PyTree, weights: train.FitState, archs: PyTree, key: Key, first: Array, end: Array) -> train.FitState:
+    def step(k, weights):
+      after = train.advance(several, optimizer, data, weights, jax.tree.map(lambda x: x[k], archs), key)
       # A child whose loss is not finite must not end all others: its step is left out, and counted.
       fine = after.failed == train.FINE
       kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, weights)
-      return kept._replace(step=after.step, failed=weights.failed + ~fine), None
+      return kept._replace(step=after.step, failed=weights.failed + ~fine)
 
-    return jax.lax.scan(step, weights, archs)[0]
+    return jax.lax.fori_loop(first, end, step, weights)
 
   def score(part: Callable[[PyTree, Key], PyTree]):
     def one(shared, arch):
@@ -112,13 +116,23 @@ def build_programs(
 
     return scored
 
+  def a_pass(
+    weights: train.FitState, archs: PyTree, key: Key, check: Callable[[], None] = lambda: None
+  ) -> train.FitState:
+    steps = len(jax.tree.leaves(archs)[0])
+    for first in range(0, steps, CALL_STEPS):
+      end = min(first + CALL_STEPS, steps)
+      weights = jax.block_until_ready(learned(here, weights, archs, key, jnp.int32(first), jnp.int32(end)))
+      check()
+    return weights
+
   compiled = list[Any]()
   learned: Any = jax.jit(learn)
   here = jax.tree.map(jnp.asarray, data)  # committed to no device, as the state is: it may be scored on all
   some, every = score(minibatch), score(lambda data, key: data)
   return Programs(
     init=jax.jit(lambda key: train.untrained(child, optimizer, arch, key)),
-    learn=lambda weights, archs, key: learned(here, weights, archs, key),
+    learn=a_pass,
     score=some,
     score_all=lambda weights, archs: every(weights, archs, jax.random.key(0)),
     steps=steps,
@@ -141,7 +155,9 @@ def _averaged(child: Child) -> Child:
   return child._replace(loss=loss)
 
 
-def build(space: Space, cfg: Config, programs: Programs, reward: Reward) -> search.Search:
+def build(
+  space: Space, cfg: Config, programs: Programs, reward: Reward, check: Callable[[], None] = lambda: None
+) -> search.Search:
   """The search: before every `controller_updates`-th update, the weights learn for a pass over the training data.
 
   Its children are journalled with what they scored by the shared weights, each on one minibatch, the same for those of
@@ -152,6 +168,7 @@ def build(space: Space, cfg: Config, programs: Programs, reward: Reward) -> sear
     cfg: the controller, its update, and how phases alternate.
     programs: of children of that space.
     reward: of metrics [m]; a child that failed earns 0.
+    check: called between program calls; it may raise `keeper.Stopped`.
 
   Raises:
     ValueError: as `search.check`.
@@ -166,7 +183,7 @@ def build(space: Space, cfg: Config, programs: Programs, reward: Reward) -> sear
     weights = turn.weights
     if int(batch.ids[0]) // cfg.m % cfg.controller_updates == 0:
       learn_key, sample_key = jax.random.split(jax.random.fold_in(key, 1))
-      weights = programs.learn(weights, sample(turn.theta, sample_key), learn_key)
+      weights = programs.learn(weights, sample(turn.theta, sample_key), learn_key, check)
     found = programs.score(weights, batch.archs, jax.random.fold_in(key, 2))
     metrics = {name: np.asarray(value) for name, value in found.items()}
     rewards = earned(metrics, reward)

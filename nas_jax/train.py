@@ -7,6 +7,8 @@ never wait for one another. This is what `pmap` once did, without its demand of 
 
 from collections.abc import Callable, Sequence
 import functools
+import math
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -15,11 +17,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import optax
 
 from nas_jax.child import Child
+from nas_jax.keeper import UNKEPT, Keeper
 from nas_jax.types import Array, Key, PyTree
 
 # Why a child is not trained.
-FAILURES = ('', 'not a child', 'loss or gradient not finite', 'out of memory', 'cannot be compiled or run')
-FINE, PADDING, NOT_FINITE, NO_MEMORY, NO_PROGRAM = range(5)
+FAILURES = (
+  '', 'not a child', 'loss or gradient not finite', 'out of memory', 'cannot be compiled or run', 'took too long',
+  'the process died of it',
+)  # fmt: skip
+FINE, PADDING, NOT_FINITE, NO_MEMORY, NO_PROGRAM, TOO_LONG, DEADLY = range(7)
 
 
 class FitState(NamedTuple):
@@ -147,12 +153,16 @@ def share(data: PyTree, mesh: Mesh) -> PyTree:
   return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
 
 
-def begin(programs: Fit, archs: PyTree, keys: Key) -> tuple[FitState, PyTree, Key]:
-  """Untrained children, with their archs and keys, filled up to a multiple of the devices by children not trained."""
+def begin(programs: Fit, archs: PyTree, keys: Key, only: int | None = None) -> tuple[FitState, PyTree, Key]:
+  """Untrained children, with their archs and keys, filled up to a multiple of the devices by children not trained.
+
+  Nor is any but the one in the place `only`, if that is given.
+  """
   m = len(keys)
   padding = -m % programs.mesh.size
   archs, keys = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), (archs, keys))
-  return programs.init(archs, keys, jnp.arange(m + padding) < m), archs, keys
+  places = jnp.arange(m + padding)
+  return programs.init(archs, keys, places < m if only is None else places == only), archs, keys
 
 
 def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Array]:
@@ -173,15 +183,53 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Arra
   return {name: value[:m] for name, value in metrics.items()}
 
 
-def run(programs: Fit, states: FitState, archs: PyTree, keys: Key, data: PyTree) -> tuple[FitState, dict[str, Array]]:
-  """Trains children of `begin` to the end: their last states, and the metrics of `fit` for all of them."""
-  metrics = dict[str, Array]()
+def run(
+  programs: Fit,
+  states: FitState,
+  archs: PyTree,
+  keys: Key,
+  data: PyTree,
+  keeper: Keeper = UNKEPT,
+  name: str = '',
+  seconds: float = math.inf,
+) -> tuple[FitState, dict[str, Array]]:
+  """Trains children of `begin` to the end: their last states, and the metrics of `fit` for all of them.
+
+  Args:
+    programs: of `fitter`.
+    states: untrained; `keeper` may know of better ones.
+    archs: as `begin` returns them.
+    keys: likewise.
+    data: as in `fit`.
+    keeper: told after each program call.
+    name: of this training.
+    seconds: of training, without compiling, after which children have failed, as all but their 'failed' is missing.
+
+  Raises:
+    Stopped: `keeper` was asked to; only between program calls.
+  """
   calls = -(-programs.steps // programs.steps_per_call)
-  for call in range(calls):
+  shapes = jax.eval_shape(programs.score, data, states, archs)
+  placed = jax.tree.map(lambda x: x.sharding, states)
+  done, (states, metrics) = keeper.begin(name, (states, jax.tree.map(_least, shapes)))
+  states = jax.device_put(states, placed)  # as they were: other places would be other programs
+  if math.isfinite(seconds):
+    states = programs.chunk(data, jnp.asarray(0), states, archs, keys)  # no step, but compiled
+  begun = time.monotonic()
+  for call in range(done, calls):
     count = min(programs.steps_per_call, programs.steps - call * programs.steps_per_call)
-    states = programs.chunk(data, jnp.asarray(count), states, archs, keys)
+    states = jax.block_until_ready(programs.chunk(data, jnp.asarray(count), states, archs, keys))
+    if time.monotonic() - begun > seconds:
+      return states, {'failed': jnp.where(states.failed == FINE, TOO_LONG, states.failed)}
     if call >= calls - programs.scored:
       found = programs.score(data, states, archs)
-      metrics = {name: jnp.maximum(value, metrics.get(name, value)) for name, value in found.items()}
-      metrics['loss'] = found['loss']
+      metrics = {key: jnp.maximum(value, metrics[key]) for key, value in found.items()} | {'loss': found['loss']}
+    if call + 1 < calls:
+      keeper.keep(name, call + 1, (states, metrics))
   return states, metrics
+
+
+def _least(shape: jax.ShapeDtypeStruct) -> Array:
+  """What the maximum with anything leaves as it is."""
+  low = -jnp.inf if jnp.issubdtype(shape.dtype, jnp.floating) else jnp.iinfo(shape.dtype).min
+  return jnp.full(shape.shape, low, shape.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import launch, whole_search
+from experiments import files, whole_search
 from experiments import retrain as launcher
 from experiments.system import CHAIN
 from nas_jax import child as child_lib
@@ -63,7 +63,7 @@ def test_a_search_to_its_page_and_on(tmp_path, capsys):
   """The records are of prefixes, each is the network that it says, and the winner can be retrained."""
   cfg = tiny.chain_config(max_children=3, reliability_children=0, yardstick_repeats=0)
   workdir = tmp_path / 'search'
-  launch.open_workdir(str(workdir), cfg)
+  files.open_config(str(workdir), cfg)
   whole_search.run(CHAIN, cfg, IMAGES, {}, str(workdir))
   shown = capsys.readouterr().out
   for words in ('best chain (child', 'classifier: reads', 'validation accuracy, 2 epochs', 'first layer', 'layers'):

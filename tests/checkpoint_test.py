@@ -85,4 +85,5 @@ def test_damage_is_moved_aside_and_the_one_before_taken(folder, states, damage):
   with pytest.warns(UserWarning, match='checkpoint 2 is damaged'):
     found = checkpoint.restore(folder, states[0])
   assert same(found, states[0])
-  assert pathlib.Path(folder, '..', 'damaged', '2').is_dir()
+  (aside,) = pathlib.Path(folder, '..', 'damaged').iterdir()
+  assert aside.name.startswith('2-') and (aside / 'state').is_dir()

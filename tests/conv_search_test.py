@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import launch, whole_search
+from experiments import files, whole_search
 from experiments import retrain as launcher
 from experiments.system import CONV
 from nas_jax import child as child_lib
@@ -171,7 +171,7 @@ def test_grid_then_winner_at_every_width(tmp_path, capsys):
 
 def test_a_search_to_its_page(tmp_path, capsys):
   cfg = tiny.conv_config(max_children=2, reliability_children=0, yardstick_repeats=1, child_program='generic')
-  launch.open_workdir(str(tmp_path), cfg)
+  files.open_config(str(tmp_path), cfg)
   whole_search.run(CONV, cfg, IMAGES, {'mine': ARCH}, str(tmp_path))
   shown = capsys.readouterr().out
   for words in (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import enas_search, launch, retrain, shared_search
+from experiments import enas_search, files, launch, retrain, shared_search
 from experiments.system import ENAS, RECURRENT
 from nas_jax import data, journal, published, space
 from nas_jax.children import lm, pictures
@@ -122,7 +122,7 @@ def test_alone_is_a_training_of_its_own():
 def test_a_search_to_its_page_and_again(tmp_path, capsys):
   """With its control; the second time trains nothing and says the same."""
   cfg, workdir = tiny.rnn_config(), tmp_path / 'search'
-  launch.open_workdir(str(workdir), cfg)
+  files.open_config(str(workdir), cfg)
   shared_search.run(RECURRENT, cfg, TEXT, str(workdir))
   shown = capsys.readouterr().out
   for words in ('derived cell', 'c_0 = sigmoid', 'reinforce, derived', 'random, derived', 'Kendall', 'times as long'):

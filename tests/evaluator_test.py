@@ -11,7 +11,7 @@ import optax
 import pytest
 import tiny
 
-from experiments import launch, whole_search
+from experiments import files, whole_search
 from nas_jax import evaluator, journal, space, train
 from nas_jax.child import Child
 from nas_jax.controller import uniform_controller
@@ -143,15 +143,15 @@ def test_a_child_that_cannot_be_compiled_fails_alone():
 
 
 def test_what_is_faster_is_measured_once_and_noted(tmp_path):
-  cfg = launch.open_workdir(str(tmp_path), tiny.cell_config(child_program='auto'))
+  cfg = files.open_config(str(tmp_path), tiny.cell_config(child_program='auto'))
   assert cfg.child_program == 'auto'
   settled = whole_search.settle_program(cfg, tiny.text(), str(tmp_path), lambda cfg, text: evaluator.Timing(2.0, 1.0))
   assert settled.child_program == 'specialised'
   assert json.loads((tmp_path / 'config.json').read_text())['child_program'] == 'specialised'
   # The same flags again mean what was settled; others do not fit.
-  assert launch.open_workdir(str(tmp_path), cfg).child_program == 'specialised'
+  assert files.open_config(str(tmp_path), cfg).child_program == 'specialised'
   with pytest.raises(ValueError, match=r'child_program \(specialised -> generic\)'):
-    launch.open_workdir(str(tmp_path), tiny.cell_config(child_program='generic'))
+    files.open_config(str(tmp_path), tiny.cell_config(child_program='generic'))
 
 
 @pytest.mark.long

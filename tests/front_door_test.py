@@ -178,6 +178,7 @@ FLOORS = [
   {'controller', 'recurrence', 'tree_cell', 'drawing', 'tree_draw', 'conv_draw', 'tree_text', 'tree_cell_nnx', 'child'}
   | {'replay_draw', 'rnn_cell', 'wiring', 'wired', 'lanes', 'enas_draw', 'micro_draw'},
   {'children'},
+  {'keeper'},
   {'train'},
   {'evaluator', 'finish', 'journal', 'report', 'reliability', 'page'},
   {'update', 'search', 'per_layer', 'shared'},

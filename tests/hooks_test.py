@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from experiments import launch, report
+from experiments import files, launch, report, resume
 from experiments.system import CELL
 from nas_jax import journal, page, search, space
 from nas_jax.systems import cell
@@ -43,7 +43,7 @@ def quiet(monkeypatch):
 @pytest.fixture(scope='module')
 def unbroken(s, tmp_path_factory):
   folder = tmp_path_factory.mktemp('unbroken')
-  launch.resume_and_run(str(folder), s, 0, 20, 'x')
+  resume.run(str(folder), s, 0, search.Budget(20))
   return folder
 
 
@@ -101,7 +101,7 @@ def test_every_update_is_a_line(s, unbroken):
 
 
 def test_a_long_run_notes_probabilities_now_and_then(s, tmp_path):
-  launch.resume_and_run(str(tmp_path), s, 0, 602, 'x')
+  resume.run(str(tmp_path), s, 0, search.Budget(602))
   noted = [step for step, line in updates(tmp_path).items() if 'probabilities' in line]
   assert noted[0] == 1 and noted[-1] == 301 and 100 <= len(noted) <= 102 and max(np.diff(noted)) <= 4
 
@@ -120,14 +120,15 @@ def test_events_are_the_records(unbroken):
 
 @pytest.mark.parametrize('keep_checkpoint', [True, False])
 def test_resumed_all_is_as_unbroken(s, unbroken, tmp_path, keep_checkpoint):
-  launch.resume_and_run(str(tmp_path), s, 0, 10, 'x')
+  resume.run(str(tmp_path), s, 0, search.Budget(10))
   # As if killed in the middle of a line, and with the last checkpoint some steps behind.
   if not keep_checkpoint:
     shutil.rmtree(tmp_path / 'checkpoints')
   for name in ('updates', 'children'):
     with open(tmp_path / f'{name}.jsonl', 'a') as file:
       file.write('{"step": 6, "id": 10, "chi')
-  launch.resume_and_run(str(tmp_path), s, 0, 20, 'x')
+  with pytest.warns(UserWarning, match=r'children.jsonl: 1 damaged lines, moved to .*damaged; their children'):
+    resume.run(str(tmp_path), s, 0, search.Budget(20))
   assert without_clock(tmp_path) == without_clock(unbroken)
   assert updates(tmp_path) == updates(unbroken)
   found, wanted = points(tmp_path), points(unbroken)
@@ -137,7 +138,7 @@ def test_resumed_all_is_as_unbroken(s, unbroken, tmp_path, keep_checkpoint):
 
 def test_a_finished_search_writes_nothing_more(s, unbroken):
   before = sorted(path.name for path in (unbroken / 'events').iterdir()), (unbroken / 'updates.jsonl').read_bytes()
-  launch.resume_and_run(str(unbroken), s, 0, 20, 'x')
+  resume.run(str(unbroken), s, 0, search.Budget(20))
   after = sorted(path.name for path in (unbroken / 'events').iterdir()), (unbroken / 'updates.jsonl').read_bytes()
   assert before == after
 
@@ -145,7 +146,7 @@ def test_a_finished_search_writes_nothing_more(s, unbroken):
 def test_the_search_goes_on_where_nothing_can_be_noted(s, tmp_path, unbroken):
   (tmp_path / 'updates.jsonl').mkdir()
   with pytest.warns(UserWarning, match='the search goes on'):
-    launch.resume_and_run(str(tmp_path), s, 0, 20, 'x')
+    resume.run(str(tmp_path), s, 0, search.Budget(20))
   assert without_clock(tmp_path) == without_clock(unbroken)
 
 
@@ -160,7 +161,8 @@ def launched(monkeypatch, *args):
 @pytest.fixture
 def workdir(unbroken, tmp_path):
   shutil.copytree(unbroken, tmp_path / 'run')
-  launch.open_workdir(str(tmp_path / 'run'), CONFIG)
+  with pytest.warns(UserWarning, match='config.json is missing: taken from the flags'):
+    files.open_config(str(tmp_path / 'run'), CONFIG)
   return tmp_path / 'run'
 
 
@@ -178,7 +180,9 @@ def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
   retraining(workdir, 'retrain-2', name='other')
   (workdir / 'retrain-3').mkdir()
   (workdir / 'retrain-3' / 'result.json').write_text('{"rows": [], "setting": "just begun"}')
-  launch.note_origin(str(workdir), 'cell_search', ['x', '--seed=0', '--beside=a b'], sha256='5ad', max_children=20)
+  files.note_origin(
+    str(workdir), 'cell_search', ['x', '--seed=0', '--beside=a b'], cell.smoke(), sha256='5ad', max_children=20
+  )
   launched(monkeypatch, f'--workdir={workdir}')
   assert str(workdir / 'report.html') in capsys.readouterr().out
   text = (workdir / 'report.html').read_text()
@@ -203,7 +207,7 @@ def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
 
 
 def test_the_page_of_a_search_just_begun(tmp_path, monkeypatch):
-  launch.open_workdir(str(tmp_path), CONFIG)
+  files.open_config(str(tmp_path), CONFIG)
   launched(monkeypatch, f'--workdir={tmp_path}')
   assert 'No child has been trained yet.' in (tmp_path / 'report.html').read_text()
 

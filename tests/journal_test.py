@@ -39,7 +39,7 @@ def test_written_read_and_given_back_to_the_bit(tmp_path):
   rewards = jnp.array([1 / 3, math.pi], jnp.float32)
   journal.writer(path)(journal.records(batch(), outcome()._replace(reward=rewards), 1.0))
   found = journal.read(path)
-  assert (journal.outcome([found[4], found[5]], batch()).reward == rewards).all()
+  assert (journal.outcome([found[4], found[5]]).reward == rewards).all()
 
 
 @pytest.mark.parametrize('torn', ['{"id": 7, "tok', '[1]', 'null', '"x"', '\x00\x00', '{"tokens": []}'])
@@ -75,4 +75,24 @@ def test_a_journal_of_another_search_is_refused():
   lines = journal.records(batch(), outcome(), 1.0)
   lines[1]['tokens'] = [9, 9]
   with pytest.raises(ValueError, match='child 5'):
-    journal.outcome(lines, batch())
+    journal.agree(lines, batch())
+  journal.agree(lines[:1], batch())
+
+
+@pytest.mark.parametrize(
+  'damaged', ['{"id": 7, "tok', '[1]', 'null', '{"id": 5}', '{"id": 9, "tokens": [1], "reward": 0.5, "failed": null}']
+)
+@pytest.mark.parametrize('last', [True, False])
+def test_damaged_lines_are_moved_aside(tmp_path, damaged, last):
+  path = tmp_path / 'children.jsonl'
+  write = journal.writer(str(path))
+  write(journal.records(batch(), outcome(), 1.0))
+  sound = path.read_text()
+  assert journal.mend(str(path), str(tmp_path / 'damaged')) == 0 and not (tmp_path / 'damaged').exists()
+  path.write_text(sound + damaged if last else damaged + '\n' + sound)
+  assert journal.mend(str(path), str(tmp_path / 'damaged')) == 1
+  assert path.read_text() == sound and (tmp_path / 'damaged' / 'children.jsonl').read_text() == damaged + '\n'
+  # Even a whole record is torn without the end of its line: what comes next would be appended to it.
+  path.write_text(sound[:-1])
+  assert journal.mend(str(path), str(tmp_path / 'damaged')) == 1 and sorted(journal.read(str(path))) == [4]
+  assert journal.mend(str(tmp_path / 'none'), str(tmp_path / 'damaged')) == 0

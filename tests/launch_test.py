@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cell_search, conv_search, launch, table_search
+from experiments import cell_search, conv_search, files, launch, table_search
 from experiments import retrain as retrain_launcher
 from nas_jax import report
 from nas_jax.published import ENAS_RNN, NASCELL
@@ -187,13 +187,13 @@ def test_architectures_of_systems_that_one_module_retrains(refuse, monkeypatch, 
   """Each is read by its own system; known ones may be of several."""
   (tmp_path / 'rnn.json').write_text(enas_rnn_space(2).to_json(RnnArch((1, 3), (0,))))
   (tmp_path / 'tree.json').write_text(tree_cell_space().to_json(NASCELL))
-  files = f'{tmp_path}/rnn.json,{tmp_path}/tree.json'
+  both = f'{tmp_path}/rnn.json,{tmp_path}/tree.json'
   seen = []
-  monkeypatch.setattr(retrain_launcher, 'run', lambda system, cfg, data, archs, results: seen.append(archs))
+  monkeypatch.setattr(retrain_launcher, 'run', lambda system, cfg, data, archs, results, check: seen.append(archs))
   args = ('--preset=smoke', f'--results={tmp_path}/run')
-  retrain_launcher.prepare(['retrain', *args, f'--arch={files},ENAS_RNN,LSTM'])()
+  retrain_launcher.prepare(['retrain', *args, f'--arch={both},ENAS_RNN,LSTM'])(lambda: None)
   assert list(seen[0].values()) == [RnnArch((1, 3), (0,)), NASCELL, ENAS_RNN, 'LSTM']
-  error = refuse(retrain_launcher, *args, f'--arch={files},FIGURE_7')
+  error = refuse(retrain_launcher, *args, f'--arch={both},FIGURE_7')
   assert f'FIGURE_7 is a network, {tmp_path}/rnn.json a cell' in error
 
 
@@ -212,13 +212,11 @@ def test_other_architectures_given_to_retrain(refuse, tmp_path):
 
 
 def test_a_workdir_of_another_config_is_refused(refuse, tmp_path):
-  launch.open_workdir(str(tmp_path), cell.smoke())
+  files.open_config(str(tmp_path), cell.smoke())
   error = refuse(cell_search, '--preset=smoke', f'--workdir={tmp_path}', '--m=3', '--lr=0.5')
   assert 'm (2 -> 3)' in error and 'lr (0.01 -> 0.5)' in error
   # A budget may change.
-  launch.open_workdir(str(tmp_path), dataclasses.replace(cell.smoke(), max_children=99))
-  (tmp_path / 'config.json').write_text('{"m": 2')
-  assert 'config.json' in refuse(cell_search, '--preset=smoke', f'--workdir={tmp_path}')
+  files.open_config(str(tmp_path), dataclasses.replace(cell.smoke(), max_children=99, max_seconds=5.0))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import launch
+from experiments import resume
 from nas_jax import checkpoint, per_layer, reinforce, replay, search, space
 from nas_jax.types import Batch, Outcome
 
@@ -273,9 +273,9 @@ def test_depth_grows_with_children_trained():
 
 def test_a_search_with_nothing_left_to_train_ends(tmp_path):
   s, trainer = built(patience=4, m=2)
-  records = launch.resume_and_run(str(tmp_path), s, 0, 1000, 'x')
+  records = resume.run(str(tmp_path), s, 0, search.Budget(1000))
   assert len(records) == len(trainer.trained) <= 14
-  assert launch.resume_and_run(str(tmp_path), s, 0, 1000, 'x') == records and len(trainer.trained) == len(records)
+  assert resume.run(str(tmp_path), s, 0, search.Budget(1000)) == records and len(trainer.trained) == len(records)
 
 
 def test_cut_off_and_resumed_it_ends_the_same(tmp_path):
@@ -286,7 +286,7 @@ def test_cut_off_and_resumed_it_ends_the_same(tmp_path):
   def run(folder, *budgets):
     for budget in budgets:
       s = per_layer.build(wide, cfg, Trainer())  # as another process would
-      records = launch.resume_and_run(str(tmp_path / folder), s, 3, budget, 'x')
+      records = resume.run(str(tmp_path / folder), s, 3, search.Budget(budget))
     like = functools.partial(s.sized, s.init(jax.random.key(3)))
     state = checkpoint.restore(str(tmp_path / folder / 'checkpoints'), like)
     assert s.spent(state) == len(records) >= budget and replay.room(state.replay.tree) == 1024
@@ -299,26 +299,16 @@ def test_cut_off_and_resumed_it_ends_the_same(tmp_path):
   chex.assert_trees_all_equal(unbroken[2], cut[2])
 
 
-def test_children_of_a_step_that_was_cut_off_are_not_trained_again():
+@pytest.mark.parametrize('journalled', [2, 3, 4])
+def test_children_of_a_step_that_was_cut_off_are_trained_again_group_by_group(journalled):
+  """The prefixes of a string are a group: one that is journalled is not trained again, one in part is, all of it."""
   s, trainer = built(m=4)
   lines, state = list[dict](), s.init(jax.random.key(1))
   search.run(s, state, [search.Hook(children=lines.extend)], search.Budget(1))
-  known = {line['id']: line for line in lines[:2]}
-  first = list(trainer.trained)
-  again, trainer = built(m=4)
-  search.run(again, state, [], search.Budget(1), known)
-  assert trainer.trained == first[2:] != []
-
-
-def test_children_that_learn_from_one_another_are_trained_again_together():
-  s, trainer = built(m=1, warm_start=True)
-  lines, state = list[dict](), s.init(jax.random.key(1))
-  search.run(s, state, [search.Hook(children=lines.extend)], search.Budget(1))
-  first = list(trainer.trained)
-  search.run(s, state, [], search.Budget(1), {line['id']: line for line in lines[:2]})
-  assert trainer.trained == first + first != []
-  search.run(s, state, [], search.Budget(1), {line['id']: line for line in lines})
-  assert len(trainer.trained) == 2 * len(first) == 6
+  first, again = list(trainer.trained), list[dict]()
+  search.run(s, state, [search.Hook(children=again.extend)], search.Budget(1), {k: lines[k] for k in range(journalled)})
+  assert trainer.trained == first + first[journalled // 3 * 3 :]
+  assert [line['id'] for line in again] == [line['id'] for line in lines[journalled:]]
 
 
 def test_a_space_with_more_than_one_choice_a_layer_is_refused():

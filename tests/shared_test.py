@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny
 
-from experiments import launch
+from experiments import resume
 from nas_jax import checkpoint, journal, search, shared, space, train
 from nas_jax import child as child_lib
 from nas_jax.children import lm
@@ -192,7 +192,7 @@ def test_cut_off_it_goes_on_as_if_unbroken(s, tmp_path, monkeypatch):
   """A journal ahead of the checkpoint is evaluated again for the weights, and not written twice."""
 
   def run(folder, children):
-    return launch.resume_and_run(str(tmp_path / folder), s, 0, children, 'x')
+    return resume.run(str(tmp_path / folder), s, 0, search.Budget(children))
 
   def lines(folder):
     text = (tmp_path / folder / 'children.jsonl').read_text()
@@ -238,11 +238,11 @@ def test_a_child_that_failed_earns_nothing():
 
 
 def test_a_journal_of_another_search_is_refused(s, tmp_path):
-  launch.resume_and_run(str(tmp_path), s, 0, 4, 'x')
+  resume.run(str(tmp_path), s, 0, search.Budget(4))
   text = (tmp_path / 'children.jsonl').read_text()
   first = json.loads(text.splitlines()[0])
   wrong = first | {'tokens': [1 - min(first['tokens'][0], 1), *first['tokens'][1:]]}
   (tmp_path / 'children.jsonl').write_text(json.dumps(wrong) + '\n')
   shutil.rmtree(tmp_path / 'checkpoints')
   with pytest.raises(ValueError, match='of another search'):
-    launch.resume_and_run(str(tmp_path), s, 0, 4, 'x')
+    resume.run(str(tmp_path), s, 0, search.Budget(4))

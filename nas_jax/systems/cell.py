@@ -1,5 +1,6 @@
 """Recurrent-cell search, Zoph & Le (2017) Sec. 3.4 and 4.2: tree cells in a language model."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -13,12 +14,14 @@ from nas_jax import config, evaluator, published, rewards, search, space
 from nas_jax import data as data_lib
 from nas_jax.children import lm
 from nas_jax.config import field
+from nas_jax.keeper import UNKEPT, Keeper, Limits
 from nas_jax.space.tree import TreeArch, operations
 from nas_jax.systems import language
+from nas_jax.types import Batch, Outcome
 
 
 @dataclasses.dataclass
-class Config(language.Children, search.Config):
+class Config(language.Children, Limits, search.Config):
   """The search, its children, and how they are trained."""
 
   base: int = field(8, 'leaves of the tree, a power of two, Sec. 4.2', low=2)
@@ -113,14 +116,16 @@ def longer(cfg: Config, times: int) -> Config:
   return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
 
 
-def build(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) -> search.Search:
+def build(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None, keeper: Keeper = UNKEPT) -> search.Search:
   """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
   config.check(cfg)
   cell_space = make_space(cfg)
-  return search.build(cell_space, cfg, build_evaluator(cfg, text, lm.tree(operations(cell_space)), mesh))
+  return search.build(cell_space, cfg, build_evaluator(cfg, text, lm.tree(operations(cell_space)), mesh, keeper))
 
 
-def build_evaluator(cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh | None = None):
+def build_evaluator(
+  cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh | None = None, keeper: Keeper = UNKEPT
+) -> Callable[[Batch], Outcome]:
   """What scores children of any kind of cell: the one budget that all comparisons are on."""
   cell_space, data = make_space(cfg), lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   hidden, arch = cfg.hidden, cell_space.decode(np.zeros(cell_space.length, int))
@@ -137,10 +142,11 @@ def build_evaluator(cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh 
     return language.fitter(cfg, data, one, lambda _: plain, count, cfg.steps_per_call, mesh)
 
   if cfg.child_program == 'specialised':
-    return evaluator.specialised(own, data, reward)
+    devices = None if mesh is None else list(mesh.devices.flat)
+    return evaluator.specialised(own, data, reward, devices, keeper)
   generic = child_lib.completed(child, lambda arch: lm.Plan(arch, plain))
   programs = language.fitter(cfg, data, generic, lambda _: plain, count, cfg.steps_per_call, mesh)
-  return evaluator.from_scratch(programs, data, reward)
+  return evaluator.from_scratch(programs, data, reward, keeper)
 
 
 def time_programs(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) -> evaluator.Timing:
@@ -169,11 +175,13 @@ def misfit(cfg: Config, arch: TreeArch) -> str:
   return ''
 
 
-def yardsticks(cfg: Config, text: data_lib.Text, s: search.Search) -> dict[str, evaluator.Known]:
+def yardsticks(
+  cfg: Config, text: data_lib.Text, s: search.Search, keeper: Keeper = UNKEPT
+) -> dict[str, evaluator.Known]:
   """Known cells, trained just as the children are."""
 
   def other(cell: lm.Cell) -> evaluator.Known:
-    evaluate = functools.cache(lambda: build_evaluator(cfg, text, cell))
+    evaluate = functools.cache(lambda: build_evaluator(cfg, text, cell, keeper=keeper))
     return evaluator.Known(published.LSTM, lambda batch: evaluate()(batch))  # these ignore the architecture
 
   trees = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}

@@ -1,5 +1,6 @@
 """Augmented search: chains of layers, each rewarded for the network that ends with it (Olga Xu)."""
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -12,6 +13,7 @@ from nas_jax import config, evaluator, per_layer, rewards, search, space, train
 from nas_jax import images as images_lib
 from nas_jax.children import conv
 from nas_jax.config import field
+from nas_jax.keeper import UNKEPT, Keeper, Limits
 from nas_jax.space import ChainArch
 from nas_jax.space.chain import default_layers
 from nas_jax.systems import classifier
@@ -19,7 +21,7 @@ from nas_jax.types import Array, Batch, Outcome
 
 
 @dataclasses.dataclass
-class Config(classifier.Config, per_layer.Config):
+class Config(classifier.Config, Limits, per_layer.Config):
   """The search, its children, and how they are trained. What Xu's poster does not say is ours, and most is."""
 
   layers: tuple[str, ...] = field(
@@ -125,10 +127,10 @@ def epochs_of(cfg: Config, trained: Array) -> Array:
   )
 
 
-def build(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> search.Search:
+def build(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, keeper: Keeper = UNKEPT) -> search.Search:
   """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
   check(cfg, images)
-  return again(make_space(cfg), cfg, build_trainer(cfg, images, mesh))
+  return again(make_space(cfg), cfg, build_trainer(cfg, images, mesh, keeper))
 
 
 def again(made: space.Space, cfg: Config, trainer) -> search.Search:
@@ -152,7 +154,9 @@ def check(cfg: Config, images: images_lib.Images) -> None:
     )
 
 
-def build_trainer(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None):
+def build_trainer(
+  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, keeper: Keeper = UNKEPT
+) -> Callable[[Batch], Outcome]:
   """What scores chains, each by a program of its own: the one budget that all comparisons are on.
 
   Without a `per_layer.Group` that says how long, for all of the epochs.
@@ -173,8 +177,8 @@ def build_trainer(cfg: Config, images: images_lib.Images, mesh: Mesh | None = No
       return classifier.fitter(cfg, data, planned, lambda _: own_settings, steps, mesh, cfg.last_epochs)
 
     if cfg.warm_start:
-      return evaluator.successive(own, data, reward, conv.inherited, devices[0] if devices else None)
-    return evaluator.specialised(own, data, reward, devices)
+      return evaluator.successive(own, data, reward, conv.inherited, devices[0] if devices else None, keeper)
+    return evaluator.specialised(own, data, reward, devices, keeper)
 
   def trainer(batch: Batch) -> Outcome:
     group = batch.extra if isinstance(batch.extra, per_layer.Group) else None
@@ -193,9 +197,11 @@ def misfit(cfg: Config, arch: ChainArch) -> str:
   return ''
 
 
-def yardsticks(cfg: Config, images: images_lib.Images, s: search.Search) -> dict[str, evaluator.Known]:
+def yardsticks(
+  cfg: Config, images: images_lib.Images, s: search.Search, keeper: Keeper = UNKEPT
+) -> dict[str, evaluator.Known]:
   """Networks that nobody searched for, trained just as the children are: the same convolution in every layer."""
-  del images
+  del images, keeper
   plain = next((word for word in cfg.layers if word.endswith(' 3 1')), cfg.layers[0])
   code = dict(zip(s.space.slots[0].labels, s.space.slots[0].values, strict=True))[plain]
   return {

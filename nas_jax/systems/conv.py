@@ -14,13 +14,14 @@ from nas_jax import images as images_lib
 from nas_jax.child import Child
 from nas_jax.children import conv, conv_generic
 from nas_jax.config import field
+from nas_jax.keeper import UNKEPT, Keeper, Limits
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
-from nas_jax.types import PyTree
+from nas_jax.types import Batch, Outcome, PyTree
 
 
 @dataclasses.dataclass
-class Config(classifier.Config, search.Config):
+class Config(classifier.Config, Limits, search.Config):
   """The search, its children, and how they are trained. The defaults are the first experiment of Sec. 4.1."""
 
   max_depth: int = field(15, 'layers of the deepest children; 15, 20 and 13 in the three experiments, Table 1', low=1)
@@ -135,10 +136,10 @@ def settings(cfg: Config, arch: ConvArch) -> conv.Settings:
   return conv.Settings(lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
 
 
-def build(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> search.Search:
+def build(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, keeper: Keeper = UNKEPT) -> search.Search:
   """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
   check(cfg, images)
-  return search.build(make_space(cfg), cfg, build_evaluator(cfg, images, mesh))
+  return search.build(make_space(cfg), cfg, build_evaluator(cfg, images, mesh, keeper=keeper))
 
 
 def check(cfg: Config, images: images_lib.Images) -> None:
@@ -155,7 +156,9 @@ def check(cfg: Config, images: images_lib.Images) -> None:
     raise ValueError(f'last_epochs (={cfg.last_epochs}) is more than epochs (={cfg.epochs}): a child has no more.')
 
 
-def build_evaluator(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, steps: int = 0):
+def build_evaluator(
+  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, steps: int = 0, keeper: Keeper = UNKEPT
+) -> Callable[[Batch], Outcome]:
   """What scores children: the one budget that all comparisons are on. `steps` of training, if not 0, for timing."""
   (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
   count = steps or cfg.epochs * (len(data.labels) // cfg.batch)
@@ -173,14 +176,15 @@ def build_evaluator(cfg: Config, images: images_lib.Images, mesh: Mesh | None = 
     def own(arch: ConvArch, mesh: Mesh) -> train.Fit:
       return fitter(child, lambda _: conv.Plan(arch, settings(cfg, arch)), mesh)
 
-    return evaluator.specialised(own, data, reward)
+    devices = None if mesh is None else list(mesh.devices.flat)
+    return evaluator.specialised(own, data, reward, devices, keeper)
 
   @functools.cache
   def of_depth(depth: int):
     labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
     child = conv_generic.build(depth, *labels, cfg.skips, classifier.problem(cfg, images))
     programs = fitter(child, lambda arch: conv.Plan(arch, settings(cfg, arch)), mesh)
-    return evaluator.from_scratch(programs, data, reward)
+    return evaluator.from_scratch(programs, data, reward, keeper)
 
   return lambda batch: of_depth(batch.archs.filters.shape[1])(batch)
 
@@ -224,9 +228,11 @@ def misfit(cfg: Config, arch: ConvArch) -> str:
   return ''
 
 
-def yardsticks(cfg: Config, images: images_lib.Images, s: search.Search) -> dict[str, evaluator.Known]:
+def yardsticks(
+  cfg: Config, images: images_lib.Images, s: search.Search, keeper: Keeper = UNKEPT
+) -> dict[str, evaluator.Known]:
   """Networks that nobody searched for, trained just as the children are: the same filters in every layer."""
-  del images
+  del images, keeper
   depth = cfg.max_depth
   height, width, filters = (
     sorted(labels)[len(labels) // 2] for labels in (cfg.filter_heights, cfg.filter_widths, cfg.filters)

@@ -10,6 +10,7 @@ import optax
 
 from nas_jax import evaluator, search, shared, train
 from nas_jax.child import Child
+from nas_jax.keeper import UNKEPT, Keeper
 from nas_jax.space import Space
 from nas_jax.types import Batch, Key, Outcome, PyTree
 
@@ -77,13 +78,17 @@ def length(cfg: shared.Config) -> str:
   return f'weights shared for {cfg.passes} passes'
 
 
-def build(problem: Problem, cfg: shared.Config, programs: shared.Programs) -> search.Search:
+def build(
+  problem: Problem, cfg: shared.Config, programs: shared.Programs, check: Callable[[], None] = lambda: None
+) -> search.Search:
   """The search by compiled phases, which do not depend on who writes the architectures."""
-  return shared.build(problem.space, cfg, programs, problem.shared_reward)
+  return shared.build(problem.space, cfg, programs, problem.shared_reward, check)
 
 
-def alone(problem: Problem, passes: int, mesh: Mesh | None = None) -> Callable[[Batch], Outcome]:
+def alone(
+  problem: Problem, passes: int, mesh: Mesh | None = None, keeper: Keeper = UNKEPT
+) -> Callable[[Batch], Outcome]:
   """What trains each child by itself, from initial weights of its own, for so many passes: one program for all."""
   optimizer = problem.optimizer(passes)
   programs = train.fitter(problem.child, lambda arch: optimizer, passes * problem.steps, problem.steps, mesh)
-  return evaluator.from_scratch(programs, problem.data, lambda found: problem.reward(found[problem.metric]))
+  return evaluator.from_scratch(programs, problem.data, lambda found: problem.reward(found[problem.metric]), keeper)

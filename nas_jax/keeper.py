@@ -1,0 +1,72 @@
+"""What keeps trainings: where they stand, what they gave, and when they must end."""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import math
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from nas_jax.config import field
+from nas_jax.types import PyTree
+
+Metrics = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass
+class Limits:
+  """What ends a child, or a search, before its time."""
+
+  child_timeout: float = field(
+    0.0, 'seconds of training that a child may take, looked at between program calls; 0 for no end', low=0.0
+  )
+  child_starts: int = field(
+    3, 'times that a child is begun, the process dying before any of its training was kept, until it fails; 0: no end',
+    low=0,
+  )  # fmt: skip
+  max_seconds: float = field(
+    0.0, 'of training in all, after which the search ends with the update it is at; 0 for no end', low=0.0, budget=True
+  )
+  target_reward: float = field(0.0, 'likewise, once a child has earned it; 0 for none', low=0.0, budget=True)
+
+
+class Stopped(Exception):
+  """The process was asked to end. All that is finished is kept, and how far the rest was trained."""
+
+
+def _nothing(*_) -> None:
+  """Keeps nothing."""
+
+
+class Keeper(NamedTuple):
+  """What is told of trainings, and asked. Each has a name, into which goes all that decides its outcome.
+
+  `UNKEPT` keeps nothing, stops nothing, and ends no training before its time.
+  """
+
+  recall: Callable[[str], Metrics | None] = _nothing  # what a training gave that ended
+  vain: Callable[[str], int] = lambda name: 0  # times it was begun and got nowhere
+  begin: Callable[[str, PyTree], tuple[int, PyTree]] = lambda name, fresh: (0, fresh)  # program calls done, and what
+  keep: Callable[[str, int, PyTree], None] = _nothing  # they led to, as told after each but the last; raises Stopped
+  end: Callable[[str, Metrics], None] = _nothing
+  check: Callable[[], None] = _nothing  # raises Stopped
+  timeout: float = math.inf  # seconds of training a child
+  starts: int = 0  # in vain, after which a child fails; 0: no end
+
+
+UNKEPT = Keeper()
+
+
+def fingerprint(*parts: PyTree) -> str:
+  """A name for trees of arrays, shapes and plain values: the same for the same ones."""
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_flatten_with_path(parts)[0]:
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    value = f'{leaf.dtype} {leaf.shape}' if hasattr(leaf, 'dtype') else repr(leaf)
+    sha.update(f'{jax.tree_util.keystr(path)} {value} '.encode())
+    if isinstance(leaf, (jax.Array, np.ndarray)):
+      sha.update(np.asarray(leaf).tobytes())
+  return sha.hexdigest()[:16]
