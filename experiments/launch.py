@@ -8,6 +8,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 from typing import Any, NoReturn
 import warnings
 
@@ -39,8 +40,7 @@ def main(prepare: Callable[[Sequence[str]], Work]) -> None:
   exit code 74, and SIGTERM and Ctrl-C, with 143 and 130. The second of these ends the process at once.
   """
   absl_logging.set_verbosity(absl_logging.ERROR)
-  with warnings.catch_warnings():
-    warnings.showwarning = lambda message, *_, **__: _say(str(message))
+  with _one_line_each():
     try:
       work = prepare(sys.argv)
     except (flags.Error, ValueError) as error:
@@ -56,7 +56,21 @@ def main(prepare: Callable[[Sequence[str]], Work]) -> None:
         if error.errno not in UNWRITABLE:
           raise
         what = error.filename or 'a file of results'
-        _leave(74, f'{what} cannot be written ({error.strerror}); once that is mended the same command goes on.')
+        _say(f'{what} cannot be written ({error.strerror}); once that is mended the same command goes on.')
+        os._exit(74)  # what would be written on the way out cannot be either
+
+
+@contextlib.contextmanager
+def _one_line_each() -> Iterator[None]:
+  """Warnings, and what goes wrong in threads beside the search, such as TensorBoard's writer, as single lines."""
+  before = threading.excepthook
+  with warnings.catch_warnings():
+    warnings.showwarning = lambda message, *_, **__: _say(str(message))
+    threading.excepthook = lambda failed: _say(f'{failed.thread and failed.thread.name} failed: {failed.exc_value}')
+    try:
+      yield
+    finally:
+      threading.excepthook = before
 
 
 @contextlib.contextmanager
