@@ -4,6 +4,8 @@ import os
 
 # Exact comparisons and four devices: on an accelerator too the tests are for the CPU, unless JAX_PLATFORMS says else.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Tests compile far more than they compute.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # for the launchers that tests start
 
 import jax

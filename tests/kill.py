@@ -22,9 +22,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 COMMON = ('--preset=smoke', '--child_starts=0', '--nocontrol')
 ALONE = ('--reliability_children=4', '--yardstick_repeats=0')
 FLAGS = {
-  'cell': ('cell_search', *ALONE, '--max_children=60', '--steps=60', '--steps_per_call=20'),
-  'conv': ('conv_search', *ALONE, '--child_program=specialised', '--epochs=3'),
-  'shared': ('enas_search', '--variant=recurrent', '--passes=6', '--controller_updates=10'),
+  'cell': ('cell_search', *ALONE, '--max_children=40', '--steps=40', '--steps_per_call=10'),
+  'conv': ('conv_search', *ALONE, '--max_children=8', '--epochs=3'),
+  'shared': ('enas_search', '--variant=recurrent', '--passes=6', '--controller_updates=4', '--rank_children=0'),
 }
 CLOCKS = ('seconds', 'children_per_hour')  # what no two runs have in common
 

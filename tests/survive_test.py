@@ -23,7 +23,8 @@ FLAGS = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardsti
 @pytest.fixture(scope='module')
 def cache(tmp_path_factory):
   """Compiled programs, for all the processes of these tests."""
-  return {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'true', 'XDG_CACHE_HOME': str(tmp_path_factory.mktemp('cache'))}
+  settings = {'JAX_ENABLE_COMPILATION_CACHE': 'true', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  return {**os.environ, **settings, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache'))}
 
 
 @pytest.fixture

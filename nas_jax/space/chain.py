@@ -70,7 +70,7 @@ def chain_from_json(text: str) -> ChainArch:
 def parse(word: str) -> ChainLayer:
   """The layer that words such as 'conv 64 3 1' or 'max pool 2 2' mean. Raises ValueError on others."""
   for kind, name in enumerate(KINDS):
-    if word.startswith(f'{name} '):
+    if isinstance(word, str) and word.startswith(f'{name} '):
       numbers = word.removeprefix(name).split()
       wanted = 2 if name.endswith('pool') else 3
       if len(numbers) == wanted and all(number.isdecimal() and 1 <= int(number) < 1000 for number in numbers):

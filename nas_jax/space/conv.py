@@ -120,12 +120,13 @@ def conv_from_json(text: str) -> ConvArch:
   """A network of any labels from JSON, checked. Raises ValueError, in one line, on anything that is none."""
   try:
     arch = json.loads(text)['arch']
-    labels = {name: sorted({int(value) for value in values} - {0}) for name, values in arch.items()}
+    labels = {name: sorted({int(value) for value in arch[name]} - {0}) for name in ConvArch._fields}
     depth, types = max(len(arch['layer_type']), len(arch['filters'])), {LAYER_TYPES[k] for k in arch['layer_type']}
     # In a space of several types every layer has an entry for what any of them needs.
     types |= {LAYER_TYPES[kind] for kind, name in ((CONV, 'filters'), (MAX_POOL, 'pool')) if types and arch[name]}
     strides = sorted({*labels['stride_height'], *labels['stride_width']})
-  except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+    rates = [rate / 1e6 for rate in labels['rate']]
+  except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
     return conv_space(1).from_json(text)  # no network at all: the smallest space says what is wrong
   return conv_space(
     depth,
@@ -135,7 +136,7 @@ def conv_from_json(text: str) -> ConvArch:
     (strides or (1,)) if arch['stride_height'] else None,
     sorted(types) or None,
     labels['pool'] or (1,),
-    [rate / 1e6 for rate in labels['rate']] or None,
+    rates or None,
     bool(arch['links']),
   ).from_json(text)
 

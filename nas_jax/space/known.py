@@ -33,6 +33,16 @@ def space_of(text: str) -> Space:
   """The space that a best.json was found in. Raises ValueError if it does not say so."""
   kind = kind_of(text)
   try:
-    return _MAKE[kind](**json.loads(text)['space'])
-  except (KeyError, TypeError):
+    spec = json.loads(text)['space']
+    if not all(_modest(value) for value in spec.values()):
+      raise TypeError
+    return _MAKE[kind](**spec)
+  except (KeyError, TypeError, AttributeError, OverflowError):
     raise ValueError(f'no space of kind {kind!r} is described: want the best.json of a search.') from None
+
+
+def _modest(value: object) -> bool:
+  """Whether a space so described can be built at all: a file may say anything."""
+  if isinstance(value, (list, dict)):
+    return len(value) <= 1000 and all(map(_modest, value.values() if isinstance(value, dict) else value))
+  return not isinstance(value, (int, float)) or abs(value) <= 10_000
