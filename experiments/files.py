@@ -1,6 +1,7 @@
 """A folder of results: opened by one process at a time, its files whole or not at all, what is damaged moved aside."""
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import json
 import os
 import shlex
@@ -13,8 +14,8 @@ import jax
 from nas_jax import config
 
 
-def occupy(workdir: str) -> filelock.BaseFileLock:
-  """Makes the folder, if need be, and takes it for this process, until the lock is released or the process ends.
+def occupy(workdir: str) -> contextlib.AbstractContextManager[Any]:
+  """Makes the folder, if need be, and takes it for this process, for as long as what is returned lives.
 
   Raises:
     ValueError: it cannot be written, or another process has it.
@@ -27,6 +28,9 @@ def occupy(workdir: str) -> filelock.BaseFileLock:
     raise ValueError(
       f'workdir (={workdir!r}) is in use by another process: wait for its end, or take another --workdir.'
     ) from None
+  except NotImplementedError:
+    warnings.warn(f'{workdir} is where files cannot be locked: let no other process use it.', stacklevel=2)
+    return contextlib.nullcontext()
   except OSError as error:
     raise _unusable(workdir, error) from None
   return lock

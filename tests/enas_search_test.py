@@ -1,5 +1,6 @@
 """Searches of ENAS from their flags to their page."""
 
+import dataclasses
 import json
 
 import jax
@@ -66,7 +67,7 @@ def test_what_cannot_be_is_one_line(build, words):
     (['--variant=macro', '--preset=code'], ("'code'", '--variant=macro', 'paper, small')),
     (['--variant=cells'], ('variant', 'macro')),
     (['--controller_updates=0'], ('controller_updates (=0)', 'at least 1')),
-    (['--max_children=9'], ('max_children',)),
+    (['--max_children=-1'], ('max_children (=-1)', 'at least 0')),
   ],
 )
 def test_a_wrong_flag_is_one_line(monkeypatch, tmp_path, flags, words):
@@ -120,10 +121,17 @@ def test_alone_is_a_training_of_its_own():
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_a_search_to_its_page_and_again(tmp_path, capsys):
-  """With its control; the second time trains nothing and says the same."""
+  """With its control, and more to it after its end; the last time trains nothing and says the same."""
   cfg, workdir = tiny.rnn_config(), tmp_path / 'search'
   files.open_config(str(workdir), cfg)
+  shared_search.run(RECURRENT, dataclasses.replace(cfg, max_children=4), TEXT, str(workdir))
+  early = {name: json.loads((workdir / f'{name}.json').read_text()) for name in ('derived', 'ranks')}
+  assert len(journal.read(str(workdir / 'children.jsonl'))) == 4 and early['derived'][0]['step'] == 2
+  capsys.readouterr()
   shared_search.run(RECURRENT, cfg, TEXT, str(workdir))
+  late = {name: json.loads((workdir / f'{name}.json').read_text()) for name in early}
+  assert late['derived'][0]['step'] == 4 and late['ranks']['step'] == [4, 4]
+  assert late['ranks']['alone'] == early['ranks']['alone'] and late['ranks']['shared'] != early['ranks']['shared']
   shown = capsys.readouterr().out
   for words in ('derived cell', 'c_0 = sigmoid', 'reinforce, derived', 'random, derived', 'Kendall', 'times as long'):
     assert words in shown, words

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import time
 import kill
 import pytest
 
+from experiments import files
 from nas_jax import journal
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -161,7 +163,29 @@ def test_killed_once_it_ends_as_if_unbroken(system, tmp_path, cache, monkeypatch
 
 
 @pytest.mark.long
+def test_memory_stays_where_it_is():
+  """In a process of its own: at most a tenth above the level after the first tenth."""
+  shown = subprocess.run(
+    [sys.executable, 'tests/leaks.py'], cwd=ROOT, env={**os.environ, 'PYTHONPATH': '.'}, capture_output=True, text=True
+  )
+  found = re.findall(r'(\w+): at most (\S+)%', shown.stdout)
+  assert [kind for kind, _ in found] == ['generic', 'specialised'], shown.stderr[-2000:]
+  assert all(float(percent) <= 10 for _, percent in found), shown.stdout
+
+
+@pytest.mark.long
 @pytest.mark.parametrize('system', kill.FLAGS)
 def test_killed_ten_times_it_ends_as_if_unbroken(system, tmp_path, cache, monkeypatch):
   monkeypatch.setattr(os, 'environ', cache)
   kill.trial(system, 10, random.randrange(1000), tmp_path)
+
+
+def test_where_files_cannot_be_locked_it_says_so(tmp_path, monkeypatch):
+  def refuse(*_, **__):
+    raise NotImplementedError('FileSystem does not appear to support flock')
+
+  monkeypatch.setattr(files.filelock.FileLock, 'acquire', refuse)
+  with pytest.warns(UserWarning, match='let no other process use it'):
+    lock = files.occupy(str(tmp_path / 'run'))
+  with lock:
+    assert (tmp_path / 'run').is_dir()
