@@ -204,10 +204,9 @@ def train_stage(
       scores = np.asarray(now.curve)[int(now.done) - 1, :m]
       bar.set_postfix({system.retrain.METRIC: ' '.join(report.word(float(score)) for score in scores)}, refresh=False)
       bar.update(int(now.done) - bar.n)
-      check()
 
     try:
-      progress = finish.run(task, progress, settings, keys, keep)
+      progress = finish.run(task, progress, settings, keys, keep, check)
     finally:
       close()
   curve = np.asarray(progress.curve)[:, :m]

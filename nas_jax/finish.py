@@ -11,6 +11,8 @@ import numpy as np
 from nas_jax import train
 from nas_jax.types import Array, Key, PyTree
 
+CALL_STEPS = 200  # in one program call, so that a training ends soon when it is asked to
+
 
 class Task(NamedTuple):
   """A network to train to the end."""
@@ -41,7 +43,12 @@ def start(task: Task, archs: PyTree, keys: Key, epochs: int) -> tuple[Progress, 
 
 
 def run(
-  task: Task, progress: Progress, archs: PyTree, keys: Key, keep: Callable[[Progress], None] = lambda progress: None
+  task: Task,
+  progress: Progress,
+  archs: PyTree,
+  keys: Key,
+  keep: Callable[[Progress], None] = lambda progress: None,
+  check: Callable[[], None] = lambda: None,
 ) -> Progress:
   """Trains to the last epoch. A child that fails is not improved any more.
 
@@ -51,10 +58,16 @@ def run(
     archs: [m], as `start` returns them.
     keys: [m], likewise.
     keep: told after each epoch.
+    check: called within epochs too, between program calls; it may raise `keeper.Stopped`.
   """
   programs, data = task.programs, train.share(task.data, task.programs.mesh)
   for epoch in range(int(progress.done), len(progress.curve)):
-    states = programs.chunk(data, jnp.asarray(programs.steps_per_call), progress.states, archs, keys)
+    # The last states are used up by a call: what is kept of them when an epoch is cut off is what `keep` was told.
+    states = progress.states
+    for first in range(0, programs.steps_per_call, CALL_STEPS):
+      check()
+      count = min(CALL_STEPS, programs.steps_per_call - first)
+      states = jax.block_until_ready(programs.chunk(data, jnp.asarray(count), states, archs, keys))
     scores = programs.score(data, states, archs)
     fine = np.asarray(scores['failed'] == train.FINE)
     scored = jnp.asarray(np.where(fine, task.loss(scores), np.inf))

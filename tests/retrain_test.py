@@ -19,6 +19,7 @@ from experiments.system import CELL
 from nas_jax import checkpoint, finish, space
 from nas_jax.child import completed
 from nas_jax.children import lm
+from nas_jax.keeper import Stopped
 from nas_jax.published import LSTM
 from nas_jax.systems import language
 from nas_jax.systems import retrain_cell as retrain
@@ -116,6 +117,27 @@ def test_cut_off_and_restored_it_ends_the_same(made, whole, tmp_path):
   assert int(restored.done) == 2
   ended = finish.run(made, restored, archs, keys)
   jax.tree.map(np.testing.assert_array_equal, ended, whole[0])
+
+
+def test_stopped_within_an_epoch_it_goes_on_from_the_one_before(made, whole, tmp_path, monkeypatch):
+  """Epochs in calls of two steps; it is stopped before the third call of the second epoch."""
+  monkeypatch.setattr(finish, 'CALL_STEPS', 2)
+  save, close = checkpoint.saver(str(tmp_path))
+  asked = []
+
+  def check():
+    asked.append(None)
+    if len(asked) == made.programs.steps_per_call // 2 + 3:
+      raise Stopped
+
+  start = begun(made, POINTS, 3)
+  with pytest.raises(Stopped):
+    finish.run(made, *start, lambda progress: save(int(progress.done), progress), check)
+  close()
+  fresh, archs, keys = begun(made, POINTS, 3)
+  restored = checkpoint.restore(str(tmp_path), fresh)
+  assert int(restored.done) == 1
+  jax.tree.map(np.testing.assert_array_equal, finish.run(made, restored, archs, keys), whole[0])
 
 
 @pytest.mark.parametrize(
