@@ -26,7 +26,8 @@ def test_presets_are_sound(variant, preset):
   system = ENAS[variant]
   cfg = system.presets[preset]()
   made = system.make_space(cfg)
-  assert cfg.max_children == cfg.passes * cfg.controller_updates * cfg.m and made.size() > 1
+  assert cfg.samples == cfg.passes * cfg.controller_updates * cfg.m and made.size() > 1
+  assert dataclasses.replace(cfg, max_children=3).samples == 3
   if variant != 'recurrent':
     enas_images.check(cfg)
   else:

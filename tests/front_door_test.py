@@ -4,14 +4,12 @@ import json
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from nas_jax import journal, space
+from nas_jax import space
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -57,16 +55,6 @@ def files(workdir):
   return [{**line, 'seconds': 0} for line in lines], json.loads((workdir / 'best.json').read_text())
 
 
-def command(workdir, children):
-  flags = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardstick_repeats=0')
-  module = ('-m', 'experiments.cell_search')
-  return [sys.executable, *module, *flags, f'--max_children={children}', f'--workdir={workdir}']
-
-
-def launch(workdir, children):
-  return subprocess.run(command(workdir, children), cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
-
-
 def test_a_search_end_to_end_and_again(tmp_path):
   """The smoke preset with all it has: control, reliability, known cells; the second time trains nothing."""
   (tmp_path / 'cell.json').write_text(
@@ -95,52 +83,6 @@ def test_a_search_end_to_end_and_again(tmp_path):
   assert second.stdout.split('best cell')[1] == first.stdout.split('best cell')[1]
   assert (files(tmp_path), files(tmp_path / 'control')) == before
   assert [line['id'] for line in before[0][0]] == list(range(8))
-
-
-def kill_and_resume(tmp_path, moments, children=40):
-  launch(tmp_path / 'unbroken', children)
-  broken = tmp_path / 'broken'
-  for lines in moments:
-    process = subprocess.Popen(
-      command(broken, children), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    records, limit = broken / 'children.jsonl', time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < limit:
-      if records.exists() and records.read_text().count('\n') >= lines:
-        process.send_signal(signal.SIGKILL)
-        break
-      time.sleep(0.01)
-    assert process.wait() == -signal.SIGKILL
-  # As if the kill had come in the middle of a step, and of a line: one child of the last step is lost.
-  torn = records.read_text().splitlines(keepends=True)
-  records.write_text(''.join(torn[:-1]) + torn[-1][: len(torn[-1]) // 2])
-  launch(broken, children)
-  lines, best = files_by_id(broken)
-  assert (lines, best) == files_by_id(tmp_path / 'unbroken')
-  assert len(lines) == children
-  updates = [journal.read(str(tmp_path / name / 'updates.jsonl'), by='step') for name in ('broken', 'unbroken')]
-  assert updates[0] == updates[1] and len(updates[0]) == children // 2
-
-
-def files_by_id(workdir):
-  found, text = {}, (workdir / 'children.jsonl').read_text()
-  for line in text.splitlines():
-    try:
-      record = json.loads(line)
-    except ValueError:
-      continue  # the torn line
-    assert record['id'] not in found  # no child was trained twice
-    found[record['id']] = {**record, 'seconds': 0}
-  return found, json.loads((workdir / 'best.json').read_text())
-
-
-def test_killed_in_the_middle_it_resumes_as_if_unbroken(tmp_path):
-  kill_and_resume(tmp_path, [9])
-
-
-@pytest.mark.long
-def test_killed_again_and_again(tmp_path):
-  kill_and_resume(tmp_path, [1, 12, 13, 30])
 
 
 def test_all_top_level_files_are_known():
