@@ -86,8 +86,11 @@ def _history(path: str, aside: str) -> tuple[dict[str, Metrics], Counter[str]]:
     with open(path, encoding='utf-8') as file:
       lines = [json.loads(line) for line in file]
   for line in lines:
-    name = line['training']
+    name = str(line['training'])
     vain[name] = vain[name] + 1 if 'calls' in line else 0
-    if 'metrics' in line:
-      ended[name] = {key: np.array(values, dtype) for key, (dtype, values) in line['metrics'].items()}
+    try:
+      if 'metrics' in line:
+        ended[name] = {key: np.array(values, dtype) for key, (dtype, values) in line['metrics'].items()}
+    except (TypeError, ValueError, AttributeError):
+      continue  # no metrics, whatever happened to the line: it costs one training
   return ended, vain

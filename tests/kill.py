@@ -1,7 +1,7 @@
 """Kills searches with -9 at random moments, resumes them, and compares what they end with to an unbroken run.
 
 Example, minutes to hours:
-  python tests/kill.py --kills=100 --system=all
+  python tests/kill.py --kills=100
 """
 
 import argparse
@@ -101,12 +101,13 @@ def trial(system: str, kills: int, seed: int, folder: pathlib.Path, say=print) -
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--kills', type=int, default=100)
+  parser.add_argument('--kills', type=int, default=100, help='over all systems')
   parser.add_argument('--system', choices=[*FLAGS, 'all'], default='all')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--folder', type=pathlib.Path, default=None)
   args = parser.parse_args()
   place = args.folder or pathlib.Path(tempfile.mkdtemp())
   place.mkdir(exist_ok=True, parents=True)
-  for each in FLAGS if args.system == 'all' else [args.system]:
-    trial(each, args.kills, args.seed, place)
+  systems = list(FLAGS) if args.system == 'all' else [args.system]
+  for each in systems:
+    trial(each, -(-args.kills // len(systems)), args.seed, place)
