@@ -48,18 +48,12 @@ def from_scratch(
       # All together but for the last time, which each child has for itself.
       starts = keeper.starts if m == 1 else max(1, keeper.starts - 1) if only is None else 1
       starts = starts if keeper.starts else 0
-      return _tried(lambda: _kept(programs, archs, keys, data, keeper, starts, only), own_program=False)
+      return _tried(lambda: _kept(programs, archs, keys, data, keeper, starts, only), m, own_program=False)
 
     found = kept()
-    if m == 1 or found.keys() != {'failed'}:
-      return [found]
-    if (found['failed'] == train.DEADLY).all():
-      alone = [kept(k) for k in range(m)]
-      return [
-        {name: values[k : k + 1] if len(values) == m else values for name, values in one.items()}
-        for k, one in enumerate(alone)
-      ]
-    if (found['failed'] == train.TOO_LONG).any():
+    if m > 1 and (found['failed'] == train.DEADLY).all():
+      return [{name: values[k : k + 1] for name, values in kept(k).items()} for k in range(m)]
+    if m == 1 or (found['failed'] != train.NO_MEMORY).all():
       return [found]
     halves = (slice(m // 2), slice(m // 2, m))
     return [one for half in halves for one in fitted(*jax.tree.map(lambda x, half=half: x[half], (archs, keys)))]
@@ -193,8 +187,8 @@ def _gathered(found: list[Metrics], reward: Callable[[Metrics], np.ndarray]) -> 
   return _outcome({name: np.concatenate([values(one, name) for one in found]) for name in names}, reward)
 
 
-def _tried(work: Callable[[], Any], own_program: bool = True) -> Any:
-  """What `work` returns, or, if the program is too much for the machine, the metrics of a child that failed."""
+def _tried(work: Callable[[], Any], m: int = 1, own_program: bool = True) -> Any:
+  """What `work` returns, or, if the program is too much for the machine, the metrics of m children that failed."""
   try:
     return work()
   except jax.errors.JaxRuntimeError as error:
@@ -203,7 +197,7 @@ def _tried(work: Callable[[], Any], own_program: bool = True) -> Any:
     if not (no_memory or own_program):
       raise
     warnings.warn(f'a child failed: {why.splitlines()[0]}', stacklevel=2)
-    return {'failed': np.full(1, train.NO_MEMORY if no_memory else train.NO_PROGRAM)}
+    return {'failed': np.full(m, train.NO_MEMORY if no_memory else train.NO_PROGRAM)}
 
 
 def _fetched(metrics: dict[str, Array]) -> Metrics:
