@@ -84,12 +84,12 @@ def trial(system: str, kills: int, seed: int, folder: pathlib.Path, say=print) -
   seconds = 0.6 * run(system, whole)  # the others find its programs compiled
   wanted = outcome(whole)
   while hits < kills:
-    rounds += 1
+    rounds, before = rounds + 1, hits
     broken = folder / f'{system}-{rounds}'
     while True:
       after = rng.uniform(0.2, 0.9) * seconds if hits < kills else None
       if took := run(system, broken, after):
-        seconds = min(seconds, took)  # programs are compiled by now
+        seconds = min(seconds, took) if hits == before else seconds  # of a whole run, its programs compiled by now
         break
       hits += 1
     differing = [name for name, value in wanted.items() if outcome(broken).get(name) != value]
