@@ -5,14 +5,17 @@ import pathlib
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import machine, searches, show, timing
+from experiments.bench import cells, controller, devices, machine, rivals, searches, show, timing, trained
 from experiments.bench.timing import Row, Setup, at_least, at_most
+from nas_jax import space
 
 ROOT = pathlib.Path(__file__).parent.parent
-SMALL = Setup(repeats=2, small=True)
+SMALL = Setup(repeats=1, small=True)
 
 
 def test_ratios_are_taken_within_a_repeat():
@@ -57,9 +60,6 @@ def test_the_table_of_searches_is_additive():
 
 
 def test_compilations_are_counted():
-  import jax
-  import jax.numpy as jnp
-
   def anew(x):
     return jnp.tanh(x) + 1.0
 
@@ -77,6 +77,83 @@ def test_the_ceilings():
   assert 0 < dense.value < 1e5 and 0 < copying.value < 1e4
   work, flops = machine.product(8)
   assert flops == 2 * 8**3 * 4 and work() > 0  # four devices
+
+
+def named(rows, words):
+  """The one row with these words in its name."""
+  (row,) = [row for row in rows if words in row.name]
+  return row
+
+
+@pytest.fixture(scope='module')
+def torch_python():
+  pytest.importorskip('torch')
+  return sys.executable
+
+
+@pytest.mark.long
+def test_cells_in_all_ways(torch_python):
+  """Rivals are checked to find the same losses, or raise."""
+  rows = cells.compared(cells.SMALL, SMALL._replace(torch_python=torch_python))
+  assert all(np.isfinite(row.value) and row.value > 0 for row in rows)
+  assert named(rows, 'against PyTorch eager').unit == named(rows, 'run alone').unit == 'x'
+  assert named(rows, 'naive JAX, a program each, without compiling: compiling').value > 0
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  """A task, and two children of it."""
+  own = cells.task(cells.SMALL)
+  return own, trained.group(own.programs(), *own.children(2), own.data, 2)
+
+
+def test_a_rival_that_does_something_else_is_refused(tmp_path, torch_python, tiny):
+  own, group = tiny
+  params = jax.tree.map(lambda x: x[0], group.params)
+  params['softmax'] = params['softmax'] + (np.arange(7) == 3).astype(np.float32)
+  settings = {'layers': 2, 'batch': 3, 'hidden': 4, 'lr': own.cfg.lr, 'clip': own.cfg.clip}
+  static = space.unstack(own.children(2)[0])[:1]
+  rivals.write(str(tmp_path), static, [params], [own.data.train], kind='cell', steps=2, settings=settings)
+  with pytest.raises(ValueError, match='does not train the same'):
+    rivals.ways(str(tmp_path), SMALL._replace(torch_python=torch_python), group.losses[:1])['torch']()
+
+
+def test_operations_by_hand():
+  """2 streams, 3 steps, H = 4, base 2, V = 5: x W and h U are [6, 4] @ [4, 8] each, the softmax [6, 4] @ [4, 5]."""
+  size = cells.Size(4, 5, base=2, batch=2, bptt=3)
+  assert cells.flops_of(size) == 3 * (2 * (2 * 6 * 4 * 8) + 2 * 6 * 4 * 5)
+  assert cells.products(cells.SMALL)() > 0
+
+
+def test_one_program_for_all_cells():
+  row = cells.compiled(cells.SMALL, 8)
+  assert row.value == 1.0 and row.met and '8 are different' in row.note
+
+
+def test_a_child_that_cannot_be_timed(tiny):
+  own, group = tiny
+  assert group.losses.shape == (2, trained.CHECKED) and group.further() > 0
+  bad = own.programs()._replace(chunk=lambda data, count, states, *rest: states._replace(failed=states.failed * 0 + 2))
+  with pytest.raises(ValueError, match='child 0 failed .loss or gradient not finite.: it cannot be timed'):
+    trained.group(bad, *own.children(2), own.data, 2).further()
+
+
+@pytest.mark.long
+def test_devices(tiny):
+  own, group = tiny
+  each, ratio = devices.memory(own, (1, 2, 4, 8))
+  weights = sum(
+    leaf[0].size for leaf in jax.tree.leaves(trained.group(own.programs(), *own.children(4), own.data, 1).params)
+  )
+  assert each.value * 2**20 > 4 * weights and 0.5 < ratio.value < 2.0
+  (against,) = devices.doubled(own, 1)
+  assert against.value > 0
+
+
+@pytest.mark.long
+def test_the_controller():
+  strings, demo = controller.rows(SMALL)
+  assert strings.unit == 'ms' and strings.value > 0 and 0 < demo.value < 100
 
 
 def bench(*args):
