@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.bench import cells, controller, devices, machine, rivals, searches, show, timing, trained
+from experiments.bench import cells, controller, conv, devices, machine, rivals, searches, show, timing, trained
 from experiments.bench.timing import Row, Setup, at_least, at_most
 from nas_jax import space
 
@@ -107,6 +107,15 @@ def tiny():
   return own, trained.group(own.programs(), *own.children(2), own.data, 2)
 
 
+@pytest.mark.long
+def test_convolutions_in_all_ways(torch_python):
+  """Weight decay, momentum and batch norm are the same in all, or the losses would differ."""
+  rows = conv.rows(SMALL._replace(torch_python=torch_python))
+  assert all(np.isfinite(row.value) and row.value > 0 for row in rows)
+  assert named(rows, 'against PyTorch eager').value > 0 and named(rows, 'different ones').value == 1.0
+  assert named(rows, 'small CIFAR-10').unit == '%'
+
+
 def test_a_rival_that_does_something_else_is_refused(tmp_path, torch_python, tiny):
   own, group = tiny
   params = jax.tree.map(lambda x: x[0], group.params)
@@ -125,9 +134,10 @@ def test_operations_by_hand():
   assert cells.products(cells.SMALL)() > 0
 
 
-def test_one_program_for_all_cells():
-  row = cells.compiled(cells.SMALL, 8)
-  assert row.value == 1.0 and row.met and '8 are different' in row.note
+def test_one_program_for_all_cells(tiny):
+  own, _ = tiny
+  row = trained.compiled('', own.programs(), *own.children(8), own.data, 2)
+  assert row.value == 1.0 and row.met and '8 different' in row.name
 
 
 def test_a_child_that_cannot_be_timed(tiny):
@@ -142,9 +152,7 @@ def test_a_child_that_cannot_be_timed(tiny):
 def test_devices(tiny):
   own, group = tiny
   each, ratio = devices.memory(own, (1, 2, 4, 8))
-  weights = sum(
-    leaf[0].size for leaf in jax.tree.leaves(trained.group(own.programs(), *own.children(4), own.data, 1).params)
-  )
+  weights = sum(leaf[0].size for leaf in jax.tree.leaves(group.params))
   assert each.value * 2**20 > 4 * weights and 0.5 < ratio.value < 2.0
   (against,) = devices.doubled(own, 1)
   assert against.value > 0

@@ -15,11 +15,12 @@ from absl import flags
 import jax
 
 from experiments import files, launch
-from experiments.bench import cells, controller, devices, machine, searches, show
+from experiments.bench import cells, controller, conv, devices, machine, searches, show
 from experiments.bench.timing import Setup
 
 SECTIONS = {
   'cells': cells.rows,
+  'conv': conv.rows,
   'controller': controller.rows,
   'searches': searches.rows,
   'devices': devices.rows,

@@ -66,7 +66,8 @@ class Task(NamedTuple):
 def rows(setup: Setup) -> list[Row]:
   """Each size, and that one program is enough."""
   sizes = (SMALL,) if setup.small else SIZES
-  one = compiled(sizes[0], 6 if setup.small else DIFFERENT)
+  own, many = task(sizes[0]), 6 if setup.small else DIFFERENT
+  one = trained.compiled('cells: ', own.programs(), *own.children(many), own.data, max(2, many // 10))
   return [*(each for size in sizes for each in compared(size, setup)), one, importing(setup)]
 
 
@@ -170,23 +171,6 @@ def products(size: Size) -> Way:
   program = train.over_children(child, mesh)
   shared = train.share((weights, xs), mesh)
   return way(lambda: program(shared, starts))
-
-
-def compiled(size: Size, count: int) -> Row:
-  """One step of so many different cells."""
-  own, m = task(size), max(2, count // 10)
-  programs, (archs, keys) = own.programs(), own.children(count)
-  different = len(set(space.unstack(archs)))
-  found = list[int]()
-  for start in range(0, count, m):
-    some = jax.tree.map(lambda x, start=start: x[start : start + m], (archs, keys))
-    states, *rest = train.begin(programs, *some)
-    jax.block_until_ready(programs.chunk(own.data, jnp.asarray(1), states, *rest))
-    found.append(programs.compilations())
-  note = f'{different} are different, {m} at a time'
-  return Row(
-    f'compilations for {count} random cells', float(1 + found[-1] - found[0]), 'programs', at_most(1.0), note=note
-  )
 
 
 def importing(setup: Setup) -> Row:

@@ -87,7 +87,29 @@ def cell(arch: list[Any], settings: dict[str, Any]) -> Network:
   return loss, [(zeros, zeros)] * layers
 
 
-NETWORKS: dict[str, Callable[..., Network]] = {'cell': cell}
+def conv(arch: list[Any], settings: dict[str, Any]) -> Network:
+  """An image classifier; its moving statistics are left out, which training does not need."""
+  reads, ends = arch
+
+  def loss(params: PyTree, carry: PyTree, drawn: list[Array]) -> tuple[Array, PyTree]:
+    (images, labels), outputs = drawn, list[Array]()
+    for i, sources in enumerate(reads):
+      kernel, scale, shift = (params[f'layers.{i}.{name}'] for name in ('kernel', 'scale', 'shift'))
+      y = jnp.concatenate([images if j < 0 else outputs[j] for j in sources], -1)
+      y = jax.lax.conv_general_dilated(y, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+      mean, variance = y.mean((0, 1, 2), keepdims=True), y.var((0, 1, 2), keepdims=True)
+      y = (y - mean) * jax.lax.rsqrt(variance + settings['epsilon']) * scale[None, None, None] + shift[None, None, None]
+      outputs.append(jax.nn.relu(y))
+    features = jnp.concatenate([outputs[j] for j in ends], -1).mean((1, 2))
+    logits = features @ params['softmax'] + params['softmax_bias'][None]
+    decayed = [params['softmax'], *(params[f'layers.{i}.kernel'] for i in range(len(reads)))]
+    penalty = 0.5 * settings['decay'] * sum(jnp.sum(weights**2) for weights in decayed)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + penalty, carry
+
+  return loss, ()
+
+
+NETWORKS: dict[str, Callable[..., Network]] = {'cell': cell, 'conv': conv}
 
 if __name__ == '__main__':
   main(sys.argv[1])

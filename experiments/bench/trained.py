@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench.timing import Way, seconds
-from nas_jax import train
+from experiments.bench.timing import Row, Way, at_most, seconds
+from nas_jax import space, train
 from nas_jax.types import Key, PyTree
 
 CHECKED = 3  # first steps, whose losses must be the same in all ways
@@ -69,3 +69,18 @@ def one_by_one(groups: Sequence[Group]) -> Way:
     return sum(each.further() / len(each.losses) for each in groups)
 
   return work
+
+
+def compiled(name: str, programs: train.Fit, archs: PyTree, keys: Key, data: Any, m: int) -> Row:
+  """How many programs take one step of each child, m children at a time; m divides their number."""
+  found = list[int]()
+  for first in range(0, len(keys), m):
+    some = jax.tree.map(lambda x, first=first: x[first : first + m], (archs, keys))
+    states, *rest = train.begin(programs, *some)
+    jax.block_until_ready(programs.chunk(data, jnp.asarray(1), states, *rest))
+    found.append(programs.compilations())
+  different = len(set(space.unstack(archs)))
+  value = float(1 + found[-1] - found[0])
+  return Row(
+    f'{name}compilations for {different} different ones', value, 'programs', at_most(1.0), note=f'{m} at a time'
+  )
