@@ -119,7 +119,7 @@ def test_convolutions_in_all_ways(torch_python):
 def test_a_rival_that_does_something_else_is_refused(tmp_path, torch_python, tiny):
   own, group = tiny
   params = jax.tree.map(lambda x: x[0], group.params)
-  params['softmax'] = params['softmax'] + (np.arange(7) == 3).astype(np.float32)
+  params['softmax_bias'] = params['softmax_bias'] + (np.arange(7) == 3).astype(np.float32)
   settings = {'layers': 2, 'batch': 3, 'hidden': 4, 'lr': own.cfg.lr, 'clip': own.cfg.clip}
   static = space.unstack(own.children(2)[0])[:1]
   rivals.write(str(tmp_path), static, [params], [own.data.train], kind='cell', steps=2, settings=settings)
