@@ -5,11 +5,14 @@ import pathlib
 import subprocess
 import sys
 
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import launch
+from experiments.bench import __main__ as bench_main
 from experiments.bench import cells, controller, conv, devices, machine, rivals, searches, show, timing, trained
 from experiments.bench.timing import Row, Setup, at_least, at_most
 from nas_jax import space
@@ -177,6 +180,28 @@ def test_end_to_end(tmp_path):
   found = {row['name']: row for row in json.loads(path.read_text())['rows']}
   assert found['compilations of these']['value'] == 1.0 and found['compilations of these']['section'] == 'searches'
   assert picture.stat().st_size > 1000
+
+
+def test_words_beside_flags():
+  def own(values):
+    flags.DEFINE_list('what', 'all', 'sections', flag_values=values)
+    flags.DEFINE_integer('repeats', 5, 'of each', flag_values=values)
+
+  for argv in (
+    ['x', 'cells', 'conv', '--repeats=3'],
+    ['x', '--repeats=3', 'cells', 'conv'],
+    ['x', '--what=cells,conv'],
+  ):
+    assert launch.parse(argv, '', own, words='what').what == ['cells', 'conv']
+  assert launch.parse(['x', 'cells', '--repeats=3'], '', own, words='what').repeats == 3
+  assert launch.parse(['x'], '', own, words='what').what == ['all']
+  with pytest.raises(ValueError, match="'cells' is no flag"):
+    launch.parse(['x', 'cells'], '', own)
+
+
+def test_without_pytorch_it_says_so(capsys):
+  assert bench_main.with_torch('/nowhere/python') == ''
+  assert '/nowhere/python has no PyTorch' in capsys.readouterr().out
 
 
 def test_what_is_no_section():

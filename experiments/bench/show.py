@@ -46,7 +46,9 @@ def picture(found: Found, path: str) -> None:
       ax.annotate(f'{figure_of(row.value)} {row.unit}', (value, place), (6, 5), textcoords='offset points', fontsize=7)
     ax.axvline(1.0, color=PLAIN, lw=1)
     ax.set_yticks(range(len(rows)), [f'{row.name}  ({_bar(row)})' for row, _ in rows], fontsize=8)
-    ax.set(xscale='log', xlabel='times the bar; to the right is better')
+    ax.set_xscale('log', base=2)
+    ax.xaxis.set_major_formatter('{x:g}')
+    ax.set(xlabel='times better than the bar', ylim=(-0.6, len(rows) - 0.2))
     figure.tight_layout()
     figure.savefig(path, metadata={'Date': None} if path.endswith('.svg') else None)
 
