@@ -121,11 +121,11 @@ def compared(size: Size, setup: Setup) -> list[Row]:
   alone, most = flops / found['products'], dense_flops / found['dense']
   return [
     row(f'{name}: generic, its products alone counted', flops / taken / 1e9, 'GF/s'),
-    *rivals.rows(f'{name}: generic', found, taken, others, size.beside_torch),
+    *rivals.rows(name, 'generic', found, others, size.beside_torch),
     row(f'{name}: generic against its own products run alone', found['products'] / taken, bar=size.of_products),
     row(f'{name}: these against the largest dense product', alone / most),
     row(f'{name}: generic against specialised, warm', found['specialised'] / taken, bar=at_least(0.85)),
-    row(f'{name}: generic', 3600 * m * size.steps / taken / 1e6, 'million steps an hour'),
+    row(f'{name}: generic', 3600 * m * size.steps / taken / 1e6, 'M steps/h'),
     Row(f'{name}: compiling the program of all', generic.compiling, 's'),
     row(f'{name}: compiling one of one cell', np.array([group.compiling for group in each]), 's'),
   ]

@@ -123,7 +123,7 @@ def compared(size: Size, setup: Setup) -> list[Row]:
   taken, steps = found['specialised'], size.children * size.steps
   shown = [
     row(f'{name}: specialised, a step', 1e3 * taken / steps, 'ms', note='of one child, the devices sharing the work'),
-    *rivals.rows(f'{name}: specialised', found, taken, others, size.beside_torch),
+    *rivals.rows(name, 'specialised', found, others, size.beside_torch),
     row(f'{name}: compiling one', np.array([group.compiling for group in each]), 's'),
   ]
   if size.of_specialised:

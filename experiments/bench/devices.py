@@ -35,7 +35,7 @@ def growing(own: Task, count: tuple[int, ...], repeats: int) -> list[Row]:
   devices = min(2, jax.local_device_count())
   found = alternating({str(m): trained(own, m, devices).further for m in count}, repeats)
   rates = {m: 3600 * m * own.size.steps / found[str(m)] for m in count}
-  shown = [row(f'{own.size.words}: m={m}', rate * 1e-6, 'million steps an hour') for m, rate in rates.items()]
+  shown = [row(f'{own.size.words}: m={m}', rate * 1e-6, 'M steps/h') for m, rate in rates.items()]
   medians = np.array([each.value for each in shown])
   worst = (medians[1:] / np.maximum.accumulate(medians)[:-1]).min()
   note = 'of the medians; 5 % are noise'

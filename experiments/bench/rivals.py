@@ -21,9 +21,9 @@ from nas_jax.types import PyTree
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 NAMES = {
-  'torch': 'PyTorch eager, one after another',
-  'compile': 'torch.compile, without compiling',
-  'naive': 'naive JAX, a program each, without compiling',
+  'torch': 'PyTorch eager',
+  'compile': 'torch.compile',
+  'naive': 'naive JAX, a program each',
 }
 CLOSE = 1e-3  # the greatest difference of losses
 
@@ -79,13 +79,16 @@ def ways(folder: str, setup: Setup, losses: np.ndarray) -> dict[str, Rival]:
 
 
 def rows(
-  name: str, found: Mapping[str, np.ndarray], own: np.ndarray, others: Mapping[str, Rival], bar: Bar | None
+  size: str, program: str, found: Mapping[str, np.ndarray], others: Mapping[str, Rival], bar: Bar | None
 ) -> list[Row]:
-  """How many times faster `own` is, seconds [repeats] for the same children; the bar is for eager PyTorch."""
-  shown = []
+  """How many times faster than each of them `program` is, by seconds [repeats] for the same children.
+
+  The bar is for PyTorch eager.
+  """
+  shown = list[Row]()
   for key, rival in others.items():
-    ratio = row(f'{name}: against {NAMES[key]}', found[key] / own, bar=bar if key == 'torch' else None)
-    shown.append(ratio)
-    if key != 'torch':
-      shown.append(Row(f'{name}: {NAMES[key]}: compiling', rival.compiling, 's', note='a child'))
+    eager = key == 'torch'
+    note = '' if eager else f'without its {rival.compiling:.2g} s of compiling a child'
+    ratio = found[key] / found[program]
+    shown.append(row(f'{size}: {program} against {NAMES[key]}', ratio, bar=bar if eager else None, note=note))
   return shown
