@@ -97,7 +97,7 @@ def _check(asked: Sequence[int]) -> None:
 
 
 def _say(message: str) -> None:
-  name = os.path.splitext(os.path.basename(sys.argv[0]))[0]
+  name = os.path.basename(os.path.splitext(sys.argv[0])[0].removesuffix(f'{os.sep}__main__'))
   print(f'{name}: {" ".join(message.split())}', file=sys.stderr)
 
 
@@ -107,10 +107,14 @@ def _leave(code: int, message: str) -> NoReturn:
 
 
 def parse(
-  argv: Sequence[str], doc: str, own: Callable[[flags.FlagValues], None], *config_classes: type
+  argv: Sequence[str], doc: str, own: Callable[[flags.FlagValues], None], *config_classes: type, words: str = ''
 ) -> flags.FlagValues:
-  """Parses `argv`: the launcher's `own` flags and one for each field of the configs, of which one will be made."""
+  """Parses `argv`: the launcher's `own` flags and one for each field of the configs, of which one will be made.
+
+  `words` is the list flag that plain words are another way to give.
+  """
   values = flags.FlagValues()
+  values.set_gnu_getopt(bool(words))  # flags may come after words
   own(values)
   flags.DEFINE_boolean('help', False, 'show this and leave', short_name='h', flag_values=values)
   fields: dict[str, list[Any]] = {}
@@ -124,7 +128,9 @@ def parse(
   if values.help:
     print(f'{doc}\n\nFlags (where no default is shown, the preset decides):\n{values.get_help()}')
     raise SystemExit(0)
-  if len(rest) > 1:
+  if words and len(rest) > 1:
+    setattr(values, words, rest[1:])
+  elif len(rest) > 1:
     raise ValueError(f'{rest[1]!r} is no flag: write --name=value; --help lists the names.')
   return values
 

@@ -1,0 +1,1 @@
+"""The benchmark: a section a module, each a function from a `timing.Setup` to rows."""

@@ -1,0 +1,90 @@
+"""How fast it is: every figure a ratio within one run, beside what the machine can do at most.
+
+Sections: cells, conv, controller, searches, devices, or all; the machine's ceilings are always measured. Examples:
+  python -m experiments.bench cells --json=OUT --picture=OUT.svg
+  python -m experiments.bench all --torch_python=OTHER/bin/python --repeats=7
+"""
+
+from collections.abc import Mapping, Sequence
+import os
+import subprocess
+import sys
+from typing import Any
+
+from absl import flags
+import jax
+
+from experiments import files, launch
+from experiments.bench import cells, controller, conv, devices, machine, searches, show
+from experiments.bench.timing import Setup
+
+SECTIONS = {
+  'cells': cells.rows,
+  'conv': conv.rows,
+  'controller': controller.rows,
+  'searches': searches.rows,
+  'devices': devices.rows,
+}
+
+
+def own_flags(values: flags.FlagValues) -> None:
+  """All flags there are."""
+  flags.DEFINE_list(
+    'what', 'all', f'sections, of {", ".join(SECTIONS)}, or all; also as plain words', flag_values=values
+  )
+  flags.DEFINE_string('json', '', 'file for the figures', flag_values=values)
+  flags.DEFINE_string('picture', '', 'file for a picture of them: .svg, .png or .pdf', flag_values=values)
+  flags.DEFINE_integer('repeats', 5, 'of each measurement', 1, flag_values=values)
+  flags.DEFINE_boolean('small', False, 'tiny shapes, in seconds: whether it runs, not how fast', flag_values=values)
+  flags.DEFINE_string('torch_python', sys.executable, 'a Python that has PyTorch', flag_values=values)
+  flags.DEFINE_boolean('torch_compile', False, 'torch.compile too, which takes minutes', flag_values=values)
+
+
+def prepare(argv: Sequence[str]) -> launch.Work:
+  """Flags, and whether PyTorch is there."""
+  values = launch.parse(argv, __doc__, own_flags, words='what')
+  what = list(SECTIONS) if 'all' in values.what else list(dict.fromkeys(values.what))
+  if unknown := [name for name in what if name not in SECTIONS]:
+    raise ValueError(f'there is no section {unknown[0]!r}: take of {", ".join(SECTIONS)}, or all.')
+  for path in (values.json, values.picture):
+    if path and not os.path.isdir(os.path.dirname(path) or '.'):
+      raise ValueError(f'{path} is in no folder: name a file that can be written.')
+  if values.picture and not values.picture.endswith(('.svg', '.png', '.pdf')):
+    raise ValueError(f'picture (={values.picture!r}) must end in .svg, .png or .pdf.')
+  torch = with_torch(values.torch_python) if {'cells', 'conv'} & set(what) else ''
+  setup = Setup(values.repeats, values.small, torch and values.torch_python, values.torch_compile)
+  launch.set_up_jax()
+  jax.config.update('jax_enable_compilation_cache', False)  # what compiling costs is measured
+  return lambda check: run(what, setup, {'torch': torch, 'what': what}, values.json, values.picture, check)
+
+
+def with_torch(python: str) -> str:
+  """The version of PyTorch that a Python has, '' if none."""
+  try:
+    asked = [python, '-c', 'import torch; print(torch.__version__)']
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    print(f'{python} has no PyTorch, so nothing is compared with it: install the extra bench, or name --torch_python.')
+    return ''
+
+
+def run(
+  what: Sequence[str], setup: Setup, facts: Mapping[str, Any], path: str, picture: str, check: launch.Check
+) -> None:
+  """Each section in turn; what is measured so far is written after each."""
+  found = {'machine': machine.rows(setup)}
+  print(show.table(found), flush=True)
+  devices = f'{jax.local_device_count()} {jax.default_backend()}'
+  facts = {**facts, 'repeats': setup.repeats, 'small': setup.small, 'devices': devices, 'jax': jax.__version__}
+  for name in what:
+    check()
+    found[name] = SECTIONS[name](setup)
+    print(f'\n{show.table({name: found[name]})}', flush=True)
+    if path:
+      files.write(path, show.as_json(found, facts))
+    if picture:
+      show.picture(found, picture)
+
+
+if __name__ == '__main__':
+  launch.main(prepare)

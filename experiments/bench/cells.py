@@ -1,0 +1,184 @@
+"""Tree-cell children: one program for all of them against a program each, PyTorch, and their own products run alone."""
+
+from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from experiments.bench import machine, rivals, trained
+from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, row, way
+from nas_jax import child as child_lib
+from nas_jax import data as data_lib
+from nas_jax import evaluator, space, train
+from nas_jax.children import lm
+from nas_jax.space.tree import operations
+from nas_jax.systems import cell, language
+from nas_jax.types import Array, Key, PyTree
+
+
+class Size(NamedTuple):
+  """Children of one size, and what they are to reach."""
+
+  hidden: int
+  vocabulary: int
+  layers: int = 1
+  children: int = 4
+  steps: int = 10  # of a measurement
+  beside_torch: Bar | None = None
+  of_products: Bar | None = None
+  base: int = 8
+  batch: int = 20
+  bptt: int = 35
+
+  @property
+  def words(self) -> str:
+    """What it is called."""
+    layers = f', {self.layers} layers' if self.layers > 1 else ''
+    return f'cells H={self.hidden}, V={self.vocabulary}{layers}'
+
+
+SIZES = (
+  Size(64, 100, steps=50, beside_torch=at_least(10.0)),
+  Size(256, 1000, beside_torch=at_least(4.0), of_products=at_least(0.75)),
+  # The paper's medium size.
+  Size(650, 10_000, layers=2, children=2, steps=4, beside_torch=at_least(1.5), of_products=at_least(0.8)),
+)
+SMALL = Size(4, 7, layers=2, children=2, steps=2, base=2, batch=3, bptt=4)
+DIFFERENT = 1000  # cells that must share a program
+
+
+class Task(NamedTuple):
+  """Children to train."""
+
+  size: Size
+  data: lm.Data
+  programs: Callable[..., train.Fit]  # (static arch, or None for one program for all; mesh)
+  children: Callable[[int], tuple[PyTree, Key]]  # m -> random archs [m], keys [m]
+  cfg: cell.Config
+
+
+def rows(setup: Setup) -> list[Row]:
+  """Each size, and that one program is enough."""
+  sizes = (SMALL,) if setup.small else SIZES
+  own, many = task(sizes[0]), 6 if setup.small else DIFFERENT
+  one = trained.compiled('cells: ', own.programs(), *own.children(many), own.data, max(2, many // 10))
+  return [*(each for size in sizes for each in compared(size, setup)), one, importing(setup)]
+
+
+def task(size: Size) -> Task:
+  """Children on random text, by plain SGD, with nothing dropped."""
+  cfg = cell.Config(
+    base=size.base, hidden=size.hidden, layers=size.layers, batch=size.batch, bptt=size.bptt, optimizer='sgd',
+    schedule='constant', lr=0.1,
+  )  # fmt: skip
+  tokens = np.random.default_rng(0).integers(size.vocabulary, size=size.batch * (16 * size.bptt + 1), dtype=np.int32)
+  text = data_lib.Text(tokens, tokens[:9], tokens[:9], tuple(map(str, range(size.vocabulary))), '')
+  cells, data = cell.make_space(cfg), lm.lay_out(text, size.batch, size.bptt, size.batch)
+  child, plain = language.build(cfg, text, lm.tree(operations(cells)), size.hidden), language.settings(cfg, size.hidden)
+
+  def programs(arch: PyTree = None, mesh: Mesh | None = None) -> train.Fit:
+    def plan(traced: PyTree) -> lm.Plan:
+      return lm.Plan(traced if arch is None else arch, plain)
+
+    return language.fitter(cfg, data, child_lib.completed(child, plan), lambda _: plain, size.steps, size.steps, mesh)
+
+  def children(m: int) -> tuple[PyTree, Key]:
+    batch = evaluator.random_batch(cells, jax.random.key(1), m)
+    return batch.archs, batch.keys
+
+  return Task(size, data, programs, children, cfg)
+
+
+def compared(size: Size, setup: Setup) -> list[Row]:
+  """All ways to train the same children."""
+  own, name, m = task(size), size.words, size.children
+  archs, keys = own.children(m)
+  static = space.unstack(archs)
+  generic = trained.group(own.programs(), archs, keys, own.data, size.steps)
+  each = [trained.alike(own.programs(arch), key, own.data, size.steps) for arch, key in zip(static, keys, strict=True)]
+  dense, dense_flops = machine.fastest(setup)
+  ways: dict[str, Way] = {'generic': generic.further, 'specialised': trained.one_by_one(each)}
+  ways |= {'products': products(size), 'dense': dense}
+  with tempfile.TemporaryDirectory() as folder:
+    settings = {
+      'layers': size.layers,
+      'batch': size.batch,
+      'hidden': size.hidden,
+      'lr': own.cfg.lr,
+      'clip': own.cfg.clip,
+    }
+    params = [jax.tree.map(lambda x, k=k: x[k], generic.params) for k in range(m)]
+    rivals.write(folder, static, params, [own.data.train], kind='cell', steps=size.steps, settings=settings)
+    others = rivals.ways(folder, setup, generic.losses)
+    found = alternating({**ways, **others}, setup.repeats)
+  flops, taken = m * size.steps * flops_of(size), found['generic']
+  alone, most = flops / found['products'], dense_flops / found['dense']
+  return [
+    row(f'{name}: generic, its products alone counted', flops / taken / 1e9, 'GF/s'),
+    *rivals.rows(name, 'generic', found, others, size.beside_torch),
+    row(f'{name}: generic against its own products run alone', found['products'] / taken, bar=size.of_products),
+    row(f'{name}: these against the largest dense product', alone / most),
+    row(f'{name}: generic against specialised, warm', found['specialised'] / taken, bar=at_least(0.85)),
+    row(f'{name}: generic', 3600 * m * size.steps / taken / 1e6, 'M steps/h'),
+    Row(f'{name}: compiling the program of all', generic.compiling, 's'),
+    row(f'{name}: compiling one of one cell', np.array([group.compiling for group in each]), 's'),
+  ]
+
+
+def flops_of(size: Size) -> float:
+  """Of a training step, products alone: each of a forward pass has two of the same size in the backward pass."""
+  rows, gates = size.batch * size.bptt, size.base * size.hidden
+  return 3 * 2.0 * rows * size.hidden * (2 * size.layers * gates + size.vocabulary)
+
+
+def products(size: Size) -> Way:
+  """The products of all children and nothing else: the same shapes, in the same loops, laid out over devices alike."""
+  hidden, width = size.hidden, size.base * size.hidden
+  shapes = [(hidden, width), (hidden, width)] * size.layers + [(hidden, size.vocabulary)]
+  keys = jax.random.split(jax.random.key(0), len(shapes))
+  weights = [jax.random.normal(key, shape) * hidden**-0.5 for key, shape in zip(keys, shapes, strict=True)]
+  xs = jax.random.normal(jax.random.key(1), (size.bptt, size.batch, hidden))
+
+  def each_time(matrix: Array, rows: Array) -> Array:
+    return jax.lax.map(lambda row: row @ matrix, rows)
+
+  def step(shared: PyTree, x: Array) -> list[Array]:
+    """The gradients of the weights."""
+    weights, found = shared, list[Array]()
+    for kernel, recurrent in zip(weights[:-1:2], weights[1:-1:2], strict=True):
+      gates = x @ kernel
+      forward = each_time(recurrent, gates[..., :hidden])
+      backward = each_time(recurrent.T, forward)
+      found += [jnp.einsum('tbi,tbj->ij', x, gates), jnp.einsum('tbi,tbj->ij', backward, forward)]
+      x = gates @ kernel.T * (1 / size.base)
+    logits = x @ weights[-1]
+    return [*found, jnp.einsum('tbi,tbj->ij', logits @ weights[-1].T, logits)]
+
+  def child(shared: PyTree, start: Array) -> list[Array]:
+    weights, xs = shared
+    # What a step begins with hangs on the step before, or all but one would be left out.
+    return jax.lax.fori_loop(0, size.steps, lambda _, last: step(weights, xs + last[0][0, 0] * 1e-9), start)
+
+  mesh = train.child_mesh()
+  count = size.children + -size.children % mesh.size
+  starts = [jnp.zeros((count, *shape)) for shape in shapes]
+  program = train.over_children(child, mesh)
+  shared = train.share((weights, xs), mesh)
+  return way(lambda: program(shared, starts))
+
+
+def importing(setup: Setup) -> Row:
+  """What a cell in a model of one's own costs before it runs."""
+  code = 'import time, flax.linen; t = time.perf_counter(); import nas_jax.tree_cell; print(time.perf_counter() - t)'
+
+  def fresh() -> float:
+    return float(subprocess.run([sys.executable, '-c', code], capture_output=True, check=True, cwd=rivals.ROOT).stdout)
+
+  found = alternating({'import': fresh}, setup.repeats)['import']
+  return row('import nas_jax.tree_cell, over import flax.linen', found, 's', at_most(0.3))

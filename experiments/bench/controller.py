@@ -1,0 +1,87 @@
+"""What the controller costs: asking for strings and learning from their rewards."""
+
+from collections.abc import Callable
+import time
+from typing import Any
+
+import jax
+
+from experiments.bench.timing import Row, Setup, Way, alternating, at_most, row, seconds
+from experiments.system import SYSTEMS, System
+from nas_jax import search
+from nas_jax.space import conv_space
+from nas_jax.systems import enas
+from nas_jax.types import Outcome
+
+M, DEPTH = 8, 20  # children of an update, layers of each
+UPDATES = 4  # of a demo whose children are trained, in each repeat
+
+
+def rows(setup: Setup) -> list[Row]:
+  """Of long strings, and as a share of each demo."""
+  depth = 3 if setup.small else DEPTH
+  updating = update(search.ask_tell(conv_space(depth), search.Config(m=M)))
+  updating()  # compiles
+  found = alternating({'both': updating}, setup.repeats)['both']
+  strings = row(f'ask + tell, m={M}, {depth}-layer conv strings', 1e3 * found, 'ms', at_most(20.0))
+  return [strings, *(share(system, setup) for system in SYSTEMS[: 1 if setup.small else None])]
+
+
+def update(s: search.Search) -> Way:
+  """An update, children left out."""
+  state = s.init(jax.random.key(0))
+
+  def both() -> float:
+    nonlocal state
+    before, batch = state, s.ask(state)
+    reward = jax.block_until_ready(jax.random.uniform(batch.keys[0], (len(batch.keys),)))
+    asking = seconds(lambda: s.ask(before))
+
+    def tell() -> search.SearchState:
+      nonlocal state
+      state, _ = s.tell(before, batch, Outcome(reward))
+      return state
+
+    return asking + seconds(tell)
+
+  return both
+
+
+def share(system: System, setup: Setup) -> Row:
+  """Asking and telling in a demo, as a share of all of its updates; its programs are compiled beforehand."""
+  cfg = system.presets['smoke' if setup.small else 'demo']()
+  s, updates = build(system, cfg), cfg.controller_updates if system.problem else UPDATES
+  state, spent = s.init(jax.random.key(0)), 0.0
+
+  def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+      nonlocal spent
+      begun = time.perf_counter()
+      found = jax.block_until_ready(function(*args))
+      spent += time.perf_counter() - begun
+      return found
+
+    return call
+
+  watched = s._replace(ask=timed(s.ask), tell=timed(s.tell))
+
+  def part() -> float:
+    """Not seconds but a share of them; a pass of shared weights comes in each round of updates."""
+    nonlocal state, spent
+    spent, end, begun = 0.0, int(state.step) + updates, time.perf_counter()
+    while int(state.step) < end and not s.over(state, 2**31):
+      state = search.run(watched, state, (), search.Budget(s.spent(state) + 1))
+    return spent / (time.perf_counter() - begun)
+
+  part()
+  found = alternating({'part': part}, setup.repeats)['part']
+  return row(f'ask + tell in the {system.kind} demo', 100 * found, '%', at_most(2.0))
+
+
+def build(system: System, cfg: Any) -> search.Search:
+  """The search of a config."""
+  data = system.load(cfg, '')
+  if system.alone:
+    return system.alone.build(cfg, data)
+  problem = system.problem(cfg, data)
+  return enas.build(problem, cfg, enas.build_programs(problem, cfg))

@@ -1,0 +1,154 @@
+"""Convolutional children with skips: a program each against PyTorch and plain JAX, and one program for a depth."""
+
+import dataclasses
+import tempfile
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench import rivals, trained
+from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, compilations, row
+from nas_jax import child as child_lib
+from nas_jax import evaluator, images, space, train
+from nas_jax.child import Child
+from nas_jax.children import conv as conv_child
+from nas_jax.children import conv_generic, pictures
+from nas_jax.space.layers import network
+from nas_jax.systems import classifier, conv
+from nas_jax.types import Key, PyTree
+
+
+class Size(NamedTuple):
+  """Children of one size, and what they are to reach."""
+
+  pixels: int
+  channels: int
+  beside_torch: Bar | None
+  of_specialised: Bar | None = None  # seconds of the one program; None leaves it out
+  depth: int = 6
+  children: int = 6
+  batch: int = 64
+  steps: int = 4  # of a measurement
+  filters: tuple[int, ...] = (24, 36, 48, 64)
+  windows: tuple[int, ...] = (1, 3, 5, 7)
+
+  @property
+  def words(self) -> str:
+    """What it is called."""
+    return f'conv {self.pixels}x{self.pixels}, {self.depth} layers'
+
+
+SIZES = Size(32, 3, at_least(0.8)), Size(8, 1, at_least(0.7), at_most(1.6), steps=20)
+SMALL = Size(6, 1, None, at_most(1.6), depth=2, children=2, batch=4, steps=1, filters=(2, 3), windows=(1, 3))
+IMAGES = 512
+
+
+class Task(NamedTuple):
+  """Children to train."""
+
+  size: Size
+  cfg: conv.Config
+  images: images.Images
+  data: pictures.Data
+
+  def programs(self, child: Child, arch: PyTree = None) -> train.Fit:
+    """Of a static arch, or, without one, of all."""
+
+    def plan(traced: PyTree) -> conv_child.Plan:
+      own = traced if arch is None else arch
+      return conv_child.Plan(own, conv.settings(self.cfg, own))
+
+    planned = child_lib.completed(child, plan)
+    return classifier.fitter(self.cfg, self.data, planned, lambda arch: plan(arch).settings, self.size.steps)
+
+  def children(self) -> tuple[PyTree, Key]:
+    """Random archs [m], and keys [m]."""
+    batch = evaluator.random_batch(conv.make_space(self.cfg), jax.random.key(1), self.size.children)
+    return batch.archs, batch.keys
+
+  def batches(self, child: Child, count: int) -> list[np.ndarray]:
+    """What the first steps train on."""
+    drawn = [child.batch(self.data, jax.random.key(0), jnp.asarray(step)) for step in range(count)]
+    return [np.stack([np.asarray(part) for part in parts]) for parts in zip(*drawn, strict=True)]
+
+
+def rows(setup: Setup) -> list[Row]:
+  """Each size, and what compiling costs a search."""
+  sizes = (SMALL,) if setup.small else SIZES
+  return [*(each for size in sizes for each in compared(size, setup)), compiling_share(setup)]
+
+
+def task(size: Size) -> Task:
+  """Children on noise, all of one size."""
+  cfg = conv.Config(
+    max_depth=size.depth, filters=size.filters, filter_heights=size.windows, filter_widths=size.windows,
+    batch=size.batch, schedule='constant', lr=(0.05,), score_batch=size.batch,
+  )  # fmt: skip
+  pictured = noise((size.pixels, size.pixels, size.channels), max(IMAGES, 2 * size.batch))
+  return Task(size, cfg, pictured, classifier.lay_out(cfg, pictured, pictured.train, pictured.valid)[0])
+
+
+def noise(shape: tuple[int, int, int], count: int) -> images.Images:
+  """Images of ten classes in which there is nothing to see; they cost as much as others."""
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(256, size=(count, *shape), dtype=np.uint8)
+  split = images.Split(pixels, (np.arange(count) % 10).astype(np.int32))
+  return images.split_images(split, split, 10)
+
+
+def compared(size: Size, setup: Setup) -> list[Row]:
+  """All ways to train the same children."""
+  own, name = task(size), size.words
+  archs, keys = own.children()
+  static, child = space.unstack(archs), classifier.build(own.cfg, own.images)
+  each = [
+    trained.alike(own.programs(child, arch), key, own.data, size.steps) for arch, key in zip(static, keys, strict=True)
+  ]
+  params = [jax.tree.map(lambda x: x[0], group.params) for group in each]
+  losses = np.stack([group.losses[0] for group in each])
+  ways: dict[str, Way] = {'specialised': trained.one_by_one(each)}
+  if size.of_specialised:
+    traced = of_all(own)
+    ways['generic'] = trained.group(traced, archs, keys, own.data, size.steps).further
+  with tempfile.TemporaryDirectory() as folder:
+    cfg = own.cfg
+    settings = {'lr': cfg.lr[0], 'momentum': cfg.momentum, 'decay': cfg.weight_decay, 'epsilon': cfg.epsilon}
+    made = [([layer.reads for layer in network(arch).layers], network(arch).ends) for arch in static]
+    batches = own.batches(child, trained.CHECKED + size.steps)
+    rivals.write(folder, made, params, batches, kind='conv', steps=size.steps, settings=settings)
+    others = rivals.ways(folder, setup, losses)
+    found = alternating({**ways, **others}, setup.repeats)
+  taken, steps = found['specialised'], size.children * size.steps
+  shown = [
+    row(f'{name}: specialised, a step', 1e3 * taken / steps, 'ms', note='of one child, the devices sharing the work'),
+    *rivals.rows(name, 'specialised', found, others, size.beside_torch),
+    row(f'{name}: compiling one', np.array([group.compiling for group in each]), 's'),
+  ]
+  if size.of_specialised:
+    ratio = row(f'{name}: a generic step against a specialised one', found['generic'] / taken, bar=size.of_specialised)
+    shown += [ratio, trained.compiled(f'{name}: ', traced, *own.children(), own.data, 1)]
+  return shown
+
+
+def of_all(own: Task) -> train.Fit:
+  """The one program for all networks of this depth."""
+  cfg = own.cfg
+  labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
+  return own.programs(conv_generic.build(cfg.max_depth, *labels, cfg.skips, classifier.problem(cfg, own.images)))
+
+
+def compiling_share(setup: Setup) -> Row:
+  """Of the preset `small`, on noise of its images' shape; by short trainings extended to whole ones, as `auto` does."""
+  cfg = conv.smoke() if setup.small else conv.small()
+  pictured = noise((8, 8, 1), 60) if setup.small else noise((cfg.resize, cfg.resize, 3), cfg.max_examples)
+  timing = conv.time_programs(cfg, pictured)._asdict()
+  kind = min(timing, key=lambda kind: timing[kind])
+  batch = evaluator.random_batch(conv.make_space(cfg), jax.random.key(0), cfg.m)
+  evaluate = conv.build_evaluator(dataclasses.replace(cfg, child_program=kind), pictured, steps=1)
+  with compilations() as found:
+    jax.block_until_ready(evaluate(batch).reward)
+  a_child = sum(each.seconds for each in found) / (cfg.m if kind == 'specialised' else cfg.max_children)
+  note = f'{kind} programs, compiled one after another'
+  return Row('compiling in the small CIFAR-10 search', 100 * a_child / timing[kind], '%', at_most(10.0), note=note)

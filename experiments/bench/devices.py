@@ -1,0 +1,76 @@
+"""What more devices and more children at once bring: cells, by the one program for all of them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench.cells import SIZES, SMALL, Task, task
+from experiments.bench.timing import Row, Setup, alternating, at_least, at_most, row
+from experiments.bench.trained import Group, group
+from nas_jax import train
+
+MANY = 1, 2, 4, 8, 16, 32, 64  # children in a program call
+
+
+def rows(setup: Setup) -> list[Row]:
+  """Two devices against one, more children against fewer, and the memory of each."""
+  size = SMALL if setup.small else SIZES[0]._replace(steps=10)
+  count = MANY[:4] if setup.small else MANY
+  own = task(size)
+  found = [*growing(own, count, setup.repeats), *memory(own, count)]
+  return found if jax.local_device_count() == 1 else [*doubled(own, setup.repeats), *found]
+
+
+def doubled(own: Task, repeats: int) -> list[Row]:
+  """Two devices, four children."""
+  ways = {n: trained(own, 4, n).further for n in (1, 2)}
+  found = alternating({str(n): way for n, way in ways.items()}, repeats)
+  return [row('children an hour, two devices against one', found['1'] / found['2'], bar=at_least(1.8))]
+
+
+def growing(own: Task, count: tuple[int, ...], repeats: int) -> list[Row]:
+  """Children an hour by how many there are in a call."""
+  devices = min(2, jax.local_device_count())
+  found = alternating({str(m): trained(own, m, devices).further for m in count}, repeats)
+  rates = {m: 3600 * m * own.size.steps / found[str(m)] for m in count}
+  shown = [row(f'{own.size.words}: m={m}', rate * 1e-6, 'M steps/h') for m, rate in rates.items()]
+  medians = np.array([each.value for each in shown])
+  worst = (medians[1:] / np.maximum.accumulate(medians)[:-1]).min()
+  note = 'of the medians; 5 % are noise'
+  return [
+    *shown,
+    Row('the same, each m against the best of those below it, the least', float(worst), 'x', at_least(0.95), note=note),
+  ]
+
+
+def memory(own: Task, count: tuple[int, ...]) -> list[Row]:
+  """What the program that trains takes for each further child, by what XLA has planned."""
+  some = count[1], count[len(count) // 2], count[-1]
+  needed = [planned(own, m) for m in some]
+  each = np.diff(needed) / np.diff(some)
+  whole = Row(
+    'memory of a further child',
+    float(each[-1] / 2**20),
+    'MiB',
+    note=f'beside {needed[0] / 2**20:.1f} MiB at m={some[0]}',
+  )
+  return [whole, Row('the same, last against first', float(each[-1] / max(each[0], 1.0)), 'x', at_most(1.05))]
+
+
+def planned(own: Task, m: int) -> int:
+  """Bytes on one device."""
+  programs = own.programs(None, train.child_mesh(jax.local_devices()[:1]))
+  shapes = jax.eval_shape(lambda: train.begin(programs, *own.children(m)))
+  chunk = jax.jit(lambda *args: programs.chunk(*args), donate_argnums=2)
+  found: Any = chunk.lower(own.data, jnp.asarray(0), *shapes).compile().memory_analysis()
+  return (
+    found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes - found.alias_size_in_bytes
+  )
+
+
+def trained(own: Task, m: int, devices: int) -> Group:
+  """So many children on so many devices."""
+  programs = own.programs(None, train.child_mesh(jax.local_devices()[:devices]))
+  return group(programs, *own.children(m), own.data, own.size.steps)

@@ -1,0 +1,48 @@
+"""What the machine can do at most: products of large matrices and copying, on all devices at once."""
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench.timing import Row, Setup, Way, alternating, row, way
+from nas_jax import train
+
+SIZES = 512, 1024, 2048, 4096  # of square matrices; which is the fastest depends on the machine
+COPIED = 64 * 2**20  # bytes on each device, more than caches hold
+
+
+def rows(setup: Setup) -> list[Row]:
+  """The ceilings."""
+  products = {f'{n} x {n}': product(n) for n in _sizes(setup)}
+  copying, moved = copy(2**12 if setup.small else COPIED)
+  found = alternating({name: each for name, (each, _) in products.items()} | {'copy': copying}, setup.repeats)
+  rates = [
+    row(f'dense f32 product, {name}', flops / found[name] / 1e9, 'GF/s') for name, (_, flops) in products.items()
+  ]
+  copied = row('copying', moved / found['copy'] / 1e9, 'GB/s', note='read and written')
+  return [max(rates, key=lambda each: each.value), copied]
+
+
+def fastest(setup: Setup) -> tuple[Way, float]:
+  """The product that is the fastest here, to be timed beside others, and its operations."""
+  products = [product(n) for n in _sizes(setup)]
+  return min(products, key=lambda each: min(each[0](), each[0]()) / each[1])
+
+
+def _sizes(setup: Setup) -> tuple[int, ...]:
+  return (32, 64) if setup.small else SIZES
+
+
+def product(n: int) -> tuple[Way, float]:
+  """Squares a matrix [n, n] on every device, and the operations of all."""
+  mesh = train.child_mesh()
+  matrices = jax.random.normal(jax.random.key(0), (mesh.size, n, n))
+  square = train.over_children(lambda _, matrix: matrix @ matrix, mesh)
+  return way(lambda: square((), matrices)), 2.0 * n**3 * mesh.size
+
+
+def copy(size: int) -> tuple[Way, float]:
+  """Reads so many bytes on every device and writes as many; and the bytes moved by all."""
+  mesh = train.child_mesh()
+  arrays = jnp.zeros((mesh.size, size // 4))
+  added = train.over_children(lambda _, array: array + 1.0, mesh)  # a mere copy would be left out
+  return way(lambda: added((), arrays)), 2.0 * size * mesh.size

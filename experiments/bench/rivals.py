@@ -1,0 +1,94 @@
+"""Other ways to train the same children, each in a process of its own, with which it is spoken by files.
+
+A folder holds job.json, weights-K.npz of each child and batches.npz; a process reads it, trains the children one after
+another, and prints one line of JSON: {'losses': [m, CHECKED], 'seconds': [m], 'compiling': [m]}.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.bench.timing import Bar, Row, Setup, row
+from experiments.bench.trained import CHECKED
+from nas_jax.types import PyTree
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+NAMES = {
+  'torch': 'PyTorch eager',
+  'compile': 'torch.compile',
+  'naive': 'naive JAX, a program each',
+}
+CLOSE = 1e-3  # the greatest difference of losses
+
+
+def write(
+  folder: str, archs: Sequence[Any], params: Sequence[PyTree], batches: Sequence[np.ndarray], **job: Any
+) -> None:
+  """Writes a job.
+
+  Args:
+    folder: where.
+    archs: static, one for each child, as JSON can say them.
+    params: of each child; leaves are named by their path, 'cells.0.kernel'.
+    batches: arrays [n, ...], which all children train on in turn.
+    **job: what else the processes must know: kind, steps, settings.
+  """
+  for k, own in enumerate(params):
+    leaves = jax.tree_util.tree_flatten_with_path(own)[0]
+    named = {jax.tree_util.keystr(path, simple=True, separator='.'): np.asarray(leaf) for path, leaf in leaves}
+    np.savez(os.path.join(folder, f'weights-{k}.npz'), allow_pickle=False, **named)
+  np.savez(os.path.join(folder, 'batches.npz'), *batches)
+  with open(os.path.join(folder, 'job.json'), 'w', encoding='utf-8') as file:
+    json.dump(job | {'archs': archs, 'checked': CHECKED}, file)
+
+
+class Rival:
+  """One of them, as what `alternating` takes: seconds of all children together, as the process itself took them."""
+
+  def __init__(self, command: Sequence[str], losses: np.ndarray):
+    self.command, self.losses = command, losses  # what to run; [m, CHECKED] that it must find
+    self.compiling = 0.0  # seconds a child, of the first step in PyTorch
+
+  def __call__(self) -> float:
+    """Raises ValueError if it does not do the same."""
+    done = subprocess.run(self.command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+      raise ValueError(f'{self.command} failed: {done.stderr.strip().splitlines()[-1:]}')
+    found = json.loads(done.stdout.splitlines()[-1])
+    off = np.abs(np.array(found['losses']) - self.losses).max()
+    if not off <= CLOSE:
+      raise ValueError(f'{self.command} does not train the same: losses differ by {off:.2g}, {CLOSE:g} is allowed.')
+    self.compiling = float(np.mean(found['compiling']))
+    return sum(found['seconds'])
+
+
+def ways(folder: str, setup: Setup, losses: np.ndarray) -> dict[str, Rival]:
+  """Those that can be had, by their names in NAMES."""
+  torch = [setup.torch_python, os.path.join(HERE, 'torch_child.py'), folder]
+  commands = {'naive': [sys.executable, '-m', 'experiments.bench.naive_child', folder]}
+  commands |= {'torch': torch} if setup.torch_python else {}
+  commands |= {'compile': [*torch, '--compile']} if setup.torch_python and setup.torch_compile else {}
+  return {name: Rival(command, losses) for name, command in commands.items()}
+
+
+def rows(
+  size: str, program: str, found: Mapping[str, np.ndarray], others: Mapping[str, Rival], bar: Bar | None
+) -> list[Row]:
+  """How many times faster than each of them `program` is, by seconds [repeats] for the same children.
+
+  The bar is for PyTorch eager.
+  """
+  shown = list[Row]()
+  for key, rival in others.items():
+    eager = key == 'torch'
+    note = '' if eager else f'without its {rival.compiling:.2g} s of compiling a child'
+    ratio = found[key] / found[program]
+    shown.append(row(f'{size}: {program} against {NAMES[key]}', ratio, bar=bar if eager else None, note=note))
+  return shown
