@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -18,6 +23,7 @@ from nas_jax.space import ChainArch
 from nas_jax.types import Batch
 
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
+ROOT = pathlib.Path(__file__).parent.parent
 STEPS, M = 6, 3
 DEVICES = 2
 
@@ -273,3 +279,23 @@ def test_a_child_of_its_own_program_is_failed_alone(tmp_path):
 def test_limits_are_checked():
   with pytest.raises(ValueError, match='child_starts'):
     config.check(dataclasses.replace(Limits(), child_starts=-1))
+
+
+@pytest.mark.long
+def test_a_child_that_aborts_the_process(programs, whole, tmp_path):
+  """The same with real processes, which one child ends as a crash in native code does."""
+  code = (
+    'import os, jax; jax.config.update("jax_num_cpu_devices", 4); import keeper_test as k;'
+    'made = k.train.fitter(k.child(), lambda arch: k.optax.adam(0.1), k.STEPS, 1,'
+    ' k.train.child_mesh(jax.devices()[: k.DEVICES]), scored=2);'
+    'k.Died = lambda: os.abort();'
+    f'keeper = k.kept({str(tmp_path)!r});'
+    'outcome = k.evaluator.from_scratch(k.dying(made, 2.0), k.DATA, k.reward, keeper)(k.batch());'
+    'print(outcome.reward.tolist(), outcome.metrics["failed"].tolist())'
+  )
+  env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])}
+  for starts in range(4):
+    ended = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == (-signal.SIGABRT if starts < 3 else 0), ended.stderr[-2000:]
+  wanted = np.where(np.arange(M) == 1, 0.0, whole.reward)
+  assert ended.stdout.strip() == f'{wanted.astype(np.float32).tolist()} {[0, train.DEADLY, 0]}'
