@@ -201,12 +201,16 @@ class Died(BaseException):
   """The end of a process: nothing is caught, nothing tidied up."""
 
 
-def dying(programs, who):
+def died():
+  raise Died
+
+
+def dying(programs, who, die=died):
   """Programs during which the process dies when the child of this architecture is trained."""
 
   def chunk(data, steps, states, archs, keys):
     if bool(((archs == who) & (states.failed == train.FINE)).any()):
-      raise Died
+      die()
     return programs.chunk(data, steps, states, archs, keys)
 
   return programs._replace(chunk=chunk)
@@ -288,9 +292,8 @@ def test_a_child_that_aborts_the_process(programs, whole, tmp_path):
     'import os, jax; jax.config.update("jax_num_cpu_devices", 4); import keeper_test as k;'
     'made = k.train.fitter(k.child(), lambda arch: k.optax.adam(0.1), k.STEPS, 1,'
     ' k.train.child_mesh(jax.devices()[: k.DEVICES]), scored=2);'
-    'k.Died = lambda: os.abort();'
     f'keeper = k.kept({str(tmp_path)!r});'
-    'outcome = k.evaluator.from_scratch(k.dying(made, 2.0), k.DATA, k.reward, keeper)(k.batch());'
+    'outcome = k.evaluator.from_scratch(k.dying(made, 2.0, os.abort), k.DATA, k.reward, keeper)(k.batch());'
     'print(outcome.reward.tolist(), outcome.metrics["failed"].tolist())'
   )
   env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])}
