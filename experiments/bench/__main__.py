@@ -72,6 +72,8 @@ def run(
   what: Sequence[str], setup: Setup, facts: Mapping[str, Any], path: str, picture: str, check: launch.Check
 ) -> None:
   """Each section in turn; what is measured so far is written after each."""
+  if setup.small:
+    print('tiny shapes: figures and bars say nothing but that everything runs\n')
   found = {'machine': machine.rows(setup)}
   print(show.table(found), flush=True)
   devices = f'{jax.local_device_count()} {jax.default_backend()}'
