@@ -12,6 +12,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 
 
+@pytest.fixture(autouse=True)
+def optimized(monkeypatch):
+  """Notebooks compute: their kernels compile as those of a reader do."""
+  monkeypatch.delenv('XLA_FLAGS')
+
+
 def printed(name, folder):
   """All that a notebook prints when it is run in `folder`, in a process of its own."""
   notebook = nbformat.read(ROOT / 'notebooks' / name, as_version=4)
