@@ -29,11 +29,11 @@ def main(folder: str) -> None:
   """All children of a job."""
   with open(os.path.join(folder, 'job.json'), encoding='utf-8') as file:
     job = json.load(file)
-  arrays = np.load(os.path.join(folder, 'batches.npz'))
+  arrays = np.load(os.path.join(folder, 'batches.npz'), allow_pickle=False)
   batches = [[jnp.asarray(arrays[name][i]) for name in arrays.files] for i in range(len(arrays[arrays.files[0]]))]
   found: dict[str, list[Any]] = {'losses': [], 'seconds': [], 'compiling': []}
   for k, arch in enumerate(job['archs']):
-    weights = np.load(os.path.join(folder, f'weights-{k}.npz'))
+    weights = np.load(os.path.join(folder, f'weights-{k}.npz'), allow_pickle=False)
     params = {name: jnp.asarray(weights[name]) for name in weights.files}
     step, state = trainer(job['settings'], *NETWORKS[job['kind']](arch, job['settings']), params)
     begun = time.perf_counter()

@@ -22,12 +22,12 @@ def main(folder, compiled):
   """All children of a job."""
   with open(os.path.join(folder, 'job.json'), encoding='utf-8') as file:
     job = json.load(file)
-  arrays = np.load(os.path.join(folder, 'batches.npz'))
+  arrays = np.load(os.path.join(folder, 'batches.npz'), allow_pickle=False)
   batches = [[torch.tensor(arrays[name][i]) for name in arrays.files] for i in range(len(arrays[arrays.files[0]]))]
   found = {'losses': [], 'seconds': [], 'compiling': []}
   for k, arch in enumerate(job['archs']):
     torch.compiler.reset()  # or programs of the children before would count against the limit of one function
-    weights = np.load(os.path.join(folder, f'weights-{k}.npz'))
+    weights = np.load(os.path.join(folder, f'weights-{k}.npz'), allow_pickle=False)
     params = {name: nn.Parameter(torch.tensor(weights[name])) for name in weights.files}
     step = CHILDREN[job['kind']](arch, params, job['settings'], compiled)
     begun = time.perf_counter()
