@@ -56,7 +56,8 @@ def open_config(workdir: str, cfg: Any) -> Any:
     os.makedirs(workdir, exist_ok=True)
     old = read(path)
     if not isinstance(old, dict):
-      copy = (read(os.path.join(workdir, 'origin.json')) or {}).get('config')
+      origin = read(os.path.join(workdir, 'origin.json'))
+      copy = origin.get('config') if isinstance(origin, dict) else None
       if os.path.exists(os.path.join(workdir, 'children.jsonl')):
         warnings.warn(f'{path} is missing: taken from {"origin.json" if copy else "the flags"}.', stacklevel=2)
       old = copy or config.as_json(cfg)

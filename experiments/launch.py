@@ -36,8 +36,8 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 def main(prepare: Callable[[Sequence[str]], Work]) -> None:
   """Runs a launcher: `prepare(argv)` reads and checks all input, what it returns does the work.
 
-  Whatever is wrong with the input is one line on stderr and exit code 2; so are a file that cannot be written, with
-  exit code 74, and SIGTERM and Ctrl-C, with 143 and 130. The second of these ends the process at once.
+  Each of these ends it with one line on stderr: whatever is wrong with the input, exit code 2; a file that cannot be
+  written, 74; SIGTERM, 143, and Ctrl-C, 130, as soon as what runs is over, and at once the second time.
   """
   absl_logging.set_verbosity(absl_logging.ERROR)
   with _one_line_each():

@@ -1,6 +1,6 @@
 """One search in a folder, begun or gone on with."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 import functools
 import math
 import os
@@ -59,17 +59,6 @@ def run(
       if s.parts:
         files.write(os.path.join(folder, 'replay.json'), s.parts.export(state) + '\n')
 
-  best = -float('inf')
-
-  def note_best(records: list[journal.Record]) -> None:
-    nonlocal best
-    for record in records:
-      if record['reward'] > best:
-        best = record['reward']
-        files.write(os.path.join(folder, 'best.json'), report.best_json(s.space, record))
-
-  if known:  # whose best may have been journalled just before the end, and noted nowhere
-    note_best([max(known.values(), key=lambda record: record['reward'])])
   pause = 1 if sys.stderr.isatty() else 20
   with tqdm(total=budget.children, initial=s.spent(state), desc=name, unit='child', mininterval=pause) as bar:
 
@@ -81,7 +70,7 @@ def run(
       search.Hook(children=journal.writer(path), vital=True),
       watch,  # before the checkpoint, so that no step that is not done again goes unnoted
       search.Hook(step=keep, vital=True),
-      search.Hook(children=note_best, vital=True),
+      search.Hook(children=_noting_best(folder, s, known), vital=True),
       search.Hook(step=show),
       search.Hook(step=lambda state, info: keeper.check(), vital=True),
     ]
@@ -96,3 +85,21 @@ def run(
       close()
   found = journal.read(path)
   return [found[number] for number in sorted(found) if number < s.spent(state)]
+
+
+def _noting_best(
+  folder: str, s: search.Search, known: Mapping[int, journal.Record]
+) -> Callable[[Iterable[journal.Record]], None]:
+  """What writes best.json whenever a child is better than all before; for those known it has done so."""
+  best = -math.inf
+
+  def note(records: Iterable[journal.Record]) -> None:
+    nonlocal best
+    for record in records:
+      if record['reward'] > best:
+        best = record['reward']
+        files.write(os.path.join(folder, 'best.json'), report.best_json(s.space, record))
+
+  if known:  # whose best may have been journalled just before the end, and noted nowhere
+    note([max(known.values(), key=lambda record: record['reward'])])
+  return note

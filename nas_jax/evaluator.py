@@ -135,7 +135,7 @@ def successive(
         if parent is not None:
           states = states._replace(params=inherit(states.params, parent))
         name, limit = fingerprint(arch, key, made.steps, 'inherits'), keeper.timeout
-        if keeper.starts and keeper.vain(name) >= keeper.starts:
+        if keeper.deadly(name, keeper.starts):
           return states.params, {'failed': np.full(1, train.DEADLY)}
         states, metrics = train.run(made, states, archs, keys, shared, keeper, name, limit)
         return states.params, _fetched(metrics)
@@ -169,7 +169,7 @@ def _kept(
   if (known := keeper.recall(name)) is not None:
     return known
   m = len(keys)
-  if starts and keeper.vain(name) >= starts:
+  if keeper.deadly(name, starts):
     return {'failed': np.full(m, train.DEADLY)}
   _, metrics = train.run(programs, *fresh(), data, keeper, name, keeper.timeout * (m if only is None else 1))
   found = {key: value[:m] for key, value in _fetched(metrics).items()}

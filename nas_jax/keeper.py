@@ -55,6 +55,10 @@ class Keeper(NamedTuple):
   timeout: float = math.inf  # seconds of training a child
   starts: int = 0  # in vain, after which a child fails; 0: no end
 
+  def deadly(self, name: str, starts: int) -> bool:
+    """Whether a training was begun in vain so many times that it is not begun again; 0: never."""
+    return bool(starts) and self.vain(name) >= starts
+
 
 UNKEPT = Keeper()
 
