@@ -72,7 +72,8 @@ def unroll(
   """
   mask = jnp.broadcast_to(jnp.ones((), xs.dtype) if h_mask is None else h_mask, carry[1].shape)
   keep = None if length is None else jnp.arange(len(xs))[:, None, None] < length[None, :, None]
-  floats = (params['recurrent_kernel'], _bias(params), xs @ params['kernel'], *carry, mask)
+  gates = (project if hoist else jnp.matmul)(*vary_together((xs, params['kernel']), ()))
+  floats = (params['recurrent_kernel'], _bias(params), gates, *carry, mask)
   c, h, hs = (_hoisted_scan if hoist else _scan)(cell, arch, keep, *vary_together(floats, (arch, keep)))
   return (c, h), hs
 
@@ -82,6 +83,28 @@ def lstm(_: PyTree, x: Array, h: Array, c: Array) -> Carry:
   i, g, f, o = jnp.split(x + h, 4, -1)
   c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
   return c, jax.nn.sigmoid(o) * jnp.tanh(c)
+
+
+@jax.custom_vjp
+def project(x: Array, kernel: Array) -> Array:
+  """x W for all steps [T, B, in]. XLA:CPU would derive the gradient of W as a product of transposed copies."""
+  return x @ kernel
+
+
+def transposed(kernel: Array) -> Array:
+  """W^T [..., out, in] as an array of its own, for products in a loop: each would transpose W again."""
+  return jax.lax.optimization_barrier(kernel.mT)
+
+
+def weight_gradient(x: Array, dy: Array) -> Array:
+  """[in, out] of what all steps [T, B, in] were multiplied with to give [T, B, out]."""
+  return jnp.einsum('tbi,tbj->ij', x, dy)
+
+
+project.defvjp(
+  lambda x, kernel: (x @ kernel, (x, kernel)),
+  lambda saved, dy: (dy @ saved[1].T, weight_gradient(saved[0], dy)),
+)
 
 
 def _bias(params: dict[str, Array]) -> Array:
@@ -129,6 +152,7 @@ def _hoisted_scan(cell, arch, keep, *floats):
   def backward(residuals, cotangents):
     arch, keep, kernel, gates, cs, before, recurrents, mask = residuals
     dc, dh, dhs = cotangents
+    turned = transposed(kernel)
 
     def step(carry, inputs):
       dc, dh = carry
@@ -140,12 +164,12 @@ def _hoisted_scan(cell, arch, keep, *floats):
         dc, dh = jnp.where(keep, dc, 0.0), jnp.where(keep, dh, 0.0)
       _, vjp = jax.vjp(functools.partial(cell, arch), gate, recurrent, c)
       dgate, drecurrent, dc = vjp((dc, dh_out + dh))
-      dmasked = drecurrent @ kernel.T
+      dmasked = drecurrent @ turned
       return (dc + past_c, dmasked * mask + past_h), (dgate, drecurrent, dmasked)
 
     inputs = (gates, recurrents, cs, keep, dhs)
     (dc, dh), (dgates, drecurrents, dmasked) = jax.lax.scan(step, (dc, dh), inputs, reverse=True)
-    dkernel = jnp.einsum('tbi,tbj->ij', before * mask[None], drecurrents)
+    dkernel = weight_gradient(before * mask[None], drecurrents)
     return None, None, dkernel, drecurrents.sum((0, 1)), dgates, dc, dh, (dmasked * before).sum(0)
 
   scan.defvjp(forward, backward)

@@ -97,7 +97,8 @@ def unroll(
     )
   chosen = params if static else own(params, arch)
   mask = jnp.broadcast_to(jnp.ones((), xs.dtype) if h_mask is None else h_mask, carry.shape)
-  floats = (chosen['recurrent_kernel'], chosen['nodes'], xs @ chosen['kernel'], carry, mask)
+  gates = (recurrence.project if hoist else jnp.matmul)(*recurrence.vary_together((xs, chosen['kernel']), ()))
+  floats = (chosen['recurrent_kernel'], chosen['nodes'], gates, carry, mask)
   h, hs = (_hoisted_scan if hoist else _scan)(arch, activate, *recurrence.vary_together(floats, arch))
   return h, jax.nn.standardize(hs, axis=1) if normalize else hs
 
@@ -171,6 +172,7 @@ def _hoisted_scan(arch, possible, *floats):
     chosen, recurrent, nodes, mask, before, sums, values = residuals
     arch, (dh, dhs) = fixed or chosen, cotangents
     shares = _shares(arch).astype(dh.dtype)[:, None, None]
+    turned, turned_nodes = recurrence.transposed(recurrent), recurrence.transposed(nodes)
 
     def through(activate, sums, before, dvalue):
       return jax.vjp(functools.partial(_node, possible, activate), sums, before)[1](dvalue)
@@ -181,14 +183,14 @@ def _hoisted_scan(arch, possible, *floats):
       for node in reversed(range(1, len(arch.activate))):
         read = arch.previous[node - 1]
         dsum, dread = through(arch.activate[node], sums[node], values[read], dvalues[node])
-        dvalues = dvalues.at[read].add(dread + dsum @ nodes[node - 1].T)
+        dvalues = dvalues.at[read].add(dread + dsum @ turned_nodes[node - 1])
         dsums.append(dsum)
       dsum, dh = through(arch.activate[0], sums[0], before, dvalues[0])
-      dmasked = dsum @ recurrent.T
+      dmasked = dsum @ turned
       return dh + dmasked * mask, (jnp.stack([dsum, *reversed(dsums)]), dmasked)
 
     dh, (dsums, dmasked) = jax.lax.scan(step, dh, (dhs, before, sums, values), reverse=True)
-    drecurrent = jnp.einsum('tbi,tbj->ij', before * mask[None], dsums[:, 0])
+    drecurrent = recurrence.weight_gradient(before * mask[None], dsums[:, 0])
     dnodes = jnp.einsum('tnbi,tnbj->nij', values[:, jnp.asarray(arch.previous, jnp.int32)], dsums[:, 1:])
     return None, drecurrent, dnodes, dsums[:, 0], dh, (dmasked * before).sum(0)
 

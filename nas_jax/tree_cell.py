@@ -223,7 +223,9 @@ def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array
     level = jax.lax.cond(inside, inject, lambda level, _: level, level, jnp.clip(takes, 0, width - 1))
     if width == 1:
       return c_new, level[..., 0, :]
-    left, right, first = level[..., ::2, :], level[..., 1::2, :], first + width
+    pairs = level.reshape(*level.shape[:-2], width // 2, 2, -1)
+    left, right = (half[..., 0, :] for half in jnp.split(pairs, 2, -2))  # slices would have a sum as gradient
+    first += width
 
 
 def _beside(chosen: Array, value: Array) -> Array:
