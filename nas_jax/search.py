@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nas_jax import config, journal, reinforce, update
+from nas_jax import config, journal, reinforce, train, update
 from nas_jax.controller import Controller, lstm_controller, survey, uniform_controller
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
@@ -253,13 +253,13 @@ def _call(hooks: Sequence[Hook], name: str, *args: Any) -> None:
 
 
 def run_seeds(search: Search, keys: Key, steps: int) -> tuple[SearchState, Any]:
-  """Whole searches with a jittable evaluator, one for each of `keys` [n], in one program.
+  """Whole searches with a jittable evaluator, one for each of `keys` [n], in one program over all local devices.
 
   Returns:
     The final states, and (tokens [n, steps, m, T], outcomes) of all children; leading axis n.
   """
 
-  def one(key):
+  def one(_, key):
     def step(state, _):
       batch = search.ask(state)
       outcome = search.evaluate(batch)
@@ -268,4 +268,7 @@ def run_seeds(search: Search, keys: Key, steps: int) -> tuple[SearchState, Any]:
 
     return jax.lax.scan(step, search.init(key), length=steps)
 
-  return jax.jit(jax.vmap(one))(keys)
+  # On a CPU one after another: the weights of all controllers at once are more than its caches hold.
+  mesh = train.child_mesh()
+  found = train.over_children(one, mesh)((), train.filled(keys, mesh))
+  return jax.tree.map(lambda x: x[: len(keys)], found)

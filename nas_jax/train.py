@@ -153,15 +153,19 @@ def share(data: PyTree, mesh: Mesh) -> PyTree:
   return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
 
 
+def filled(arrays: PyTree, mesh: Mesh) -> PyTree:
+  """[m, ...] filled up to a multiple of the devices by copies of the first."""
+  return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -len(x) % mesh.size, 0)]), arrays)
+
+
 def begin(programs: Fit, archs: PyTree, keys: Key, only: int | None = None) -> tuple[FitState, PyTree, Key]:
   """Untrained children, with their archs and keys, filled up to a multiple of the devices by children not trained.
 
   Nor is any but the one in the place `only`, if that is given.
   """
   m = len(keys)
-  padding = -m % programs.mesh.size
-  archs, keys = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), (archs, keys))
-  places = jnp.arange(m + padding)
+  archs, keys = filled((archs, keys), programs.mesh)
+  places = jnp.arange(len(keys))
   return programs.init(archs, keys, places < m if only is None else places == only), archs, keys
 
 

@@ -24,7 +24,7 @@ def rows(setup: Setup) -> list[Row]:
   def searching() -> float:
     with compilations() as found:
       taken = seconds(lambda: search.run_seeds(s, keys, -(-evaluations // cfg.m)))
-    programs.append(sum(each.name == 'jit(one)' for each in found))
+    programs.append(sum(each.name == 'jit(everywhere)' for each in found))
     return taken
 
   taken = alternating({'searches': searching}, setup.repeats)['searches']
