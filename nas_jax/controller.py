@@ -115,7 +115,8 @@ def lstm_controller(
     logits = h @ theta['softmax'][slot.head] + theta['softmax_bias'][slot.head]
     attended = jnp.zeros(units)
     if anchors:
-      keys = jnp.tanh(memory @ theta['w_prev'] + (h @ theta['w_curr'])[None])
+      states, projected = memory  # of the anchors [A, units]: h, and h w_prev, worked out once for all who look back
+      keys = jnp.tanh(projected + (h @ theta['w_curr'])[None])
       candidates = jnp.arange(widest) + slot.start
       logits = jnp.where(slot.kind == Kind.CHOICE, logits, (keys @ theta['v']).at[candidates].get(mode='clip'))
     logits /= temperature
@@ -126,14 +127,13 @@ def lstm_controller(
     if anchors:
       chosen = jnp.where(slot.kind == Kind.LINK, tokens, jnp.arange(widest) == tokens[0]).astype(h.dtype)
       chosen = jnp.where(jnp.arange(widest) < slot.width, chosen, 0.0)
-      states = memory.at[candidates].get(mode='fill', fill_value=0.0)
-      attended = chosen @ states / jnp.maximum(chosen.sum(), 1.0)
-      memory = memory.at[slot.anchor].set(h, mode='drop')
+      attended = chosen @ states.at[candidates].get(mode='fill', fill_value=0.0) / jnp.maximum(chosen.sum(), 1.0)
+      memory = memory.at[:, slot.anchor].set(jnp.stack([h, h @ theta['w_prev']]), mode='drop')
     x = jnp.where(slot.kind == Kind.CHOICE, theta['embedding'][slot.head, tokens[0]], attended)
     return (state, x, memory, governor), (tokens, *others)
 
   def unroll(theta, draw, given):
-    carry = jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((anchors, units)), jnp.int32(0)
+    carry = jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((2, anchors, units)), jnp.int32(0)
     return jax.lax.scan(lambda c, i: step(theta, draw, c, i), carry, (table, given))[1]
 
   return _make(space, table, widest, init, unroll)
