@@ -59,6 +59,7 @@ def test_epochs_grow_with_children():
   assert chain.length(cfg) == '1 to 3 epochs' and chain.length(chain.longer(tiny.chain_config(), 5)) == '10 epochs'
 
 
+@pytest.mark.long
 def test_a_search_to_its_page_and_on(tmp_path, capsys):
   """The records are of prefixes, each is the network that it says, and the winner can be retrained."""
   cfg = tiny.chain_config(max_children=3, reliability_children=0, yardstick_repeats=0)

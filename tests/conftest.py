@@ -9,10 +9,18 @@ os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # for the launchers that tests start
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request):
+  """A module's RNG starts anew with each test, so none depends on those before it."""
+  if hasattr(request.module, 'RNG'):
+    request.module.RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 @pytest.fixture

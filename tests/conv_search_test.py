@@ -188,6 +188,7 @@ def test_a_search_to_its_page(tmp_path, capsys):
   assert best['kind'] == 'conv' and space.conv_from_json(json.dumps(best))
 
 
+@pytest.mark.long
 def test_one_program_for_each_depth():
   cfg = tiny.conv_config(child_program='generic', depth_start=1, depth_step=1, depth_every=2, controller_lr=1e-3)
   s = conv.build(cfg, IMAGES)

@@ -162,7 +162,11 @@ def kernels(tree):
 
 
 @pytest.mark.parametrize(
-  'name', ['macro', 'macro to the end', 'micro', pytest.param('micro with reductions', marks=pytest.mark.long)]
+  'name',
+  [
+    'macro',
+    *(pytest.param(name, marks=pytest.mark.long) for name in ('macro to the end', 'micro', 'micro with reductions')),
+  ],
 )
 def test_shared_weights_act_as_those_of_the_network_alone(x64, name):
   """Loss, statistics and gradients; nothing else has a gradient or moves, and one program serves all."""

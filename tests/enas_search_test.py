@@ -121,6 +121,7 @@ def test_alone_is_a_training_of_its_own():
 
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
+@pytest.mark.long
 def test_a_search_to_its_page_and_again(tmp_path, capsys):
   """With its control, and more to it after its end; the last time trains nothing and says the same."""
   cfg, workdir = tiny.rnn_config(), tmp_path / 'search'

@@ -33,6 +33,7 @@ def of_tokens(cell_space, tokens):
   return Batch(jnp.arange(len(tokens)), keys, tokens, cell_space.decode_batch(tokens))
 
 
+@pytest.mark.long
 def test_random_cells_in_double_precision(x64):
   cell_space = space.tree_cell_space(4)
   tokens = jax.vmap(lambda key: uniform_controller(cell_space).sample((), key))(jax.random.split(jax.random.key(0), 5))

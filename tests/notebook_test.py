@@ -39,6 +39,7 @@ def test_notebooks_are_stored_without_outputs(path):
   assert code[0].source == nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
 
 
+@pytest.mark.long
 def test_your_model():
   text, outputs = printed('your_model.ipynb', ROOT)
   assert 'h_t = tanh(a12 * a13)' in text and 'Flax it loaded []' in text and '(3, 5, 4)' in text

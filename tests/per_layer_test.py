@@ -131,6 +131,7 @@ def test_the_gradient_by_enumeration(kind):
 
 
 @pytest.mark.parametrize('kind', reinforce.RETURNS)
+@pytest.mark.long
 def test_replayed_strings_with_their_weights_have_the_same_gradient(kind):
   """Strings of the controller and of the tree, mixed as they are drawn; one of the tree's ends early."""
   s, _ = built(returns=kind, importance=True)
@@ -278,6 +279,7 @@ def test_a_search_with_nothing_left_to_train_ends(tmp_path):
   assert resume.run(str(tmp_path), s, 0, search.Budget(1000)) == records and len(trainer.trained) == len(records)
 
 
+@pytest.mark.long
 def test_cut_off_and_resumed_it_ends_the_same(tmp_path):
   """Also where the tree has been given more room in between."""
   wide = space.chain_space(tuple(f'conv {n} 1 1' for n in range(1, 9)), 3)

@@ -120,6 +120,7 @@ def test_one_process_a_workdir(cell_search, tmp_path):
   until(lambda: (tmp_path / 'run' / 'started.jsonl').read_text().count('"calls"') >= 2, again)
 
 
+@pytest.mark.long
 def test_budgets_end_a_search_and_larger_ones_go_on(cell_search, tmp_path, unbroken):
   rewards = [line['reward'] for _, line in sorted(journal.read(str(unbroken / 'children.jsonl')).items())]
   target = sorted(rewards[:10])[-1]  # which some early child earns
@@ -156,7 +157,9 @@ def test_a_workdir_that_cannot_be_written_is_refused(cell_search, tmp_path):
   assert "workdir (='" in said and 'cannot be used' in said
 
 
-@pytest.mark.parametrize('system', kill.FLAGS)
+@pytest.mark.parametrize(
+  'system', [pytest.param(name, marks=() if name == 'cell' else pytest.mark.long) for name in kill.FLAGS]
+)
 def test_killed_once_it_ends_as_if_unbroken(system, tmp_path, cache, monkeypatch):
   monkeypatch.setattr(os, 'environ', cache)
   kill.trial(system, 1, random.randrange(1000), tmp_path)
