@@ -1,23 +1,26 @@
 """Convolutional children with skips: a program each against PyTorch and plain JAX, and one program for a depth."""
 
+from collections.abc import Sequence
 import dataclasses
 import tempfile
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from experiments.bench import rivals, trained
-from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, compilations, row
+from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, compilations, row, way
 from nas_jax import child as child_lib
-from nas_jax import evaluator, images, space, train
+from nas_jax import evaluator, images, ops, space, train
 from nas_jax.child import Child
 from nas_jax.children import conv as conv_child
 from nas_jax.children import conv_generic, pictures
-from nas_jax.space.layers import network
+from nas_jax.space.conv import IMAGE, ConvArch
+from nas_jax.space.layers import Layer, network
 from nas_jax.systems import classifier, conv
-from nas_jax.types import Key, PyTree
+from nas_jax.types import Array, Key, PyTree
 
 
 class Size(NamedTuple):
@@ -108,7 +111,7 @@ def compared(size: Size, setup: Setup) -> list[Row]:
   ]
   params = [jax.tree.map(lambda x: x[0], group.params) for group in each]
   losses = np.stack([group.losses[0] for group in each])
-  ways: dict[str, Way] = {'specialised': trained.one_by_one(each)}
+  ways: dict[str, Way] = {'specialised': trained.one_by_one(each), 'alone': convolutions(size, static)}
   if size.of_specialised:
     traced = of_all(own)
     ways['generic'] = trained.group(traced, archs, keys, own.data, size.steps).further
@@ -124,12 +127,45 @@ def compared(size: Size, setup: Setup) -> list[Row]:
   shown = [
     row(f'{name}: specialised, a step', 1e3 * taken / steps, 'ms', note='of one child, the devices sharing the work'),
     *rivals.rows(name, 'specialised', found, others, size.beside_torch),
+    row(f'{name}: specialised against its own convolutions run alone', found['alone'] / taken),
     row(f'{name}: compiling one', np.array([group.compiling for group in each]), 's'),
   ]
   if size.of_specialised:
     ratio = row(f'{name}: a generic step against a specialised one', found['generic'] / taken, bar=size.of_specialised)
     shown += [ratio, trained.compiled(f'{name}: ', traced, *own.children(), own.data, 1)]
   return shown
+
+
+def convolutions(size: Size, archs: Sequence[ConvArch]) -> Way:
+  """The convolutions of all networks, with the gradients that training needs, and nothing else, in turn."""
+  mesh = train.child_mesh()
+  each = [_alone(size, network(arch).layers, mesh) for arch in archs]
+  return lambda: sum(work() for work in each) / mesh.size
+
+
+def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
+  """Those of one network, the same on each device."""
+  read = [sum(size.channels if j == IMAGE else layers[j].filters for j in layer.reads) for layer in layers]
+  key, square = jax.random.key(0), (size.batch, size.pixels, size.pixels)
+  images = {channels: jax.random.normal(key, (*square, channels)) for channels in set(read)}
+  kernels = [jax.random.normal(key, layer.kernels(n)[0]) * 0.01 for layer, n in zip(layers, read, strict=True)]
+
+  def step(shared: PyTree, last: list[Array]) -> list[Array]:
+    """The gradients of the kernels."""
+    (images, kernels), found = shared, list[Array]()
+    for layer, channels, kernel, before in zip(layers, read, kernels, last, strict=True):
+      # What a step does hangs on the step before, or all but one would be left out.
+      y, gradients = jax.vjp(ops.conv, images[channels], kernel + before * 1e-9)
+      dx, dkernel = gradients(y)
+      found.append(dkernel if layer.reads == (IMAGE,) else dkernel + dx[0, 0, 0, 0])  # an image needs no gradient
+    return found
+
+  def child(shared: PyTree, start: list[Array]) -> list[Array]:
+    return jax.lax.fori_loop(0, size.steps, lambda _, last: step(shared, last), start)
+
+  program, shared = train.over_children(child, mesh), train.share((images, kernels), mesh)
+  starts = [jnp.zeros((mesh.size, *kernel.shape)) for kernel in kernels]
+  return way(lambda: program(shared, starts))
 
 
 def of_all(own: Task) -> train.Fit:
