@@ -18,7 +18,7 @@ MANY = 1, 2, 4, 8, 16, 32, 64  # children in a program call
 
 def rows(setup: Setup) -> list[Row]:
   """Two devices against one, more children against fewer, and the memory of each."""
-  size = SMALL if setup.small else SIZES[0]._replace(steps=10)
+  size = SMALL if setup.small else SIZES[0]._replace(steps=20)
   count = MANY[:4] if setup.small else MANY
   own = task(size)
   found = [*growing(own, count, setup.repeats), *memory(own, count)]
