@@ -91,11 +91,6 @@ def project(x: Array, kernel: Array) -> Array:
   return x @ kernel
 
 
-def transposed(kernel: Array) -> Array:
-  """W^T [..., out, in] as an array of its own, for products in a loop: each would transpose W again."""
-  return jax.lax.optimization_barrier(kernel.mT)
-
-
 def weight_gradient(x: Array, dy: Array) -> Array:
   """[in, out] of what all steps [T, B, in] were multiplied with to give [T, B, out]."""
   return jnp.einsum('tbi,tbj->ij', x, dy)
@@ -105,6 +100,11 @@ project.defvjp(
   lambda x, kernel: (x @ kernel, (x, kernel)),
   lambda saved, dy: (dy @ saved[1].T, weight_gradient(saved[0], dy)),
 )
+
+
+def transposed(kernel: Array) -> Array:
+  """W^T [..., out, in] as an array of its own, for products in a loop: each would transpose W again."""
+  return jax.lax.optimization_barrier(kernel.mT)
 
 
 def _bias(params: dict[str, Array]) -> Array:

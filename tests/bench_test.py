@@ -1,6 +1,7 @@
 """The benchmark: its arithmetic by hand, and every section with tiny shapes."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -73,6 +74,13 @@ def test_compilations_are_counted():
   with timing.compilations() as after:
     program(x)
   assert after == [] and len([each for each in found if each.name == 'jit(anew)']) == 2
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_setaffinity'), reason='no such call here')
+def test_one_core_to_itself():
+  before = os.sched_getaffinity(0)
+  assert devices.on_one_core(lambda: len(os.sched_getaffinity(0))) == 1
+  assert os.sched_getaffinity(0) == before
 
 
 def test_the_ceilings():
