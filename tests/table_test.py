@@ -279,6 +279,7 @@ def test_a_string_drawn_again_counts_again():
 def test_a_table_of_one_string():
   s = table.build(table.Config(), np.zeros((1, 1), np.int32), np.array([0.5]))
   state, (tokens, outcomes) = search.run_seeds(s, jax.random.split(jax.random.key(0), 2), 5)
-  assert not tokens.any() and (state.step == 5).all()
+  assert tokens.shape == (2, 5, 1, 1) and not tokens.any()  # two seeds, however many devices
+  assert (state.step == 5).all()
   assert table.summary(outcomes, 5)['curve'] == [0.5] * 5
   np.testing.assert_array_equal(state.baseline.value, 0.5)
