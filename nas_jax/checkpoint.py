@@ -78,8 +78,14 @@ def _first_line(error: Exception) -> str:
 
 
 def _manager(folder: str, keep: int | None) -> ocp.CheckpointManager:
-  # What a killed process had half written goes.
-  options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+  # What a killed process had half written goes. Folders are made at once: for those made in the background Orbax waits
+  # by a number that all savers of a process share, and of two side by side one may write too early, or wait for ever.
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep,
+    create=True,
+    cleanup_tmp_directories=True,
+    async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+  )
   handlers = {'state': ocp.StandardCheckpointHandler(), 'digest': ocp.JsonCheckpointHandler()}
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   registry.add('state', ocp.args.StandardSave, handlers['state'])

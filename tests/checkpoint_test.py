@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import threading
 
 import jax
 import numpy as np
@@ -54,6 +55,27 @@ def test_a_digest_that_does_not_fit_is_damage(folder, states):
   path.write_text(json.dumps(found | {'sha256': '0' * 64}))
   with pytest.warns(UserWarning, match='its digest does not fit'):
     assert same(checkpoint.restore(folder, states[0]), states[0])
+
+
+def test_savers_side_by_side(tmp_path, states):
+  """Threads keep children of programs of their own: none waits for another's folder, or writes without its own."""
+  together, done = threading.Barrier(4), []
+
+  def keep(k):
+    for step in range(4):
+      save, close = checkpoint.saver(str(tmp_path / str(k)))
+      together.wait(30)
+      save(step, states[k % 2])
+      close()
+    done.append(k)
+
+  threads = [threading.Thread(target=keep, args=(k,), daemon=True) for k in range(4)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(30)
+  assert sorted(done) == [0, 1, 2, 3]
+  assert all(same(checkpoint.restore(str(tmp_path / str(k)), states[0]), states[k % 2]) for k in range(4))
 
 
 def test_only_the_newest_are_kept(tmp_path, states):
