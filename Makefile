@@ -1,5 +1,5 @@
 # make search   environment, then the demo: recurrent cells on Python's own help text (minutes, no download of data)
-# make test     lint, types, tests (about 13 minutes on two cores)
+# make test     lint, types, tests (about 8 minutes on two cores)
 # make test-all the same with the long tests
 
 PYTHON ?= python3
@@ -14,10 +14,10 @@ search: $(VENV)/run
 	$(RUN) -m experiments.cell_search
 
 test: lint
-	$(RUN) -m pytest -q -n 2 -m "not long"
+	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not long"
 
 test-all: lint
-	$(RUN) -m pytest -q -n 2
+	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check .

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-import functools
 import math
 import queue
 import time
@@ -163,15 +162,15 @@ def _kept(
 
   One that was begun in vain so many times fails.
   """
-  fresh = functools.partial(train.begin, programs, archs, keys, only)
-  shapes = jax.eval_shape(lambda: fresh()[0])
+  shapes = train.shapes(programs, archs, keys, only)
   name = fingerprint(arch, archs, keys, shapes, programs.steps, only)
   if (known := keeper.recall(name)) is not None:
     return known
   m = len(keys)
   if keeper.deadly(name, starts):
     return {'failed': np.full(m, train.DEADLY)}
-  _, metrics = train.run(programs, *fresh(), data, keeper, name, keeper.timeout * (m if only is None else 1))
+  begun, limit = train.begin(programs, archs, keys, only), keeper.timeout * (m if only is None else 1)
+  _, metrics = train.run(programs, *begun, data, keeper, name, limit)
   found = {key: value[:m] for key, value in _fetched(metrics).items()}
   keeper.end(name, found)
   return found

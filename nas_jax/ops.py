@@ -119,13 +119,17 @@ def _shifted(x: Array, kh: int, kw: int, around: float) -> list[Array]:
 def pool_around(x: Array, size: int, largest: bool) -> Array:
   """The largest, or the mean, of what the image has in a window of odd `size` around each pixel [B, H, W, C].
 
-  Shifted images again, a side at a time: the gradient of XLA:CPU's max pool takes ten times as long. Equal largest
-  values share the gradient.
+  Shifted images again, a side at a time: the gradient of XLA:CPU's max pool takes ten times as long. Of equal largest
+  values the last has the gradient.
   """
+
+  # The gradient of a maximum asks which operand equals the result, and one may be computed again, to other bits.
+  def larger(a: Array, b: Array) -> Array:
+    return jnp.where(a > b, a, b)
 
   def over(x, window):
     images = _shifted(x, *window, -jnp.inf if largest else 0.0)
-    return functools.reduce(jnp.maximum if largest else jnp.add, images)
+    return functools.reduce(larger if largest else jnp.add, images)
 
   def both(x):
     return over(over(x, (size, 1)), (1, size))

@@ -7,6 +7,7 @@ product each after it.
 
 from collections.abc import Callable
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,16 @@ from nas_jax.types import Array, Key, PyTree
 Carry = tuple[Array, Array]  # (c, h), each [B, H]
 # (arch, x W [B, k * H], h U + b [B, k * H], c [B, H]) -> (c, h); `arch` is the traced arrays it depends on, or None
 Cell = Callable[[PyTree, Array, Array, Array], Carry]
+
+
+class Rows(NamedTuple):
+  """Inputs that are rows of a table, as words in their embedding."""
+
+  table: Array  # [V, in]
+  places: Array  # [T, B] int
+
+
+Inputs = Array | Rows  # [T, B, in]
 
 
 def init(
@@ -48,7 +59,7 @@ def unroll(
   arch: PyTree,
   params: dict[str, Array],
   carry: Carry,
-  xs: Array,
+  xs: Inputs,
   *,
   h_mask: Array | None = None,
   length: Array | None = None,
@@ -61,7 +72,7 @@ def unroll(
     arch: the traced arrays it depends on, or None.
     params: 'kernel' [in, k * H], 'recurrent_kernel' [H, k * H] and perhaps 'bias' [k * H].
     carry: (c, h), each [B, H].
-    xs: [T, B, in], time first.
+    xs: [T, B, in], time first, or which rows of a table they are.
     h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the cell (variational dropout).
     length: [B] int, the steps each row takes; afterwards its carry stays as it is.
     hoist: one product after the backward loop gives the recurrent weights' gradient, and the values inside the cell are
@@ -70,9 +81,9 @@ def unroll(
   Returns:
     The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
   """
-  mask = jnp.broadcast_to(jnp.ones((), xs.dtype) if h_mask is None else h_mask, carry[1].shape)
-  keep = None if length is None else jnp.arange(len(xs))[:, None, None] < length[None, :, None]
-  gates = (project if hoist else jnp.matmul)(*vary_together((xs, params['kernel']), ()))
+  mask = jnp.broadcast_to(jnp.ones((), carry[1].dtype) if h_mask is None else h_mask, carry[1].shape)
+  gates = projected(xs, params['kernel'], hoist)
+  keep = None if length is None else jnp.arange(len(gates))[:, None, None] < length[None, :, None]
   floats = (params['recurrent_kernel'], _bias(params), gates, *carry, mask)
   c, h, hs = (_hoisted_scan if hoist else _scan)(cell, arch, keep, *vary_together(floats, (arch, keep)))
   return (c, h), hs
@@ -83,6 +94,23 @@ def lstm(_: PyTree, x: Array, h: Array, c: Array) -> Carry:
   i, g, f, o = jnp.split(x + h, 4, -1)
   c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
   return c, jax.nn.sigmoid(o) * jnp.tanh(c)
+
+
+def looked_up(xs: Inputs) -> Array:
+  """Inputs [T, B, in] as an array."""
+  return xs.table[xs.places] if isinstance(xs, Rows) else xs
+
+
+def projected(xs: Inputs, kernel: Array, hoist: bool = True) -> Array:
+  """x W for all steps [T, B, out]; `hoist` as in `unroll`.
+
+  If they are rows of a table that has fewer rows than there are inputs, the table is projected and its rows looked up:
+  the same by fewer operations.
+  """
+  if isinstance(xs, Rows) and len(xs.table) < xs.places.size:
+    return projected(xs.table[None], kernel, hoist)[0][xs.places]
+  x, kernel = vary_together((looked_up(xs), kernel), ())
+  return (project if hoist else jnp.matmul)(x, kernel)
 
 
 @jax.custom_vjp

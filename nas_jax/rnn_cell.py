@@ -62,7 +62,7 @@ def unroll(
   params: dict[str, Array],
   arch: RnnArch,
   carry: Array,
-  xs: Array,
+  xs: recurrence.Inputs,
   *,
   h_mask: Array | None = None,
   normalize: bool = False,
@@ -75,7 +75,7 @@ def unroll(
     params: as `init` returns them for such an arch. What a traced one chooses is gathered once, before the loop.
     arch: static or traced.
     carry: h [B, H].
-    xs: [T, B, in], time first.
+    xs: [T, B, in], time first, or which rows of a table they are.
     h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the products of node 0 (variational dropout).
     normalize: batch norm of the outputs, by the mean and variance of each step's B rows and without a learned scale, as
       in the paper's search. What goes on to the next step is not normalised.
@@ -96,8 +96,8 @@ def unroll(
       f'{len(arch.activate)} nodes, which has {wanted}: `own` takes those of one cell out of the shared ones.'
     )
   chosen = params if static else own(params, arch)
-  mask = jnp.broadcast_to(jnp.ones((), xs.dtype) if h_mask is None else h_mask, carry.shape)
-  gates = (recurrence.project if hoist else jnp.matmul)(*recurrence.vary_together((xs, chosen['kernel']), ()))
+  mask = jnp.broadcast_to(jnp.ones((), carry.dtype) if h_mask is None else h_mask, carry.shape)
+  gates = recurrence.projected(xs, chosen['kernel'], hoist)
   floats = (chosen['recurrent_kernel'], chosen['nodes'], gates, carry, mask)
   h, hs = (_hoisted_scan if hoist else _scan)(arch, activate, *recurrence.vary_together(floats, arch))
   return h, jax.nn.standardize(hs, axis=1) if normalize else hs

@@ -202,10 +202,16 @@ def build(
   def init(key: Key) -> SearchState:
     return s.init(key)._replace(children=programs.init(jax.random.fold_in(key, 1)))
 
+  # The weights go past the controller's programs: handing hundreds of arrays in and out takes longer than an update.
   def ask(state: SearchState) -> Batch:
-    return s.ask(state)._replace(extra=Turn(state.theta, state.children))
+    return s.ask(state._replace(children=()))._replace(extra=Turn(state.theta, state.children))
 
-  return s._replace(init=init, ask=jax.jit(ask), shared=True)
+  def tell(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[SearchState, Any]:
+    alone = state._replace(children=()), batch._replace(extra=()), outcome._replace(children=())
+    told, info = s.tell(*alone)
+    return remember(told._replace(children=state.children), batch, outcome), info
+
+  return s._replace(init=init, ask=ask, tell=tell, shared=True)
 
 
 class Derived(NamedTuple):

@@ -67,7 +67,7 @@ def unroll(
   params: dict[str, Array],
   arch: TreeArch,
   carry: Carry,
-  xs: Array,
+  xs: recurrence.Inputs,
   *,
   h_mask: Array | None = None,
   length: Array | None = None,
@@ -84,7 +84,7 @@ def unroll(
     params: as `init` returns them.
     arch: static or traced.
     carry: (c, h), each [B, H].
-    xs: [T, B, in], time first.
+    xs: [T, B, in], time first, or which rows of a table they are.
     h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the leaves (variational dropout).
     length: [B] int, the steps each row takes; afterwards its carry stays as it is.
     hoist: see above.

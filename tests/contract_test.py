@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
+from experiments.bench.timing import compilations
 from nas_jax import checkpoint, per_layer, search, space
 from nas_jax.systems import cell, conv, enas, enas_images, enas_rnn, table
 from nas_jax.types import Outcome
@@ -113,7 +114,13 @@ def test_everything_is_finite_and_moves(s, walked):
 
 
 def test_compiled_once(s, walked):
-  assert s.ask._cache_size() == 1 and s.tell._cache_size() == 1
+  """A step after the first compiles nothing for the controller."""
+  batch = s.ask(walked[1])
+  outcome = s.evaluate(batch)
+  with compilations() as found:
+    s.ask(walked[2])
+    s.tell(walked[1], batch, outcome)
+  assert found == []
 
 
 def test_children_are_of_the_space(s, walked):

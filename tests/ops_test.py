@@ -112,6 +112,13 @@ def test_pools_around_each_pixel(x64, size, largest):
   np.testing.assert_allclose(own_pull(dy)[0], pull(dy)[0], rtol=1e-11, atol=1e-12)
 
 
+def test_of_equal_largest_values_one_has_the_gradient(x64):
+  x = jnp.zeros((1, 3, 3, 1))
+  _, pull = jax.vjp(lambda x: ops.pool_around(x, 3, True), x)
+  (gradient,) = pull(jnp.ones_like(x))
+  assert gradient.sum() == 9.0 and gradient[0, 2, 2, 0] == 4.0  # the four windows that reach the last corner
+
+
 def test_under_vmap_and_scan():
   x = jnp.asarray(RNG.normal(size=(3, 2, 4, 4, 3)), jnp.float32)
   kernel = jnp.asarray(RNG.normal(size=(3, 3, 3, 3, 2)), jnp.float32)

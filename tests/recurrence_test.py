@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from nas_jax import recurrence
 
@@ -25,6 +26,28 @@ def test_the_lstm_is_flax_lstm(x64):
   flax_carry, flax_ys = rnn.apply({'params': {'cell': parts}}, xs)
   np.testing.assert_allclose(ys, flax_ys, rtol=1e-12)
   np.testing.assert_allclose(carry, flax_carry, rtol=1e-12)
+
+
+@pytest.mark.parametrize('rows', [4, T * B - 1, T * B, 40])
+@pytest.mark.parametrize('hoist', [True, False])
+def test_rows_of_a_table_are_what_is_looked_up(x64, rows, hoist):
+  """Values and gradients, whether the table is projected or what was looked up."""
+  params = recurrence.init(jax.random.key(0), IN, H, 4, bias=True)
+  table = jax.random.normal(jax.random.key(1), (rows, IN))
+  places = jax.random.randint(jax.random.key(2), (T, B), 0, rows)
+  zeros, weights = (jnp.zeros((B, H)), jnp.zeros((B, H))), jax.random.normal(jax.random.key(3), (T, B, H))
+
+  def loss(params, table, made):
+    _, ys = recurrence.unroll(recurrence.lstm, None, params, zeros, made(table, places), hoist=hoist)
+    return (ys * weights).sum()
+
+  both = [
+    jax.value_and_grad(loss, (0, 1))(params, table, made)
+    for made in (recurrence.Rows, lambda table, places: table[places])
+  ]
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), *both)
+  products = jax.jit(loss, static_argnums=2).lower(params, table, recurrence.Rows).as_text()
+  assert (f'tensor<1x{rows}x{4 * H}xf64>' in products) == (rows < T * B)
 
 
 def test_hoisting_changes_no_gradient_of_the_lstm(x64):

@@ -22,7 +22,7 @@ class Cell(NamedTuple):
   init: Callable[[Key, PyTree, int, int, float | Array], PyTree]
   carry: Callable[[int, int], PyTree]  # (batch, features) -> zeros
   # (params, arch, carry, xs, h_mask [B, H] or None) -> carry, ys; the mask is that of recurrent dropout
-  unroll: Callable[[PyTree, PyTree, PyTree, Array, Array | None], tuple[PyTree, Array]]
+  unroll: Callable[[PyTree, PyTree, PyTree, recurrence.Inputs, Array | None], tuple[PyTree, Array]]
 
 
 def tree(operations: tree_cell.Operations = tree_cell.EVERY) -> Cell:
@@ -88,7 +88,7 @@ def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
   def unroll(params, arch, carry, xs, h_mask):
     del arch, h_mask
     cell = make(jax.tree.leaves(carry)[0].shape[-1])
-    return jax.lax.scan(lambda carry, x: cell.apply(params, carry, x), carry, xs)
+    return jax.lax.scan(lambda carry, x: cell.apply(params, carry, x), carry, recurrence.looked_up(xs))
 
   return Cell(init, carry, unroll)
 
@@ -195,8 +195,11 @@ def run(
   def dropped(x: Array, mask: Array | None) -> Array:
     return x if mask is None else x * mask[None]
 
-  x = params['embedding'][inputs]
-  x, after = dropped(x if masks.words is None else x * masks.words[inputs], masks.between[0]), []
+  x: recurrence.Inputs = recurrence.Rows(params['embedding'], inputs)
+  if masks.words is not None or masks.between[0] is not None:
+    x = recurrence.looked_up(x)
+    x = dropped(x if masks.words is None else x * masks.words[inputs], masks.between[0])
+  after = list[PyTree]()
   for cell_params, carry, h_mask, above in zip(
     params['cells'], carries, masks.recurrent, masks.between[1:], strict=True
   ):

@@ -174,7 +174,7 @@ def build_trainer(
     def own(arch: ChainArch, mesh: Mesh) -> train.Fit:
       planned = child_lib.completed(child, lambda _: conv.Plan(arch, own_settings))
       steps = epochs * (len(data.labels) // cfg.batch)
-      return classifier.fitter(cfg, data, planned, lambda _: own_settings, steps, mesh, cfg.last_epochs)
+      return classifier.fitter(cfg, data, planned, lambda _: own_settings, steps, mesh, cfg.last_epochs, quick=True)
 
     if cfg.warm_start:
       return evaluator.successive(own, data, reward, conv.inherited, devices[0] if devices else None, keeper)

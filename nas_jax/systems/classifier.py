@@ -91,18 +91,20 @@ def fitter(
   mesh: Mesh | None = None,
   scored: int = 1,
   decayed: Callable[[PyTree], PyTree] | None = None,
+  quick: bool = False,
 ) -> train.Fit:
   """The programs that train `child`, an epoch a call; `settings` finds those of a child in its arch.
 
   `decayed` is for a child without weight decay in its loss: (params) -> a bool for each, whether the optimizer decays
-  it.
+  it. `quick` as in `train.fitter`.
   """
   epoch = len(data.labels) // cfg.batch
 
   def optimizer(arch: PyTree) -> optax.GradientTransformation:
     own = settings(arch)
     rate = schedules.rate(cfg.schedule, own.lr, steps, epoch, own.decay_epoch, cfg.lr_decay)
-    descent = optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
+    # All weights in one row: one operation to compile, and not some for each.
+    descent = optax.flatten(optax.sgd(rate, momentum=cfg.momentum, nesterov=True))
     return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent
 
-  return train.fitter(child, optimizer, steps, epoch, mesh, scored)
+  return train.fitter(child, optimizer, steps, epoch, mesh, scored, quick)

@@ -166,15 +166,15 @@ def build_evaluator(
   def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
     return rewards.of_accuracy(metrics['accuracy'], cfg.reward_power)
 
-  def fitter(child: Child, plan: Callable[[PyTree], conv.Plan], mesh: Mesh | None) -> train.Fit:
-    planned = child_lib.completed(child, plan)
-    return classifier.fitter(cfg, data, planned, lambda arch: plan(arch).settings, count, mesh, cfg.last_epochs)
+  def fitter(child: Child, plan: Callable[[PyTree], conv.Plan], mesh: Mesh | None, quick: bool = False) -> train.Fit:
+    own, last = child_lib.completed(child, plan), cfg.last_epochs
+    return classifier.fitter(cfg, data, own, lambda arch: plan(arch).settings, count, mesh, last, quick=quick)
 
   if cfg.child_program == 'specialised':
     child = classifier.build(cfg, images)
 
     def own(arch: ConvArch, mesh: Mesh) -> train.Fit:
-      return fitter(child, lambda _: conv.Plan(arch, settings(cfg, arch)), mesh)
+      return fitter(child, lambda _: conv.Plan(arch, settings(cfg, arch)), mesh, quick=True)
 
     devices = None if mesh is None else list(mesh.devices.flat)
     return evaluator.specialised(own, data, reward, devices, keeper)
