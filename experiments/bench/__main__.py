@@ -1,6 +1,7 @@
 """How fast it is: every figure a ratio within one run, beside what the machine can do at most.
 
-Sections: cells, conv, controller, searches, devices, or all; the machine's ceilings are always measured. Examples:
+Sections: cells, conv, controller, searches, devices, presets, or all; the machine's ceilings are always measured.
+Examples:
   python -m experiments.bench cells --json=OUT --picture=OUT.svg
   python -m experiments.bench all --torch_python=OTHER/bin/python --repeats=7
 """
@@ -15,7 +16,7 @@ from absl import flags
 import jax
 
 from experiments import files, launch
-from experiments.bench import cells, controller, conv, devices, machine, searches, show
+from experiments.bench import cells, controller, conv, devices, machine, presets, searches, show
 from experiments.bench.timing import Setup
 
 SECTIONS = {
@@ -24,6 +25,7 @@ SECTIONS = {
   'controller': controller.rows,
   'searches': searches.rows,
   'devices': devices.rows,
+  'presets': presets.rows,
 }
 
 
@@ -71,7 +73,7 @@ def with_torch(python: str) -> str:
 def run(
   what: Sequence[str], setup: Setup, facts: Mapping[str, Any], path: str, picture: str, check: launch.Check
 ) -> None:
-  """Each section in turn; what is measured so far is written after each."""
+  """Each section in turn; what is measured so far is written after each figure."""
   if setup.small:
     print('tiny shapes: figures and bars say nothing but that everything runs\n')
   found = {'machine': machine.rows(setup)}
@@ -80,10 +82,12 @@ def run(
   facts = {**facts, 'repeats': setup.repeats, 'small': setup.small, 'devices': devices, 'jax': jax.__version__}
   for name in what:
     check()
-    found[name] = SECTIONS[name](setup)
+    found[name] = []
+    for each in SECTIONS[name](setup):
+      found[name].append(each)
+      if path:
+        files.write(path, show.as_json(found, facts))
     print(f'\n{show.table({name: found[name]})}', flush=True)
-    if path:
-      files.write(path, show.as_json(found, facts))
     if picture:
       show.picture(found, picture)
 

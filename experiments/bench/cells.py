@@ -1,6 +1,6 @@
 """Tree-cell children: one program for all of them against a program each, PyTorch, and their own products run alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import subprocess
 import sys
 import tempfile
@@ -63,12 +63,14 @@ class Task(NamedTuple):
   cfg: cell.Config
 
 
-def rows(setup: Setup) -> list[Row]:
+def rows(setup: Setup) -> Iterator[Row]:
   """Each size, and that one program is enough."""
   sizes = (SMALL,) if setup.small else SIZES
   own, many = task(sizes[0]), 6 if setup.small else DIFFERENT
+  for size in sizes:
+    yield from compared(size, setup)
   one = trained.compiled('cells: ', own.programs(), *own.children(many), own.data, max(2, many // 10))
-  return [*(each for size in sizes for each in compared(size, setup)), one, importing(setup)]
+  yield from (one, importing(setup))
 
 
 def task(size: Size) -> Task:
@@ -77,8 +79,7 @@ def task(size: Size) -> Task:
     base=size.base, hidden=size.hidden, layers=size.layers, batch=size.batch, bptt=size.bptt, optimizer='sgd',
     schedule='constant', lr=0.1,
   )  # fmt: skip
-  tokens = np.random.default_rng(0).integers(size.vocabulary, size=size.batch * (16 * size.bptt + 1), dtype=np.int32)
-  text = data_lib.Text(tokens, tokens[:9], tokens[:9], tuple(map(str, range(size.vocabulary))), '')
+  text = noise(size.vocabulary, size.batch * (16 * size.bptt + 1))
   cells, data = cell.make_space(cfg), lm.lay_out(text, size.batch, size.bptt, size.batch)
   child, plain = language.build(cfg, text, lm.tree(operations(cells)), size.hidden), language.settings(cfg, size.hidden)
 
@@ -93,6 +94,12 @@ def task(size: Size) -> Task:
     return batch.archs, batch.keys
 
   return Task(size, data, programs, children, cfg)
+
+
+def noise(vocabulary: int, words: int) -> data_lib.Text:
+  """A text in which there is nothing to learn, of which hardly any is to validate."""
+  tokens = np.random.default_rng(0).integers(vocabulary, size=words, dtype=np.int32)
+  return data_lib.Text(tokens, tokens[:9], tokens[:9], tuple(map(str, range(vocabulary))), '')
 
 
 def compared(size: Size, setup: Setup) -> list[Row]:
@@ -132,9 +139,13 @@ def compared(size: Size, setup: Setup) -> list[Row]:
 
 
 def flops_of(size: Size) -> float:
-  """Of a training step, products alone: each of a forward pass has two of the same size in the backward pass."""
+  """Of a training step, products alone: each of a forward pass has two of the same size in the backward pass.
+
+  The first layer projects the words, if these are fewer than what it reads.
+  """
   rows, gates = size.batch * size.bptt, size.base * size.hidden
-  return 3 * 2.0 * rows * size.hidden * (2 * size.layers * gates + size.vocabulary)
+  by_rows = rows * ((2 * size.layers - 1) * gates + size.vocabulary) + min(rows, size.vocabulary) * gates
+  return 3 * 2.0 * size.hidden * by_rows
 
 
 def products(size: Size) -> Way:
@@ -143,7 +154,9 @@ def products(size: Size) -> Way:
   shapes = [(hidden, width), (hidden, width)] * size.layers + [(hidden, size.vocabulary)]
   keys = jax.random.split(jax.random.key(0), len(shapes))
   weights = [jax.random.normal(key, shape) * hidden**-0.5 for key, shape in zip(keys, shapes, strict=True)]
-  xs = jax.random.normal(jax.random.key(1), (size.bptt, size.batch, hidden))
+  words = min(size.bptt * size.batch, size.vocabulary)  # rows that the first layer projects
+  xs = jax.random.normal(jax.random.key(1), (1, words, hidden))
+  places = jax.random.randint(jax.random.key(2), (size.bptt, size.batch), 0, words)
 
   def each_time(matrix: Array, rows: Array) -> Array:
     return jax.lax.map(lambda row: row @ matrix, rows)
@@ -151,12 +164,14 @@ def products(size: Size) -> Way:
   def step(shared: PyTree, x: Array) -> list[Array]:
     """The gradients of the weights."""
     weights, found = shared, list[Array]()
-    for kernel, recurrent in zip(weights[:-1:2], weights[1:-1:2], strict=True):
+    for layer, (kernel, recurrent) in enumerate(zip(weights[:-1:2], weights[1:-1:2], strict=True)):
       gates = x @ kernel
+      of_kernel, x = jnp.einsum('tbi,tbj->ij', x, gates), gates @ kernel.T * (1 / size.base)
+      if layer == 0:
+        gates, x = gates[0][places], x[0][places]
       forward = each_time(recurrent, gates[..., :hidden])
       backward = each_time(recurrent.T, forward)
-      found += [jnp.einsum('tbi,tbj->ij', x, gates), jnp.einsum('tbi,tbj->ij', backward, forward)]
-      x = gates @ kernel.T * (1 / size.base)
+      found += [of_kernel, jnp.einsum('tbi,tbj->ij', backward, forward)]
     logits = x @ weights[-1]
     return [*found, jnp.einsum('tbi,tbj->ij', logits @ weights[-1].T, logits)]
 

@@ -89,7 +89,8 @@ def memory(own: Task, count: tuple[int, ...]) -> list[Row]:
 def planned(own: Task, m: int) -> int:
   """Bytes on one device."""
   programs = own.programs(None, train.child_mesh(jax.local_devices()[:1]))
-  shapes = jax.eval_shape(lambda: train.begin(programs, *own.children(m)))
+  archs, keys = own.children(m)
+  shapes = train.shapes(programs, archs, keys), archs, keys
   chunk = jax.jit(lambda *args: programs.chunk(*args), donate_argnums=2)
   found: Any = chunk.lower(own.data, jnp.asarray(0), *shapes).compile().memory_analysis()
   return (

@@ -7,7 +7,8 @@ from experiments.bench.timing import Row, Setup, Way, alternating, row, way
 from nas_jax import train
 
 SIZES = 512, 1024, 2048, 4096  # of square matrices; which is the fastest depends on the machine
-COPIED = 64 * 2**20  # bytes on each device, more than caches hold
+LARGE = 8192, 16384  # too large for a CPU
+COPIED = 256 * 2**20  # bytes on each device, more than caches hold
 COPIES = 20
 
 
@@ -30,7 +31,9 @@ def fastest(setup: Setup) -> tuple[Way, float]:
 
 
 def _sizes(setup: Setup) -> tuple[int, ...]:
-  return (32, 64) if setup.small else SIZES
+  if setup.small:
+    return 32, 64
+  return SIZES if jax.default_backend() == 'cpu' else SIZES + LARGE
 
 
 def product(n: int) -> tuple[Way, float]:

@@ -46,7 +46,8 @@ def write(
     np.savez(os.path.join(folder, f'weights-{k}.npz'), allow_pickle=False, **named)
   np.savez(os.path.join(folder, 'batches.npz'), *batches)
   with open(os.path.join(folder, 'job.json'), 'w', encoding='utf-8') as file:
-    json.dump(job | {'archs': archs, 'checked': CHECKED}, file)
+    device = 'cuda' if jax.default_backend() == 'gpu' else 'cpu'  # as PyTorch calls it
+    json.dump(job | {'archs': archs, 'checked': CHECKED, 'device': device}, file)
 
 
 class Rival:
@@ -58,7 +59,8 @@ class Rival:
 
   def __call__(self) -> float:
     """Raises ValueError if it does not do the same."""
-    done = subprocess.run(self.command, capture_output=True, text=True, cwd=ROOT)
+    sharing = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # this process has most of a GPU's memory
+    done = subprocess.run(self.command, capture_output=True, text=True, cwd=ROOT, env=sharing)
     if done.returncode:
       raise ValueError(f'{self.command} failed: {done.stderr.strip().splitlines()[-1:]}')
     found = json.loads(done.stdout.splitlines()[-1])

@@ -1,7 +1,9 @@
 """What all sections share: how ways of doing the same are timed against each other, and what a row of the table is."""
 
+import collections
 from collections.abc import Callable, Mapping
 import contextlib
+import threading
 import time
 from typing import Any, NamedTuple
 
@@ -80,20 +82,23 @@ def row(name: str, values: np.ndarray, unit: str = 'x', bar: Bar | None = None, 
 
 
 class Compiling(NamedTuple):
-  """Compilations of one program, by XLA or out of a cache."""
+  """The compilation of one program, by XLA or out of a cache."""
 
   name: str
-  seconds: float
+  seconds: float  # tracing and lowering included
 
 
 @contextlib.contextmanager
 def compilations():
   """The list of `Compiling`, filled as they happen while the context is open, in whatever thread."""
-  found = list[Compiling]()
+  found, before = list[Compiling](), collections.defaultdict[int, float](float)  # of each thread, XLA's part to come
 
   def note(event: str, duration: float, **facts: Any) -> None:
+    thread = threading.get_ident()
     if event == '/jax/core/compile/backend_compile_duration':
-      found.append(Compiling(str(facts.get('fun_name', '')), duration))
+      found.append(Compiling(str(facts.get('fun_name', '')), before.pop(thread, 0.0) + duration))
+    elif event.startswith('/jax/core/compile/'):
+      before[thread] += duration
 
   jax.monitoring.register_event_duration_secs_listener(note)
   try:

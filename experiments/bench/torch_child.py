@@ -22,6 +22,9 @@ def main(folder, compiled):
   """All children of a job."""
   with open(os.path.join(folder, 'job.json'), encoding='utf-8') as file:
     job = json.load(file)
+  torch.set_default_device(job['device'])
+  if job['device'] != 'cpu':
+    torch.set_float32_matmul_precision('high')  # of products there XLA too keeps 10 bits of each factor
   arrays = np.load(os.path.join(folder, 'batches.npz'), allow_pickle=False)
   batches = [[torch.tensor(arrays[name][i]) for name in arrays.files] for i in range(len(arrays[arrays.files[0]]))]
   found = {'losses': [], 'seconds': [], 'compiling': []}
@@ -31,14 +34,15 @@ def main(folder, compiled):
     params = {name: nn.Parameter(torch.tensor(weights[name])) for name in weights.files}
     step = CHILDREN[job['kind']](arch, params, job['settings'], compiled)
     begun = time.perf_counter()
-    losses = [step(batches[0], True)]
+    losses = [step(batches[0], True).item()]
     first = time.perf_counter() - begun
     losses += [step(batches[i], True) for i in range(1, job['checked'])]
     begun = time.perf_counter()
     for i in range(job['checked'], job['checked'] + job['steps']):
       last = step(batches[i % len(batches)])
+    finite = torch.isfinite(last).item()  # waits for the device
     taken = time.perf_counter() - begun
-    if not torch.isfinite(last):
+    if not finite:
       raise SystemExit(f'child {k} is not finite')
     found['losses'].append([float(loss) for loss in losses])
     found['seconds'].append(taken)
