@@ -120,8 +120,12 @@ def project(x: Array, kernel: Array) -> Array:
 
 
 def weight_gradient(x: Array, dy: Array) -> Array:
-  """[in, out] of what all steps [T, B, in] were multiplied with to give [T, B, out]."""
-  return jnp.einsum('tbi,tbj->ij', x, dy)
+  """[in, out] of what all steps [T, B, in] were multiplied with to give [T, B, out].
+
+  As a product of two matrices: XLA:CPU would bring both arrays into another order for a sum over two axes.
+  """
+  x, dy = (value.reshape(-1, value.shape[-1]) for value in (x, dy))
+  return transposed(x) @ dy
 
 
 project.defvjp(
@@ -131,7 +135,7 @@ project.defvjp(
 
 
 def transposed(kernel: Array) -> Array:
-  """W^T [..., out, in] as an array of its own, for products in a loop: each would transpose W again."""
+  """W^T [..., out, in] as an array of its own: each product in a loop would transpose W again, others be slower."""
   return jax.lax.optimization_barrier(kernel.mT)
 
 

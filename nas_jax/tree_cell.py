@@ -10,6 +10,7 @@ is the value of the root, injected if it is the root that takes c_(t-1).
 """
 
 from collections.abc import Sequence
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -207,6 +208,7 @@ def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array
 
   c_new, first = jnp.zeros_like(c), 0
 
+  @functools.partial(jax.checkpoint, prevent_cse=False)  # else a branch not taken copies what the other keeps for later
   def inject(level, place):
     value = jax.lax.dynamic_index_in_dim(level, place, -2)
     value = activated(arch.inject[1:], combine(arch.inject[:1], value, c[..., None, :]))

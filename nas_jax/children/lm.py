@@ -207,7 +207,7 @@ def run(
     x = dropped(x, above)
     after.append(carry)
   softmax = params['softmax'] if 'softmax' in params else params['embedding'].T  # tied
-  logits = x @ softmax + params['softmax_bias'][None, None]
+  logits = recurrence.projected(x, softmax) + params['softmax_bias'][None, None]
   return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
 
 
