@@ -81,19 +81,25 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
 
 
 @functools.cache
-def quick_to_compile(platform: str, level: int = 1) -> dict[str, Any]:
-  """Options for `over_children`, for a program that trains but one child, a network for images.
+def network_options(platform: str, level: int | None = None) -> dict[str, Any]:
+  """Options for `over_children`, for networks of convolutions; {} but on a CPU. Those this XLA does not know are left out.
 
-  On a CPU XLA's older generation of code and fewer of LLVM's passes, all in one thread as other children train in the
-  others, take half the time to compile it; steps take up to 5 % longer. Options that this XLA does not know are left
-  out; {} elsewhere. LLVM's level 0 is for what runs once.
+  XLA:CPU's YNN goes: where there is no AVX-512, its convolutions make a step four times as long.
+
+  Args:
+    platform: of the devices.
+    level: for a program that trains but one child: LLVM's level, 1, or 0 for what runs once. XLA's older generation of
+      code and fewer of LLVM's passes, all in one thread as other children train in the others, take half the time to
+      compile it; steps take up to 5 % longer.
   """
-  options: dict[str, Any] = {
-    'xla_cpu_use_fusion_emitters': False,
-    'xla_backend_optimization_level': level,
-    'xla_llvm_disable_expensive_passes': True,
-    'xla_cpu_parallel_codegen_split_count': 1,
-  }
+  options: dict[str, Any] = {'xla_cpu_experimental_ynn_fusion_type': ''}
+  if level is not None:
+    options |= {
+      'xla_cpu_use_fusion_emitters': False,
+      'xla_backend_optimization_level': level,
+      'xla_llvm_disable_expensive_passes': True,
+      'xla_cpu_parallel_codegen_split_count': 1,
+    }
 
   def known(name: str) -> bool:
     try:
@@ -133,12 +139,14 @@ def fitter(
   steps_per_call: int,
   mesh: Mesh | None = None,
   scored: int = 1,
+  networks: bool = False,
   quick: bool = False,
 ) -> Fit:
   """The programs that train children of one kind for `steps` steps, `steps_per_call` in a program call.
 
   `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch. Children are scored
-  after each of the last `scored` calls. `quick` is for programs of but one child: see `quick_to_compile`.
+  after each of the last `scored` calls. `networks` is for those of convolutions, and `quick` if they have programs of
+  their own: see `network_options`.
   """
   mesh = child_mesh() if mesh is None else mesh
 
@@ -162,7 +170,8 @@ def fitter(
     failed = jnp.where((state.failed == FINE) & ~finite, NOT_FINITE, state.failed)
     return metrics | {'loss': state.loss, 'failed': failed}
 
-  once, often = (quick_to_compile(mesh.devices.flat[0].platform, level) if quick else {} for level in (0, 1))
+  platform = mesh.devices.flat[0].platform
+  once, often = (network_options(platform, level if quick else None) if networks else {} for level in (0, 1))
   many = (
     over_children(init, mesh, **once),
     over_children(chunk, mesh, donate_argnums=1, **often),

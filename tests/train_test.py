@@ -108,8 +108,9 @@ def test_pmap_is_the_sharded_fit(data):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), new, old)
 
 
-def test_quickly_compiled_programs_train_the_same_children(alone, data):
-  quick = programs(1, quick=True)
+@pytest.mark.parametrize('how', [{}, {'quick': True}])
+def test_programs_of_networks_train_the_same_children(alone, data, how):
+  quick = programs(1, networks=True, **how)
   found = train.fit(quick, *children(), data)
   for name, values in alone[1].items():
     np.testing.assert_allclose(found[name], values, rtol=1e-5)
@@ -118,8 +119,9 @@ def test_quickly_compiled_programs_train_the_same_children(alone, data):
 
 
 def test_only_known_options_and_only_on_a_cpu(monkeypatch):
-  assert train.quick_to_compile.__wrapped__('gpu') == {}
-  options = train.quick_to_compile.__wrapped__('cpu', 0)['compiler_options']
+  assert train.network_options.__wrapped__('gpu', 0) == {}
+  assert len(train.network_options.__wrapped__('cpu')['compiler_options']) <= 1
+  options = train.network_options.__wrapped__('cpu', 0)['compiler_options']
   assert options['xla_backend_optimization_level'] == 0
   jit = jax.jit
 
@@ -129,7 +131,7 @@ def test_only_known_options_and_only_on_a_cpu(monkeypatch):
     return jit(function, compiler_options=compiler_options)
 
   monkeypatch.setattr(jax, 'jit', pickier)
-  left = train.quick_to_compile.__wrapped__('cpu')['compiler_options']
+  left = train.network_options.__wrapped__('cpu', 1)['compiler_options']
   assert left == {name: value for name, value in options.items() if name != 'xla_backend_optimization_level'}
 
 
