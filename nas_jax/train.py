@@ -82,9 +82,10 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
 
 @functools.cache
 def network_options(platform: str, level: int | None = None) -> dict[str, Any]:
-  """Options for `over_children`, for networks of convolutions; {} but on a CPU. Those this XLA does not know are left out.
+  """Options for `over_children`, for networks of convolutions; {} but on a CPU.
 
-  XLA:CPU's YNN goes: where there is no AVX-512, its convolutions make a step four times as long.
+  XLA:CPU's YNN goes: where there is no AVX-512, its convolutions make a step four times as long. Options that this XLA
+  does not know are left out.
 
   Args:
     platform: of the devices.
