@@ -135,7 +135,7 @@ project.defvjp(
 
 
 def transposed(kernel: Array) -> Array:
-  """W^T [..., out, in] as an array of its own: each product in a loop would transpose W again, others be slower."""
+  """W^T [..., out, in] as an array of its own: a product would transpose W itself, in a loop each time, and slower."""
   return jax.lax.optimization_barrier(kernel.mT)
 
 
