@@ -1,7 +1,7 @@
-"""What a child network is to the trainer: five pure functions with the architecture as an argument."""
+"""What a child network is to the trainer: pure functions with the architecture as an argument."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nas_jax.types import Array, Key, PyTree
 
@@ -17,6 +17,7 @@ class Child(NamedTuple):
     batch: (data, key, step) -> the training batch of that step, taken from device-resident arrays.
     loss: (params, arch, carry, batch, key) -> (loss [] in nats per prediction, carry), in training mode.
     score: (params, arch, carry, data) -> dict of [] arrays, in evaluation mode over the whole validation split.
+    compiler_options: (platform) -> what to tell XLA about programs of it.
   """
 
   init: Callable[[PyTree, Key], PyTree]
@@ -24,14 +25,13 @@ class Child(NamedTuple):
   batch: Callable[[PyTree, Key, Array], PyTree]
   loss: Callable[[PyTree, PyTree, PyTree, PyTree, Key], tuple[Array, PyTree]]
   score: Callable[[PyTree, PyTree, PyTree, PyTree], dict[str, Array]]
+  compiler_options: Callable[[str], dict[str, Any]] = lambda platform: {}
 
 
 def completed(child: Child, complete: Callable[[PyTree], PyTree]) -> Child:
   """`child` for a trainer whose children differ in less: `complete` makes its arch of what they differ in."""
-  return Child(
-    lambda part, key: child.init(complete(part), key),
-    child.carry,
-    child.batch,
-    lambda params, part, carry, batch, key: child.loss(params, complete(part), carry, batch, key),
-    lambda params, part, carry, data: child.score(params, complete(part), carry, data),
+  return child._replace(
+    init=lambda part, key: child.init(complete(part), key),
+    loss=lambda params, part, carry, batch, key: child.loss(params, complete(part), carry, batch, key),
+    score=lambda params, part, carry, data: child.score(params, complete(part), carry, data),
   )

@@ -86,7 +86,7 @@ def build_programs(
     mesh: the devices that children are scored on, all local ones by default; the weights learn on the first.
   """
   mesh = train.child_mesh() if mesh is None else mesh
-  several = _averaged(child)
+  several, options = _averaged(child), train.jit_options(mesh, child.compiler_options)
 
   def learn(data: PyTree, weights: train.FitState, archs: PyTree, key: Key, first: Array, end: Array) -> train.FitState:
     def step(k, weights):
@@ -105,7 +105,7 @@ def build_programs(
       finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
       return metrics | {'failed': jnp.where(finite, train.FINE, train.NOT_FINITE)}
 
-    program, placed = train.over_children(one, mesh), train.share(data, mesh)
+    program, placed = train.over_children(one, mesh, **options), train.share(data, mesh)
     compiled.append(program)
 
     def scored(weights: train.FitState, archs: PyTree, key: Key) -> dict[str, Array]:
@@ -127,11 +127,11 @@ def build_programs(
     return weights
 
   compiled = list[Any]()
-  learned: Any = jax.jit(learn)
+  learned: Any = jax.jit(learn, **options)
   here = jax.tree.map(jnp.asarray, data)  # committed to no device, as the state is: it may be scored on all
   some, every = score(minibatch), score(lambda data, key: data)
   return Programs(
-    init=jax.jit(lambda key: train.untrained(child, optimizer, arch, key)),
+    init=jax.jit(lambda key: train.untrained(child, optimizer, arch, key), **options),
     learn=a_pass,
     score=some,
     score_all=lambda weights, archs: every(weights, archs, jax.random.key(0)),

@@ -80,36 +80,37 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
   return jax.jit(everywhere, **jit_options)
 
 
-@functools.cache
-def network_options(platform: str, level: int | None = None) -> dict[str, Any]:
-  """Options for `over_children`, for networks of convolutions; {} but on a CPU.
-
-  XLA:CPU's YNN goes: where there is no AVX-512, its convolutions make a step four times as long. Options that this XLA
-  does not know are left out.
+def jit_options(mesh: Mesh, of: Callable[[str], dict[str, Any]], level: int | None = None) -> dict[str, Any]:
+  """Options of `jax.jit`. Those of the compiler that this XLA does not know are left out.
 
   Args:
-    platform: of the devices.
-    level: for a program that trains but one child: LLVM's level, 1, or 0 for what runs once. XLA's older generation of
-      code and fewer of LLVM's passes, all in one thread as other children train in the others, take half the time to
-      compile it; steps take up to 5 % longer.
+    mesh: where they run.
+    of: `Child.compiler_options` of what they train.
+    level: on a CPU, for a program that trains but one child: LLVM's level, 1, or 0 for what runs once. XLA's older
+      generation of code and fewer of LLVM's passes, all in one thread as other children train in the others, take half
+      the time to compile it; steps of a network take up to 5 % longer.
   """
-  options: dict[str, Any] = {'xla_cpu_experimental_ynn_fusion_type': ''}
-  if level is not None:
-    options |= {
+  platform = mesh.devices.flat[0].platform
+  options = of(platform)
+  if level is not None and platform == 'cpu':
+    options = options | {
       'xla_cpu_use_fusion_emitters': False,
       'xla_backend_optimization_level': level,
       'xla_llvm_disable_expensive_passes': True,
       'xla_cpu_parallel_codegen_split_count': 1,
     }
+  known = {name: value for name, value in options.items() if _known(name, value)}
+  return {'compiler_options': known} if known else {}
 
-  def known(name: str) -> bool:
-    try:
-      jax.jit(lambda: 0, compiler_options={name: options[name]}).lower().compile()
-    except jax.errors.JaxRuntimeError:
-      return False
-    return True
 
-  return {'compiler_options': {name: options[name] for name in filter(known, options)}} if platform == 'cpu' else {}
+@functools.cache
+def _known(option: str, value: str | int) -> bool:
+  """Whether this XLA has such an option."""
+  try:
+    jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
 
 
 def advance(
@@ -140,14 +141,12 @@ def fitter(
   steps_per_call: int,
   mesh: Mesh | None = None,
   scored: int = 1,
-  networks: bool = False,
   quick: bool = False,
 ) -> Fit:
   """The programs that train children of one kind for `steps` steps, `steps_per_call` in a program call.
 
   `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch. Children are scored
-  after each of the last `scored` calls. `networks` is for those of convolutions, and `quick` if they have programs of
-  their own: see `network_options`.
+  after each of the last `scored` calls. `quick` if they have programs of their own: see `jit_options`.
   """
   mesh = child_mesh() if mesh is None else mesh
 
@@ -171,8 +170,7 @@ def fitter(
     failed = jnp.where((state.failed == FINE) & ~finite, NOT_FINITE, state.failed)
     return metrics | {'loss': state.loss, 'failed': failed}
 
-  platform = mesh.devices.flat[0].platform
-  once, often = (network_options(platform, level if quick else None) if networks else {} for level in (0, 1))
+  once, often = (jit_options(mesh, child.compiler_options, level if quick else None) for level in (0, 1))
   many = (
     over_children(init, mesh, **once),
     over_children(chunk, mesh, donate_argnums=1, **often),

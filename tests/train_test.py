@@ -108,9 +108,8 @@ def test_pmap_is_the_sharded_fit(data):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), new, old)
 
 
-@pytest.mark.parametrize('how', [{}, {'quick': True}])
-def test_programs_of_networks_train_the_same_children(alone, data, how):
-  quick = programs(1, networks=True, **how)
+def test_a_quick_program_trains_the_same_children(alone, data):
+  quick = programs(1, quick=True)
   found = train.fit(quick, *children(), data)
   for name, values in alone[1].items():
     np.testing.assert_allclose(found[name], values, rtol=1e-5)
@@ -118,23 +117,16 @@ def test_programs_of_networks_train_the_same_children(alone, data, how):
   assert jax.tree.map(jnp.shape, states) == jax.tree.map(jnp.shape, shapes)
 
 
-def test_only_known_options_and_only_on_a_cpu(monkeypatch):
-  assert train.network_options.__wrapped__('gpu', 0) == {}
-  options = train.network_options.__wrapped__('cpu', 0)['compiler_options']
-  assert options['xla_backend_optimization_level'] == 0
-  jit = jax.jit
+def test_the_compiler_is_told_what_it_knows():
+  def of(platform):
+    return {'xla_no_such_option': 1, 'xla_backend_optimization_level': 3} if platform == 'cpu' else {}
 
-  def pickier(function, compiler_options):
-    if 'xla_backend_optimization_level' in compiler_options:
-      raise jax.errors.JaxRuntimeError('No such compile option')
-    return jit(function, compiler_options=compiler_options)
-
-  monkeypatch.setattr(jax, 'jit', lambda function, compiler_options: jit(function))  # knows whatever it is told
-  ynn = {'xla_cpu_experimental_ynn_fusion_type': ''}
-  assert train.network_options.__wrapped__('cpu') == {'compiler_options': ynn}
-  monkeypatch.setattr(jax, 'jit', pickier)
-  left = train.network_options.__wrapped__('cpu', 1)['compiler_options']
-  assert left == {name: value for name, value in options.items() if name != 'xla_backend_optimization_level'}
+  mesh = train.child_mesh(jax.devices()[:1])
+  assert train.jit_options(mesh, of) == {'compiler_options': {'xla_backend_optimization_level': 3}}
+  assert train.jit_options(mesh, lambda platform: {}) == {}
+  quick = train.jit_options(mesh, of, 0)['compiler_options']
+  assert quick['xla_backend_optimization_level'] == 0
+  assert 'xla_no_such_option' not in quick
 
 
 def test_chunks_do_not_matter(alone, data):

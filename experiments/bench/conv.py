@@ -178,7 +178,7 @@ def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
   def child(shared: PyTree, start: list[Array]) -> list[Array]:
     return jax.lax.fori_loop(0, size.steps, lambda _, last: step(shared, last), start)
 
-  options = train.network_options(mesh.devices.flat[0].platform)  # as in training
+  options = train.jit_options(mesh, ops.compiler_options)  # as in training
   program, shared = train.over_children(child, mesh, **options), train.share((images, kernels), mesh)
   starts = [jnp.zeros((mesh.size, *kernel.shape)) for kernel in kernels]
   return way(lambda: program(shared, starts))

@@ -121,7 +121,7 @@ def classifier(
     right, _ = jax.lax.scan(one, jnp.zeros((), jnp.int32), batches)
     return {'accuracy': right / (data.valid_labels >= 0).sum()}
 
-  return Child(init, carry, take, loss, score)
+  return Child(init, carry, take, loss, score, ops.compiler_options)
 
 
 def unmoved(units: PyTree) -> PyTree:

@@ -107,4 +107,4 @@ def fitter(
     descent = optax.flatten(optax.sgd(rate, momentum=cfg.momentum, nesterov=True))
     return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent
 
-  return train.fitter(child, optimizer, steps, epoch, mesh, scored, networks=True, quick=quick)
+  return train.fitter(child, optimizer, steps, epoch, mesh, scored, quick)
