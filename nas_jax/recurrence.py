@@ -64,6 +64,7 @@ def unroll(
   h_mask: Array | None = None,
   length: Array | None = None,
   hoist: bool = True,
+  again: Cell | None = None,
 ) -> tuple[Carry, Array]:
   """A cell over a sequence.
 
@@ -77,6 +78,7 @@ def unroll(
     length: [B] int, the steps each row takes; afterwards its carry stays as it is.
     hoist: one product after the backward loop gives the recurrent weights' gradient, and the values inside the cell are
       computed again rather than stored. That is a `custom_vjp`: forward-mode derivatives want False.
+    again: the cell for that second time, if another is faster there.
 
   Returns:
     The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
@@ -85,7 +87,8 @@ def unroll(
   gates = projected(xs, params['kernel'], hoist)
   keep = None if length is None else jnp.arange(len(gates))[:, None, None] < length[None, :, None]
   floats = (params['recurrent_kernel'], _bias(params), gates, *carry, mask)
-  c, h, hs = (_hoisted_scan if hoist else _scan)(cell, arch, keep, *vary_together(floats, (arch, keep)))
+  scan = functools.partial(_hoisted_scan, again or cell) if hoist else _scan
+  c, h, hs = scan(cell, arch, keep, *vary_together(floats, (arch, keep)))
   return (c, h), hs
 
 
@@ -169,8 +172,8 @@ def _step(cell, arch, kernel, bias, mask, carry, inputs):
   return after, (new_h, c, h, recurrent)
 
 
-def _hoisted_scan(cell, arch, keep, *floats):
-  """`_scan` with the weight gradient taken out of its backward loop."""
+def _hoisted_scan(again, cell, arch, keep, *floats):
+  """`_scan` with the weight gradient taken out of its backward loop, in which the cell is `again`."""
 
   @jax.custom_vjp
   def scan(arch, keep, kernel, bias, gates, c, h, mask):
@@ -194,7 +197,7 @@ def _hoisted_scan(cell, arch, keep, *floats):
       else:  # a row past its length hands its cotangent on unchanged
         past_c, past_h = jnp.where(keep, 0.0, dc), jnp.where(keep, 0.0, dh)
         dc, dh = jnp.where(keep, dc, 0.0), jnp.where(keep, dh, 0.0)
-      _, vjp = jax.vjp(functools.partial(cell, arch), gate, recurrent, c)
+      _, vjp = jax.vjp(functools.partial(again, arch), gate, recurrent, c)
       dgate, drecurrent, dc = vjp((dc, dh_out + dh))
       dmasked = drecurrent @ turned
       return (dc + past_c, dmasked * mask + past_h), (dgate, drecurrent, dmasked)

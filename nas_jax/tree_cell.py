@@ -9,7 +9,7 @@ Index: c_t is the value of node index[0] before its activation, so before inject
 is the value of the root, injected if it is the root that takes c_(t-1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -94,8 +94,8 @@ def unroll(
   Returns:
     The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
   """
-  cell = _cell(arch, operations)
-  return recurrence.unroll(*cell, params, carry, xs, h_mask=h_mask, length=length, hoist=hoist)
+  cell, again = _cell(arch, operations), _cell(arch, operations, _if_again)[0]
+  return recurrence.unroll(*cell, params, carry, xs, h_mask=h_mask, length=length, hoist=hoist, again=again)
 
 
 def activate(possible: Sequence[int], chosen: int | Array, x: Array) -> Array:
@@ -168,11 +168,16 @@ def __getattr__(name: str) -> Any:
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}.')
 
 
-def _cell(arch: TreeArch, operations: Operations) -> tuple[recurrence.Cell, TreeArch | None]:
+def _if(function: Callable, inside: Array, how: Any, value: Array, other: Array) -> Array:
+  """`function(how, value, other)` if `inside`, else `value`."""
+  return jax.lax.cond(inside, lambda *both: function(how, *both), lambda value, _: value, value, other)
+
+
+def _cell(arch: TreeArch, operations: Operations, if_: Callable = _if) -> tuple[recurrence.Cell, TreeArch | None]:
   """A tree as `recurrence` takes it. A static arch enters by closure: as an argument it would become traced."""
   if is_static(arch):
     return lambda _, x, h, c: _static_tree(arch, x, h, c), None
-  return lambda traced, x, h, c: _traced_tree(traced, operations, x, h, c), arch
+  return lambda traced, x, h, c: _traced_tree(traced, operations, if_, x, h, c), arch
 
 
 def _static_tree(arch: TreeArch, x: Array, h: Array, c: Array) -> Carry:
@@ -192,7 +197,7 @@ def _static_tree(arch: TreeArch, x: Array, h: Array, c: Array) -> Carry:
   return c_new, values[-1]
 
 
-def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array) -> Carry:
+def _traced_tree(arch: Any, operations: Operations, if_: Callable, x: Array, h: Array, c: Array) -> Carry:
   """The same, a level of the tree at a time: few wide operations, each a choice among the possible ones.
 
   Injection touches one node, so its level branches: under `lax.map` the other levels skip it, under `vmap` they select.
@@ -206,14 +211,13 @@ def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array
   def activated(chosen, value):
     return activate(operations[1], _beside(chosen, value), value)
 
-  c_new, first = jnp.zeros_like(c), 0
-
-  @functools.partial(jax.checkpoint, prevent_cse=False)  # else a branch not taken copies what the other keeps for later
-  def inject(level, place):
+  def inject(how, level, c):
+    chosen, place = how
     value = jax.lax.dynamic_index_in_dim(level, place, -2)
-    value = activated(arch.inject[1:], combine(arch.inject[:1], value, c[..., None, :]))
+    value = activated(chosen[1:], combine(chosen[:1], value, c[..., None, :]))
     return jax.lax.dynamic_update_slice_in_dim(level, value, place, -2)
 
+  c_new, first = jnp.zeros_like(c), 0
   while True:
     width = left.shape[-2]
     level = combine(arch.combine[first : first + width], left, right)
@@ -221,13 +225,40 @@ def _traced_tree(arch: Any, operations: Operations, x: Array, h: Array, c: Array
     here = jax.lax.dynamic_index_in_dim(level, jnp.clip(reads, 0, width - 1), -2, keepdims=False)
     c_new = jnp.where((0 <= reads) & (reads < width), here, c_new)
     level = activated(arch.activate[first : first + width], level)
-    inside = (0 <= takes) & (takes < width)
-    level = jax.lax.cond(inside, inject, lambda level, _: level, level, jnp.clip(takes, 0, width - 1))
+    inside, place = (0 <= takes) & (takes < width), jnp.clip(takes, 0, width - 1)
+    level = if_(inject, inside, (arch.inject, place), level, c)
     if width == 1:
       return c_new, level[..., 0, :]
     pairs = level.reshape(*level.shape[:-2], width // 2, 2, -1)
     left, right = (half[..., 0, :] for half in jnp.split(pairs, 2, -2))  # slices would have a sum as gradient
     first += width
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _if_again(function: Callable, inside: Array, how: Any, value: Array, other: Array) -> Array:
+  """`_if` for the backward loop, a twentieth of a step at H = 64: its gradient works the branch out again.
+
+  What JAX derives has both branches hand on what the gradient of one needs, so that the other must make such arrays.
+  """
+  return _if(function, inside, how, value, other)
+
+
+def _if_forward(function, inside, how, value, other):
+  return _if(function, inside, how, value, other), (inside, how, value, other)
+
+
+def _if_backward(function, saved, dvalue):
+  inside, how, *both = saved
+
+  def derived(dvalue):
+    _, vjp = jax.vjp(functools.partial(function, how), *both)
+    return vjp(dvalue)
+
+  gradients = jax.lax.cond(inside, derived, lambda dvalue: (dvalue, jnp.zeros_like(both[1])), dvalue)
+  return None, None, *gradients
+
+
+_if_again.defvjp(_if_forward, _if_backward)
 
 
 def _beside(chosen: Array, value: Array) -> Array:
