@@ -1,6 +1,7 @@
 """How fast it is: every figure a ratio within one run, beside what the machine can do at most.
 
-Sections: cells, conv, controller, searches, devices, presets, or all; the machine's ceilings are always measured.
+Sections: cells, conv, controller, searches, devices, or all of these; presets are the paper's children at full size,
+for accelerators. The machine's ceilings are always measured.
 Examples:
   python -m experiments.bench cells --json=OUT --picture=OUT.svg
   python -m experiments.bench all --torch_python=OTHER/bin/python --repeats=7
@@ -27,12 +28,13 @@ SECTIONS = {
   'devices': devices.rows,
   'presets': presets.rows,
 }
+ALL = [name for name in SECTIONS if name != 'presets']  # an hour without an accelerator, and presets would be another
 
 
 def own_flags(values: flags.FlagValues) -> None:
   """All flags there are."""
   flags.DEFINE_list(
-    'what', 'all', f'sections, of {", ".join(SECTIONS)}, or all; also as plain words', flag_values=values
+    'what', 'all', f'sections, of {", ".join(SECTIONS)}, or all but presets; also as plain words', flag_values=values
   )
   flags.DEFINE_string('json', '', 'file for the figures', flag_values=values)
   flags.DEFINE_string('picture', '', 'file for a picture of them: .svg, .png or .pdf', flag_values=values)
@@ -45,7 +47,7 @@ def own_flags(values: flags.FlagValues) -> None:
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Flags, and whether PyTorch is there."""
   values = launch.parse(argv, __doc__, own_flags, words='what')
-  what = list(SECTIONS) if 'all' in values.what else list(dict.fromkeys(values.what))
+  what = list(dict.fromkeys(section for name in values.what for section in (ALL if name == 'all' else [name])))
   if unknown := [name for name in what if name not in SECTIONS]:
     raise ValueError(f'there is no section {unknown[0]!r}: take of {", ".join(SECTIONS)}, or all.')
   for path in (values.json, values.picture):
