@@ -28,7 +28,7 @@ SECTIONS = {
   'devices': devices.rows,
   'presets': presets.rows,
 }
-ALL = [name for name in SECTIONS if name != 'presets']  # an hour without an accelerator, and presets would be another
+ALL = [name for name in SECTIONS if name != 'presets']
 
 
 def own_flags(values: flags.FlagValues) -> None:
