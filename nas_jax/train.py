@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import optax
 
+from nas_jax import ops
 from nas_jax.child import Child
 from nas_jax.keeper import UNKEPT, Keeper
 from nas_jax.types import Array, Key, PyTree
@@ -123,7 +124,7 @@ def advance(
   (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads)), FINE, NOT_FINITE)
+  failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(ops.square_sum(grads)), FINE, NOT_FINITE)
   return FitState(state.step + 1, params, opt_state, carry, loss, failed)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from nas_jax import ops
 from nas_jax.types import Array
-from nas_jax.wiring import Sizes, Weights, Wires, corner
+from nas_jax.wiring import Sizes, Weights, Wires, corner, present
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
   Args:
     sizes: static.
     norm_first: static.
-    weights: 0 wherever the network has none.
+    weights: what the network does not have is not looked at.
     wires: the network.
     x: [B, H, W, C] images, which get no gradient.
     epsilon: of batch norm.
@@ -53,6 +53,7 @@ def run(
 
 def _masked(sizes, norm_first, weights, wires, x, epsilon, moving):
   """Every layer in full width; the weights that are 0 make the network."""
+  weights = present(sizes, weights, wires)
   kh, kw, widest, most = sizes.most()
   below, features, used = _widened(x, widest), [], []
   for i in range(len(wires.height)):
@@ -172,7 +173,6 @@ def _looped_forward(sizes, norm_first, weights, wires, x, epsilon, moving):
 def _looped_backward(sizes, norm_first, residuals, cotangents):
   weights, wires, shape, epsilon, found = residuals
   depth, most = len(wires.height), sizes.most()[3]
-  turned = weights.kernels[:, ::-1, ::-1].swapaxes(3, 4)  # as the image's gradient takes them
   d_features = cotangents[0] / (shape[1] * shape[2])
 
   def layer(k, state):
@@ -193,7 +193,7 @@ def _looped_backward(sizes, norm_first, residuals, cotangents):
     rows = found.normed[i], found.normed[i]  # only to be written over
     branches = [functools.partial(at_width, f) for f in sizes.filters]
     *rows, d_scale, d_shift = jax.lax.switch(place.filters, branches, *rows)
-    d_outputs, d_kernels = _pulled(sizes, place, found.turned, turned, rows, shape, (d_outputs, grads.kernels))
+    d_outputs, d_kernels = _pulled(sizes, place, found.turned, weights.kernels, rows, shape, (d_outputs, grads.kernels))
     return d_outputs, Weights(d_kernels, grads.scale.at[i].set(d_scale), grads.shift.at[i].set(d_shift))
 
   start = jnp.zeros_like(found.outputs), jax.tree.map(jnp.zeros_like, weights)
@@ -216,7 +216,7 @@ def _pulled(sizes, place, outputs, kernels, rows, shape, state):
     channels = sizes.sources()[kind]
     dz, dz_turned = _first(rows[0], (*shape, filters)), _first(rows[1], (height, width, batch, filters))
     y = _taken(outputs, j, (channels, height, width, batch))
-    kernel = _row(kernels, place.first + j)[:, :, :filters, :channels]
+    kernel = _row(kernels, place.first + j)[:, :, :channels, :filters]
 
     def at_window(size, y, kernel, dz, dz_turned):
       before, after = [(s - 1) // 2 for s in size], [s // 2 for s in size]
@@ -225,7 +225,8 @@ def _pulled(sizes, place, outputs, kernels, rows, shape, state):
       dk = jnp.pad(ops.convolved(y, dz_turned, [*zip(before, after, strict=True)]), room)
       if kind == 0:
         return dk, ()  # the image
-      return dk, ops.convolved(dz, _inner(kernel, size, turned=True), [*zip(after, before, strict=True)])
+      turned = _inner(kernel, size)[::-1, ::-1].swapaxes(2, 3)
+      return dk, ops.convolved(dz, turned, [*zip(after, before, strict=True)])
 
     branches = [functools.partial(at_window, size) for size in sizes.windows()]
     dk, dx = jax.lax.switch(place.window, branches, y, kernel, dz, dz_turned)
@@ -268,11 +269,9 @@ def _over(row, value):
   return jax.lax.dynamic_update_slice(row, value.reshape(-1), (0,))
 
 
-def _inner(kernel, size, turned=False):
-  """The window of a size in a kernel [kh, kw, ...], which may be turned round."""
+def _inner(kernel, size):
+  """The window of a size in a kernel [kh, kw, ...]."""
   top, left = corner(kernel.shape[:2], size)
-  if turned:
-    top, left = kernel.shape[0] - top - size[0], kernel.shape[1] - left - size[1]
   return kernel[top : top + size[0], left : left + size[1]]
 
 

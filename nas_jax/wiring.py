@@ -5,6 +5,7 @@ Source 0 is the image, source j + 1 is layer j.
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.types import Array
@@ -58,3 +59,20 @@ def pairs(depth: int) -> tuple[np.ndarray, np.ndarray]:
 def corner(most: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
   """Where a window begins in a larger one, so that both put the same pixel in the middle."""
   return tuple((m - 1) // 2 - (s - 1) // 2 for m, s in zip(most, size, strict=True))
+
+
+def present(sizes: Sizes, weights: Weights, wires: Wires) -> Weights:
+  """The weights that a network has, 0 for all others."""
+  layer, source = pairs(len(wires.height))
+  kh, kw, widest, most = sizes.most()
+
+  def inside(most: int, size: Array) -> Array:
+    begin = (most - 1) // 2 - (size - 1) // 2
+    return (jnp.arange(most)[None] >= begin[:, None]) & (jnp.arange(most)[None] < (begin + size)[:, None])
+
+  own = jnp.arange(most)[None] < wires.filters[:, None]
+  channels = jnp.concatenate([jnp.full(1, sizes.channels), wires.filters])
+  read = (jnp.arange(widest)[None] < channels[:, None])[source] & wires.reads[layer, source][:, None]
+  window = inside(kh, wires.height)[layer][:, :, None] & inside(kw, wires.width)[layer][:, None]
+  kernel = window[..., None, None] & (read[:, :, None] & own[layer][:, None])[:, None, None]
+  return Weights(*(jnp.where(m, w, 0.0) for m, w in zip((kernel, own, own), weights, strict=True)))

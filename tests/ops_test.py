@@ -131,3 +131,19 @@ def test_under_vmap_and_scan():
   np.testing.assert_allclose(jax.vmap(jax.grad(loss))(kernel, x), one_by_one, rtol=1e-3, atol=1e-3)
   _, scanned = jax.lax.scan(lambda c, i: (c, jax.grad(loss)(*i)), None, (kernel, x))
   np.testing.assert_allclose(scanned, one_by_one, rtol=1e-3, atol=1e-3)
+
+
+def test_square_sum_of_large_stacks_and_small_arrays(x64, monkeypatch):
+  monkeypatch.setattr(ops, 'LARGE', 100)
+  tree = {'stack': RNG.normal(size=(3, 4, 5, 6)), 'matrix': RNG.normal(size=(20, 30)), 'number': np.asarray(2.0)}
+  towards = jax.tree.map(lambda x: RNG.normal(size=x.shape), tree)
+  assert '_squares' in str(jax.make_jaxpr(ops.square_sum)(tree))  # what is large is there
+
+  def plain(tree):
+    return sum((leaf**2).sum() for leaf in jax.tree.leaves(tree))
+
+  for wanted, found in zip(*(jax.jvp(f, (tree,), (towards,)) for f in (plain, ops.square_sum)), strict=True):
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+  grads = jax.grad(ops.square_sum)(tree)
+  jax.tree.map(lambda g, x: np.testing.assert_allclose(g, 2 * x, rtol=1e-12), grads, tree)
+  assert ops.square_sum([]) == 0.0

@@ -71,8 +71,7 @@ def build(problem: Problem, form: Form = Form()) -> Child:  # noqa: B008 - a Nam
   def carry(params: PyTree) -> PyTree:
     return unmoved(params['layers'])
 
-  def decayed(params: PyTree, plan: Plan) -> list[Array]:
-    del plan
+  def decayed(params: PyTree) -> list[Array]:
     units = jax.tree.leaves(params['layers'], is_leaf=_is_unit)
     return [unit['kernel'] for unit in units if 'kernel' in unit] + [params['softmax']]
 
@@ -83,7 +82,7 @@ def classifier(
   init: Callable[[Plan, Key], PyTree],
   carry: Callable[[PyTree], PyTree],
   forward: Callable[[PyTree, PyTree, Plan, Array, Key | None], tuple[Array, PyTree]],
-  decayed: Callable[[PyTree, Plan], list[Array]],
+  decayed: Callable[[PyTree], list[Array]],
   problem: Problem,
 ) -> Child:
   """The child of a network; `build` says what it does with images.
@@ -92,7 +91,7 @@ def classifier(
     init: (plan, key) -> params.
     carry: (params) -> moving statistics.
     forward: (params, statistics, plan, images, key) -> logits [B, classes], statistics; in evaluation without a key.
-    decayed: (params, plan) -> the weights that weight decay is for, none if the optimizer sees to it.
+    decayed: (params) -> the weights that weight decay is for, none if the optimizer sees to it.
     problem: as in `build`.
   """
 
@@ -106,7 +105,7 @@ def classifier(
     images, labels = drawn
     logits, stats = forward(params, stats, plan, images, key)
     # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
-    penalty = 0.5 * plan.settings.weight_decay * sum(jnp.sum(weights**2) for weights in decayed(params, plan))
+    penalty = 0.5 * plan.settings.weight_decay * ops.square_sum(decayed(params))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + penalty, stats
 
   def score(params, plan, stats, data):

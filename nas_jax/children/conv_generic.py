@@ -12,7 +12,7 @@ from nas_jax.children.conv import Plan, Problem, classifier, moved
 from nas_jax.space.conv import IMAGE, ConvArch
 from nas_jax.space.layers import network
 from nas_jax.types import Array, Key, PyTree
-from nas_jax.wiring import Sizes, Weights, Wires, corner, pairs
+from nas_jax.wiring import Sizes, Weights, Wires, corner, pairs, present
 
 
 def build(
@@ -25,8 +25,8 @@ def build(
 ) -> Child:
   """The child of `conv.build`, its arch traced: plain convolutions, each reading any layers before it.
 
-  Weights have room for any network of the space. What one does not have starts as 0, gets no gradient, does not act
-  and is not decayed.
+  Weights have room for any network of the space. What one does not have starts as 0, does not act and gets no gradient,
+  so it stays 0 and there is nothing to decay.
 
   Args:
     depth: L, layers of every network.
@@ -51,7 +51,7 @@ def build(
     kernels *= ((2.0 / fan) ** 0.5)[layer][:, None, None, None, None]
     layers = Weights(kernels, jnp.ones((depth, max(filters))), jnp.zeros((depth, max(filters))))
     softmax = jnp.zeros((depth, max(filters), problem.classes))
-    return _present(sizes, {'layers': layers, 'softmax': softmax, 'softmax_bias': jnp.zeros(problem.classes)}, wires)
+    return {'layers': present(sizes, layers, wires), 'softmax': softmax, 'softmax_bias': jnp.zeros(problem.classes)}
 
   def carry(params: PyTree) -> PyTree:
     shift = params['layers'].shift
@@ -60,15 +60,14 @@ def build(
   def forward(params, stats, plan, x, key):
     train = key is not None
     wires = _wires(plan.arch, depth, skips)
-    own = _present(sizes, params, wires)
     moving = None if train else stats
-    features, used = wired.run(sizes, problem.norm_first, own['layers'], wires, x, plan.settings.epsilon, moving)
-    logits = jnp.einsum('lbf,lfk->bk', features, own['softmax']) + own['softmax_bias'][None]
+    features, used = wired.run(sizes, problem.norm_first, params['layers'], wires, x, plan.settings.epsilon, moving)
+    softmax = jnp.where(_ends(sizes, wires), params['softmax'], 0.0)
+    logits = jnp.einsum('lbf,lfk->bk', features, softmax) + params['softmax_bias'][None]
     return logits, moved(stats, used) if train else stats
 
-  def decayed(params: PyTree, plan: Plan) -> list[Array]:
-    own = _present(sizes, params, _wires(plan.arch, depth, skips))
-    return [own['layers'].kernels, own['softmax']]
+  def decayed(params: PyTree) -> list[Array]:
+    return [params['layers'].kernels, params['softmax']]
 
   return classifier(init, carry, forward, decayed, problem)
 
@@ -84,26 +83,10 @@ def _wires(arch: ConvArch, depth: int, skips: bool) -> Wires:
   return Wires(reads, *(jnp.asarray(field) for field in (arch.filter_height, arch.filter_width, arch.filters)))
 
 
-def _present(sizes: Sizes, params: PyTree, wires: Wires) -> PyTree:
-  """The weights that a network has, 0 for all others; of the classifier, those of layers that no other reads."""
-  layer, source = pairs(len(wires.height))
-  kh, kw, widest, most = sizes.most()
-
-  def inside(most: int, size: Array) -> Array:
-    begin = (most - 1) // 2 - (size - 1) // 2
-    return (jnp.arange(most)[None] >= begin[:, None]) & (jnp.arange(most)[None] < (begin + size)[:, None])
-
-  own = jnp.arange(most)[None] < wires.filters[:, None]
-  channels = jnp.concatenate([jnp.full(1, sizes.channels), wires.filters])
-  read = (jnp.arange(widest)[None] < channels[:, None])[source] & wires.reads[layer, source][:, None]
-  window = inside(kh, wires.height)[layer][:, :, None] & inside(kw, wires.width)[layer][:, None]
-  kernel = window[..., None, None] & (read[:, :, None] & own[layer][:, None])[:, None, None]
-  ends = own & ~wires.reads[:, 1:].any(0)[:, None]
-  kernels, scale, shift = params['layers']
-  return params | {
-    'layers': Weights(*(jnp.where(m, w, 0.0) for m, w in ((kernel, kernels), (own, scale), (own, shift)))),
-    'softmax': jnp.where(ends[..., None], params['softmax'], 0.0),
-  }
+def _ends(sizes: Sizes, wires: Wires) -> Array:
+  """[L, F, 1] bool: what the classifier sees, the channels of layers that no other reads."""
+  own = jnp.arange(max(sizes.filters))[None] < wires.filters[:, None]
+  return (own & ~wires.reads[:, 1:].any(0)[:, None])[..., None]
 
 
 def narrowed(params: PyTree, stats: PyTree, arch: ConvArch, channels: int) -> tuple[PyTree, PyTree]:

@@ -48,7 +48,7 @@ def child(problem: conv.Problem, form: Any, space: Space, room: Callable, own: C
   def forward(params, stats, plan, x, key):
     return run(params, stats, plan.arch, form, x, plan.settings.epsilon, key)
 
-  return conv.classifier(init, unmoved, forward, lambda params, plan: [], problem)
+  return conv.classifier(init, unmoved, forward, lambda params: [], problem)
 
 
 def choose(k: Any, branches: Sequence[Callable], *operands: PyTree) -> Any:
