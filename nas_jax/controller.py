@@ -10,11 +10,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import entr
 import numpy as np
 
 from nas_jax.space import Kind, Space
 from nas_jax.types import Array, Key, PyTree
+
+
+class Score(NamedTuple):
+  """What a controller says of a string; None if that was not asked."""
+
+  log_prob: Array | None = None  # [T] log P(a_t | a_<t), nats
+  entropy: Array | None = None  # [T] of each token given those before, nats
+  probabilities: Array | None = None  # [S, K] of each label given the tokens before
 
 
 class Controller(NamedTuple):
@@ -27,9 +34,10 @@ class Controller(NamedTuple):
 
   init: Callable[[Key], PyTree]  # key -> theta
   sample: Callable[..., Array]  # (theta, key, depth=None) -> tokens [T] int32
-  log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T] log P(a_t | a_<t), nats
-  entropy: Callable[..., Array]  # (theta, tokens, depth=None) -> [T] entropy of each token given those before, nats
-  probabilities: Callable[..., Array]  # (theta, tokens, depth=None) -> [S, K] of each label given the tokens before
+  # (theta, tokens, depth=None, only=Score._fields), in one scan. A gradient pays for all that is asked.
+  score: Callable[..., Score]
+  log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], as the next, part of the score
+  entropy: Callable[..., Array]
 
 
 class _Table(NamedTuple):
@@ -171,58 +179,57 @@ def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
   place = (np.arange(space.length) - np.searchsorted(owner, owner)).astype(np.int32)
 
   def distribution(logits, slot, tokens):
-    """log P and entropy [K] of what a slot emits: in every entry for a LINK, in the first for the others."""
+    """Of a slot, each [K]: log P and entropy in every entry for a LINK, in the first for others."""
     place = jnp.arange(widest)
     # A LINK of width 0 has no label; one stands in for it, so that no softmax is over nothing.
     exists = place < jnp.maximum(slot.width, 1)
     log_p = jax.nn.log_softmax(jnp.where(exists, logits, -jnp.inf))
     softmax_entropy = -jnp.sum(jnp.exp(log_p) * jnp.where(exists, log_p, 0.0))
     yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    links = jnp.where(tokens > 0, yes, no), -jnp.exp(yes) * yes - jnp.exp(no) * no
-    choice = jnp.where(place == 0, log_p[tokens[0]], 0.0), jnp.where(place == 0, softmax_entropy, 0.0)
-    log_prob, entropy = (jnp.where(slot.kind == Kind.LINK, a, b) for a, b in zip(links, choice, strict=True))
-    return tokens, log_prob, entropy
-
-  def odds(logits, slot, tokens):
-    """The probability [K] of each label of a slot."""
-    exists = jnp.arange(widest) < slot.width
-    choice = jnp.where(exists, jax.nn.softmax(jnp.where(exists, logits, jnp.finfo(logits.dtype).min)), 0.0)
-    links = jnp.where(exists, jax.nn.sigmoid(logits), 0.0)
-    return tokens, jnp.where(slot.kind == Kind.LINK, links, choice)
+    links = Score(jnp.where(tokens > 0, yes, no), -jnp.exp(yes) * yes - jnp.exp(no) * no, jnp.exp(yes))
+    first = place == 0
+    choice = Score(jnp.where(first, log_p[tokens[0]], 0.0), jnp.where(first, softmax_entropy, 0.0), jnp.exp(log_p))
+    found = Score(*(jnp.where(slot.kind == Kind.LINK, a, b) for a, b in zip(links, choice, strict=True)))
+    return found._replace(probabilities=jnp.where(place < slot.width, found.probabilities, 0.0))
 
   def choose(logits, slot, key):
     link_key, choice_key = jax.random.split(key)
     links = jax.random.bernoulli(link_key, jax.nn.sigmoid(logits)).astype(jnp.int32)
     place = jnp.arange(widest)
     choice = jax.random.categorical(choice_key, jnp.where(place < slot.width, logits, -jnp.inf)).astype(jnp.int32)
-    tokens = jnp.where(slot.kind == Kind.LINK, links, jnp.where(place == 0, choice, 0))
-    return distribution(logits, slot, tokens)
+    return (jnp.where(slot.kind == Kind.LINK, links, jnp.where(place == 0, choice, 0)),)
 
   def existing(values, tokens, depth):
     return jnp.where(space.exists(tokens, depth), values, jnp.zeros_like(values))
 
   def sample(theta, key, depth=None):
-    emitted, _, _ = unroll(theta, choose, jax.random.split(key, len(space.slots)))
+    (emitted,) = unroll(theta, choose, jax.random.split(key, len(space.slots)))
     tokens = emitted[owner, place]
     return existing(tokens, tokens, depth)
 
   def by_slot(tokens):
     return jnp.zeros((len(space.slots), widest), jnp.int32).at[owner, place].set(tokens)
 
-  def score(theta, tokens, depth):
-    _, *found = unroll(theta, distribution, by_slot(tokens))
-    return tuple(existing(values[owner, place], tokens, depth) for values in found)
+  def score(theta, tokens, depth=None, only=Score._fields):
+    def draw(logits, slot, tokens):
+      found = distribution(logits, slot, tokens)
+      return tokens, {name: getattr(found, name) for name in only}
 
-  def probabilities(theta, tokens, depth=None):
-    _, found = unroll(theta, odds, by_slot(tokens))
-    return jnp.where(space.slots_exist(tokens, depth)[:, None], found, 0.0)
+    _, found = unroll(theta, draw, by_slot(tokens))
+
+    def there(name, values):
+      if name == 'probabilities':
+        return jnp.where(space.slots_exist(tokens, depth)[:, None], values, 0.0)
+      return existing(values[owner, place], tokens, depth)
+
+    return Score(**{name: there(name, values) for name, values in found.items()})
 
   return Controller(
     init=init,
     sample=sample,
-    log_prob=lambda theta, tokens, depth=None: score(theta, tokens, depth)[0],
-    entropy=lambda theta, tokens, depth=None: score(theta, tokens, depth)[1],
-    probabilities=probabilities,
+    score=score,
+    log_prob=lambda theta, tokens, depth=None: score(theta, tokens, depth, ('log_prob',)).log_prob,
+    entropy=lambda theta, tokens, depth=None: score(theta, tokens, depth, ('entropy',)).entropy,
   )
 
 
@@ -231,7 +238,7 @@ def divergence(space: Space, probabilities: Array, target: float) -> Array:
 
   Args:
     space: of the string.
-    probabilities: [S, K] as `Controller.probabilities` gives them.
+    probabilities: [S, K] of `Score`.
     target: the probability of a link to be drawn to.
   """
   width = np.array([slot.width if slot.kind == Kind.LINK else 0 for slot in space.slots])
@@ -241,19 +248,16 @@ def divergence(space: Space, probabilities: Array, target: float) -> Array:
   return jnp.sum(p * jnp.log(p / target) + (1.0 - p) * jnp.log((1.0 - p) / (1.0 - target)), where=is_link)
 
 
-def survey(space: Space, controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:
+def survey(controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:
   """What `theta` would write, from one string sampled with each of `keys` [n].
 
   Returns:
     [] the entropy of a string in nats, and [S, K] the probability of each label of each slot; means over the strings,
     so unbiased.
   """
-  is_link = np.array([[slot.kind == Kind.LINK] for slot in space.slots])
 
   def one(key):
-    found = controller.probabilities(theta, controller.sample(theta, key))
-    # A scan of its own for `controller.entropy` would cost as long to compile again.
-    entropy = entr(found) + jnp.where(is_link, entr(1.0 - found), 0.0)
-    return entropy.sum(), found
+    score = controller.score(theta, controller.sample(theta, key), only=('entropy', 'probabilities'))
+    return score.entropy.sum(), score.probabilities
 
   return jax.tree.map(lambda x: x.mean(0), jax.vmap(one)(keys))

@@ -132,7 +132,7 @@ def build(
     tell=jax.jit(tell),
     gradient=jax.jit(gradient),
     apply=jax.jit(apply),
-    survey=jax.jit(lambda state, keys: survey(space, controller, state.theta, keys)),
+    survey=jax.jit(lambda state, keys: survey(controller, state.theta, keys)),
   )
 
 

@@ -91,6 +91,8 @@ def build(
   """(gradient, apply) of a search; see `search.build`, which they make up."""
   layer_of_token = space.layer_of_token()
   decay = cfg.baseline_decay if cfg.baseline == 'moving' else None
+  weights = {'log_prob': True, 'entropy': cfg.entropy_weight, 'probabilities': cfg.skip_weight}
+  asked = [name for name, weight in weights.items() if weight]
 
   def earned(batch: Batch, outcome: Outcome) -> tuple[Array, Array | None]:
     """Rewards, and of those of layers which there are."""
@@ -109,14 +111,13 @@ def build(
     value = credit(state, batch, value)
 
     def objective(theta):
-      log_prob = of_strings(functools.partial(controller.log_prob, theta), batch)
-      loss = reinforce.loss(log_prob, reinforce.credit(value, layer_of_token))
+      score = of_strings(functools.partial(controller.score, theta, only=asked), batch)
+      loss = reinforce.loss(score.log_prob, reinforce.credit(value, layer_of_token))
       if cfg.entropy_weight:
-        entropy = of_strings(functools.partial(controller.entropy, theta), batch)
-        loss -= cfg.entropy_weight * entropy.sum(1).mean()
+        loss -= cfg.entropy_weight * score.entropy.sum(1).mean()
       if cfg.skip_weight:
-        odds = of_strings(functools.partial(controller.probabilities, theta), batch)
-        loss += cfg.skip_weight * jax.vmap(lambda one: divergence(space, one, cfg.skip_target))(odds).mean()
+        apart = jax.vmap(lambda odds: divergence(space, odds, cfg.skip_target))(score.probabilities)
+        loss += cfg.skip_weight * apart.mean()
       return loss
 
     return jax.grad(objective)(state.theta)
@@ -146,7 +147,7 @@ def build(
   return gradient, apply
 
 
-def of_strings(function: Callable[[Array, Any], Array], batch: Batch) -> Array:
+def of_strings(function: Callable[[Array, Any], PyTree], batch: Batch) -> PyTree:
   """`function(tokens [T], depth)` of every string; their depth may be one for all."""
   return jax.vmap(function, in_axes=(0, 0 if batch.deep else None))(batch.tokens, batch.depth)
 

@@ -156,7 +156,7 @@ def test_entropies_add_up_to_that_of_the_string(scored):
 @pytest.fixture
 def label_probabilities(scored) -> np.ndarray:
   """[n, S, K] of all strings."""
-  one = jax.jit(jax.vmap(scored.controller.probabilities, (None, 0)))
+  one = jax.jit(jax.vmap(lambda *string: scored.controller.score(*string).probabilities, (None, 0)))
   return np.asarray(one(scored.theta, scored.tokens))
 
 
@@ -183,9 +183,7 @@ def test_probabilities_of_labels_sum_to_1_and_stay_in_their_slot(scored, label_p
 
 
 def test_a_survey_is_the_marginals_by_enumeration(scored, label_probabilities):
-  entropy, found = jax.jit(lambda theta, keys: survey(scored.space, scored.controller, theta, keys))(
-    scored.theta, keys(6)[:4000]
-  )
+  entropy, found = jax.jit(lambda theta, keys: survey(scored.controller, theta, keys))(scored.theta, keys(6)[:4000])
   probability = np.exp(scored.log_prob.sum(1))
   assert entropy == pytest.approx(-probability @ scored.log_prob.sum(1), abs=0.03)
   # A mean over 4000 strings of what lies between 0 and 1 is off by less than .008 (one standard deviation).
@@ -252,7 +250,7 @@ def test_divergence_of_links_by_hand(x64):
 def test_shallow_strings_are_a_distribution_of_their_own(layered, depth):
   exists = np.asarray(LAYERED.exists(np.zeros(LAYERED.length, int), depth))
   shallow = (layered.tokens[:, ~exists] == 0).all(1)
-  labels = np.asarray(layered.controller.probabilities(layered.theta, layered.tokens[-1], depth))
+  labels = np.asarray(layered.controller.score(layered.theta, layered.tokens[-1], depth).probabilities)
   np.testing.assert_array_equal(labels.any(1), [slot.layer < depth and slot.width > 0 for slot in LAYERED.slots])
   tokens = layered.tokens[shallow]
   assert len(tokens) == LAYERED.size(depth)
@@ -325,7 +323,7 @@ def test_uniform_controller(name):
     values = jax.jit(jax.vmap(function, (None, 0)))(theta, tokens)
     np.testing.assert_allclose(values, sign * wanted, rtol=1e-6)
   if name != 'typed':  # where what exists depends on what was drawn
-    entropy, labels = jax.jit(lambda keys: survey(space, controller, theta, keys))(keys(7)[:2])
+    entropy, labels = jax.jit(lambda keys: survey(controller, theta, keys))(keys(7)[:2])
     assert entropy == pytest.approx(math.log(space.size()), rel=1e-6)
     for slot, row in zip(space.slots, np.asarray(labels), strict=True):
       each = 1 / 2 if slot.kind == Kind.LINK else 1 / slot.width
