@@ -5,8 +5,8 @@ import os
 
 # Exact comparisons and four devices: on an accelerator too the tests are for the CPU, unless JAX_PLATFORMS says else.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Tests compile far more than they compute: XLA's older generation of code takes half the time, in one piece a tenth less.
-# A process ends on a flag that XLA does not know.
+# Tests compile far more than they compute: XLA's older generation of code takes half the time, and in one piece a
+# sixteenth less. A process ends on a flag that XLA does not know.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 if metadata.version('jaxlib').startswith('0.10.'):
   os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
