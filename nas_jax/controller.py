@@ -224,12 +224,14 @@ def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
 
     return Score(**{name: there(name, values) for name, values in found.items()})
 
+  # Compiled: a scan that is called by itself would be compiled again each time.
+  score = jax.jit(score, static_argnames='only')
   return Controller(
     init=init,
-    sample=sample,
+    sample=jax.jit(sample),
     score=score,
-    log_prob=lambda theta, tokens, depth=None: score(theta, tokens, depth, ('log_prob',)).log_prob,
-    entropy=lambda theta, tokens, depth=None: score(theta, tokens, depth, ('entropy',)).entropy,
+    log_prob=lambda theta, tokens, depth=None: score(theta, tokens, depth, only=('log_prob',)).log_prob,
+    entropy=lambda theta, tokens, depth=None: score(theta, tokens, depth, only=('entropy',)).entropy,
   )
 
 

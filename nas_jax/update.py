@@ -92,7 +92,7 @@ def build(
   layer_of_token = space.layer_of_token()
   decay = cfg.baseline_decay if cfg.baseline == 'moving' else None
   weights = {'log_prob': True, 'entropy': cfg.entropy_weight, 'probabilities': cfg.skip_weight}
-  asked = [name for name, weight in weights.items() if weight]
+  asked = tuple(name for name, weight in weights.items() if weight)
 
   def earned(batch: Batch, outcome: Outcome) -> tuple[Array, Array | None]:
     """Rewards, and of those of layers which there are."""
