@@ -1,7 +1,8 @@
 """The controller: a recurrent network that writes an architecture, token by token (Zoph & Le 2017, Sec. 3.1 and 3.3).
 
-All functions are for one architecture; the caller vmaps. Sampling and scoring share one scan over the slot table, so
-they cannot drift apart: the one draws a token where the other is given it.
+All functions are for one architecture; the caller vmaps. Sampling and scoring walk the same slot table by the same
+functions of a slot, so they cannot drift apart. Where tokens are given, only the LSTM has to wait for the step before:
+all else is worked out for all slots at once.
 """
 
 from collections.abc import Callable
@@ -17,11 +18,11 @@ from nas_jax.types import Array, Key, PyTree
 
 
 class Score(NamedTuple):
-  """What a controller says of a string; None if that was not asked."""
+  """What a controller says of a string."""
 
-  log_prob: Array | None = None  # [T] log P(a_t | a_<t), nats
-  entropy: Array | None = None  # [T] of each token given those before, nats
-  probabilities: Array | None = None  # [S, K] of each label given the tokens before
+  log_prob: Array  # [T] log P(a_t | a_<t), nats
+  entropy: Array  # [T] of each token given those before, nats
+  probabilities: Array  # [S, K] of each label given the tokens before
 
 
 class Controller(NamedTuple):
@@ -34,8 +35,7 @@ class Controller(NamedTuple):
 
   init: Callable[[Key], PyTree]  # key -> theta
   sample: Callable[..., Array]  # (theta, key, depth=None) -> tokens [T] int32
-  # (theta, tokens, depth=None, only=Score._fields), in one scan. A gradient pays for all that is asked.
-  score: Callable[..., Score]
+  score: Callable[..., Score]  # (theta, tokens, depth=None); what is not looked at costs nothing
   log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], as the next, part of the score
   entropy: Callable[..., Array]
 
@@ -116,35 +116,43 @@ def lstm_controller(
     parts = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-init_scale, maxval=init_scale), ends[:-1])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
-  def step(theta, draw, carry, inputs):
-    state, x, memory, governor = carry
-    slot, given = inputs
-    state, h = _lstm(theta, state, x)
-    logits = h @ theta['softmax'][slot.head] + theta['softmax_bias'][slot.head]
-    attended = jnp.zeros(units)
-    if anchors:
-      states, projected = memory  # of the anchors [A, units]: h, and h w_prev, worked out once for all who look back
-      keys = jnp.tanh(projected + (h @ theta['w_curr'])[None])
-      candidates = jnp.arange(widest) + slot.start
-      logits = jnp.where(slot.kind == Kind.CHOICE, logits, (keys @ theta['v']).at[candidates].get(mode='clip'))
+  def shaped(logits):
     logits /= temperature
-    logits = tanh_constant * jnp.tanh(logits) if tanh_constant else logits
-    tokens, *others = draw(logits, slot, given)
-    tokens = jnp.where(slot.allowed[governor], tokens, 0)
-    governor = jnp.where(slot.governs, tokens[0], governor)
-    if anchors:
-      chosen = jnp.where(slot.kind == Kind.LINK, tokens, jnp.arange(widest) == tokens[0]).astype(h.dtype)
-      chosen = jnp.where(jnp.arange(widest) < slot.width, chosen, 0.0)
-      attended = chosen @ states.at[candidates].get(mode='fill', fill_value=0.0) / jnp.maximum(chosen.sum(), 1.0)
-      memory = memory.at[:, slot.anchor].set(jnp.stack([h, h @ theta['w_prev']]), mode='drop')
-    x = jnp.where(slot.kind == Kind.CHOICE, theta['embedding'][slot.head, tokens[0]], attended)
-    return (state, x, memory, governor), (tokens, *others)
+    return tanh_constant * jnp.tanh(logits) if tanh_constant else logits
 
-  def unroll(theta, draw, given):
-    carry = jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((2, anchors, units)), jnp.int32(0)
-    return jax.lax.scan(lambda c, i: step(theta, draw, c, i), carry, (table, given))[1]
+  def start(theta):
+    """The LSTM's state, its input, and the states of anchors."""
+    return jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((anchors, units))
 
-  return _make(space, table, widest, init, unroll)
+  def write(theta, choose, noise):
+    def step(carry, inputs):
+      (state, x, states), projected, governor = carry
+      slot, noise = inputs
+      state, h = _lstm(theta, state, x)
+      tokens = jnp.where(slot.allowed[governor], choose(shaped(_logits(theta, slot, h, projected)), slot, noise), 0)
+      own, share = _next_input(theta, slot, tokens, anchors)
+      x = own + share @ states
+      if anchors:  # what attention needs of each, worked out once for all who look back
+        states = states.at[slot.anchor].set(h, mode='drop')
+        projected = projected.at[slot.anchor].set(h @ theta['w_prev'], mode='drop')
+      return ((state, x, states), projected, jnp.where(slot.governs, tokens[0], governor)), tokens
+
+    return jax.lax.scan(step, (start(theta), jnp.zeros((anchors, units)), jnp.int32(0)), (table, noise))[1]
+
+  def read(theta, tokens):
+    inputs = jax.vmap(lambda slot, tokens: _next_input(theta, slot, tokens, anchors))(table, tokens)
+
+    def step(carry, inputs):
+      (state, x, states), (anchor, own, share) = carry, inputs
+      state, h = _lstm(theta, state, x)
+      x = own + share @ states
+      return (state, x, states.at[anchor].set(h, mode='drop') if anchors else states), h
+
+    (_, _, states), h = jax.lax.scan(step, start(theta), (table.anchor, *inputs))
+    projected = states @ theta['w_prev'] if anchors else states
+    return shaped(jax.vmap(_logits, (None, 0, 0, None))(theta, table, h, projected))
+
+  return _make(space, table, widest, init, write, read)
 
 
 def _lstm(theta: PyTree, state: Array, x: Array) -> tuple[Array, Array]:
@@ -158,21 +166,48 @@ def _lstm(theta: PyTree, state: Array, x: Array) -> tuple[Array, Array]:
   return jnp.stack(new), x
 
 
+def _logits(theta: PyTree, slot: _Table, h: Array, projected: Array) -> Array:
+  """[K] of a slot, from the top state there and the anchors' h w_prev [A, units]."""
+  logits = h @ theta['softmax'][slot.head] + theta['softmax_bias'][slot.head]
+  if not len(projected):
+    return logits
+  attention = jnp.tanh(projected + (h @ theta['w_curr'])[None]) @ theta['v']
+  looks_back = attention.at[jnp.arange(len(logits)) + slot.start].get(mode='clip')
+  return jnp.where(slot.kind == Kind.CHOICE, logits, looks_back)
+
+
+def _next_input(theta: PyTree, slot: _Table, tokens: Array, anchors: int) -> tuple[Array, Array]:
+  """What the step after a slot is given: a vector [units], to which come the anchors' states by shares [A]."""
+  own, place = theta['embedding'][slot.head, tokens[0]], jnp.arange(len(tokens))
+  if not anchors:
+    return own, jnp.zeros(0, own.dtype)
+  is_choice = slot.kind == Kind.CHOICE
+  chosen = jnp.where(slot.kind == Kind.LINK, tokens, place == tokens[0])
+  chosen = jnp.where((place < slot.width) & ~is_choice, chosen, 0).astype(own.dtype)
+  share = jnp.zeros(anchors, own.dtype).at[place + slot.start].set(chosen, mode='drop')
+  return jnp.where(is_choice, own, 0.0), share / jnp.maximum(chosen.sum(), 1.0)
+
+
 def uniform_controller(space: Space) -> Controller:
   """Random search: every token uniform, every link present with probability 1/2, nothing to learn (theta is ())."""
   table, _, _, widest = _table(space)
 
-  def unroll(theta, draw, given):
+  def write(theta, choose, noise):
     del theta
-    return jax.lax.map(lambda inputs: draw(jnp.zeros(widest), *inputs), (table, given))
+    return jax.vmap(choose)(jnp.zeros((len(space.slots), widest)), table, noise)
 
-  return _make(space, table, widest, lambda key: (), unroll)
+  def read(theta, tokens):
+    del theta
+    return jnp.zeros(tokens.shape)
+
+  return _make(space, table, widest, lambda key: (), write, read)
 
 
-def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
-  """A controller from `unroll(theta, draw, given)`, which runs `draw(logits [K], slot, given)` on every slot.
+def _make(space: Space, table: _Table, widest: int, init, write, read) -> Controller:
+  """A controller of `init` and two functions.
 
-  `draw` gives a tuple of arrays [K], first the slot's tokens; `unroll` stacks them to [S, K].
+  write(theta, choose, noise [S, ...]) -> tokens [S, K], which choose(logits [K], slot, noise) takes, slot by slot; and
+  read(theta, tokens [S, K]) -> logits [S, K].
   """
   # Token t of the flat string is entry `place[t]` of what slot `owner[t]` emits.
   owner = space.owner
@@ -192,46 +227,43 @@ def _make(space: Space, table: _Table, widest: int, init, unroll) -> Controller:
     found = Score(*(jnp.where(slot.kind == Kind.LINK, a, b) for a, b in zip(links, choice, strict=True)))
     return found._replace(probabilities=jnp.where(place < slot.width, found.probabilities, 0.0))
 
-  def choose(logits, slot, key):
+  def noises(key):
     link_key, choice_key = jax.random.split(key)
-    links = jax.random.bernoulli(link_key, jax.nn.sigmoid(logits)).astype(jnp.int32)
+    return jax.random.uniform(link_key, (widest,)), jax.random.gumbel(choice_key, (widest,))
+
+  def choose(logits, slot, noise):
+    uniform, gumbel = noise
+    links = (uniform < jax.nn.sigmoid(logits)).astype(jnp.int32)
     place = jnp.arange(widest)
-    choice = jax.random.categorical(choice_key, jnp.where(place < slot.width, logits, -jnp.inf)).astype(jnp.int32)
-    return (jnp.where(slot.kind == Kind.LINK, links, jnp.where(place == 0, choice, 0)),)
+    choice = jnp.argmax(jnp.where(place < slot.width, logits, -jnp.inf) + gumbel).astype(jnp.int32)
+    return jnp.where(slot.kind == Kind.LINK, links, jnp.where(place == 0, choice, 0))
 
   def existing(values, tokens, depth):
     return jnp.where(space.exists(tokens, depth), values, jnp.zeros_like(values))
 
   def sample(theta, key, depth=None):
-    (emitted,) = unroll(theta, choose, jax.random.split(key, len(space.slots)))
-    tokens = emitted[owner, place]
+    noise = jax.vmap(noises)(jax.random.split(key, len(space.slots)))  # in the loop it would take a good part of it
+    tokens = write(theta, choose, noise)[owner, place]
     return existing(tokens, tokens, depth)
 
   def by_slot(tokens):
     return jnp.zeros((len(space.slots), widest), jnp.int32).at[owner, place].set(tokens)
 
-  def score(theta, tokens, depth=None, only=Score._fields):
-    def draw(logits, slot, tokens):
-      found = distribution(logits, slot, tokens)
-      return tokens, {name: getattr(found, name) for name in only}
-
-    _, found = unroll(theta, draw, by_slot(tokens))
-
-    def there(name, values):
-      if name == 'probabilities':
-        return jnp.where(space.slots_exist(tokens, depth)[:, None], values, 0.0)
-      return existing(values[owner, place], tokens, depth)
-
-    return Score(**{name: there(name, values) for name, values in found.items()})
+  def score(theta, tokens, depth=None):
+    emitted = by_slot(existing(tokens, tokens, depth))
+    found = jax.vmap(distribution)(read(theta, emitted), table, emitted)
+    log_prob, entropy = (existing(values[owner, place], tokens, depth) for values in (found.log_prob, found.entropy))
+    exist = space.slots_exist(tokens, depth)[:, None]
+    return Score(log_prob, entropy, jnp.where(exist, found.probabilities, 0.0))
 
   # Compiled: a scan that is called by itself would be compiled again each time.
-  score = jax.jit(score, static_argnames='only')
+  score = jax.jit(score)
   return Controller(
     init=init,
     sample=jax.jit(sample),
     score=score,
-    log_prob=lambda theta, tokens, depth=None: score(theta, tokens, depth, only=('log_prob',)).log_prob,
-    entropy=lambda theta, tokens, depth=None: score(theta, tokens, depth, only=('entropy',)).entropy,
+    log_prob=lambda theta, tokens, depth=None: score(theta, tokens, depth).log_prob,
+    entropy=lambda theta, tokens, depth=None: score(theta, tokens, depth).entropy,
   )
 
 
@@ -259,7 +291,7 @@ def survey(controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Arr
   """
 
   def one(key):
-    score = controller.score(theta, controller.sample(theta, key), only=('entropy', 'probabilities'))
+    score = controller.score(theta, controller.sample(theta, key))
     return score.entropy.sum(), score.probabilities
 
   return jax.tree.map(lambda x: x.mean(0), jax.vmap(one)(keys))

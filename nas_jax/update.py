@@ -91,8 +91,6 @@ def build(
   """(gradient, apply) of a search; see `search.build`, which they make up."""
   layer_of_token = space.layer_of_token()
   decay = cfg.baseline_decay if cfg.baseline == 'moving' else None
-  weights = {'log_prob': True, 'entropy': cfg.entropy_weight, 'probabilities': cfg.skip_weight}
-  asked = tuple(name for name, weight in weights.items() if weight)
 
   def earned(batch: Batch, outcome: Outcome) -> tuple[Array, Array | None]:
     """Rewards, and of those of layers which there are."""
@@ -111,7 +109,7 @@ def build(
     value = credit(state, batch, value)
 
     def objective(theta):
-      score = of_strings(functools.partial(controller.score, theta, only=asked), batch)
+      score = of_strings(functools.partial(controller.score, theta), batch)
       loss = reinforce.loss(score.log_prob, reinforce.credit(value, layer_of_token))
       if cfg.entropy_weight:
         loss -= cfg.entropy_weight * score.entropy.sum(1).mean()

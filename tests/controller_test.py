@@ -338,3 +338,12 @@ def test_uniform_controller_by_depth():
   assert set(map(tuple, np.asarray(tokens))) == set(map(tuple, strings(LAYERED, 2)))
   log_prob = controller.log_prob((), tokens[0], 2)
   np.testing.assert_allclose(log_prob, np.log([1 / 2, 1 / 2, 1 / 2, 1, 1, 1, 1, 1]), rtol=1e-6)
+
+
+def test_called_outside_of_a_program_it_compiles_once():
+  space = SPACES['layered']
+  controller = lstm_controller(space, units=3)
+  theta = controller.init(jax.random.key(0))
+  for seed in range(3):
+    controller.score(theta, controller.sample(theta, jax.random.key(seed)))
+  assert controller.sample._cache_size() == controller.score._cache_size() == 1
