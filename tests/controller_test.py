@@ -10,7 +10,7 @@ import pytest
 from space_test import LAYERED, SPACES, TinyArch, strings
 
 from nas_jax.controller import Controller, divergence, lstm_controller, survey, uniform_controller
-from nas_jax.space import Kind, Slot, Space, enas_macro_space, enas_rnn_space, tree_cell_space
+from nas_jax.space import Kind, Slot, Space, conv_space, enas_macro_space, enas_rnn_space, tree_cell_space
 from nas_jax.types import Array, Key, PyTree
 
 DRAWS = 10_000
@@ -347,3 +347,25 @@ def test_called_outside_of_a_program_it_compiles_once():
   for seed in range(3):
     controller.score(theta, controller.sample(theta, jax.random.key(seed)))
   assert controller.sample._cache_size() == controller.score._cache_size() == 1
+
+
+def test_what_is_written_is_what_is_read():
+  """Weights this large leave little to chance: a string that is not read as it was written is all but impossible."""
+  space = conv_space(5)
+  controller = lstm_controller(space, units=8, init_scale=20.0)
+
+  def one(key):
+    theta = controller.init(key)
+    return controller.score(theta, controller.sample(theta, key))
+
+  found = jax.jit(jax.vmap(one))(keys(6)[:200])
+  surprise = -found.log_prob.sum(1)
+  assert surprise.max() < 20 and surprise.mean() < found.entropy.sum(1).mean() + 1
+
+
+def test_tokens_that_a_string_does_not_have_do_not_act(scored):
+  space, depth = scored.space, max(1, scored.space.layers - 1)
+  for row in scored.tokens[:: max(1, len(scored.tokens) // 20)]:
+    noisy = np.where(np.asarray(space.exists(row, depth)), row, 1).astype(np.int32)
+    found, wanted = (scored.score(tokens[None], depth) for tokens in (noisy, row))
+    np.testing.assert_array_equal(found, wanted)
