@@ -35,7 +35,7 @@ class Controller(NamedTuple):
 
   init: Callable[[Key], PyTree]  # key -> theta
   sample: Callable[..., Array]  # (theta, key, depth=None) -> tokens [T] int32
-  score: Callable[..., Score]  # (theta, tokens, depth=None); what is not looked at costs nothing
+  score: Callable[..., Score]  # (theta, tokens, depth=None); in a program what is not looked at costs nothing
   log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], as the next, part of the score
   entropy: Callable[..., Array]
 
@@ -111,10 +111,7 @@ def lstm_controller(
     }
     if anchors:
       shapes |= {'w_prev': (units, units), 'w_curr': (units, units), 'v': (units,)}
-    # One draw for all of them: each random array of its own costs half a second of compiling.
-    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    parts = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-init_scale, maxval=init_scale), ends[:-1])
-    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+    return _uniform(key, shapes, init_scale)
 
   def shaped(logits):
     logits /= temperature
@@ -153,6 +150,13 @@ def lstm_controller(
     return shaped(jax.vmap(_logits, (None, 0, 0, None))(theta, table, h, projected))
 
   return _make(space, table, widest, init, write, read)
+
+
+def _uniform(key: Key, shapes: dict[str, tuple[int, ...]], scale: float) -> PyTree:
+  """Weights in [-scale, scale], by one draw for all: each array of its own would cost half a second of compiling."""
+  ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+  parts = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-scale, maxval=scale), ends[:-1])
+  return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _lstm(theta: PyTree, state: Array, x: Array) -> tuple[Array, Array]:

@@ -355,8 +355,9 @@ def test_what_is_written_is_what_is_read():
   controller = lstm_controller(space, units=8, init_scale=20.0)
 
   def one(key):
-    theta = controller.init(key)
-    return controller.score(theta, controller.sample(theta, key))
+    init_key, sample_key = jax.random.split(key)
+    theta = controller.init(init_key)
+    return controller.score(theta, controller.sample(theta, sample_key))
 
   found = jax.jit(jax.vmap(one))(keys(6)[:200])
   surprise = -found.log_prob.sum(1)
