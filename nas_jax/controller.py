@@ -1,8 +1,7 @@
 """The controller: a recurrent network that writes an architecture, token by token (Zoph & Le 2017, Sec. 3.1 and 3.3).
 
 All functions are for one architecture; the caller vmaps. Sampling and scoring walk the same slot table by the same
-functions of a slot, so they cannot drift apart. Where tokens are given, only the LSTM has to wait for the step before:
-all else is worked out for all slots at once.
+functions of a slot, so they cannot drift apart. Where tokens are given, only the LSTM is in the loop.
 """
 
 from collections.abc import Callable
