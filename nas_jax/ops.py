@@ -2,7 +2,7 @@
 
 Images are [B, H, W, C], kernels [kh, kw, C, F]. On a CPU a convolution that JAX derives keeps, inside a loop, layouts
 for which XLA has only a naive kernel; written as convolutions of the usual form its gradients are some ten times
-faster. Sums over all pixels are fastest there as products with a row of ones.
+faster. Sums over all pixels are fastest there as products with rows of ones.
 """
 
 from collections.abc import Sequence
@@ -242,8 +242,12 @@ def _row(x: Array) -> Array:
 
 
 def _sum(x: Array) -> Array:
-  """[B, H, W, C] summed to [C]."""
+  """[B, H, W, C] summed to [C].
+
+  For a product with one row XLA:CPU makes code of its own, each time; for one with two it calls a library. That is as
+  fast, and a network takes a seventh less time to compile.
+  """
   flat = x.reshape(-1, x.shape[-1])
   return jax.lax.platform_dependent(
-    flat, cpu=lambda flat: (jnp.ones((1, len(flat)), flat.dtype) @ flat)[0], default=lambda flat: flat.sum(0)
+    flat, cpu=lambda flat: (jnp.ones((2, len(flat)), flat.dtype) @ flat)[0], default=lambda flat: flat.sum(0)
   )

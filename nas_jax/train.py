@@ -12,6 +12,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import optax
@@ -128,11 +129,14 @@ def advance(
   return FitState(state.step + 1, params, opt_state, carry, loss, failed)
 
 
-def untrained(child: Child, optimizer: optax.GradientTransformation, arch: PyTree, key: Key) -> FitState:
-  """A child before its first step."""
+def untrained(
+  child: Child, optimizer: optax.GradientTransformation, arch: PyTree, key: Key, in_a_row: bool = False
+) -> FitState:
+  """A child before its first step; the optimizer's state may be that of all weights `in_a_row`."""
   params = child.init(arch, jax.random.fold_in(key, 0))
   none = jnp.zeros((), jnp.int32)
-  return FitState(none, params, optimizer.init(params), child.carry(params), jnp.zeros(()), none)
+  opt_state = optimizer.init(ravel_pytree(params)[0] if in_a_row else params)
+  return FitState(none, params, opt_state, child.carry(params), jnp.zeros(()), none)
 
 
 def fitter(
@@ -153,17 +157,20 @@ def fitter(
 
   def init(shared, arch, key, real) -> FitState:
     del shared
-    return untrained(child, optimizer(arch), arch, key)._replace(failed=jnp.where(real, FINE, PADDING))
+    return untrained(child, optimizer(arch), arch, key, quick)._replace(failed=jnp.where(real, FINE, PADDING))
 
   def chunk(shared, state: FitState, arch, key) -> FitState:
     data, count = shared
+    weights, back = ravel_pytree(state.params) if quick else (state.params, lambda params: params)
+    own = child._replace(loss=lambda weights, *rest: child.loss(back(weights), *rest))
 
     def step(_, state):
       return jax.lax.cond(
-        state.failed == FINE, lambda s: advance(child, optimizer(arch), data, s, arch, key), lambda s: s, state
+        state.failed == FINE, lambda s: advance(own, optimizer(arch), data, s, arch, key), lambda s: s, state
       )
 
-    return jax.lax.fori_loop(0, count, step, state)
+    state = jax.lax.fori_loop(0, count, step, state._replace(params=weights))
+    return state._replace(params=back(state.params))
 
   def score(data, state: FitState, arch) -> dict[str, Array]:
     metrics = child.score(state.params, arch, state.carry, data)

@@ -171,17 +171,18 @@ def test_images_are_whitened_each_for_itself():
   assert np.isfinite(pictures.whitened(jnp.full((1, 4, 4, 1), 7, jnp.uint8))).all()  # without any contrast
 
 
+DRAWS = jnp.asarray(RNG.integers(2**32, size=64, dtype=np.uint32))
+
+
 def test_crops_and_flips():
   images = jnp.asarray(RNG.normal(size=(64, 5, 6, 1)), jnp.float32)
-  turned = np.asarray(pictures.augmented(jax.random.key(0), images, pictures.Augment(flip=True)))
+  turned = np.asarray(pictures.augmented(DRAWS, images, pictures.Augment(flip=True)))
   mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(turned, np.asarray(images), strict=True)])
   same = np.array([np.array_equal(a, b) for a, b in zip(turned, np.asarray(images), strict=True)])
   assert (mirrored ^ same).all() and 16 < mirrored.sum() < 48
   large = np.asarray(jax.image.resize(images, (64, 7, 8, 1), 'bilinear'))
   places = set()
-  for found, one in zip(
-    pictures.augmented(jax.random.key(1), images, pictures.Augment(upsample=2)), large, strict=True
-  ):
+  for found, one in zip(pictures.augmented(DRAWS, images, pictures.Augment(upsample=2)), large, strict=True):
     windows = {(i, j): one[i : i + 5, j : j + 6] for i in range(3) for j in range(3)}
     (at,) = [place for place, window in windows.items() if np.array_equal(window, found)]
     places.add(at)
@@ -192,11 +193,31 @@ def test_padded_crops():
   """Each of the windows of an image with a pixel of zeros around it comes up, and no other."""
   images = jnp.asarray(RNG.normal(size=(64, 3, 4, 1)), jnp.float32)
   large, places = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)]), set()
-  for found, one in zip(pictures.augmented(jax.random.key(1), images, pictures.Augment(pad=1)), large, strict=True):
+  for found, one in zip(pictures.augmented(DRAWS, images, pictures.Augment(pad=1)), large, strict=True):
     windows = {(i, j): one[i : i + 3, j : j + 4] for i in range(3) for j in range(3)}
     (at,) = [place for place, window in windows.items() if np.array_equal(window, found)]
     places.add(at)
   assert len(places) == 9
+
+
+def test_what_a_draw_says():
+  """Turned, two down and one to the right of where the frame begins."""
+  image = jnp.arange(12.0).reshape(1, 3, 4, 1)
+  draws = jnp.asarray([1 | 2 << 1 | 1 << 16], jnp.uint32)
+  found = pictures.augmented(draws, image, pictures.Augment(pad=1, flip=True))[0, :, :, 0]
+  np.testing.assert_array_equal(found, [[7, 6, 5, 4], [11, 10, 9, 8], [0, 0, 0, 0]])
+
+
+def test_images_meet_other_draws_when_orders_come_round_again():
+  data, steps = toy(), 10  # of an epoch
+  turned = [
+    pictures.drawn(data, B, jnp.asarray(epoch * steps + 2), pictures.Augment(flip=True))
+    for epoch in (0, pictures.ORDERS, pictures.ORDERS**2)
+  ]
+  for _, labels in turned:
+    np.testing.assert_array_equal(labels, turned[0][1])
+  assert not np.array_equal(turned[1][0], turned[0][0])
+  np.testing.assert_array_equal(turned[2][0], turned[0][0])
 
 
 def test_weight_decay_spares_batch_norm_and_biases(network):

@@ -14,7 +14,8 @@ import optax
 
 from nas_jax import ops
 from nas_jax.child import Child
-from nas_jax.children.pictures import Augment, Data, augmented, whitened
+from nas_jax.children import pictures
+from nas_jax.children.pictures import Augment, Data, whitened
 from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM
 from nas_jax.space.layers import RESIDUAL, Form, Network, joined, network
 from nas_jax.types import Array, Key, PyTree
@@ -53,7 +54,8 @@ def build(problem: Problem, form: Form = Form()) -> Child:  # noqa: B008 - a Nam
   """The network of a static arch; what the trainer calls its arch is a `Plan`.
 
   Args:
-    problem: an epoch is as many whole batches as there are images, in an order of its own, the same for all children.
+    problem: an epoch is as many whole batches as there are images, in an order of its own, the same for all children
+      as is what happens to each image.
     form: what the network makes of the arch.
 
   Returns:
@@ -96,10 +98,8 @@ def classifier(
   """
 
   def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
-    epoch = len(data.labels) // problem.batch
-    start = step // epoch % len(data.orders), step % epoch * problem.batch
-    places = jax.lax.dynamic_slice(data.orders, start, (1, problem.batch))[0]
-    return augmented(key, whitened(data.images[places]), problem.augment), data.labels[places]
+    del key
+    return pictures.drawn(data, problem.batch, step, problem.augment)
 
   def loss(params, plan, stats, drawn, key):
     images, labels = drawn

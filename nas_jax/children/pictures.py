@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.images import Split
-from nas_jax.types import Array, Key
+from nas_jax.types import Array
 
-ORDERS = 64  # drawn beforehand: a permutation drawn in the program is a sort in every step
+# Drawn beforehand: a permutation in the program is a sort in every step, and a hash takes as long to compile as layers.
+ORDERS = 64
 WHITENINGS = ('image', 'zca')
 
 
@@ -22,6 +23,7 @@ class Data(NamedTuple):
   valid_images: Array  # a multiple of the score batch, filled up by repeating
   valid_labels: Array  # -1 where filled up
   orders: Array  # [ORDERS, n] int32: the images of an epoch in turn; the orders come round again
+  draws: Array  # [ORDERS, n] uint32: what happens to these, see `augmented`
 
 
 def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str = 'image') -> list[Data]:
@@ -39,8 +41,9 @@ def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str
 
   images, labels = jnp.asarray(turn(train.images)), jnp.asarray(train.labels)
   rng = np.random.default_rng(0)
-  orders = jnp.asarray(rng.permuted(np.tile(np.arange(len(train.labels), dtype=np.int32), (ORDERS, 1)), axis=1))
-  return [Data(images, labels, *filled(*split), orders) for split in scored]
+  orders = rng.permuted(np.tile(np.arange(len(train.labels), dtype=np.int32), (ORDERS, 1)), axis=1)
+  tables = jnp.asarray(orders), jnp.asarray(rng.integers(2**32, size=orders.shape, dtype=np.uint32))
+  return [Data(images, labels, *filled(*split), *tables) for split in scored]
 
 
 def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.ndarray]:
@@ -77,9 +80,14 @@ def whitened(images: Array) -> Array:
   return (x - mean) * jax.lax.rsqrt(((x - mean) ** 2).mean((1, 2, 3), keepdims=True) + 1e-6)
 
 
-def augmented(key: Key, images: Array, augment: Augment) -> Array:
-  """Enlarged and cropped, and turned left to right, each image at random."""
-  crop_key, flip_key = jax.random.split(key)
+def augmented(draws: Array, images: Array, augment: Augment) -> Array:
+  """Enlarged and cropped, and turned left to right, each image at random.
+
+  Args:
+    draws: [B] uint32. The lowest bit turns an image, the next 15 say how far down it is cut and the rest how far right.
+    images: [B, H, W, C].
+    augment: what happens at all.
+  """
   batch, height, width, channels = images.shape
   if augment.upsample:
     large = (batch, height + augment.upsample, width + augment.upsample, channels)
@@ -87,13 +95,29 @@ def augmented(key: Key, images: Array, augment: Augment) -> Array:
   if augment.pad:
     images = jnp.pad(images, [(0, 0), (augment.pad,) * 2, (augment.pad,) * 2, (0, 0)])
   if more := augment.upsample + 2 * augment.pad:
-    corners = jax.random.randint(crop_key, (batch, 2), 0, more + 1)
+    corners = (jnp.stack([draws >> 1 & 0x7FFF, draws >> 16], 1) % (more + 1)).astype(jnp.int32)
 
     def crop(one: Array, at: Array) -> Array:
       return jax.lax.dynamic_slice(one, (at[0], at[1], jnp.zeros_like(at[0])), (height, width, channels))
 
     images = jax.vmap(crop)(images, corners)
   if augment.flip:
-    turn = jax.random.bernoulli(flip_key, 0.5, (batch, 1, 1, 1))
+    turn = (draws & 1)[:, None, None, None] == 1
     images = jnp.where(turn, images[:, :, ::-1], images)
   return images
+
+
+def drawn(data: Data, batch: int, step: Array, augment: Augment) -> tuple[Array, Array]:
+  """The images and labels of a training step, the same for all children.
+
+  When the orders come round again the draws are one further: they meet anew after ORDERS^2 epochs.
+  """
+  count = len(data.labels) // batch
+  epoch, start = step // count, step % count * batch
+
+  def of_step(table: Array, row: Array) -> Array:
+    return jax.lax.dynamic_slice(table, (row % len(table), start), (1, batch))[0]
+
+  places = of_step(data.orders, epoch)
+  draws = of_step(data.draws, epoch + epoch // len(data.orders))
+  return augmented(draws, whitened(data.images[places]), augment), data.labels[places]

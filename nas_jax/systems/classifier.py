@@ -104,8 +104,6 @@ def fitter(
     own = settings(arch)
     rate = schedules.rate(cfg.schedule, own.lr, steps, epoch, own.decay_epoch, cfg.lr_decay)
     descent = optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
-    if quick:  # all weights in one row: one operation to compile, and not some for each
-      descent = optax.flatten(descent)
     return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent
 
   return train.fitter(child, optimizer, steps, epoch, mesh, scored, quick)
