@@ -230,11 +230,12 @@ def time_programs(
   steps: int,
   children: int,
   kinds: Sequence[str] = ('generic', 'specialised'),
-  most: int = 50,
+  first: int = 50,
 ) -> Timing:
-  """Trains a batch for one step and for at most `most`, each way, and extends the line between.
+  """Trains a batch for one step and for more, each way, and extends the line between.
 
-  The generic program is compiled once a search, a specialised one for each child.
+  The generic program is compiled once a search, a specialised one for each child. More steps are `first`, and then four
+  times as many, until they take as long as what comes beside them, in which they would be lost.
 
   Args:
     build: (one of PROGRAMS, steps) to an evaluator.
@@ -242,9 +243,8 @@ def time_programs(
     steps: that a child is trained for.
     children: of a search.
     kinds: what is possible; the other takes for ever.
-    most: steps to train here.
+    first: steps to train here.
   """
-  many_steps, m = min(steps, most), len(batch.keys)
 
   def seconds(kind: str, count: int) -> tuple[float, float]:
     """Of a batch, by a fresh program and by the same again."""
@@ -255,14 +255,14 @@ def time_programs(
     evaluate(batch)
     return between - begun, time.perf_counter() - between
 
-  def a_child(one: float, many: float) -> float:
-    a_step = max(many - one, 0.0) / max(many_steps - 1, 1)
-    return (one + (steps - 1) * a_step) / m
+  def a_child(kind: str) -> float:
+    fresh, one = seconds(kind, 1)
+    count, many = 1, one
+    while count < steps and many < 2 * one:
+      count = min(first if count == 1 else 4 * count, steps)
+      many = seconds(kind, count)[1]
+    a_step = max(many - one, 0.0) / max(count - 1, 1)
+    once = (fresh - one) / children if kind == 'generic' else 0.0
+    return once + (one + (steps - 1) * a_step) / len(batch.keys)
 
-  generic = specialised = math.inf
-  if 'generic' in kinds:
-    (fresh, one), (_, many) = seconds('generic', 1), seconds('generic', many_steps)
-    generic = (fresh - one) / children + a_child(one, many)
-  if 'specialised' in kinds:
-    specialised = a_child(seconds('specialised', 1)[1], seconds('specialised', many_steps)[1])
-  return Timing(generic, specialised)
+  return Timing(*(a_child(kind) if kind in kinds else math.inf for kind in Timing._fields))

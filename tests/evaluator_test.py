@@ -1,6 +1,8 @@
 """Specialised children are the generic ones, by programs of their own."""
 
+import itertools
 import json
+import types
 from typing import NamedTuple
 import warnings
 
@@ -153,6 +155,28 @@ def test_what_is_faster_is_measured_once_and_noted(tmp_path):
   assert files.open_config(str(tmp_path), cfg).child_program == 'specialised'
   with pytest.raises(ValueError, match=r'child_program \(specialised -> generic\)'):
     files.open_config(str(tmp_path), tiny.cell_config(child_program='generic'))
+
+
+def test_steps_are_not_lost_in_what_compiling_takes(monkeypatch):
+  """Batches of two, a step .01 or .015 s, beside compilations of 5 s that differ by half a second: 50 say nothing."""
+  now, a_step = [0.0], {'generic': 0.015, 'specialised': 0.01}
+  compiling = itertools.cycle((5.0, 5.0, 5.0, 5.25, 5.0, 4.75))
+  monkeypatch.setattr(evaluator, 'time', types.SimpleNamespace(perf_counter=lambda: now[0]))
+
+  def build(kind, steps):
+    calls = itertools.count()
+
+    def evaluate(batch):
+      del batch
+      now[0] += (next(calls) == 0 or kind == 'specialised') * next(compiling) + steps * a_step[kind]
+
+    return evaluate
+
+  batch = Batch((), np.zeros(2), (), ())
+  found = evaluator.time_programs(build, batch, 2000, 100)
+  assert found.generic == pytest.approx((2000 * 0.015) / 2 + 0.05, abs=0.01)
+  assert found.specialised == pytest.approx((2000 * 0.01 + 5) / 2, rel=0.1)
+  assert evaluator.time_programs(build, batch, 2000, 100, ('specialised',)).generic == np.inf
 
 
 @pytest.mark.long
