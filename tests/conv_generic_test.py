@@ -137,7 +137,7 @@ def test_one_program_for_all_and_what_a_network_has_not_does_not_act(x64, way):
   run = program(way)
   run(*some_weights(NETWORKS['random 0']))
   before = run._cache_size()
-  for _ in range(40):
+  for _ in range(15):
     arch = arch_of(RNG.integers(0, 2, ALL))
     params, plan, stats = some_weights(arch)
     loss, after, grads, _ = run(params, plan, stats)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +215,7 @@ def test_what_a_program_for_all_cannot_train():
   assert cell.misfit(tiny.cell_config(), published.LSTM) == ''
 
 
-def test_a_space_of_strides_has_one_way_to_compile():
-  found = conv.time_programs(tiny.conv_config(strides=(1, 2), max_children=3, epochs=1), IMAGES)
-  assert found.generic == math.inf and 0 < found.specialised < 60
+def test_a_space_of_strides_has_one_way_to_compile(monkeypatch):
+  monkeypatch.setattr(evaluator, 'time_programs', lambda build, batch, steps, children, kinds: kinds)
+  assert conv.time_programs(tiny.conv_config(strides=(1, 2)), IMAGES) == ('specialised',)
+  assert conv.time_programs(tiny.conv_config(), IMAGES) == ('generic', 'specialised')

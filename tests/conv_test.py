@@ -224,6 +224,7 @@ def test_weight_decay_spares_batch_norm_and_biases(network):
   params, key = some_params(network), jax.random.key(0)
   drawn = jnp.zeros((B, *IMAGE)), jnp.zeros(B, jnp.int32)
 
+  @jax.jit
   def grads(decay):
     plan = PLAN._replace(settings=SETTINGS._replace(weight_decay=decay))
     return jax.grad(lambda p: network.loss(p, plan, network.carry(params), drawn, key)[0])(params)

@@ -68,7 +68,7 @@ def asked(state, tokens, depth=3):
 def of_one(s, state, tokens, depth=3):
   """The estimate of the gradient from one string."""
   rewards = [score(tokens[: t + 1]) if t < depth else 0.0 for t in range(3)]
-  return s.gradient(state, asked(state, tokens, depth), Outcome(jnp.array([rewards])))
+  return jax.jit(s.gradient)(state, asked(state, tokens, depth), Outcome(jnp.array([rewards])))
 
 
 def seasoned(s):

@@ -109,7 +109,7 @@ OPERATION = st.one_of(
 )
 
 
-@hypothesis.settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @hypothesis.given(st.lists(OPERATION, min_size=10, max_size=40))
 def test_a_tree_is_a_dictionary_of_prefixes(operations):
   tree, plain = replay.empty(K, ROOMS[0]), Plain(ROOMS[0])
