@@ -151,7 +151,8 @@ def fitter(
   """The programs that train children of one kind for `steps` steps, `steps_per_call` in a program call.
 
   `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch. Children are scored
-  after each of the last `scored` calls. `quick` if they have programs of their own: see `jit_options`.
+  after each of the last `scored` calls. `quick` if they have programs of their own: see `jit_options`; to the optimizer
+  all weights are then one row, so that what it does is compiled once and not for each.
   """
   mesh = child_mesh() if mesh is None else mesh
 

@@ -15,7 +15,6 @@ import optax
 from nas_jax import ops
 from nas_jax.child import Child
 from nas_jax.children import pictures
-from nas_jax.children.pictures import Augment, Data, whitened
 from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM
 from nas_jax.space.layers import RESIDUAL, Form, Network, joined, network
 from nas_jax.types import Array, Key, PyTree
@@ -46,7 +45,7 @@ class Problem(NamedTuple):
   classes: int  # labels are below it
   batch: int  # images of a training step
   score_batch: int  # of a validation step
-  augment: Augment = Augment()  # of training images
+  augment: pictures.Augment = pictures.Augment()  # of training images
   norm_first: bool = True  # convolution, batch norm, ReLU; else ReLU before batch norm
 
 
@@ -97,7 +96,7 @@ def classifier(
     problem: as in `build`.
   """
 
-  def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
+  def take(data: pictures.Data, key: Key, step: Array) -> tuple[Array, Array]:
     del key
     return pictures.drawn(data, problem.batch, step, problem.augment)
 
@@ -111,7 +110,7 @@ def classifier(
   def score(params, plan, stats, data):
     def one(right, drawn):
       images, labels = drawn
-      logits, _ = forward(params, stats, plan, whitened(images), None)
+      logits, _ = forward(params, stats, plan, pictures.whitened(images), None)
       return right + (logits.argmax(-1) == labels).sum(dtype=jnp.int32), None
 
     batches = jax.tree.map(

@@ -96,7 +96,7 @@ def fitter(
   """The programs that train `child`, an epoch a call; `settings` finds those of a child in its arch.
 
   `decayed` is for a child without weight decay in its loss: (params) -> a bool for each, whether the optimizer decays
-  it. `quick` as in `train.fitter`.
+  it; not with `quick`, which is as in `train.fitter`.
   """
   epoch = len(data.labels) // cfg.batch
 
