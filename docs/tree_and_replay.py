@@ -11,7 +11,7 @@ import sys
 import matplotlib.pyplot as plt
 import numpy as np
 
-from nas_jax import journal
+from nas_jax.search import journal
 
 KINDS = {  # the names of workdirs begin so
   'full': ('tree and replay', 'tab:red'),

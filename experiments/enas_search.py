@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import files, launch, shared_search
-from experiments.system import ENAS
+from experiments.common import launch, weight_sharing, workdirs
+from experiments.common.systems import ENAS
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -32,14 +32,14 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   launch.set_up_jax()
   system.problem(cfg, data)  # which checks what belongs together
   workdir = values.workdir or f'runs/enas_search-{values.variant}-{values.preset}'
-  lock = files.occupy(workdir)
-  cfg = files.open_config(workdir, cfg)
+  lock = workdirs.occupy(workdir)
+  cfg = workdirs.open_config(workdir, cfg)
   facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.samples}
-  files.note_origin(workdir, 'enas_search', argv, cfg, **facts)
+  workdirs.note_origin(workdir, 'enas_search', argv, cfg, **facts)
 
   def work(check: launch.Check) -> None:
     with lock:
-      shared_search.run(system, cfg, data, workdir, values.control, check)
+      weight_sharing.run(system, cfg, data, workdir, values.control, check)
 
   return work
 

@@ -14,9 +14,11 @@ from typing import Any
 
 from absl import flags
 
-from experiments import files, launch
-from experiments.system import SYSTEMS, System
-from nas_jax import journal, page, replay, replay_draw, report, space
+from experiments.common import launch, workdirs
+from experiments.common.systems import SYSTEMS, System
+from nas_jax import space
+from nas_jax.report import page, rankings, replay_picture
+from nas_jax.search import journal, replay_tree
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -41,7 +43,7 @@ def make(workdir: str) -> str:
 def write(workdir: str, text: str) -> None:
   """Writes report.html and says where."""
   path = os.path.join(workdir, 'report.html')
-  files.write(path, text)
+  workdirs.write(path, text)
   print(f'report: {path}')
 
 
@@ -58,12 +60,12 @@ def read(workdir: str) -> page.Report:
   origin = _json(os.path.join(workdir, 'origin.json')) or {}
   known = _json(os.path.join(workdir, 'yardsticks.json')) or {}
   records = {name: run.records for name, run in runs.items() if run.records}
-  rows = report.standings(records, known, made, system.metric.key, system.metric.lower)
+  rows = rankings.standings(records, known, made, system.metric.key, system.metric.lower)
   for name, folder in (cfg.algorithm, workdir), ('random', control):
-    rows += report.derived(name, _json(os.path.join(folder, 'derived.json')) or [], system.metric.key)
+    rows += rankings.derived(name, _json(os.path.join(folder, 'derived.json')) or [], system.metric.key)
   training = system.length(cfg)
   children, (key, _, lower) = runs[cfg.algorithm].records, system.metric
-  views = [(name, report.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
+  views = [(name, rankings.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
   retrained = os.path.join(workdir, 'retrain*', 'result.json')
   return page.Report(
     title=f'Search for a {system.noun}, {os.path.basename(os.path.abspath(workdir))}',
@@ -74,7 +76,7 @@ def read(workdir: str) -> page.Report:
     slots=made.slots,
     reliability=_reliability(workdir, system, cfg),
     winners=_winners(workdir, system, made, runs[cfg.algorithm].records),
-    standings=((f'{system.metric.name}, {training}', *report.HEADER), rows),
+    standings=((f'{system.metric.name}, {training}', *rankings.HEADER), rows),
     retrained=[result for path in sorted(glob.glob(retrained)) if (result := _retrained(path))['rows']],
     facts=_facts(cfg, origin, made, runs),
     config=saved,
@@ -107,18 +109,18 @@ def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
   records = [found[number] for number in sorted(found)]
   updates = journal.read(os.path.join(folder, 'updates.jsonl'), by='step')
   key, lower = system.metric.key, system.metric.lower
-  best, top = (report.progress(records, made, key, lower, k) for k in (1, 5))
+  best, top = (rankings.progress(records, made, key, lower, k) for k in (1, 5))
   return page.Run(name, records, best, top, [updates[step] for step in sorted(updates)])
 
 
 def _winners(workdir: str, system: System, made: space.Space, records: Sequence[journal.Record]) -> list[page.Winner]:
   """The best three: of those derived after the search where weights are shared, else of all children."""
   derived, winners = _json(os.path.join(workdir, 'derived.json')), []
-  best = report.ranking(derived or records, made, system.metric.key, system.metric.lower)
+  best = rankings.ranking(derived or records, made, system.metric.key, system.metric.lower)
   for place, record in enumerate(best[:3], 1):
-    arch = report.arch_of(made, record)
+    arch = rankings.arch_of(made, record)
     who = 'Derived after the search' if derived else f'Child {record["id"]}'
-    title = f'{place}. {who}, {system.metric.name} {report.word(record[system.metric.key])}'
+    title = f'{place}. {who}, {system.metric.name} {rankings.word(record[system.metric.key])}'
     winners.append(page.Winner(title, system.text(arch), system.drawing(arch)))
   return winners
 
@@ -128,7 +130,7 @@ def _remembered(path: str, made: space.Space) -> str:
   if not os.path.exists(path):
     return ''
   labels = made.slots[0].labels
-  return replay_draw.svg(launch.read_arch(path, functools.partial(replay.from_json, labels=labels)), labels)
+  return replay_picture.svg(launch.read_arch(path, functools.partial(replay_tree.from_json, labels=labels)), labels)
 
 
 def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlation]:

@@ -18,10 +18,13 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import files, launch
 from experiments import report as report_page
-from experiments.system import SYSTEMS, System
-from nas_jax import checkpoint, finish, journal, report, space
+from experiments.common import launch, workdirs
+from experiments.common.systems import SYSTEMS, System
+from nas_jax import space
+from nas_jax.report import rankings
+from nas_jax.search import journal
+from nas_jax.training import checkpoint, full_training
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -55,8 +58,8 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   for arch in archs.values():
     system.retrain.prove(cfg, data, arch)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
-  lock = files.occupy(results)
-  files.open_config(results, cfg)
+  lock = workdirs.occupy(results)
+  workdirs.open_config(results, cfg)
 
   def work(check: launch.Check) -> None:
     with lock:
@@ -111,11 +114,11 @@ def best_of(workdir: str, top: int, system: System) -> dict[str, Any]:
     records = launch.read_arch(path, json.loads)
   else:
     records, who = journal.read(os.path.join(workdir, 'children.jsonl')).values(), 'child'
-  ranked = report.ranking(records, made, system.metric.key, system.metric.lower)
+  ranked = rankings.ranking(records, made, system.metric.key, system.metric.lower)
   if len(ranked) < top:
     found = f'only {len(ranked)} different {system.noun}s that trained'
     raise ValueError(f'top (={top}): the search in {workdir} has {found}.')
-  return {f'{who} {record["id"]}': report.arch_of(made, record) for record in ranked[:top]}
+  return {f'{who} {record["id"]}': rankings.arch_of(made, record) for record in ranked[:top]}
 
 
 def run(
@@ -123,14 +126,14 @@ def run(
 ) -> None:
   """Each in turn: grid, final trainings, and the table, beside what the folder held of others."""
   path, setting = os.path.join(results, 'result.json'), system.retrain.setting(cfg, data)
-  rows = files.once(path, lambda: {'rows': [], 'setting': setting})['rows']
+  rows = workdirs.once(path, lambda: {'rows': [], 'setting': setting})['rows']
   for name, arch in archs.items():
     digest = hashlib.sha256(repr(arch).encode()).hexdigest()[:8]
     folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
     os.makedirs(folder, exist_ok=True)
     found = train_child(system, cfg, data, name, arch, folder, check)
     rows = [row for row in rows if row['name'] != name] + found
-    files.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
+    workdirs.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
   print(f'\n{table(rows, system)}\n{setting}')
 
 
@@ -147,7 +150,7 @@ def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
       lines[-1].insert(5, float(np.mean(np.log2(row['test']))))
   if metric == 'perplexity':
     header.insert(5, 'bits')
-  return report.table(header, lines)
+  return rankings.table(header, lines)
 
 
 def train_child(
@@ -159,7 +162,7 @@ def train_child(
   winner, said, validated = points[0], {'epochs': cfg.epochs, 'repeats': cfg.repeats}, list[float]()
 
   def trained(task: str, size: str, stage: Stage) -> dict[str, Any]:
-    return files.once_each(path, {task: lambda: train_stage(system, cfg, data, arch, size, stage, check)})[task]
+    return workdirs.once_each(path, {task: lambda: train_stage(system, cfg, data, arch, size, stage, check)})[task]
 
   if len(points) > 1:
     stage = Stage(f'{name}: grid', folder, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
@@ -193,20 +196,20 @@ def train_stage(
   task = system.retrain.task(cfg, data, arch, size, stage.epochs, stage.final)
   m, begun = len(stage.points), time.perf_counter()
   keys = jax.random.split(jax.random.key(stage.seed), m)
-  progress, settings, keys = finish.start(task, system.retrain.settings(stage.points), keys, stage.epochs)
+  progress, settings, keys = full_training.start(task, system.retrain.settings(stage.points), keys, stage.epochs)
   running = os.path.join(stage.folder, 'running')
   progress = checkpoint.restore(running, progress) or progress
   save, close = checkpoint.saver(running, keep=1)
   with tqdm(total=stage.epochs, initial=int(progress.done), desc=stage.name, unit='epoch') as bar:
 
-    def keep(now: finish.Progress) -> None:
+    def keep(now: full_training.Progress) -> None:
       save(int(now.done), now)
       scores = np.asarray(now.curve)[int(now.done) - 1, :m]
-      bar.set_postfix({system.retrain.METRIC: ' '.join(report.word(float(score)) for score in scores)}, refresh=False)
+      bar.set_postfix({system.retrain.METRIC: ' '.join(rankings.word(float(score)) for score in scores)}, refresh=False)
       bar.update(int(now.done) - bar.n)
 
     try:
-      progress = finish.run(task, progress, settings, keys, keep, check)
+      progress = full_training.run(task, progress, settings, keys, keep, check)
     finally:
       close()
   curve = np.asarray(progress.curve)[:, :m]
@@ -214,7 +217,7 @@ def train_stage(
   if task.choose:
     found['valid'] = curve.min(0).tolist()
   if stage.final:
-    found['test'] = finish.score(task, progress, settings, m).tolist()
+    found['test'] = full_training.score(task, progress, settings, m).tolist()
   shutil.rmtree(running)
   return found | {'seconds': time.perf_counter() - begun}
 

@@ -11,7 +11,7 @@ import os
 from absl import flags
 import jax
 
-from experiments import files, launch
+from experiments.common import launch, workdirs
 from nas_jax import search
 from nas_jax.systems import table
 
@@ -47,7 +47,7 @@ def run(s: search.Search, cfg: table.Config, evaluations: int, seeds: int, path:
     if found[f'{name}_mean'] is not None:
       print(f'{name} of the best by reward: {found[f"{name}_mean"]:.5f} +- {found[f"{name}_std"]:.5f} ({setting})')
   if path:
-    files.write(path, json.dumps(setting | found) + '\n')
+    workdirs.write(path, json.dumps(setting | found) + '\n')
 
 
 if __name__ == '__main__':

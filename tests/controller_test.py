@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from space_test import LAYERED, SPACES, TinyArch, strings
+from testing import LAYERED, SPACES, TinyArch, strings
 
 from nas_jax.controller import Controller, divergence, lstm_controller, survey, uniform_controller
 from nas_jax.space import Kind, Slot, Space, conv_space, enas_macro_space, enas_rnn_space, tree_cell_space

@@ -16,9 +16,9 @@ from typing import Any
 from absl import flags
 import jax
 
-from experiments import files, launch
 from experiments.bench import cells, controller, conv, devices, machine, presets, searches, show
 from experiments.bench.timing import Setup
+from experiments.common import launch, workdirs
 
 SECTIONS = {
   'cells': cells.rows,
@@ -88,7 +88,7 @@ def run(
     for each in SECTIONS[name](setup):
       found[name].append(each)
       if path:
-        files.write(path, show.as_json(found, facts))
+        workdirs.write(path, show.as_json(found, facts))
     print(f'\n{show.table({name: found[name]})}', flush=True)
     if picture:
       show.picture(found, picture)

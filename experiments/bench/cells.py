@@ -13,12 +13,13 @@ import numpy as np
 
 from experiments.bench import machine, rivals, trained
 from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, row, way
-from nas_jax import child as child_lib
-from nas_jax import data as data_lib
-from nas_jax import evaluator, space, train
-from nas_jax.children import lm
+from nas_jax import space
+from nas_jax.children import language_model
+from nas_jax.datasets import text as text_lib
 from nas_jax.space.tree import operations
 from nas_jax.systems import cell, language
+from nas_jax.training import child as child_lib
+from nas_jax.training import evaluators, fit
 from nas_jax.types import Array, Key, PyTree
 
 
@@ -57,8 +58,8 @@ class Task(NamedTuple):
   """Children to train."""
 
   size: Size
-  data: lm.Data
-  programs: Callable[..., train.Fit]  # (static arch, or None for one program for all; mesh)
+  data: language_model.Data
+  programs: Callable[..., fit.Fit]  # (static arch, or None for one program for all; mesh)
   children: Callable[[int], tuple[PyTree, Key]]  # m -> random archs [m], keys [m]
   cfg: cell.Config
 
@@ -80,26 +81,29 @@ def task(size: Size) -> Task:
     schedule='constant', lr=0.1,
   )  # fmt: skip
   text = noise(size.vocabulary, size.batch * (16 * size.bptt + 1))
-  cells, data = cell.make_space(cfg), lm.lay_out(text, size.batch, size.bptt, size.batch)
-  child, plain = language.build(cfg, text, lm.tree(operations(cells)), size.hidden), language.settings(cfg, size.hidden)
+  cells, data = cell.make_space(cfg), language_model.lay_out(text, size.batch, size.bptt, size.batch)
+  child, plain = (
+    language.build(cfg, text, language_model.tree(operations(cells)), size.hidden),
+    language.settings(cfg, size.hidden),
+  )
 
-  def programs(arch: PyTree = None, mesh: Mesh | None = None) -> train.Fit:
-    def plan(traced: PyTree) -> lm.Plan:
-      return lm.Plan(traced if arch is None else arch, plain)
+  def programs(arch: PyTree = None, mesh: Mesh | None = None) -> fit.Fit:
+    def plan(traced: PyTree) -> language_model.Plan:
+      return language_model.Plan(traced if arch is None else arch, plain)
 
     return language.fitter(cfg, data, child_lib.completed(child, plan), lambda _: plain, size.steps, size.steps, mesh)
 
   def children(m: int) -> tuple[PyTree, Key]:
-    batch = evaluator.random_batch(cells, jax.random.key(1), m)
+    batch = evaluators.random_batch(cells, jax.random.key(1), m)
     return batch.archs, batch.keys
 
   return Task(size, data, programs, children, cfg)
 
 
-def noise(vocabulary: int, words: int) -> data_lib.Text:
+def noise(vocabulary: int, words: int) -> text_lib.Text:
   """A text in which there is nothing to learn, of which hardly any is to validate."""
   tokens = np.random.default_rng(0).integers(vocabulary, size=words, dtype=np.int32)
-  return data_lib.Text(tokens, tokens[:9], tokens[:9], tuple(map(str, range(vocabulary))), '')
+  return text_lib.Text(tokens, tokens[:9], tokens[:9], tuple(map(str, range(vocabulary))), '')
 
 
 def compared(size: Size, setup: Setup) -> list[Row]:
@@ -180,11 +184,11 @@ def products(size: Size) -> Way:
     # What a step begins with hangs on the step before, or all but one would be left out.
     return jax.lax.fori_loop(0, size.steps, lambda _, last: step(weights, xs + last[0][0, 0] * 1e-9), start)
 
-  mesh = train.child_mesh()
+  mesh = fit.child_mesh()
   count = size.children + -size.children % mesh.size
   starts = [jnp.zeros((count, *shape)) for shape in shapes]
-  program = train.over_children(child, mesh)
-  shared = train.share((weights, xs), mesh)
+  program = fit.over_children(child, mesh)
+  shared = fit.share((weights, xs), mesh)
   return way(lambda: program(shared, starts))
 
 

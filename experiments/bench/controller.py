@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.bench import rivals
 from experiments.bench.timing import Row, Setup, Way, alternating, at_most, row, seconds
-from experiments.system import ENAS, SYSTEMS, System
+from experiments.common.systems import ENAS, SYSTEMS, System
 from nas_jax import search
 from nas_jax.space import conv_space
 from nas_jax.systems import enas

@@ -24,14 +24,17 @@ from experiments.bench.timing import (
   seconds,
   way,
 )
-from nas_jax import child as child_lib
-from nas_jax import evaluator, images, ops, space, train
-from nas_jax.child import Child
+from nas_jax import space
 from nas_jax.children import conv as conv_child
-from nas_jax.children import conv_generic, pictures
+from nas_jax.children import conv_traced
+from nas_jax.datasets import image_batches, images
+from nas_jax.nn import image_ops
 from nas_jax.space.conv import IMAGE, ConvArch
-from nas_jax.space.layers import Layer, network
+from nas_jax.space.network import Layer, network
 from nas_jax.systems import classifier, conv
+from nas_jax.training import child as child_lib
+from nas_jax.training import evaluators, fit
+from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
 
@@ -66,9 +69,9 @@ class Task(NamedTuple):
   size: Size
   cfg: conv.Config
   images: images.Images
-  data: pictures.Data
+  data: image_batches.Data
 
-  def programs(self, child: Child, arch: PyTree = None) -> train.Fit:
+  def programs(self, child: Child, arch: PyTree = None) -> fit.Fit:
     """Of a static arch, or, without one, of all."""
 
     def plan(traced: PyTree) -> conv_child.Plan:
@@ -81,7 +84,7 @@ class Task(NamedTuple):
 
   def children(self) -> tuple[PyTree, Key]:
     """Random archs [m], and keys [m]."""
-    batch = evaluator.random_batch(conv.make_space(self.cfg), jax.random.key(1), self.size.children)
+    batch = evaluators.random_batch(conv.make_space(self.cfg), jax.random.key(1), self.size.children)
     return batch.archs, batch.keys
 
   def batches(self, child: Child, count: int) -> list[np.ndarray]:
@@ -153,7 +156,7 @@ def compared(size: Size, setup: Setup) -> list[Row]:
 
 def convolutions(size: Size, archs: Sequence[ConvArch]) -> Way:
   """The convolutions of all networks, with the gradients that training needs, and nothing else, in turn."""
-  mesh = train.child_mesh()
+  mesh = fit.child_mesh()
   each = [_alone(size, network(arch).layers, mesh) for arch in archs]
   return lambda: sum(work() for work in each) / mesh.size
 
@@ -170,7 +173,7 @@ def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
     (images, kernels), found = shared, list[Array]()
     for layer, channels, kernel, before in zip(layers, read, kernels, last, strict=True):
       # What a step does hangs on the step before, or all but one would be left out.
-      y, gradients = jax.vjp(ops.conv, images[channels], kernel + before * 1e-9)
+      y, gradients = jax.vjp(image_ops.conv, images[channels], kernel + before * 1e-9)
       dx, dkernel = gradients(y)
       found.append(dkernel if layer.reads == (IMAGE,) else dkernel + dx[0, 0, 0, 0])  # an image needs no gradient
     return found
@@ -178,17 +181,17 @@ def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
   def child(shared: PyTree, start: list[Array]) -> list[Array]:
     return jax.lax.fori_loop(0, size.steps, lambda _, last: step(shared, last), start)
 
-  options = train.jit_options(mesh, ops.compiler_options)  # as in training
-  program, shared = train.over_children(child, mesh, **options), train.share((images, kernels), mesh)
+  options = fit.jit_options(mesh, image_ops.compiler_options)  # as in training
+  program, shared = fit.over_children(child, mesh, **options), fit.share((images, kernels), mesh)
   starts = [jnp.zeros((mesh.size, *kernel.shape)) for kernel in kernels]
   return way(lambda: program(shared, starts))
 
 
-def of_all(own: Task) -> train.Fit:
+def of_all(own: Task) -> fit.Fit:
   """The one program for all networks of this depth."""
   cfg = own.cfg
   labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
-  return own.programs(conv_generic.build(cfg.max_depth, *labels, cfg.skips, classifier.problem(cfg, own.images)))
+  return own.programs(conv_traced.build(cfg.max_depth, *labels, cfg.skips, classifier.problem(cfg, own.images)))
 
 
 def compiling_share(setup: Setup) -> Row:
@@ -201,7 +204,7 @@ def compiling_share(setup: Setup) -> Row:
   pictured = noise((8, 8, 1), 60) if setup.small else noise((cfg.resize, cfg.resize, 3), cfg.max_examples)
   timing = conv.time_programs(cfg, pictured)._asdict()
   kind = min(timing, key=lambda kind: timing[kind])
-  batch = evaluator.random_batch(conv.make_space(cfg), jax.random.key(0), cfg.m)
+  batch = evaluators.random_batch(conv.make_space(cfg), jax.random.key(0), cfg.m)
   evaluate = conv.build_evaluator(dataclasses.replace(cfg, child_program=kind), pictured)
   with compilations() as found:
     taken = seconds(lambda: evaluate(batch).reward)

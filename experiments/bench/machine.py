@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.timing import Row, Setup, Way, alternating, row, way
-from nas_jax import train
+from nas_jax.training import fit
 
 SIZES = 512, 1024, 2048, 4096  # of square matrices; which is the fastest depends on the machine
 LARGE = 8192, 16384  # too large for a CPU
@@ -38,19 +38,19 @@ def _sizes(setup: Setup) -> tuple[int, ...]:
 
 def product(n: int) -> tuple[Way, float]:
   """Squares a matrix [n, n] on every device, and the operations of all."""
-  mesh = train.child_mesh()
+  mesh = fit.child_mesh()
   matrices = jax.random.normal(jax.random.key(0), (mesh.size, n, n))
-  square = train.over_children(lambda _, matrix: matrix @ matrix, mesh)
+  square = fit.over_children(lambda _, matrix: matrix @ matrix, mesh)
   return way(lambda: square((), matrices)), 2.0 * n**3 * mesh.size
 
 
 def copy(size: int) -> tuple[Way, float]:
   """Reads so many bytes on every device and writes as many; and the bytes moved by all."""
-  mesh = train.child_mesh()
+  mesh = fit.child_mesh()
   arrays = jnp.zeros((mesh.size, size // 4))
 
   def work(_, array):  # a mere copy would be left out; many, as a new array's memory costs more than filling it
     return jax.lax.fori_loop(0, COPIES, lambda _, array: array + 1.0, array)
 
-  added = train.over_children(work, mesh)
+  added = fit.over_children(work, mesh)
   return way(lambda: added((), arrays)), 2.0 * size * COPIES * mesh.size

@@ -11,14 +11,15 @@ import numpy as np
 
 from experiments.bench import cells, conv, trained
 from experiments.bench.timing import Row, Setup, Way, alternating, row
-from nas_jax import child as child_lib
-from nas_jax import evaluator, space
-from nas_jax.children import lm
+from nas_jax import space
+from nas_jax.children import language_model
 from nas_jax.space.conv import IMAGE, ConvArch
-from nas_jax.space.layers import Form, count, joined, network
+from nas_jax.space.network import Form, count, joined, network
 from nas_jax.space.tree import operations
 from nas_jax.systems import cell, classifier, language
 from nas_jax.systems import conv as conv_system
+from nas_jax.training import child as child_lib
+from nas_jax.training import evaluators
 
 STRINGS = 200  # random ones, whose mean a child is
 IMAGES, WORDS, VOCABULARY = 45_000, 929_589, 10_000  # to train on: of CIFAR-10, of Penn Treebank
@@ -39,7 +40,7 @@ def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:
   images = conv.noise(SHAPE, 2 * cfg.batch)
   size = conv.Size(SHAPE[0], SHAPE[2], None, steps=1 if setup.small else STEPS)
   own = conv.Task(size, cfg, images, classifier.lay_out(cfg, images, images.train, images.valid)[0])
-  batch = evaluator.random_batch(conv_system.make_space(cfg), jax.random.key(0), STRINGS)
+  batch = evaluators.random_batch(conv_system.make_space(cfg), jax.random.key(0), STRINGS)
   archs, form = space.unstack(batch.archs), classifier.form(cfg)
   flops = np.array([6.0 * cfg.batch * count(arch, form=form).macs for arch in archs])
   least = float(np.mean([cfg.batch * moved(arch, form) for arch in archs]))
@@ -71,12 +72,12 @@ def language_models(name: str, cfg: cell.Config, setup: Setup) -> Iterator[Row]:
   vocabulary = 7 if setup.small else VOCABULARY
   steps, words = 1 if setup.small else STEPS, cfg.batch * (2 * STEPS * cfg.bptt + 1)
   text = cells.noise(vocabulary, words)
-  searched, data = cell.make_space(cfg), lm.lay_out(text, cfg.batch, cfg.bptt, cfg.batch)
-  tree, batch = lm.tree(operations(searched)), evaluator.random_batch(searched, jax.random.key(0), cfg.m)
+  searched, data = cell.make_space(cfg), language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.batch)
+  tree, batch = language_model.tree(operations(searched)), evaluators.random_batch(searched, jax.random.key(0), cfg.m)
   own = space.unstack(batch.archs)[0]
   hidden = language.width(cfg, text, tree, own, cfg.parameters) if cfg.parameters else cfg.hidden
   plain = language.settings(cfg, hidden)
-  child = child_lib.completed(language.build(cfg, text, tree, hidden), lambda arch: lm.Plan(arch, plain))
+  child = child_lib.completed(language.build(cfg, text, tree, hidden), lambda arch: language_model.Plan(arch, plain))
   programs = language.fitter(cfg, data, child, lambda _: plain, steps, steps)
   further = trained.group(programs, batch.archs, batch.keys, data, steps).further
   flops = cells.flops_of(cells.Size(hidden, vocabulary, cfg.layers, base=cfg.base, batch=cfg.batch, bptt=cfg.bptt))

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from experiments.bench.timing import Bar, Row
-from nas_jax import report
+from nas_jax.report import rankings
 
 Found = Mapping[str, Sequence[Row]]  # by section
 MISSED, MET, PLAIN = 'tab:red', 'tab:green', '0.55'
@@ -19,7 +19,7 @@ def table(found: Found) -> str:
     for name, rows in found.items()
     for row in (None, *rows)
   ]
-  return report.table(['what', 'median', 'spread', 'bar', ''], lines)
+  return rankings.table(['what', 'median', 'spread', 'bar', ''], lines)
 
 
 def as_json(found: Found, facts: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench.timing import Row, Way, at_most, seconds
-from nas_jax import space, train
+from nas_jax import space
+from nas_jax.training import fit
 from nas_jax.types import Key, PyTree
 
 CHECKED = 3  # first steps, whose losses must be the same in all ways
@@ -23,7 +24,7 @@ class Group(NamedTuple):
   further: Way  # trains all of them on, so many steps
 
 
-def group(programs: train.Fit, archs: PyTree, keys: Key, data: Any, steps: int) -> Group:
+def group(programs: fit.Fit, archs: PyTree, keys: Key, data: Any, steps: int) -> Group:
   """Children that each call of `further` trains `steps` steps.
 
   Args:
@@ -36,8 +37,8 @@ def group(programs: train.Fit, archs: PyTree, keys: Key, data: Any, steps: int) 
   Raises:
     ValueError: a child is not finite: its steps would be skipped, and cost nothing.
   """
-  m, data = len(keys), train.share(data, programs.mesh)
-  states, archs, keys = train.begin(programs, archs, keys)
+  m, data = len(keys), fit.share(data, programs.mesh)
+  states, archs, keys = fit.begin(programs, archs, keys)
   params = jax.tree.map(lambda x: np.asarray(x[:m]), states.params)
 
   def advance(count: int) -> np.ndarray:
@@ -48,7 +49,7 @@ def group(programs: train.Fit, archs: PyTree, keys: Key, data: Any, steps: int) 
   def further() -> float:
     taken = seconds(lambda: advance(steps))
     if (failed := np.asarray(states.failed[:m])).any():
-      raise ValueError(f'child {failed.argmax()} failed ({train.FAILURES[failed.max()]}): it cannot be timed.')
+      raise ValueError(f'child {failed.argmax()} failed ({fit.FAILURES[failed.max()]}): it cannot be timed.')
     return taken
 
   compiling = seconds(lambda: advance(0))
@@ -56,7 +57,7 @@ def group(programs: train.Fit, archs: PyTree, keys: Key, data: Any, steps: int) 
   return Group(params, losses, compiling, further)
 
 
-def alike(programs: train.Fit, key: Key, data: Any, steps: int) -> Group:
+def alike(programs: fit.Fit, key: Key, data: Any, steps: int) -> Group:
   """As `group`, children of a program that has their architecture: one on each device."""
   keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(programs.mesh.size))
   return group(programs, (), keys, data, steps)
@@ -71,12 +72,12 @@ def one_by_one(groups: Sequence[Group]) -> Way:
   return work
 
 
-def compiled(name: str, programs: train.Fit, archs: PyTree, keys: Key, data: Any, m: int) -> Row:
+def compiled(name: str, programs: fit.Fit, archs: PyTree, keys: Key, data: Any, m: int) -> Row:
   """How many programs take one step of each child, m children at a time; m divides their number."""
   found = list[int]()
   for first in range(0, len(keys), m):
     some = jax.tree.map(lambda x, first=first: x[first : first + m], (archs, keys))
-    states, *rest = train.begin(programs, *some)
+    states, *rest = fit.begin(programs, *some)
     jax.block_until_ready(programs.chunk(data, jnp.asarray(1), states, *rest))
     found.append(programs.compilations())
   different = len(set(space.unstack(archs)))

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nas_jax import ops
-from nas_jax.child import Child
-from nas_jax.children import pictures
+from nas_jax.datasets import image_batches
+from nas_jax.nn import image_ops
 from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM
-from nas_jax.space.layers import RESIDUAL, Form, Network, joined, network
+from nas_jax.space.network import RESIDUAL, Form, Network, joined, network
+from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
 MOMENTUM = 0.9  # of batch norm's moving statistics
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
   classes: int  # labels are below it
   batch: int  # images of a training step
   score_batch: int  # of a validation step
-  augment: pictures.Augment = pictures.Augment()  # of training images
+  augment: image_batches.Augment = image_batches.Augment()  # of training images
   norm_first: bool = True  # convolution, batch norm, ReLU; else ReLU before batch norm
 
 
@@ -96,21 +96,21 @@ def classifier(
     problem: as in `build`.
   """
 
-  def take(data: pictures.Data, key: Key, step: Array) -> tuple[Array, Array]:
+  def take(data: image_batches.Data, key: Key, step: Array) -> tuple[Array, Array]:
     del key
-    return pictures.drawn(data, problem.batch, step, problem.augment)
+    return image_batches.drawn(data, problem.batch, step, problem.augment)
 
   def loss(params, plan, stats, drawn, key):
     images, labels = drawn
     logits, stats = forward(params, stats, plan, images, key)
     # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
-    penalty = 0.5 * plan.settings.weight_decay * ops.square_sum(decayed(params))
+    penalty = 0.5 * plan.settings.weight_decay * image_ops.square_sum(decayed(params))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + penalty, stats
 
   def score(params, plan, stats, data):
     def one(right, drawn):
       images, labels = drawn
-      logits, _ = forward(params, stats, plan, pictures.whitened(images), None)
+      logits, _ = forward(params, stats, plan, image_batches.whitened(images), None)
       return right + (logits.argmax(-1) == labels).sum(dtype=jnp.int32), None
 
     batches = jax.tree.map(
@@ -119,7 +119,7 @@ def classifier(
     right, _ = jax.lax.scan(one, jnp.zeros((), jnp.int32), batches)
     return {'accuracy': right / (data.valid_labels >= 0).sum()}
 
-  return Child(init, carry, take, loss, score, ops.compiler_options)
+  return Child(init, carry, take, loss, score, image_ops.compiler_options)
 
 
 def unmoved(units: PyTree) -> PyTree:
@@ -182,7 +182,7 @@ def run(
   for layer, own, moving in zip(made.layers, params['layers'], stats, strict=True):
     y = side_by_side([x if j == IMAGE else outputs[j] for j in layer.reads])
     if layer.kind == CONV:
-      y = ops.conv(y, own['kernel'], layer.stride)
+      y = image_ops.conv(y, own['kernel'], layer.stride)
       y = y if norm_first else jax.nn.relu(y)
     if layer.kind == RESIDUAL:
       y, moving = residual(y, layer.stride, own, moving, epsilon, train)
@@ -204,7 +204,7 @@ def residual(x, stride, own, moving, epsilon, train):
   """
 
   def unit(k, x, stride, relu):
-    return normed(ops.conv(x, own[k]['kernel'], stride), own[k], moving[k], epsilon, train, relu)
+    return normed(image_ops.conv(x, own[k]['kernel'], stride), own[k], moving[k], epsilon, train, relu)
 
   y, *after = unit(0, x, stride, True)
   y, *second = unit(1, y, (1, 1), False)
@@ -215,8 +215,8 @@ def residual(x, stride, own, moving, epsilon, train):
 def normed(x, own, moving, epsilon, train, relu):
   """Batch norm, by the batch or by the moving statistics, and these after it."""
   if not train:
-    return ops.normalize(x, own['scale'], own['shift'], *moving, epsilon, relu), moving
-  y, mean, variance = ops.batch_norm(x, own['scale'], own['shift'], epsilon, relu)
+    return image_ops.normalize(x, own['scale'], own['shift'], *moving, epsilon, relu), moving
+  y, mean, variance = image_ops.batch_norm(x, own['scale'], own['shift'], epsilon, relu)
   return y, moved(moving, (mean, variance))
 
 

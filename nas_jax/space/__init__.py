@@ -15,8 +15,8 @@ from nas_jax.space.enas import (
   micro_from_json,
   rnn_from_json,
 )
-from nas_jax.space.known import kind_of, space_of
-from nas_jax.space.layers import Counts, count
+from nas_jax.space.network import Counts, count
+from nas_jax.space.registry import kind_of, space_of
 from nas_jax.space.tree import ACTIVATE, COMBINE, TreeArch, tree_cell_space, tree_from_json
 
 __all__ = [

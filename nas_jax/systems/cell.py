@@ -9,14 +9,15 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from nas_jax import child as child_lib
-from nas_jax import config, evaluator, published, rewards, search, space
-from nas_jax import data as data_lib
-from nas_jax.children import lm
+from nas_jax import config, published, search, space
+from nas_jax.children import language_model
 from nas_jax.config import field
-from nas_jax.keeper import UNKEPT, Keeper, Limits
+from nas_jax.datasets import text as text_lib
 from nas_jax.space.tree import TreeArch, operations
 from nas_jax.systems import language
+from nas_jax.training import child as child_lib
+from nas_jax.training import evaluators, rewards
+from nas_jax.training.recovery import UNKEPT, Keeper, Limits
 from nas_jax.types import Batch, Outcome
 
 
@@ -34,7 +35,7 @@ class Config(language.Children, Limits, search.Config):
   steps: int = field(100, 'training steps of a child, if epochs is 0', low=1)
   steps_per_call: int = field(500, 'training steps in one program call', low=1)
   child_program: str = field(
-    'generic', 'one program for all cells, one for each, or what a measurement says', choices=evaluator.PROGRAMS
+    'generic', 'one program for all cells, one for each, or what a measurement says', choices=evaluators.PROGRAMS
   )
   reward_c: float = field(80.0, 'reward = c / perplexity^2, Sec. 4.2', above=0.0)
   reward_limit: float = field(0.0, 'greatest reward, 0 for none', low=0.0)
@@ -101,7 +102,7 @@ def make_space(cfg: Config) -> space.Space:
   return space.tree_cell_space(cfg.base, cfg.combine, cfg.activate)
 
 
-def steps(cfg: Config, data: lm.Data) -> int:
+def steps(cfg: Config, data: language_model.Data) -> int:
   """Training steps of a child."""
   return cfg.epochs * len(data.train) or cfg.steps
 
@@ -116,18 +117,20 @@ def longer(cfg: Config, times: int) -> Config:
   return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
 
 
-def build(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None, keeper: Keeper = UNKEPT) -> search.Search:
+def build(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None, keeper: Keeper = UNKEPT) -> search.Search:
   """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
   config.check(cfg)
   cell_space = make_space(cfg)
-  return search.build(cell_space, cfg, build_evaluator(cfg, text, lm.tree(operations(cell_space)), mesh, keeper))
+  return search.build(
+    cell_space, cfg, build_evaluator(cfg, text, language_model.tree(operations(cell_space)), mesh, keeper)
+  )
 
 
 def build_evaluator(
-  cfg: Config, text: data_lib.Text, cell: lm.Cell, mesh: Mesh | None = None, keeper: Keeper = UNKEPT
+  cfg: Config, text: text_lib.Text, cell: language_model.Cell, mesh: Mesh | None = None, keeper: Keeper = UNKEPT
 ) -> Callable[[Batch], Outcome]:
   """What scores children of any kind of cell: the one budget that all comparisons are on."""
-  cell_space, data = make_space(cfg), lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  cell_space, data = make_space(cfg), language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   hidden, arch = cfg.hidden, cell_space.decode(np.zeros(cell_space.length, int))
   if cfg.parameters:
     hidden = language.width(cfg, text, cell, arch, cfg.parameters)
@@ -138,28 +141,28 @@ def build_evaluator(
     return rewards.of_perplexity(metrics['perplexity'], cfg.reward_c, cfg.reward_limit)
 
   def own(arch, mesh):
-    one = child_lib.completed(child, lambda _: lm.Plan(arch, plain))
+    one = child_lib.completed(child, lambda _: language_model.Plan(arch, plain))
     return language.fitter(cfg, data, one, lambda _: plain, count, cfg.steps_per_call, mesh)
 
   if cfg.child_program == 'specialised':
     devices = None if mesh is None else list(mesh.devices.flat)
-    return evaluator.specialised(own, data, reward, devices, keeper)
-  generic = child_lib.completed(child, lambda arch: lm.Plan(arch, plain))
+    return evaluators.specialised(own, data, reward, devices, keeper)
+  generic = child_lib.completed(child, lambda arch: language_model.Plan(arch, plain))
   programs = language.fitter(cfg, data, generic, lambda _: plain, count, cfg.steps_per_call, mesh)
-  return evaluator.from_scratch(programs, data, reward, keeper)
+  return evaluators.from_scratch(programs, data, reward, keeper)
 
 
-def time_programs(cfg: Config, text: data_lib.Text, mesh: Mesh | None = None) -> evaluator.Timing:
-  """`evaluator.time_programs` on a batch of random cells."""
+def time_programs(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None) -> evaluators.Timing:
+  """`evaluators.time_programs` on a batch of random cells."""
   cell_space = make_space(cfg)
-  total = steps(cfg, lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
+  total = steps(cfg, language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
 
   def build_for(kind: str, count: int):
     short = dataclasses.replace(cfg, steps=count, epochs=0, child_program=kind)
-    return build_evaluator(short, text, lm.tree(operations(cell_space)), mesh)
+    return build_evaluator(short, text, language_model.tree(operations(cell_space)), mesh)
 
-  batch = evaluator.random_batch(cell_space, jax.random.key(cfg.seed), cfg.m)
-  return evaluator.time_programs(build_for, batch, total, cfg.max_children)
+  batch = evaluators.random_batch(cell_space, jax.random.key(cfg.seed), cfg.m)
+  return evaluators.time_programs(build_for, batch, total, cfg.max_children)
 
 
 def misfit(cfg: Config, arch: TreeArch) -> str:
@@ -176,16 +179,16 @@ def misfit(cfg: Config, arch: TreeArch) -> str:
 
 
 def yardsticks(
-  cfg: Config, text: data_lib.Text, s: search.Search, keeper: Keeper = UNKEPT
-) -> dict[str, evaluator.Known]:
+  cfg: Config, text: text_lib.Text, s: search.Search, keeper: Keeper = UNKEPT
+) -> dict[str, evaluators.Known]:
   """Known cells, trained just as the children are."""
 
-  def other(cell: lm.Cell) -> evaluator.Known:
+  def other(cell: language_model.Cell) -> evaluators.Known:
     evaluate = functools.cache(lambda: build_evaluator(cfg, text, cell, keeper=keeper))
-    return evaluator.Known(published.LSTM, lambda batch: evaluate()(batch))  # these ignore the architecture
+    return evaluators.Known(published.LSTM, lambda batch: evaluate()(batch))  # these ignore the architecture
 
   trees = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
-  return {name: evaluator.Known(arch, s.evaluate) for name, arch in trees.items() if not misfit(cfg, arch)} | {
-    'standard LSTM': other(lm.lstm()),
-    'SimpleCell (Flax)': other(lm.flax_cell(lambda features: nn.SimpleCell(features))),
+  return {name: evaluators.Known(arch, s.evaluate) for name, arch in trees.items() if not misfit(cfg, arch)} | {
+    'standard LSTM': other(language_model.lstm()),
+    'SimpleCell (Flax)': other(language_model.flax_cell(lambda features: nn.SimpleCell(features))),
   }

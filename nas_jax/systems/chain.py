@@ -8,15 +8,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from nas_jax import child as child_lib
-from nas_jax import config, evaluator, per_layer, rewards, search, space, train
-from nas_jax import images as images_lib
+from nas_jax import config, search, space
 from nas_jax.children import conv
 from nas_jax.config import field
-from nas_jax.keeper import UNKEPT, Keeper, Limits
+from nas_jax.datasets import images as images_lib
+from nas_jax.search import per_layer
 from nas_jax.space import ChainArch
 from nas_jax.space.chain import default_layers
 from nas_jax.systems import classifier
+from nas_jax.training import child as child_lib
+from nas_jax.training import evaluators, fit, rewards
+from nas_jax.training.recovery import UNKEPT, Keeper, Limits
 from nas_jax.types import Array, Batch, Outcome
 
 
@@ -171,14 +173,14 @@ def build_trainer(
 
   @functools.cache
   def for_epochs(epochs: int):
-    def own(arch: ChainArch, mesh: Mesh) -> train.Fit:
+    def own(arch: ChainArch, mesh: Mesh) -> fit.Fit:
       planned = child_lib.completed(child, lambda _: conv.Plan(arch, own_settings))
       steps = epochs * (len(data.labels) // cfg.batch)
       return classifier.fitter(cfg, data, planned, lambda _: own_settings, steps, mesh, cfg.last_epochs, quick=True)
 
     if cfg.warm_start:
-      return evaluator.successive(own, data, reward, conv.inherited, devices[0] if devices else None, keeper)
-    return evaluator.specialised(own, data, reward, devices, keeper)
+      return evaluators.successive(own, data, reward, conv.inherited, devices[0] if devices else None, keeper)
+    return evaluators.specialised(own, data, reward, devices, keeper)
 
   def trainer(batch: Batch) -> Outcome:
     group = batch.extra if isinstance(batch.extra, per_layer.Group) else None
@@ -199,12 +201,12 @@ def misfit(cfg: Config, arch: ChainArch) -> str:
 
 def yardsticks(
   cfg: Config, images: images_lib.Images, s: search.Search, keeper: Keeper = UNKEPT
-) -> dict[str, evaluator.Known]:
+) -> dict[str, evaluators.Known]:
   """Networks that nobody searched for, trained just as the children are: the same convolution in every layer."""
   del images, keeper
   plain = next((word for word in cfg.layers if word.endswith(' 3 1')), cfg.layers[0])
   code = dict(zip(s.space.slots[0].labels, s.space.slots[0].values, strict=True))[plain]
   return {
-    f'{depth} x {plain}': evaluator.Known(ChainArch((code,) * depth), s.train)
+    f'{depth} x {plain}': evaluators.Known(ChainArch((code,) * depth), s.train)
     for depth in {1, (cfg.max_depth + 1) // 2}
   }

@@ -6,12 +6,13 @@ import dataclasses
 from jax.sharding import Mesh
 import optax
 
-from nas_jax import images as images_lib
-from nas_jax import schedules, train
-from nas_jax.child import Child
-from nas_jax.children import conv, pictures
+from nas_jax.children import conv
 from nas_jax.config import field
-from nas_jax.space.layers import Form
+from nas_jax.datasets import image_batches
+from nas_jax.datasets import images as images_lib
+from nas_jax.space.network import Form
+from nas_jax.training import fit, schedules
+from nas_jax.training.child import Child
 from nas_jax.types import PyTree
 
 
@@ -27,7 +28,7 @@ class Config:
   valid_share: float = field(0.1, 'of the training images, to validate with; 5,000 of 50,000, Sec. 4.1', above=0.0)
   whiten: str = field(
     'image', "'image': each has mean 0 and variance 1; 'zca': all by the training images; Sec. 4.1 says neither",
-    choices=pictures.WHITENINGS,
+    choices=image_batches.WHITENINGS,
   )  # fmt: skip
   upsample: int = field(0, 'pixels that images grow by before a random crop of their size, Sec. 4.1; 0: neither', low=0)
   flip: bool = field(False, 'turn images left to right at random, Sec. 4.1')
@@ -57,8 +58,8 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
 
 
 def lay_out(cfg: Config, images: images_lib.Images, train: images_lib.Split, *scored: images_lib.Split):
-  """Images for the trainer: one `pictures.Data` for each split in `scored`, which stands where validation does."""
-  return pictures.lay_out(train, scored, score_batch(cfg, images), cfg.whiten)
+  """Images for the trainer: one `image_batches.Data` for each split in `scored`, which stands where validation does."""
+  return image_batches.lay_out(train, scored, score_batch(cfg, images), cfg.whiten)
 
 
 def score_batch(cfg: Config, images: images_lib.Images) -> int:
@@ -73,7 +74,7 @@ def form(cfg: Config, add_filters: int = 0) -> Form:
 
 def problem(cfg: Config, images: images_lib.Images) -> conv.Problem:
   """What the networks classify, and how they are fed."""
-  augment = pictures.Augment(cfg.upsample, cfg.flip, cfg.pad)
+  augment = image_batches.Augment(cfg.upsample, cfg.flip, cfg.pad)
   return conv.Problem(images.shape, images.classes, cfg.batch, score_batch(cfg, images), augment, cfg.norm_first)
 
 
@@ -84,7 +85,7 @@ def build(cfg: Config, images: images_lib.Images, add_filters: int = 0) -> Child
 
 def fitter(
   cfg: Config,
-  data: pictures.Data,
+  data: image_batches.Data,
   child: Child,
   settings: Callable[[PyTree], conv.Settings],
   steps: int,
@@ -92,11 +93,11 @@ def fitter(
   scored: int = 1,
   decayed: Callable[[PyTree], PyTree] | None = None,
   quick: bool = False,
-) -> train.Fit:
+) -> fit.Fit:
   """The programs that train `child`, an epoch a call; `settings` finds those of a child in its arch.
 
   `decayed` is for a child without weight decay in its loss: (params) -> a bool for each, whether the optimizer decays
-  it; not with `quick`, which is as in `train.fitter`.
+  it; not with `quick`, which is as in `fit.fitter`.
   """
   epoch = len(data.labels) // cfg.batch
 
@@ -106,4 +107,4 @@ def fitter(
     descent = optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
     return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent
 
-  return train.fitter(child, optimizer, steps, epoch, mesh, scored, quick)
+  return fit.fitter(child, optimizer, steps, epoch, mesh, scored, quick)

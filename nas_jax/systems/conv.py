@@ -8,15 +8,16 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from nas_jax import child as child_lib
-from nas_jax import config, evaluator, rewards, search, space, train
-from nas_jax import images as images_lib
-from nas_jax.child import Child
-from nas_jax.children import conv, conv_generic
+from nas_jax import config, search, space
+from nas_jax.children import conv, conv_traced
 from nas_jax.config import field
-from nas_jax.keeper import UNKEPT, Keeper, Limits
+from nas_jax.datasets import images as images_lib
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
+from nas_jax.training import child as child_lib
+from nas_jax.training import evaluators, fit, rewards
+from nas_jax.training.child import Child
+from nas_jax.training.recovery import UNKEPT, Keeper, Limits
 from nas_jax.types import Batch, Outcome, PyTree
 
 
@@ -41,7 +42,7 @@ class Config(classifier.Config, Limits, search.Config):
   last_epochs: int = field(5, 'the reward is the best validation accuracy of the last epochs, so many; Sec. 4.1', low=1)
   reward_power: float = field(3.0, 'to this power, Sec. 4.1', above=0.0)
   child_program: str = field(
-    'specialised', 'one program for each child, one for all, or what a measurement says', choices=evaluator.PROGRAMS
+    'specialised', 'one program for each child, one for all, or what a measurement says', choices=evaluators.PROGRAMS
   )
   max_children: int = field(12_800, 'children to train, Sec. 4.1', low=1, budget=True)
   reliability_children: int = field(20, 'random networks trained twice before, 0 for none', low=0, budget=True)
@@ -166,25 +167,25 @@ def build_evaluator(
   def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
     return rewards.of_accuracy(metrics['accuracy'], cfg.reward_power)
 
-  def fitter(child: Child, plan: Callable[[PyTree], conv.Plan], mesh: Mesh | None, quick: bool = False) -> train.Fit:
+  def fitter(child: Child, plan: Callable[[PyTree], conv.Plan], mesh: Mesh | None, quick: bool = False) -> fit.Fit:
     own, last = child_lib.completed(child, plan), cfg.last_epochs
     return classifier.fitter(cfg, data, own, lambda arch: plan(arch).settings, count, mesh, last, quick=quick)
 
   if cfg.child_program == 'specialised':
     child = classifier.build(cfg, images)
 
-    def own(arch: ConvArch, mesh: Mesh) -> train.Fit:
+    def own(arch: ConvArch, mesh: Mesh) -> fit.Fit:
       return fitter(child, lambda _: conv.Plan(arch, settings(cfg, arch)), mesh, quick=True)
 
     devices = None if mesh is None else list(mesh.devices.flat)
-    return evaluator.specialised(own, data, reward, devices, keeper)
+    return evaluators.specialised(own, data, reward, devices, keeper)
 
   @functools.cache
   def of_depth(depth: int):
     labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
-    child = conv_generic.build(depth, *labels, cfg.skips, classifier.problem(cfg, images))
+    child = conv_traced.build(depth, *labels, cfg.skips, classifier.problem(cfg, images))
     programs = fitter(child, lambda arch: conv.Plan(arch, settings(cfg, arch)), mesh)
-    return evaluator.from_scratch(programs, data, reward, keeper)
+    return evaluators.from_scratch(programs, data, reward, keeper)
 
   return lambda batch: of_depth(batch.archs.filters.shape[1])(batch)
 
@@ -198,16 +199,16 @@ def needs_own_programs(cfg: Config) -> str:
   return ''
 
 
-def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> evaluator.Timing:
-  """`evaluator.time_programs` on a batch of random networks."""
+def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> evaluators.Timing:
+  """`evaluators.time_programs` on a batch of random networks."""
   total = cfg.epochs * (len(images.train.labels) // cfg.batch)
 
   def build_for(kind: str, count: int):
     return build_evaluator(dataclasses.replace(cfg, child_program=kind), images, mesh, count)
 
-  batch = evaluator.random_batch(make_space(cfg), jax.random.key(cfg.seed), cfg.m)
+  batch = evaluators.random_batch(make_space(cfg), jax.random.key(cfg.seed), cfg.m)
   kinds = ('specialised',) if needs_own_programs(cfg) else ('generic', 'specialised')
-  return evaluator.time_programs(build_for, batch, total, cfg.max_children, kinds)
+  return evaluators.time_programs(build_for, batch, total, cfg.max_children, kinds)
 
 
 def misfit(cfg: Config, arch: ConvArch) -> str:
@@ -230,7 +231,7 @@ def misfit(cfg: Config, arch: ConvArch) -> str:
 
 def yardsticks(
   cfg: Config, images: images_lib.Images, s: search.Search, keeper: Keeper = UNKEPT
-) -> dict[str, evaluator.Known]:
+) -> dict[str, evaluators.Known]:
   """Networks that nobody searched for, trained just as the children are: the same filters in every layer."""
   del images, keeper
   depth = cfg.max_depth
@@ -238,10 +239,10 @@ def yardsticks(
     sorted(labels)[len(labels) // 2] for labels in (cfg.filter_heights, cfg.filter_widths, cfg.filters)
   )
 
-  def plain(reads: Callable[[int, int], bool]) -> evaluator.Known:
+  def plain(reads: Callable[[int, int], bool]) -> evaluators.Known:
     links = tuple(int(reads(i, j)) for i in range(depth) for j in range(i)) if cfg.skips else ()
     arch = ConvArch((), (height,) * depth, (width,) * depth, (), (), (filters,) * depth, (), links, ())
-    return evaluator.Known(arch, s.evaluate)
+    return evaluators.Known(arch, s.evaluate)
 
   found = {f'{depth} layers of {filters} {height}x{width}': plain(lambda i, j: j == i - 1)}
   return found | ({'the same, all connected': plain(lambda i, j: True)} if cfg.skips and depth > 2 else {})

@@ -8,10 +8,12 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
-from nas_jax import evaluator, search, shared, train
-from nas_jax.child import Child
-from nas_jax.keeper import UNKEPT, Keeper
+from nas_jax import search
+from nas_jax.search import weight_sharing
 from nas_jax.space import Space
+from nas_jax.training import evaluators, fit
+from nas_jax.training.child import Child
+from nas_jax.training.recovery import UNKEPT, Keeper
 from nas_jax.types import Batch, Key, Outcome, PyTree
 
 # The controller of the paper, but for the weight of the entropy.
@@ -61,7 +63,7 @@ class Problem(NamedTuple):
     return self.reward(metrics[self.shared_metric])
 
 
-def build_programs(problem: Problem, cfg: shared.Config, mesh: Mesh | None = None) -> shared.Programs:
+def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | None = None) -> weight_sharing.Programs:
   """The two phases."""
 
   def score(params, arch, carry, data):
@@ -70,19 +72,22 @@ def build_programs(problem: Problem, cfg: shared.Config, mesh: Mesh | None = Non
   child = problem.child._replace(score=score)
   arch = problem.space.decode_batch(jnp.zeros(problem.space.length, jnp.int32))
   optimizer = problem.optimizer(cfg.passes)
-  return shared.build_programs(child, arch, optimizer, problem.data, problem.minibatch, problem.steps, mesh)
+  return weight_sharing.build_programs(child, arch, optimizer, problem.data, problem.minibatch, problem.steps, mesh)
 
 
-def length(cfg: shared.Config) -> str:
+def length(cfg: weight_sharing.Config) -> str:
   """How children are trained, in words."""
   return f'weights shared for {cfg.passes} passes'
 
 
 def build(
-  problem: Problem, cfg: shared.Config, programs: shared.Programs, check: Callable[[], None] = lambda: None
+  problem: Problem,
+  cfg: weight_sharing.Config,
+  programs: weight_sharing.Programs,
+  check: Callable[[], None] = lambda: None,
 ) -> search.Search:
   """The search by compiled phases, which do not depend on who writes the architectures."""
-  return shared.build(problem.space, cfg, programs, problem.shared_reward, check)
+  return weight_sharing.build(problem.space, cfg, programs, problem.shared_reward, check)
 
 
 def alone(
@@ -90,5 +95,5 @@ def alone(
 ) -> Callable[[Batch], Outcome]:
   """What trains each child by itself, from initial weights of its own, for so many passes: one program for all."""
   optimizer = problem.optimizer(passes)
-  programs = train.fitter(problem.child, lambda arch: optimizer, passes * problem.steps, problem.steps, mesh)
-  return evaluator.from_scratch(programs, problem.data, lambda found: problem.reward(found[problem.metric]), keeper)
+  programs = fit.fitter(problem.child, lambda arch: optimizer, passes * problem.steps, problem.steps, mesh)
+  return evaluators.from_scratch(programs, problem.data, lambda found: problem.reward(found[problem.metric]), keeper)

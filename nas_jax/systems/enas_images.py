@@ -6,18 +6,21 @@ from typing import Any
 import jax
 import optax
 
-from nas_jax import child as child_lib
-from nas_jax import config, rewards, schedules, search, shared, space
-from nas_jax import images as images_lib
-from nas_jax.child import Child
-from nas_jax.children import conv, macro, micro, pictures, units
+from nas_jax import config, search, space
+from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.config import field
+from nas_jax.datasets import image_batches
+from nas_jax.datasets import images as images_lib
+from nas_jax.search import weight_sharing
 from nas_jax.systems import classifier, enas
+from nas_jax.training import child as child_lib
+from nas_jax.training import rewards, schedules
+from nas_jax.training.child import Child
 from nas_jax.types import Key
 
 
 @dataclasses.dataclass
-class Config(classifier.Config, shared.Config):
+class Config(classifier.Config, weight_sharing.Config):
   """What macro and micro search share. What is not said to be another's is the paper's, or that of its code."""
 
   epochs: int = field(3, 'passes that train a network by itself, to compare', low=1)
@@ -151,10 +154,10 @@ def make_space(cfg: Config) -> space.Space:
 def network(cfg: Config, problem: conv.Problem) -> Child:
   """The network that all children are parts of; the arch is a `conv.Plan`."""
   if isinstance(cfg, MicroConfig):
-    cells = micro.Form(cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm)
-    return micro.build(problem, cells)
+    cells = enas_micro.Form(cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm)
+    return enas_micro.build(problem, cells)
   assert isinstance(cfg, MacroConfig)
-  return macro.build(problem, macro.Form(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm))
+  return enas_macro.build(problem, enas_macro.Form(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm))
 
 
 def check(cfg: Config) -> None:
@@ -185,7 +188,7 @@ def problem(cfg: Config, images: images_lib.Images) -> enas.Problem:
   )
 
 
-def part_of(data: pictures.Data, size: int, key: Key) -> pictures.Data:
+def part_of(data: image_batches.Data, size: int, key: Key) -> image_batches.Data:
   """`data` with one minibatch of the validation split, so many images."""
   start = jax.random.randint(key, (), 0, len(data.valid_labels) // size) * size
 
@@ -200,6 +203,6 @@ def optimizer(cfg: Config, steps: int, epoch: int) -> optax.GradientTransformati
   rate = schedules.rate(cfg.schedule, cfg.lr, steps, epoch, cfg.decay_epoch, cfg.lr_decay, cfg.lr_end)
   return optax.chain(
     optax.clip_by_global_norm(cfg.clip),
-    optax.add_decayed_weights(cfg.weight_decay, mask=units.decayed),
+    optax.add_decayed_weights(cfg.weight_decay, mask=enas_layers.decayed),
     optax.sgd(rate, momentum=cfg.momentum, nesterov=True),
   )

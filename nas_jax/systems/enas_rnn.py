@@ -4,18 +4,20 @@ import dataclasses
 
 import jax
 
-from nas_jax import child as child_lib
-from nas_jax import config, rewards, search, shared, space
-from nas_jax import data as data_lib
-from nas_jax.children import lm
+from nas_jax import config, search, space
+from nas_jax.children import language_model
 from nas_jax.config import field
+from nas_jax.datasets import text as text_lib
+from nas_jax.search import weight_sharing
 from nas_jax.space import tree
 from nas_jax.systems import enas, language
+from nas_jax.training import child as child_lib
+from nas_jax.training import rewards
 from nas_jax.types import Key
 
 
 @dataclasses.dataclass
-class Config(language.Children, shared.Config):
+class Config(language.Children, weight_sharing.Config):
   """The search, the cells, and how their weights are trained. The defaults are the paper's, or those of its code."""
 
   nodes: int = field(12, 'N, of a cell', low=1)
@@ -90,19 +92,19 @@ def make_space(cfg: Config) -> space.Space:
   return space.enas_rnn_space(cfg.nodes, cfg.activate)
 
 
-def problem(cfg: Config, text: data_lib.Text) -> enas.Problem:
+def problem(cfg: Config, text: text_lib.Text) -> enas.Problem:
   """What the cells learn. Raises ValueError, before anything compiles, on a field that cannot be."""
   config.check(cfg)
   made = make_space(cfg)
   search.check(made, cfg)
-  data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  data = language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   settings = language.settings(cfg, cfg.hidden)
-  cell = lm.enas(tree.ids_of('activate', cfg.activate, space.ACTIVATE), cfg.normalize)
+  cell = language_model.enas(tree.ids_of('activate', cfg.activate, space.ACTIVATE), cfg.normalize)
   network = language.build(cfg, text, cell, cfg.hidden)
   steps = cfg.pass_steps or len(data.train)
   return enas.Problem(
     made,
-    child_lib.completed(network, lambda arch: lm.Plan(arch, settings)),
+    child_lib.completed(network, lambda arch: language_model.Plan(arch, settings)),
     data,
     lambda data, key: part_of(data, cfg.score_windows, key),
     lambda passes: language.optimizer(cfg, passes * steps, len(data.train))(settings),
@@ -112,7 +114,7 @@ def problem(cfg: Config, text: data_lib.Text) -> enas.Problem:
   )
 
 
-def part_of(data: lm.Data, windows: int, key: Key) -> lm.Data:
+def part_of(data: language_model.Data, windows: int, key: Key) -> language_model.Data:
   """`data` with some windows of the validation split, one after another; at the end of a short one, fewer."""
   count = len(data.valid[0])
   size = min(windows, count)

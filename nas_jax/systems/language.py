@@ -7,17 +7,17 @@ import jax
 from jax.sharding import Mesh
 import optax
 
-from nas_jax import data as data_lib
-from nas_jax import schedules, train
-from nas_jax.child import Child
-from nas_jax.children import lm
+from nas_jax.children import language_model
 from nas_jax.config import field
+from nas_jax.datasets import text as text_lib
+from nas_jax.training import fit, schedules
+from nas_jax.training.child import Child
 from nas_jax.types import PyTree
 
 
 @dataclasses.dataclass
 class Config:
-  """A text, a network for it, and how it is trained, but for what may differ from child to child (`lm.Settings`)."""
+  """A text, a network for it, and its training, but for what may differ by child (`language_model.Settings`)."""
 
   dataset: str = field(
     'pydoc',
@@ -60,9 +60,9 @@ class Children(Config):
   dropout_output: float = field(0.0, 'rate of what enters the softmax, likewise', low=0.0, high=0.95)
 
 
-def load(cfg: Config, data_dir: str = '') -> data_lib.Text:
+def load(cfg: Config, data_dir: str = '') -> text_lib.Text:
   """The text that `cfg` names. Raises ValueError as `data.load_text`, and if its vocabulary exceeds the embedding."""
-  text = data_lib.load_text(cfg.dataset, data_dir, cfg.level)
+  text = text_lib.load_text(cfg.dataset, data_dir, cfg.level)
   if 0 < cfg.vocabulary < len(text.vocabulary):
     raise ValueError(
       f'the text has {len(text.vocabulary)} different {cfg.level}s, the embedding vocabulary (={cfg.vocabulary}) rows: '
@@ -71,20 +71,20 @@ def load(cfg: Config, data_dir: str = '') -> data_lib.Text:
   return text
 
 
-def settings(cfg: Children, hidden: int) -> lm.Settings:
+def settings(cfg: Children, hidden: int) -> language_model.Settings:
   """The hyperparameters of all children; dropout at rate 0 is none at all."""
   rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
-  dropout = lm.Dropout(*(rate or None for rate in rates))
-  return lm.Settings(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or hidden**-0.5, dropout)
+  dropout = language_model.Dropout(*(rate or None for rate in rates))
+  return language_model.Settings(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or hidden**-0.5, dropout)
 
 
-def build(cfg: Config, text: data_lib.Text, cell: lm.Cell, hidden: int) -> Child:
-  """The network of `cfg` with cells `hidden` wide; what the trainer calls its arch is an `lm.Plan`."""
+def build(cfg: Config, text: text_lib.Text, cell: language_model.Cell, hidden: int) -> Child:
+  """The network of `cfg` with cells `hidden` wide; what the trainer calls its arch is an `language_model.Plan`."""
   vocabulary = cfg.vocabulary or len(text.vocabulary)
-  return lm.build(vocabulary, hidden, cfg.layers, cfg.batch, cell, cfg.tied, cfg.embedding)
+  return language_model.build(vocabulary, hidden, cfg.layers, cfg.batch, cell, cfg.tied, cfg.embedding)
 
 
-def width(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, parameters: int) -> int:
+def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyTree, parameters: int) -> int:
   """The width of cells like `arch` whose network comes nearest to so many weights, as sizes are chosen in Sec. 4.2.
 
   Raises:
@@ -111,15 +111,15 @@ def width(cfg: Config, text: data_lib.Text, cell: lm.Cell, arch: PyTree, paramet
 
 def weights(child: Child, arch: PyTree) -> int:
   """How many weights a network has with the cell `arch`."""
-  plan = lm.Plan(arch, lm.Settings(0.0, 0.0, 0.0, 0.0))
+  plan = language_model.Plan(arch, language_model.Settings(0.0, 0.0, 0.0, 0.0))
   params = jax.eval_shape(lambda: child.init(plan, jax.random.key(0)))
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def optimizer(cfg: Config, steps: int, epoch: int) -> Callable[[lm.Settings], optax.GradientTransformation]:
+def optimizer(cfg: Config, steps: int, epoch: int) -> Callable[[language_model.Settings], optax.GradientTransformation]:
   """Settings to the optimizer of a child of `steps` steps, `epoch` of them a pass over the text."""
 
-  def make(settings: lm.Settings) -> optax.GradientTransformation:
+  def make(settings: language_model.Settings) -> optax.GradientTransformation:
     scale = [optax.scale(cfg.bptt)] if cfg.sum_over_time else []
     decay = [optax.add_decayed_weights(cfg.weight_decay)] if cfg.weight_decay else []
     rate = schedules.rate(cfg.schedule, settings.lr, steps, epoch, settings.decay_epoch, cfg.lr_decay)
@@ -131,13 +131,13 @@ def optimizer(cfg: Config, steps: int, epoch: int) -> Callable[[lm.Settings], op
 
 def fitter(
   cfg: Config,
-  data: lm.Data,
+  data: language_model.Data,
   child: Child,
-  settings: Callable[[PyTree], lm.Settings],
+  settings: Callable[[PyTree], language_model.Settings],
   steps: int,
   steps_per_call: int,
   mesh: Mesh | None = None,
-) -> train.Fit:
-  """The programs that train `child`, as `train.fitter`; `settings` finds those of a child in its arch."""
+) -> fit.Fit:
+  """The programs that train `child`, as `fit.fitter`; `settings` finds those of a child in its arch."""
   make = optimizer(cfg, steps, len(data.train))
-  return train.fitter(child, lambda arch: make(settings(arch)), steps, steps_per_call, mesh)
+  return fit.fitter(child, lambda arch: make(settings(arch)), steps, steps_per_call, mesh)

@@ -8,13 +8,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from nas_jax import child as child_lib
-from nas_jax import config, finish, published
-from nas_jax import data as data_lib
-from nas_jax.children import lm
+from nas_jax import config, published
+from nas_jax.children import language_model
 from nas_jax.config import field
+from nas_jax.datasets import text as text_lib
 from nas_jax.space import RnnArch, TreeArch
 from nas_jax.systems import language
+from nas_jax.training import child as child_lib
+from nas_jax.training import full_training
 
 Arch = TreeArch | RnnArch | str  # 'LSTM' is the standard one
 KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'ENAS_RNN': published.ENAS_RNN, 'LSTM': 'LSTM'}
@@ -129,12 +130,12 @@ def parse_size(size: str) -> tuple[int, int]:
   raise ValueError(f'sizes: {size!r} must be a width, as 200, or a number of weights, as 500k or 4.65M.')
 
 
-def parse_dropout(rates: str) -> lm.Dropout:
+def parse_dropout(rates: str) -> language_model.Dropout:
   """'0.5' drops half of what enters cells and softmax; '0:0.2:0.2:0.5' is embedding:input:recurrent:output."""
   try:
     found = [float(rate) for rate in rates.split(':')]
     if len(found) in (1, 4) and all(0 <= rate <= 0.95 for rate in found):
-      return lm.Dropout(*found) if len(found) == 4 else lm.Dropout(0.0, found[0], 0.0, found[0])
+      return language_model.Dropout(*found) if len(found) == 4 else language_model.Dropout(0.0, found[0], 0.0, found[0])
   except ValueError:
     pass
   raise ValueError(
@@ -166,22 +167,24 @@ def grid(cfg: Config) -> list[Point]:
   return [Point(*point) for point in itertools.product(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.dropout)]
 
 
-def settings(points: Sequence[Point]) -> lm.Settings:
+def settings(points: Sequence[Point]) -> language_model.Settings:
   """The hyperparameters of some points as arrays [m]; a kind of dropout that none of them has is left out."""
   lr, decay_epoch, init_scale, rates = zip(*points, strict=True)
   columns = zip(*map(parse_dropout, rates), strict=True)
-  dropout = lm.Dropout(*(jnp.array(column) if any(column) else None for column in columns))
-  return lm.Settings(jnp.array(lr), jnp.array(decay_epoch), jnp.array(init_scale), jnp.array(init_scale), dropout)
+  dropout = language_model.Dropout(*(jnp.array(column) if any(column) else None for column in columns))
+  return language_model.Settings(
+    jnp.array(lr), jnp.array(decay_epoch), jnp.array(init_scale), jnp.array(init_scale), dropout
+  )
 
 
-def prove(cfg: Config, text: data_lib.Text, arch: Arch) -> None:
+def prove(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or not enough text."""
-  lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   for size in cfg.sizes:
     width(cfg, text, arch, size)
 
 
-def width(cfg: Config, text: data_lib.Text, arch: Arch, size: str) -> int:
+def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
   """The width that a size means for a cell. Raises ValueError, before anything compiles, if no network has it."""
   hidden, parameters = parse_size(size)
   cell, form = _cell(arch)
@@ -191,31 +194,31 @@ def width(cfg: Config, text: data_lib.Text, arch: Arch, size: str) -> int:
 
 
 def task(
-  cfg: Config, text: data_lib.Text, arch: Arch, size: str, epochs: int, final: bool = False, mesh: Mesh | None = None
-) -> finish.Task:
-  """A cell at one size, to be trained for `epochs`. Raises ValueError as `width` and `lm.lay_out`.
+  cfg: Config, text: text_lib.Text, arch: Arch, size: str, epochs: int, final: bool = False, mesh: Mesh | None = None
+) -> full_training.Task:
+  """A cell at one size, to be trained for `epochs`. Raises ValueError as `width` and `language_model.lay_out`.
 
   The weights are those of the epoch with the best validation, in the grid and in the final trainings.
   """
   del final
   hidden, (cell, form) = width(cfg, text, arch, size), _cell(arch)
   network = language.build(cfg, text, cell, hidden)
-  data = lm.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  own = child_lib.completed(network, lambda settings: lm.Plan(form, settings))
+  data = language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  own = child_lib.completed(network, lambda settings: language_model.Plan(form, settings))
   epoch = len(data.train)
   programs = language.fitter(cfg, data, own, lambda settings: settings, epochs * epoch, epoch, mesh)
-  test = data._replace(valid=lm.windows(text.test, cfg.test_batch, cfg.bptt))
+  test = data._replace(valid=language_model.windows(text.test, cfg.test_batch, cfg.bptt))
   weights = language.weights(network, form)
-  return finish.Task(str(hidden), weights, programs, data, test, lambda scores: scores['perplexity'])
+  return full_training.Task(str(hidden), weights, programs, data, test, lambda scores: scores['perplexity'])
 
 
-def _cell(arch: Arch) -> tuple[lm.Cell, TreeArch | RnnArch]:
+def _cell(arch: Arch) -> tuple[language_model.Cell, TreeArch | RnnArch]:
   if isinstance(arch, str):
-    return lm.lstm(), published.LSTM  # a standard LSTM has no tree
-  return (lm.enas() if isinstance(arch, RnnArch) else lm.tree()), arch
+    return language_model.lstm(), published.LSTM  # a standard LSTM has no tree
+  return (language_model.enas() if isinstance(arch, RnnArch) else language_model.tree()), arch
 
 
-def setting(cfg: Config, text: data_lib.Text) -> str:
+def setting(cfg: Config, text: text_lib.Text) -> str:
   """What all trainings have in common, in words."""
   return (
     f'perplexity of the best of {cfg.epochs} epochs by validation; {cfg.dataset}, sha256 {text.sha256[:12]}; '

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from nas_jax import child as child_lib
-from nas_jax import config, finish, published
-from nas_jax import images as images_lib
+from nas_jax import config, published
 from nas_jax.children import conv
 from nas_jax.config import field
+from nas_jax.datasets import images as images_lib
 from nas_jax.space import count
-from nas_jax.space.layers import Arch
+from nas_jax.space.network import Arch
 from nas_jax.systems import classifier
+from nas_jax.training import child as child_lib
+from nas_jax.training import full_training
 from nas_jax.types import PyTree
 
 KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
@@ -124,7 +125,7 @@ def task(
   epochs: int,
   final: bool = False,
   mesh: Mesh | None = None,
-) -> finish.Task:
+) -> full_training.Task:
   """A network with `size` filters more in each layer, to be trained as in `training`."""
   add = int(size)
   weights = count(arch, images.shape, images.classes, classifier.form(cfg, add)).params
@@ -142,7 +143,7 @@ def training(
   final: bool,
   mesh: Mesh | None,
   decayed: Callable[[PyTree], PyTree] | None = None,
-) -> finish.Task:
+) -> full_training.Task:
   """A network of a static architecture, to be trained for `epochs`.
 
   In the grid the loss of validation chooses. A `final` training has all images, if `cfg` says so: nothing is left to
@@ -156,7 +157,9 @@ def training(
   own = child_lib.completed(network, lambda settings: conv.Plan(arch, settings))
   steps = epochs * (len(data.labels) // cfg.batch)
   programs = classifier.fitter(cfg, data, own, lambda settings: settings, steps, mesh, decayed=decayed)
-  return finish.Task(size, weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything)
+  return full_training.Task(
+    size, weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything
+  )
 
 
 def setting(cfg: Config, images: images_lib.Images) -> str:

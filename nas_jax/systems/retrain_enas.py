@@ -5,14 +5,15 @@ import dataclasses
 import jax
 from jax.sharding import Mesh
 
-from nas_jax import finish, published
-from nas_jax import images as images_lib
-from nas_jax.child import Child
-from nas_jax.children import conv, macro, micro, units
+from nas_jax import published
+from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.config import field
+from nas_jax.datasets import images as images_lib
 from nas_jax.space.enas import MacroArch, MicroArch
 from nas_jax.systems import classifier, retrain_conv
 from nas_jax.systems.retrain_conv import METRIC, Point, describe, grid, setting, settings
+from nas_jax.training import full_training
+from nas_jax.training.child import Child
 from nas_jax.types import PyTree
 
 __all__ = [
@@ -105,20 +106,20 @@ def task(
   epochs: int,
   final: bool = False,
   mesh: Mesh | None = None,
-) -> finish.Task:
+) -> full_training.Task:
   """A network of `size` filters, to be trained as in `retrain_conv.training`."""
   network = _build(cfg, images, arch, int(size))
   weights = _weights(network, arch)
-  return retrain_conv.training(cfg, images, network, arch, size, weights, epochs, final, mesh, units.decayed)
+  return retrain_conv.training(cfg, images, network, arch, size, weights, epochs, final, mesh, enas_layers.decayed)
 
 
 def _build(cfg: Config, images: images_lib.Images, arch: Arch, filters: int) -> Child:
   problem = classifier.problem(cfg, images)
   if isinstance(arch, MacroArch):
-    whole = macro.Form(len(arch.operation), filters, keep=cfg.keep, double=cfg.double, concat=cfg.concat)
-    return macro.build(problem, whole)
+    whole = enas_macro.Form(len(arch.operation), filters, keep=cfg.keep, double=cfg.double, concat=cfg.concat)
+    return enas_macro.build(problem, whole)
   blocks = len(arch.normal_input) // 2
-  return micro.build(problem, micro.Form(cfg.cells, filters, blocks, keep=cfg.keep, drop_path=cfg.drop_path))
+  return enas_micro.build(problem, enas_micro.Form(cfg.cells, filters, blocks, keep=cfg.keep, drop_path=cfg.drop_path))
 
 
 def _weights(network: Child, arch: PyTree) -> int:

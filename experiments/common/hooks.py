@@ -1,0 +1,85 @@
+"""What is noted of a search for people: updates.jsonl and TensorBoard events. The search reads neither."""
+
+from collections.abc import Callable, Iterable, Mapping
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from nas_jax import search
+from nas_jax.search import journal
+
+SAMPLES = 64  # strings that the controller's entropy and probabilities are means over
+POINTS = 100  # about as many times in a run its probabilities are noted
+
+
+def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple[search.Hook, Callable[[], None]]:
+  """A hook that notes `s` in `workdir`, and what closes its files; of its `children` so many are `done`.
+
+  Each update becomes a line of updates.jsonl: step, children, mean reward, baseline, advantage (mean absolute),
+  gradient_norm, best reward, entropy (nats a string) and, about a hundred times in a run, `probabilities`: of each
+  slot's labels, given by the controller after the update. A resumed search writes some steps again: the last line of a
+  step counts.
+  """
+  write = journal.writer(os.path.join(workdir, 'updates.jsonl'))
+  show_children, show_updates, close = events(workdir)
+  # A key of its own: nothing here is seen by the search.
+  keys, looked = jax.random.split(jax.random.key(0), SAMPLES), done * POINTS // children
+
+  def note(state: search.SearchState, info: Mapping[str, Any]) -> None:
+    nonlocal looked
+    step, done, (entropy, probabilities) = int(state.step), s.spent(state), s.survey(state, keys)
+    numbers = {**info, 'best': state.best.reward, 'entropy': entropy}
+    line = {'step': step, 'children': done} | {name: journal.plain(np.asarray(x)) for name, x in numbers.items()}
+    if step == 1 or done * POINTS // children > looked or s.over(state, children):
+      looked = done * POINTS // children
+      rows = zip(np.asarray(probabilities, np.float64).round(4).tolist(), s.space.slots, strict=True)
+      line['probabilities'] = [row[: slot.width] for row, slot in rows]
+    write([line])
+    show_updates([line])
+
+  return search.Hook(children=show_children, step=note), close
+
+
+Show = Callable[[list[journal.Record]], None]
+
+
+def events(workdir: str) -> tuple[Show, Show, Callable[[], None]]:
+  """(children(records), updates(lines), close()): scalars for TensorBoard in `workdir`/events, by children so far.
+
+  The first call writes all that children.jsonl and updates.jsonl hold, the later ones what is new. So a search that
+  was cut off loses no point, and its new file tells TensorBoard to forget those of the old.
+  """
+  writer: Any = None
+  folder, shown = os.path.join(workdir, 'events'), set[tuple[str, int]]()
+  by, files = {'child': 'id', 'update': 'step'}, {'child': 'children.jsonl', 'update': 'updates.jsonl'}
+
+  def add(kind: str, lines: Iterable[journal.Record]) -> None:
+    for line in lines:
+      number = (kind, line[by[kind]])
+      if number not in shown:
+        shown.add(number)
+        at = line['children'] if kind == 'update' else line['id'] + 1
+        for name, value in line.items():
+          if isinstance(value, float) and not line.get('failed'):
+            writer.add_scalar(f'{kind}/{name}', value, at)
+
+  def show(kind: str) -> Show:
+    def call(lines: list[journal.Record]) -> None:
+      nonlocal writer
+      if writer is None:
+        from tensorboardX import SummaryWriter  # a third of a second, so not on import
+
+        writer = SummaryWriter(folder, purge_step=0 if os.path.isdir(folder) else None, flush_secs=5)
+        for each, file in files.items():
+          add(each, journal.read(os.path.join(workdir, file), by[each]).values())
+      add(kind, lines)
+
+    return call
+
+  def close() -> None:
+    if writer is not None:
+      writer.close()
+
+  return show('child'), show('update'), close

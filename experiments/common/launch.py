@@ -1,0 +1,219 @@
+"""What all launchers share: flags made from a config, and how they end."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import errno
+import functools
+import os
+import signal
+import sys
+import threading
+from typing import Any, NoReturn
+import warnings
+
+from absl import flags
+from absl import logging as absl_logging
+import jax
+
+from nas_jax import config
+from nas_jax.training.recovery import Stopped
+
+Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
+Work = Callable[[Check], None]
+# What stands in the way of writing: no space or quota, read-only, too large, broken, forbidden.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM}
+
+_DEFINE: dict[type, Callable[..., Any]] = {
+  bool: flags.DEFINE_boolean,
+  int: flags.DEFINE_integer,
+  float: flags.DEFINE_float,
+  str: flags.DEFINE_string,
+  tuple: flags.DEFINE_list,
+}
+
+
+def main(prepare: Callable[[Sequence[str]], Work]) -> None:
+  """Runs a launcher: `prepare(argv)` reads and checks all input, what it returns does the work.
+
+  Each of these ends it with one line on stderr: whatever is wrong with the input, exit code 2; a file that cannot be
+  written, 74; SIGTERM, 143, and Ctrl-C, 130, as soon as what runs is over, and at once the second time.
+  """
+  absl_logging.set_verbosity(absl_logging.ERROR)
+  with _one_line_each():
+    try:
+      work = prepare(sys.argv)
+    except (flags.Error, ValueError) as error:
+      _leave(2, str(error))
+    except OSError as error:
+      _leave(2, f'{error.filename} cannot be used ({error.strerror})')
+    with _signals() as asked:
+      try:
+        work(functools.partial(_check, asked))
+      except Stopped:
+        _leave(128 + asked[0], f'stopped by {signal.Signals(asked[0]).name}; the same command goes on.')
+      except OSError as error:
+        if error.errno not in UNWRITABLE:
+          raise
+        what = error.filename or 'a file of results'
+        _say(f'{what} cannot be written ({error.strerror}); once that is mended the same command goes on.')
+        os._exit(74)  # what would be written on the way out cannot be either
+
+
+@contextlib.contextmanager
+def _one_line_each() -> Iterator[None]:
+  """Warnings, and what goes wrong in threads beside the search, such as TensorBoard's writer, as single lines."""
+  before = threading.excepthook
+  with warnings.catch_warnings():
+    warnings.showwarning = lambda message, *_, **__: _say(str(message))
+    threading.excepthook = lambda failed: _say(f'{failed.thread and failed.thread.name} failed: {failed.exc_value}')
+    try:
+      yield
+    finally:
+      threading.excepthook = before
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+  """The signals that asked the process to end, as they come; a second one of a kind ends it at once."""
+  asked = list[int]()
+
+  def ask(number: int, frame: Any) -> None:
+    asked.append(number)
+    signal.signal(number, signal.SIG_DFL)
+    os.write(2, b'stopping as soon as what runs now is over; once more ends it at once\n')
+
+  before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield asked
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def _check(asked: Sequence[int]) -> None:
+  if asked:
+    raise Stopped
+
+
+def _say(message: str) -> None:
+  name = os.path.basename(os.path.splitext(sys.argv[0])[0].removesuffix(f'{os.sep}__main__'))
+  print(f'{name}: {" ".join(message.split())}', file=sys.stderr)
+
+
+def _leave(code: int, message: str) -> NoReturn:
+  _say(message)
+  raise SystemExit(code)
+
+
+def parse(
+  argv: Sequence[str], doc: str, own: Callable[[flags.FlagValues], None], *config_classes: type, words: str = ''
+) -> flags.FlagValues:
+  """Parses `argv`: the launcher's `own` flags and one for each field of the configs, of which one will be made.
+
+  `words` is the list flag that plain words are another way to give.
+  """
+  values = flags.FlagValues()
+  values.set_gnu_getopt(bool(words))  # flags may come after words
+  own(values)
+  flags.DEFINE_boolean('help', False, 'show this and leave', short_name='h', flag_values=values)
+  fields: dict[str, list[Any]] = {}
+  for item in (item for config_class in config_classes for item in dataclasses.fields(config_class)):
+    fields.setdefault(item.name, []).append(item)
+  for name, items in fields.items():
+    kinds, helps = {type(item.default) for item in items}, {item.metadata['help']: None for item in items}
+    # Where one config has a list and another a single value, a list is read, and `overlay` wants one entry.
+    _DEFINE[kinds.pop() if len(kinds) == 1 else tuple](name, None, '; or: '.join(helps), flag_values=values)
+  rest = values(list(argv))
+  if values.help:
+    print(f'{doc}\n\nFlags (where no default is shown, the preset decides):\n{values.get_help()}')
+    raise SystemExit(0)
+  if words and len(rest) > 1:
+    setattr(values, words, rest[1:])
+  elif len(rest) > 1:
+    raise ValueError(f'{rest[1]!r} is no flag: write --name=value; --help lists the names.')
+  return values
+
+
+def search_flags(presets: Mapping[str, Any], launcher: str) -> Callable[[flags.FlagValues], None]:
+  """The flags that all searches have beside their config's fields."""
+
+  def define(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum('preset', 'demo', sorted(presets), 'the config to start from', flag_values=values)
+    flags.DEFINE_string('workdir', '', f'folder of results; runs/{launcher}-PRESET by default', flag_values=values)
+    flags.DEFINE_string('data_dir', '', 'folder of data sets', flag_values=values)
+    flags.DEFINE_boolean('control', True, 'run a random search beside it, on the same budget', flag_values=values)
+
+  return define
+
+
+def configure(values: flags.FlagValues, presets: Mapping[str, Callable[[], Any]]) -> Any:
+  """The config of the chosen preset with the given flags laid over it, checked."""
+  cfg = overlay(values, presets[values.preset]())
+  if values.data_dir and not os.path.isdir(values.data_dir):
+    raise ValueError(f'data_dir (={values.data_dir!r}) is no folder: name one that exists, or leave the flag out.')
+  return cfg
+
+
+def own_preset(values: flags.FlagValues, presets: Mapping[str, Any], whose: str) -> None:
+  """Raises ValueError if the preset is not one of `presets`: a launcher may take those of several configs."""
+  if values.preset not in presets:
+    raise ValueError(f'preset (={values.preset!r}) is none for {whose}: take one of {", ".join(presets)}.')
+
+
+def own_fields(values: flags.FlagValues, own: type, others: Mapping[str, type]) -> None:
+  """Raises ValueError if a flag is given that is no field of the config `own`, but of one of `others`, by owner."""
+  names = {item.name for item in dataclasses.fields(own)}
+  for whose, other in others.items():
+    for item in dataclasses.fields(other):
+      if item.name not in names and values[item.name].value is not None:
+        raise ValueError(f'--{item.name} is for {whose}, and means nothing here: leave it out.')
+
+
+def overlay(values: flags.FlagValues, cfg: Any) -> Any:
+  """`cfg` with the given flags laid over it, checked."""
+  for item in dataclasses.fields(cfg):
+    given = values[item.name].value
+    if given is not None:
+      setattr(cfg, item.name, _entries(item, given) if isinstance(given, list) else given)
+  config.check(cfg)
+  return cfg
+
+
+def _entries(item: Any, given: Sequence[str]) -> Any:
+  """The entries of a list flag as those of the field's default are, or the only one of a field that is no list."""
+  single = not isinstance(item.default, tuple)
+  wanted = type(item.default if single else item.default[0])
+  try:
+    entries = tuple(wanted(entry) for entry in given)
+    if not single or len(entries) == 1:
+      return entries[0] if single else entries
+  except ValueError:
+    pass
+  what = f'one {wanted.__name__}' if single else f'a list of {wanted.__name__}s'
+  raise ValueError(f'{item.name} (={",".join(given)}) must be {what}.')
+
+
+def set_up_jax(at_most: int | None = None) -> None:
+  """Makes each core of a CPU machine a device (`at_most` so many), and keeps compiled programs for the next time.
+
+  Before JAX is first used; accelerators do not care for the former. Programs are kept in nas_jax of the user's cache
+  folder, or where JAX_COMPILATION_CACHE_DIR says; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+  """
+  jax.config.update('jax_num_cpu_devices', min(len(os.sched_getaffinity(0)), at_most or 1000))
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+    jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'nas_jax'))
+    jax.config.update('jax_compilation_cache_max_size', 2 * 1024**3)  # bytes; the least used go first
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+
+
+def read_arch(path: str, from_json: Callable[[str], Any]) -> Any:
+  """The architecture in a file. Raises ValueError, naming the file, as `from_json` does."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      return from_json(file.read())
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f'{path} cannot be read ({error}): name a file like a best.json.') from None
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from None

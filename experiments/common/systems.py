@@ -1,0 +1,161 @@
+"""The systems whose children are trained: what a search and its report must know of each."""
+
+from collections.abc import Callable, Mapping
+import types
+from typing import Any, NamedTuple
+
+from nas_jax import search, space, tree_cell
+from nas_jax.draw import conv as draw_conv
+from nas_jax.draw import enas as draw_enas
+from nas_jax.draw import tree as draw_tree
+from nas_jax.nn import enas_cell
+from nas_jax.report import page
+from nas_jax.space import network
+from nas_jax.systems import (
+  cell,
+  chain,
+  classifier,
+  conv,
+  enas,
+  enas_images,
+  enas_rnn,
+  language,
+  retrain_cell,
+  retrain_conv,
+  retrain_enas,
+)
+from nas_jax.training import evaluators
+from nas_jax.training.recovery import Keeper
+
+
+class Alone(NamedTuple):
+  """How children are trained each by itself."""
+
+  build: Callable[..., search.Search]  # (cfg, data, keeper=...); raises ValueError on what does not fit
+  again: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
+  longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
+  time_programs: Callable[[Any, Any], evaluators.Timing] | None  # (cfg, data); None if there is one way only
+  misfit: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
+  yardsticks: Callable[[Any, Any, search.Search, Keeper], Mapping[str, evaluators.Known]]  # (cfg, data, s, keeper)
+
+
+class System(NamedTuple):
+  """One system. `cfg` is its config, `data` what `load` returns, `arch` a static architecture."""
+
+  launcher: str
+  kind: str  # of its architectures, in a best.json
+  noun: str  # what a child is, in the singular
+  config: type
+  presets: Mapping[str, Callable[[], Any]]
+  metric: page.Metric
+  make_space: Callable[[Any], space.Space]  # (cfg)
+  load: Callable[[Any, str], Any]  # (cfg, data_dir) -> data, which has a `sha256`
+  about: Callable[[Any, Any], str]  # (cfg, data) -> what the children learn, in words
+  length: Callable[[Any], str]  # (cfg) -> how children are trained, in words
+  from_json: Callable[[str], Any]  # the text of a file as best.json -> arch
+  text: Callable[[Any], str]  # (arch) -> equations or words
+  drawing: Callable[[Any], str]  # (arch) -> an SVG element
+  retrain: Any  # the module that trains what was found to the end
+  alone: Any = None  # an `Alone`; None if children share weights
+  problem: Any = None  # of those who do: (cfg, data) -> enas.Problem; raises ValueError on what does not fit
+  views: Mapping[str, Callable[[Any], str]] = types.MappingProxyType({})  # (arch) -> the kind it is of, to compare
+
+
+CELL = System(
+  'cell_search',
+  'tree_cell',
+  'cell',
+  cell.Config,
+  cell.PRESETS,
+  page.Metric('perplexity', 'validation perplexity'),
+  cell.make_space,
+  language.load,
+  lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
+  cell.length,
+  space.tree_from_json,
+  tree_cell.equations,
+  draw_tree.svg,
+  retrain_cell,
+  Alone(cell.build, search.build, cell.longer, cell.time_programs, cell.misfit, cell.yardsticks),
+)
+CONV = System(
+  'conv_search',
+  'conv',
+  'network',
+  conv.Config,
+  conv.PRESETS,
+  page.Metric('accuracy', 'validation accuracy', lower=False),
+  conv.make_space,
+  classifier.load,
+  lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
+  conv.length,
+  space.conv_from_json,
+  network.describe,
+  draw_conv.svg,
+  retrain_conv,
+  Alone(conv.build, search.build, conv.longer, conv.time_programs, conv.misfit, conv.yardsticks),
+)
+CHAIN = System(
+  'per_layer_search',
+  'chain',
+  'chain',
+  chain.Config,
+  chain.PRESETS,
+  page.Metric('accuracy', 'validation accuracy', lower=False),
+  chain.make_space,
+  classifier.load,
+  CONV.about,
+  chain.length,
+  space.chain_from_json,
+  network.describe,
+  draw_conv.svg,
+  retrain_conv,
+  Alone(chain.build, chain.again, chain.longer, None, chain.misfit, chain.yardsticks),
+  views={
+    'first layer': lambda arch: space.chain.KINDS[space.chain.layer_of(arch.layers[0]).kind],
+    'layers': lambda arch: f'{len(arch.layers):2}',
+  },
+)
+MACRO = System(
+  'enas_search',
+  'enas_macro',
+  'network',
+  enas_images.MacroConfig,
+  enas_images.MACRO_PRESETS,
+  page.Metric('shared_accuracy', 'shared-weight validation accuracy', lower=False),
+  enas_images.make_space,
+  classifier.load,
+  CONV.about,
+  enas.length,
+  space.macro_from_json,
+  space.enas.describe,
+  draw_enas.svg,
+  retrain_enas,
+  problem=enas_images.problem,
+)
+MICRO = MACRO._replace(
+  kind='enas_micro',
+  noun='cell pair',
+  config=enas_images.MicroConfig,
+  presets=enas_images.MICRO_PRESETS,
+  from_json=space.micro_from_json,
+)
+RECURRENT = System(
+  'enas_search',
+  'enas_rnn',
+  'cell',
+  enas_rnn.Config,
+  enas_rnn.PRESETS,
+  page.Metric('shared_perplexity', 'shared-weight validation perplexity'),
+  enas_rnn.make_space,
+  language.load,
+  CELL.about,
+  enas.length,
+  space.rnn_from_json,
+  enas_cell.equations,
+  draw_enas.svg,
+  retrain_cell,
+  problem=enas_rnn.problem,
+)
+ENAS = {'macro': MACRO, 'micro': MICRO, 'recurrent': RECURRENT}
+SYSTEMS = (CELL, CONV, CHAIN, *ENAS.values())

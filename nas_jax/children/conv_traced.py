@@ -1,0 +1,114 @@
+"""The image classifier child for traced architectures: one program trains any network of one depth."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.children import conv_traced_layers
+from nas_jax.children.conv import Plan, Problem, classifier, moved
+from nas_jax.children.conv_traced_weights import Sizes, Weights, Wires, corner, pairs, present
+from nas_jax.space.conv import IMAGE, ConvArch
+from nas_jax.space.network import network
+from nas_jax.training.child import Child
+from nas_jax.types import Array, Key, PyTree
+
+
+def build(
+  depth: int,
+  filter_heights: Sequence[int],
+  filter_widths: Sequence[int],
+  filters: Sequence[int],
+  skips: bool,
+  problem: Problem,
+) -> Child:
+  """The child of `conv.build`, its arch traced: plain convolutions, each reading any layers before it.
+
+  Weights have room for any network of the space. What one does not have starts as 0, does not act and gets no gradient,
+  so it stays 0 and there is nothing to decay.
+
+  Args:
+    depth: L, layers of every network.
+    filter_heights: labels of the space, as are the next two.
+    filter_widths: labels.
+    filters: labels.
+    skips: whether archs have links; without, each layer reads the one before it.
+    problem: as in `conv.build`.
+
+  Returns:
+    A child whose arch is a `Plan` of settings and a `ConvArch` of int32 arrays, which must hold the labels alone: an
+    array cannot be checked here. Its carry is the mean and variance [L, F] of every channel.
+  """
+  sizes = Sizes(problem.image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
+  layer, _ = pairs(depth)
+
+  def init(plan: Plan, key: Key) -> PyTree:
+    wires = _wires(plan.arch, depth, skips)
+    channels = jnp.concatenate([jnp.full(1, problem.image[2]), wires.filters])
+    fan = wires.height * wires.width * (wires.reads * channels[None]).sum(1)
+    kernels = jax.random.normal(key, (len(layer), *sizes.most()))
+    kernels *= ((2.0 / fan) ** 0.5)[layer][:, None, None, None, None]
+    layers = Weights(kernels, jnp.ones((depth, max(filters))), jnp.zeros((depth, max(filters))))
+    softmax = jnp.zeros((depth, max(filters), problem.classes))
+    return {'layers': present(sizes, layers, wires), 'softmax': softmax, 'softmax_bias': jnp.zeros(problem.classes)}
+
+  def carry(params: PyTree) -> PyTree:
+    shift = params['layers'].shift
+    return jnp.zeros_like(shift), jnp.ones_like(shift)
+
+  def forward(params, stats, plan, x, key):
+    train = key is not None
+    wires = _wires(plan.arch, depth, skips)
+    moving = None if train else stats
+    features, used = conv_traced_layers.run(
+      sizes, problem.norm_first, params['layers'], wires, x, plan.settings.epsilon, moving
+    )
+    softmax = jnp.where(_ends(sizes, wires), params['softmax'], 0.0)
+    logits = jnp.einsum('lbf,lfk->bk', features, softmax) + params['softmax_bias'][None]
+    return logits, moved(stats, used) if train else stats
+
+  def decayed(params: PyTree) -> list[Array]:
+    return [params['layers'].kernels, params['softmax']]
+
+  return classifier(init, carry, forward, decayed, problem)
+
+
+def _wires(arch: ConvArch, depth: int, skips: bool) -> Wires:
+  """The first of the paper's rules: a layer that reads nothing reads the image."""
+  if skips and depth > 1:
+    layer, source = pairs(depth - 1)
+    links = jnp.zeros((depth, depth), bool).at[layer + 1, source].set(jnp.asarray(arch.links) != 0)
+    reads = jnp.concatenate([~links.any(1, keepdims=True), links], 1)
+  else:
+    reads = jnp.eye(depth, depth + 1, dtype=bool)
+  return Wires(reads, *(jnp.asarray(field) for field in (arch.filter_height, arch.filter_width, arch.filters)))
+
+
+def _ends(sizes: Sizes, wires: Wires) -> Array:
+  """[L, F, 1] bool: what the classifier sees, the channels of layers that no other reads."""
+  own = jnp.arange(max(sizes.filters))[None] < wires.filters[:, None]
+  return (own & ~wires.reads[:, 1:].any(0)[:, None])[..., None]
+
+
+def narrowed(params: PyTree, stats: PyTree, arch: ConvArch, channels: int) -> tuple[PyTree, PyTree]:
+  """The weights and moving statistics of one network, of static arch, as the child of `conv.build` has them.
+
+  Args:
+    params: of the traced child.
+    stats: likewise.
+    arch: the network.
+    channels: of the image.
+  """
+  (layers, ends), (kernels, scale, shift) = network(arch), params['layers']
+  found, moving = [], []
+  for i, layer in enumerate(layers):
+    top, left = corner(kernels.shape[1:3], layer.window)
+    window, own = np.s_[top : top + layer.window[0], left : left + layer.window[1]], slice(layer.filters)
+    first = i * (i + 1) // 2 + 1
+    read = [(first + j, slice(channels if j == IMAGE else arch.filters[j])) for j in layer.reads]
+    kernel = jnp.concatenate([kernels[pair][(*window, source, own)] for pair, source in read], 2)
+    found.append({'kernel': kernel, 'scale': scale[i, own], 'shift': shift[i, own]})
+    moving.append((stats[0][i, own], stats[1][i, own]))
+  softmax = jnp.concatenate([params['softmax'][i, : arch.filters[i]] for i in ends])
+  return {'layers': found, 'softmax': softmax, 'softmax_bias': params['softmax_bias']}, moving

@@ -1,0 +1,218 @@
+"""The networks of cells of ENAS (Pham et al. 2018, Sec. 2.4), one alone or all of them with shared weights.
+
+A 3 x 3 convolution is followed by normal cells with a reduction cell, which halves images and doubles filters, after a
+third and two thirds of them. A cell reads the outputs of the two cells before it. Both are brought to its size and
+filters by a ReLU, a 1 x 1 convolution and batch norm, or where they are too large by a factorised reduction; in the
+released code the newer one, if it has the size and filters, is left as it is. So what a reduction cell halves is its
+inputs, and its operations have stride 1, as in the search of the released code; in the paper those have stride 2.
+
+A separable convolution is ReLU, convolution and batch norm, twice. Nodes that no operation reads, inputs too, are
+concatenated, and a ReLU, a 1 x 1 convolution and batch norm make them the cell's output; in the released code a network
+alone has no such convolution.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nas_jax.children import conv, enas_layers
+from nas_jax.nn import image_ops
+from nas_jax.space.base import is_static
+from nas_jax.space.enas import INPUTS, MICRO_OPERATIONS, MicroArch, cuts, enas_micro_space, loose_ends
+from nas_jax.training.child import Child
+from nas_jax.types import Array, Key, PyTree
+
+IDENTITY = MICRO_OPERATIONS.index('identity')
+
+
+class Form(NamedTuple):
+  """What a network makes of its architecture; the paper's search has 6 cells, 20 filters, keeps .9 and paths .6."""
+
+  cells: int  # normal ones
+  filters: int  # of the first
+  blocks: int = 5
+  operations: tuple[str, ...] = MICRO_OPERATIONS  # that a traced arch may have
+  keep: float = 1.0  # share of the features that the classifier is left with in training
+  drop_path: float = 1.0  # share of images for which an operation of the last cell, but identity, acts in training
+  norm: str = 'moving'  # statistics that batch norm takes in scoring: these, or 'batch', those of the images scored
+
+
+class Cell(NamedTuple):
+  """One cell of a network."""
+
+  kind: str  # 'normal' or 'reduction'
+  filters: int
+  channels: tuple[int, int]  # of what it reads, the older first
+  halved: tuple[bool, bool]
+
+
+def build(problem: conv.Problem, form: Form) -> Child:
+  """The networks of a form, to be trained one by one or with shared weights; all as in `enas_macro.build`.
+
+  The separable convolutions of a cell have weights for each node that they may read.
+
+  Args:
+    problem: as in `conv.build`; in a cell batch norm comes after the ReLU.
+    form: of all networks.
+
+  Returns:
+    A child whose arch is a `conv.Plan` of a static or traced `MicroArch`.
+
+  Raises:
+    ValueError: a form that cannot be, here; a static arch of another space, in `init`.
+  """
+  space = enas_micro_space(form.blocks, form.operations)
+  if form.cells < 1:
+    raise ValueError(f'cells (={form.cells}) must be from 1 up.')
+
+  return enas_layers.child(problem, form, space, lambda: _room(problem, form), own, run)
+
+
+def cells_of(form: Form) -> tuple[Cell, ...]:
+  """The cells in turn."""
+  found = list[Cell]()
+  before = [(form.filters, 0)] * INPUTS  # channels and halvings of what the next cell reads
+  for kind in _kinds(form.cells):
+    level = before[-1][1] + (kind == 'reduction')
+    (older, far), (newer, near) = before
+    found.append(Cell(kind, form.filters * 2**level, (older, newer), (far < level, near < level)))
+    before = [before[-1], (found[-1].filters, level)]
+  return tuple(found)
+
+
+def _kinds(cells: int) -> list[str]:
+  """Of the cells in turn, where so many are normal."""
+  found = ['normal'] * cells
+  for cut in reversed(cuts(cells)):
+    found.insert(cut, 'reduction')
+  return found
+
+
+def own(tree: PyTree, arch: MicroArch) -> PyTree:
+  """Of shared weights, or their statistics or gradients, those of the network of a static arch, as that alone has."""
+
+  def side(part, reads, operation):
+    name = MICRO_OPERATIONS[operation]
+    return {name: jax.tree.map(lambda leaf: leaf[reads], part[name])}
+
+  found, count = [], len(tree['cells'])
+  for kind, cell in zip(_kinds(count if count < 3 else count - 2), tree['cells'], strict=True):
+    reads, operations = _decided(arch, kind)
+    blocks = [
+      [side(part, reads[2 * b + k], operations[2 * b + k]) for k, part in enumerate(block)]
+      for b, block in enumerate(cell['blocks'])
+    ]
+    found.append(cell | {'blocks': blocks, 'ends': enas_layers.own_joined(cell['ends'], _ends(reads))})
+  return tree | {'cells': found}
+
+
+def run(
+  params: PyTree, stats: PyTree, arch: MicroArch, form: Form, x: Array, epsilon: Any, key: Key | None
+) -> tuple[Array, PyTree]:
+  """Logits [B, classes] of images [B, H, W, C], and the moving statistics after them; in training with a key."""
+  how, cells, after = enas_layers.mode(form.norm, key), cells_of(form), []
+  dropout, paths = (None, None) if key is None else jax.random.split(key)
+  x, stem = enas_layers.unit(x, params['stem'], stats['stem'], epsilon, how)
+  older = newer = x
+  for i, (cell, own, moving) in enumerate(zip(cells, params['cells'], stats['cells'], strict=True)):
+    reads, operations = _decided(arch, cell.kind)
+    keep, acts = 1.0 - (i + 1) / len(cells) * (1.0 - form.drop_path), None
+    if paths is not None and keep < 1.0:
+      acts = jax.random.bernoulli(jax.random.fold_in(paths, i), keep, (len(reads), len(x))) / keep
+    y, new = _cell(form, cell, how, epsilon, (older, newer), reads, operations, acts, own, moving)
+    older, newer = newer, y
+    after.append(new)
+  return enas_layers.classified(params, jax.nn.relu(newer), form.keep, dropout), {'stem': stem, 'cells': after}
+
+
+def _cell(form, cell, how, epsilon, before, reads, operations, acts, own, moving):
+  """A cell's output, and the statistics after it; `acts` [2 B, images] is what operations are multiplied by."""
+  nodes, inputs, blocks = [], [], []
+  for image, halved, part, old in zip(before, cell.halved, own['inputs'], moving['inputs'], strict=True):
+    bring = enas_layers.reduced if halved else enas_layers.unit
+    y, new = bring(jax.nn.relu(image), part, old, epsilon, how)
+    nodes.append(y)
+    inputs.append(new)
+  for b, parts in enumerate(zip(own['blocks'], moving['blocks'], strict=True)):
+    sides = []
+    for p, part, old in zip((2 * b, 2 * b + 1), *parts, strict=True):
+      y, new = _side(form, how, epsilon, nodes, reads[p], operations[p], part, old)
+      if acts is not None:
+        y *= jnp.where(jnp.asarray(operations[p]) == IDENTITY, 1.0, acts[p])[:, None, None, None]
+      sides.append((y, new))
+    (left, right), new = zip(*sides, strict=True)
+    nodes.append(left + right)
+    blocks.append(list(new))
+  y, ends = enas_layers.joined(nodes, _ends(reads), own['ends'], moving['ends'], epsilon, how)
+  return y, {'inputs': inputs, 'blocks': blocks, 'ends': ends}
+
+
+def _side(form, how, epsilon, nodes, reads, operation, own, moving):
+  """One operation of a block on the node that it reads, and the statistics after it."""
+  x = enas_layers.choose(reads, [functools.partial(_pick, j) for j in range(len(nodes))], *nodes)
+  branches = [functools.partial(_branch, name, how) for name in form.operations]
+  k = enas_layers.place(operation, [MICRO_OPERATIONS.index(name) for name in form.operations])
+  if is_static(reads):
+    return enas_layers.choose(k, branches, x, own, moving, epsilon)
+  weights, old = jax.tree.map(lambda leaf: leaf[reads], (own, moving))
+  y, new = enas_layers.choose(k, branches, x, weights, old, epsilon)
+  return y, jax.tree.map(lambda leaf, value: leaf.at[reads].set(value), moving, new)
+
+
+def _pick(j: int, *nodes: Array) -> Array:
+  return nodes[j]
+
+
+def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon: Array) -> tuple[Array, PyTree]:
+  """One operation, and the statistics of all after it."""
+  found = list[PyTree]()
+  for part, old in zip(own[name], moving[name], strict=True):
+    x, new = enas_layers.unit(jax.nn.relu(x), part, old, epsilon, how)
+    found.append(new)
+  if 'pool' in name:
+    kind, size = name.rsplit(maxsplit=1)
+    x = image_ops.pool_around(x, int(size), kind == 'max pool')
+  return x, moving | {name: found}
+
+
+def _decided(arch: MicroArch, kind: str) -> tuple[Any, Any]:
+  """What the sides of a cell's blocks read, and their operations, [2 B] each."""
+  if kind == 'normal':
+    return arch.normal_input, arch.normal_operation
+  return arch.reduction_input, arch.reduction_operation
+
+
+def _ends(reads: Any) -> Sequence[Any]:
+  """[2 + B] whether no side reads a node."""
+  nodes = INPUTS + len(reads) // 2
+  if is_static(reads):
+    return [int(node in loose_ends(reads, nodes)) for node in range(nodes)]
+  return [(reads != node).all().astype(jnp.int32) for node in range(nodes)]
+
+
+def _room(problem: conv.Problem, form: Form) -> PyTree:
+  """Zeros in the shapes of all weights."""
+
+  def side(filters, nodes):
+    def twice(name):
+      return [enas_layers.room(int(name.split()[1]), filters, filters, True, (nodes,)) for _ in range(2)]
+
+    return {name: twice(name) if name.startswith('sepconv') else [] for name in form.operations}
+
+  cells = [
+    {
+      'inputs': [enas_layers.room(1, channels, cell.filters) for channels in cell.channels],
+      'blocks': [[side(cell.filters, INPUTS + b) for _ in range(2)] for b in range(form.blocks)],
+      'ends': enas_layers.joined_room(INPUTS + form.blocks, cell.filters),
+    }
+    for cell in cells_of(form)
+  ]
+  return {
+    'stem': enas_layers.room(3, problem.image[2], form.filters),
+    'cells': cells,
+    'softmax': jnp.zeros((cells_of(form)[-1].filters, problem.classes)),
+    'softmax_bias': jnp.zeros(problem.classes),
+  }

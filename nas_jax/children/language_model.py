@@ -1,0 +1,286 @@
+"""The language model child: an embedding, a stack of recurrent cells, a softmax (Zoph & Le 2017, Sec. 4.2)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from nas_jax import tree_cell
+from nas_jax.datasets.text import Text
+from nas_jax.nn import enas_cell
+from nas_jax.nn import recurrent as recurrent_lib
+from nas_jax.training.child import Child
+from nas_jax.types import Array, Key, PyTree
+
+
+class Cell(NamedTuple):
+  """A kind of recurrent cell: what `build` stacks."""
+
+  # (key, arch, in_features, features, scale) -> params, uniform in [-scale, scale], which may be traced
+  init: Callable[[Key, PyTree, int, int, float | Array], PyTree]
+  carry: Callable[[int, int], PyTree]  # (batch, features) -> zeros
+  # (params, arch, carry, xs, h_mask [B, H] or None) -> carry, ys; the mask is that of recurrent dropout
+  unroll: Callable[[PyTree, PyTree, PyTree, recurrent_lib.Inputs, Array | None], tuple[PyTree, Array]]
+
+
+def tree(operations: tree_cell.Operations = tree_cell.EVERY) -> Cell:
+  """Tree cells; traced ones may hold only the given (combine, activate) ids."""
+
+  def unroll(params, arch, carry, xs, h_mask):
+    return tree_cell.unroll(params, arch, carry, xs, h_mask=h_mask, operations=operations)
+
+  def init(key, arch, in_features, features, scale):
+    return tree_cell.init(key, arch, in_features, features, scale=scale)
+
+  return Cell(init, _two_zeros, unroll)
+
+
+def enas(activate: Sequence[int] = enas_cell.EVERY, normalize: bool = False) -> Cell:
+  """Recurrent cells of ENAS: a traced one among weights that all share, which may hold only the given activate ids.
+
+  `normalize` is batch norm of what each cell hands up, by the streams side by side, as in the paper's search.
+  """
+
+  def init(key, arch, in_features, features, scale):
+    return enas_cell.init(key, arch, in_features, features, scale=scale)
+
+  def unroll(params, arch, carry, xs, h_mask):
+    return enas_cell.unroll(params, arch, carry, xs, h_mask=h_mask, normalize=normalize, activate=activate)
+
+  return Cell(init, lambda batch, features: jnp.zeros((batch, features)), unroll)
+
+
+def lstm() -> Cell:
+  """The standard LSTM with biases, as a yardstick; the arch is ignored."""
+
+  def init(key, arch, in_features, features, scale):
+    del arch
+    return recurrent_lib.init(key, in_features, features, 4, bias=True, scale=scale)
+
+  def unroll(params, arch, carry, xs, h_mask):
+    del arch
+    return recurrent_lib.unroll(recurrent_lib.lstm, None, params, carry, xs, h_mask=h_mask)
+
+  return Cell(init, _two_zeros, unroll)
+
+
+def _two_zeros(batch: int, features: int) -> PyTree:
+  return jnp.zeros((batch, features)), jnp.zeros((batch, features))
+
+
+def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
+  """A Flax cell, e.g. `flax_cell(nn.SimpleCell)`, as a yardstick; the arch is ignored.
+
+  It starts by Flax's own init and knows no recurrent dropout.
+  """
+
+  def init(key, arch, in_features, features, scale):
+    del arch, scale
+    cell = make(features)
+    zeros = cell.initialize_carry(key, (1, in_features))
+    return cell.init(key, zeros, jnp.zeros((1, in_features)))
+
+  def carry(batch, features):
+    return make(features).initialize_carry(jax.random.key(0), (batch, features))
+
+  def unroll(params, arch, carry, xs, h_mask):
+    del arch, h_mask
+    cell = make(jax.tree.leaves(carry)[0].shape[-1])
+    return jax.lax.scan(lambda carry, x: cell.apply(params, carry, x), carry, recurrent_lib.looked_up(xs))
+
+  return Cell(init, carry, unroll)
+
+
+class Data(NamedTuple):
+  """A text laid out for truncated backpropagation: time first, `B` streams side by side."""
+
+  train: np.ndarray  # [steps an epoch, bptt + 1, B] int32; a step's last tokens are the next one's first
+  valid: tuple[np.ndarray, ...]  # inputs, targets [windows, bptt, C] int32; weight 0 or 1: each target counts once
+
+
+def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
+  """Arrays for `build`. Raises ValueError if the training split is too short for one step."""
+  steps = (len(text.train) // batch - 1) // bptt
+  if steps < 1:
+    raise ValueError(
+      f'the training split has {len(text.train)} tokens, one step of batch (={batch}) streams of bptt (={bptt}) needs '
+      f'{batch * (bptt + 1)}: take a smaller batch or bptt, or more text.'
+    )
+  columns = len(text.train) // batch
+  streams = text.train[: batch * columns].reshape(batch, columns).T
+  train = np.stack([streams[i * bptt : (i + 1) * bptt + 1] for i in range(steps)])
+  return Data(train, windows(text.valid, score_batch, bptt))
+
+
+def windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, ...]:
+  """All predictions of a split in `streams` columns, padded at the end with weight 0."""
+  count = len(tokens) - 1
+  streams = min(streams, count)
+  length = -(-count // streams)
+  length += -length % bptt
+  rows = []
+  for values in (tokens[:-1], tokens[1:], np.ones(count, np.float32)):
+    padded = np.zeros(streams * length, values.dtype)
+    padded[:count] = values
+    rows.append(padded.reshape(streams, -1, bptt).transpose(1, 2, 0))
+  return tuple(rows)
+
+
+class Dropout(NamedTuple):
+  """Rates of variational dropout (Gal & Ghahramani 2016): one mask for all time steps of a training step.
+
+  A rate that is None costs nothing; others may be traced, and 0.
+  """
+
+  embedding: float | Array | None = None  # whole words of the vocabulary
+  input: float | Array | None = None  # what enters each cell from below
+  recurrent: float | Array | None = None  # h_(t-1) where it enters the cell
+  output: float | Array | None = None  # what enters the softmax
+
+
+class Settings(NamedTuple):
+  """Hyperparameters of a child: numbers, or arrays where one program trains children that differ in them."""
+
+  lr: float | Array  # learning rate at the start
+  decay_epoch: float | Array  # epochs at that rate, where it decays by epochs
+  init_scale: float | Array  # embedding and softmax start uniform within +- this
+  cell_scale: float | Array  # likewise the weights of the cells
+  dropout: Dropout = Dropout()
+
+
+class Plan(NamedTuple):
+  """All that one child is made from."""
+
+  arch: PyTree  # static or traced, as the cell takes it
+  settings: Settings
+
+
+class Masks(NamedTuple):
+  """What dropout leaves, scaled up; None where nothing is dropped."""
+
+  words: Array | None  # [V, 1]
+  between: tuple[Array | None, ...]  # [B, features] below each cell, and above the last
+  recurrent: tuple[Array | None, ...]  # [B, H] for each cell
+
+
+def no_masks(layers: int) -> Masks:
+  """Evaluation: nothing is dropped."""
+  return Masks(None, (None,) * (layers + 1), (None,) * layers)
+
+
+def draw_masks(key: Key, dropout: Dropout, vocabulary: int, widths: Sequence[int], batch: int) -> Masks:
+  """The masks of one training step; `widths` are those of what enters each cell, and the softmax."""
+  layers = len(widths) - 1
+
+  def mask(key: Key, rate: float | Array | None, *shape: int) -> Array | None:
+    return None if rate is None else jax.random.bernoulli(key, 1 - rate, shape) / (1 - rate)
+
+  word_key, between_key, recurrent_key = jax.random.split(key, 3)
+  between_rates = [dropout.input] * layers + [dropout.output]
+  between_keys, recurrent_keys = jax.random.split(between_key, layers + 1), jax.random.split(recurrent_key, layers)
+  return Masks(
+    mask(word_key, dropout.embedding, vocabulary, 1),
+    tuple(mask(k, rate, batch, w) for k, rate, w in zip(between_keys, between_rates, widths, strict=True)),
+    tuple(mask(k, dropout.recurrent, batch, w) for k, w in zip(recurrent_keys, widths[1:], strict=True)),
+  )
+
+
+def run(
+  cell: Cell, params: PyTree, arch: PyTree, carries: list[PyTree], inputs: Array, targets: Array, masks: Masks
+) -> tuple[Array, list[PyTree]]:
+  """The network over a window: losses [T, B], in nats, of `targets` given `inputs` [T, B]; and the carries after."""
+
+  def dropped(x: Array, mask: Array | None) -> Array:
+    return x if mask is None else x * mask[None]
+
+  x: recurrent_lib.Inputs = recurrent_lib.Rows(params['embedding'], inputs)
+  if masks.words is not None or masks.between[0] is not None:
+    x = recurrent_lib.looked_up(x)
+    x = dropped(x if masks.words is None else x * masks.words[inputs], masks.between[0])
+  after = list[PyTree]()
+  for cell_params, carry, h_mask, above in zip(
+    params['cells'], carries, masks.recurrent, masks.between[1:], strict=True
+  ):
+    carry, x = cell.unroll(cell_params, arch, carry, x, h_mask)
+    x = dropped(x, above)
+    after.append(carry)
+  softmax = params['softmax'] if 'softmax' in params else params['embedding'].T  # tied
+  logits = recurrent_lib.projected(x, softmax) + params['softmax_bias'][None, None]
+  return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
+
+
+def build(
+  vocabulary: int, hidden: int, layers: int, batch: int, cell: Cell, tied: bool = False, embedding: int = 0
+) -> Child:
+  """The network, for arrays that `lay_out` made; what the trainer calls its arch is a `Plan`.
+
+  Args:
+    vocabulary: V.
+    hidden: H.
+    layers: cells stacked.
+    batch: B, the training streams.
+    cell: the kind of cell.
+    tied: whether the softmax weights are the embedding's ("shared embeddings" in Table 2).
+    embedding: width of the embedding, 0 for H.
+
+  Returns:
+    A child whose score is {'perplexity': ...} per token over the whole validation split, the state carried through.
+
+  Raises:
+    ValueError: tied weights of an embedding that is not as wide as the cells.
+  """
+  embedding = embedding or hidden
+  if tied and embedding != hidden:
+    raise ValueError(f'embedding (={embedding}) must be as wide as hidden (={hidden}) to be tied to the softmax.')
+  widths = (embedding, *(hidden,) * layers)
+
+  def init(plan: Plan, key: Key) -> PyTree:
+    embed_key, softmax_key, *cell_keys = jax.random.split(key, 2 + layers)
+    scale, cell_scale = plan.settings.init_scale, plan.settings.cell_scale
+
+    def uniform(key, shape):
+      return jax.random.uniform(key, shape, minval=-scale, maxval=scale)
+
+    params = {
+      'embedding': uniform(embed_key, (vocabulary, embedding)),
+      'cells': [
+        cell.init(cell_key, plan.arch, width, hidden, cell_scale)
+        for cell_key, width in zip(cell_keys, widths[:-1], strict=True)
+      ],
+      'softmax_bias': jnp.zeros(vocabulary),
+    }
+    return params if tied else params | {'softmax': uniform(softmax_key, (hidden, vocabulary))}
+
+  def zeros(streams: int) -> PyTree:
+    return [cell.carry(streams, hidden) for _ in range(layers)]
+
+  def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
+    del key
+    return data.train[step % len(data.train)], step % len(data.train) == 0
+
+  def loss(params, plan, carry, window, key):
+    tokens, first = window
+    carry = jax.tree.map(lambda value: jnp.where(first, 0.0, value), carry)
+    masks = draw_masks(key, plan.settings.dropout, vocabulary, widths, tokens.shape[1])
+    losses, carry = run(cell, params, plan.arch, carry, tokens[:-1], tokens[1:], masks)
+    return losses.mean(), carry
+
+  def score(params, plan, carry, data):
+    del carry  # the split starts from zeros
+    whole = no_masks(layers)
+
+    def window(state, inputs):
+      carry, total = state
+      tokens, targets, weight = inputs
+      losses, carry = run(cell, params, plan.arch, carry, tokens, targets, whole)
+      return (carry, total + (losses * weight).sum()), None
+
+    start = zeros(data.valid[0].shape[-1]), jnp.zeros(())
+    (_, total), _ = jax.lax.scan(window, start, data.valid)
+    return {'perplexity': jnp.exp(total / data.valid[2].sum())}
+
+  return Child(init, lambda params: zeros(batch), take, loss, score)

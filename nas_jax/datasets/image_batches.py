@@ -1,0 +1,123 @@
+"""Images on the device: laid out, whitened, augmented (Zoph & Le 2017, Sec. 4.1)."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.datasets.images import Split
+from nas_jax.types import Array
+
+# Drawn beforehand: a permutation in the program is a sort in every step, and a hash takes as long to compile as layers.
+ORDERS = 64
+WHITENINGS = ('image', 'zca')
+
+
+class Data(NamedTuple):
+  """Images as they lie on the device, [n, H, W, C] uint8 (or whitened already), and their classes [n] int32."""
+
+  images: Array
+  labels: Array
+  valid_images: Array  # a multiple of the score batch, filled up by repeating
+  valid_labels: Array  # -1 where filled up
+  orders: Array  # [ORDERS, n] int32: the images of an epoch in turn; the orders come round again
+  draws: Array  # [ORDERS, n] uint32: what happens to these, see `augmented`
+
+
+def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str = 'image') -> list[Data]:
+  """Images for the trainer: one Data for each of `scored`, all with the same training images.
+
+  'image' leaves pixels as they are, to be whitened where they are used; 'zca' turns all by what decorrelates the
+  training images, as floats.
+  """
+  turn = zca(train.images) if whiten == 'zca' else lambda images: images
+
+  def filled(images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
+    count = -(-len(labels) // score_batch) * score_batch
+    rest = np.full(count - len(labels), -1, labels.dtype)
+    return jnp.asarray(turn(np.resize(images, (count, *images.shape[1:])))), jnp.concatenate([labels, rest])
+
+  images, labels = jnp.asarray(turn(train.images)), jnp.asarray(train.labels)
+  rng = np.random.default_rng(0)
+  orders = rng.permuted(np.tile(np.arange(len(train.labels), dtype=np.int32), (ORDERS, 1)), axis=1)
+  tables = jnp.asarray(orders), jnp.asarray(rng.integers(2**32, size=orders.shape, dtype=np.uint32))
+  return [Data(images, labels, *filled(*split), *tables) for split in scored]
+
+
+def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.ndarray]:
+  """What makes the pixels of [n, H, W, C] uint8 uncorrelated, of variance 1, and otherwise as like as can be.
+
+  `least` is added to the variances: directions that hardly vary (pixels here go from 0 to 1) are noise.
+  """
+  flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
+  mean = flat.mean(0)
+  values, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
+  matrix = (vectors / np.sqrt(values.clip(0) + least)) @ vectors.T
+
+  def turn(images: np.ndarray) -> np.ndarray:
+    flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
+    return ((flat - mean) @ matrix).astype(np.float32).reshape(images.shape)
+
+  return turn
+
+
+class Augment(NamedTuple):
+  """What happens to training images, Sec. 4.1."""
+
+  upsample: int = 0  # pixels by which they are enlarged before a crop of the old size; 0 for neither
+  flip: bool = False  # left and right at random
+  pad: int = 0  # pixels of zeros all around before a crop of the old size, as in Pham et al. (2018)
+
+
+def whitened(images: Array) -> Array:
+  """uint8 to floats, each image with mean 0 and variance 1; floats are whitened already."""
+  if images.dtype != jnp.uint8:
+    return images
+  x = images.astype(float) / 255.0
+  mean = x.mean((1, 2, 3), keepdims=True)
+  return (x - mean) * jax.lax.rsqrt(((x - mean) ** 2).mean((1, 2, 3), keepdims=True) + 1e-6)
+
+
+def augmented(draws: Array, images: Array, augment: Augment) -> Array:
+  """Enlarged and cropped, and turned left to right, each image at random.
+
+  Args:
+    draws: [B] uint32. The lowest bit turns an image, the next 15 say how far down it is cut and the rest how far right.
+    images: [B, H, W, C].
+    augment: what happens at all.
+  """
+  batch, height, width, channels = images.shape
+  if augment.upsample:
+    large = (batch, height + augment.upsample, width + augment.upsample, channels)
+    images = jax.image.resize(images, large, 'bilinear')
+  if augment.pad:
+    images = jnp.pad(images, [(0, 0), (augment.pad,) * 2, (augment.pad,) * 2, (0, 0)])
+  if more := augment.upsample + 2 * augment.pad:
+    corners = (jnp.stack([draws >> 1 & 0x7FFF, draws >> 16], 1) % (more + 1)).astype(jnp.int32)
+
+    def crop(one: Array, at: Array) -> Array:
+      return jax.lax.dynamic_slice(one, (at[0], at[1], jnp.zeros_like(at[0])), (height, width, channels))
+
+    images = jax.vmap(crop)(images, corners)
+  if augment.flip:
+    turn = (draws & 1)[:, None, None, None] == 1
+    images = jnp.where(turn, images[:, :, ::-1], images)
+  return images
+
+
+def drawn(data: Data, batch: int, step: Array, augment: Augment) -> tuple[Array, Array]:
+  """The images and labels of a training step, the same for all children.
+
+  When the orders come round again the draws are one further: they meet anew after ORDERS^2 epochs.
+  """
+  count = len(data.labels) // batch
+  epoch, start = step // count, step % count * batch
+
+  def of_step(table: Array, row: Array) -> Array:
+    return jax.lax.dynamic_slice(table, (row % len(table), start), (1, batch))[0]
+
+  places = of_step(data.orders, epoch)
+  draws = of_step(data.draws, epoch + epoch // len(data.orders))
+  return augmented(draws, whitened(data.images[places]), augment), data.labels[places]

@@ -1,0 +1,148 @@
+"""Images as arrays. Nothing is downloaded: scikit-learn's digits are part of it, other sets are read from a folder."""
+
+from collections.abc import Mapping
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from nas_jax.datasets.text import prepared
+
+
+class Split(NamedTuple):
+  """Some images and their classes."""
+
+  images: np.ndarray  # [n, H, W, C] uint8
+  labels: np.ndarray  # [n] int32
+
+
+class Images(NamedTuple):
+  """A set of images in three splits."""
+
+  train: Split
+  valid: Split
+  test: Split
+  classes: int
+  sha256: str  # of what was read, for results
+
+  @property
+  def shape(self) -> tuple[int, int, int]:
+    """Height, width and channels of an image."""
+    return self.train.images.shape[1:]
+
+
+def load_images(
+  dataset: str = 'digits',
+  data_dir: str = '',
+  valid_share: float = 0.1,
+  resize: int = 0,
+  max_examples: int = 0,
+  seed: int = 0,
+) -> Images:
+  """Reads a set of images; the validation split is drawn at random from the training images (Sec. 4.1).
+
+  Args:
+    dataset: 'digits' is scikit-learn's (1,797 of 8 x 8 pixels, a fifth of them to test); anything else the name of a
+      set of TensorFlow Datasets with images and labels, as 'cifar10', prepared in `data_dir`.
+    data_dir: the folder of prepared sets; not used by 'digits'.
+    valid_share: of the training images, those to validate with; a tenth is the paper's 5,000 of 50,000.
+    resize: if not 0, height and width to make them.
+    max_examples: if not 0, how many training images to take, validation included, and at most as many to test.
+    seed: of the split, and of which images are taken.
+
+  Raises:
+    ValueError: the set is not prepared, or as `split_images`.
+  """
+  if dataset == 'digits':
+    parts, classes = _digits(), 10
+  else:
+    source = prepared(dataset, data_dir)
+    parts = {name: _decoded(source, name, dataset, max_examples, seed) for name in ('train', 'test')}
+    classes = source['train'].dataset_info.features['label'].num_classes
+  if resize:
+    parts = {name: part._replace(images=_resized(part.images, resize)) for name, part in parts.items()}
+  return split_images(parts['train'], parts['test'], classes, valid_share, max_examples, seed)
+
+
+def split_images(
+  train: Split, test: Split, classes: int, valid_share: float = 0.1, max_examples: int = 0, seed: int = 0
+) -> Images:
+  """Images of your own as `load_images` gives them.
+
+  Raises:
+    ValueError: one line, on pixels that are not finite or no uint8, labels out of range, fewer than two classes, images
+      smaller than 4 x 4 or of other shapes, a split without images.
+  """
+  for name, part in (('train', train), ('test', test)):
+    _check(name, part, classes)
+  if train.images.shape[1:] != test.images.shape[1:]:
+    shapes = f'{train.images.shape[1:]} in train and {test.images.shape[1:]} in test'
+    raise ValueError(f'the images are {shapes}: want one shape.')
+  order = np.random.default_rng(seed).permutation(len(train.labels))[: max_examples or None]
+  valid = round(valid_share * len(order))
+  if not 1 <= valid < len(order):
+    raise ValueError(
+      f'valid_share (={valid_share}) of {len(order)} training images leaves a split without any: take another share, '
+      'or more examples.'
+    )
+  digest = hashlib.sha256()
+  for part in (train, test):
+    digest.update(part.images.tobytes())
+    digest.update(part.labels.tobytes())
+
+  def taken(part: Split, at: np.ndarray | slice) -> Split:
+    return Split(part.images[at], part.labels[at].astype(np.int32))
+
+  kept = taken(test, slice(max_examples or None))
+  return Images(taken(train, order[valid:]), taken(train, order[:valid]), kept, classes, digest.hexdigest())
+
+
+def _check(name: str, part: Split, classes: int) -> None:
+  images, labels = part
+  where = f'the {name} split'
+  if images.ndim != 4 or len(images) != len(labels) or not len(labels):
+    raise ValueError(f'{where} has images {images.shape} and labels {labels.shape}: want [n, H, W, C] and [n], n > 0.')
+  if min(images.shape[1:3]) < 4:
+    raise ValueError(f'{where} has images of {images.shape[1]} x {images.shape[2]} pixels: want at least 4 x 4.')
+  if not np.isfinite(images).all():
+    first = np.argwhere(~np.isfinite(images))[0][0]
+    raise ValueError(f'{where} has pixels that are not finite, first in image {first}: want numbers.')
+  if images.dtype != np.uint8:
+    raise ValueError(f'{where} has pixels of type {images.dtype}: want uint8, 0 to 255.')
+  if classes < 2 or len(np.unique(labels)) < 2:
+    raise ValueError(f'{where} has {len(np.unique(labels))} of {classes} classes: want at least two to tell apart.')
+  if labels.min() < 0 or labels.max() >= classes:
+    raise ValueError(f'{where} has labels from {labels.min()} to {labels.max()}: want 0 to {classes - 1}.')
+
+
+def _digits() -> dict[str, Split]:
+  from sklearn.datasets import load_digits
+
+  images, labels = load_digits(return_X_y=True)
+  images = (images.reshape(-1, 8, 8, 1) * 15).astype(np.uint8)  # 0 to 16 in the set
+  order = np.random.default_rng(0).permutation(len(labels))
+  cut = len(labels) // 5
+  return {
+    'test': Split(images[order[:cut]], labels[order[:cut]]),
+    'train': Split(images[order[cut:]], labels[order[cut:]]),
+  }
+
+
+def _decoded(source: Mapping, name: str, dataset: str, max_examples: int, seed: int) -> Split:
+  if name not in source or not {'image', 'label'} <= set(source[name].dataset_info.features):
+    raise ValueError(f'dataset {dataset!r} has no {name} split with image and label: want a set for classification.')
+  # Only what is wanted: decoding takes longer than all the rest.
+  order = np.random.default_rng(seed).permutation(len(source[name]))[: max_examples or None]
+  rows = source[name].__getitems__(np.sort(order).tolist())
+  return Split(np.stack([row['image'] for row in rows]), np.array([row['label'] for row in rows]))
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+  """[n, size, size, C], smoothed where that is smaller."""
+
+  def channel(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+
+  # Not by JAX: this is before a launcher has said on which devices it runs.
+  return np.stack([np.stack([channel(image[..., c]) for c in range(images.shape[-1])], -1) for image in images])

@@ -1,0 +1,122 @@
+"""Static architectures of ENAS as pictures: columns with lanes beside them, and trees."""
+
+from collections.abc import Sequence
+import functools
+import os
+from typing import Any
+
+from nas_jax.draw import enas_micro as draw_enas_micro
+from nas_jax.draw import pen, routing
+from nas_jax.draw.routing import EDGE, GAP, HEIGHT, Arrow, Box, Layout
+from nas_jax.space import enas
+from nas_jax.space.enas import MACRO_OPERATIONS, MacroArch, MicroArch, RnnArch
+from nas_jax.space.tree import ACTIVATE
+
+Arch = MacroArch | MicroArch | RnnArch
+
+# Lengths in points.
+_SUM = 16.0  # the height of a sum
+_NODE, _COLUMN, _RISE = 70.0, 78.0, 26.0  # the width of a node; from column to column; from rank to rank
+_STATE, _BESIDE, _ENTRY = 32.0, 18.0, 7.0  # the width of x and h; how far from the middle they are, and their arrows
+
+
+def draw(arch: Arch, path: str | os.PathLike[str]) -> None:
+  """Draws an architecture into a file, dark on white; the format is the path's ending.
+
+  Numbers are those that `space.enas.describe` calls layers and blocks by. What the operations convolve is white, what
+  they pool or pass on is shaded, sums are round.
+
+  * A network: the image below, softmax on top; + adds the skips to what an operation gives, and broken lines are where
+    all outputs so far are halved. The convolution that every network begins with is not shown.
+  * A micro architecture: its normal cell and its reduction cell. What no block reads goes to `concat`.
+  * A recurrent cell: node 0 reads x_t and h_(t-1); the mean of what no node reads is h_t.
+
+  Raises:
+    ValueError: the path ends in none of .svg, .png, .pdf.
+  """
+  pen.write(functools.partial(_figure, arch), path, _noun(arch))
+
+
+def svg(arch: Arch) -> str:
+  """The same drawing as an <svg> element to put into HTML; one architecture is always one text.
+
+  It is in the text colour of the page, as `pen.element` says.
+  """
+  widest = f'min(100%, {layout(arch).width:g}pt)'
+  return pen.element(functools.partial(_figure, arch), 'enas', (type(arch).__name__, *arch), _noun(arch), widest)
+
+
+def layout(arch: Arch) -> Layout:
+  """Where the parts of an architecture are drawn, in points."""
+  if isinstance(arch, MacroArch):
+    return _macro(arch)
+  return draw_enas_micro.layout(arch) if isinstance(arch, MicroArch) else _recurrent(arch)
+
+
+def _figure(arch: Arch, ink: str) -> Any:
+  return routing.figure(layout(arch), ink)
+
+
+def _noun(arch: Arch) -> str:
+  return {MacroArch: 'convolutional network', MicroArch: 'pair of cells', RnnArch: 'recurrent cell'}[type(arch)]
+
+
+def _macro(arch: MacroArch) -> Layout:
+  """A column of operations, each with a sum on it if there is something to add."""
+  boxes, reads, marks = [Box('image', round=True)], list[Sequence[int]]([()]), dict[int, str]()
+  outputs = list[int]()  # the place of what each layer gives
+  for i, (operation, skips) in enumerate(zip(arch.operation, enas.skips_of(arch), strict=True)):
+    if i in enas.cuts(len(arch.operation)):
+      marks[len(boxes)] = 'half the size'
+    word = MACRO_OPERATIONS[operation]
+    reads.append((len(boxes) - 1,))
+    boxes.append(Box(word, str(i), shaded='conv' not in word))
+    if skips:
+      reads.append((*(outputs[j] for j in skips), len(boxes) - 1))
+      boxes.append(Box('+', round=True, height=_SUM))
+    outputs.append(len(boxes) - 1)
+  return routing.column([*boxes, Box('softmax', round=True)], [*reads, (len(boxes) - 1,)], marks)
+
+
+def _recurrent(arch: RnnArch) -> Layout:
+  """A tree, its root below: what reads a node stands on it, and over each loose end there is nothing but the mean."""
+  nodes = len(arch.activate)
+  readers = [[i for i, j in enumerate(arch.previous, 1) if j == node] for node in range(nodes)]
+  ranks, across, ends = [0] * nodes, [0.0] * nodes, list[int]()
+  for node, previous in enumerate(arch.previous, 1):
+    ranks[node] = ranks[previous] + 1
+
+  def place(node: int) -> None:
+    for reader in readers[node]:
+      place(reader)
+    if not readers[node]:
+      ends.append(node)
+    above = [across[reader] for reader in readers[node]] or [EDGE + _NODE / 2 + (len(ends) - 1) * _COLUMN]
+    across[node] = (above[0] + above[-1]) / 2
+
+  place(0)
+  foot, step = EDGE + HEIGHT + _RISE, HEIGHT + _RISE
+  boxes = [
+    Box(ACTIVATE[activate], str(i), shaded=True, width=_NODE, x=across[i], y=foot + ranks[i] * step)
+    for i, activate in enumerate(arch.activate)
+  ]
+  first, last = across[ends[0]], across[ends[-1]]
+  mean = Box('mean', round=True, width=last - first + _NODE, x=(first + last) / 2, y=foot + (max(ranks) + 1) * step)
+  x = Box('$x_t$', round=True, width=_STATE, x=across[0] - _BESIDE, y=EDGE)
+  boxes += [mean, x, x._replace(word='$h_{t-1}$', x=across[0] + _BESIDE)]
+  boxes.append(x._replace(word='$h_t$', x=mean.x, y=mean.top + GAP))
+
+  def rise(source: int, target: int, x: float) -> Arrow:
+    """Leaves and arrives upright."""
+    (x0, y0), y1 = (boxes[source].x, boxes[source].top), boxes[target].y
+    points = ((x0, y0), (x0, (y0 + y1) / 2), (x, (y0 + y1) / 2), (x, y1))
+    return Arrow(source, target, -1, points if x0 != x else (points[0], points[-1]))
+
+  arrows = [rise(previous, node, across[node]) for node, previous in enumerate(arch.previous, 1)]
+  arrows += [rise(node, nodes, across[node]) for node in ends]
+  arrows += [
+    rise(nodes + 1, 0, across[0] - _ENTRY),
+    rise(nodes + 2, 0, across[0] + _ENTRY),
+    rise(nodes, nodes + 3, mean.x),
+  ]
+  return Layout(last + _NODE / 2 + EDGE, boxes[-1].top + EDGE, tuple(boxes), tuple(arrows))

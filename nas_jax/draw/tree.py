@@ -1,0 +1,149 @@
+"""Static tree cells as pictures, in the manner of Zoph & Le (2017) Fig. 8: x_t and h_(t-1) below, h_t on top.
+
+matplotlib is brought in when something is drawn, not before.
+"""
+
+from collections.abc import Iterator
+import functools
+import itertools
+import os
+from typing import Any, NamedTuple
+
+from nas_jax.draw import pen as pen_lib
+from nas_jax.space.tree import ACTIVATE, COMBINE, IDENTITY, TreeArch, leaves
+
+_SIGNS = {'add': '+', 'mult': '×', 'sigmoid': 'σ'}
+_MEMORY = '#d2593b'  # the way of c, to be told from the ink on a light page and on a dark one
+
+# Lengths in points.
+_WIDTH, _HEIGHT, _WIRE = 36.0, 20.0, 11.0  # of an operation's box, and of the wire between two boxes of a node
+_STUB, _RISE = 14.0, 26.0  # what leaves a level goes straight up, then over to its parent
+_APART = 7.0  # from the middle of a box to where a wire enters
+_ARROW, _SIDE, _EDGE = 18.0, 48.0, 10.0  # the arrows of c; the room that they and their names take; the margin
+
+
+class Box(NamedTuple):
+  """One operation."""
+
+  x: float  # its middle
+  y: float  # its lower edge
+  word: str
+  combines: bool  # or activates
+  injects: bool  # belongs to Cell Inject
+
+
+class Layout(NamedTuple):
+  """Where everything is; y goes up."""
+
+  width: float
+  height: float
+  foot: float  # how deep the inputs of the leaves reach below them
+  nodes: tuple[tuple[Box, ...], ...]  # [N] the operations of each node, lowest first
+  ceilings: tuple[float, ...]  # [N] up to where the wire out of each node is straight
+
+
+def draw(arch: TreeArch, path: str | os.PathLike[str]) -> None:
+  """Draws a static cell as a tree into a file, dark on white; the format is the path's ending.
+
+  The leaves, below, combine W_i x and U_i h. Each node shows its combination and, above it, its activation if that is
+  not the identity; a0, a1, ... are the values that `equations` calls so. In colour: c_(t-1) with the operations of Cell
+  Inject, and c_t where it leaves its node.
+
+  Raises:
+    ValueError: the path ends in none of .svg, .png, .pdf.
+  """
+  pen_lib.write(functools.partial(_figure, arch), path, 'cell')
+
+
+def svg(arch: TreeArch) -> str:
+  """The same drawing as an <svg> element to put into HTML; one cell is always one text.
+
+  It is in the text colour of the page, as `pen.element` says.
+  """
+  return pen_lib.element(functools.partial(_figure, arch), 'cell', tuple(map(tuple, arch)), 'recurrent cell')
+
+
+def layout(arch: TreeArch) -> Layout:
+  """Where the parts of a static cell are drawn, in points."""
+  n = leaves(arch)
+  column, foot = (84.0, 34.0) if n <= 8 else (45.0, 50.0)
+  gives, takes = arch.index
+  edge, across = _EDGE, []
+  for leaf in range(n):
+    edge += _SIDE if leaf == takes else 0.0
+    across.append(edge + column / 2)
+    edge += column + (_SIDE if leaf == gives else 0.0)
+  nodes: list[tuple[Box, ...]] = []
+  ceilings: list[float] = []
+  bottom = _EDGE + foot
+  while True:
+    level = [tuple(_boxes(arch, len(nodes) + k, x, bottom)) for k, x in enumerate(across)]
+    ceiling = max(boxes[-1].y for boxes in level) + _HEIGHT + _STUB
+    nodes += level
+    ceilings += [ceiling] * len(level)
+    if len(level) == 1:
+      return Layout(edge + _EDGE, ceiling + 2 * _EDGE, foot, tuple(nodes), tuple(ceilings))
+    bottom = ceiling + _RISE
+    across = [(left + right) / 2 for left, right in zip(across[::2], across[1::2], strict=True)]
+
+
+def _boxes(arch: TreeArch, node: int, x: float, y: float) -> Iterator[Box]:
+  """The operations of one node, lowest first."""
+  pairs = [(arch.combine[node], arch.activate[node], False)]
+  if node == arch.index[1]:
+    pairs.append((arch.inject[0], arch.inject[1], True))
+  for combine, activate, injects in pairs:
+    names = [(COMBINE[combine], True)] + [(ACTIVATE[activate], False)] * (activate != IDENTITY)
+    for name, combines in names:
+      yield Box(x, y, _SIGNS.get(name, name), combines, injects)
+      y += _HEIGHT + _WIRE
+
+
+def _figure(arch: TreeArch, ink: str) -> Any:
+  """A matplotlib figure of a cell."""
+  place = layout(arch)
+  pen = pen_lib.Pen(place.width, place.height, ink)
+  n = leaves(arch)
+  for node, (boxes, ceiling) in enumerate(zip(place.nodes, place.ceilings, strict=True)):
+    first, last = boxes[0], boxes[-1]
+    if node < n:
+      _inputs(pen, node, first, place.foot)
+    for below, above in itertools.pairwise(boxes):
+      pen.line((below.x, below.y + _HEIGHT), (above.x, above.y))
+    for box in boxes:
+      _operation(pen, box)
+    if node == arch.index[1]:
+      entry = next(box for box in boxes if box.injects)
+      y = entry.y + _HEIGHT / 2
+      pen.line((entry.x - _WIDTH / 2 - _ARROW, y), (entry.x - _WIDTH / 2, y), color=_MEMORY, arrow=True)
+      pen.text(entry.x - _WIDTH / 2 - _ARROW - 3, y, '$c_{t-1}$', align='right')
+    if node == arch.index[0]:
+      y = first.y + _HEIGHT + _WIRE / 2
+      pen.line((first.x, y), (first.x + _WIDTH / 2 + _ARROW, y), color=_MEMORY, arrow=True)
+      pen.dot(first.x, y, _MEMORY)
+      pen.text(first.x + _WIDTH / 2 + _ARROW + 3, y, '$c_t$', align='left')
+    root = node == 2 * n - 2
+    pen.line((last.x, last.y + _HEIGHT), (last.x, ceiling), arrow=root)
+    if root:
+      pen.text(last.x, ceiling + 9, '$h_t$')
+    else:
+      pen.text(last.x + 4, ceiling - _STUB / 2, f'a{node}', align='left', size=pen_lib.SMALL, alpha=0.7)
+      parent = place.nodes[n + node // 2][0]
+      pen.rise((last.x, ceiling), (parent.x + (_APART if node % 2 else -_APART), parent.y))
+  return pen.figure
+
+
+def _operation(pen: pen_lib.Pen, box: Box) -> None:
+  """A combination has round ends; an activation is shaded."""
+  radius = _HEIGHT / 2 if box.combines else 3.0
+  color = _MEMORY if box.injects else None
+  pen.box(box.x, box.y, _WIDTH, _HEIGHT, radius, color, fill=0.0 if box.combines else 0.12)
+  pen.text(box.x, box.y + _HEIGHT / 2, box.word)
+
+
+def _inputs(pen: pen_lib.Pen, leaf: int, box: Box, foot: float) -> None:
+  """What a leaf takes: two words side by side, or in narrow columns one lower than the other."""
+  for side, depth, word in ((-1, 34.0, 'W_{%d} x'), (1, foot, 'U_{%d} h')):
+    x = box.x + side * (18.0 if foot < 40 else 10.0)
+    pen.rise((x, box.y - depth + 15), (box.x + side * _APART, box.y))
+    pen.text(x, box.y - depth + 6, f'${word % leaf}$')

@@ -1,0 +1,1 @@
+"""Neural-network building blocks that know nothing of searches."""

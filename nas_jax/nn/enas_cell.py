@@ -1,0 +1,199 @@
+"""The recurrent cell of ENAS, Pham et al. (2018) Sec. 2.1: a chain of highway nodes, each reading an earlier one.
+
+A *static* `RnnArch` (Python ints) has weights of its own alone. A *traced* one (int32 arrays, see `space.stack`)
+chooses among weights that all cells of N nodes share, one matrix for each pair of a node and an earlier one: one
+program runs every cell.
+
+Node 0 reads x_t and h_(t-1), node l reads node j = previous[l - 1]; f is a node's activation, * goes entry by entry:
+
+  c_0 = sigmoid(x W_c + h U_c),   h_0 = c_0 * f_0(x W_h + h U_h) + (1 - c_0) * h
+  c_l = sigmoid(h_j V_c),         h_l = c_l * f_l(h_j V_h) + (1 - c_l) * h_j
+
+h_t is the mean of the nodes that none reads.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax import tree_cell
+from nas_jax.nn import recurrent as recurrent_lib
+from nas_jax.space.base import is_static
+from nas_jax.space.enas import RnnArch, loose_ends
+from nas_jax.space.tree import ACTIVATE, IDENTITY
+from nas_jax.types import Array, Key
+
+EVERY: Sequence[int] = tree_cell.EVERY[1]  # all activations
+
+
+def init(
+  key: Key, arch: RnnArch, in_features: int, features: int, *, scale: float | Array | None = None
+) -> dict[str, Array]:
+  """Parameters: for a static arch its own, for a traced one those that all cells of as many nodes share.
+
+  Args:
+    key: the random key.
+    arch: only whether it is static, and its number of nodes N, matter.
+    in_features: width of x.
+    features: H, width of h.
+    scale: weights are uniform in [-scale, scale]; by default 1 / sqrt(H).
+
+  Returns:
+    {'kernel': [in_features, 2 H], 'recurrent_kernel': [H, 2 H], 'nodes': [k, H, 2 H]}, the columns of c_l before those
+    of f_l; k is N - 1, or N (N - 1) / 2: the matrix of node l reading node j is l (l - 1) / 2 + j.
+  """
+  scale = features**-0.5 if scale is None else scale
+  ends_key, nodes_key = jax.random.split(key)
+  kernels = jax.random.uniform(nodes_key, (_matrices(arch), features, 2 * features), minval=-scale, maxval=scale)
+  return recurrent_lib.init(ends_key, in_features, features, 2, scale=scale) | {'nodes': kernels}
+
+
+def own(params: dict[str, Array], arch: RnnArch) -> dict[str, Array]:
+  """What a cell, static or traced, has of the shared parameters: those of a static one."""
+  node = np.arange(1, len(arch.activate), dtype=np.int32)
+  pairs = node * (node - 1) // 2 + jnp.asarray(arch.previous, jnp.int32)
+  return params | {'nodes': params['nodes'][pairs]}
+
+
+def unroll(
+  params: dict[str, Array],
+  arch: RnnArch,
+  carry: Array,
+  xs: recurrent_lib.Inputs,
+  *,
+  h_mask: Array | None = None,
+  normalize: bool = False,
+  hoist: bool = True,
+  activate: Sequence[int] = EVERY,
+) -> tuple[Array, Array]:
+  """The cell over a sequence; the input projections of all steps are one product before the loop.
+
+  Args:
+    params: as `init` returns them for such an arch. What a traced one chooses is gathered once, before the loop.
+    arch: static or traced.
+    carry: h [B, H].
+    xs: [T, B, in], time first, or which rows of a table they are.
+    h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the products of node 0 (variational dropout).
+    normalize: batch norm of the outputs, by the mean and variance of each step's B rows and without a learned scale, as
+      in the paper's search. What goes on to the next step is not normalised.
+    hoist: one product after the backward loop gives the gradient of each recurrent matrix, rather than a sum of T small
+      ones inside it. That is a `custom_vjp`: forward-mode derivatives want False.
+    activate: for a traced arch, the ids that it may hold, so that the program can leave the others out.
+
+  Returns:
+    The final h and the outputs h_t [T, B, H].
+
+  Raises:
+    ValueError: the parameters are not those of such an arch.
+  """
+  static, wanted = is_static(arch), _matrices(arch)
+  if len(params['nodes']) != wanted:
+    raise ValueError(
+      f'nodes (={len(params["nodes"])} matrices) are not those of a {"static" if static else "traced"} cell of '
+      f'{len(arch.activate)} nodes, which has {wanted}: `own` takes those of one cell out of the shared ones.'
+    )
+  chosen = params if static else own(params, arch)
+  mask = jnp.broadcast_to(jnp.ones((), carry.dtype) if h_mask is None else h_mask, carry.shape)
+  gates = recurrent_lib.projected(xs, chosen['kernel'], hoist)
+  floats = (chosen['recurrent_kernel'], chosen['nodes'], gates, carry, mask)
+  h, hs = (_hoisted_scan if hoist else _scan)(arch, activate, *recurrent_lib.vary_together(floats, arch))
+  return h, jax.nn.standardize(hs, axis=1) if normalize else hs
+
+
+def equations(arch: RnnArch) -> str:
+  """A static cell as equations, two lines a node; x and h are x_t and h_(t-1)."""
+  lines = []
+  for node, activate in enumerate(arch.activate):
+    before = f'h_{arch.previous[node - 1]}' if node else 'h'
+    gate, value = (f'V{k}_{node} {before}' if node else f'W{k} x + U{k} h' for k in 'ch')
+    value = f'({value})' if activate == IDENTITY else f'{ACTIVATE[activate]}({value})'
+    lines += [f'c_{node} = sigmoid({gate})', f'h_{node} = c_{node} * {value} + (1 - c_{node}) * {before}']
+  ends = [f'h_{node}' for node in loose_ends(arch.previous, len(arch.activate))]
+  mean = f'({" + ".join(ends)}) / {len(ends)}' if len(ends) > 1 else ends[0]
+  return '\n'.join((*lines, f'h_t = {mean}'))
+
+
+def _matrices(arch: RnnArch) -> int:
+  """How many matrices the nodes after the first have: their own, or one for each pair."""
+  nodes = len(arch.activate)
+  return nodes - 1 if is_static(arch) else nodes * (nodes - 1) // 2
+
+
+def _shares(arch: Any) -> Array:
+  """[N] the part of each node in the mean of those that none reads."""
+  nodes = np.arange(len(arch.activate))
+  loose = (jnp.asarray(arch.previous, jnp.int32)[:, None] != nodes[None]).all(0)
+  return loose / loose.sum()
+
+
+def _node(possible: Sequence[int], activate: int | Array, sums: Array, before: Array) -> Array:
+  """h_l [B, H] of what enters c_l and f_l, `sums` [B, 2 H], and of the node read."""
+  gate, value = jnp.split(sums, 2, -1)
+  return before + jax.nn.sigmoid(gate) * (tree_cell.activate(possible, activate, value) - before)
+
+
+def _step(arch, possible, recurrent, nodes, mask, h, x):
+  """One step: h after it, and what the backward pass needs: h before, the sums [N, B, 2 H] and values [N, B, H]."""
+  static, sums = is_static(arch), [x + (h * mask) @ recurrent]
+  values = [_node(possible, arch.activate[0], sums[0], h)]
+  for activate, previous, kernel in zip(arch.activate[1:], arch.previous, nodes, strict=True):
+    before = values[previous] if static else jax.lax.select_n(previous, *values)
+    sums.append(before @ kernel)
+    values.append(_node(possible, activate, sums[-1], before))
+  every = jnp.stack(values)
+  after = jnp.tensordot(_shares(arch).astype(h.dtype), every, 1)
+  return after, (after, h, jnp.stack(sums), every)
+
+
+def _scan(arch, possible, recurrent, nodes, xs, h, mask):
+  """The loop as it is written; JAX derives its gradient. Returns h [B, H] and the outputs [T, B, H]."""
+  h, (hs, *_) = jax.lax.scan(functools.partial(_step, arch, possible, recurrent, nodes, mask), h, xs)
+  return h, hs
+
+
+def _hoisted_scan(arch, possible, *floats):
+  """`_scan` with the gradients of the matrices taken out of its backward loop."""
+  # A static arch enters by closure: as an argument it would become traced.
+  fixed, chosen = (arch, None) if is_static(arch) else (None, arch)
+
+  @jax.custom_vjp
+  def scan(chosen, *floats):
+    return _scan(fixed or chosen, possible, *floats)
+
+  def forward(chosen, recurrent, nodes, xs, h, mask):
+    step = functools.partial(_step, fixed or chosen, possible, recurrent, nodes, mask)
+    h, (hs, *kept) = jax.lax.scan(step, h, xs)
+    return (h, hs), (chosen, recurrent, nodes, mask, *kept)
+
+  def backward(residuals, cotangents):
+    chosen, recurrent, nodes, mask, before, sums, values = residuals
+    arch, (dh, dhs) = fixed or chosen, cotangents
+    shares = _shares(arch).astype(dh.dtype)[:, None, None]
+    turned, turned_nodes = recurrent_lib.transposed(recurrent), recurrent_lib.transposed(nodes)
+
+    def through(activate, sums, before, dvalue):
+      return jax.vjp(functools.partial(_node, possible, activate), sums, before)[1](dvalue)
+
+    def step(dh, inputs):
+      dh_out, before, sums, values = inputs
+      dvalues, dsums = shares * (dh + dh_out)[None], []
+      for node in reversed(range(1, len(arch.activate))):
+        read = arch.previous[node - 1]
+        dsum, dread = through(arch.activate[node], sums[node], values[read], dvalues[node])
+        dvalues = dvalues.at[read].add(dread + dsum @ turned_nodes[node - 1])
+        dsums.append(dsum)
+      dsum, dh = through(arch.activate[0], sums[0], before, dvalues[0])
+      dmasked = dsum @ turned
+      return dh + dmasked * mask, (jnp.stack([dsum, *reversed(dsums)]), dmasked)
+
+    dh, (dsums, dmasked) = jax.lax.scan(step, dh, (dhs, before, sums, values), reverse=True)
+    drecurrent = recurrent_lib.weight_gradient(before * mask[None], dsums[:, 0])
+    dnodes = jnp.einsum('tnbi,tnbj->nij', values[:, jnp.asarray(arch.previous, jnp.int32)], dsums[:, 1:])
+    return None, drecurrent, dnodes, dsums[:, 0], dh, (dmasked * before).sum(0)
+
+  scan.defvjp(forward, backward)
+  return scan(chosen, *floats)

@@ -1,0 +1,303 @@
+"""The report of a search as one page: data in, HTML out, with nothing fetched from elsewhere.
+
+Nothing here knows what is searched for: the noun, the metric and its direction, equations and drawings are given.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import html
+import json
+import math
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nas_jax.report import charts, probabilities
+from nas_jax.report.rankings import word
+from nas_jax.report.style import STYLE
+from nas_jax.search.journal import Record
+from nas_jax.space import Slot
+
+_NUMBER = re.compile(r'-|[-+±\d.,e ]*')
+
+
+class Metric(NamedTuple):
+  """What children are ranked by."""
+
+  key: str  # in a record
+  name: str  # for people
+  lower: bool = True  # whether less is better
+
+
+class Run(NamedTuple):
+  """One search. All lists are in the order of children."""
+
+  name: str  # of its algorithm
+  records: Sequence[Record]
+  best: Sequence[float]  # the best so far, NaN before the first that did not fail
+  top: Sequence[float]  # the mean of the best five different ones so far
+  updates: Sequence[Record] = ()  # of updates.jsonl, in order
+
+
+class Winner(NamedTuple):
+  """One of the best architectures."""
+
+  title: str
+  text: str  # in equations or words
+  drawing: str = ''  # an SVG element, trusted
+
+
+class Correlation(NamedTuple):
+  """One rank correlation of rewards."""
+
+  between: str
+  value: float  # NaN if it could not be measured
+  wanted: float = math.nan  # NaN if nothing is
+
+
+class Report(NamedTuple):
+  """All that the page says."""
+
+  title: str
+  noun: str  # what a child is, in the singular: 'cell'
+  metric: Metric
+  budget: int  # children planned
+  runs: Sequence[Run]  # the search, and perhaps its control
+  slots: Sequence[Slot]  # what each row of `probabilities` is about
+  reliability: Sequence[Correlation]
+  winners: Sequence[Winner]
+  standings: tuple[Sequence[str], Sequence[Sequence[object]]]  # header, rows
+  retrained: Sequence[Mapping[str, Any]]  # each {'rows': [...], 'setting': words}
+  facts: Sequence[tuple[str, str]]  # where the numbers come from
+  config: Mapping[str, Any]
+  caveat: str
+  views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # what children have in common: its name, rows
+  remembered: str = ''  # an <svg> of the replay tree
+  shared: bool = False  # whether children share weights
+
+
+def render(report: Report) -> str:
+  """The whole page. The same report gives the same bytes."""
+  sections = (
+    _section('How the search went', _course(report)),
+    _section('What the controller came to prefer', _preferences(report)),
+    _section('Is the reward a signal?', _reliability(report)),
+    _section(f'The best {report.noun}s', _winners(report.winners)),
+    _section('Standings', _table(*report.standings) if report.standings[1] else ''),
+    _section(f'What the {report.noun}s have in common', ''.join(_view(report, *view) for view in report.views)),
+    _section('What was tried', _remembered(report.remembered)),
+    _section('After retraining', ''.join(_retrained(result) for result in report.retrained)),
+    _section('Where these numbers come from', _origin(report)),
+  )
+  meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+  meta += '<meta name="color-scheme" content="light dark">'
+  head = f'{meta}<title>{_e(report.title)}</title><style>{STYLE}</style>'
+  lede = ''.join(f'<p class="lede">{_e(words)}</p>' for words in _lede(report) if words)
+  top = f'<header><p class="over">{_e(report.title)}</p><h1>{_e(headline(report))}</h1>{lede}</header>'
+  body = f'{top}<main>{"".join(sections)}</main>'
+  return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{body}</body></html>\n'
+
+
+def headline(report: Report) -> str:
+  """What was found, in one sentence."""
+  if not report.runs or not report.runs[0].records:
+    return 'No child has been trained yet.'
+  own, *others = report.runs
+  children = len(own.records)
+  if not math.isfinite(own.best[-1]):
+    return f'In {_children(children)} ({_failed(own)} failed) {_who(own)} found no {report.noun} that could be scored.'
+  words = (
+    f'In {_children(children)} ({_failed(own)} failed) {_who(own)} found a {report.noun} of {report.metric.name} '
+    f'{word(own.best[-1])}'
+  )
+  for other in others:
+    if other.records:
+      found = f'one of {word(other.best[-1])}' if math.isfinite(other.best[-1]) else 'none'
+      words += f'; {_who(other)}, in {len(other.records)} ({_failed(other)} failed), {found}'
+  return words + '.'
+
+
+def _lede(report: Report) -> list[str]:
+  """How far it is, and when the search passed its control."""
+  words = []
+  for run in report.runs:
+    if len(run.records) < report.budget:
+      of = f'{len(run.records)} of {_children(report.budget)}'
+      words.append(f'{_capital(_who(run))} is at {of}: this is how it stands.')
+  if len(report.runs) > 1 and all(run.records for run in report.runs):
+    own, other = (np.asarray(run.best, float) for run in report.runs[:2])
+    ahead = own < other[-1] if report.metric.lower else own > other[-1]
+    names = f'the best of {_who(report.runs[1])} ({len(report.runs[1].records)} children)'
+    if ahead.any():
+      words.append(f'{_capital(_who(report.runs[0]))} passed {names} after {_children(int(ahead.argmax()) + 1)}.')
+    elif np.isfinite(other[-1]):
+      words.append(f'{_capital(_who(report.runs[0]))} has not passed {names}.')
+  return words
+
+
+def _course(report: Report) -> str:
+  runs = [run for run in report.runs if run.records]
+  if not runs:
+    return ''
+  metric, less = report.metric, 'lower' if report.metric.lower else 'higher'
+
+  def lines(values) -> list[charts.Line]:
+    return [charts.Line(_who(run), [r['id'] + 1 for r in run.records], values(run)) for run in runs]
+
+  scores = lines(lambda run: [_score(record, metric.key) for record in run.records])
+  earned = lines(lambda run: [record['reward'] for record in run.records])
+  baseline = charts.Line('baseline', *_columns(runs[0].updates, 'children', 'baseline'))
+  best, top = lines(lambda run: run.best), lines(lambda run: run.top)
+  level = (
+    'so do random children, as the weights that they share learn' if report.shared else 'random search stays level'
+  )
+  figures = [
+    _figure(
+      charts.rewards('reward', 'Reward of each child', earned, baseline),
+      'Reward',
+      'Each point is a child, each line the mean of the last few, the dotted one the baseline that the controller is '
+      f'told to beat. A search that learns rises; {level}. Children that failed earned 0.',
+    ),
+    _figure(
+      charts.progress('best', f'Best {metric.name} so far', metric.name, best, top),
+      'Best so far',
+      f'{_capital(metric.name)}, {less} is better: the best {report.noun} so far, and thinner the mean of the best '
+      'five different ones. Luck moves the first; learning moves both.',
+    ),
+    _figure(
+      charts.quarters('quarters', f'{metric.name} by quarter of the run', metric.name, scores),
+      'By quarter of the run',
+      'Median, middle half (thick) and middle four fifths (thin) of the children in each quarter, failures left out. '
+      'Look for a median that moves and a spread that narrows.',
+    ),
+  ]
+  noted = [charts.Line(_who(run), *_columns(run.updates, 'children', 'entropy')) for run in runs if run.updates]
+  if noted:
+    figures.append(
+      _figure(
+        charts.entropy('entropy', 'Entropy of the controller', noted),
+        'Entropy',
+        'How undecided the controller is: the logarithm of how many strings it still chooses among. Near 0 it repeats '
+        'itself and finds nothing new.',
+      )
+    )
+  return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _view(report: Report, name: str, rows: Sequence[Sequence[object]]) -> str:
+  return f'<div class="view">{_table((name, "children", f"best {report.metric.name}", "mean"), rows)}</div>'
+
+
+def _remembered(svg: str) -> str:
+  words = (
+    'Every path from the root is an architecture that was trained, every box a layer with the mean reward of the '
+    'network that ends there; the darker, the better. Shown are those that strings went through most.'
+  )
+  return f'<p>{_e(words)}</p><div class="drawing">{svg}</div>' if svg else ''
+
+
+def _preferences(report: Report) -> str:
+  learned = report.runs and report.runs[0].name != 'random'
+  return probabilities.render(report.slots, report.runs[0].updates) if learned else ''
+
+
+def _reliability(report: Report) -> str:
+  if not report.reliability:
+    return '<p>Not measured in this search.</p>'
+  words = (
+    f'The same random {report.noun}s were scored in more than one way. If these do not rank them alike, there is '
+    'nothing to learn from. 1 is the same order, 0 none in common.'
+  )
+  rows = []
+  for each in report.reliability:
+    wanted, verdict = f'at least {each.wanted:g}', 'enough'
+    if not math.isfinite(each.value):
+      verdict = 'could not be measured'
+    elif math.isnan(each.wanted):
+      wanted, verdict = '', ''
+    elif each.value < each.wanted:
+      verdict = 'too little: read the rest with care'
+    rows.append((each.between, each.value, wanted, verdict))
+  return f'<p>{_e(words)}</p>{_table(("rank correlation", "measured", "wanted", ""), rows)}'
+
+
+def _winners(winners: Sequence[Winner]) -> str:
+  def card(winner: Winner) -> str:
+    drawing = f'<div class="drawing">{winner.drawing}</div>' if winner.drawing else ''
+    return f'<div class="card"><h3>{_e(winner.title)}</h3>{drawing}<pre>{_e(winner.text)}</pre></div>'
+
+  return f'<div class="winners">{"".join(map(card, winners))}</div>' if winners else ''
+
+
+def _retrained(result: Mapping[str, Any]) -> str:
+  def spread(values: Sequence[float]) -> str:
+    if not values:
+      return '-'
+    return f'{np.mean(values):.3f}' + (f' ± {np.std(values, ddof=1):.3f}' if len(values) > 1 else '')
+
+  header = ('', 'size', 'parameters', 'epochs', 'trainings', 'validation', 'test')
+  rows = []
+  for row in result['rows']:
+    sizes = (f'{row["parameters"]:,}', row['epochs'], row['repeats'])
+    rows.append((row['name'], row['size'], *sizes, spread(row['valid']), spread(row['test'])))
+  note = f'Mean ± standard deviation; lower is better. {_capital(str(result["setting"]))}.'
+  return f'{_table(header, rows)}<p class="note">{_e(note)}</p>'
+
+
+def _origin(report: Report) -> str:
+  facts = ''.join(f'<dt>{_e(name)}</dt><dd>{_e(value)}</dd>' for name, value in report.facts)
+  settings = _table(('field', 'value'), [(name, json.dumps(value)) for name, value in report.config.items()])
+  folded = f'<details><summary>All settings</summary>{settings}</details>' if report.config else ''
+  return f'<p>{_e(report.caveat)}</p><dl>{facts}</dl>{folded}'
+
+
+def _section(title: str, body: str) -> str:
+  return f'<section><h2>{_e(title)}</h2>{body}</section>\n' if body else ''
+
+
+def _figure(svg: str, title: str, caption: str) -> str:
+  return f'<figure>{svg}<figcaption><b>{_e(title)}.</b> {_e(caption)}</figcaption></figure>'
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+  """Columns of numbers to the right, of words to the left."""
+  cells = [[word(value) for value in row] for row in rows]
+  columns = list(zip(*cells, strict=True)) or [()] * len(header)
+  sides = [' class="n"' if all(map(_NUMBER.fullmatch, column)) else '' for column in columns]
+
+  def line(tag: str, texts: Sequence[str]) -> str:
+    each = (f'<{tag}{side}>{_e(text)}</{tag}>' for side, text in zip(sides, texts, strict=True))
+    return f'<tr>{"".join(each)}</tr>'
+
+  body = ''.join(line('td', row) for row in cells)
+  return f'<div class="table"><table><thead>{line("th", header)}</thead><tbody>{body}</tbody></table></div>'
+
+
+def _columns(lines: Iterable[Record], *names: str) -> list[list[float]]:
+  lines = list(lines)
+  return [[_score(line, name) for line in lines] for name in names]
+
+
+def _score(record: Record, key: str) -> float:
+  value = record.get(key)
+  return float('nan') if value is None or record.get('failed') else float(value)
+
+
+def _failed(run: Run) -> int:
+  return sum(record['failed'] is not None for record in run.records)
+
+
+def _who(run: Run) -> str:
+  return {'reinforce': 'the controller', 'random': 'random search'}.get(run.name, run.name)
+
+
+def _capital(words: str) -> str:
+  return words[:1].upper() + words[1:]
+
+
+def _children(count: int) -> str:
+  return f'{count} child{"ren" if count != 1 else ""}'
+
+
+def _e(text: object) -> str:
+  return html.escape(str(text))

@@ -1,0 +1,9 @@
+"""Searches as pure functions, and the loop that runs them."""
+
+from nas_jax.search.core import Budget, Hook, Parts, Search, ask_tell, build, check, run, run_seeds
+from nas_jax.search.state import Best, Config, SearchState
+
+__all__ = [
+  'Best', 'Budget', 'Config', 'Hook', 'Parts', 'Search', 'SearchState', 'ask_tell', 'build', 'check', 'run',
+  'run_seeds',
+]  # fmt: skip

@@ -1,0 +1,117 @@
+"""The journal: one line of JSON for every child that was trained, written as soon as it is scored."""
+
+from collections.abc import Callable, Sequence
+import json
+import math
+import os
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.training.fit import FAILURES
+from nas_jax.types import Batch, Outcome
+
+Record = dict[str, Any]
+
+
+def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
+  """A record for each child: id, tokens, reward, its metrics, why it failed (null if it did not), its wall seconds."""
+  columns = {name: np.asarray(values) for name, values in dict(outcome.metrics or {}).items()}
+  failed = columns.pop('failed', np.zeros(len(batch.ids), np.int32))
+  reward, found = np.asarray(outcome.reward), []
+  for k, (number, tokens) in enumerate(zip(np.asarray(batch.ids), np.asarray(batch.tokens), strict=True)):
+    record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': reward[k].tolist()}
+    record |= {} if batch.depth is None else {'depth': int(np.broadcast_to(batch.depth, len(batch.ids))[k])}
+    record |= {name: plain(values[k]) for name, values in columns.items()}
+    record |= {'failed': FAILURES[int(failed[k])] or None, 'seconds': round(seconds / len(batch.ids), 4)}
+    found.append(record)
+  return found
+
+
+def outcome(lines: Sequence[Record]) -> Outcome:
+  """What was journalled, as the evaluator answered: rewards to the bit; metrics, for people, stay behind."""
+  return Outcome(jnp.asarray([line['reward'] for line in lines], jnp.float32))
+
+
+def agree(lines: Sequence[Record], batch: Batch) -> None:
+  """Raises ValueError if a record has other tokens than the child of its id: a journal of another search."""
+  tokens = dict(zip(batch.ids.tolist(), np.asarray(batch.tokens).tolist(), strict=True))
+  for line in lines:
+    if line.get('tokens') != tokens[line['id']]:
+      raise ValueError(
+        f'the journal has other tokens for child {line["id"]} than this search asks for: it is of another search; '
+        'take a new workdir.'
+      )
+
+
+def mend(path: str, aside: str, need: Sequence[str] = ('id', 'tokens', 'reward', 'failed', 'seconds')) -> int:
+  """Moves lines of `path` that are no records, as the torn last one of a killed process, to a file in `aside`.
+
+  A record has the entries `need`. Returns how many lines had not.
+  """
+  if not os.path.exists(path):
+    return 0
+  with open(path, 'rb') as file:
+    lines = file.read().splitlines(keepends=True)
+  records = [_record(line) if line.endswith(b'\n') else None for line in lines]
+  sound = [record is not None and all(name in record for name in need) for record in records]
+  if not all(sound):
+    os.makedirs(aside, exist_ok=True)
+    with open(os.path.join(aside, os.path.basename(path)), 'ab') as file:
+      file.writelines(line.rstrip(b'\n') + b'\n' for line, fine in zip(lines, sound, strict=True) if not fine)
+    with open(path + '.part', 'wb') as file:
+      file.writelines(line for line, fine in zip(lines, sound, strict=True) if fine)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(path + '.part', path)
+  return sound.count(False)
+
+
+def _record(line: bytes | str) -> Record | None:
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  return record if isinstance(record, dict) else None
+
+
+def read(path: str, by: str = 'id') -> dict[int, Record]:
+  """Records by id, or by another number they all have; of several with the same one, the last.
+
+  A line that is no record, such as the torn last one of a killed process, is left out.
+  """
+  found: dict[int, Record] = {}
+  if os.path.exists(path):
+    with open(path, encoding='utf-8', errors='replace') as file:
+      for line in file:
+        record = _record(line)
+        if record is not None and isinstance(record.get(by), int):
+          found[record[by]] = record
+  return found
+
+
+def writer(path: str) -> Callable[[list[Record]], None]:
+  """A function that appends records to `path` and returns when they are on disk."""
+
+  def write(lines: list[Record]) -> None:
+    torn = os.path.exists(path) and os.path.getsize(path) > 0 and not _ends_line(path)
+    with open(path, 'a', encoding='utf-8') as file:
+      file.write('\n' if torn else '')
+      file.writelines(json.dumps(line) + '\n' for line in lines)
+      file.flush()
+      os.fsync(file.fileno())
+
+  return write
+
+
+def _ends_line(path: str) -> bool:
+  with open(path, 'rb') as file:
+    file.seek(-1, os.SEEK_END)
+    return file.read() == b'\n'
+
+
+def plain(value: np.ndarray | np.generic) -> Any:
+  """A number as JSON knows it: what is not finite becomes null."""
+  number = value.item()
+  return None if isinstance(number, float) and not math.isfinite(number) else number

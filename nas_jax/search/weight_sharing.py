@@ -1,0 +1,265 @@
+"""Children that share weights: Efficient Neural Architecture Search, Pham et al. (2018).
+
+One tree of weights serves all children; the architecture says which of them a child uses. Two phases alternate: in
+`Programs.learn` the weights are trained by a sampled child a minibatch, the controller as it is; then children are
+scored on a minibatch of the validation split, the weights as they are, and the controller learns from that.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+import optax
+
+from nas_jax.config import field
+from nas_jax.controller import Controller
+from nas_jax.search import core
+from nas_jax.search import state as state_lib
+from nas_jax.search.state import SearchState
+from nas_jax.space import Space
+from nas_jax.training import fit
+from nas_jax.training.child import Child
+from nas_jax.training.recovery import Limits
+from nas_jax.types import Array, Batch, Key, Outcome, PyTree
+
+Reward = Callable[[dict[str, np.ndarray]], np.ndarray]  # of metrics [m]
+CALL_STEPS = 50  # minibatches that the weights learn from in one program call, between which the search can be stopped
+
+
+@dataclasses.dataclass
+class Config(Limits, state_lib.Config):
+  """The controller, its update, and how it takes turns with the shared weights. The defaults are Pham et al.'s."""
+
+  passes: int = field(150, 'of the shared weights over the training data, each followed by controller_updates', low=1)
+  pass_steps: int = field(0, 'minibatches to call a pass, 0 for as many as there are; 400 in code for text', low=0)
+  controller_updates: int = field(2000, 'of the controller after each pass', low=1)
+  shared_samples: int = field(1, 'children that each minibatch of the shared weights is averaged over; M = 1', low=1)
+  derive_children: int = field(10, 'sampled after the search, the best of which is what it found', low=1, budget=True)
+  rank_children: int = field(30, 'random ones trained by themselves after it, 0 for none', low=0)
+  max_children: int = field(0, 'architectures scored until it ends, 0 for those of all passes', low=0, budget=True)
+
+  @property
+  def samples(self) -> int:
+    """Architectures that the controller is rewarded for."""
+    whole = self.passes * self.controller_updates * self.m
+    return min(self.max_children or whole, whole)
+
+
+class Programs(NamedTuple):
+  """The two phases, each compiled once for all architectures, and the scoring of what was found."""
+
+  init: Callable[[Key], fit.FitState]  # the shared weights, untrained; `failed` counts steps that were left out
+  learn: Callable[..., fit.FitState]  # (weights, archs [steps, M, ...], key, check=None), one pass
+  score: Callable[[fit.FitState, PyTree, Key], dict[str, Array]]  # (weights, archs [m], key of the minibatch)
+  score_all: Callable[[fit.FitState, PyTree], dict[str, Array]]  # the same on the whole validation split
+  steps: int  # minibatches in a pass
+  compilations: Callable[[], dict[str, int]]  # programs compiled so far, by phase
+
+
+class Turn(NamedTuple):
+  """What evaluating needs of the state."""
+
+  theta: PyTree
+  weights: fit.FitState
+
+
+def build_programs(
+  child: Child,
+  arch: PyTree,
+  optimizer: optax.GradientTransformation,
+  data: PyTree,
+  minibatch: Callable[[PyTree, Key], PyTree],
+  steps: int,
+  mesh: Mesh | None = None,
+) -> Programs:
+  """The phases of a search.
+
+  Args:
+    child: whose parameters are the shared weights, the arch traced.
+    arch: any traced architecture, for its shapes.
+    optimizer: of the shared weights.
+    data: as the child's `batch` and `score` take it.
+    minibatch: (data, key) -> the same with a part of the validation split.
+    steps: minibatches in a pass over the training data.
+    mesh: the devices that children are scored on, all local ones by default; the weights learn on the first.
+  """
+  mesh = fit.child_mesh() if mesh is None else mesh
+  several, options = _averaged(child), fit.jit_options(mesh, child.compiler_options)
+
+  def learn(data: PyTree, weights: fit.FitState, archs: PyTree, key: Key, first: Array, end: Array) -> fit.FitState:
+    def step(k, weights):
+      after = fit.advance(several, optimizer, data, weights, jax.tree.map(lambda x: x[k], archs), key)
+      # A child whose loss is not finite must not end all others: its step is left out, and counted.
+      fine = after.failed == fit.FINE
+      kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, weights)
+      return kept._replace(step=after.step, failed=weights.failed + ~fine)
+
+    return jax.lax.fori_loop(first, end, step, weights)
+
+  def score(part: Callable[[PyTree, Key], PyTree]):
+    def one(shared, arch):
+      data, params, carry, key = shared
+      metrics = child.score(params, arch, carry, part(data, key))
+      finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
+      return metrics | {'failed': jnp.where(finite, fit.FINE, fit.NOT_FINITE)}
+
+    program, placed = fit.over_children(one, mesh, **options), fit.share(data, mesh)
+    compiled.append(program)
+
+    def scored(weights: fit.FitState, archs: PyTree, key: Key) -> dict[str, Array]:
+      m = len(jax.tree.leaves(archs)[0])
+      whole = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -m % mesh.size, 0)]), archs)
+      found = program((placed, weights.params, weights.carry, key), whole)
+      return {name: value[:m] for name, value in found.items()}
+
+    return scored
+
+  def a_pass(weights: fit.FitState, archs: PyTree, key: Key, check: Callable[[], None] = lambda: None) -> fit.FitState:
+    steps = len(jax.tree.leaves(archs)[0])
+    for first in range(0, steps, CALL_STEPS):
+      end = min(first + CALL_STEPS, steps)
+      weights = jax.block_until_ready(learned(here, weights, archs, key, jnp.int32(first), jnp.int32(end)))
+      check()
+    return weights
+
+  compiled = list[Any]()
+  learned: Any = jax.jit(learn, **options)
+  here = jax.tree.map(jnp.asarray, data)  # committed to no device, as the state is: it may be scored on all
+  some, every = score(minibatch), score(lambda data, key: data)
+  return Programs(
+    init=jax.jit(lambda key: fit.untrained(child, optimizer, arch, key), **options),
+    learn=a_pass,
+    score=some,
+    score_all=lambda weights, archs: every(weights, archs, jax.random.key(0)),
+    steps=steps,
+    compilations=lambda: {'learn': learned._cache_size(), 'score': compiled[0]._cache_size()},
+  )
+
+
+def _averaged(child: Child) -> Child:
+  """`child` whose arch is several [M, ...]: its loss is their mean, and they hand the carry on in turn."""
+
+  def loss(params, archs, carry, batch, key):
+    def one(carry, inputs):
+      loss, carry = child.loss(params, inputs[0], carry, batch, inputs[1])
+      return carry, loss
+
+    keys = jax.random.split(key, len(jax.tree.leaves(archs)[0]))
+    carry, losses = jax.lax.scan(one, carry, (archs, keys))
+    return losses.mean(), carry
+
+  return child._replace(loss=loss)
+
+
+def build(
+  space: Space, cfg: Config, programs: Programs, reward: Reward, check: Callable[[], None] = lambda: None
+) -> core.Search:
+  """The search: before every `controller_updates`-th update, the weights learn for a pass over the training data.
+
+  Its children are journalled with what they scored by the shared weights, each on one minibatch, the same for those of
+  one update. Their outcome depends on all that came before, so a search that was cut off evaluates them again.
+
+  Args:
+    space: of the children.
+    cfg: the controller, its update, and how phases alternate.
+    programs: of children of that space.
+    reward: of metrics [m]; a child that failed earns 0.
+    check: called between program calls; it may raise `recovery.Stopped`.
+
+  Raises:
+    ValueError: as `search.check`.
+  """
+
+  def remember(state: SearchState, batch: Batch, outcome: Outcome) -> SearchState:
+    fresh = outcome.children  # none where the rewards are of one's own
+    return state._replace(children=fresh) if isinstance(fresh, fit.FitState) else state
+
+  def evaluate(batch: Batch) -> Outcome:
+    turn, key = batch.extra, batch.keys[0]
+    weights = turn.weights
+    if int(batch.ids[0]) // cfg.m % cfg.controller_updates == 0:
+      learn_key, sample_key = jax.random.split(jax.random.fold_in(key, 1))
+      weights = programs.learn(weights, sample(turn.theta, sample_key), learn_key, check)
+    found = programs.score(weights, batch.archs, jax.random.fold_in(key, 2))
+    metrics = {name: np.asarray(value) for name, value in found.items()}
+    rewards = earned(metrics, reward)
+    # Of the weights, not of the child: the loss of their last step, and how many steps were left out so far.
+    metrics |= {'loss': np.full(len(rewards), weights.loss), 'left_out': np.full(len(rewards), weights.failed)}
+    return Outcome(jnp.asarray(rewards, jnp.float32), metrics, weights)
+
+  s = core.build(space, cfg, evaluate, remember=remember)
+
+  @jax.jit
+  def sample(theta: PyTree, key: Key) -> PyTree:
+    keys = jax.random.split(key, (programs.steps, cfg.shared_samples))
+    draw = jax.vmap(jax.vmap(lambda one: s.controller.sample(theta, one)))
+    return space.decode_batch(draw(keys))
+
+  def init(key: Key) -> SearchState:
+    return s.init(key)._replace(children=programs.init(jax.random.fold_in(key, 1)))
+
+  # The weights go past the controller's programs: handing hundreds of arrays in and out takes longer than an update.
+  def ask(state: SearchState) -> Batch:
+    return s.ask(state._replace(children=()))._replace(extra=Turn(state.theta, state.children))
+
+  def tell(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[SearchState, Any]:
+    alone = state._replace(children=()), batch._replace(extra=()), outcome._replace(children=())
+    told, info = s.tell(*alone)
+    return remember(told._replace(children=state.children), batch, outcome), info
+
+  return s._replace(init=init, ask=ask, tell=tell, shared=True)
+
+
+class Derived(NamedTuple):
+  """An architecture sampled after the search."""
+
+  place: int  # among those sampled
+  tokens: np.ndarray  # [T]
+  metrics: dict[str, float]  # by the shared weights, on the whole validation split
+  reward: float  # of these
+
+
+def derive(
+  space: Space,
+  controller: Controller,
+  programs: Programs,
+  state: SearchState,
+  reward: Reward,
+  key: Key,
+  count: int,
+  m: int,
+) -> list[Derived]:
+  """`count` architectures sampled from the controller as it is, scored m at a time by the shared weights, best first.
+
+  The paper scores them on one minibatch of the validation split; here it is all of it.
+  """
+  keys = jax.random.split(key, count)
+  tokens = jax.jit(jax.vmap(lambda one: controller.sample(state.theta, one)))(keys)
+  metrics = score(space, programs, state, tokens, m)
+  rewards = earned(metrics, reward)
+  del metrics['failed']
+  return [
+    Derived(
+      int(k), np.asarray(tokens[k]), {name: float(value[k]) for name, value in metrics.items()}, float(rewards[k])
+    )
+    for k in np.argsort(-rewards, kind='stable')
+  ]
+
+
+def earned(metrics: dict[str, np.ndarray], reward: Reward) -> np.ndarray:
+  """Rewards [m]; a child that failed earns 0."""
+  with np.errstate(all='ignore'):  # it may have scored anything
+    return np.where(metrics['failed'] == fit.FINE, reward(metrics), 0.0)
+
+
+def score(space: Space, programs: Programs, state: SearchState, tokens: Array, m: int) -> dict[str, np.ndarray]:
+  """Metrics of strings [n, T] by the shared weights as they stand, on the whole validation split, m at a time."""
+  count, found = len(tokens), list[dict[str, np.ndarray]]()
+  for start in range(0, count, m):
+    some = tokens[jnp.arange(start, start + m) % count]  # the last are filled up from the front
+    found.append({k: np.asarray(v) for k, v in programs.score_all(state.children, space.decode_batch(some)).items()})
+  return {name: np.concatenate([one[name] for one in found])[:count] for name in found[0]}

@@ -1,0 +1,299 @@
+"""Training children: many at once, over all local devices, in chunks of steps.
+
+Children are laid along a `child` mesh axis; each device takes its share one after another (CPU, where a branch on the
+architecture then is a real branch) or as one batch (accelerators). No collective stands in these programs, so devices
+never wait for one another. This is what `pmap` once did, without its demand of one child a device.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import optax
+
+from nas_jax.nn import image_ops
+from nas_jax.training.child import Child
+from nas_jax.training.recovery import UNKEPT, Keeper
+from nas_jax.types import Array, Key, PyTree
+
+# Why a child is not trained.
+FAILURES = (
+  '', 'not a child', 'loss or gradient not finite', 'out of memory', 'cannot be compiled or run', 'took too long',
+  'the process died of it',
+)  # fmt: skip
+FINE, PADDING, NOT_FINITE, NO_MEMORY, NO_PROGRAM, TOO_LONG, DEADLY = range(7)
+
+
+class FitState(NamedTuple):
+  """A child in training."""
+
+  step: Array  # [] int32
+  params: PyTree
+  opt_state: PyTree
+  carry: PyTree
+  loss: Array  # [] of the last step
+  failed: Array  # [] int32 into FAILURES; once not 0, the child is left as it is
+
+
+class Fit(NamedTuple):
+  """Training for one kind of child. Arrays with a leading axis m lie along the `child` axis of `mesh`."""
+
+  mesh: Mesh
+  init: Callable[[PyTree, Key, Array], FitState]  # (archs [m], keys [m], real [m] bool) -> states [m]
+  shapes: Callable[[PyTree, Key, Array], FitState]  # the same -> their shapes, without compiling anything
+  chunk: Callable[..., FitState]  # (data, steps, states, archs, keys) -> states; `states` is used up
+  score: Callable[..., dict[str, Array]]  # (data, states, archs) -> metrics [m]
+  compilations: Callable[[], int]  # programs compiled so far
+  steps: int
+  steps_per_call: int
+  scored: int = 1  # calls at the end after each of which children are scored
+
+
+def child_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """All local devices (or those given) in one row."""
+  devices = jax.local_devices() if devices is None else devices
+  return jax.make_mesh((len(devices),), ('child',), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
+  """`function(shared, *mine)` for one child to one program for m, m a multiple of the devices.
+
+  The first argument is the same for all children, the others and the result have a leading axis m.
+  """
+  on_cpu = mesh.devices.flat[0].platform == 'cpu'
+
+  def local(shared, *mine):
+    if on_cpu:
+      return jax.lax.map(lambda one: function(shared, *one), mine)
+    return jax.vmap(functools.partial(function, shared))(*mine)
+
+  def everywhere(shared, *mine):
+    shared_spec, mine_spec = PartitionSpec(), PartitionSpec('child')
+    specs = (shared_spec, *(mine_spec for _ in mine))
+    # Each device works for itself: there is no replication for check_vma to keep track of.
+    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=mine_spec, check_vma=False)(shared, *mine)
+
+  return jax.jit(everywhere, **jit_options)
+
+
+def jit_options(mesh: Mesh, of: Callable[[str], dict[str, Any]], level: int | None = None) -> dict[str, Any]:
+  """Options of `jax.jit`. Those of the compiler that this XLA does not know are left out.
+
+  Args:
+    mesh: where they run.
+    of: `Child.compiler_options` of what they train.
+    level: on a CPU, for a program that trains but one child: LLVM's level, 1, or 0 for what runs once. XLA's older
+      generation of code and fewer of LLVM's passes, all in one thread as other children train in the others, take half
+      the time to compile it; steps of a network take up to 5 % longer.
+  """
+  platform = mesh.devices.flat[0].platform
+  options = of(platform)
+  if level is not None and platform == 'cpu':
+    options = options | {
+      'xla_cpu_use_fusion_emitters': False,
+      'xla_backend_optimization_level': level,
+      'xla_llvm_disable_expensive_passes': True,
+      'xla_cpu_parallel_codegen_split_count': 1,
+    }
+  known = {name: value for name, value in options.items() if _known(name, value)}
+  return {'compiler_options': known} if known else {}
+
+
+@functools.cache
+def _known(option: str, value: str | int) -> bool:
+  """Whether this XLA has such an option."""
+  try:
+    jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
+
+
+def advance(
+  child: Child, optimizer: optax.GradientTransformation, data: PyTree, state: FitState, arch: PyTree, key: Key
+) -> FitState:
+  """One training step of one child; `failed` says whether its loss or gradient was not finite."""
+  batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step + 1))
+  batch = child.batch(data, batch_key, state.step)
+  value_and_grad = jax.value_and_grad(child.loss, has_aux=True)
+  (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(image_ops.square_sum(grads)), FINE, NOT_FINITE)
+  return FitState(state.step + 1, params, opt_state, carry, loss, failed)
+
+
+def untrained(
+  child: Child, optimizer: optax.GradientTransformation, arch: PyTree, key: Key, in_a_row: bool = False
+) -> FitState:
+  """A child before its first step; the optimizer's state may be that of all weights `in_a_row`."""
+  params = child.init(arch, jax.random.fold_in(key, 0))
+  none = jnp.zeros((), jnp.int32)
+  opt_state = optimizer.init(ravel_pytree(params)[0] if in_a_row else params)
+  return FitState(none, params, opt_state, child.carry(params), jnp.zeros(()), none)
+
+
+def fitter(
+  child: Child,
+  optimizer: Callable[[PyTree], optax.GradientTransformation],
+  steps: int,
+  steps_per_call: int,
+  mesh: Mesh | None = None,
+  scored: int = 1,
+  quick: bool = False,
+) -> Fit:
+  """The programs that train children of one kind for `steps` steps, `steps_per_call` in a program call.
+
+  `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch. Children are scored
+  after each of the last `scored` calls. `quick` if they have programs of their own: see `jit_options`; to the optimizer
+  all weights are then one row, so that what it does is compiled once and not for each.
+  """
+  mesh = child_mesh() if mesh is None else mesh
+
+  def init(shared, arch, key, real) -> FitState:
+    del shared
+    return untrained(child, optimizer(arch), arch, key, quick)._replace(failed=jnp.where(real, FINE, PADDING))
+
+  def chunk(shared, state: FitState, arch, key) -> FitState:
+    data, count = shared
+    weights, back = ravel_pytree(state.params) if quick else (state.params, lambda params: params)
+    own = child._replace(loss=lambda weights, *rest: child.loss(back(weights), *rest))
+
+    def step(_, state):
+      return jax.lax.cond(
+        state.failed == FINE, lambda s: advance(own, optimizer(arch), data, s, arch, key), lambda s: s, state
+      )
+
+    state = jax.lax.fori_loop(0, count, step, state._replace(params=weights))
+    return state._replace(params=back(state.params))
+
+  def score(data, state: FitState, arch) -> dict[str, Array]:
+    metrics = child.score(state.params, arch, state.carry, data)
+    finite = functools.reduce(jnp.logical_and, (jnp.isfinite(value).all() for value in metrics.values()))
+    failed = jnp.where((state.failed == FINE) & ~finite, NOT_FINITE, state.failed)
+    return metrics | {'loss': state.loss, 'failed': failed}
+
+  once, often = (jit_options(mesh, child.compiler_options, level if quick else None) for level in (0, 1))
+  many = (
+    over_children(init, mesh, **once),
+    over_children(chunk, mesh, donate_argnums=1, **often),
+    over_children(score, mesh, **often),
+  )
+  return Fit(
+    mesh,
+    lambda archs, keys, real: many[0]((), archs, keys, real),
+    lambda archs, keys, real: jax.eval_shape(many[0], (), archs, keys, real),
+    lambda data, count, states, archs, keys: many[1]((data, count), states, archs, keys),
+    many[2],
+    lambda: sum(program._cache_size() for program in many),
+    steps,
+    steps_per_call,
+    scored,
+  )
+
+
+def share(data: PyTree, mesh: Mesh) -> PyTree:
+  """Puts the same arrays on every device, once, so that no call has to."""
+  return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
+
+
+def filled(arrays: PyTree, mesh: Mesh) -> PyTree:
+  """[m, ...] filled up to a multiple of the devices by copies of the first."""
+  return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -len(x) % mesh.size, 0)]), arrays)
+
+
+def begin(programs: Fit, archs: PyTree, keys: Key, only: int | None = None) -> tuple[FitState, PyTree, Key]:
+  """Untrained children, with their archs and keys, filled up to a multiple of the devices by children not trained.
+
+  Nor is any but the one in the place `only`, if that is given.
+  """
+  archs, keys, real = _laid_out(programs, archs, keys, only)
+  return programs.init(archs, keys, real), archs, keys
+
+
+def shapes(programs: Fit, archs: PyTree, keys: Key, only: int | None = None) -> FitState:
+  """Those of the states of `begin`."""
+  return programs.shapes(*_laid_out(programs, archs, keys, only))
+
+
+def _laid_out(programs: Fit, archs: PyTree, keys: Key, only: int | None) -> tuple[PyTree, Key, Array]:
+  m = len(keys)
+  archs, keys = filled((archs, keys), programs.mesh)
+  places = jnp.arange(len(keys))
+  return archs, keys, places < m if only is None else places == only
+
+
+def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Array]:
+  """Trains m children from scratch and scores them; between chunks control comes back here.
+
+  Args:
+    programs: of `fitter`.
+    archs: [m, ...] traced architectures.
+    keys: [m] a key per child.
+    data: as the child's `batch` and `score` take it, best placed by `share`.
+
+  Returns:
+    The child's metrics, each [m], the greatest of those scorings, with 'loss', the last training loss, and 'failed', an
+    index into FAILURES. A child that fails keeps its weights and disturbs no sibling.
+  """
+  m = len(keys)
+  _, metrics = run(programs, *begin(programs, archs, keys), data)
+  return {name: value[:m] for name, value in metrics.items()}
+
+
+def run(
+  programs: Fit,
+  states: FitState,
+  archs: PyTree,
+  keys: Key,
+  data: PyTree,
+  keeper: Keeper = UNKEPT,
+  name: str = '',
+  seconds: float = math.inf,
+) -> tuple[FitState, dict[str, Array]]:
+  """Trains children of `begin` to the end: their last states, and the metrics of `fit` for all of them.
+
+  Args:
+    programs: of `fitter`.
+    states: untrained; `keeper` may know of better ones.
+    archs: as `begin` returns them.
+    keys: likewise.
+    data: as in `fit`.
+    keeper: told after each program call.
+    name: of this training.
+    seconds: of training, without compiling, after which children have failed, as all but their 'failed' is missing.
+
+  Raises:
+    Stopped: `keeper` was asked to; only between program calls.
+  """
+  calls = -(-programs.steps // programs.steps_per_call)
+  shapes = jax.eval_shape(programs.score, data, states, archs)
+  placed = jax.tree.map(lambda x: x.sharding, states)
+  done, (states, metrics) = keeper.begin(name, (states, jax.tree.map(_least, shapes)))
+  states = jax.device_put(states, placed)  # as they were: other places would be other programs
+  if math.isfinite(seconds):
+    states = programs.chunk(data, jnp.asarray(0), states, archs, keys)  # no step, but compiled
+  begun = time.monotonic()
+  for call in range(done, calls):
+    count = min(programs.steps_per_call, programs.steps - call * programs.steps_per_call)
+    states = jax.block_until_ready(programs.chunk(data, jnp.asarray(count), states, archs, keys))
+    if time.monotonic() - begun > seconds:
+      return states, {'failed': jnp.where(states.failed == FINE, TOO_LONG, states.failed)}
+    if call >= calls - programs.scored:
+      found = programs.score(data, states, archs)
+      metrics = {key: jnp.maximum(value, metrics[key]) for key, value in found.items()} | {'loss': found['loss']}
+    if call + 1 < calls:
+      keeper.keep(name, call + 1, (states, metrics))
+  return states, metrics
+
+
+def _least(shape: jax.ShapeDtypeStruct) -> Array:
+  """What the maximum with anything leaves as it is."""
+  low = -jnp.inf if jnp.issubdtype(shape.dtype, jnp.floating) else jnp.iinfo(shape.dtype).min
+  return jnp.full(shape.shape, low, shape.dtype)

@@ -1,0 +1,27 @@
+"""The cell-tree compiler: a `TreeArch` to a recurrent cell, Zoph & Le (2017) Sec. 3.4; brings in JAX and Flax alone."""
+
+import importlib
+from typing import Any
+
+from nas_jax.published import LSTM, NASCELL
+from nas_jax.space.tree import TreeArch
+from nas_jax.tree_cell.cell import EVERY, Carry, Operations, TreeCell, activate, apply, init, unroll
+from nas_jax.tree_cell.text import equations, to_source
+
+# These load when they are first used: flax.nnx brings in optax, and pictures bring in matplotlib.
+_LATER = {'NNXTreeCell': 'nas_jax.tree_cell.nnx', 'draw': 'nas_jax.draw.tree'}
+
+__all__ = [
+  'EVERY', 'LSTM', 'NASCELL', 'Carry', 'NNXTreeCell', 'Operations', 'TreeArch', 'TreeCell', 'activate', 'apply', 'draw',
+  'equations', 'init', 'to_source', 'unroll',
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+  if name in _LATER:
+    return getattr(importlib.import_module(_LATER[name]), name)
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}: it has {", ".join(__all__)}.')
+
+
+def __dir__() -> list[str]:
+  return list(__all__)

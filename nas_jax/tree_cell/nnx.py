@@ -1,0 +1,54 @@
+"""A tree cell for Flax NNX; apart from `tree_cell` because `flax.nnx` brings in optax."""
+
+from typing import Any
+
+from flax import nnx
+import jax.numpy as jnp
+
+from nas_jax.space.tree import TreeArch
+from nas_jax.tree_cell import cell
+from nas_jax.types import Array
+
+
+class NNXTreeCell(nnx.RNNCellBase):
+  """`tree_cell.TreeCell` for `nnx.RNN`: carry (c, h), parameters as `tree_cell.init` makes and names them.
+
+  Args:
+    in_features: width of the inputs.
+    hidden_features: H.
+    arch: static.
+    bias: whether to add the one bias [n * H] that TensorFlow's NASCell offers.
+    rngs: gives the key of the parameters.
+  """
+
+  def __init__(
+    self,
+    in_features: int,
+    hidden_features: int,
+    arch: TreeArch = cell.NASCELL,
+    *,
+    bias: bool = False,
+    rngs: nnx.Rngs,
+  ):
+    self.hidden_features, self.arch = hidden_features, nnx.static(arch)
+    params = cell.init(rngs.params(), arch, in_features, hidden_features, bias=bias)
+    self.kernel, self.recurrent_kernel = nnx.Param(params['kernel']), nnx.Param(params['recurrent_kernel'])
+    self.bias = nnx.Param(params['bias']) if bias else nnx.data(None)
+
+  def __call__(self, carry: cell.Carry, inputs: Array) -> tuple[cell.Carry, Array]:
+    """One step, as `tree_cell.apply`."""
+    params = {'kernel': self.kernel[...], 'recurrent_kernel': self.recurrent_kernel[...]}
+    if self.bias is not None:
+      params['bias'] = self.bias[...]
+    return cell.apply(params, self.arch, carry, inputs)
+
+  def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> cell.Carry:
+    """Zeros; `input_shape` is [..., in_features]."""
+    del rngs, carry_init
+    zeros = jnp.zeros((*input_shape[:-1], self.hidden_features))
+    return zeros, zeros
+
+  @property
+  def num_feature_axes(self) -> int:
+    """One: the last axis of the inputs."""
+    return 1

@@ -1,0 +1,115 @@
+"""Images as arrays."""
+
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from nas_jax.datasets import images
+from nas_jax.datasets.images import Split
+
+RNG = np.random.default_rng(0)
+
+
+def some(count, size=(5, 4, 1), classes=3):
+  return Split(RNG.integers(0, 256, size=(count, *size)).astype(np.uint8), np.arange(count) % classes)
+
+
+def test_digits_need_no_file():
+  found = images.load_images()
+  assert found.shape == (8, 8, 1) and found.classes == 10
+  assert [len(part.labels) for part in found[:3]] == [1294, 144, 359]
+  assert found.train.images.max() == 240 and found.train.images.dtype == np.uint8
+  assert sorted(set(found.valid.labels)) == list(range(10)) and found.sha256 == images.load_images().sha256
+  together = np.concatenate([part.images.reshape(len(part.images), -1) for part in found[:3]])
+  assert len(np.unique(together, axis=0)) > 1790  # no image stands in two splits
+  other = images.load_images(seed=1, max_examples=100, resize=4)
+  assert [len(part.labels) for part in other[:3]] == [90, 10, 100] and other.shape == (4, 4, 1)
+
+
+def test_resized_as_jax_does_it():
+  digits, small = images.load_images(), images.load_images(resize=5)
+  want = jax.image.resize(digits.train.images.astype(np.float32), (len(digits.train.labels), 5, 5, 1), 'linear')
+  np.testing.assert_allclose(small.train.images, want, atol=1.5)  # of 255
+
+
+def test_a_split_is_drawn_from_the_training_images():
+  train, test = some(40), some(10)
+  found = images.split_images(train, test, 3, valid_share=0.25, seed=3)
+  assert len(found.valid.labels) == 10 and len(found.train.labels) == 30
+  rows = np.concatenate([found.train.images, found.valid.images]).reshape(40, -1)
+  np.testing.assert_array_equal(np.unique(rows, axis=0), np.unique(train.images.reshape(40, -1), axis=0))
+  np.testing.assert_array_equal(found.test.images, test.images)
+  assert not np.array_equal(found.valid.images, images.split_images(train, test, 3, 0.25, seed=4).valid.images)
+
+
+@pytest.mark.parametrize(
+  ('change', 'says'),
+  [
+    (lambda part: part._replace(images=part.images[:, :3]), '3 x 4 pixels'),
+    (lambda part: part._replace(images=np.where(part.images == part.images[2, 0, 0, 0], np.nan, 1.0)), 'not finite'),
+    (lambda part: part._replace(images=part.images / 255), 'float64'),
+    (lambda part: part._replace(labels=part.labels + 1), 'labels from 1 to 3: want 0 to 2'),
+    (lambda part: part._replace(labels=part.labels * 0), '1 of 3 classes'),
+    (lambda part: part._replace(labels=part.labels[:-1]), r'want \[n, H, W, C\]'),
+    (lambda part: Split(part.images[:0], part.labels[:0]), 'n > 0'),
+  ],
+)
+def test_bad_images_are_refused(change, says):
+  for train, test in ((change(some(40)), some(10)), (some(40), change(some(10)))):
+    with pytest.raises(ValueError, match=says) as error:
+      images.split_images(train, test, 3)
+    assert '\n' not in str(error.value)
+
+
+def test_unequal_shapes_and_shares_that_leave_nothing():
+  with pytest.raises(ValueError, match='one shape'):
+    images.split_images(some(40), some(10, (6, 4, 1)), 3)
+  with pytest.raises(ValueError, match=r'valid_share \(=0.0\)'):
+    images.split_images(some(40), some(10), 3, valid_share=0.0)
+
+
+def prepare(folder, train, test):
+  """A set as TensorFlow Datasets lays it down."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+  from PIL import Image
+  import tensorflow_datasets as tfds
+
+  home = folder / 'mnist' / '3.0.1'
+  home.mkdir(parents=True)
+  features = tfds.features.FeaturesDict(
+    {'image': tfds.features.Image(shape=train.images.shape[1:]), 'label': tfds.features.ClassLabel(num_classes=3)}
+  )
+  features.save_config(str(home))
+  splits = []
+  for split, part in (('train', train), ('test', test)):
+    writer = ArrayRecordWriter(str(home / f'mnist-{split}.array_record-00000-of-00001'), 'group_size:1')
+    for image, label in zip(*part, strict=True):
+      file = io.BytesIO()
+      Image.fromarray(image[..., 0]).save(file, format='png')
+      row = features.encode_example({'image': file.getvalue(), 'label': int(label)})
+      writer.write(features.serialize_example(row))
+    writer.close()
+    name = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+    count = str(len(part.labels))
+    splits.append({'name': split, 'numBytes': '9', 'shardLengths': [count], 'filepathTemplate': name})
+  info = {'name': 'mnist', 'version': '3.0.1', 'fileFormat': 'array_record', 'splits': splits}
+  (home / 'dataset_info.json').write_text(json.dumps(info))
+  return str(folder)
+
+
+def test_a_prepared_set_of_tensorflow_datasets(tmp_path):
+  train, test = some(20), some(6)
+  found = images.load_images('mnist', prepare(tmp_path, train, test), valid_share=0.1)
+  assert found.classes == 10 and found.shape == (5, 4, 1) and len(found.valid.labels) == 2
+  np.testing.assert_array_equal(found.test.images, test.images)
+  np.testing.assert_array_equal(found.test.labels, test.labels)
+
+
+def test_a_set_not_prepared_is_said_how(tmp_path):
+  with pytest.raises(ValueError, match='download_and_prepare'):
+    images.load_images('cifar10', str(tmp_path))
+  with pytest.raises(ValueError, match='data_dir'):
+    images.load_images('cifar10', '/nowhere')

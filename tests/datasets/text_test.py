@@ -1,0 +1,106 @@
+"""Texts as arrays."""
+
+import gzip
+import json
+
+import pytest
+
+from nas_jax.datasets import text as text_lib
+
+
+def write(folder, train='a b\nc\n', valid='b c\n', test='a z\n', prefix=''):
+  for name, text in (('train', train), ('valid', valid), ('test', test)):
+    if text is not None:
+      (folder / f'{prefix}{name}.txt').write_bytes(text if isinstance(text, bytes) else text.encode())
+  return str(folder)
+
+
+def test_the_default_text_needs_no_file():
+  text = text_lib.load_text()
+  total = len(text.train) + len(text.valid) + len(text.test)
+  assert total > 400_000 and len(text.train) == int(0.9 * total)
+  assert text.train.max() < len(text.vocabulary) and text.valid.min() >= 0
+  assert text.sha256 == text_lib.load_text().sha256
+
+
+def test_words_by_hand(tmp_path):
+  text = text_lib.load_text('text', write(tmp_path), 'word')
+  # 'z' is not in the training split: <unk> joins the vocabulary.
+  assert text.vocabulary == ('<eos>', '<unk>', 'a', 'b', 'c')
+  assert text.train.tolist() == [2, 3, 0, 4, 0]
+  assert text.valid.tolist() == [3, 4, 0]
+  assert text.test.tolist() == [2, 1, 0]
+
+
+def test_characters_by_hand(tmp_path):
+  text = text_lib.load_text('text', write(tmp_path, train='ab\n', valid='ba', test='b'))
+  assert text.vocabulary == ('\n', 'a', 'b')
+  assert text.train.tolist() == [1, 2, 0] and text.valid.tolist() == [2, 1]
+
+
+def test_a_prefix_and_gzip(tmp_path):
+  write(tmp_path, prefix='ptb.')
+  (tmp_path / 'ptb.valid.txt').unlink()
+  (tmp_path / 'ptb.valid.txt.gz').write_bytes(gzip.compress(b'c c\n'))
+  assert text_lib.load_text('ptb', str(tmp_path), 'word').valid.tolist() == [4, 4, 0]
+
+
+@pytest.mark.parametrize(
+  ('files', 'words'),
+  [
+    ({'valid': None}, 'valid.txt'),
+    ({'test': ' \n'}, 'is empty'),
+    ({'train': b'\xff\xfe\x00'}, 'UTF-8'),
+  ],
+)
+def test_bad_files_are_named(tmp_path, files, words):
+  with pytest.raises(ValueError, match=words) as error:
+    text_lib.load_text('text', write(tmp_path, **files))
+  assert '\n' not in str(error.value)
+
+
+def test_a_torn_gzip_is_named(tmp_path):
+  write(tmp_path, test=None)
+  (tmp_path / 'test.txt.gz').write_bytes(gzip.compress(b'abc' * 100)[:20])
+  with pytest.raises(ValueError, match='test.txt.gz|test.txt'):
+    text_lib.load_text('text', str(tmp_path))
+
+
+def prepare(folder, file_format='array_record'):
+  """tiny_shakespeare as TensorFlow Datasets lays it down."""
+  from array_record.python.array_record_module import ArrayRecordWriter
+  import tensorflow_datasets as tfds
+
+  home = folder / 'tiny_shakespeare' / '1.0.0'
+  home.mkdir(parents=True)
+  features = tfds.features.FeaturesDict({'text': tfds.features.Text()})
+  features.save_config(str(home))
+  splits = []
+  for split, text in (('train', 'to be\n'), ('validation', 'be\n'), ('test', 'or\n')):
+    writer = ArrayRecordWriter(str(home / f'tiny_shakespeare-{split}.array_record-00000-of-00001'), 'group_size:1')
+    writer.write(features.serialize_example(features.encode_example({'text': text})))
+    writer.close()
+    name = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
+    splits.append({'name': split, 'numBytes': '9', 'shardLengths': ['1'], 'filepathTemplate': name})
+  info = {'name': 'tiny_shakespeare', 'version': '1.0.0', 'fileFormat': file_format, 'splits': splits}
+  (home / 'dataset_info.json').write_text(json.dumps(info))
+  return str(folder)
+
+
+def test_a_prepared_set_of_tensorflow_datasets(tmp_path):
+  text = text_lib.load_text('tiny_shakespeare', prepare(tmp_path))
+  assert text.vocabulary == ('\n', ' ', '<unk>', 'b', 'e', 'o', 't')
+  assert text.valid.tolist() == [3, 4, 0] and text.test.tolist() == [5, 2, 0]
+
+
+@pytest.mark.parametrize('file_format', ['tfrecord', None])
+def test_a_set_not_prepared_so_is_said_how(tmp_path, file_format):
+  folder = prepare(tmp_path, file_format) if file_format else str(tmp_path)
+  with pytest.raises(ValueError, match='download_and_prepare') as error:
+    text_lib.load_text('tiny_shakespeare', folder)
+  assert folder in str(error.value) and '\n' not in str(error.value)
+
+
+def test_no_folder():
+  with pytest.raises(ValueError, match='data_dir'):
+    text_lib.load_text('ptb', '/nowhere')

@@ -1,0 +1,298 @@
+"""Launchers: flags from configs, workdirs, and one clear line for whatever is wrong."""
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import cell_search, conv_search, table_search
+from experiments import retrain as retrain_launcher
+from experiments.common import launch, workdirs
+from nas_jax.published import ENAS_RNN, NASCELL
+from nas_jax.report import rankings
+from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
+from nas_jax.systems import cell, conv, retrain_cell, retrain_conv, table
+
+
+def leave(monkeypatch, capsys, caplog, launcher, *args):
+  """Runs a launcher that must refuse: its one line on stderr. Nothing may compile."""
+  monkeypatch.setattr(sys, 'argv', [launcher.__name__, *args])
+  with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.raises(SystemExit) as left:
+    launch.main(launcher.prepare)
+  assert left.value.code == 2
+  assert not [line for line in caplog.messages if 'Finished XLA' in line]
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and 'Traceback' not in error
+  return error
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys, caplog):
+  # The backend of the tests runs already, with devices of its own.
+  monkeypatch.setattr(launch, 'set_up_jax', lambda at_most=None: None)
+  return lambda launcher, *args: leave(monkeypatch, capsys, caplog, launcher, *args)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--base=6', ('base (=6)', 'power of two')),
+    ('--base=0', ('base (=0)', 'at least 2')),
+    ('--combine=add,plus', ('combine', 'mult')),
+    ('--activate=tanh,tanh', ('activate', 'once')),
+    ('--activate=', ('activate', 'at least one')),
+    ('--m=0', ('m (=0)', 'at least 1')),
+    ('--m=two', ('m=two',)),
+    ('--lr=-1', ('lr (=-1', 'greater than 0')),
+    ('--lr=nan', ('lr', 'greater than 0')),
+    ('--baseline_decay=1.5', ('baseline_decay', 'at most 1')),
+    ('--algorithm=evolve', ('algorithm (=evolve)', 'reinforce, random')),
+    ('--preset=huge', ('preset', 'demo')),
+    ('--hiden=3', ('hiden',)),
+    ('stray', ('stray', '--name=value')),
+    ('--data_dir=/nowhere', ('data_dir', '/nowhere')),
+    ('--dataset=ptb', ('data_dir', 'ptb')),
+    ('--batch=100000', ('batch (=100000)', 'bptt')),
+    ('--workdir=/dev/null/runs', ('workdir', '/dev/null/runs')),
+  ],
+)
+def test_a_wrong_flag_is_one_line(refuse, tmp_path, flag, words):
+  args = ['--preset=smoke', f'--workdir={tmp_path}', flag]
+  error = refuse(cell_search, *args)
+  assert all(word in error for word in words)
+  assert not os.listdir(tmp_path)  # nothing was begun
+
+
+@pytest.mark.parametrize(
+  ('change', 'words'),
+  [
+    ({'index': [12]}, ("'index' has 1 entries", 'wants 2')),
+    ({'index': [12, 15]}, ("'index', entry 1", '15')),
+    ({'combine': [0] * 14}, ("'combine' has 14 entries", 'power of two')),
+    ({'inject': [0, 1.5]}, ("'inject', entry 1", 'float')),
+    ({'activate': None}, ("'activate' is None", 'list')),
+    ({'speed': [1]}, ('speed', 'want')),
+  ],
+)
+def test_a_wrong_architecture_is_one_line(refuse, tmp_path, change, words):
+  path = tmp_path / 'arch.json'
+  found = json.loads(tree_cell_space(8).to_json(NASCELL))
+  path.write_text(json.dumps(found | {'arch': found['arch'] | change}))
+  error = refuse(cell_search, '--preset=smoke', f'--workdir={tmp_path}/run', f'--beside={path}')
+  assert 'arch.json' in error and all(word in error for word in words)
+
+
+@pytest.mark.parametrize(
+  'text', ['', '{', '[]', '{"kind": "conv", "arch": {}}', '{"arch": {"combine": [0, 0, 0]}}', '\xff']
+)
+def test_what_is_no_architecture_is_one_line(refuse, tmp_path, text):
+  (tmp_path / 'arch.json').write_text(text)
+  args = ('--preset=smoke', f'--workdir={tmp_path}/run')
+  assert 'arch.json' in refuse(cell_search, *args, f'--beside={tmp_path}/arch.json')
+  assert 'none.json' in refuse(cell_search, *args, f'--beside={tmp_path}/none.json')
+
+
+@pytest.mark.parametrize('missing', ['train', 'valid', 'test'])
+def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
+  for name in ('train', 'valid', 'test'):
+    (tmp_path / f'{name}.txt').write_text('some text ' * 50)
+  args = ('--preset=smoke', '--dataset=text', f'--data_dir={tmp_path}', f'--workdir={tmp_path}/run')
+  (tmp_path / f'{missing}.txt').write_text('')
+  assert f'{missing}.txt is empty' in refuse(cell_search, *args)
+  (tmp_path / f'{missing}.txt').unlink()
+  assert f'{missing}.txt' in refuse(cell_search, *args)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--filter_heights=2,3', ('filter_heights', 'odd')),
+    ('--filter_widths=0', ('filter_widths', 'at least 1')),
+    ('--filters=many', ('filters', 'ints')),
+    ('--strides=1,9', ('strides', '9 is more than', '8 x 8')),
+    ('--layer_types=conv,fold', ('layer_types', 'average pool')),
+    ('--depth_start=7', ('depth_start (=7)', 'max_depth (=2)')),
+    ('--last_epochs=2', ('last_epochs (=2)', 'epochs (=1)')),
+    ('--resize=3', ('3 x 3', '4 x 4')),
+    ('--max_examples=1', ('valid_share', 'examples')),
+    ('--batch=2000', ('batch (=2000)', 'training images')),
+    ('--dataset=cifar10', ('data_dir', 'cifar10')),
+    ('--beside=none.json', ('none.json',)),
+  ],
+)
+def test_a_wrong_flag_of_a_conv_search_is_one_line(refuse, tmp_path, flag, words):
+  error = refuse(conv_search, '--preset=smoke', f'--workdir={tmp_path}', flag)
+  assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--add_filters=-1', ('add_filters (=-1)', 'at least 0')),
+    ('--weight_decay=much', ('weight_decay', 'floats')),
+    ('--preset=zaremba_small', ('zaremba_small', 'none for networks')),
+    ('--tied', ('--tied', 'for cells')),
+  ],
+)
+def test_a_wrong_flag_of_retraining_a_network_is_one_line(refuse, tmp_path, flag, words):
+  args = [] if 'preset' in flag else ['--preset=smoke']
+  error = refuse(retrain_launcher, *args, '--arch=FIGURE_7', f'--results={tmp_path}/run', flag)
+  assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(
+  ('flag', 'words'),
+  [
+    ('--lr=', ('lr', 'empty list')),
+    ('--lr=0.1,fast', ('lr', 'floats')),
+    ('--lr=0.1,-1', ('lr (=-1.0)', 'greater than 0')),
+    ('--sizes=', ('sizes', 'empty list')),
+    ('--sizes=8,big', ('sizes', "'big'", '4.65M')),
+    ('--sizes=0', ('sizes', "'0'")),
+    ('--sizes=100', ('tied', 'embedding (=7)')),
+    ('--sizes=50', ()),
+    ('--dropout=0:0.5', ('dropout', 'embedding:input:recurrent:output')),
+    ('--dropout=1', ('dropout', '0.95')),
+    ('--sizes=1k', ('parameters (=1000)', 'width 3')),
+    ('--vocabulary=9', ('vocabulary (=9)', 'different chars')),
+    ('--epochs=0', ('epochs', 'at least 1')),
+    ('--arch=', ('--arch', '--workdir')),
+    ('--arch=nothing.json', ('nothing.json',)),
+    ('--workdir=/nowhere', ('/nowhere/best.json',)),
+    ('--results=/dev/null/x', ('/dev/null/x',)),
+    ('--preset=char', ('data_dir', 'ptb.char')),
+    ('--preset=small', ('small', 'none for cells')),
+    ('--add_filters=3', ('--add_filters', 'networks')),
+    ('--weight_decay=1,2', ('weight_decay (=1,2)', 'one float')),
+    ('--arch=NASCELL,FIGURE_7', ('FIGURE_7 is a network', 'NASCELL a cell')),
+    ('--arch=ENAS_RNN,LSTM,XU_CIFAR10', ('XU_CIFAR10 is a network', 'ENAS_RNN a cell')),
+  ],
+)
+def test_a_wrong_flag_of_retrain_is_one_line(refuse, tmp_path, flag, words):
+  args = ('--preset=smoke', '--arch=NASCELL', f'--results={tmp_path}/run')
+  if 'tied' in words:
+    args += ('--tied', '--embedding=7')
+  if words:
+    error = refuse(retrain_launcher, *args, flag)
+    assert all(word in error for word in words), error
+  else:
+    retrain_launcher.prepare(['retrain', *args, flag])  # the same without a mistake
+
+
+def test_architectures_of_systems_that_one_module_retrains(refuse, monkeypatch, tmp_path):
+  """Each is read by its own system; known ones may be of several."""
+  (tmp_path / 'rnn.json').write_text(enas_rnn_space(2).to_json(RnnArch((1, 3), (0,))))
+  (tmp_path / 'tree.json').write_text(tree_cell_space().to_json(NASCELL))
+  both = f'{tmp_path}/rnn.json,{tmp_path}/tree.json'
+  seen = []
+  monkeypatch.setattr(retrain_launcher, 'run', lambda system, cfg, data, archs, results, check: seen.append(archs))
+  args = ('--preset=smoke', f'--results={tmp_path}/run')
+  retrain_launcher.prepare(['retrain', *args, f'--arch={both},ENAS_RNN,LSTM'])(lambda: None)
+  assert list(seen[0].values()) == [RnnArch((1, 3), (0,)), NASCELL, ENAS_RNN, 'LSTM']
+  error = refuse(retrain_launcher, *args, f'--arch={both},FIGURE_7')
+  assert f'FIGURE_7 is a network, {tmp_path}/rnn.json a cell' in error
+
+
+def test_other_architectures_given_to_retrain(refuse, tmp_path):
+  path = tmp_path / 'conv.json'
+  path.write_text('{"kind": "conv", "arch": {"filters": [24]}}')
+  assert 'conv.json' in refuse(retrain_launcher, '--preset=smoke', f'--arch={path}', f'--results={tmp_path}/run')
+  # A search with fewer sound cells than asked for.
+  cell_space = tree_cell_space(2)
+  record = {'id': 0, 'tokens': [0] * cell_space.length, 'reward': 1.0, 'perplexity': 9.0, 'failed': None}
+  (tmp_path / 'best.json').write_text(rankings.best_json(cell_space, record))
+  (tmp_path / 'children.jsonl').write_text(json.dumps(record))
+  args = ('--preset=smoke', f'--workdir={tmp_path}', f'--results={tmp_path}/run')
+  assert 'only 1 different' in refuse(retrain_launcher, *args, '--top=2')
+  retrain_launcher.prepare(['retrain', *args])
+
+
+def test_a_workdir_of_another_config_is_refused(refuse, tmp_path):
+  workdirs.open_config(str(tmp_path), cell.smoke())
+  error = refuse(cell_search, '--preset=smoke', f'--workdir={tmp_path}', '--m=3', '--lr=0.5')
+  assert 'm (2 -> 3)' in error and 'lr (0.01 -> 0.5)' in error
+  # A budget may change.
+  workdirs.open_config(str(tmp_path), dataclasses.replace(cell.smoke(), max_children=99, max_seconds=5.0))
+
+
+@pytest.mark.parametrize(
+  ('arrays', 'words'),
+  [
+    ({'ops': np.zeros((3, 2), int), 'reward': np.zeros(2)}, ('reward', '3 rows')),
+    ({'ops': np.zeros((2, 2), int), 'reward': np.array([0.0, np.nan])}, ('reward', 'nan', 'row 1')),
+    ({'reward': np.zeros(2)}, ('ops',)),
+  ],
+)
+def test_a_wrong_table_is_one_line(refuse, tmp_path, arrays, words):
+  np.savez(tmp_path / 't.npz', **arrays)
+  error = refuse(table_search, f'--table={tmp_path}/t.npz')
+  assert all(word in error for word in words)
+
+
+def test_other_wrong_calls_of_table_search(refuse, tmp_path):
+  assert '--table' in refuse(table_search)
+  assert 'nothing.npz' in refuse(table_search, f'--table={tmp_path}/nothing.npz')
+  np.savez(tmp_path / 't.npz', ops=np.array([[0, 1]]), reward=np.ones(1))
+  args = (f'--table={tmp_path}/t.npz', '--seeds=2', '--evaluations=2')
+  assert 'evaluations' in refuse(table_search, *args, '--evaluations=0')
+  assert 'm (=0)' in refuse(table_search, *args, '--m=0')
+  assert 'json' in refuse(table_search, *args, '--json=/dev/null/x.json')
+
+
+def test_table_search_writes_what_it_found(monkeypatch, capsys, tmp_path):
+  np.savez(tmp_path / 't.npz', ops=np.array([[0, 0], [0, 2], [1, 1]]), reward=np.array([0.1, 0.9, 0.5]))
+  out = tmp_path / 'out.json'
+  args = [f'--table={tmp_path}/t.npz', '--seeds=4', '--evaluations=64', f'--json={out}', '--algorithm=random']
+  monkeypatch.setattr(sys, 'argv', ['table_search', *args])
+  launch.main(table_search.prepare)
+  found = json.loads(out.read_text())
+  assert found['reward_mean'] == pytest.approx(0.9) and found['reward_std'] == 0
+  assert len(found['curve']) == 64 and found['curve'] == sorted(found['curve'])
+  assert found['test_mean'] is None
+  assert '0.90000' in capsys.readouterr().out
+
+
+def test_every_field_is_a_flag_with_its_help(capsys, monkeypatch):
+  for launcher, config_class in (
+    (cell_search, cell.Config),
+    (table_search, table.Config),
+    (retrain_launcher, retrain_cell.Config),
+    (retrain_launcher, retrain_conv.Config),
+    (conv_search, conv.Config),
+  ):
+    monkeypatch.setattr(sys, 'argv', ['x', '--help'])
+    with pytest.raises(SystemExit) as left:
+      launch.main(launcher.prepare)
+    shown = ' '.join(capsys.readouterr().out.split())
+    assert left.value.code == 0
+    for item in dataclasses.fields(config_class):
+      assert f'{item.name}:' in shown and item.metadata['help'].split()[0] in shown
+
+
+def test_flags_lie_over_the_preset():
+  define = launch.search_flags(cell.PRESETS, 'cell_search')
+  values = launch.parse(['x', '--preset=smoke', '--m=7', '--combine=max,add'], '', define, cell.Config)
+  cfg = launch.configure(values, cell.PRESETS)
+  assert cfg == dataclasses.replace(cell.smoke(), m=7, combine=('max', 'add'))
+
+
+@pytest.mark.parametrize('preset', cell.PRESETS)
+def test_presets_are_sound(preset):
+  from nas_jax import config
+
+  config.check(cell.PRESETS[preset]())
+
+
+def test_an_int_is_a_float_but_a_bool_is_no_int():
+  from nas_jax import config
+
+  config.check(cell.Config(lr=1))
+  with pytest.raises(ValueError, match='m '):
+    config.check(cell.Config(m=True))
+  with pytest.raises(ValueError, match='combine'):
+    config.check(cell.Config(combine='add'))

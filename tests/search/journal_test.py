@@ -1,0 +1,99 @@
+"""The journal, as lines of a file."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nas_jax.search import journal
+from nas_jax.training import fit
+from nas_jax.types import Batch, Outcome
+
+
+def batch():
+  return Batch(jnp.array([4, 5]), jax.random.split(jax.random.key(0), 2), jnp.array([[0, 1], [2, 0]]), ())
+
+
+def outcome():
+  metrics = {'perplexity': np.array([3.5, np.inf], np.float32), 'failed': np.array([fit.FINE, fit.NOT_FINITE])}
+  return Outcome(jnp.array([0.1, 0.0], jnp.float32), metrics)
+
+
+def test_records_by_hand():
+  first, second = journal.records(batch(), outcome(), seconds=3.0)
+  assert first == {
+    'id': 4,
+    'tokens': [0, 1],
+    'reward': float(np.float32(0.1)),
+    'perplexity': 3.5,
+    'failed': None,
+    'seconds': 1.5,
+  }
+  assert second['failed'] == 'loss or gradient not finite' and second['perplexity'] is None
+
+
+def test_written_read_and_given_back_to_the_bit(tmp_path):
+  path = str(tmp_path / 'children.jsonl')
+  rewards = jnp.array([1 / 3, math.pi], jnp.float32)
+  journal.writer(path)(journal.records(batch(), outcome()._replace(reward=rewards), 1.0))
+  found = journal.read(path)
+  assert (journal.outcome([found[4], found[5]]).reward == rewards).all()
+
+
+@pytest.mark.parametrize('torn', ['{"id": 7, "tok', '[1]', 'null', '"x"', '\x00\x00', '{"tokens": []}'])
+def test_a_torn_line_is_left_out_and_written_over(tmp_path, torn):
+  path = tmp_path / 'children.jsonl'
+  write = journal.writer(str(path))
+  write(journal.records(batch(), outcome(), 1.0))
+  with open(path, 'a') as file:
+    file.write(torn)
+  assert sorted(journal.read(str(path))) == [4, 5]
+  later = batch()._replace(ids=jnp.array([6, 7]))
+  write(journal.records(later, outcome(), 1.0))
+  assert sorted(journal.read(str(path))) == [4, 5, 6, 7]
+  assert json.loads(path.read_text().splitlines()[-1])['id'] == 7
+
+
+def test_of_several_lines_of_a_step_the_last_counts(tmp_path):
+  path = tmp_path / 'updates.jsonl'
+  write = journal.writer(str(path))
+  write([{'step': 1, 'reward': 0.5}, {'step': 2, 'reward': 0.25}])
+  with open(path, 'a') as file:
+    file.write('{"step": 3, "rew')  # killed here, and resumed from step 1
+  write([{'step': 2, 'reward': 0.75}])
+  assert journal.read(str(path), by='step') == {1: {'step': 1, 'reward': 0.5}, 2: {'step': 2, 'reward': 0.75}}
+  assert journal.read(str(path)) == {}
+
+
+def test_no_journal_is_an_empty_one(tmp_path):
+  assert journal.read(str(tmp_path / 'none')) == {}
+
+
+def test_a_journal_of_another_search_is_refused():
+  lines = journal.records(batch(), outcome(), 1.0)
+  lines[1]['tokens'] = [9, 9]
+  with pytest.raises(ValueError, match='child 5'):
+    journal.agree(lines, batch())
+  journal.agree(lines[:1], batch())
+
+
+@pytest.mark.parametrize(
+  'damaged', ['{"id": 7, "tok', '[1]', 'null', '{"id": 5}', '{"id": 9, "tokens": [1], "reward": 0.5, "failed": null}']
+)
+@pytest.mark.parametrize('last', [True, False])
+def test_damaged_lines_are_moved_aside(tmp_path, damaged, last):
+  path = tmp_path / 'children.jsonl'
+  write = journal.writer(str(path))
+  write(journal.records(batch(), outcome(), 1.0))
+  sound = path.read_text()
+  assert journal.mend(str(path), str(tmp_path / 'damaged')) == 0 and not (tmp_path / 'damaged').exists()
+  path.write_text(sound + damaged if last else damaged + '\n' + sound)
+  assert journal.mend(str(path), str(tmp_path / 'damaged')) == 1
+  assert path.read_text() == sound and (tmp_path / 'damaged' / 'children.jsonl').read_text() == damaged + '\n'
+  # Even a whole record is torn without the end of its line: what comes next would be appended to it.
+  path.write_text(sound[:-1])
+  assert journal.mend(str(path), str(tmp_path / 'damaged')) == 1 and sorted(journal.read(str(path))) == [4]
+  assert journal.mend(str(tmp_path / 'none'), str(tmp_path / 'damaged')) == 0

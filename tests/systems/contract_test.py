@@ -1,0 +1,195 @@
+"""What every system promises: one suite, a line for each system."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import testing
+
+from experiments.bench.timing import compilations
+from nas_jax import search, space
+from nas_jax.search import per_layer
+from nas_jax.systems import cell, conv, enas, enas_images, enas_rnn, table
+from nas_jax.training import checkpoint
+from nas_jax.types import Outcome
+
+CONTROLLER = {'controller_units': 8, 'controller_lr': 0.02}
+
+
+def tree_cells(algorithm):
+  return cell.build(testing.cell_config(m=4, algorithm=algorithm, **CONTROLLER), testing.text())
+
+
+def networks(algorithm):
+  # Links share one attention over all layers, which narrow controllers hardly tell apart.
+  writer = {'controller_units': 35, 'controller_lr': 0.01, 'controller_init': 0.5}
+  cfg = testing.conv_config(m=4, max_depth=4, algorithm=algorithm, child_program='generic', **writer)
+  return conv.build(cfg, testing.pictures())
+
+
+def tables(algorithm):
+  ops = np.array(list(itertools.product(range(3), range(2), range(4))))
+  cfg = table.Config(m=4, algorithm=algorithm, **CONTROLLER)
+  return table.build(cfg, ops, np.linspace(0.0, 1.0, len(ops)))
+
+
+def layers(algorithm):
+  made = space.chain_space(('conv 1 1 1', 'conv 2 1 1', 'max pool 2 2'), 3)
+
+  def train(batch):
+    return Outcome((batch.tokens * jnp.array([3, 2, 1])[None]).sum(1) / 12 + batch.depth / 6)
+
+  return per_layer.build(made, per_layer.Config(m=4, algorithm=algorithm, **CONTROLLER), train)
+
+
+def asked_and_told(algorithm):
+  choices = space.choice_space({'a': ('x', 'y', 'z'), 'b': ('p', 'q')})
+  s = search.ask_tell(choices, search.Config(m=4, algorithm=algorithm, **CONTROLLER))
+  return s._replace(evaluate=lambda batch: Outcome((batch.tokens[:, 0] == 2).astype(jnp.float32)))
+
+
+def sharing(problem, cfg):
+  return enas.build(problem, cfg, enas.build_programs(problem, cfg))
+
+
+def macro(algorithm):
+  writer = CONTROLLER | {'controller_units': 16, 'controller_init': 0.5}  # links: as in `networks`
+  cfg = testing.macro_config(m=4, algorithm=algorithm, **writer)
+  return sharing(enas_images.problem(cfg, testing.pictures()), cfg)
+
+
+def micro(algorithm):
+  cfg = testing.micro_config(m=4, algorithm=algorithm, **CONTROLLER)
+  return sharing(enas_images.problem(cfg, testing.pictures()), cfg)
+
+
+def recurrent(algorithm):
+  cfg = testing.rnn_config(m=4, algorithm=algorithm, **CONTROLLER)
+  return sharing(enas_rnn.problem(cfg, testing.text()), cfg)
+
+
+SYSTEMS = {
+  'cell': tree_cells,
+  'conv': networks,
+  'table': tables,
+  'per_layer': layers,
+  'macro': macro,
+  'micro': micro,
+  'recurrent': recurrent,
+  'ask_tell': asked_and_told,
+}
+
+
+@pytest.fixture(scope='module', params=SYSTEMS)
+def s(request):
+  return SYSTEMS[request.param]('reinforce')
+
+
+def numbers(state):
+  return [np.asarray(x) for x in jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))]
+
+
+def equal(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(numbers(a), numbers(b), strict=True))
+
+
+def steps(s, state, count):
+  for _ in range(count):
+    batch = s.ask(state)
+    state, _ = s.tell(state, batch, s.evaluate(batch))
+  return state
+
+
+@pytest.fixture(scope='module')
+def walked(s):
+  """States after 0, 2 and 4 steps."""
+  start = s.init(jax.random.key(0))
+  middle = steps(s, start, 2)
+  return start, middle, steps(s, middle, 2)
+
+
+def test_everything_is_finite_and_moves(s, walked):
+  assert all(np.isfinite(x).all() for x in numbers(walked[-1]))
+  assert not equal(walked[0], walked[-1]) and int(walked[-1].step) == 4
+
+
+def test_compiled_once(s, walked):
+  """A step after the first compiles nothing for the controller."""
+  batch = s.ask(walked[1])
+  outcome = s.evaluate(batch)
+  with compilations() as found:
+    s.ask(walked[2])
+    s.tell(walked[1], batch, outcome)
+  assert found == []
+
+
+def test_children_are_of_the_space(s, walked):
+  batch = s.ask(walked[1])
+  assert batch.ids.tolist() == [8, 9, 10, 11]
+  for k, tokens in enumerate(np.asarray(batch.tokens)):
+    arch = s.space.decode(tokens)
+    assert (s.space.encode(arch) == tokens).all()
+    assert arch == s.space.from_json(s.space.to_json(arch))
+    for traced, static in zip(batch.archs, arch, strict=True):
+      assert traced[k].tolist() == list(static)
+
+
+def test_asking_is_pure(s, walked):
+  first, second = s.ask(walked[1]), s.ask(walked[1])
+  assert (first.tokens == second.tokens).all() and (first.keys == second.keys).all()
+  assert not (first.tokens == s.ask(walked[0]).tokens).all()
+
+
+def test_evaluating_again_earns_the_same(s, walked):
+  batch = s.ask(walked[1])
+  outcome = s.evaluate(batch)
+  assert outcome.reward.shape[0] == s.m and np.isfinite(outcome.reward).all()
+  assert (s.evaluate(batch).reward == outcome.reward).all()
+
+
+def test_tell_is_apply_after_gradient(s, walked):
+  batch = s.ask(walked[1])
+  outcome = s.evaluate(batch)
+  told, _ = s.tell(walked[1], batch, outcome)
+  applied, _ = s.apply(walked[1], s.gradient(walked[1], batch, outcome), batch, outcome)
+  for a, b in zip(numbers(told), numbers(applied), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')
+def test_saved_and_restored_it_goes_on_the_same(s, walked, tmp_path):
+  save, close = checkpoint.saver(str(tmp_path / 'checkpoints'))
+  save(2, walked[1])
+  close()
+  restored = checkpoint.restore(str(tmp_path / 'checkpoints'), s.init(jax.random.key(9)))
+  assert equal(restored, walked[1])
+  assert equal(steps(s, restored, 2), walked[2])
+
+
+def test_a_planted_reward_is_learned(s):
+  """The share of tokens that agree with one string rises well above where it began."""
+  planted = s.ask(s.init(jax.random.key(5))).tokens[0]
+
+  def reward(tokens):
+    return (tokens == planted[None]).mean(1)
+
+  state, shares = s.init(jax.random.key(0)), []
+  for _ in range(100):
+    batch = s.ask(state)
+    shares.append(float(reward(batch.tokens).mean()))
+    state, _ = s.tell(state, batch, Outcome(reward(batch.tokens)))
+  assert np.mean(shares[-10:]) > np.mean(shares[:10]) + 0.2
+
+
+@pytest.mark.parametrize('name', SYSTEMS)
+def test_random_search_is_the_same_search_without_a_controller(name):
+  s = SYSTEMS[name]('random')
+  state = s.init(jax.random.key(0))
+  batch = s.ask(state)
+  after, _ = s.tell(state, batch, Outcome(jnp.arange(4.0)))
+  assert state.theta == () and after.theta == () and int(after.best.id) == 3
+  np.testing.assert_allclose(
+    s.controller.log_prob((), batch.tokens[0]).sum(), -np.log(float(s.space.size())), rtol=1e-6
+  )

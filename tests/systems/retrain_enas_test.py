@@ -1,0 +1,76 @@
+"""Networks of ENAS alone, trained to the end."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import testing
+
+from nas_jax import published, space
+from nas_jax.children import enas_layers
+from nas_jax.systems import retrain_enas
+from nas_jax.training import fit, full_training
+
+IMAGES = testing.pictures()
+MACRO = space.MacroArch((5, 4, 5), (1, 0, 1))
+
+
+def config(**changes):
+  small = {'batch': 9, 'epochs': 3, 'score_batch': 4, 'schedule': 'constant', 'lr': (0.05, 0.01), 'filters': (4, 5)}
+  return retrain_enas.Config(**(small | {'cells': 1, 'keep': 0.9} | changes))
+
+
+@pytest.fixture(scope='module')
+def task():
+  return retrain_enas.task(config(), IMAGES, MACRO, '4', 3, mesh=fit.child_mesh(jax.devices()[:1]))
+
+
+def test_a_network_is_trained_at_every_point_of_the_grid(task):
+  points = retrain_enas.settings(retrain_enas.grid(config()))
+  progress, archs, keys = full_training.start(task, points, jax.random.split(jax.random.key(0), 2), 3)
+  first = jax.tree.map(np.asarray, progress.states.params)
+  assert task.weights == sum(leaf[0].size for leaf in jax.tree.leaves(first))
+  assert retrain_enas.sizes(config()) == ('4', '5') and task.size == '4'
+  progress = full_training.run(task, progress, archs, keys)
+  assert np.isfinite(progress.curve).all() and not progress.states.failed.any()
+  stem = np.asarray(progress.states.params['stem']['kernel'])
+  assert not np.allclose(stem[0], stem[1]) and not np.allclose(stem[0], first['stem']['kernel'][0])
+
+
+def test_the_optimizer_decays_kernels_and_the_classifier(task):
+  params = {'stem': enas_layers.room(3, 1, 2, True), 'softmax': np.zeros(3), 'softmax_bias': np.zeros(3)}
+  assert enas_layers.decayed(params) == {
+    'stem': {'kernel': True, 'depthwise': True, 'scale': False, 'shift': False},
+    'softmax': True,
+    'softmax_bias': False,
+  }
+  # A step on the same gradients with and without: kernels lose lr * decay * (1 + momentum) of themselves besides.
+  points = retrain_enas.settings([retrain_enas.Point(0.05, 1.0, decay, 1e-3) for decay in (0.0, 0.1)])
+  keys = jnp.repeat(jax.random.split(jax.random.key(0), 1), 2)
+  progress, archs, keys = full_training.start(task, points, keys, 1)
+  first = jax.tree.map(np.asarray, progress.states.params)
+  after = task.programs.chunk(task.data, jnp.asarray(1), progress.states, archs, keys).params
+  for one, two, kernel in zip(*map(jax.tree.leaves, (first, after, enas_layers.decayed(first))), strict=True):
+    np.testing.assert_allclose(two[1] - two[0], -0.05 * 0.1 * 1.9 * one[0] * kernel, atol=1e-6)
+
+
+@pytest.mark.parametrize('preset', retrain_enas.PRESETS)
+def test_presets_are_sound(preset):
+  cfg = retrain_enas.PRESETS[preset]()
+  retrain_enas.check(cfg)
+  for arch in (MACRO, published.ENAS_MICRO):
+    retrain_enas.prove(cfg, IMAGES, arch)
+
+
+@pytest.mark.parametrize(
+  'make, words',
+  [
+    (lambda: retrain_enas.check(config(add_filters=(2,))), r'add_filters \(=\(2,\)\) .*leave \(0,\)'),
+    (lambda: retrain_enas.check(config(keep=0.0)), 'keep'),
+    (lambda: retrain_enas.prove(config(), IMAGES, MACRO._replace(operation=(0, 1, 9))), 'is 9'),
+  ],
+)
+def test_what_cannot_be_is_one_line(make, words):
+  with pytest.raises(ValueError, match=words) as error:
+    make()
+  assert '\n' not in str(error.value)

@@ -1,0 +1,58 @@
+"""Resident memory over many children, of one program or of a program each, in one process.
+
+Example, minutes:
+  python tests/tools/leaks.py
+"""
+
+import argparse
+import gc
+import os
+import tempfile
+
+import jax
+
+if __name__ == '__main__':
+  jax.config.update('jax_num_cpu_devices', 2)
+
+import testing
+
+from experiments.common import recovery_files, run_search
+from nas_jax import search
+from nas_jax.systems import cell, conv
+
+
+def resident() -> float:
+  """MiB of this process."""
+  with open('/proc/self/statm', encoding='ascii') as file:
+    return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20
+
+
+def levels(kind: str, children: int, folder: str, say=print) -> list[float]:
+  """Resident memory after each tenth of so many children of a search with all that a launcher keeps and notes."""
+  if kind == 'generic':
+    build, cfg, data = cell.build, testing.cell_config(m=4, child_starts=0), testing.text()
+  else:
+    build, cfg, data = (
+      conv.build,
+      testing.conv_config(m=4, child_program='specialised', child_starts=0),
+      testing.pictures(),
+    )
+  keeper = recovery_files.keeper(folder, cfg, lambda: None)
+  s, found = build(cfg, data, keeper=keeper), list[float]()
+  for tenth in range(1, 11):
+    run_search.run(folder, s, 0, search.Budget(children * tenth // 10), kind, keeper)
+    gc.collect()
+    found.append(resident())
+    say(f'{kind}: {children * tenth // 10} children, {found[-1]:.0f} MiB', flush=True)
+  return found
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--generic', type=int, default=2000)
+  parser.add_argument('--specialised', type=int, default=200)
+  args = parser.parse_args()
+  for kind in ('generic', 'specialised'):
+    with tempfile.TemporaryDirectory() as folder:
+      found = levels(kind, getattr(args, kind), folder)
+    print(f'{kind}: at most {max(found[1:]) / found[0] - 1:+.1%} beside the level after the first tenth')

@@ -1,0 +1,190 @@
+"""Specialised children are the generic ones, by programs of their own."""
+
+import itertools
+import json
+import types
+from typing import NamedTuple
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import testing
+
+from experiments.common import from_scratch, workdirs
+from nas_jax import space
+from nas_jax.controller import uniform_controller
+from nas_jax.published import LSTM, NASCELL
+from nas_jax.search import journal
+from nas_jax.systems import cell
+from nas_jax.training import evaluators, fit
+from nas_jax.training.child import Child
+from nas_jax.types import Batch
+
+
+def both(batch, **changes):
+  """Metrics of a batch trained each way."""
+  for kind in ('generic', 'specialised'):
+    cfg = testing.cell_config(child_program=kind, score_batch=3, **changes)
+    yield cell.build_evaluator(cfg, testing.text(), cell.lm.tree())(batch).metrics
+
+
+def of_tokens(cell_space, tokens):
+  tokens = jnp.asarray(tokens)
+  keys = jax.random.split(jax.random.key(1), len(tokens))
+  return Batch(jnp.arange(len(tokens)), keys, tokens, cell_space.decode_batch(tokens))
+
+
+@pytest.mark.long
+def test_random_cells_in_double_precision(x64):
+  cell_space = space.tree_cell_space(4)
+  tokens = jax.vmap(lambda key: uniform_controller(cell_space).sample((), key))(jax.random.split(jax.random.key(0), 5))
+  generic, specialised = both(of_tokens(cell_space, tokens), base=4, steps=50, lr=0.01, layers=2)
+  assert (generic['failed'] == 0).all() and len(generic['failed']) == 5  # one more than the four devices
+  for name in ('perplexity', 'loss'):
+    np.testing.assert_allclose(specialised[name], generic[name], rtol=1e-9)
+
+
+@pytest.mark.long
+def test_published_cells_in_single_precision():
+  cell_space = space.tree_cell_space(8)
+  tokens = [cell_space.encode(arch) for arch in (NASCELL, LSTM)]
+  generic, specialised = both(of_tokens(cell_space, tokens), base=8, hidden=8, steps=100, lr=0.01)
+  for name in ('perplexity', 'loss'):
+    np.testing.assert_allclose(specialised[name], generic[name], rtol=1e-4)
+
+
+class Sized(NamedTuple):
+  """An architecture: how many weights there are."""
+
+  width: tuple[int, ...]
+
+
+def sized_child(arch):
+  """A child whose every weight is its step."""
+  return Child(
+    lambda _, key: jnp.zeros(arch.width) + jax.random.uniform(key, arch.width),
+    lambda params: (),
+    lambda data, key, step: (),
+    lambda params, _, carry, batch, key: (params.sum(), carry),
+    lambda params, _, carry, data: {'width': jnp.asarray(float(arch.width[0]))},
+  )
+
+
+def test_a_child_too_large_for_the_machine_fails_alone():
+  def programs(arch, mesh):
+    return fit.fitter(sized_child(arch), lambda _: optax.sgd(0.1), 2, 1, mesh)
+
+  evaluate = evaluators.specialised(programs, (), lambda metrics: metrics['width'], jax.devices()[:2])
+
+  def batch(*widths):
+    ids = jnp.arange(len(widths))
+    # Too wide a number for int32 stands for itself: only the static architecture is read.
+    return Batch(ids, jax.random.split(jax.random.key(0), len(widths)), ids, Sized(np.array(widths)[:, None]))
+
+  with pytest.warns(UserWarning, match='Out of memory'):
+    outcome = evaluate(batch(3, 1 << 44, 5))
+  np.testing.assert_array_equal(outcome.reward, [3, 0, 5])
+  assert [fit.FAILURES[code] for code in outcome.metrics['failed']] == ['', 'out of memory', '']
+  with pytest.warns(UserWarning, match='Out of memory'):
+    outcome = evaluate(batch(1 << 44))
+  np.testing.assert_array_equal(outcome.reward, [0])
+  assert [line['failed'] for line in journal.records(batch(1 << 44), outcome, 1.0)] == ['out of memory']
+
+
+@pytest.mark.parametrize(('room', 'calls', 'failed'), [(4, [4], 0), (2, [4, 2, 2], 0), (0, [4, 2, 1, 1, 2, 1, 1], 4)])
+def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, failed):
+  """All by one program, which has room for so many at once."""
+  made = fit.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
+  asked = []
+
+  def chunk(data, steps, states, archs, keys):
+    asked.append(len(keys))
+    if len(keys) > room:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory while trying to allocate\n...')
+    return made.chunk(data, steps, states, archs, keys)
+
+  evaluate = evaluators.from_scratch(made._replace(chunk=chunk, steps_per_call=2), (), lambda metrics: metrics['width'])
+  ids = jnp.arange(4)
+  batch = Batch(ids, jax.random.split(jax.random.key(0), 4), ids, ids[:, None])
+  with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter('always')
+    outcome = evaluate(batch)
+  assert asked == calls and len(said) == len([n for n in calls if n > room])
+  assert (outcome.metrics['failed'] == (fit.NO_MEMORY if failed else 0)).all() and len(outcome.reward) == 4
+  np.testing.assert_array_equal(outcome.reward, [0 if failed else 2] * 4)
+
+
+def test_a_program_of_all_children_that_cannot_be_compiled_is_no_childs_failure():
+  made = fit.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
+
+  def chunk(*_):
+    raise jax.errors.JaxRuntimeError('INTERNAL: no such instruction')
+
+  ids = jnp.arange(2)
+  evaluate = evaluators.from_scratch(made._replace(chunk=chunk), (), lambda metrics: metrics['width'])
+  with pytest.raises(jax.errors.JaxRuntimeError, match='no such instruction'):
+    evaluate(Batch(ids, jax.random.split(jax.random.key(0), 2), ids, ids[:, None]))
+
+
+def test_a_child_that_cannot_be_compiled_fails_alone():
+  def programs(arch, mesh):
+    made = fit.fitter(sized_child(arch), lambda _: optax.sgd(0.1), 2, 1, mesh)
+    if arch.width[0] == 4:  # as the compiler does
+      made = made._replace(init=lambda *_: jax.jit(broken)())
+    return made
+
+  def broken():
+    raise jax.errors.JaxRuntimeError('INTERNAL: no such instruction\nat ...')
+
+  evaluate = evaluators.specialised(programs, (), lambda metrics: metrics['width'], jax.devices()[:2])
+  ids = jnp.arange(2)
+  with pytest.warns(UserWarning, match='a child failed: INTERNAL: no such instruction$'):
+    outcome = evaluate(Batch(ids, jax.random.split(jax.random.key(0), 2), ids, Sized(np.array([[4], [2]]))))
+  np.testing.assert_array_equal(outcome.reward, [0, 2])
+  assert fit.FAILURES[outcome.metrics['failed'][0]] == 'cannot be compiled or run'
+
+
+def test_what_is_faster_is_measured_once_and_noted(tmp_path):
+  cfg = workdirs.open_config(str(tmp_path), testing.cell_config(child_program='auto'))
+  assert cfg.child_program == 'auto'
+  settled = from_scratch.settle_program(
+    cfg, testing.text(), str(tmp_path), lambda cfg, text: evaluators.Timing(2.0, 1.0)
+  )
+  assert settled.child_program == 'specialised'
+  assert json.loads((tmp_path / 'config.json').read_text())['child_program'] == 'specialised'
+  # The same flags again mean what was settled; others do not fit.
+  assert workdirs.open_config(str(tmp_path), cfg).child_program == 'specialised'
+  with pytest.raises(ValueError, match=r'child_program \(specialised -> generic\)'):
+    workdirs.open_config(str(tmp_path), testing.cell_config(child_program='generic'))
+
+
+def test_steps_are_not_lost_in_what_compiling_takes(monkeypatch):
+  """Batches of two, a step .01 or .015 s, beside compilations of 5 s that differ by half a second: 50 say nothing."""
+  now, a_step = [0.0], {'generic': 0.015, 'specialised': 0.01}
+  compiling = itertools.cycle((5.0, 5.0, 5.0, 5.25, 5.0, 4.75))
+  monkeypatch.setattr(evaluators, 'time', types.SimpleNamespace(perf_counter=lambda: now[0]))
+
+  def build(kind, steps):
+    calls = itertools.count()
+
+    def evaluate(batch):
+      del batch
+      now[0] += (next(calls) == 0 or kind == 'specialised') * next(compiling) + steps * a_step[kind]
+
+    return evaluate
+
+  batch = Batch((), np.zeros(2), (), ())
+  found = evaluators.time_programs(build, batch, 2000, 100)
+  assert found.generic == pytest.approx((2000 * 0.015) / 2 + 0.05, abs=0.01)
+  assert found.specialised == pytest.approx((2000 * 0.01 + 5) / 2, rel=0.1)
+  assert evaluators.time_programs(build, batch, 2000, 100, ('specialised',)).generic == np.inf
+
+
+@pytest.mark.long
+def test_timing_counts_the_compilation_of_every_specialised_child():
+  cfg = testing.cell_config(steps=3, max_children=1000)
+  found = cell.time_programs(cfg, testing.text())
+  assert 0 < found.generic < found.specialised  # three steps are nothing beside a compilation
