@@ -32,7 +32,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   launch.set_up_jax()
   system.problem(cfg, data)  # which checks what belongs together
   workdir = values.workdir or f'runs/enas_search-{values.variant}-{values.preset}'
-  lock = workdirs.occupy(workdir)
+  lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
   facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.samples}
   workdirs.note_origin(workdir, 'enas_search', argv, cfg, **facts)

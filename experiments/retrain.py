@@ -56,9 +56,9 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax(max(len(system.retrain.grid(cfg)), cfg.repeats))
   for arch in archs.values():
-    system.retrain.prove(cfg, data, arch)
+    system.retrain.validate(cfg, data, arch)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
-  lock = workdirs.occupy(results)
+  lock = workdirs.lock(results)
   workdirs.open_config(results, cfg)
 
   def work(check: launch.Check) -> None:
@@ -126,7 +126,7 @@ def run(
 ) -> None:
   """Each in turn: grid, final trainings, and the table, beside what the folder held of others."""
   path, setting = os.path.join(results, 'result.json'), system.retrain.setting(cfg, data)
-  rows = workdirs.once(path, lambda: {'rows': [], 'setting': setting})['rows']
+  rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
   for name, arch in archs.items():
     digest = hashlib.sha256(repr(arch).encode()).hexdigest()[:8]
     folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
@@ -162,7 +162,7 @@ def train_child(
   winner, said, validated = points[0], {'epochs': cfg.epochs, 'repeats': cfg.repeats}, list[float]()
 
   def trained(task: str, size: str, stage: Stage) -> dict[str, Any]:
-    return workdirs.once_each(path, {task: lambda: train_stage(system, cfg, data, arch, size, stage, check)})[task]
+    return workdirs.cached_each(path, {task: lambda: train_stage(system, cfg, data, arch, size, stage, check)})[task]
 
   if len(points) > 1:
     stage = Stage(f'{name}: grid', folder, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
@@ -196,7 +196,7 @@ def train_stage(
   task = system.retrain.task(cfg, data, arch, size, stage.epochs, stage.final)
   m, begun = len(stage.points), time.perf_counter()
   keys = jax.random.split(jax.random.key(stage.seed), m)
-  progress, settings, keys = full_training.start(task, system.retrain.settings(stage.points), keys, stage.epochs)
+  progress, settings, keys = full_training.start(task, system.retrain.hyperparameters(stage.points), keys, stage.epochs)
   running = os.path.join(stage.folder, 'running')
   progress = checkpoint.restore(running, progress) or progress
   save, close = checkpoint.saver(running, keep=1)

@@ -47,8 +47,8 @@ class _Table(NamedTuple):
   head: np.ndarray  # [S] number of the head
   start: np.ndarray  # [S] first candidate anchor
   anchor: np.ndarray  # [S] the anchor it writes, or `anchors`, which is out of range and dropped
-  governs: np.ndarray  # [S] bool
-  allowed: np.ndarray  # [S, K] bool, tokens of the slot that governs for which it exists
+  selects: np.ndarray  # [S] bool
+  allowed: np.ndarray  # [S, K] bool, tokens of the selecting slot for which it exists
 
 
 def _table(space: Space) -> tuple[_Table, int, int, int]:
@@ -62,7 +62,7 @@ def _table(space: Space) -> tuple[_Table, int, int, int]:
     head=np.array([heads.index(slot.head) for slot in space.slots]),
     start=np.array([slot.start for slot in space.slots]),
     anchor=np.array([n if slot.anchor else anchors for slot, n in zip(space.slots, written, strict=True)]),
-    governs=np.array([slot.governs for slot in space.slots]),
+    selects=np.array([slot.selects for slot in space.slots]),
     allowed=space.allowed,
   )
   return table, len(heads), anchors, max(slot.width for slot in space.slots)
@@ -131,7 +131,7 @@ def lstm_controller(
       if anchors:  # what attention needs of each, worked out once for all who look back
         states = states.at[slot.anchor].set(h, mode='drop')
         projected = projected.at[slot.anchor].set(h @ theta['w_prev'], mode='drop')
-      return ((state, x, states), projected, jnp.where(slot.governs, tokens[0], governor)), tokens
+      return ((state, x, states), projected, jnp.where(slot.selects, tokens[0], governor)), tokens
 
     return jax.lax.scan(step, (start(theta), jnp.zeros((anchors, units)), jnp.int32(0)), (table, noise))[1]
 
@@ -285,7 +285,7 @@ def divergence(space: Space, probabilities: Array, target: float) -> Array:
   return jnp.sum(p * jnp.log(p / target) + (1.0 - p) * jnp.log((1.0 - p) / (1.0 - target)), where=is_link)
 
 
-def survey(controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:
+def policy_summary(controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:
   """What `theta` would write, from one string sampled with each of `keys` [n].
 
   Returns:

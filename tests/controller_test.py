@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from testing import LAYERED, SPACES, TinyArch, strings
 
-from nas_jax.controller import Controller, divergence, lstm_controller, survey, uniform_controller
+from nas_jax.controller import Controller, divergence, lstm_controller, policy_summary, uniform_controller
 from nas_jax.space import Kind, Slot, Space, conv_space, enas_macro_space, enas_rnn_space, tree_cell_space
 from nas_jax.types import Array, Key, PyTree
 
@@ -79,7 +79,7 @@ def by_hand(space: Space, theta: PyTree, tokens: np.ndarray, shaped=lambda logit
       head = heads.index(slot.head)
       odds = np.exp(shaped(h @ theta['softmax'][head] + theta['softmax_bias'][head]))[: slot.width]
       log_prob.append(np.log(odds[token[0]] / odds.sum()) if slot.exists(governor) else 0.0)
-      governor = token[0] if slot.governs else governor
+      governor = token[0] if slot.selects else governor
       x = theta['embedding'][head, token[0]]
     else:
       past = memory[slot.start : slot.start + slot.width]
@@ -183,7 +183,9 @@ def test_probabilities_of_labels_sum_to_1_and_stay_in_their_slot(scored, label_p
 
 
 def test_a_survey_is_the_marginals_by_enumeration(scored, label_probabilities):
-  entropy, found = jax.jit(lambda theta, keys: survey(scored.controller, theta, keys))(scored.theta, keys(6)[:4000])
+  entropy, found = jax.jit(lambda theta, keys: policy_summary(scored.controller, theta, keys))(
+    scored.theta, keys(6)[:4000]
+  )
   probability = np.exp(scored.log_prob.sum(1))
   assert entropy == pytest.approx(-probability @ scored.log_prob.sum(1), abs=0.03)
   # A mean over 4000 strings of what lies between 0 and 1 is off by less than .008 (one standard deviation).
@@ -323,7 +325,7 @@ def test_uniform_controller(name):
     values = jax.jit(jax.vmap(function, (None, 0)))(theta, tokens)
     np.testing.assert_allclose(values, sign * wanted, rtol=1e-6)
   if name != 'typed':  # where what exists depends on what was drawn
-    entropy, labels = jax.jit(lambda keys: survey(controller, theta, keys))(keys(7)[:2])
+    entropy, labels = jax.jit(lambda keys: policy_summary(controller, theta, keys))(keys(7)[:2])
     assert entropy == pytest.approx(math.log(space.size()), rel=1e-6)
     for slot, row in zip(space.slots, np.asarray(labels), strict=True):
       each = 1 / 2 if slot.kind == Kind.LINK else 1 / slot.width

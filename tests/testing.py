@@ -114,9 +114,9 @@ def _typed_layer(i: int) -> list[Slot]:
   """Of type 0, which has one of three sizes, 1, which has one of two pools, or 2."""
   group = f'layer {i}'
   return [
-    Slot(group, 'kind', Kind.CHOICE, 3, 'kind', head='kind', layer=i, governs=True),
-    Slot(group, 'size', Kind.CHOICE, 3, 'size', (4, 5, 6), head='size', layer=i, needs=(0,)),
-    Slot(group, 'pool', Kind.CHOICE, 2, 'pool', (7, 8), head='pool', layer=i, needs=(1,)),
+    Slot(group, 'kind', Kind.CHOICE, 3, 'kind', head='kind', layer=i, selects=True),
+    Slot(group, 'size', Kind.CHOICE, 3, 'size', (4, 5, 6), head='size', layer=i, active_if=(0,)),
+    Slot(group, 'pool', Kind.CHOICE, 2, 'pool', (7, 8), head='pool', layer=i, active_if=(1,)),
     Slot(group, 'reads', Kind.LINK, i, 'link', anchor=True, layer=i),
   ]
 

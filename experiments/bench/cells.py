@@ -84,14 +84,14 @@ def task(size: Size) -> Task:
   cells, data = cell.make_space(cfg), language_model.lay_out(text, size.batch, size.bptt, size.batch)
   child, plain = (
     language.build(cfg, text, language_model.tree(operations(cells)), size.hidden),
-    language.settings(cfg, size.hidden),
+    language.hyperparameters(cfg, size.hidden),
   )
 
   def programs(arch: PyTree = None, mesh: Mesh | None = None) -> fit.Fit:
-    def plan(traced: PyTree) -> language_model.Plan:
-      return language_model.Plan(traced if arch is None else arch, plain)
+    def plan(traced: PyTree) -> language_model.ChildSpec:
+      return language_model.ChildSpec(traced if arch is None else arch, plain)
 
-    return language.fitter(cfg, data, child_lib.completed(child, plan), lambda _: plain, size.steps, size.steps, mesh)
+    return language.fitter(cfg, data, child_lib.bind_arch(child, plan), lambda _: plain, size.steps, size.steps, mesh)
 
   def children(m: int) -> tuple[PyTree, Key]:
     batch = evaluators.random_batch(cells, jax.random.key(1), m)

@@ -74,13 +74,13 @@ class Task(NamedTuple):
   def programs(self, child: Child, arch: PyTree = None) -> fit.Fit:
     """Of a static arch, or, without one, of all."""
 
-    def plan(traced: PyTree) -> conv_child.Plan:
+    def plan(traced: PyTree) -> conv_child.ChildSpec:
       own = traced if arch is None else arch
-      return conv_child.Plan(own, conv.settings(self.cfg, own))
+      return conv_child.ChildSpec(own, conv.hyperparameters(self.cfg, own))
 
-    planned = child_lib.completed(child, plan)
+    planned = child_lib.bind_arch(child, plan)
     steps, quick = self.size.steps, arch is not None  # as in a search
-    return classifier.fitter(self.cfg, self.data, planned, lambda arch: plan(arch).settings, steps, quick=quick)
+    return classifier.fitter(self.cfg, self.data, planned, lambda arch: plan(arch).hyperparameters, steps, quick=quick)
 
   def children(self) -> tuple[PyTree, Key]:
     """Random archs [m], and keys [m]."""

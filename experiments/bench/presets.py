@@ -14,7 +14,7 @@ from experiments.bench.timing import Row, Setup, Way, alternating, row
 from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.space.conv import IMAGE, ConvArch
-from nas_jax.space.network import Form, count, joined, network
+from nas_jax.space.network import NetworkOptions, count, joined, network
 from nas_jax.space.tree import operations
 from nas_jax.systems import cell, classifier, language
 from nas_jax.systems import conv as conv_system
@@ -41,9 +41,9 @@ def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:
   size = conv.Size(SHAPE[0], SHAPE[2], None, steps=1 if setup.small else STEPS)
   own = conv.Task(size, cfg, images, classifier.lay_out(cfg, images, images.train, images.valid)[0])
   batch = evaluators.random_batch(conv_system.make_space(cfg), jax.random.key(0), STRINGS)
-  archs, form = space.unstack(batch.archs), classifier.form(cfg)
-  flops = np.array([6.0 * cfg.batch * count(arch, form=form).macs for arch in archs])
-  least = float(np.mean([cfg.batch * moved(arch, form) for arch in archs]))
+  archs, options = space.unstack(batch.archs), classifier.network_options(cfg)
+  flops = np.array([6.0 * cfg.batch * count(arch, options=options).macs for arch in archs])
+  least = float(np.mean([cfg.batch * moved(arch, options) for arch in archs]))
   child = classifier.build(cfg, own.images)
   each = [
     trained.alike(own.programs(child, arch), key, own.data, size.steps)
@@ -54,13 +54,13 @@ def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:
   yield from shown(name, trained.one_by_one(each), done, flops.mean(), least, steps, setup)
 
 
-def moved(arch: ConvArch, form: Form) -> float:
+def moved(arch: ConvArch, options: NetworkOptions) -> float:
   """Bytes that a training step moves for an image at least: 7 times what a convolution reads, 11 times what it writes.
 
   Forward and backward, with batch norm and ReLU after it, each array read and written as often as they must be.
   """
-  shapes, numbers = count(arch, form=form).shapes, 0
-  for layer, shape in zip(network(arch, form).layers, shapes, strict=True):
+  shapes, numbers = count(arch, options=options).shapes, 0
+  for layer, shape in zip(network(arch, options).layers, shapes, strict=True):
     if layer.filters:
       read = joined([SHAPE if j == IMAGE else shapes[j] for j in layer.reads])
       numbers += 7 * math.prod(read) + 11 * math.prod(shape)
@@ -76,8 +76,10 @@ def language_models(name: str, cfg: cell.Config, setup: Setup) -> Iterator[Row]:
   tree, batch = language_model.tree(operations(searched)), evaluators.random_batch(searched, jax.random.key(0), cfg.m)
   own = space.unstack(batch.archs)[0]
   hidden = language.width(cfg, text, tree, own, cfg.parameters) if cfg.parameters else cfg.hidden
-  plain = language.settings(cfg, hidden)
-  child = child_lib.completed(language.build(cfg, text, tree, hidden), lambda arch: language_model.Plan(arch, plain))
+  plain = language.hyperparameters(cfg, hidden)
+  child = child_lib.bind_arch(
+    language.build(cfg, text, tree, hidden), lambda arch: language_model.ChildSpec(arch, plain)
+  )
   programs = language.fitter(cfg, data, child, lambda _: plain, steps, steps)
   further = trained.group(programs, batch.archs, batch.keys, data, steps).further
   flops = cells.flops_of(cells.Size(hidden, vocabulary, cfg.layers, base=cfg.base, batch=cfg.batch, bptt=cfg.bptt))

@@ -49,7 +49,7 @@ def group(programs: fit.Fit, archs: PyTree, keys: Key, data: Any, steps: int) ->
   def further() -> float:
     taken = seconds(lambda: advance(steps))
     if (failed := np.asarray(states.failed[:m])).any():
-      raise ValueError(f'child {failed.argmax()} failed ({fit.FAILURES[failed.max()]}): it cannot be timed.')
+      raise ValueError(f'child {failed.argmax()} failed ({fit.Status(failed.max()).reason}): it cannot be timed.')
     return taken
 
   compiling = seconds(lambda: advance(0))

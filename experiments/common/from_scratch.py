@@ -18,7 +18,7 @@ from nas_jax import search, space
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal
 from nas_jax.training import evaluators
-from nas_jax.training.recovery import Keeper
+from nas_jax.training.recovery import Recovery
 from nas_jax.types import Batch
 
 
@@ -39,13 +39,13 @@ def prepare(system: System, doc: str | None, argv: Sequence[str]) -> launch.Work
   cfg = launch.configure(values, system.presets)
   beside = {path: launch.read_arch(path, system.from_json) for path in values.beside}
   for path, arch in beside.items():
-    if why := system.alone.misfit(cfg, arch):
+    if why := system.alone.why_unsupported(cfg, arch):
       raise ValueError(f'{path}: {why}: leave it out, or take --child_program=specialised.')
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax()
   system.alone.build(cfg, data)  # which checks what belongs together
   workdir = values.workdir or f'runs/{system.launcher}-{values.preset}'
-  lock = workdirs.occupy(workdir)
+  lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
   facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.max_children}
   workdirs.note_origin(workdir, system.launcher, argv, cfg, **facts)
@@ -67,30 +67,30 @@ def run(
   check: launch.Check = lambda: None,
 ) -> None:
   """Goes on from whatever the workdir holds. `beside` maps names to architectures to train as children are."""
-  keeper = recovery_files.keeper(workdir, cfg, check)
+  recovery = recovery_files.recovery(workdir, cfg, check)
   if system.alone.time_programs and cfg.child_program == 'auto':
     cfg = settle_program(cfg, data, workdir, system.alone.time_programs)
-  s = system.alone.build(cfg, data, keeper=keeper)
+  s = system.alone.build(cfg, data, recovery=recovery)
   print(
     f'{s.space.size():.2e} {system.noun}s; {cfg.max_children} children of {system.length(cfg)} on '
     f'{system.about(cfg, data)}; {len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
     flush=True,
   )
   budget = run_search.budget_of(cfg, cfg.max_children)
-  signal = measure_reliability(system, cfg, data, s, keeper, os.path.join(workdir, 'reliability.json'))
+  signal = measure_reliability(system, cfg, data, s, recovery, os.path.join(workdir, 'reliability.json'))
   print(signal, flush=True)
-  found = {cfg.algorithm: run_search.run(workdir, s, cfg.seed, budget, cfg.algorithm, keeper)}
+  found = {cfg.algorithm: run_search.run(workdir, s, cfg.seed, budget, cfg.algorithm, recovery)}
   if with_control and cfg.algorithm != 'random':
     # Only the controller is another: the children's programs are compiled already.
     control = dataclasses.replace(cfg, algorithm='random')
-    random = system.alone.again(s.space, control, s.train)
+    random = system.alone.rebuild(s.space, control, s.train)
     folder = os.path.join(workdir, 'control')
     workdirs.open_config(folder, control)
-    found['random'] = run_search.run(folder, random, cfg.seed, budget, 'random', keeper)
-  known = dict(system.alone.yardsticks(cfg, data, s, keeper)) | {
+    found['random'] = run_search.run(folder, random, cfg.seed, budget, 'random', recovery)
+  known = dict(system.alone.references(cfg, data, s, recovery)) | {
     name: evaluators.Known(arch, s.train) for name, arch in beside.items()
   }
-  scores = measure_yardsticks(system, cfg, known, os.path.join(workdir, 'yardsticks.json'))
+  scores = measure_references(system, cfg, known, os.path.join(workdir, 'yardsticks.json'))
   best = best_child(system, s.space, found[cfg.algorithm])
   views = in_common(system, s.space, found[cfg.algorithm])
   summary = f'{best}\n\n{standings(system, cfg, data, s.space, found, scores)}\n{signal}\n{views}'
@@ -105,30 +105,30 @@ def settle_program(cfg: Any, data: Any, workdir: str, time_programs: Callable[[A
   faster = min(seconds._fields, key=lambda name: getattr(seconds, name))
   print(f'{faster} children: {seconds.generic:.2f} s each generic, {seconds.specialised:.2f} s specialised', flush=True)
   cfg = dataclasses.replace(cfg, child_program=faster)
-  workdirs.note_config(workdir, cfg)
+  workdirs.write_config(workdir, cfg)
   return cfg
 
 
-def measure_reliability(system: System, cfg: Any, data: Any, s: search.Search, keeper: Keeper, path: str) -> str:
+def measure_reliability(system: System, cfg: Any, data: Any, s: search.Search, recovery: Recovery, path: str) -> str:
   """Rank correlations of rewards, measured once a workdir, in words."""
   if not cfg.reliability_children:
     return 'reward reliability: not measured'
-  long = system.alone.longer(cfg, 5)
+  long = system.alone.scale_budget(cfg, 5)
 
   def measure() -> dict[str, float]:
-    longer = system.alone.build(long, data, keeper=keeper).train
+    scale_budget = system.alone.build(long, data, recovery=recovery).train
     key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
     some = cfg.reliability_children // 2
-    return reliability.measure(s.space, s.train, key, cfg.reliability_children, cfg.m, longer, some)._asdict()
+    return reliability.measure(s.space, s.train, key, cfg.reliability_children, cfg.m, scale_budget, some)._asdict()
 
-  found = workdirs.once(path, measure)
+  found = workdirs.cached(path, measure)
   return (
     f'reward reliability (Spearman, {found["children"]} random {system.noun}s): {found["seeds"]:.2f} between two '
     f'seeds, {found["budget"]:.2f} between {system.length(cfg)} and {system.length(long)} (half of them)'
   )
 
 
-def measure_yardsticks(
+def measure_references(
   system: System, cfg: Any, known: Mapping[str, evaluators.Known], path: str
 ) -> dict[str, list[float]]:
   """Scores of known architectures, trained just as the children are, each measured once a workdir."""
@@ -141,7 +141,7 @@ def measure_yardsticks(
     outcome = one.evaluate(Batch(ids, keys, ids[:, None], space.stack([one.arch] * len(keys))))
     return np.asarray(outcome.metrics[system.metric.key]).tolist()
 
-  return workdirs.once_each(path, {name: functools.partial(train, one) for name, one in known.items()})
+  return workdirs.cached_each(path, {name: functools.partial(train, one) for name, one in known.items()})
 
 
 def best_child(system: System, made: space.Space, records: Sequence[journal.Record]) -> str:

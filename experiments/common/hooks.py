@@ -29,7 +29,7 @@ def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple
 
   def note(state: search.SearchState, info: Mapping[str, Any]) -> None:
     nonlocal looked
-    step, done, (entropy, probabilities) = int(state.step), s.spent(state), s.survey(state, keys)
+    step, done, (entropy, probabilities) = int(state.step), s.spent(state), s.policy_summary(state, keys)
     numbers = {**info, 'best': state.best.reward, 'entropy': entropy}
     line = {'step': step, 'children': done} | {name: journal.plain(np.asarray(x)) for name, x in numbers.items()}
     if step == 1 or done * POINTS // children > looked or s.over(state, children):

@@ -17,7 +17,7 @@ import numpy as np
 
 from nas_jax.search import journal
 from nas_jax.training import checkpoint
-from nas_jax.training.recovery import Keeper, Limits, Metrics, Stopped
+from nas_jax.training.recovery import Limits, Metrics, Recovery, Stopped
 from nas_jax.types import Array, PyTree
 
 SECONDS = 60  # of training, after which it is kept where it stands, in between
@@ -30,7 +30,7 @@ class Standing(NamedTuple):
   states: PyTree
 
 
-def keeper(workdir: str, limits: Limits, check: Callable[[], None]) -> Keeper:
+def recovery(workdir: str, limits: Limits, check: Callable[[], None]) -> Recovery:
   """A keeper with files: started.jsonl, starts and ends of trainings, and training/, where long ones stand.
 
   started.jsonl has lines of three kinds: a `training` by its name, begun after so many `calls`; one that was `kept`
@@ -38,7 +38,7 @@ def keeper(workdir: str, limits: Limits, check: Callable[[], None]) -> Keeper:
   """
   path, folder = os.path.join(workdir, 'started.jsonl'), os.path.join(workdir, 'training')
   lock, kept = threading.Lock(), dict[str, float]()  # when each was kept the last time
-  ended, vain = _history(path, os.path.join(workdir, 'damaged'))
+  ended, failed_starts = _history(path, os.path.join(workdir, 'damaged'))
 
   def note(line: dict[str, Any]) -> None:
     # Not forced to the disk: that the process dies does not lose it, and a lost line costs one training.
@@ -74,24 +74,24 @@ def keeper(workdir: str, limits: Limits, check: Callable[[], None]) -> Keeper:
     shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
   timeout = limits.child_timeout or math.inf
-  return Keeper(ended.get, lambda name: vain[name], begin, keep, end, check, timeout, limits.child_starts)
+  return Recovery(ended.get, lambda name: failed_starts[name], begin, keep, end, check, timeout, limits.child_starts)
 
 
 def _history(path: str, aside: str) -> tuple[dict[str, Metrics], Counter[str]]:
   """What trainings gave that ended, and how often others were begun since they last got anywhere."""
-  if count := journal.mend(path, aside, ('training',)):
+  if count := journal.drop_damaged_lines(path, aside, ('training',)):
     warnings.warn(f'{path}: {count} damaged lines, moved to {aside}.', stacklevel=3)
-  ended, vain = dict[str, Metrics](), Counter[str]()
+  ended, failed_starts = dict[str, Metrics](), Counter[str]()
   lines = list[dict[str, Any]]()
   if os.path.exists(path):
     with open(path, encoding='utf-8') as file:
       lines = [json.loads(line) for line in file]
   for line in lines:
     name = str(line['training'])
-    vain[name] = vain[name] + 1 if 'calls' in line else 0
+    failed_starts[name] = failed_starts[name] + 1 if 'calls' in line else 0
     try:
       if 'metrics' in line:
         ended[name] = {key: np.array(values, dtype) for key, (dtype, values) in line['metrics'].items()}
     except (TypeError, ValueError, AttributeError):
       continue  # no metrics, whatever happened to the line: it costs one training
-  return ended, vain
+  return ended, failed_starts

@@ -17,7 +17,7 @@ from nas_jax import search
 from nas_jax.report import rankings
 from nas_jax.search import journal
 from nas_jax.training import checkpoint
-from nas_jax.training.recovery import UNKEPT, Keeper, Limits, Stopped
+from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery, Stopped
 
 SECONDS = 20  # between checkpoints: steps since the last one are asked again and read from the journal
 
@@ -28,7 +28,12 @@ def budget_of(limits: Limits, children: int) -> search.Budget:
 
 
 def run(
-  folder: str, s: search.Search, seed: int, budget: search.Budget, name: str = 'search', keeper: Keeper = UNKEPT
+  folder: str,
+  s: search.Search,
+  seed: int,
+  budget: search.Budget,
+  name: str = 'search',
+  recovery: Recovery = NO_RECOVERY,
 ) -> list[journal.Record]:
   """Runs `s` in `folder` until the budget is spent, going on from whatever is there.
 
@@ -44,7 +49,7 @@ def run(
   path, checkpoints = os.path.join(folder, 'children.jsonl'), os.path.join(folder, 'checkpoints')
   os.makedirs(folder, exist_ok=True)
   aside = os.path.join(folder, 'damaged')
-  if count := journal.mend(path, aside):
+  if count := journal.drop_damaged_lines(path, aside):
     warnings.warn(f'{path}: {count} damaged lines, moved to {aside}; their children are trained again.', stacklevel=2)
   state = s.init(jax.random.key(seed))
   state = checkpoint.restore(checkpoints, functools.partial(s.sized, state)) or state
@@ -75,7 +80,7 @@ def run(
       search.Hook(step=keep, vital=True),
       search.Hook(children=_noting_best(folder, s, known), vital=True),
       search.Hook(step=show),
-      search.Hook(step=lambda state, info: keeper.check(), vital=True),
+      search.Hook(step=lambda state, info: recovery.check(), vital=True),
     ]
     try:
       search.run(s, state, hearers, budget, known)

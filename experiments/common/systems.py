@@ -25,18 +25,18 @@ from nas_jax.systems import (
   retrain_enas,
 )
 from nas_jax.training import evaluators
-from nas_jax.training.recovery import Keeper
+from nas_jax.training.recovery import Recovery
 
 
-class Alone(NamedTuple):
+class FromScratch(NamedTuple):
   """How children are trained each by itself."""
 
-  build: Callable[..., search.Search]  # (cfg, data, keeper=...); raises ValueError on what does not fit
-  again: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
-  longer: Callable[[Any, int], Any]  # (cfg, times) -> cfg
+  build: Callable[..., search.Search]  # (cfg, data, recovery=...); raises ValueError on what does not fit
+  rebuild: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
+  scale_budget: Callable[[Any, int], Any]  # (cfg, times) -> cfg
   time_programs: Callable[[Any, Any], evaluators.Timing] | None  # (cfg, data); None if there is one way only
-  misfit: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
-  yardsticks: Callable[[Any, Any, search.Search, Keeper], Mapping[str, evaluators.Known]]  # (cfg, data, s, keeper)
+  why_unsupported: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
+  references: Callable[[Any, Any, search.Search, Recovery], Mapping[str, evaluators.Known]]  # (cfg, data, s, recovery)
 
 
 class System(NamedTuple):
@@ -76,7 +76,7 @@ CELL = System(
   tree_cell.equations,
   draw_tree.svg,
   retrain_cell,
-  Alone(cell.build, search.build, cell.longer, cell.time_programs, cell.misfit, cell.yardsticks),
+  FromScratch(cell.build, search.build, cell.scale_budget, cell.time_programs, cell.why_unsupported, cell.references),
 )
 CONV = System(
   'conv_search',
@@ -93,7 +93,7 @@ CONV = System(
   network.describe,
   draw_conv.svg,
   retrain_conv,
-  Alone(conv.build, search.build, conv.longer, conv.time_programs, conv.misfit, conv.yardsticks),
+  FromScratch(conv.build, search.build, conv.scale_budget, conv.time_programs, conv.why_unsupported, conv.references),
 )
 CHAIN = System(
   'per_layer_search',
@@ -110,7 +110,7 @@ CHAIN = System(
   network.describe,
   draw_conv.svg,
   retrain_conv,
-  Alone(chain.build, chain.again, chain.longer, None, chain.misfit, chain.yardsticks),
+  FromScratch(chain.build, chain.rebuild, chain.scale_budget, None, chain.why_unsupported, chain.references),
   views={
     'first layer': lambda arch: space.chain.KINDS[space.chain.layer_of(arch.layers[0]).kind],
     'layers': lambda arch: f'{len(arch.layers):2}',

@@ -20,7 +20,7 @@ from nas_jax.report import rankings, reliability
 from nas_jax.search import journal, weight_sharing
 from nas_jax.systems import enas
 from nas_jax.training import checkpoint, evaluators
-from nas_jax.training.recovery import Keeper
+from nas_jax.training.recovery import Recovery
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
   first (best.json is the first of them), alone.jsonl, random networks trained by themselves, random.json, the best of
   these, and ranks.json, what they say of scores by shared weights.
   """
-  keeper = recovery_files.keeper(workdir, cfg, check)
+  recovery = recovery_files.recovery(workdir, cfg, check)
   problem = system.problem(cfg, data)
   programs = enas.build_programs(problem, cfg)
   print(
@@ -44,14 +44,14 @@ def run(
   if with_control and cfg.algorithm != 'random':
     folders['random'], cfgs['random'] = os.path.join(workdir, 'control'), dataclasses.replace(cfg, algorithm='random')
     workdirs.open_config(folders['random'], cfgs['random'])
-  ends = {name: one_search(problem, cfgs[name], programs, folder, keeper) for name, folder in folders.items()}
+  ends = {name: one_search(problem, cfgs[name], programs, folder, recovery) for name, folder in folders.items()}
   records, derived = (
     {name: end[0] for name, end in ends.items()},
     {n: _derived(folder) for n, folder in folders.items()},
   )
   said = ''
   if cfg.rank_children:
-    trained = train_alone(problem, cfg, os.path.join(workdir, 'alone.jsonl'), keeper)
+    trained = train_alone(problem, cfg, os.path.join(workdir, 'alone.jsonl'), recovery)
     weights = {name: end[1] for name, end in ends.items()}
     path, step = os.path.join(workdir, 'ranks.json'), [int(state.step) for state in weights.values()]
     ranks = workdirs.read(path)
@@ -68,11 +68,11 @@ def run(
 
 
 def one_search(
-  problem: enas.Problem, cfg: Any, programs: weight_sharing.Programs, folder: str, keeper: Keeper
+  problem: enas.Problem, cfg: Any, programs: weight_sharing.Programs, folder: str, recovery: Recovery
 ) -> tuple[list[journal.Record], search.SearchState]:
   """A search to its end, and what is derived from it: its journal, and its last state."""
-  s = enas.build(problem, cfg, programs, keeper.check)
-  records = run_search.run(folder, s, cfg.seed, run_search.budget_of(cfg, cfg.samples), cfg.algorithm, keeper)
+  s = enas.build(problem, cfg, programs, recovery.check)
+  records = run_search.run(folder, s, cfg.seed, run_search.budget_of(cfg, cfg.samples), cfg.algorithm, recovery)
   state = checkpoint.restore(os.path.join(folder, 'checkpoints'), s.init(jax.random.key(cfg.seed)))
   assert state is not None, 'a search that is over has a checkpoint of its end'
   path, step = os.path.join(folder, 'derived.json'), int(state.step)
@@ -100,17 +100,17 @@ def _write_best(problem: enas.Problem, path: str, record: Mapping[str, Any]) -> 
   workdirs.write(path, rankings.best_json(problem.space, dict(record)))
 
 
-def train_alone(problem: enas.Problem, cfg: Any, path: str, keeper: Keeper) -> list[journal.Record]:
+def train_alone(problem: enas.Problem, cfg: Any, path: str, recovery: Recovery) -> list[journal.Record]:
   """Random architectures, each trained by itself for `cfg.epochs` passes, and all once more from another seed.
 
   They are journalled, so that none is trained again.
   """
   key, count = jax.random.fold_in(jax.random.key(cfg.seed), 3), 2 * cfg.rank_children
-  once = evaluators.random_batch(problem.space, key, cfg.rank_children)
-  batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), once._replace(depth=None, extra=()))
+  cached = evaluators.random_batch(problem.space, key, cfg.rank_children)
+  batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), cached._replace(depth=None, extra=()))
   batch = batch._replace(ids=jnp.arange(count), keys=jax.random.split(jax.random.fold_in(key, 1), count))
   known, write = journal.read(path), journal.writer(path)
-  train = functools.cache(lambda: enas.alone(problem, cfg.epochs, keeper=keeper))
+  train = functools.cache(lambda: enas.alone(problem, cfg.epochs, recovery=recovery))
   for start in range(0, count, cfg.m):
     places = jnp.arange(start, start + cfg.m) % count  # the last are filled up from the front
     if any(int(place) not in known for place in places):
@@ -137,9 +137,9 @@ def rank(
   first, second = trained[: cfg.rank_children], trained[cfg.rank_children :]
   tokens = jnp.array([line['tokens'] for line in first], jnp.int32)
   found = {name: weight_sharing.score(problem.space, programs, state, tokens, cfg.m) for name, state in states.items()}
-  by_itself, again = (np.array([line['reward'] for line in lines]) for lines in (first, second))
+  by_itself, rebuild = (np.array([line['reward'] for line in lines]) for lines in (first, second))
   rewards = {name: weight_sharing.earned(metrics, problem.shared_reward) for name, metrics in found.items()}
-  rewards['two seeds'] = again
+  rewards['two seeds'] = rebuild
   return {
     'children': len(first),
     'passes': cfg.epochs,

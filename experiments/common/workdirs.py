@@ -14,7 +14,7 @@ import jax
 from nas_jax import config
 
 
-def occupy(workdir: str) -> contextlib.AbstractContextManager[Any]:
+def lock(workdir: str) -> contextlib.AbstractContextManager[Any]:
   """Makes the folder, if need be, and takes it for this process, for as long as what is returned lives.
 
   Raises:
@@ -74,7 +74,7 @@ def open_config(workdir: str, cfg: Any) -> Any:
   return cfg
 
 
-def note_config(workdir: str, cfg: Any) -> None:
+def write_config(workdir: str, cfg: Any) -> None:
   """Writes config.json, and its copy in origin.json."""
   write(os.path.join(workdir, 'config.json'), json.dumps(config.as_json(cfg), indent=2) + '\n')
   path = os.path.join(workdir, 'origin.json')
@@ -114,7 +114,7 @@ def read(path: str) -> Any:
     return None
 
 
-def once(path: str, measure: Callable[[], Any]) -> Any:
+def cached(path: str, measure: Callable[[], Any]) -> Any:
   """The JSON in `path`; on the first time, what `measure` returns, written there."""
   found = read(path)
   if found is None:
@@ -123,7 +123,7 @@ def once(path: str, measure: Callable[[], Any]) -> Any:
   return found
 
 
-def once_each(path: str, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+def cached_each(path: str, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
   """The entries of the JSON in `path` that are asked for; those not there yet are measured and added."""
   found = read(path) or {}
   for name, measure in measures.items():

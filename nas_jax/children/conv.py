@@ -15,14 +15,14 @@ import optax
 from nas_jax.datasets import image_batches
 from nas_jax.nn import image_ops
 from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM
-from nas_jax.space.network import RESIDUAL, Form, Network, joined, network
+from nas_jax.space.network import RESIDUAL, Network, NetworkOptions, joined, network
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
 MOMENTUM = 0.9  # of batch norm's moving statistics
 
 
-class Settings(NamedTuple):
+class Hyperparameters(NamedTuple):
   """Hyperparameters of a child: numbers, or arrays where one program trains children that differ in them."""
 
   lr: float | Array
@@ -31,11 +31,11 @@ class Settings(NamedTuple):
   epsilon: float | Array  # of batch norm
 
 
-class Plan(NamedTuple):
+class ChildSpec(NamedTuple):
   """All that one child is made from."""
 
   arch: PyTree  # a ConvArch or a ChainArch
-  settings: Settings
+  hyperparameters: Hyperparameters
 
 
 class Problem(NamedTuple):
@@ -49,25 +49,25 @@ class Problem(NamedTuple):
   norm_first: bool = True  # convolution, batch norm, ReLU; else ReLU before batch norm
 
 
-def build(problem: Problem, form: Form = Form()) -> Child:  # noqa: B008 - a NamedTuple cannot change
-  """The network of a static arch; what the trainer calls its arch is a `Plan`.
+def build(problem: Problem, options: NetworkOptions = NetworkOptions()) -> Child:  # noqa: B008 - a NamedTuple cannot change
+  """The network of a static arch; what the trainer calls its arch is a `ChildSpec`.
 
   Args:
     problem: an epoch is as many whole batches as there are images, in an order of its own, the same for all children
       as is what happens to each image.
-    form: what the network makes of the arch.
+    options: what the network makes of the arch.
 
   Returns:
     A child whose score is {'accuracy': ...} over the validation split, batch norm by moving statistics. Its carry is
     these, a (mean, variance) for each unit.
   """
 
-  def forward(params, stats, plan, x, key):
+  def forward(params, stats, spec, x, key):
     train = key is not None
-    return run(params, stats, network(plan.arch, form), x, plan.settings.epsilon, train, problem.norm_first)
+    return run(params, stats, network(spec.arch, options), x, spec.hyperparameters.epsilon, train, problem.norm_first)
 
-  def init(plan: Plan, key: Key) -> PyTree:
-    return init_params(key, network(plan.arch, form), problem.image, problem.classes)
+  def init(spec: ChildSpec, key: Key) -> PyTree:
+    return init_params(key, network(spec.arch, options), problem.image, problem.classes)
 
   def carry(params: PyTree) -> PyTree:
     return unmoved(params['layers'])
@@ -80,9 +80,9 @@ def build(problem: Problem, form: Form = Form()) -> Child:  # noqa: B008 - a Nam
 
 
 def classifier(
-  init: Callable[[Plan, Key], PyTree],
+  init: Callable[[ChildSpec, Key], PyTree],
   carry: Callable[[PyTree], PyTree],
-  forward: Callable[[PyTree, PyTree, Plan, Array, Key | None], tuple[Array, PyTree]],
+  forward: Callable[[PyTree, PyTree, ChildSpec, Array, Key | None], tuple[Array, PyTree]],
   decayed: Callable[[PyTree], list[Array]],
   problem: Problem,
 ) -> Child:
@@ -100,17 +100,17 @@ def classifier(
     del key
     return image_batches.drawn(data, problem.batch, step, problem.augment)
 
-  def loss(params, plan, stats, drawn, key):
+  def loss(params, spec, stats, drawn, key):
     images, labels = drawn
-    logits, stats = forward(params, stats, plan, images, key)
+    logits, stats = forward(params, stats, spec, images, key)
     # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
-    penalty = 0.5 * plan.settings.weight_decay * image_ops.square_sum(decayed(params))
+    penalty = 0.5 * spec.hyperparameters.weight_decay * image_ops.square_sum(decayed(params))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + penalty, stats
 
-  def score(params, plan, stats, data):
+  def score(params, spec, stats, data):
     def one(right, drawn):
       images, labels = drawn
-      logits, _ = forward(params, stats, plan, image_batches.whitened(images), None)
+      logits, _ = forward(params, stats, spec, image_batches.whitened(images), None)
       return right + (logits.argmax(-1) == labels).sum(dtype=jnp.int32), None
 
     batches = jax.tree.map(
@@ -157,7 +157,7 @@ def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: i
   return {'layers': found, 'softmax': jnp.zeros((features, classes)), 'softmax_bias': jnp.zeros(classes)}
 
 
-def inherited(fresh: PyTree, old: PyTree) -> PyTree:
+def warm_start_params(fresh: PyTree, old: PyTree) -> PyTree:
   """The parameters of a chain that begins as another does, from those of that other; its classifier stays fresh.
 
   Args:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.children import conv_traced_layers
-from nas_jax.children.conv import Plan, Problem, classifier, moved
+from nas_jax.children.conv import ChildSpec, Problem, classifier, moved
 from nas_jax.children.conv_traced_weights import Sizes, Weights, Wires, corner, pairs, present
 from nas_jax.space.conv import IMAGE, ConvArch
 from nas_jax.space.network import network
@@ -37,14 +37,14 @@ def build(
     problem: as in `conv.build`.
 
   Returns:
-    A child whose arch is a `Plan` of settings and a `ConvArch` of int32 arrays, which must hold the labels alone: an
+    A child whose arch is a `ChildSpec` of hyperparameters and a `ConvArch` of int32 arrays that hold labels alone: an
     array cannot be checked here. Its carry is the mean and variance [L, F] of every channel.
   """
   sizes = Sizes(problem.image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
   layer, _ = pairs(depth)
 
-  def init(plan: Plan, key: Key) -> PyTree:
-    wires = _wires(plan.arch, depth, skips)
+  def init(spec: ChildSpec, key: Key) -> PyTree:
+    wires = _wires(spec.arch, depth, skips)
     channels = jnp.concatenate([jnp.full(1, problem.image[2]), wires.filters])
     fan = wires.height * wires.width * (wires.reads * channels[None]).sum(1)
     kernels = jax.random.normal(key, (len(layer), *sizes.most()))
@@ -57,12 +57,12 @@ def build(
     shift = params['layers'].shift
     return jnp.zeros_like(shift), jnp.ones_like(shift)
 
-  def forward(params, stats, plan, x, key):
+  def forward(params, stats, spec, x, key):
     train = key is not None
-    wires = _wires(plan.arch, depth, skips)
+    wires = _wires(spec.arch, depth, skips)
     moving = None if train else stats
     features, used = conv_traced_layers.run(
-      sizes, problem.norm_first, params['layers'], wires, x, plan.settings.epsilon, moving
+      sizes, problem.norm_first, params['layers'], wires, x, spec.hyperparameters.epsilon, moving
     )
     softmax = jnp.where(_ends(sizes, wires), params['softmax'], 0.0)
     logits = jnp.einsum('lbf,lfk->bk', features, softmax) + params['softmax_bias'][None]

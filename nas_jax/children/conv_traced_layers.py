@@ -82,7 +82,7 @@ class _Found(NamedTuple):
   """
 
   outputs: Array  # [L + 1, N C] as [B, H, W, c]: the sources
-  turned: Array  # [L + 1, N C] the same as [c, H, W, B]
+  transposed: Array  # [L + 1, N C] the same as [c, H, W, B]
   normed: Array  # [L, N F] as [B, H, W, f]: what batch norm got
   features: Array  # [L, B, F]
   mean: Array  # [L, F]
@@ -122,7 +122,7 @@ def _forward(sizes, norm_first, weights, wires, x, epsilon, moving):
 
   def layer(i, found):
     place = _place(sizes, wires, i)
-    rows = found.outputs[i + 1], found.turned[i + 1], found.normed[i]
+    rows = found.outputs[i + 1], found.transposed[i + 1], found.normed[i]
 
     def at_width(filters, *rows):
       z = _convolved(sizes, weights.kernels, place, found.outputs, (*shape, filters))
@@ -134,7 +134,7 @@ def _forward(sizes, norm_first, weights, wires, x, epsilon, moving):
 
     o, t, z, *rest = jax.lax.switch(place.filters, [functools.partial(at_width, f) for f in sizes.filters], *rows)
     rest = [whole.at[i].set(own) for whole, own in zip(found[2:], (z, *rest), strict=True)]
-    return _Found(found.outputs.at[i + 1].set(o), found.turned.at[i + 1].set(t), *rest)
+    return _Found(found.outputs.at[i + 1].set(o), found.transposed.at[i + 1].set(t), *rest)
 
   found = jax.lax.fori_loop(0, depth, layer, start)
   return (found.features, (found.mean, found.variance)), found
@@ -193,7 +193,9 @@ def _looped_backward(sizes, norm_first, residuals, cotangents):
     rows = found.normed[i], found.normed[i]  # only to be written over
     branches = [functools.partial(at_width, f) for f in sizes.filters]
     *rows, d_scale, d_shift = jax.lax.switch(place.filters, branches, *rows)
-    d_outputs, d_kernels = _pulled(sizes, place, found.turned, weights.kernels, rows, shape, (d_outputs, grads.kernels))
+    d_outputs, d_kernels = _pulled(
+      sizes, place, found.transposed, weights.kernels, rows, shape, (d_outputs, grads.kernels)
+    )
     return d_outputs, Weights(d_kernels, grads.scale.at[i].set(d_scale), grads.shift.at[i].set(d_shift))
 
   start = jnp.zeros_like(found.outputs), jax.tree.map(jnp.zeros_like, weights)
@@ -221,12 +223,12 @@ def _pulled(sizes, place, outputs, kernels, rows, shape, state):
     def at_window(size, y, kernel, dz, dz_turned):
       before, after = [(s - 1) // 2 for s in size], [s // 2 for s in size]
       begin = corner((kh, kw), size)
-      room = [(0, 0), *((b, m - b - s) for b, m, s in zip(begin, (kh, kw), size, strict=True)), (0, 0)]
-      dk = jnp.pad(image_ops.convolved(y, dz_turned, [*zip(before, after, strict=True)]), room)
+      capacity = [(0, 0), *((b, m - b - s) for b, m, s in zip(begin, (kh, kw), size, strict=True)), (0, 0)]
+      dk = jnp.pad(image_ops.convolved(y, dz_turned, [*zip(before, after, strict=True)]), capacity)
       if kind == 0:
         return dk, ()  # the image
-      turned = _inner(kernel, size)[::-1, ::-1].swapaxes(2, 3)
-      return dk, image_ops.convolved(dz, turned, [*zip(after, before, strict=True)])
+      transposed = _inner(kernel, size)[::-1, ::-1].swapaxes(2, 3)
+      return dk, image_ops.convolved(dz, transposed, [*zip(after, before, strict=True)])
 
     branches = [functools.partial(at_window, size) for size in sizes.windows()]
     dk, dx = jax.lax.switch(place.window, branches, y, kernel, dz, dz_turned)

@@ -24,29 +24,29 @@ NORMS = ('moving', 'batch')  # whose statistics normalize in scoring
 TRAIN = 'train'  # the third way: those of the batch, which move the others
 
 
-def child(problem: conv.Problem, form: Any, space: Space, room: Callable, own: Callable, run: Callable) -> Child:
+def child(problem: conv.Problem, options: Any, space: Space, capacity: Callable, own: Callable, run: Callable) -> Child:
   """The child of `macro` or `micro`, by what each says of its weights and how they work.
 
   Weight decay is not in its loss, but the optimizer's: this gradient is 0 for all weights that a network does not have.
 
   Args:
     problem: as in `conv.build`.
-    form: of all networks.
+    options: of all networks.
     space: of their architectures; a static one of another is refused.
-    room: () -> zeros in the shapes of all weights.
+    capacity: () -> zeros in the shapes of all weights.
     own: (tree, static arch) -> those of its network.
     run: (params, statistics, arch, form, images, epsilon, key or None) -> logits, statistics.
   """
-  mode(form.norm, None)
+  mode(options.norm, None)
 
-  def init(plan: conv.Plan, key: Key) -> PyTree:
-    if not is_static(plan.arch):
-      return drawn(key, jax.eval_shape(room))
-    space.check(plan.arch)
-    return drawn(key, jax.eval_shape(lambda: own(room(), plan.arch)))
+  def init(spec: conv.ChildSpec, key: Key) -> PyTree:
+    if not is_static(spec.arch):
+      return drawn(key, jax.eval_shape(capacity))
+    space.check(spec.arch)
+    return drawn(key, jax.eval_shape(lambda: own(capacity(), spec.arch)))
 
-  def forward(params, stats, plan, x, key):
-    return run(params, stats, plan.arch, form, x, plan.settings.epsilon, key)
+  def forward(params, stats, spec, x, key):
+    return run(params, stats, spec.arch, options, x, spec.hyperparameters.epsilon, key)
 
   return conv.classifier(init, unmoved, forward, lambda params: [], problem)
 
@@ -141,7 +141,7 @@ def decayed(params: PyTree) -> PyTree:
   return jax.tree.map_with_path(lambda path, _: path[-1].key in names, params)
 
 
-def room(
+def capacity(
   window: int, channels: int, filters: int, separable: bool = False, each: Sequence[int] = ()
 ) -> dict[str, Array]:
   """A unit of zeros; `each` are leading axes, for units of which one is taken, or a kernel's alone in `joined`."""

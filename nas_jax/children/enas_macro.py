@@ -23,7 +23,7 @@ from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
 
-class Form(NamedTuple):
+class NetworkOptions(NamedTuple):
   """What a network makes of its architecture; the paper's search has 12 layers of 36 filters and keeps .9."""
 
   layers: int
@@ -35,24 +35,24 @@ class Form(NamedTuple):
   concat: bool = False  # skips concatenated, then ReLU, 1 x 1 convolution and batch norm, as there
 
 
-def build(problem: conv.Problem, form: Form) -> Child:
+def build(problem: conv.Problem, options: NetworkOptions) -> Child:
   """The networks of a form, to be trained one by one or with shared weights.
 
   Args:
     problem: as in `conv.build`; batch norm always comes before the ReLU.
-    form: of all networks.
+    options: of all networks.
 
   Returns:
-    A child whose arch is a `conv.Plan`. With a static `MacroArch` it has the weights of that network; with a traced one
+    A child whose arch is a `conv.ChildSpec`. With a static `MacroArch` it has that network's weights; with a traced one
     those of all, and steps touch what `own` takes from them. Its carry is the moving statistics, which move where a
     network has weights.
 
   Raises:
     ValueError: a form that cannot be, here; a static arch of another space, in `init`.
   """
-  space = enas_macro_space(form.layers, form.operations)
+  space = enas_macro_space(options.layers, options.operations)
 
-  return enas_layers.child(problem, form, space, lambda: _room(problem, form), own, run)
+  return enas_layers.child(problem, options, space, lambda: _room(problem, options), own, run)
 
 
 def own(tree: PyTree, arch: MacroArch) -> PyTree:
@@ -70,12 +70,12 @@ def own(tree: PyTree, arch: MacroArch) -> PyTree:
 
 
 def run(
-  params: PyTree, stats: PyTree, arch: MacroArch, form: Form, x: Array, epsilon: Any, key: Key | None
+  params: PyTree, stats: PyTree, arch: MacroArch, options: NetworkOptions, x: Array, epsilon: Any, key: Key | None
 ) -> tuple[Array, PyTree]:
   """Logits [B, classes] of images [B, H, W, C], and the moving statistics after them; in training with a key."""
-  how, cuts = enas_layers.mode(form.norm, key), enas.cuts(form.layers)
-  ids = [MACRO_OPERATIONS.index(name) for name in form.operations]
-  branches = [functools.partial(_branch, name, how) for name in form.operations]
+  how, cuts = enas_layers.mode(options.norm, key), enas.cuts(options.layers)
+  ids = [MACRO_OPERATIONS.index(name) for name in options.operations]
+  branches = [functools.partial(_branch, name, how) for name in options.operations]
   x, stem = enas_layers.unit(x, params['stem'], stats['stem'], epsilon, how)
   outputs, layers, reductions = list[Any](), list[PyTree](), list[PyTree]()
   for i, (layer, moving) in enumerate(zip(params['layers'], stats['layers'], strict=True)):
@@ -86,10 +86,14 @@ def run(
     outputs.append(x)
     if i + 1 in cuts:
       parts, old = (tree['reductions'][cuts.index(i + 1)] for tree in (params, stats))
-      outputs, after = _reduced(outputs, _needed(arch, form.layers, i + 1), parts, old, epsilon, how)
+      outputs, after = _reduced(outputs, _needed(arch, options.layers, i + 1), parts, old, epsilon, how)
       reductions.append(after)
     x = outputs[-1]
-  return enas_layers.classified(params, x, form.keep, key), {'stem': stem, 'layers': layers, 'reductions': reductions}
+  return enas_layers.classified(params, x, options.keep, key), {
+    'stem': stem,
+    'layers': layers,
+    'reductions': reductions,
+  }
 
 
 def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon: Array) -> tuple[Array, PyTree]:
@@ -151,23 +155,23 @@ def _needed(arch: MacroArch, layers: int, cut: int) -> list[Any]:
   return [*map(read, range(cut - 1)), 1]
 
 
-def _room(problem: conv.Problem, form: Form) -> PyTree:
+def _room(problem: conv.Problem, options: NetworkOptions) -> PyTree:
   """Zeros in the shapes of all weights."""
 
   def operation(name, channels, filters):
     kind, size = name.rsplit(maxsplit=1)
-    first = enas_layers.room(1, channels, filters)
-    return [first] if 'pool' in kind else [first, enas_layers.room(int(size), filters, filters, kind == 'sepconv')]
+    first = enas_layers.capacity(1, channels, filters)
+    return [first] if 'pool' in kind else [first, enas_layers.capacity(int(size), filters, filters, kind == 'sepconv')]
 
-  filters, layers, reductions = form.filters, [], []
-  for i in range(form.layers):
-    join = enas_layers.joined_room(i + 1, filters) if form.concat else enas_layers.norm_room(filters)
-    layers.append({'branches': {name: operation(name, filters, filters) for name in form.operations}, 'join': join})
-    if i + 1 in enas.cuts(form.layers):
-      before, filters = filters, filters * (1 + form.double)
-      reductions.append([enas_layers.room(1, before, filters) for _ in range(i + 1)])
+  filters, layers, reductions = options.filters, [], []
+  for i in range(options.layers):
+    join = enas_layers.joined_room(i + 1, filters) if options.concat else enas_layers.norm_room(filters)
+    layers.append({'branches': {name: operation(name, filters, filters) for name in options.operations}, 'join': join})
+    if i + 1 in enas.cuts(options.layers):
+      before, filters = filters, filters * (1 + options.double)
+      reductions.append([enas_layers.capacity(1, before, filters) for _ in range(i + 1)])
   return {
-    'stem': enas_layers.room(3, problem.image[2], form.filters),
+    'stem': enas_layers.capacity(3, problem.image[2], options.filters),
     'layers': layers,
     'reductions': reductions,
     'softmax': jnp.zeros((filters, problem.classes)),

@@ -28,7 +28,7 @@ from nas_jax.types import Array, Key, PyTree
 IDENTITY = MICRO_OPERATIONS.index('identity')
 
 
-class Form(NamedTuple):
+class NetworkOptions(NamedTuple):
   """What a network makes of its architecture; the paper's search has 6 cells, 20 filters, keeps .9 and paths .6."""
 
   cells: int  # normal ones
@@ -49,36 +49,36 @@ class Cell(NamedTuple):
   halved: tuple[bool, bool]
 
 
-def build(problem: conv.Problem, form: Form) -> Child:
+def build(problem: conv.Problem, options: NetworkOptions) -> Child:
   """The networks of a form, to be trained one by one or with shared weights; all as in `enas_macro.build`.
 
   The separable convolutions of a cell have weights for each node that they may read.
 
   Args:
     problem: as in `conv.build`; in a cell batch norm comes after the ReLU.
-    form: of all networks.
+    options: of all networks.
 
   Returns:
-    A child whose arch is a `conv.Plan` of a static or traced `MicroArch`.
+    A child whose arch is a `conv.ChildSpec` of a static or traced `MicroArch`.
 
   Raises:
     ValueError: a form that cannot be, here; a static arch of another space, in `init`.
   """
-  space = enas_micro_space(form.blocks, form.operations)
-  if form.cells < 1:
-    raise ValueError(f'cells (={form.cells}) must be from 1 up.')
+  space = enas_micro_space(options.blocks, options.operations)
+  if options.cells < 1:
+    raise ValueError(f'cells (={options.cells}) must be from 1 up.')
 
-  return enas_layers.child(problem, form, space, lambda: _room(problem, form), own, run)
+  return enas_layers.child(problem, options, space, lambda: _room(problem, options), own, run)
 
 
-def cells_of(form: Form) -> tuple[Cell, ...]:
+def cells_of(options: NetworkOptions) -> tuple[Cell, ...]:
   """The cells in turn."""
   found = list[Cell]()
-  before = [(form.filters, 0)] * INPUTS  # channels and halvings of what the next cell reads
-  for kind in _kinds(form.cells):
+  before = [(options.filters, 0)] * INPUTS  # channels and halvings of what the next cell reads
+  for kind in _kinds(options.cells):
     level = before[-1][1] + (kind == 'reduction')
     (older, far), (newer, near) = before
-    found.append(Cell(kind, form.filters * 2**level, (older, newer), (far < level, near < level)))
+    found.append(Cell(kind, options.filters * 2**level, (older, newer), (far < level, near < level)))
     before = [before[-1], (found[-1].filters, level)]
   return tuple(found)
 
@@ -110,25 +110,25 @@ def own(tree: PyTree, arch: MicroArch) -> PyTree:
 
 
 def run(
-  params: PyTree, stats: PyTree, arch: MicroArch, form: Form, x: Array, epsilon: Any, key: Key | None
+  params: PyTree, stats: PyTree, arch: MicroArch, options: NetworkOptions, x: Array, epsilon: Any, key: Key | None
 ) -> tuple[Array, PyTree]:
   """Logits [B, classes] of images [B, H, W, C], and the moving statistics after them; in training with a key."""
-  how, cells, after = enas_layers.mode(form.norm, key), cells_of(form), []
+  how, cells, after = enas_layers.mode(options.norm, key), cells_of(options), []
   dropout, paths = (None, None) if key is None else jax.random.split(key)
   x, stem = enas_layers.unit(x, params['stem'], stats['stem'], epsilon, how)
   older = newer = x
   for i, (cell, own, moving) in enumerate(zip(cells, params['cells'], stats['cells'], strict=True)):
     reads, operations = _decided(arch, cell.kind)
-    keep, acts = 1.0 - (i + 1) / len(cells) * (1.0 - form.drop_path), None
+    keep, acts = 1.0 - (i + 1) / len(cells) * (1.0 - options.drop_path), None
     if paths is not None and keep < 1.0:
       acts = jax.random.bernoulli(jax.random.fold_in(paths, i), keep, (len(reads), len(x))) / keep
-    y, new = _cell(form, cell, how, epsilon, (older, newer), reads, operations, acts, own, moving)
+    y, new = _cell(options, cell, how, epsilon, (older, newer), reads, operations, acts, own, moving)
     older, newer = newer, y
     after.append(new)
-  return enas_layers.classified(params, jax.nn.relu(newer), form.keep, dropout), {'stem': stem, 'cells': after}
+  return enas_layers.classified(params, jax.nn.relu(newer), options.keep, dropout), {'stem': stem, 'cells': after}
 
 
-def _cell(form, cell, how, epsilon, before, reads, operations, acts, own, moving):
+def _cell(options, cell, how, epsilon, before, reads, operations, acts, own, moving):
   """A cell's output, and the statistics after it; `acts` [2 B, images] is what operations are multiplied by."""
   nodes, inputs, blocks = [], [], []
   for image, halved, part, old in zip(before, cell.halved, own['inputs'], moving['inputs'], strict=True):
@@ -139,7 +139,7 @@ def _cell(form, cell, how, epsilon, before, reads, operations, acts, own, moving
   for b, parts in enumerate(zip(own['blocks'], moving['blocks'], strict=True)):
     sides = []
     for p, part, old in zip((2 * b, 2 * b + 1), *parts, strict=True):
-      y, new = _side(form, how, epsilon, nodes, reads[p], operations[p], part, old)
+      y, new = _side(options, how, epsilon, nodes, reads[p], operations[p], part, old)
       if acts is not None:
         y *= jnp.where(jnp.asarray(operations[p]) == IDENTITY, 1.0, acts[p])[:, None, None, None]
       sides.append((y, new))
@@ -150,11 +150,11 @@ def _cell(form, cell, how, epsilon, before, reads, operations, acts, own, moving
   return y, {'inputs': inputs, 'blocks': blocks, 'ends': ends}
 
 
-def _side(form, how, epsilon, nodes, reads, operation, own, moving):
+def _side(options, how, epsilon, nodes, reads, operation, own, moving):
   """One operation of a block on the node that it reads, and the statistics after it."""
   x = enas_layers.choose(reads, [functools.partial(_pick, j) for j in range(len(nodes))], *nodes)
-  branches = [functools.partial(_branch, name, how) for name in form.operations]
-  k = enas_layers.place(operation, [MICRO_OPERATIONS.index(name) for name in form.operations])
+  branches = [functools.partial(_branch, name, how) for name in options.operations]
+  k = enas_layers.place(operation, [MICRO_OPERATIONS.index(name) for name in options.operations])
   if is_static(reads):
     return enas_layers.choose(k, branches, x, own, moving, epsilon)
   weights, old = jax.tree.map(lambda leaf: leaf[reads], (own, moving))
@@ -193,26 +193,26 @@ def _ends(reads: Any) -> Sequence[Any]:
   return [(reads != node).all().astype(jnp.int32) for node in range(nodes)]
 
 
-def _room(problem: conv.Problem, form: Form) -> PyTree:
+def _room(problem: conv.Problem, options: NetworkOptions) -> PyTree:
   """Zeros in the shapes of all weights."""
 
   def side(filters, nodes):
     def twice(name):
-      return [enas_layers.room(int(name.split()[1]), filters, filters, True, (nodes,)) for _ in range(2)]
+      return [enas_layers.capacity(int(name.split()[1]), filters, filters, True, (nodes,)) for _ in range(2)]
 
-    return {name: twice(name) if name.startswith('sepconv') else [] for name in form.operations}
+    return {name: twice(name) if name.startswith('sepconv') else [] for name in options.operations}
 
   cells = [
     {
-      'inputs': [enas_layers.room(1, channels, cell.filters) for channels in cell.channels],
-      'blocks': [[side(cell.filters, INPUTS + b) for _ in range(2)] for b in range(form.blocks)],
-      'ends': enas_layers.joined_room(INPUTS + form.blocks, cell.filters),
+      'inputs': [enas_layers.capacity(1, channels, cell.filters) for channels in cell.channels],
+      'blocks': [[side(cell.filters, INPUTS + b) for _ in range(2)] for b in range(options.blocks)],
+      'ends': enas_layers.joined_room(INPUTS + options.blocks, cell.filters),
     }
-    for cell in cells_of(form)
+    for cell in cells_of(options)
   ]
   return {
-    'stem': enas_layers.room(3, problem.image[2], form.filters),
+    'stem': enas_layers.capacity(3, problem.image[2], options.filters),
     'cells': cells,
-    'softmax': jnp.zeros((cells_of(form)[-1].filters, problem.classes)),
+    'softmax': jnp.zeros((cells_of(options)[-1].filters, problem.classes)),
     'softmax_bias': jnp.zeros(problem.classes),
   }

@@ -142,7 +142,7 @@ class Dropout(NamedTuple):
   output: float | Array | None = None  # what enters the softmax
 
 
-class Settings(NamedTuple):
+class Hyperparameters(NamedTuple):
   """Hyperparameters of a child: numbers, or arrays where one program trains children that differ in them."""
 
   lr: float | Array  # learning rate at the start
@@ -152,11 +152,11 @@ class Settings(NamedTuple):
   dropout: Dropout = Dropout()
 
 
-class Plan(NamedTuple):
+class ChildSpec(NamedTuple):
   """All that one child is made from."""
 
   arch: PyTree  # static or traced, as the cell takes it
-  settings: Settings
+  hyperparameters: Hyperparameters
 
 
 class Masks(NamedTuple):
@@ -216,7 +216,7 @@ def run(
 def build(
   vocabulary: int, hidden: int, layers: int, batch: int, cell: Cell, tied: bool = False, embedding: int = 0
 ) -> Child:
-  """The network, for arrays that `lay_out` made; what the trainer calls its arch is a `Plan`.
+  """The network, for arrays that `lay_out` made; what the trainer calls its arch is a `ChildSpec`.
 
   Args:
     vocabulary: V.
@@ -238,9 +238,9 @@ def build(
     raise ValueError(f'embedding (={embedding}) must be as wide as hidden (={hidden}) to be tied to the softmax.')
   widths = (embedding, *(hidden,) * layers)
 
-  def init(plan: Plan, key: Key) -> PyTree:
+  def init(spec: ChildSpec, key: Key) -> PyTree:
     embed_key, softmax_key, *cell_keys = jax.random.split(key, 2 + layers)
-    scale, cell_scale = plan.settings.init_scale, plan.settings.cell_scale
+    scale, cell_scale = spec.hyperparameters.init_scale, spec.hyperparameters.cell_scale
 
     def uniform(key, shape):
       return jax.random.uniform(key, shape, minval=-scale, maxval=scale)
@@ -248,7 +248,7 @@ def build(
     params = {
       'embedding': uniform(embed_key, (vocabulary, embedding)),
       'cells': [
-        cell.init(cell_key, plan.arch, width, hidden, cell_scale)
+        cell.init(cell_key, spec.arch, width, hidden, cell_scale)
         for cell_key, width in zip(cell_keys, widths[:-1], strict=True)
       ],
       'softmax_bias': jnp.zeros(vocabulary),
@@ -262,21 +262,21 @@ def build(
     del key
     return data.train[step % len(data.train)], step % len(data.train) == 0
 
-  def loss(params, plan, carry, window, key):
+  def loss(params, spec, carry, window, key):
     tokens, first = window
     carry = jax.tree.map(lambda value: jnp.where(first, 0.0, value), carry)
-    masks = draw_masks(key, plan.settings.dropout, vocabulary, widths, tokens.shape[1])
-    losses, carry = run(cell, params, plan.arch, carry, tokens[:-1], tokens[1:], masks)
+    masks = draw_masks(key, spec.hyperparameters.dropout, vocabulary, widths, tokens.shape[1])
+    losses, carry = run(cell, params, spec.arch, carry, tokens[:-1], tokens[1:], masks)
     return losses.mean(), carry
 
-  def score(params, plan, carry, data):
+  def score(params, spec, carry, data):
     del carry  # the split starts from zeros
     whole = no_masks(layers)
 
     def window(state, inputs):
       carry, total = state
       tokens, targets, weight = inputs
-      losses, carry = run(cell, params, plan.arch, carry, tokens, targets, whole)
+      losses, carry = run(cell, params, spec.arch, carry, tokens, targets, whole)
       return (carry, total + (losses * weight).sum()), None
 
     start = zeros(data.valid[0].shape[-1]), jnp.zeros(())

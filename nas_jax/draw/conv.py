@@ -10,12 +10,12 @@ from typing import Any
 
 from nas_jax.draw import pen, routing
 from nas_jax.space.conv import CONV, NORM
-from nas_jax.space.network import NAMES, Arch, Form, Layer, Network, network, stride_words
+from nas_jax.space.network import NAMES, Arch, Layer, Network, NetworkOptions, network, stride_words
 
 _HIGH = 32.0  # points, the least height of a box of two lines
 
 
-def draw(arch: Arch, path: str | os.PathLike[str], form: Form = Form()) -> None:  # noqa: B008 - cannot change
+def draw(arch: Arch, path: str | os.PathLike[str], options: NetworkOptions = NetworkOptions()) -> None:  # noqa: B008 - cannot change
   """Draws a static network into a file, dark on white; the format is the path's ending.
 
   A convolution shows its window, height by width, and its number of filters, a residual block the same with its name
@@ -24,15 +24,15 @@ def draw(arch: Arch, path: str | os.PathLike[str], form: Form = Form()) -> None:
   Raises:
     ValueError: the path ends in none of .svg, .png, .pdf.
   """
-  pen.write(functools.partial(_figure, network(arch, form)), path, 'network')
+  pen.write(functools.partial(_figure, network(arch, options)), path, 'network')
 
 
-def svg(arch: Arch, form: Form = Form()) -> str:  # noqa: B008 - cannot change
+def svg(arch: Arch, options: NetworkOptions = NetworkOptions()) -> str:  # noqa: B008 - cannot change
   """The same drawing as an <svg> element to put into HTML; one network is always one text.
 
   It is in the text colour of the page, as `pen.element` says.
   """
-  made = network(arch, form)
+  made = network(arch, options)
   widest = f'min(100%, {layout(made).width:g}pt)'  # a page would make a narrow drawing far too high
   return pen.element(functools.partial(_figure, made), 'net', tuple(made), 'convolutional network', widest)
 

@@ -173,7 +173,7 @@ def _hoisted_scan(arch, possible, *floats):
     chosen, recurrent, nodes, mask, before, sums, values = residuals
     arch, (dh, dhs) = fixed or chosen, cotangents
     shares = _shares(arch).astype(dh.dtype)[:, None, None]
-    turned, turned_nodes = recurrent_lib.transposed(recurrent), recurrent_lib.transposed(nodes)
+    transposed_kernel, turned_nodes = recurrent_lib.transposed(recurrent), recurrent_lib.transposed(nodes)
 
     def through(activate, sums, before, dvalue):
       return jax.vjp(functools.partial(_node, possible, activate), sums, before)[1](dvalue)
@@ -187,7 +187,7 @@ def _hoisted_scan(arch, possible, *floats):
         dvalues = dvalues.at[read].add(dread + dsum @ turned_nodes[node - 1])
         dsums.append(dsum)
       dsum, dh = through(arch.activate[0], sums[0], before, dvalues[0])
-      dmasked = dsum @ turned
+      dmasked = dsum @ transposed_kernel
       return dh + dmasked * mask, (jnp.stack([dsum, *reversed(dsums)]), dmasked)
 
     dh, (dsums, dmasked) = jax.lax.scan(step, dh, (dhs, before, sums, values), reverse=True)

@@ -71,8 +71,8 @@ def _image_gradient(shape: tuple[int, ...], kernel: Array, stride: tuple[int, in
   for n, k, s, m in zip(shape[1:3], kernel.shape[:2], stride, dy.shape[1:3], strict=True):
     before = (k - 1) // 2
     padding.append((k - 1 - before, n - (m - 1) * s - 1 + before))
-  turned = kernel[::-1, ::-1].swapaxes(2, 3)
-  return convolved(dy, turned, padding, lhs_dilation=stride)
+  transposed_kernel = kernel[::-1, ::-1].swapaxes(2, 3)
+  return convolved(dy, transposed_kernel, padding, lhs_dilation=stride)
 
 
 def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], dy: Array) -> Array:

@@ -23,7 +23,7 @@ class Rows(NamedTuple):
   """Inputs that are rows of a table, as words in their embedding."""
 
   table: Array  # [V, in]
-  places: Array  # [T, B] int
+  indices: Array  # [T, B] int
 
 
 Inputs = Array | Rows  # [T, B, in]
@@ -64,7 +64,7 @@ def unroll(
   h_mask: Array | None = None,
   length: Array | None = None,
   hoist: bool = True,
-  again: Cell | None = None,
+  backward_cell: Cell | None = None,
 ) -> tuple[Carry, Array]:
   """A cell over a sequence.
 
@@ -78,7 +78,7 @@ def unroll(
     length: [B] int, the steps each row takes; afterwards its carry stays as it is.
     hoist: one product after the backward loop gives the recurrent weights' gradient, and the values inside the cell are
       computed again rather than stored. That is a `custom_vjp`: forward-mode derivatives want False.
-    again: the cell for that second time, if another is faster there.
+    backward_cell: the cell for that second time, if another is faster there.
 
   Returns:
     The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
@@ -87,7 +87,7 @@ def unroll(
   gates = projected(xs, params['kernel'], hoist)
   keep = None if length is None else jnp.arange(len(gates))[:, None, None] < length[None, :, None]
   floats = (params['recurrent_kernel'], _bias(params), gates, *carry, mask)
-  scan = functools.partial(_hoisted_scan, again or cell) if hoist else _scan
+  scan = functools.partial(_hoisted_scan, backward_cell or cell) if hoist else _scan
   c, h, hs = scan(cell, arch, keep, *vary_together(floats, (arch, keep)))
   return (c, h), hs
 
@@ -101,7 +101,7 @@ def lstm(_: PyTree, x: Array, h: Array, c: Array) -> Carry:
 
 def looked_up(xs: Inputs) -> Array:
   """Inputs [T, B, in] as an array."""
-  return xs.table[xs.places] if isinstance(xs, Rows) else xs
+  return xs.table[xs.indices] if isinstance(xs, Rows) else xs
 
 
 def projected(xs: Inputs, kernel: Array, hoist: bool = True) -> Array:
@@ -110,8 +110,8 @@ def projected(xs: Inputs, kernel: Array, hoist: bool = True) -> Array:
   If they are rows of a table that has fewer rows than there are inputs, the table is projected and its rows looked up:
   the same by fewer operations.
   """
-  if isinstance(xs, Rows) and len(xs.table) < xs.places.size:
-    return projected(xs.table[None], kernel, hoist)[0][xs.places]
+  if isinstance(xs, Rows) and len(xs.table) < xs.indices.size:
+    return projected(xs.table[None], kernel, hoist)[0][xs.indices]
   x, kernel = vary_together((looked_up(xs), kernel), ())
   return (project if hoist else jnp.matmul)(x, kernel)
 
@@ -172,8 +172,8 @@ def _step(cell, arch, kernel, bias, mask, carry, inputs):
   return after, (new_h, c, h, recurrent)
 
 
-def _hoisted_scan(again, cell, arch, keep, *floats):
-  """`_scan` with the weight gradient taken out of its backward loop, in which the cell is `again`."""
+def _hoisted_scan(backward_cell, cell, arch, keep, *floats):
+  """`_scan` with the weight gradient taken out of its backward loop, in which the cell is `backward_cell`."""
 
   @jax.custom_vjp
   def scan(arch, keep, kernel, bias, gates, c, h, mask):
@@ -187,7 +187,7 @@ def _hoisted_scan(again, cell, arch, keep, *floats):
   def backward(residuals, cotangents):
     arch, keep, kernel, gates, cs, before, recurrents, mask = residuals
     dc, dh, dhs = cotangents
-    turned = transposed(kernel)
+    transposed_kernel = transposed(kernel)
 
     def step(carry, inputs):
       dc, dh = carry
@@ -197,9 +197,9 @@ def _hoisted_scan(again, cell, arch, keep, *floats):
       else:  # a row past its length hands its cotangent on unchanged
         past_c, past_h = jnp.where(keep, 0.0, dc), jnp.where(keep, 0.0, dh)
         dc, dh = jnp.where(keep, dc, 0.0), jnp.where(keep, dh, 0.0)
-      _, vjp = jax.vjp(functools.partial(again, arch), gate, recurrent, c)
+      _, vjp = jax.vjp(functools.partial(backward_cell, arch), gate, recurrent, c)
       dgate, drecurrent, dc = vjp((dc, dh_out + dh))
-      dmasked = drecurrent @ turned
+      dmasked = drecurrent @ transposed_kernel
       return (dc + past_c, dmasked * mask + past_h), (dgate, drecurrent, dmasked)
 
     inputs = (gates, recurrents, cs, keep, dhs)

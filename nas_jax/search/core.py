@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from nas_jax import config
-from nas_jax.controller import Controller, lstm_controller, survey, uniform_controller
+from nas_jax.controller import Controller, lstm_controller, policy_summary, uniform_controller
 from nas_jax.search import journal
 from nas_jax.search import state as state_lib
 from nas_jax.search.algorithms import reinforce
@@ -49,7 +49,9 @@ class Search(NamedTuple):
   tell: Callable[[SearchState, Batch, Outcome], tuple[SearchState, dict[str, Array]]]
   gradient: Callable[[SearchState, Batch, Outcome], PyTree]
   apply: Callable[[SearchState, PyTree, Batch, Outcome], tuple[SearchState, dict[str, Array]]]
-  survey: Callable[[SearchState, Key], tuple[Array, Array]]  # the controller's entropy and probabilities, to look at
+  policy_summary: Callable[
+    [SearchState, Key], tuple[Array, Array]
+  ]  # the controller's entropy and probabilities, to look at
   parts: Parts | None = None  # None: each string is a child
   shared: bool = False  # whether children share weights, so that none can be scored but in its turn
 
@@ -136,7 +138,7 @@ def build(
     tell=jax.jit(tell),
     gradient=jax.jit(gradient),
     apply=jax.jit(apply),
-    survey=jax.jit(lambda state, keys: survey(controller, state.theta, keys)),
+    policy_summary=jax.jit(lambda state, keys: policy_summary(controller, state.theta, keys)),
   )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from nas_jax.training.fit import FAILURES
+from nas_jax.training.fit import Status
 from nas_jax.types import Batch, Outcome
 
 Record = dict[str, Any]
@@ -24,7 +24,7 @@ def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
     record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': reward[k].tolist()}
     record |= {} if batch.depth is None else {'depth': int(np.broadcast_to(batch.depth, len(batch.ids))[k])}
     record |= {name: plain(values[k]) for name, values in columns.items()}
-    record |= {'failed': FAILURES[int(failed[k])] or None, 'seconds': round(seconds / len(batch.ids), 4)}
+    record |= {'failed': Status(int(failed[k])).reason or None, 'seconds': round(seconds / len(batch.ids), 4)}
     found.append(record)
   return found
 
@@ -45,7 +45,9 @@ def agree(lines: Sequence[Record], batch: Batch) -> None:
       )
 
 
-def mend(path: str, aside: str, need: Sequence[str] = ('id', 'tokens', 'reward', 'failed', 'seconds')) -> int:
+def drop_damaged_lines(
+  path: str, aside: str, need: Sequence[str] = ('id', 'tokens', 'reward', 'failed', 'seconds')
+) -> int:
   """Moves lines of `path` that are no records, as the torn last one of a killed process, to a file in `aside`.
 
   A record has the entries `need`. Returns how many lines had not.

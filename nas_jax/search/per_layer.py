@@ -18,7 +18,7 @@ from nas_jax.config import field
 from nas_jax.controller import Controller
 from nas_jax.search import core, replay_tree
 from nas_jax.search.algorithms import reinforce
-from nas_jax.search.state import SearchState, of_strings
+from nas_jax.search.state import SearchState, map_sequences
 from nas_jax.space import Kind, Space
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
@@ -89,14 +89,14 @@ def build(
   """
   if any(slot.kind != Kind.CHOICE for slot in space.slots) or space.length != space.layers:
     raise ValueError(f'rewards of layers want one choice a layer, and a {space.kind} space has others.')
-  again = cfg.replay if cfg.algorithm == 'reinforce' else 0.0
+  replay_share = cfg.replay if cfg.algorithm == 'reinforce' else 0.0
 
   def credit(state: SearchState, batch: Batch, value: Array) -> Array:
     if value.ndim == 1:
       return value  # the whole string was rewarded, by someone who knows no layers
     weight = jnp.ones_like(value)
-    if cfg.importance and again:
-      weight = _importance(s.controller, cfg, again, state, batch)
+    if cfg.importance and replay_share:
+      weight = _importance(s.controller, cfg, replay_share, state, batch)
     if cfg.returns == 'past':  # G_t is the business of layers up to t; 'to go', of each that it sums up
       return weight * reinforce.returns(value, cfg.gamma, cfg.returns)
     return reinforce.returns(weight * value, cfg.gamma, cfg.returns)
@@ -120,15 +120,15 @@ def build(
 
   def grow(state: SearchState, step: int) -> SearchState:
     """Room for all that so many updates and one more can bring, doubled when it must: so the step decides shapes."""
-    room = 256
-    while room <= (step + 1) * cfg.m * space.length:
-      room *= 2
-    return state._replace(replay=state.replay._replace(tree=replay_tree.grow(state.replay.tree, room)))
+    capacity = 256
+    while capacity <= (step + 1) * cfg.m * space.length:
+      capacity *= 2
+    return state._replace(replay=state.replay._replace(tree=replay_tree.grow(state.replay.tree, capacity)))
 
   split = functools.partial(prefixes, space)
   return s._replace(
     init=init,
-    ask=jax.jit(functools.partial(_ask, space, cfg, s.controller, again, length)),
+    ask=jax.jit(functools.partial(_ask, space, cfg, s.controller, replay_share, length)),
     evaluate=lambda batch: join(batch, groups := split(batch), [train(group) for group in groups]),
     parts=core.Parts(
       split,
@@ -142,19 +142,24 @@ def build(
   )
 
 
-def _importance(controller: Controller, cfg: Config, again: float, state: SearchState, batch: Batch) -> Array:
+def _importance(controller: Controller, cfg: Config, replay_share: float, state: SearchState, batch: Batch) -> Array:
   """[m, T] of each prefix, its probability under the controller over that of being asked for, at most 1 / (1 - p)."""
   tree = state.replay.tree
-  p = jnp.where(tree.size > 1, again, 0.0)
-  now = jnp.cumsum(of_strings(functools.partial(controller.log_prob, state.theta), batch), 1)
+  p = jnp.where(tree.size > 1, replay_share, 0.0)
+  now = jnp.cumsum(map_sequences(functools.partial(controller.log_prob, state.theta), batch), 1)
   drawn = jax.vmap(lambda tokens: replay_tree.log_prob(tree, tokens, cfg.replay_power))(batch.tokens)
   return 1.0 / (1.0 - p + p * jnp.exp(drawn - now))
 
 
 def _ask(
-  space: Space, cfg: Config, controller: Controller, again: float, length: Callable[[Array], Array], state: SearchState
+  space: Space,
+  cfg: Config,
+  controller: Controller,
+  replay_share: float,
+  length: Callable[[Array], Array],
+  state: SearchState,
 ) -> Batch:
-  """m strings, each fresh from the controller or, with probability `again`, from the tree."""
+  """m strings, each fresh from the controller or, with probability `replay_share`, from the tree."""
   tree, trained, _ = state.replay
   depth, now = core.depth_of(cfg, space, trained), length(trained)
 
@@ -162,7 +167,7 @@ def _ask(
     fresh_key, walk_key, coin = jax.random.split(key, 3)
     fresh = controller.sample(state.theta, fresh_key, depth)
     old, deep = replay_tree.draw(tree, walk_key, space.length, cfg.replay_power)
-    replayed = (jax.random.uniform(coin) < again) & (deep > 0)
+    replayed = (jax.random.uniform(coin) < replay_share) & (deep > 0)
     return jnp.where(replayed, old, fresh), jnp.where(replayed, deep, depth)
 
   ids, sample_keys, child_keys = core.identify(state, cfg.m)

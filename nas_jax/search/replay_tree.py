@@ -33,34 +33,38 @@ class Tree(NamedTuple):
   size: Array  # [] int32, nodes, the root included
 
 
-def empty(choices: int, room: int) -> Tree:
+def empty(choices: int, capacity: int) -> Tree:
   """A root alone.
 
   Args:
     choices: K, of a token.
-    room: N, how many nodes there may be, the root included.
+    capacity: N, how many nodes there may be, the root included.
 
   Raises:
     ValueError: there is no choice, or no room for the root.
   """
-  if choices < 1 or room < 1:
-    raise ValueError(f'a tree of choices={choices} and room={room} has no place for a node: want at least 1 of each.')
-  counts = [jnp.zeros(room, jnp.int32) for _ in range(5)]
+  if choices < 1 or capacity < 1:
+    raise ValueError(
+      f'a tree of choices={choices} and capacity={capacity} has no place for a node: want at least 1 of each.'
+    )
+  counts = [jnp.zeros(capacity, jnp.int32) for _ in range(5)]
   parent, token, trained, used, length = counts
-  children, reward = jnp.zeros((room, choices), jnp.int32), jnp.zeros(room, jnp.float32)
+  children, reward = jnp.zeros((capacity, choices), jnp.int32), jnp.zeros(capacity, jnp.float32)
   return Tree(children, parent, token, reward, trained, used, length, jnp.ones((), jnp.int32))
 
 
-def room(tree: Tree) -> int:
+def capacity(tree: Tree) -> int:
   """N: how many nodes there may be, the root included."""
   return len(tree.parent)
 
 
-def grow(tree: Tree, room: int) -> Tree:
+def grow(tree: Tree, capacity: int) -> Tree:
   """The same tree with room for more nodes. Raises ValueError if that is less than it has."""
-  more = room - len(tree.parent)
+  more = capacity - len(tree.parent)
   if more < 0:
-    raise ValueError(f'a tree with room for {len(tree.parent)} nodes cannot shrink to {room}: want at least as many.')
+    raise ValueError(
+      f'a tree with room for {len(tree.parent)} nodes cannot shrink to {capacity}: want at least as many.'
+    )
   grown = [jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) for x in tree[:-1]]
   return Tree._make([*grown, tree.size])
 

@@ -109,7 +109,7 @@ def build(
     value = credit(state, batch, value)
 
     def objective(theta):
-      score = of_strings(functools.partial(controller.score, theta), batch)
+      score = map_sequences(functools.partial(controller.score, theta), batch)
       loss = reinforce.loss(score.log_prob, reinforce.credit(value, layer_of_token))
       if cfg.entropy_weight:
         loss -= cfg.entropy_weight * score.entropy.sum(1).mean()
@@ -145,7 +145,7 @@ def build(
   return gradient, apply
 
 
-def of_strings(function: Callable[[Array, Any], PyTree], batch: Batch) -> PyTree:
+def map_sequences(function: Callable[[Array, Any], PyTree], batch: Batch) -> PyTree:
   """`function(tokens [T], depth)` of every string; their depth may be one for all."""
   return jax.vmap(function, in_axes=(0, 0 if batch.deep else None))(batch.tokens, batch.depth)
 

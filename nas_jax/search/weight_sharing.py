@@ -94,7 +94,7 @@ def build_programs(
     def step(k, weights):
       after = fit.advance(several, optimizer, data, weights, jax.tree.map(lambda x: x[k], archs), key)
       # A child whose loss is not finite must not end all others: its step is left out, and counted.
-      fine = after.failed == fit.FINE
+      fine = after.failed == fit.Status.OK
       kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, weights)
       return kept._replace(step=after.step, failed=weights.failed + ~fine)
 
@@ -105,7 +105,7 @@ def build_programs(
       data, params, carry, key = shared
       metrics = child.score(params, arch, carry, part(data, key))
       finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
-      return metrics | {'failed': jnp.where(finite, fit.FINE, fit.NOT_FINITE)}
+      return metrics | {'failed': jnp.where(finite, fit.Status.OK, fit.Status.NOT_FINITE)}
 
     program, placed = fit.over_children(one, mesh, **options), fit.share(data, mesh)
     compiled.append(program)
@@ -253,7 +253,7 @@ def derive(
 def earned(metrics: dict[str, np.ndarray], reward: Reward) -> np.ndarray:
   """Rewards [m]; a child that failed earns 0."""
   with np.errstate(all='ignore'):  # it may have scored anything
-    return np.where(metrics['failed'] == fit.FINE, reward(metrics), 0.0)
+    return np.where(metrics['failed'] == fit.Status.OK, reward(metrics), 0.0)
 
 
 def score(space: Space, programs: Programs, state: SearchState, tokens: Array, m: int) -> dict[str, np.ndarray]:

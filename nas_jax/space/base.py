@@ -46,8 +46,8 @@ class Slot(NamedTuple):
   start: int = 0  # first candidate anchor of a LINK or POINTER
   anchor: bool = False  # whether the hidden state here becomes the next anchor
   layer: int = 0  # the layer that gets the credit; it exists when layer < depth
-  governs: bool = False  # whether it is a CHOICE that later slots of its layer depend on, up to the next that governs
-  needs: tuple[int, ...] = ()  # tokens of the slot that governs for which this one exists; () if it always does
+  selects: bool = False  # whether it is a CHOICE that later slots of its layer depend on, up to the next selecting slot
+  active_if: tuple[int, ...] = ()  # tokens of the selecting slot for which this one exists; () if it always does
 
   @property
   def title(self) -> str:
@@ -65,8 +65,8 @@ class Slot(NamedTuple):
     return 2**self.width if self.kind == Kind.LINK else self.width
 
   def exists(self, governor: int) -> bool:
-    """Whether it exists, given the token of the slot that governs."""
-    return not self.needs or governor in self.needs
+    """Whether it exists, given the token of the selecting slot."""
+    return not self.active_if or governor in self.active_if
 
   def label(self, token: int) -> str:
     """The word for one token; that of an anchor is its number."""
@@ -103,16 +103,16 @@ class Space:
 
   @functools.cached_property
   def allowed(self) -> np.ndarray:
-    """[S, K] bool, the tokens of the slot that governs for which each slot exists."""
+    """[S, K] bool, the tokens of the selecting slot for which each slot exists."""
     widest = max(slot.width for slot in self.slots)
     return np.array([[slot.exists(token) for token in range(widest)] for slot in self.slots])
 
   @functools.cached_property
   def governor(self) -> np.ndarray:
-    """[S] int32, the position of the token that governs each slot; 0 where nothing does."""
+    """[S] int32, the position of the token that selects each slot; 0 where none does."""
     starts = np.cumsum([0, *(slot.tokens for slot in self.slots)])[:-1]
-    governs = np.array([slot.governs for slot in self.slots])
-    return np.maximum.accumulate(np.where(governs, starts, 0)).astype(np.int32)
+    selects = np.array([slot.selects for slot in self.slots])
+    return np.maximum.accumulate(np.where(selects, starts, 0)).astype(np.int32)
 
   def slots_exist(self, tokens, depth=None) -> Array:
     """[..., S] bool, which slots exist in strings [..., T] of `depth` layers (all by default; may be traced)."""
@@ -131,10 +131,10 @@ class Space:
     slots = [slot for slot in self.slots if slot.layer < depth]
     while slots:
       slot, *slots = slots
-      if not slot.governs:
+      if not slot.selects:
         total *= slot.options
         continue
-      end = next((i for i, later in enumerate(slots) if later.governs or later.layer != slot.layer), len(slots))
+      end = next((i for i, later in enumerate(slots) if later.selects or later.layer != slot.layer), len(slots))
       here, slots = slots[:end], slots[end:]
       for_each = (math.prod(s.options for s in here if s.exists(token)) for token in range(slot.width))
       total *= sum(for_each)
@@ -159,7 +159,7 @@ class Space:
           raise ValueError(f'token {token} of {slot.title} is not in 0..{limit - 1}.')
         value = slot.values[token] if slot.values else int(token)
         fields[slot.field].append(value if slot.exists(governor) else 0)
-      governor = int(part[0]) if slot.governs else governor
+      governor = int(part[0]) if slot.selects else governor
     return self.arch_type(**{name: tuple(values) for name, values in fields.items()})
 
   def decode_batch(self, tokens: Array, depth: int | None = None) -> PyTree:
@@ -172,7 +172,7 @@ class Space:
       if slot.layer < depth:
         token = tokens[..., position]
         value = jnp.asarray(slot.values, jnp.int32)[token] if slot.values else token
-        fields[slot.field].append(jnp.where(exists[..., position], value, 0) if slot.needs else value)
+        fields[slot.field].append(jnp.where(exists[..., position], value, 0) if slot.active_if else value)
     none = jnp.zeros((*tokens.shape[:-1], 0), jnp.int32)
     return self.arch_type(**{name: jnp.stack(values, -1) if values else none for name, values in fields.items()})
 
@@ -187,7 +187,7 @@ class Space:
         if slot.layer < depth and slot.exists(governor) and slot.values:
           value = slot.values.index(value)
         tokens.append(value)
-      governor = tokens[-1] if slot.governs else governor
+      governor = tokens[-1] if slot.selects else governor
     return np.array(tokens, np.int32)
 
   def check(self, arch) -> int:
@@ -216,14 +216,14 @@ class Space:
         if value not in allowed:
           raise ValueError(f'{where} is {value}: this space allows {", ".join(map(str, allowed))}.')
         position[slot.field] += 1
-        governor = allowed.index(value) if slot.governs else governor
+        governor = allowed.index(value) if slot.selects else governor
     return depth
 
   def describe(self, arch) -> str:
     """The architecture in words, a line a group."""
     depth, lines, governor = self.check(arch), dict[str, list[str]](), 0
     for slot, part in self._split(self.encode(arch)):
-      governor = int(part[0]) if slot.governs else governor
+      governor = int(part[0]) if slot.selects else governor
       if slot.layer < depth and slot.tokens and slot.exists(governor):
         if slot.kind == Kind.LINK:
           words = ' '.join(str(slot.start + j) for j in range(slot.width) if part[j]) or 'none'

@@ -109,9 +109,9 @@ def _layer_slots(layer: int, types: Sequence[int], choices: Sequence[_Choice], s
     return Slot(f'layer {layer}', name, Kind.CHOICE, len(values), field, tuple(values), tuple(words), **more)
 
   if types:
-    yield choice('type', 'layer_type', types, (LAYER_TYPES[kind] for kind in types), governs=True)
-  for name, field, labels, needs in choices:
-    yield choice(name, field, labels, map(str, labels), needs=needs if types else ())
+    yield choice('type', 'layer_type', types, (LAYER_TYPES[kind] for kind in types), selects=True)
+  for name, field, labels, active_if in choices:
+    yield choice(name, field, labels, map(str, labels), active_if=active_if if types else ())
   if skips:
     yield Slot(f'layer {layer}', 'reads', Kind.LINK, layer, 'links', head='anchor', anchor=True, layer=layer)
 

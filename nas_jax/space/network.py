@@ -76,7 +76,7 @@ def _linked(arch: ConvArch) -> tuple[Layer, ...]:
   return tuple(found)
 
 
-class Form(NamedTuple):
+class NetworkOptions(NamedTuple):
   """What a network makes of the layers that the controller wrote. The third experiment of Sec. 4.1 has all of it.
 
   Chains have neither blocks nor pools but those written.
@@ -94,7 +94,7 @@ class Network(NamedTuple):
   ends: tuple[int, ...]  # what the classifier reads
 
 
-def network(arch: Arch, form: Form = Form()) -> Network:  # noqa: B008 - a NamedTuple cannot change
+def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network:  # noqa: B008 - a NamedTuple cannot change
   """The network of a static architecture.
 
   By the paper's second rule the classifier reads what no layer does. What others read of a block is all of its layers.
@@ -102,9 +102,9 @@ def network(arch: Arch, form: Form = Form()) -> Network:  # noqa: B008 - a Named
   Raises:
     ValueError: a chain has no layer, or is to have a form that is for a `ConvArch`.
   """
-  if isinstance(arch, ChainArch) and (form.block != 1 or form.pools):
+  if isinstance(arch, ChainArch) and (options.block != 1 or options.pools):
     raise ValueError(
-      f'block={form.block}, pools={form.pools} are for a ConvArch: a chain has its pools as layers; leave 1 and ().'
+      f'block={options.block}, pools={options.pools} are for a ConvArch: a chain has pools as layers; leave 1 and ().'
     )
   written = layers_of(arch)
   consumed = {j for layer in written for j in layer.reads}
@@ -128,24 +128,24 @@ def network(arch: Arch, form: Form = Form()) -> Network:  # noqa: B008 - a Named
   place = 0
   for i, layer in enumerate(written):
     members = list[int]()
-    for _ in range(form.block if layer.kind == CONV else 1):
+    for _ in range(options.block if layer.kind == CONV else 1):
       place += 1
-      level = sum(place >= pool for pool in form.pools)
+      level = sum(place >= pool for pool in options.pools)
       sources = [j for source in layer.reads for j in outputs[source]] + members
       own = layer._replace(reads=tuple(brought(j, level) for j in sources))
-      members.append(add(own._replace(filters=own.filters + form.add_filters) if own.filters else own, level))
+      members.append(add(own._replace(filters=own.filters + options.add_filters) if own.filters else own, level))
     outputs[i] = tuple(members)
   loose = [j for i in range(len(written)) if i not in consumed for j in outputs[i]]
   ends = tuple(brought(j, level) for j in loose)
   return Network(tuple(found), ends)
 
 
-def describe(arch: Arch, form: Form = Form()) -> str:  # noqa: B008 - a NamedTuple cannot change
+def describe(arch: Arch, options: NetworkOptions = NetworkOptions()) -> str:  # noqa: B008 - a NamedTuple cannot change
   """A network in words: a line for each layer, one for the classifier, and a first one for the learning rate if any.
 
   `Space.describe` tells what was decided; this, what follows from it by the paper's rules.
   """
-  made = network(arch, form)
+  made = network(arch, options)
   rate = arch.rate if isinstance(arch, ConvArch) else ()
   lines = [f'training: learning rate {rate[0] / 1e6:g}'] if rate else []
   for i, layer in enumerate(made.layers):
@@ -184,13 +184,13 @@ def count(
   arch: Arch,
   image: tuple[int, int, int] = (32, 32, 3),
   classes: int = 10,
-  form: Form = Form(),  # noqa: B008 - a NamedTuple cannot change
+  options: NetworkOptions = NetworkOptions(),  # noqa: B008 - a NamedTuple cannot change
 ) -> Counts:
   """Sizes of `network`: convolutions without bias, batch norm after each and as a layer, one dense layer at the end.
 
   An output of stride s is ceil(n / s) high or wide; inputs of unequal size are as large as the largest, by zeros.
   """
-  (layers, ends), shapes = network(arch, form), list[tuple[int, int, int]]()
+  (layers, ends), shapes = network(arch, options), list[tuple[int, int, int]]()
   weights = others = macs = 0
   for layer in layers:
     height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])

@@ -17,7 +17,7 @@ from nas_jax.space.tree import TreeArch, operations
 from nas_jax.systems import language
 from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators, rewards
-from nas_jax.training.recovery import UNKEPT, Keeper, Limits
+from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.types import Batch, Outcome
 
 
@@ -112,22 +112,28 @@ def length(cfg: Config) -> str:
   return f'{cfg.epochs} epochs' if cfg.epochs else f'{cfg.steps} steps'
 
 
-def longer(cfg: Config, times: int) -> Config:
+def scale_budget(cfg: Config, times: int) -> Config:
   """`cfg` with children trained so many times as long."""
   return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
 
 
-def build(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None, keeper: Keeper = UNKEPT) -> search.Search:
+def build(
+  cfg: Config, text: text_lib.Text, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
+) -> search.Search:
   """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
   config.check(cfg)
   cell_space = make_space(cfg)
   return search.build(
-    cell_space, cfg, build_evaluator(cfg, text, language_model.tree(operations(cell_space)), mesh, keeper)
+    cell_space, cfg, build_evaluator(cfg, text, language_model.tree(operations(cell_space)), mesh, recovery)
   )
 
 
 def build_evaluator(
-  cfg: Config, text: text_lib.Text, cell: language_model.Cell, mesh: Mesh | None = None, keeper: Keeper = UNKEPT
+  cfg: Config,
+  text: text_lib.Text,
+  cell: language_model.Cell,
+  mesh: Mesh | None = None,
+  recovery: Recovery = NO_RECOVERY,
 ) -> Callable[[Batch], Outcome]:
   """What scores children of any kind of cell: the one budget that all comparisons are on."""
   cell_space, data = make_space(cfg), language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
@@ -135,21 +141,21 @@ def build_evaluator(
   if cfg.parameters:
     hidden = language.width(cfg, text, cell, arch, cfg.parameters)
   count = steps(cfg, data)
-  child, plain = language.build(cfg, text, cell, hidden), language.settings(cfg, hidden)
+  child, plain = language.build(cfg, text, cell, hidden), language.hyperparameters(cfg, hidden)
 
   def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
     return rewards.of_perplexity(metrics['perplexity'], cfg.reward_c, cfg.reward_limit)
 
   def own(arch, mesh):
-    one = child_lib.completed(child, lambda _: language_model.Plan(arch, plain))
+    one = child_lib.bind_arch(child, lambda _: language_model.ChildSpec(arch, plain))
     return language.fitter(cfg, data, one, lambda _: plain, count, cfg.steps_per_call, mesh)
 
   if cfg.child_program == 'specialised':
     devices = None if mesh is None else list(mesh.devices.flat)
-    return evaluators.specialised(own, data, reward, devices, keeper)
-  generic = child_lib.completed(child, lambda arch: language_model.Plan(arch, plain))
+    return evaluators.static_programs(own, data, reward, devices, recovery)
+  generic = child_lib.bind_arch(child, lambda arch: language_model.ChildSpec(arch, plain))
   programs = language.fitter(cfg, data, generic, lambda _: plain, count, cfg.steps_per_call, mesh)
-  return evaluators.from_scratch(programs, data, reward, keeper)
+  return evaluators.from_scratch(programs, data, reward, recovery)
 
 
 def time_programs(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None) -> evaluators.Timing:
@@ -165,7 +171,7 @@ def time_programs(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None) ->
   return evaluators.time_programs(build_for, batch, total, cfg.max_children)
 
 
-def misfit(cfg: Config, arch: TreeArch) -> str:
+def why_unsupported(cfg: Config, arch: TreeArch) -> str:
   """Why the search cannot train a cell that is none of its own, '' if it can."""
   if cfg.child_program == 'specialised':
     return ''
@@ -178,17 +184,19 @@ def misfit(cfg: Config, arch: TreeArch) -> str:
   return ''
 
 
-def yardsticks(
-  cfg: Config, text: text_lib.Text, s: search.Search, keeper: Keeper = UNKEPT
+def references(
+  cfg: Config, text: text_lib.Text, s: search.Search, recovery: Recovery = NO_RECOVERY
 ) -> dict[str, evaluators.Known]:
   """Known cells, trained just as the children are."""
 
   def other(cell: language_model.Cell) -> evaluators.Known:
-    evaluate = functools.cache(lambda: build_evaluator(cfg, text, cell, keeper=keeper))
+    evaluate = functools.cache(lambda: build_evaluator(cfg, text, cell, recovery=recovery))
     return evaluators.Known(published.LSTM, lambda batch: evaluate()(batch))  # these ignore the architecture
 
   trees = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
-  return {name: evaluators.Known(arch, s.evaluate) for name, arch in trees.items() if not misfit(cfg, arch)} | {
+  return {
+    name: evaluators.Known(arch, s.evaluate) for name, arch in trees.items() if not why_unsupported(cfg, arch)
+  } | {
     'standard LSTM': other(language_model.lstm()),
     'SimpleCell (Flax)': other(language_model.flax_cell(lambda features: nn.SimpleCell(features))),
   }

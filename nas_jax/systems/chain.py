@@ -18,7 +18,7 @@ from nas_jax.space.chain import default_layers
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators, fit, rewards
-from nas_jax.training.recovery import UNKEPT, Keeper, Limits
+from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.types import Array, Batch, Outcome
 
 
@@ -115,7 +115,7 @@ def length(cfg: Config) -> str:
   return f'{f"{cfg.epochs_start} to " if grown else ""}{cfg.epochs} epoch{"s" if cfg.epochs > 1 else ""}'
 
 
-def longer(cfg: Config, times: int) -> Config:
+def scale_budget(cfg: Config, times: int) -> Config:
   """`cfg` with children trained so many times as long."""
   more = {name: times * getattr(cfg, name) for name in ('epochs', 'epochs_start', 'decay_epoch')}
   return dataclasses.replace(cfg, **more)
@@ -129,13 +129,15 @@ def epochs_of(cfg: Config, trained: Array) -> Array:
   )
 
 
-def build(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, keeper: Keeper = UNKEPT) -> search.Search:
+def build(
+  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
+) -> search.Search:
   """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
   check(cfg, images)
-  return again(make_space(cfg), cfg, build_trainer(cfg, images, mesh, keeper))
+  return rebuild(make_space(cfg), cfg, build_trainer(cfg, images, mesh, recovery))
 
 
-def again(made: space.Space, cfg: Config, trainer) -> search.Search:
+def rebuild(made: space.Space, cfg: Config, trainer) -> search.Search:
   """A search whose children are trained by the `train` of another."""
   return per_layer.build(made, cfg, trainer, functools.partial(epochs_of, cfg))
 
@@ -157,7 +159,7 @@ def check(cfg: Config, images: images_lib.Images) -> None:
 
 
 def build_trainer(
-  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, keeper: Keeper = UNKEPT
+  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> Callable[[Batch], Outcome]:
   """What scores chains, each by a program of its own: the one budget that all comparisons are on.
 
@@ -165,7 +167,7 @@ def build_trainer(
   """
   (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
   child = classifier.build(cfg, images)
-  own_settings = conv.Settings(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+  own_settings = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   devices = None if mesh is None else list(mesh.devices.flat)
 
   def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
@@ -174,13 +176,15 @@ def build_trainer(
   @functools.cache
   def for_epochs(epochs: int):
     def own(arch: ChainArch, mesh: Mesh) -> fit.Fit:
-      planned = child_lib.completed(child, lambda _: conv.Plan(arch, own_settings))
+      planned = child_lib.bind_arch(child, lambda _: conv.ChildSpec(arch, own_settings))
       steps = epochs * (len(data.labels) // cfg.batch)
       return classifier.fitter(cfg, data, planned, lambda _: own_settings, steps, mesh, cfg.last_epochs, quick=True)
 
     if cfg.warm_start:
-      return evaluators.successive(own, data, reward, conv.inherited, devices[0] if devices else None, keeper)
-    return evaluators.specialised(own, data, reward, devices, keeper)
+      return evaluators.warm_started(
+        own, data, reward, conv.warm_start_params, devices[0] if devices else None, recovery
+      )
+    return evaluators.static_programs(own, data, reward, devices, recovery)
 
   def trainer(batch: Batch) -> Outcome:
     group = batch.extra if isinstance(batch.extra, per_layer.Group) else None
@@ -193,17 +197,17 @@ def build_trainer(
   return trainer
 
 
-def misfit(cfg: Config, arch: ChainArch) -> str:
+def why_unsupported(cfg: Config, arch: ChainArch) -> str:
   """Why the search cannot train a network that is none of its own, '' if it can: it can."""
   del cfg, arch
   return ''
 
 
-def yardsticks(
-  cfg: Config, images: images_lib.Images, s: search.Search, keeper: Keeper = UNKEPT
+def references(
+  cfg: Config, images: images_lib.Images, s: search.Search, recovery: Recovery = NO_RECOVERY
 ) -> dict[str, evaluators.Known]:
   """Networks that nobody searched for, trained just as the children are: the same convolution in every layer."""
-  del images, keeper
+  del images, recovery
   plain = next((word for word in cfg.layers if word.endswith(' 3 1')), cfg.layers[0])
   code = dict(zip(s.space.slots[0].labels, s.space.slots[0].values, strict=True))[plain]
   return {

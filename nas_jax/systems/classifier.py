@@ -10,7 +10,7 @@ from nas_jax.children import conv
 from nas_jax.config import field
 from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
-from nas_jax.space.network import Form
+from nas_jax.space.network import NetworkOptions
 from nas_jax.training import fit, schedules
 from nas_jax.training.child import Child
 from nas_jax.types import PyTree
@@ -18,7 +18,7 @@ from nas_jax.types import PyTree
 
 @dataclasses.dataclass
 class Config:
-  """Images, and how networks for them are trained, but for what may differ from child to child (`conv.Settings`)."""
+  """Images, and how networks for them are trained, but for what may differ by child (`conv.Hyperparameters`)."""
 
   dataset: str = field(
     'digits', "images: 'digits', part of scikit-learn, or a set of TensorFlow Datasets in data_dir, as 'cifar10'"
@@ -67,9 +67,9 @@ def score_batch(cfg: Config, images: images_lib.Images) -> int:
   return min(cfg.score_batch, len(images.valid.labels))
 
 
-def form(cfg: Config, add_filters: int = 0) -> Form:
+def network_options(cfg: Config, add_filters: int = 0) -> NetworkOptions:
   """What a network makes of predicted layers."""
-  return Form(cfg.block, tuple(place for place in cfg.pool_at if place), add_filters)
+  return NetworkOptions(cfg.block, tuple(place for place in cfg.pool_at if place), add_filters)
 
 
 def problem(cfg: Config, images: images_lib.Images) -> conv.Problem:
@@ -79,22 +79,22 @@ def problem(cfg: Config, images: images_lib.Images) -> conv.Problem:
 
 
 def build(cfg: Config, images: images_lib.Images, add_filters: int = 0) -> Child:
-  """The network of a static architecture; what the trainer calls its arch is a `conv.Plan`."""
-  return conv.build(problem(cfg, images), form(cfg, add_filters))
+  """The network of a static architecture; what the trainer calls its arch is a `conv.ChildSpec`."""
+  return conv.build(problem(cfg, images), network_options(cfg, add_filters))
 
 
 def fitter(
   cfg: Config,
   data: image_batches.Data,
   child: Child,
-  settings: Callable[[PyTree], conv.Settings],
+  hyperparameters: Callable[[PyTree], conv.Hyperparameters],
   steps: int,
   mesh: Mesh | None = None,
   scored: int = 1,
   decayed: Callable[[PyTree], PyTree] | None = None,
   quick: bool = False,
 ) -> fit.Fit:
-  """The programs that train `child`, an epoch a call; `settings` finds those of a child in its arch.
+  """The programs that train `child`, an epoch a call; `hyperparameters` finds those of a child in its arch.
 
   `decayed` is for a child without weight decay in its loss: (params) -> a bool for each, whether the optimizer decays
   it; not with `quick`, which is as in `fit.fitter`.
@@ -102,7 +102,7 @@ def fitter(
   epoch = len(data.labels) // cfg.batch
 
   def optimizer(arch: PyTree) -> optax.GradientTransformation:
-    own = settings(arch)
+    own = hyperparameters(arch)
     rate = schedules.rate(cfg.schedule, own.lr, steps, epoch, own.decay_epoch, cfg.lr_decay)
     descent = optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
     return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent

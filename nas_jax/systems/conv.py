@@ -17,7 +17,7 @@ from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators, fit, rewards
 from nas_jax.training.child import Child
-from nas_jax.training.recovery import UNKEPT, Keeper, Limits
+from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.types import Batch, Outcome, PyTree
 
 
@@ -126,21 +126,23 @@ def length(cfg: Config) -> str:
   return f'{cfg.epochs} epoch{"s" if cfg.epochs > 1 else ""}'
 
 
-def longer(cfg: Config, times: int) -> Config:
+def scale_budget(cfg: Config, times: int) -> Config:
   """`cfg` with children trained so many times as long."""
   return dataclasses.replace(cfg, epochs=times * cfg.epochs, decay_epoch=times * cfg.decay_epoch)
 
 
-def settings(cfg: Config, arch: ConvArch) -> conv.Settings:
+def hyperparameters(cfg: Config, arch: ConvArch) -> conv.Hyperparameters:
   """The hyperparameters of a child."""
   lr = arch.rate[0] / 1e6 if len(arch.rate) else cfg.lr[0]
-  return conv.Settings(lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+  return conv.Hyperparameters(lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
 
 
-def build(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, keeper: Keeper = UNKEPT) -> search.Search:
+def build(
+  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
+) -> search.Search:
   """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
   check(cfg, images)
-  return search.build(make_space(cfg), cfg, build_evaluator(cfg, images, mesh, keeper=keeper))
+  return search.build(make_space(cfg), cfg, build_evaluator(cfg, images, mesh, recovery=recovery))
 
 
 def check(cfg: Config, images: images_lib.Images) -> None:
@@ -158,7 +160,7 @@ def check(cfg: Config, images: images_lib.Images) -> None:
 
 
 def build_evaluator(
-  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, steps: int = 0, keeper: Keeper = UNKEPT
+  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, steps: int = 0, recovery: Recovery = NO_RECOVERY
 ) -> Callable[[Batch], Outcome]:
   """What scores children: the one budget that all comparisons are on. `steps` of training, if not 0, for timing."""
   (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
@@ -167,25 +169,25 @@ def build_evaluator(
   def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
     return rewards.of_accuracy(metrics['accuracy'], cfg.reward_power)
 
-  def fitter(child: Child, plan: Callable[[PyTree], conv.Plan], mesh: Mesh | None, quick: bool = False) -> fit.Fit:
-    own, last = child_lib.completed(child, plan), cfg.last_epochs
-    return classifier.fitter(cfg, data, own, lambda arch: plan(arch).settings, count, mesh, last, quick=quick)
+  def fitter(child: Child, spec: Callable[[PyTree], conv.ChildSpec], mesh: Mesh | None, quick: bool = False) -> fit.Fit:
+    own, last = child_lib.bind_arch(child, spec), cfg.last_epochs
+    return classifier.fitter(cfg, data, own, lambda arch: spec(arch).hyperparameters, count, mesh, last, quick=quick)
 
   if cfg.child_program == 'specialised':
     child = classifier.build(cfg, images)
 
     def own(arch: ConvArch, mesh: Mesh) -> fit.Fit:
-      return fitter(child, lambda _: conv.Plan(arch, settings(cfg, arch)), mesh, quick=True)
+      return fitter(child, lambda _: conv.ChildSpec(arch, hyperparameters(cfg, arch)), mesh, quick=True)
 
     devices = None if mesh is None else list(mesh.devices.flat)
-    return evaluators.specialised(own, data, reward, devices, keeper)
+    return evaluators.static_programs(own, data, reward, devices, recovery)
 
   @functools.cache
   def of_depth(depth: int):
     labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
     child = conv_traced.build(depth, *labels, cfg.skips, classifier.problem(cfg, images))
-    programs = fitter(child, lambda arch: conv.Plan(arch, settings(cfg, arch)), mesh)
-    return evaluators.from_scratch(programs, data, reward, keeper)
+    programs = fitter(child, lambda arch: conv.ChildSpec(arch, hyperparameters(cfg, arch)), mesh)
+    return evaluators.from_scratch(programs, data, reward, recovery)
 
   return lambda batch: of_depth(batch.archs.filters.shape[1])(batch)
 
@@ -211,7 +213,7 @@ def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = No
   return evaluators.time_programs(build_for, batch, total, cfg.max_children, kinds)
 
 
-def misfit(cfg: Config, arch: ConvArch) -> str:
+def why_unsupported(cfg: Config, arch: ConvArch) -> str:
   """Why the search cannot train a network that is none of its own, '' if it can."""
   if cfg.child_program == 'specialised':
     return ''
@@ -229,11 +231,11 @@ def misfit(cfg: Config, arch: ConvArch) -> str:
   return ''
 
 
-def yardsticks(
-  cfg: Config, images: images_lib.Images, s: search.Search, keeper: Keeper = UNKEPT
+def references(
+  cfg: Config, images: images_lib.Images, s: search.Search, recovery: Recovery = NO_RECOVERY
 ) -> dict[str, evaluators.Known]:
   """Networks that nobody searched for, trained just as the children are: the same filters in every layer."""
-  del images, keeper
+  del images, recovery
   depth = cfg.max_depth
   height, width, filters = (
     sorted(labels)[len(labels) // 2] for labels in (cfg.filter_heights, cfg.filter_widths, cfg.filters)

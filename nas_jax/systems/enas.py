@@ -13,7 +13,7 @@ from nas_jax.search import weight_sharing
 from nas_jax.space import Space
 from nas_jax.training import evaluators, fit
 from nas_jax.training.child import Child
-from nas_jax.training.recovery import UNKEPT, Keeper
+from nas_jax.training.recovery import NO_RECOVERY, Recovery
 from nas_jax.types import Batch, Key, Outcome, PyTree
 
 # The controller of the paper, but for the weight of the entropy.
@@ -91,9 +91,9 @@ def build(
 
 
 def alone(
-  problem: Problem, passes: int, mesh: Mesh | None = None, keeper: Keeper = UNKEPT
+  problem: Problem, passes: int, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> Callable[[Batch], Outcome]:
   """What trains each child by itself, from initial weights of its own, for so many passes: one program for all."""
   optimizer = problem.optimizer(passes)
   programs = fit.fitter(problem.child, lambda arch: optimizer, passes * problem.steps, problem.steps, mesh)
-  return evaluators.from_scratch(programs, problem.data, lambda found: problem.reward(found[problem.metric]), keeper)
+  return evaluators.from_scratch(programs, problem.data, lambda found: problem.reward(found[problem.metric]), recovery)

@@ -152,12 +152,16 @@ def make_space(cfg: Config) -> space.Space:
 
 
 def network(cfg: Config, problem: conv.Problem) -> Child:
-  """The network that all children are parts of; the arch is a `conv.Plan`."""
+  """The network that all children are parts of; the arch is a `conv.ChildSpec`."""
   if isinstance(cfg, MicroConfig):
-    cells = enas_micro.Form(cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm)
+    cells = enas_micro.NetworkOptions(
+      cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm
+    )
     return enas_micro.build(problem, cells)
   assert isinstance(cfg, MacroConfig)
-  return enas_macro.build(problem, enas_macro.Form(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm))
+  return enas_macro.build(
+    problem, enas_macro.NetworkOptions(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm)
+  )
 
 
 def check(cfg: Config) -> None:
@@ -172,8 +176,10 @@ def problem(cfg: Config, images: images_lib.Images) -> enas.Problem:
   """What the networks learn. Raises ValueError, before anything compiles, on a field that cannot be."""
   check(cfg)
   (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
-  settings = conv.Settings(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  child = child_lib.completed(network(cfg, classifier.problem(cfg, images)), lambda arch: conv.Plan(arch, settings))
+  hyperparameters = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+  child = child_lib.bind_arch(
+    network(cfg, classifier.problem(cfg, images)), lambda arch: conv.ChildSpec(arch, hyperparameters)
+  )
   steps = cfg.pass_steps or len(data.labels) // cfg.batch
   size = classifier.score_batch(cfg, images)
   return enas.Problem(

@@ -98,16 +98,16 @@ def problem(cfg: Config, text: text_lib.Text) -> enas.Problem:
   made = make_space(cfg)
   search.check(made, cfg)
   data = language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  settings = language.settings(cfg, cfg.hidden)
+  hyperparameters = language.hyperparameters(cfg, cfg.hidden)
   cell = language_model.enas(tree.ids_of('activate', cfg.activate, space.ACTIVATE), cfg.normalize)
   network = language.build(cfg, text, cell, cfg.hidden)
   steps = cfg.pass_steps or len(data.train)
   return enas.Problem(
     made,
-    child_lib.completed(network, lambda arch: language_model.Plan(arch, settings)),
+    child_lib.bind_arch(network, lambda arch: language_model.ChildSpec(arch, hyperparameters)),
     data,
     lambda data, key: part_of(data, cfg.score_windows, key),
-    lambda passes: language.optimizer(cfg, passes * steps, len(data.train))(settings),
+    lambda passes: language.optimizer(cfg, passes * steps, len(data.train))(hyperparameters),
     steps,
     'perplexity',
     lambda perplexity: rewards.of_perplexity(perplexity, cfg.reward_c, power=1.0),

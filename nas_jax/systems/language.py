@@ -17,7 +17,7 @@ from nas_jax.types import PyTree
 
 @dataclasses.dataclass
 class Config:
-  """A text, a network for it, and its training, but for what may differ by child (`language_model.Settings`)."""
+  """A text, a network for it, and its training, but for what may differ by child (`language_model.Hyperparameters`)."""
 
   dataset: str = field(
     'pydoc',
@@ -71,15 +71,15 @@ def load(cfg: Config, data_dir: str = '') -> text_lib.Text:
   return text
 
 
-def settings(cfg: Children, hidden: int) -> language_model.Settings:
+def hyperparameters(cfg: Children, hidden: int) -> language_model.Hyperparameters:
   """The hyperparameters of all children; dropout at rate 0 is none at all."""
   rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
   dropout = language_model.Dropout(*(rate or None for rate in rates))
-  return language_model.Settings(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or hidden**-0.5, dropout)
+  return language_model.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or hidden**-0.5, dropout)
 
 
 def build(cfg: Config, text: text_lib.Text, cell: language_model.Cell, hidden: int) -> Child:
-  """The network of `cfg` with cells `hidden` wide; what the trainer calls its arch is an `language_model.Plan`."""
+  """The network of `cfg` with cells `hidden` wide; what the trainer calls its arch is an `language_model.ChildSpec`."""
   vocabulary = cfg.vocabulary or len(text.vocabulary)
   return language_model.build(vocabulary, hidden, cfg.layers, cfg.batch, cell, cfg.tied, cfg.embedding)
 
@@ -111,18 +111,20 @@ def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyT
 
 def weights(child: Child, arch: PyTree) -> int:
   """How many weights a network has with the cell `arch`."""
-  plan = language_model.Plan(arch, language_model.Settings(0.0, 0.0, 0.0, 0.0))
-  params = jax.eval_shape(lambda: child.init(plan, jax.random.key(0)))
+  spec = language_model.ChildSpec(arch, language_model.Hyperparameters(0.0, 0.0, 0.0, 0.0))
+  params = jax.eval_shape(lambda: child.init(spec, jax.random.key(0)))
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def optimizer(cfg: Config, steps: int, epoch: int) -> Callable[[language_model.Settings], optax.GradientTransformation]:
+def optimizer(
+  cfg: Config, steps: int, epoch: int
+) -> Callable[[language_model.Hyperparameters], optax.GradientTransformation]:
   """Settings to the optimizer of a child of `steps` steps, `epoch` of them a pass over the text."""
 
-  def make(settings: language_model.Settings) -> optax.GradientTransformation:
+  def make(hyperparameters: language_model.Hyperparameters) -> optax.GradientTransformation:
     scale = [optax.scale(cfg.bptt)] if cfg.sum_over_time else []
     decay = [optax.add_decayed_weights(cfg.weight_decay)] if cfg.weight_decay else []
-    rate = schedules.rate(cfg.schedule, settings.lr, steps, epoch, settings.decay_epoch, cfg.lr_decay)
+    rate = schedules.rate(cfg.schedule, hyperparameters.lr, steps, epoch, hyperparameters.decay_epoch, cfg.lr_decay)
     step = optax.adam(rate) if cfg.optimizer == 'adam' else optax.sgd(rate)
     return optax.chain(*scale, optax.clip_by_global_norm(cfg.clip), *decay, step)
 
@@ -133,11 +135,11 @@ def fitter(
   cfg: Config,
   data: language_model.Data,
   child: Child,
-  settings: Callable[[PyTree], language_model.Settings],
+  hyperparameters: Callable[[PyTree], language_model.Hyperparameters],
   steps: int,
   steps_per_call: int,
   mesh: Mesh | None = None,
 ) -> fit.Fit:
-  """The programs that train `child`, as `fit.fitter`; `settings` finds those of a child in its arch."""
+  """The programs that train `child`, as `fit.fitter`; `hyperparameters` finds those of a child in its arch."""
   make = optimizer(cfg, steps, len(data.train))
-  return fit.fitter(child, lambda arch: make(settings(arch)), steps, steps_per_call, mesh)
+  return fit.fitter(child, lambda arch: make(hyperparameters(arch)), steps, steps_per_call, mesh)

@@ -167,17 +167,17 @@ def grid(cfg: Config) -> list[Point]:
   return [Point(*point) for point in itertools.product(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.dropout)]
 
 
-def settings(points: Sequence[Point]) -> language_model.Settings:
+def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
   """The hyperparameters of some points as arrays [m]; a kind of dropout that none of them has is left out."""
   lr, decay_epoch, init_scale, rates = zip(*points, strict=True)
   columns = zip(*map(parse_dropout, rates), strict=True)
   dropout = language_model.Dropout(*(jnp.array(column) if any(column) else None for column in columns))
-  return language_model.Settings(
+  return language_model.Hyperparameters(
     jnp.array(lr), jnp.array(decay_epoch), jnp.array(init_scale), jnp.array(init_scale), dropout
   )
 
 
-def prove(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
+def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or not enough text."""
   language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   for size in cfg.sizes:
@@ -204,9 +204,9 @@ def task(
   hidden, (cell, form) = width(cfg, text, arch, size), _cell(arch)
   network = language.build(cfg, text, cell, hidden)
   data = language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  own = child_lib.completed(network, lambda settings: language_model.Plan(form, settings))
+  own = child_lib.bind_arch(network, lambda hyperparameters: language_model.ChildSpec(form, hyperparameters))
   epoch = len(data.train)
-  programs = language.fitter(cfg, data, own, lambda settings: settings, epochs * epoch, epoch, mesh)
+  programs = language.fitter(cfg, data, own, lambda hyperparameters: hyperparameters, epochs * epoch, epoch, mesh)
   test = data._replace(valid=language_model.windows(text.test, cfg.test_batch, cfg.bptt))
   weights = language.weights(network, form)
   return full_training.Task(str(hidden), weights, programs, data, test, lambda scores: scores['perplexity'])

@@ -107,14 +107,14 @@ def grid(cfg: Config) -> list[Point]:
   return [Point(*point) for point in itertools.product(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)]
 
 
-def settings(points: Sequence[Point]) -> conv.Settings:
+def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
   """The hyperparameters of some points as arrays [m]."""
-  return conv.Settings(*map(jnp.array, zip(*points, strict=True)))
+  return conv.Hyperparameters(*map(jnp.array, zip(*points, strict=True)))
 
 
-def prove(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
+def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network."""
-  count(arch, images.shape, images.classes, classifier.form(cfg, max(cfg.add_filters)))
+  count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters)))
 
 
 def task(
@@ -128,7 +128,7 @@ def task(
 ) -> full_training.Task:
   """A network with `size` filters more in each layer, to be trained as in `training`."""
   add = int(size)
-  weights = count(arch, images.shape, images.classes, classifier.form(cfg, add)).params
+  weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, add)).params
   return training(cfg, images, classifier.build(cfg, images, add), arch, f'+{size}', weights, epochs, final, mesh)
 
 
@@ -154,9 +154,9 @@ def training(
   if everything:
     train = images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
   data, test = classifier.lay_out(cfg, images, train, images.valid, images.test)
-  own = child_lib.completed(network, lambda settings: conv.Plan(arch, settings))
+  own = child_lib.bind_arch(network, lambda hyperparameters: conv.ChildSpec(arch, hyperparameters))
   steps = epochs * (len(data.labels) // cfg.batch)
-  programs = classifier.fitter(cfg, data, own, lambda settings: settings, steps, mesh, decayed=decayed)
+  programs = classifier.fitter(cfg, data, own, lambda hyperparameters: hyperparameters, steps, mesh, decayed=decayed)
   return full_training.Task(
     size, weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything
   )

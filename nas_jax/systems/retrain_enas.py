@@ -11,14 +11,25 @@ from nas_jax.config import field
 from nas_jax.datasets import images as images_lib
 from nas_jax.space.enas import MacroArch, MicroArch
 from nas_jax.systems import classifier, retrain_conv
-from nas_jax.systems.retrain_conv import METRIC, Point, describe, grid, setting, settings
+from nas_jax.systems.retrain_conv import METRIC, Point, describe, grid, hyperparameters, setting
 from nas_jax.training import full_training
 from nas_jax.training.child import Child
 from nas_jax.types import PyTree
 
 __all__ = [
-  'KNOWN', 'METRIC', 'PRESETS', 'Config', 'Point', 'check', 'describe', 'grid', 'prove', 'setting', 'settings', 'sizes',
+  'KNOWN',
+  'METRIC',
+  'PRESETS',
+  'Config',
+  'Point',
+  'check',
+  'describe',
+  'grid',
+  'hyperparameters',
+  'setting',
+  'sizes',
   'task',
+  'validate',
 ]  # fmt: skip
 
 KNOWN = {'ENAS_MICRO': published.ENAS_MICRO}
@@ -93,7 +104,7 @@ def sizes(cfg: Config) -> tuple[str, ...]:
   return tuple(map(str, cfg.filters))
 
 
-def prove(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
+def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network."""
   _weights(_build(cfg, images, arch, cfg.filters[0]), arch)
 
@@ -116,13 +127,15 @@ def task(
 def _build(cfg: Config, images: images_lib.Images, arch: Arch, filters: int) -> Child:
   problem = classifier.problem(cfg, images)
   if isinstance(arch, MacroArch):
-    whole = enas_macro.Form(len(arch.operation), filters, keep=cfg.keep, double=cfg.double, concat=cfg.concat)
+    whole = enas_macro.NetworkOptions(len(arch.operation), filters, keep=cfg.keep, double=cfg.double, concat=cfg.concat)
     return enas_macro.build(problem, whole)
   blocks = len(arch.normal_input) // 2
-  return enas_micro.build(problem, enas_micro.Form(cfg.cells, filters, blocks, keep=cfg.keep, drop_path=cfg.drop_path))
+  return enas_micro.build(
+    problem, enas_micro.NetworkOptions(cfg.cells, filters, blocks, keep=cfg.keep, drop_path=cfg.drop_path)
+  )
 
 
 def _weights(network: Child, arch: PyTree) -> int:
-  plan = conv.Plan(arch, conv.Settings(0.0, 0.0, 0.0, 0.0))
-  found = jax.eval_shape(lambda: network.init(plan, jax.random.key(0)))
+  spec = conv.ChildSpec(arch, conv.Hyperparameters(0.0, 0.0, 0.0, 0.0))
+  found = jax.eval_shape(lambda: network.init(spec, jax.random.key(0)))
   return sum(leaf.size for leaf in jax.tree.leaves(found))

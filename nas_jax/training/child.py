@@ -28,7 +28,7 @@ class Child(NamedTuple):
   compiler_options: Callable[[str], dict[str, Any]] = lambda platform: {}
 
 
-def completed(child: Child, complete: Callable[[PyTree], PyTree]) -> Child:
+def bind_arch(child: Child, complete: Callable[[PyTree], PyTree]) -> Child:
   """`child` for a trainer whose children differ in less: `complete` makes its arch of what they differ in."""
   return child._replace(
     init=lambda part, key: child.init(complete(part), key),

@@ -16,7 +16,7 @@ import numpy as np
 from nas_jax.controller import uniform_controller
 from nas_jax.space import Space, unstack
 from nas_jax.training import fit
-from nas_jax.training.recovery import UNKEPT, Keeper, Metrics, fingerprint
+from nas_jax.training.recovery import NO_RECOVERY, Metrics, Recovery, fingerprint
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
 PROGRAMS = ('generic', 'specialised', 'auto')  # how children are compiled
@@ -30,7 +30,7 @@ class Known(NamedTuple):
 
 
 def from_scratch(
-  programs: fit.Fit, data: PyTree, reward: Callable[[Metrics], np.ndarray], keeper: Keeper = UNKEPT
+  programs: fit.Fit, data: PyTree, reward: Callable[[Metrics], np.ndarray], recovery: Recovery = NO_RECOVERY
 ) -> Callable[[Batch], Outcome]:
   """Trains every child from its own initial weights on `data`, all by one program; the architecture is traced.
 
@@ -45,14 +45,14 @@ def from_scratch(
 
     def kept(only: int | None = None) -> Metrics:
       # All together but for the last time, which each child has for itself.
-      starts = keeper.starts if m == 1 else max(1, keeper.starts - 1) if only is None else 1
-      starts = starts if keeper.starts else 0
-      return _tried(lambda: _kept(programs, archs, keys, data, keeper, starts, only), m, own_program=False)
+      starts = recovery.starts if m == 1 else max(1, recovery.starts - 1) if only is None else 1
+      starts = starts if recovery.starts else 0
+      return _tried(lambda: _kept(programs, archs, keys, data, recovery, starts, only), m, own_program=False)
 
     found = kept()
-    if m > 1 and (found['failed'] == fit.DEADLY).all():
+    if m > 1 and (found['failed'] == fit.Status.CRASHED).all():
       return [{name: values[k : k + 1] for name, values in kept(k).items()} for k in range(m)]
-    if m == 1 or (found['failed'] != fit.NO_MEMORY).all():
+    if m == 1 or (found['failed'] != fit.Status.NO_MEMORY).all():
       return [found]
     halves = (slice(m // 2), slice(m // 2, m))
     return [one for half in halves for one in fitted(*jax.tree.map(lambda x, half=half: x[half], (archs, keys)))]
@@ -60,12 +60,12 @@ def from_scratch(
   return lambda batch: _gathered(fitted(batch.archs, batch.keys), reward)
 
 
-def specialised(
+def static_programs(
   programs: Callable[[PyTree, Mesh], fit.Fit],
   data: PyTree,
   reward: Callable[[Metrics], np.ndarray],
   devices: list[jax.Device] | None = None,
-  keeper: Keeper = UNKEPT,
+  recovery: Recovery = NO_RECOVERY,
 ) -> Callable[[Batch], Outcome]:
   """The same by a program of its own for each child: no operation chosen as it runs, but a compilation a child.
 
@@ -77,7 +77,7 @@ def specialised(
     data: as the child takes it.
     reward: as in `from_scratch`.
     devices: where children are trained, by default all local ones.
-    keeper: of the trainings.
+    recovery: of the trainings.
   """
   meshes = [fit.child_mesh([device]) for device in (devices or jax.local_devices())]
   free = queue.SimpleQueue[tuple[Mesh, PyTree]]()
@@ -91,7 +91,7 @@ def specialised(
       mesh, local = place = free.get()
       try:
         with jax.enable_x64(double):
-          return _tried(lambda: _kept(programs(arch, mesh), (), key, local, keeper, keeper.starts, arch=arch))
+          return _tried(lambda: _kept(programs(arch, mesh), (), key, local, recovery, recovery.starts, arch=arch))
       finally:
         free.put(place)
 
@@ -102,24 +102,24 @@ def specialised(
   return evaluate
 
 
-def successive(
+def warm_started(
   programs: Callable[[PyTree, Mesh], fit.Fit],
   data: PyTree,
   reward: Callable[[Metrics], np.ndarray],
-  inherit: Callable[[PyTree, PyTree], PyTree],
+  warm_start: Callable[[PyTree, PyTree], PyTree],
   device: jax.Device | None = None,
-  keeper: Keeper = UNKEPT,
+  recovery: Recovery = NO_RECOVERY,
 ) -> Callable[[Batch], Outcome]:
-  """As `specialised`, on one device, each child starting from what the one before it in the batch has learned.
+  """As `static_programs`, on one device, each child starting from what the one before it in the batch has learned.
 
   Args:
-    programs: as in `specialised`.
+    programs: as in `static_programs`.
     data: likewise.
     reward: likewise.
-    inherit: (fresh parameters, those of the child before) -> parameters to start from; with a leading axis of 1. A
+    warm_start: (fresh parameters, those of the child before) -> parameters to start from; with a leading axis of 1. A
       child after one that failed starts afresh.
     device: the first local one by default.
-    keeper: what it recalls is of no use here: a child wants the weights of the one before it.
+    recovery: what it recalls is of no use here: a child wants the weights of the one before it.
   """
   mesh = fit.child_mesh([device or jax.local_devices()[0]])
   shared = fit.share(data, mesh)
@@ -132,16 +132,16 @@ def successive(
         made = programs(arch, mesh)
         states, archs, keys = fit.begin(made, (), key)
         if parent is not None:
-          states = states._replace(params=inherit(states.params, parent))
-        name, limit = fingerprint(arch, key, made.steps, 'inherits'), keeper.timeout
-        if keeper.deadly(name, keeper.starts):
-          return states.params, {'failed': np.full(1, fit.DEADLY)}
-        states, metrics = fit.run(made, states, archs, keys, shared, keeper, name, limit)
+          states = states._replace(params=warm_start(states.params, parent))
+        name, limit = fingerprint(arch, key, made.steps, 'inherits'), recovery.timeout
+        if recovery.crashes_process(name, recovery.starts):
+          return states.params, {'failed': np.full(1, fit.Status.CRASHED)}
+        states, metrics = fit.run(made, states, archs, keys, shared, recovery, name, limit)
         return states.params, _fetched(metrics)
 
       tried = _tried(one)
       parent, metrics = tried if isinstance(tried, tuple) else (None, tried)
-      parent = parent if metrics['failed'][0] == fit.FINE else None
+      parent = parent if metrics['failed'][0] == fit.Status.OK else None
       found.append(metrics)
     return _gathered(found, reward)
 
@@ -153,26 +153,26 @@ def _kept(
   archs: PyTree,
   keys: Key,
   data: PyTree,
-  keeper: Keeper,
+  recovery: Recovery,
   starts: int,
   only: int | None = None,
   arch: PyTree = (),
 ) -> Metrics:
-  """What a training gives, or gave, if `keeper` recalls it; `arch` is the static one of a program of its own.
+  """What a training gives, or gave, if `recovery` recalls it; `arch` is the static one of a program of its own.
 
   One that was begun in vain so many times fails.
   """
   shapes = fit.shapes(programs, archs, keys, only)
   name = fingerprint(arch, archs, keys, shapes, programs.steps, only)
-  if (known := keeper.recall(name)) is not None:
+  if (known := recovery.recall(name)) is not None:
     return known
   m = len(keys)
-  if keeper.deadly(name, starts):
-    return {'failed': np.full(m, fit.DEADLY)}
-  begun, limit = fit.begin(programs, archs, keys, only), keeper.timeout * (m if only is None else 1)
-  _, metrics = fit.run(programs, *begun, data, keeper, name, limit)
+  if recovery.crashes_process(name, starts):
+    return {'failed': np.full(m, fit.Status.CRASHED)}
+  begun, limit = fit.begin(programs, archs, keys, only), recovery.timeout * (m if only is None else 1)
+  _, metrics = fit.run(programs, *begun, data, recovery, name, limit)
   found = {key: value[:m] for key, value in _fetched(metrics).items()}
-  keeper.end(name, found)
+  recovery.end(name, found)
   return found
 
 
@@ -196,7 +196,7 @@ def _tried(work: Callable[[], Any], m: int = 1, own_program: bool = True) -> Any
     if not (no_memory or own_program):
       raise
     warnings.warn(f'a child failed: {why.splitlines()[0]}', stacklevel=2)
-    return {'failed': np.full(m, fit.NO_MEMORY if no_memory else fit.NO_PROGRAM)}
+    return {'failed': np.full(m, fit.Status.NO_MEMORY if no_memory else fit.Status.NO_PROGRAM)}
 
 
 def _fetched(metrics: dict[str, Array]) -> Metrics:
@@ -205,7 +205,7 @@ def _fetched(metrics: dict[str, Array]) -> Metrics:
 
 def _outcome(metrics: Metrics, reward: Callable[[Metrics], np.ndarray]) -> Outcome:
   with np.errstate(all='ignore'):  # a failed child may have scored anything
-    sound = metrics['failed'] == fit.FINE
+    sound = metrics['failed'] == fit.Status.OK
     earned = np.where(sound, reward(metrics), 0.0) if sound.any() else np.zeros(len(sound))
   return Outcome(jnp.asarray(earned, jnp.float32), metrics)
 

@@ -6,6 +6,7 @@ never wait for one another. This is what `pmap` once did, without its demand of 
 """
 
 from collections.abc import Callable, Sequence
+import enum
 import functools
 import math
 import time
@@ -19,15 +20,31 @@ import optax
 
 from nas_jax.nn import image_ops
 from nas_jax.training.child import Child
-from nas_jax.training.recovery import UNKEPT, Keeper
+from nas_jax.training.recovery import NO_RECOVERY, Recovery
 from nas_jax.types import Array, Key, PyTree
 
-# Why a child is not trained.
-FAILURES = (
+
+class Status(enum.IntEnum):
+  """How a child's training stands; every status but OK leaves the child as it is."""
+
+  OK = 0
+  PADDING = 1  # fills up the devices; not a child
+  NOT_FINITE = 2
+  NO_MEMORY = 3
+  NO_PROGRAM = 4
+  TOO_LONG = 5
+  CRASHED = 6
+
+  @property
+  def reason(self) -> str:
+    """Why the child has failed, in words; '' for OK."""
+    return _REASONS[self]
+
+
+_REASONS = (
   '', 'not a child', 'loss or gradient not finite', 'out of memory', 'cannot be compiled or run', 'took too long',
   'the process died of it',
 )  # fmt: skip
-FINE, PADDING, NOT_FINITE, NO_MEMORY, NO_PROGRAM, TOO_LONG, DEADLY = range(7)
 
 
 class FitState(NamedTuple):
@@ -38,7 +55,7 @@ class FitState(NamedTuple):
   opt_state: PyTree
   carry: PyTree
   loss: Array  # [] of the last step
-  failed: Array  # [] int32 into FAILURES; once not 0, the child is left as it is
+  failed: Array  # [] int32, a `Status`; once not OK, the child is left as it is
 
 
 class Fit(NamedTuple):
@@ -125,7 +142,7 @@ def advance(
   (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(image_ops.square_sum(grads)), FINE, NOT_FINITE)
+  failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(image_ops.square_sum(grads)), Status.OK, Status.NOT_FINITE)
   return FitState(state.step + 1, params, opt_state, carry, loss, failed)
 
 
@@ -158,7 +175,9 @@ def fitter(
 
   def init(shared, arch, key, real) -> FitState:
     del shared
-    return untrained(child, optimizer(arch), arch, key, quick)._replace(failed=jnp.where(real, FINE, PADDING))
+    return untrained(child, optimizer(arch), arch, key, quick)._replace(
+      failed=jnp.where(real, Status.OK, Status.PADDING)
+    )
 
   def chunk(shared, state: FitState, arch, key) -> FitState:
     data, count = shared
@@ -167,7 +186,7 @@ def fitter(
 
     def step(_, state):
       return jax.lax.cond(
-        state.failed == FINE, lambda s: advance(own, optimizer(arch), data, s, arch, key), lambda s: s, state
+        state.failed == Status.OK, lambda s: advance(own, optimizer(arch), data, s, arch, key), lambda s: s, state
       )
 
     state = jax.lax.fori_loop(0, count, step, state._replace(params=weights))
@@ -176,7 +195,7 @@ def fitter(
   def score(data, state: FitState, arch) -> dict[str, Array]:
     metrics = child.score(state.params, arch, state.carry, data)
     finite = functools.reduce(jnp.logical_and, (jnp.isfinite(value).all() for value in metrics.values()))
-    failed = jnp.where((state.failed == FINE) & ~finite, NOT_FINITE, state.failed)
+    failed = jnp.where((state.failed == Status.OK) & ~finite, Status.NOT_FINITE, state.failed)
     return metrics | {'loss': state.loss, 'failed': failed}
 
   once, often = (jit_options(mesh, child.compiler_options, level if quick else None) for level in (0, 1))
@@ -240,7 +259,7 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Arra
 
   Returns:
     The child's metrics, each [m], the greatest of those scorings, with 'loss', the last training loss, and 'failed', an
-    index into FAILURES. A child that fails keeps its weights and disturbs no sibling.
+    `Status`. A child that fails keeps its weights and disturbs no sibling.
   """
   m = len(keys)
   _, metrics = run(programs, *begin(programs, archs, keys), data)
@@ -253,7 +272,7 @@ def run(
   archs: PyTree,
   keys: Key,
   data: PyTree,
-  keeper: Keeper = UNKEPT,
+  recovery: Recovery = NO_RECOVERY,
   name: str = '',
   seconds: float = math.inf,
 ) -> tuple[FitState, dict[str, Array]]:
@@ -261,21 +280,21 @@ def run(
 
   Args:
     programs: of `fitter`.
-    states: untrained; `keeper` may know of better ones.
+    states: untrained; `recovery` may know of better ones.
     archs: as `begin` returns them.
     keys: likewise.
     data: as in `fit`.
-    keeper: told after each program call.
+    recovery: told after each program call.
     name: of this training.
     seconds: of training, without compiling, after which children have failed, as all but their 'failed' is missing.
 
   Raises:
-    Stopped: `keeper` was asked to; only between program calls.
+    Stopped: `recovery` was asked to; only between program calls.
   """
   calls = -(-programs.steps // programs.steps_per_call)
   shapes = jax.eval_shape(programs.score, data, states, archs)
   placed = jax.tree.map(lambda x: x.sharding, states)
-  done, (states, metrics) = keeper.begin(name, (states, jax.tree.map(_least, shapes)))
+  done, (states, metrics) = recovery.begin(name, (states, jax.tree.map(_least, shapes)))
   states = jax.device_put(states, placed)  # as they were: other places would be other programs
   if math.isfinite(seconds):
     states = programs.chunk(data, jnp.asarray(0), states, archs, keys)  # no step, but compiled
@@ -284,12 +303,12 @@ def run(
     count = min(programs.steps_per_call, programs.steps - call * programs.steps_per_call)
     states = jax.block_until_ready(programs.chunk(data, jnp.asarray(count), states, archs, keys))
     if time.monotonic() - begun > seconds:
-      return states, {'failed': jnp.where(states.failed == FINE, TOO_LONG, states.failed)}
+      return states, {'failed': jnp.where(states.failed == Status.OK, Status.TOO_LONG, states.failed)}
     if call >= calls - programs.scored:
       found = programs.score(data, states, archs)
       metrics = {key: jnp.maximum(value, metrics[key]) for key, value in found.items()} | {'loss': found['loss']}
     if call + 1 < calls:
-      keeper.keep(name, call + 1, (states, metrics))
+      recovery.keep(name, call + 1, (states, metrics))
   return states, metrics
 
 

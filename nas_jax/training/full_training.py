@@ -69,7 +69,7 @@ def run(
       count = min(CALL_STEPS, programs.steps_per_call - first)
       states = jax.block_until_ready(programs.chunk(data, jnp.asarray(count), states, archs, keys))
     scores = programs.score(data, states, archs)
-    fine = np.asarray(scores['failed'] == fit.FINE)
+    fine = np.asarray(scores['failed'] == fit.Status.OK)
     scored = jnp.asarray(np.where(fine, task.loss(scores), np.inf))
     so_far = jnp.min(jnp.nan_to_num(progress.curve, nan=jnp.inf), axis=0)
     better = scored < so_far if task.choose else jnp.asarray(fine)

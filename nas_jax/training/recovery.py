@@ -40,14 +40,14 @@ def _nothing(*_) -> None:
   """Keeps nothing."""
 
 
-class Keeper(NamedTuple):
+class Recovery(NamedTuple):
   """What is told of trainings, and asked. Each has a name, into which goes all that decides its outcome.
 
-  `UNKEPT` keeps nothing, stops nothing, and ends no training before its time.
+  `NO_RECOVERY` keeps nothing, stops nothing, and ends no training before its time.
   """
 
   recall: Callable[[str], Metrics | None] = _nothing  # what a training gave that ended
-  vain: Callable[[str], int] = lambda name: 0  # times it was begun and got nowhere
+  failed_starts: Callable[[str], int] = lambda name: 0  # times it was begun and got nowhere
   begin: Callable[[str, PyTree], tuple[int, PyTree]] = lambda name, fresh: (0, fresh)  # program calls done, and what
   keep: Callable[[str, int, PyTree], None] = _nothing  # they led to, as told after each but the last; raises Stopped
   end: Callable[[str, Metrics], None] = _nothing
@@ -55,12 +55,12 @@ class Keeper(NamedTuple):
   timeout: float = math.inf  # seconds of training a child
   starts: int = 0  # in vain, after which a child fails; 0: no end
 
-  def deadly(self, name: str, starts: int) -> bool:
+  def crashes_process(self, name: str, starts: int) -> bool:
     """Whether a training was begun in vain so many times that it is not begun again; 0: never."""
-    return bool(starts) and self.vain(name) >= starts
+    return bool(starts) and self.failed_starts(name) >= starts
 
 
-UNKEPT = Keeper()
+NO_RECOVERY = Recovery()
 
 
 def fingerprint(*parts: PyTree) -> str:

@@ -88,8 +88,10 @@ def unroll(
   Returns:
     The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
   """
-  cell, again = _cell(arch, operations, _if), _cell(arch, operations, _if_again)[0]
-  return recurrent.unroll(*cell, params, carry, xs, h_mask=h_mask, length=length, hoist=hoist, again=again)
+  cell, backward_cell = _cell(arch, operations, _if), _cell(arch, operations, _if_again)[0]
+  return recurrent.unroll(
+    *cell, params, carry, xs, h_mask=h_mask, length=length, hoist=hoist, backward_cell=backward_cell
+  )
 
 
 def activate(possible: Sequence[int], chosen: int | Array, x: Array) -> Array:

@@ -5,7 +5,7 @@ import json
 import math
 
 import flax.linen as nn
-from hypothesis import given, settings
+from hypothesis import given, hyperparameters
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ from nas_jax.children import conv
 from nas_jax.draw import conv as draw_conv
 from nas_jax.space.chain import ChainArch, code, default_layers, parse, word_of
 from nas_jax.space.conv import AVERAGE_POOL, CONV, IMAGE, MAX_POOL
-from nas_jax.space.network import RESIDUAL, Form, Layer, describe, layers_of, network
+from nas_jax.space.network import RESIDUAL, Layer, NetworkOptions, describe, layers_of, network
 
-SETTINGS = conv.Settings(lr=0.1, decay_epoch=1.0, weight_decay=0.0, epsilon=1e-3)
+SETTINGS = conv.Hyperparameters(lr=0.1, decay_epoch=1.0, weight_decay=0.0, epsilon=1e-3)
 RNG = np.random.default_rng(0)
 
 
@@ -47,7 +47,7 @@ def test_the_layers_of_a_chain_by_hand():
   # Padding is no layer, and more filters are more in what convolves.
   padded = ChainArch((*arch.layers[:2], 0, *arch.layers[2:], 0, 0))
   assert layers_of(padded) == want and space.count(padded) == space.count(arch)
-  assert [layer.filters for layer in network(arch, Form(add_filters=5)).layers] == [13, 13, 0, 0]
+  assert [layer.filters for layer in network(arch, NetworkOptions(add_filters=5)).layers] == [13, 13, 0, 0]
 
 
 def test_no_convolutional_space_has_residual_blocks():
@@ -59,16 +59,16 @@ def test_no_convolutional_space_has_residual_blocks():
 @pytest.mark.parametrize(
   ('arch', 'form', 'says'),
   [
-    (ChainArch(()), Form(), r'codes \(\) has no layer: want at least one'),
-    (ChainArch((0, 0)), Form(), r'codes \(0, 0\) has no layer'),
-    (published.XU_CIFAR10, Form(block=2), 'block=2, pools=.. are for a ConvArch'),
-    (published.XU_CIFAR10, Form(pools=(2,)), r'block=1, pools=\(2,\) are for a ConvArch'),
+    (ChainArch(()), NetworkOptions(), r'codes \(\) has no layer: want at least one'),
+    (ChainArch((0, 0)), NetworkOptions(), r'codes \(0, 0\) has no layer'),
+    (published.XU_CIFAR10, NetworkOptions(block=2), 'block=2, pools=.. are for a ConvArch'),
+    (published.XU_CIFAR10, NetworkOptions(pools=(2,)), r'block=1, pools=\(2,\) are for a ConvArch'),
   ],
 )
-def test_what_is_no_network_is_refused(arch, form, says):
-  for make in (network, describe, lambda arch, form: space.count(arch, form=form), draw_conv.svg):
+def test_what_is_no_network_is_refused(arch, options, says):
+  for make in (network, describe, lambda arch, options: space.count(arch, options=options), draw_conv.svg):
     with pytest.raises(ValueError, match=says) as error:
-      make(arch, form)
+      make(arch, options)
     assert '\n' not in str(error.value)
 
 
@@ -103,7 +103,7 @@ def built(arch, image, classes, norm_first=True):
   child = conv.build(conv.Problem(image, classes, 2, 2, norm_first=norm_first))
 
   def step():
-    params = child.init(conv.Plan(arch, SETTINGS), jax.random.key(0))
+    params = child.init(conv.ChildSpec(arch, SETTINGS), jax.random.key(0))
     logits, after = conv.run(params, child.carry(params), network(arch), jnp.zeros((2, *image)), 1e-3, True, norm_first)
     assert jax.tree.structure(after) == jax.tree.structure(child.carry(params))
     return params, after, logits
@@ -170,7 +170,7 @@ def test_a_residual_block_is_the_one_of_flax(x64, channels, kernel, stride, unit
   x, weight = jnp.asarray(RNG.normal(size=(3, 5, 6, 4))), jnp.asarray(RNG.normal(size=(3, 1, 1, channels)))
   arch = chain(f'residual {channels} {kernel} {stride}')
   child = conv.build(conv.Problem((5, 6, 4), 2, 3, 3))
-  params = everywhere(child.init(conv.Plan(arch, SETTINGS), jax.random.key(0)))['layers'][0]
+  params = everywhere(child.init(conv.ChildSpec(arch, SETTINGS), jax.random.key(0)))['layers'][0]
   stats = jax.tree.map(lambda s: jnp.abs(s) + 0.5, everywhere(child.carry({'layers': [params]})))[0]
   assert len(params) == len(stats) == units
   theirs = {f'norm{k}': {'mean': mean, 'var': variance} for k, (mean, variance) in enumerate(stats)}
@@ -201,8 +201,8 @@ def test_a_residual_block_is_the_one_of_flax(x64, channels, kernel, stride, unit
 def test_weight_decay_and_first_weights_of_all_units():
   arch = chain('residual 16 3 2', 'max pool 3 2', 'conv 8 3 1', 'residual 8 3 1')
   child = conv.build(conv.Problem((6, 6, 16), 3, 2, 2))
-  plan = conv.Plan(arch, SETTINGS._replace(weight_decay=0.1))
-  params = child.init(plan, jax.random.key(0))
+  spec = conv.ChildSpec(arch, SETTINGS._replace(weight_decay=0.1))
+  params = child.init(spec, jax.random.key(0))
   assert [len(kernels(layer)) for layer in params['layers']] == [3, 0, 1, 2] and child.carry(params)[1] == {}
   for kernel in kernels(params):  # He et al. (2015): each by its own fan-in
     assert kernel.std() == pytest.approx((2 / math.prod(kernel.shape[:3])) ** 0.5, rel=0.15)
@@ -212,7 +212,7 @@ def test_weight_decay_and_first_weights_of_all_units():
   @jax.jit
   def losses(params):
     args = child.carry(params), drawn, jax.random.key(0)
-    return child.loss(params, plan, *args)[0] - child.loss(params, plan._replace(settings=SETTINGS), *args)[0]
+    return child.loss(params, spec, *args)[0] - child.loss(params, spec._replace(hyperparameters=SETTINGS), *args)[0]
 
   some = everywhere(params)
   want = 0.05 * (sum((kernel**2).sum() for kernel in kernels(some)) + (some['softmax'] ** 2).sum())
@@ -229,12 +229,12 @@ def test_weight_decay_and_first_weights_of_all_units():
 def test_chains_run_forward_and_backward(words):
   image = (7, 5, 3)
   child = conv.build(conv.Problem(image, 4, 4, 4))
-  plan = conv.Plan(chain(*words), SETTINGS._replace(weight_decay=1e-4))
-  params = child.init(plan, jax.random.key(1))
+  spec = conv.ChildSpec(chain(*words), SETTINGS._replace(weight_decay=1e-4))
+  params = child.init(spec, jax.random.key(1))
   params |= {'softmax': jnp.asarray(RNG.normal(size=params['softmax'].shape), jnp.float32)}
   drawn = jnp.asarray(RNG.normal(size=(4, *image)), jnp.float32), jnp.arange(4)
   step = jax.jit(jax.value_and_grad(child.loss, has_aux=True), static_argnums=1)
-  (loss, stats), grads = step(params, plan, child.carry(params), drawn, jax.random.key(0))
+  (loss, stats), grads = step(params, spec, child.carry(params), drawn, jax.random.key(0))
   assert all(np.isfinite(x).all() for x in jax.tree.leaves((loss, stats, grads)))
   assert all(np.asarray(x).any() for x in jax.tree.leaves(grads))
 
@@ -267,7 +267,7 @@ def test_a_chain_is_drawn_straight_up():
   ]
   assert all(arrow.color == -1 for arrow in place.arrows) and len(place.arrows) == 6
   text = draw_conv.svg(arch)
-  assert text.startswith('<svg') and text != draw_conv.svg(arch, Form(add_filters=1))
+  assert text.startswith('<svg') and text != draw_conv.svg(arch, NetworkOptions(add_filters=1))
 
 
 @pytest.mark.parametrize('word', [*default_layers(), 'residual 999 9 9', 'max pool 1 9'])

@@ -12,10 +12,10 @@ from nas_jax.children import conv
 from nas_jax.datasets import image_batches
 from nas_jax.datasets.images import Split
 from nas_jax.space.conv import CONV, MAX_POOL, NORM, ConvArch
-from nas_jax.space.network import Form
+from nas_jax.space.network import NetworkOptions
 from nas_jax.space.network import network as network_of
 from nas_jax.training import fit
-from nas_jax.training.child import completed
+from nas_jax.training.child import bind_arch
 
 # Strides, a pool, a norm, maps of unequal size, and more than one loose end.
 ARCH = ConvArch(
@@ -29,8 +29,8 @@ ARCH = ConvArch(
   links=(1, 0, 0, 0, 1, 1, 1, 0, 0, 0),
   rate=(),
 )
-SETTINGS = conv.Settings(lr=0.1, decay_epoch=1.0, weight_decay=0.0, epsilon=1e-3)
-PLAN = conv.Plan(ARCH, SETTINGS)
+SETTINGS = conv.Hyperparameters(lr=0.1, decay_epoch=1.0, weight_decay=0.0, epsilon=1e-3)
+PLAN = conv.ChildSpec(ARCH, SETTINGS)
 IMAGE, CLASSES, B = (7, 8, 2), 3, 4
 RNG = np.random.default_rng(0)
 
@@ -103,7 +103,7 @@ def test_params_are_as_many_as_counted(network):
   assert sum(x.size for x in jax.tree.leaves(params)) == found.params
   assert sum(layer['kernel'].size for layer in params['layers'] if 'kernel' in layer) == found.conv_weights
   figure = conv.build(conv.Problem((32, 32, 3), 10, 8, 8))
-  shapes = jax.eval_shape(lambda: figure.init(conv.Plan(published.FIGURE_7, SETTINGS), jax.random.key(0)))
+  shapes = jax.eval_shape(lambda: figure.init(conv.ChildSpec(published.FIGURE_7, SETTINGS), jax.random.key(0)))
   assert sum(x.size for x in jax.tree.leaves(shapes)) == space.count(published.FIGURE_7).params
   assert sum(layer['kernel'].size for layer in shapes['layers']) == 4_119_228
 
@@ -121,12 +121,12 @@ def random_archs(count):
 def test_any_string_builds_and_has_the_counted_shapes(count):
   image = (9, 8, 3)
   for arch in random_archs(count):
-    form = Form(int(RNG.integers(1, 4)), ((), (2,), (2, 5))[RNG.integers(3)], int(RNG.integers(3)))
-    child, made = conv.build(conv.Problem(image, 5, 2, 2), form), network_of(arch, form)
-    counted = space.count(arch, image, 5, form)
+    options = NetworkOptions(int(RNG.integers(1, 4)), ((), (2,), (2, 5))[RNG.integers(3)], int(RNG.integers(3)))
+    child, made = conv.build(conv.Problem(image, 5, 2, 2), options), network_of(arch, options)
+    counted = space.count(arch, image, 5, options)
 
     def forward(child=child, arch=arch, made=made):
-      params = child.init(conv.Plan(arch, SETTINGS), jax.random.key(0))
+      params = child.init(conv.ChildSpec(arch, SETTINGS), jax.random.key(0))
       return params, conv.run(params, child.carry(params), made, jnp.zeros((2, *image)), 1e-5, True)[0]
 
     params, logits = jax.eval_shape(forward)
@@ -142,12 +142,12 @@ def test_any_string_builds_and_has_the_counted_shapes(count):
 def test_random_networks_run_forward_and_backward():
   image = (9, 8, 3)
   for k, arch in enumerate(random_archs(20)):
-    child = conv.build(conv.Problem(image, 5, 4, 4), Form(pools=(3,)) if k % 2 else Form(2))
-    plan = conv.Plan(arch, SETTINGS._replace(weight_decay=1e-4))
-    params = child.init(plan, jax.random.key(k))
+    child = conv.build(conv.Problem(image, 5, 4, 4), NetworkOptions(pools=(3,)) if k % 2 else NetworkOptions(2))
+    spec = conv.ChildSpec(arch, SETTINGS._replace(weight_decay=1e-4))
+    params = child.init(spec, jax.random.key(k))
     drawn = jnp.asarray(RNG.normal(size=(4, *image)), jnp.float32), jnp.arange(4)
     step = jax.jit(jax.value_and_grad(child.loss, has_aux=True), static_argnums=1)
-    (loss, stats), grads = step(params, plan, child.carry(params), drawn, jax.random.key(0))
+    (loss, stats), grads = step(params, spec, child.carry(params), drawn, jax.random.key(0))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((loss, stats, grads)))
     assert any(np.asarray(x).any() for x in jax.tree.leaves(grads))
 
@@ -228,8 +228,8 @@ def test_weight_decay_spares_batch_norm_and_biases(network):
 
   @jax.jit
   def grads(decay):
-    plan = PLAN._replace(settings=SETTINGS._replace(weight_decay=decay))
-    return jax.grad(lambda p: network.loss(p, plan, network.carry(params), drawn, key)[0])(params)
+    spec = PLAN._replace(hyperparameters=SETTINGS._replace(weight_decay=decay))
+    return jax.grad(lambda p: network.loss(p, spec, network.carry(params), drawn, key)[0])(params)
 
   none, some = grads(0.0), grads(0.1)
   for before, after, own in zip(none['layers'], some['layers'], params['layers'], strict=True):
@@ -264,7 +264,7 @@ def test_it_learns_and_an_epoch_sees_every_image_once(network):
 
 
 def planned(network):
-  return completed(network, lambda _: PLAN)
+  return bind_arch(network, lambda _: PLAN)
 
 
 def test_scoring_takes_moving_statistics_and_counts_no_filling(network):

@@ -14,11 +14,11 @@ from nas_jax.datasets import image_batches
 from nas_jax.datasets.images import Split
 from nas_jax.space.conv import ConvArch
 from nas_jax.training import fit
-from nas_jax.training.child import completed
+from nas_jax.training.child import bind_arch
 
 L, IMAGE, CLASSES, B = 4, (6, 5, 3), 3, 4
 HEIGHTS, WIDTHS, FILTERS = (1, 3), (3, 5), (2, 4)
-SETTINGS = conv.Settings(lr=0.05, decay_epoch=1.0, weight_decay=0.1, epsilon=1e-3)
+SETTINGS = conv.Hyperparameters(lr=0.05, decay_epoch=1.0, weight_decay=0.1, epsilon=1e-3)
 RNG = np.random.default_rng(0)
 ALL = L * (L - 1) // 2
 
@@ -50,7 +50,7 @@ def static(norm_first=True):
 
 
 def plan_of(arch):
-  return conv.Plan(ConvArch(*(jnp.asarray(f, jnp.int32) if f else () for f in arch)), SETTINGS)
+  return conv.ChildSpec(ConvArch(*(jnp.asarray(f, jnp.int32) if f else () for f in arch)), SETTINGS)
 
 
 def everywhere(tree):
@@ -66,11 +66,11 @@ def some_data(n=12):
 DATA = some_data()
 
 
-def measured(child, params, plan, stats):
+def measured(child, params, spec, stats):
   """Loss, statistics and gradients of a step, and the score."""
   drawn = image_batches.whitened(DATA.images[:B]), DATA.labels[:B]
-  (loss, after), grads = jax.value_and_grad(child.loss, has_aux=True)(params, plan, stats, drawn, jax.random.key(0))
-  return loss, after, grads, child.score(params, plan, stats, DATA)
+  (loss, after), grads = jax.value_and_grad(child.loss, has_aux=True)(params, spec, stats, drawn, jax.random.key(0))
+  return loss, after, grads, child.score(params, spec, stats, DATA)
 
 
 @functools.cache
@@ -89,11 +89,11 @@ def program(way, skips=True, norm_first=True):
 
 
 def some_weights(arch, norm_first=True):
-  child, plan = generic(bool(arch.links), norm_first), plan_of(arch)
-  params = jax.eval_shape(child.init, plan, jax.random.key(0))
+  child, spec = generic(bool(arch.links), norm_first), plan_of(arch)
+  params = jax.eval_shape(child.init, spec, jax.random.key(0))
   params, stats = everywhere(params), everywhere(jax.eval_shape(child.carry, params))
   has = owned(params, stats, arch)
-  return jax.tree.map(lambda p, h: p * h, params, has), plan, jax.tree.map(lambda x: jnp.abs(x) + 0.5, stats)
+  return jax.tree.map(lambda p, h: p * h, params, has), spec, jax.tree.map(lambda x: jnp.abs(x) + 0.5, stats)
 
 
 def owned(params, stats, arch):
@@ -110,11 +110,11 @@ def assert_close(found, want, rtol, atol):
 
 
 def assert_the_static_network(way, arch, norm_first, rtol, atol):
-  params, plan, stats = some_weights(arch, norm_first)
-  loss, after, grads, score = program(way, bool(arch.links), norm_first)(params, plan, stats)
+  params, spec, stats = some_weights(arch, norm_first)
+  loss, after, grads, score = program(way, bool(arch.links), norm_first)(params, spec, stats)
   narrow = conv_traced.narrowed(params, stats, arch, IMAGE[2])
   other = functools.partial(measured, static(norm_first))
-  want = jax.jit(lambda p, s: other(p, conv.Plan(arch, SETTINGS), s))(*narrow)
+  want = jax.jit(lambda p, s: other(p, conv.ChildSpec(arch, SETTINGS), s))(*narrow)
   grads, after = conv_traced.narrowed(grads, after, arch, IMAGE[2])
   assert_close((loss, after, grads, score), want, rtol, atol)
 
@@ -141,8 +141,8 @@ def test_one_program_for_all_and_what_a_network_has_not_does_not_act(x64, way):
   before = run._cache_size()
   for _ in range(15):
     arch = arch_of(RNG.integers(0, 2, ALL))
-    params, plan, stats = some_weights(arch)
-    loss, after, grads, _ = run(params, plan, stats)
+    params, spec, stats = some_weights(arch)
+    loss, after, grads, _ = run(params, spec, stats)
     assert np.isfinite(loss) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((after, grads)))
     counted = space.count(arch, IMAGE, CLASSES).params
     # Every weight there is has a gradient, by its decay at least, or as batch norm's: others have none.
@@ -153,7 +153,7 @@ def test_one_program_for_all_and_what_a_network_has_not_does_not_act(x64, way):
     assert kernels == sum(layer['kernel'].size for layer in narrow['layers']) + narrow['softmax'].size
     others = jax.tree.map(lambda p, a: jnp.where(a, p, RNG.normal()), params, acts)
     kept = others | {'layers': others['layers']._replace(scale=params['layers'].scale, shift=params['layers'].shift)}
-    plain = plan._replace(settings=SETTINGS._replace(weight_decay=0.0))  # which is as if the others were 0
+    plain = spec._replace(hyperparameters=SETTINGS._replace(weight_decay=0.0))  # which is as if the others were 0
     assert_close(run(kept, plain, stats), run(params, plain, stats), 0, 0)
   assert run._cache_size() == before
 
@@ -176,9 +176,9 @@ def test_accelerators_get_three_convolutions_a_layer_and_no_loops():
   arguments = jax.tree.map(lambda x: jnp.asarray(x)[None], some_weights(NETWORKS['random 0']))
   child = generic()
 
-  def loss(params, plan, stats):
+  def loss(params, spec, stats):
     drawn = jnp.zeros((B, *IMAGE)), jnp.zeros(B, jnp.int32)
-    return jax.value_and_grad(child.loss, has_aux=True)(params, plan, stats, drawn, jax.random.key(0))
+    return jax.value_and_grad(child.loss, has_aux=True)(params, spec, stats, drawn, jax.random.key(0))
 
   text = jax.jit(jax.vmap(loss)).trace(*arguments).lower(lowering_platforms=('cuda',)).as_text()
   assert 'stablehlo.while' not in text
@@ -215,16 +215,16 @@ def test_training_ends_as_the_static_child_does(x64):
       states = programs.chunk(DATA, jnp.asarray(3), states, plans, key)
     return first, states, programs.score(DATA, states, plans)
 
-  def optimizer(plan):
-    return optax.sgd(plan.settings.lr, momentum=0.9, nesterov=True)
+  def optimizer(spec):
+    return optax.sgd(spec.hyperparameters.lr, momentum=0.9, nesterov=True)
 
   first, states, score = trained(small, stacked([arch]), optimizer)
-  plan = conv.Plan(arch, SETTINGS)
+  spec = conv.ChildSpec(arch, SETTINGS)
   one = jax.tree.map(lambda x: x[0], (first, states.params, states.carry))
   start, _ = conv_traced.narrowed(one[0], one[2], arch, IMAGE[2])
   assert all(np.abs(layer['kernel']).max() > 0 for layer in start['layers'])
   _, other, other_score = trained(
-    completed(static(), lambda _: plan), (), lambda _: optimizer(plan), jax.tree.map(lambda x: x[None], start)
+    bind_arch(static(), lambda _: spec), (), lambda _: optimizer(spec), jax.tree.map(lambda x: x[None], start)
   )
   ended = conv_traced.narrowed(*one[1:], arch, IMAGE[2])
   assert_close(ended, jax.tree.map(lambda x: x[0], (other.params, other.carry)), 1e-8, 1e-10)

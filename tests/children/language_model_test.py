@@ -12,7 +12,7 @@ from nas_jax.children import language_model
 
 V, H, B, T = 5, 4, 3, 5
 ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
-PLAN = language_model.Plan(ARCH, language_model.Settings(0.0, 0.0, 0.5, 0.5))
+PLAN = language_model.ChildSpec(ARCH, language_model.Hyperparameters(0.0, 0.0, 0.5, 0.5))
 
 
 def network(layers=1, cell=None, batch=B, **kwargs):
@@ -20,7 +20,7 @@ def network(layers=1, cell=None, batch=B, **kwargs):
 
 
 def dropping(**rates):
-  return PLAN._replace(settings=PLAN.settings._replace(dropout=language_model.Dropout(**rates)))
+  return PLAN._replace(hyperparameters=PLAN.hyperparameters._replace(dropout=language_model.Dropout(**rates)))
 
 
 @pytest.fixture(scope='module')
@@ -109,11 +109,11 @@ DROPPED |= {'recurrent': ('cells', 0, 'recurrent_kernel')}
 
 @pytest.mark.parametrize('place', DROPPED)
 def test_dropout_takes_one_mask_for_all_time_steps(place):
-  child, plan = network(batch=1), dropping(**{place: 0.5})
+  child, spec = network(batch=1), dropping(**{place: 0.5})
   params = child.init(PLAN, jax.random.key(4))
   carry = jax.tree.map(jnp.ones_like, child.carry(params))
   tokens = jnp.arange(2 * V + 1)[:, None] % V  # every word twice
-  grads = jax.jit(jax.grad(lambda params, key: child.loss(params, plan, carry, (tokens, False), key)[0]))
+  grads = jax.jit(jax.grad(lambda params, key: child.loss(params, spec, carry, (tokens, False), key)[0]))
   counts = []
   for seed in range(20):
     found = grads(params, jax.random.key(seed))
@@ -124,15 +124,15 @@ def test_dropout_takes_one_mask_for_all_time_steps(place):
 
 
 def test_dropout_is_for_training_alone_and_scaled_to_keep_the_mean(laid_out):
-  child, plan = network(), dropping(embedding=0.3, input=0.3, recurrent=0.3, output=0.3)
+  child, spec = network(), dropping(embedding=0.3, input=0.3, recurrent=0.3, output=0.3)
   params = child.init(PLAN, jax.random.key(5))
-  assert child.score(params, plan, (), laid_out) == child.score(params, PLAN, (), laid_out)
+  assert child.score(params, spec, (), laid_out) == child.score(params, PLAN, (), laid_out)
   # One word, dropped or doubled: the mean of its embedding over many masks is itself.
   linear = network(cell=language_model.Cell(None, lambda b, h: (), lambda p, a, c, xs, m: (c, xs)))
   params = {'embedding': jnp.eye(V, H), 'cells': [()], 'softmax': jnp.eye(H, V) * 1e-3, 'softmax_bias': jnp.zeros(V)}
   batch = jnp.ones((2, B), jnp.int32), True
-  keys, plan = jax.random.split(jax.random.key(0), 2000), dropping(embedding=0.5)
-  losses = jax.vmap(lambda key: linear.loss(params, plan, [()], batch, key)[0])(keys)
+  keys, spec = jax.random.split(jax.random.key(0), 2000), dropping(embedding=0.5)
+  losses = jax.vmap(lambda key: linear.loss(params, spec, [()], batch, key)[0])(keys)
   # For small logits z the loss is log V - z_1 + mean(z): linear, so its mean is that without dropout.
   wanted = np.log(V) - 1e-3 + 1e-3 / V
   assert abs(losses.mean() - wanted) < 1e-4 and losses.std() > 5e-4

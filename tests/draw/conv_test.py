@@ -16,7 +16,7 @@ from nas_jax.draw import routing
 from nas_jax.draw.conv import layout
 from nas_jax.space.chain import ChainArch
 from nas_jax.space.conv import AVERAGE_POOL, CONV, IMAGE, NORM, ConvArch, conv_space
-from nas_jax.space.network import Form, describe, network
+from nas_jax.space.network import NetworkOptions, describe, network
 
 # 0 and 2 read the image, 1 a pool of 0, 3 reads 1 and 2, 4 reads 3 and 0.
 TYPED = ConvArch(
@@ -40,13 +40,13 @@ def random_arch(seed):
 
 
 NETWORKS = [
-  (TYPED, Form()),
-  (published.FIGURE_7, Form()),
-  (published.FIGURE_7, Form(block=3, pools=(13, 24))),
-  (published.XU_CIFAR10, Form()),
-  (ChainArch((199_999, 200_089, 99_999) * 5), Form()),  # the longest words, and numbers of two digits
-  *((random_arch(seed), Form()) for seed in range(60)),
-  *((random_arch(seed), Form(block=2, pools=(2, 5), add_filters=9)) for seed in range(12)),
+  (TYPED, NetworkOptions()),
+  (published.FIGURE_7, NetworkOptions()),
+  (published.FIGURE_7, NetworkOptions(block=3, pools=(13, 24))),
+  (published.XU_CIFAR10, NetworkOptions()),
+  (ChainArch((199_999, 200_089, 99_999) * 5), NetworkOptions()),  # the longest words, and numbers of two digits
+  *((random_arch(seed), NetworkOptions()) for seed in range(60)),
+  *((random_arch(seed), NetworkOptions(block=2, pools=(2, 5), add_filters=9)) for seed in range(12)),
 ]
 
 
@@ -126,7 +126,7 @@ def test_the_ending_says_the_format(tmp_path, name, start):
 
 
 def test_svgs_can_stand_in_one_page():
-  drawn = [draw_conv.svg(TYPED), draw_conv.svg(TYPED, Form(block=2)), draw_conv.svg(published.FIGURE_7)]
+  drawn = [draw_conv.svg(TYPED), draw_conv.svg(TYPED, NetworkOptions(block=2)), draw_conv.svg(published.FIGURE_7)]
   assert draw_conv.svg(ConvArch(*TYPED)) == drawn[0]
   taken = set()
   for text in drawn:
@@ -158,7 +158,7 @@ def test_a_network_in_words():
     'classifier: reads 1 2 3 4',
   ]
   # Words and boxes call layers by the same numbers, blocks and pools included.
-  form = Form(block=2, pools=(3,), add_filters=4)
+  form = NetworkOptions(block=2, pools=(3,), add_filters=4)
   made, lines = network(published.FIGURE_7, form), describe(published.FIGURE_7, form).splitlines()
   numbers = [line.split(':')[0].removeprefix('layer ') for line in lines[:-1]]
   assert numbers == [box.number for box in layout(made).boxes[1:-1]]

@@ -30,7 +30,7 @@ from experiments.bench.timing import Row, Setup, at_least, at_most
 from experiments.common import launch
 from nas_jax import space
 from nas_jax.space.conv import ConvArch
-from nas_jax.space.network import Form
+from nas_jax.space.network import NetworkOptions
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = Setup(repeats=1, small=True)
@@ -150,7 +150,7 @@ def test_a_rival_that_does_something_else_is_refused(tmp_path, torch_python, tin
   params['softmax_bias'] = params['softmax_bias'] + (np.arange(7) == 3).astype(np.float32)
   settings = {'layers': 2, 'batch': 3, 'hidden': 4, 'lr': own.cfg.lr, 'clip': own.cfg.clip}
   static = space.unstack(own.children(2)[0])[:1]
-  rivals.write(str(tmp_path), static, [params], [own.data.train], kind='cell', steps=2, settings=settings)
+  rivals.write(str(tmp_path), static, [params], [own.data.train], kind='cell', steps=2, hyperparameters=settings)
   with pytest.raises(ValueError, match='does not train the same'):
     rivals.ways(str(tmp_path), SMALL._replace(torch_python=torch_python), group.losses[:1])['torch']()
 
@@ -170,7 +170,7 @@ def test_operations_by_hand():
 def test_bytes_by_hand():
   """32 x 32 pixels, 3 channels read, 2 written, these read by the second layer, 5 written."""
   arch = ConvArch((), (1, 3), (1, 1), (), (), (2, 5), (), (1,), ())
-  assert presets.moved(arch, Form()) == 4 * 32 * 32 * (7 * (3 + 2) + 11 * (2 + 5))
+  assert presets.moved(arch, NetworkOptions()) == 4 * 32 * 32 * (7 * (3 + 2) + 11 * (2 + 5))
 
 
 def test_one_program_for_all_cells(tiny):

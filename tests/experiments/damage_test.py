@@ -184,12 +184,12 @@ def test_a_config_that_is_gone(s, half, whole, tmp_path, damage, copy):
 @pytest.mark.parametrize('damage', [truncated, emptied])
 def test_measurements_that_are_damaged_are_made_again(tmp_path, damage):
   path = tmp_path / 'reliability.json'
-  assert workdirs.once(str(path), lambda: {'seeds': 0.5}) == {'seeds': 0.5}
-  assert workdirs.once(str(path), lambda: 1 / 0) == {'seeds': 0.5}
+  assert workdirs.cached(str(path), lambda: {'seeds': 0.5}) == {'seeds': 0.5}
+  assert workdirs.cached(str(path), lambda: 1 / 0) == {'seeds': 0.5}
   damage(path)
   with pytest.warns(UserWarning, match='reliability.json is damaged: moved to'):
-    assert workdirs.once(str(path), lambda: {'seeds': 0.75}) == {'seeds': 0.75}
-  workdirs.once_each(str(tmp_path / 'all.json'), {'a': lambda: 1})
+    assert workdirs.cached(str(path), lambda: {'seeds': 0.75}) == {'seeds': 0.75}
+  workdirs.cached_each(str(tmp_path / 'all.json'), {'a': lambda: 1})
   damage(tmp_path / 'all.json')
   with pytest.warns(UserWarning, match='moved to'):
-    assert workdirs.once_each(str(tmp_path / 'all.json'), {'a': lambda: 2, 'b': lambda: 3}) == {'a': 2, 'b': 3}
+    assert workdirs.cached_each(str(tmp_path / 'all.json'), {'a': lambda: 2, 'b': lambda: 3}) == {'a': 2, 'b': 3}

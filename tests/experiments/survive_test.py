@@ -193,6 +193,6 @@ def test_where_files_cannot_be_locked_it_says_so(tmp_path, monkeypatch):
 
   monkeypatch.setattr(workdirs.filelock.FileLock, 'acquire', refuse)
   with pytest.warns(UserWarning, match='let no other process use it'):
-    lock = workdirs.occupy(str(tmp_path / 'run'))
+    lock = workdirs.lock(str(tmp_path / 'run'))
   with lock:
     assert (tmp_path / 'run').is_dir()

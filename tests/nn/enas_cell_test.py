@@ -357,8 +357,8 @@ def test_it_learns_in_a_language_model(form):
   arch = RnnArch((TANH, RELU, SIGMOID), (0, 0))
   static = form(arch) is arch
   network = language_model.build(5, 6, 1, 3, language_model.enas())
-  plan = language_model.Plan(
-    form(arch), language_model.Settings(0.03, 0.0, 0.3, 0.3, language_model.Dropout(recurrent=0.1))
+  plan = language_model.ChildSpec(
+    form(arch), language_model.Hyperparameters(0.03, 0.0, 0.3, 0.3, language_model.Dropout(recurrent=0.1))
   )
   start = network.init(plan, jax.random.key(0))
   assert len(start['cells'][0]['nodes']) == (2 if static else 3)

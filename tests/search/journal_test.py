@@ -18,7 +18,10 @@ def batch():
 
 
 def outcome():
-  metrics = {'perplexity': np.array([3.5, np.inf], np.float32), 'failed': np.array([fit.FINE, fit.NOT_FINITE])}
+  metrics = {
+    'perplexity': np.array([3.5, np.inf], np.float32),
+    'failed': np.array([fit.Status.OK, fit.Status.NOT_FINITE]),
+  }
   return Outcome(jnp.array([0.1, 0.0], jnp.float32), metrics)
 
 
@@ -89,11 +92,13 @@ def test_damaged_lines_are_moved_aside(tmp_path, damaged, last):
   write = journal.writer(str(path))
   write(journal.records(batch(), outcome(), 1.0))
   sound = path.read_text()
-  assert journal.mend(str(path), str(tmp_path / 'damaged')) == 0 and not (tmp_path / 'damaged').exists()
+  assert journal.drop_damaged_lines(str(path), str(tmp_path / 'damaged')) == 0 and not (tmp_path / 'damaged').exists()
   path.write_text(sound + damaged if last else damaged + '\n' + sound)
-  assert journal.mend(str(path), str(tmp_path / 'damaged')) == 1
+  assert journal.drop_damaged_lines(str(path), str(tmp_path / 'damaged')) == 1
   assert path.read_text() == sound and (tmp_path / 'damaged' / 'children.jsonl').read_text() == damaged + '\n'
   # Even a whole record is torn without the end of its line: what comes next would be appended to it.
   path.write_text(sound[:-1])
-  assert journal.mend(str(path), str(tmp_path / 'damaged')) == 1 and sorted(journal.read(str(path))) == [4]
-  assert journal.mend(str(tmp_path / 'none'), str(tmp_path / 'damaged')) == 0
+  assert journal.drop_damaged_lines(str(path), str(tmp_path / 'damaged')) == 1 and sorted(journal.read(str(path))) == [
+    4
+  ]
+  assert journal.drop_damaged_lines(str(tmp_path / 'none'), str(tmp_path / 'damaged')) == 0

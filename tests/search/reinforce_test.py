@@ -165,7 +165,7 @@ def test_links_are_drawn_to_their_target():
   state = s.init(jax.random.key(0))
 
   def odds():
-    _, found = s.survey(state, jax.random.split(jax.random.key(1), 8))
+    _, found = s.policy_summary(state, jax.random.split(jax.random.key(1), 8))
     return np.concatenate([found[3, :1], found[5]])
 
   assert (odds() > 0.35).all()

@@ -14,7 +14,7 @@ import pytest
 from nas_jax.search import replay_tree
 
 K, T = 3, 4
-ROOMS = (6, 20, 50)  # the first is soon full
+CAPACITIES = (6, 20, 50)  # the first is soon full
 LABELS = ('a', 'b', 'c')
 
 insert, insert_all, lookup, log_prob = map(
@@ -27,14 +27,14 @@ FIELDS = ('reward', 'trained', 'used', 'length')
 class Plain:
   """The same in plain Python: a dictionary from prefixes to [reward, trained, used, length], in order of coming."""
 
-  def __init__(self, room):
-    self.room, self.nodes = room, {}
+  def __init__(self, capacity):
+    self.capacity, self.nodes = capacity, {}
 
   def insert(self, tokens, depth, rewards, fresh, length):
     for end in range(1, depth + 1):
       prefix = tuple(tokens[:end])
       if prefix not in self.nodes:
-        if len(self.nodes) + 1 == self.room:
+        if len(self.nodes) + 1 == self.capacity:
           return
         self.nodes[prefix] = [np.float32(0), 0, 0, 0]
       node, reward = self.nodes[prefix], np.float32(rewards[end - 1])
@@ -114,7 +114,7 @@ OPERATION = st.one_of(
 @hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @hypothesis.given(st.lists(OPERATION, min_size=10, max_size=40))
 def test_a_tree_is_a_dictionary_of_prefixes(operations):
-  tree, plain = replay_tree.empty(K, ROOMS[0]), Plain(ROOMS[0])
+  tree, plain = replay_tree.empty(K, CAPACITIES[0]), Plain(CAPACITIES[0])
   for name, *args in operations:
     if name == 'insert':
       tokens, depth, rewards, fresh, length = args
@@ -135,17 +135,17 @@ def test_a_tree_is_a_dictionary_of_prefixes(operations):
       found = np.asarray(log_prob(tree, jnp.array(tokens, jnp.int32), power))
       np.testing.assert_allclose(np.exp(found), np.cumprod(steps), rtol=1e-4)
     elif name == 'grow':
-      plain.room = next((room for room in ROOMS if room > plain.room), ROOMS[-1])
-      tree = replay_tree.grow(tree, plain.room)
-      assert replay_tree.room(tree) == plain.room
+      plain.capacity = next((capacity for capacity in CAPACITIES if capacity > plain.capacity), CAPACITIES[-1])
+      tree = replay_tree.grow(tree, plain.capacity)
+      assert replay_tree.capacity(tree) == plain.capacity
       same(tree, plain)
     else:
       assert json.loads(replay_tree.as_json(tree, LABELS), parse_float=np.float32) == {'next': plain.nested()}
 
 
-def planted(rewards, room=20):
+def planted(rewards, capacity=20):
   """A tree of the strings that are the keys, each with the reward of its last node; what comes before earns nothing."""
-  tree = replay_tree.empty(K, room)
+  tree = replay_tree.empty(K, capacity)
   for word, reward in rewards.items():
     tokens = [LABELS.index(letter) for letter in word] + [0] * (T - len(word))
     last = [i == len(word) - 1 for i in range(T)]
@@ -229,20 +229,24 @@ def random_strings(m, seed=0):
   return tokens, jnp.array(rng.integers(0, T + 1, m), jnp.int32), rewards, fresh
 
 
-@pytest.mark.parametrize('room', ROOMS)
-def test_many_at_once_are_one_by_one(room):
+@pytest.mark.parametrize('capacity', CAPACITIES)
+def test_many_at_once_are_one_by_one(capacity):
   """And one by one without jit, and in two trees at once."""
   batch = random_strings(12)
-  together, apart, plain = insert_all(replay_tree.empty(K, room), *batch, 2), replay_tree.empty(K, room), Plain(room)
+  together, apart, plain = (
+    insert_all(replay_tree.empty(K, capacity), *batch, 2),
+    replay_tree.empty(K, capacity),
+    Plain(capacity),
+  )
   for each in zip(*batch, strict=True):
     apart = replay_tree.insert(apart, *each, 2)
     plain.insert(*(x.tolist() for x in each), 2)
   same(together, plain)
   jax.tree.map(np.testing.assert_array_equal, together, apart)
   two = [random_strings(12), random_strings(12, seed=1)]
-  trees = [insert_all(replay_tree.empty(K, room), *each, 2) for each in two]
+  trees = [insert_all(replay_tree.empty(K, capacity), *each, 2) for each in two]
   stacked = jax.tree.map(lambda *x: jnp.stack(x), *two)
-  both = jax.vmap(lambda *each: replay_tree.insert_all(replay_tree.empty(K, room), *each, 2))(*stacked)
+  both = jax.vmap(lambda *each: replay_tree.insert_all(replay_tree.empty(K, capacity), *each, 2))(*stacked)
   jax.tree.map(np.testing.assert_array_equal, both, jax.tree.map(lambda *x: jnp.stack(x), *trees))
 
 
@@ -267,8 +271,8 @@ def test_the_longest_trainings_are_averaged():
 
 
 def test_a_full_tree_keeps_what_it_has():
-  tree = planted({'ab': 0.5, 'c': 0.25}, room=4)
-  assert int(tree.size) == replay_tree.room(tree) == 4
+  tree = planted({'ab': 0.5, 'c': 0.25}, capacity=4)
+  assert int(tree.size) == replay_tree.capacity(tree) == 4
   tokens, rewards, fresh = strings([0, 2, 1, 0], [1.0] * T, [True] * T)
   after = insert(tree, tokens, 3, rewards, fresh, 1)
   # `a` is used and trained once more; `ac` has no room, and so `acb` has no parent.
@@ -280,7 +284,7 @@ def test_a_full_tree_keeps_what_it_has():
 
 
 def test_growing_changes_nothing():
-  tree = planted(SMALL, room=10)
+  tree = planted(SMALL, capacity=10)
   grown = replay_tree.grow(tree, 50)
   assert replay_tree.as_json(grown, LABELS) == replay_tree.as_json(tree, LABELS)
   for tokens in itertools.islice(itertools.product(range(K), repeat=T), 0, 81, 7):
@@ -315,7 +319,7 @@ def test_json_by_hand():
 
 
 def test_complaints():
-  with pytest.raises(ValueError, match=r'choices=3 and room=0 .* want at least 1 of each'):
+  with pytest.raises(ValueError, match=r'choices=3 and capacity=0 .* want at least 1 of each'):
     replay_tree.empty(3, 0)
   with pytest.raises(ValueError, match=r'room for 20 nodes cannot shrink to 19: want at least as many'):
     replay_tree.grow(planted(SMALL), 19)
@@ -330,7 +334,7 @@ def test_what_is_written_is_read_again():
     tree = replay_tree.insert(tree, jnp.array(tokens), 3, jnp.array(rewards), jnp.ones(3, bool), 2)
   text = replay_tree.as_json(tree, labels)
   again = replay_tree.from_json(text, labels)
-  assert replay_tree.as_json(again, labels) == text and replay_tree.room(again) == int(tree.size) == 9
+  assert replay_tree.as_json(again, labels) == text and replay_tree.capacity(again) == int(tree.size) == 9
   path = jnp.array([1, 0, 2])
   assert (again.reward[replay_tree.lookup(again, path, 3)] == tree.reward[replay_tree.lookup(tree, path, 3)]).all()
   assert replay_tree.from_json('{"next": []}', labels).size == 1

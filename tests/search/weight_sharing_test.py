@@ -23,7 +23,7 @@ from nas_jax.types import Outcome
 
 SPACE = space.tree_cell_space(2)
 DATA = language_model.lay_out(testing.text(), 3, 5, 4)
-SETTINGS = language_model.Settings(0.1, 4.0, 0.1, 0.5)
+SETTINGS = language_model.Hyperparameters(0.1, 4.0, 0.1, 0.5)
 STEPS = len(DATA.train)
 
 
@@ -34,7 +34,7 @@ def config(**changes) -> weight_sharing.Config:
 
 def child():
   network = language_model.build(5, 4, 1, 3, language_model.tree())
-  return child_lib.completed(network, lambda arch: language_model.Plan(arch, SETTINGS))
+  return child_lib.bind_arch(network, lambda arch: language_model.ChildSpec(arch, SETTINGS))
 
 
 def problem(optimizer=lambda passes: optax.sgd(0.5)) -> enas.Problem:

@@ -8,7 +8,7 @@ from testing import one_line, strings
 
 from nas_jax import published, space
 from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch, conv_space
-from nas_jax.space.network import Form, Layer, layers_of, network
+from nas_jax.space.network import Layer, NetworkOptions, layers_of, network
 
 TYPED = conv_space(
   2, (1, 3), (3,), (4,), strides=(1, 2), layer_types=('norm', 'conv', 'max pool'), pools=(2, 3), rates=(0.1, 0.01)
@@ -43,7 +43,7 @@ def test_tokens_in_the_papers_order():
   names = ['filter height', 'filter width', 'stride height', 'stride width', 'filters', 'reads']
   assert [slot.name for slot in slots] == names * 2
   assert [slot.anchor for slot in slots] == [name == 'reads' for name in names * 2]
-  assert TYPED.slots[0].name == 'learning rate' and TYPED.slots[1].governs
+  assert TYPED.slots[0].name == 'learning rate' and TYPED.slots[1].selects
 
 
 def test_figure_7_has_the_weights_of_the_paper():
@@ -94,19 +94,19 @@ def test_blocks_and_pools_by_hand():
   # Two convolutions, of 3 and of 5 filters, the second reading the first, as blocks of two: layers 0, 1 and 2, 3.
   arch = conv_space(2, (3,), (3,), (3, 5)).decode([0, 0, 0, 0, 0, 1, 1])
   plain = [(IMAGE,), (IMAGE, 0), (0, 1), (0, 1, 2)]
-  assert [layer.reads for layer in network(arch, Form(block=2)).layers] == plain
-  assert network(arch, Form(block=2)).ends == (2, 3)  # all of what a block gives
+  assert [layer.reads for layer in network(arch, NetworkOptions(block=2)).layers] == plain
+  assert network(arch, NetworkOptions(block=2)).ends == (2, 3)  # all of what a block gives
   # From the third layer on, what comes from before is pooled: 2 and 3 are the pools of 0 and 1.
-  made = network(arch, Form(block=2, pools=(3,)))
+  made = network(arch, NetworkOptions(block=2, pools=(3,)))
   pool = Layer(MAX_POOL, (0,), (2, 2), (2, 2), 0)
   assert made.layers[2:4] == (pool, pool._replace(reads=(1,)))
   assert [layer.reads for layer in made.layers] == [(IMAGE,), (IMAGE, 0), (0,), (1,), (2, 3), (2, 3, 4)]
-  found = space.count(arch, (8, 6, 1), 2, Form(block=2, pools=(3,), add_filters=4))
+  found = space.count(arch, (8, 6, 1), 2, NetworkOptions(block=2, pools=(3,), add_filters=4))
   assert found.shapes == ((8, 6, 7), (8, 6, 7), (4, 3, 7), (4, 3, 7), (4, 3, 9), (4, 3, 9))
   assert found.conv_weights == 9 * (1 * 7 + 8 * 7 + 14 * 9 + 23 * 9)
   # What the end joins from before a pool is pooled too, and the image where it is read after one.
   alone = conv_space(2, (3,), (3,), (3, 5)).decode([0, 0, 0, 0, 0, 1, 0])
-  made = network(alone, Form(pools=(2,)))
+  made = network(alone, NetworkOptions(pools=(2,)))
   assert [layer.reads for layer in made.layers] == [(IMAGE,), (IMAGE,), (1,), (0,)] and made.ends == (3, 2)
 
 

@@ -58,7 +58,9 @@ def test_epochs_grow_with_children():
   cfg = testing.chain_config(epochs_start=1, epochs=3, epochs_every=4)
   assert [int(chain.epochs_of(cfg, n)) for n in (0, 3, 4, 8, 100)] == [1, 1, 2, 3, 3]
   assert int(chain.epochs_of(testing.chain_config(epochs=2), 100)) == 2
-  assert chain.length(cfg) == '1 to 3 epochs' and chain.length(chain.longer(testing.chain_config(), 5)) == '10 epochs'
+  assert (
+    chain.length(cfg) == '1 to 3 epochs' and chain.length(chain.scale_budget(testing.chain_config(), 5)) == '10 epochs'
+  )
 
 
 @pytest.mark.long
@@ -102,12 +104,12 @@ def test_a_prefix_is_trained_as_the_network_that_it_is():
   (group, *_) = s.parts.split(batch)
   outcome = s.train(group)
   (data,) = classifier.lay_out(cfg, IMAGES, IMAGES.train, IMAGES.valid)
-  settings = child_conv.Settings(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+  settings = child_conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   epoch, mesh = len(data.labels) // cfg.batch, fit.child_mesh(jax.devices()[:1])
   for k, depth in enumerate(group.depth.tolist()):
     arch = s.space.decode(group.tokens[k], depth)
-    plan = child_conv.Plan(arch, settings)
-    child = child_lib.completed(classifier.build(cfg, IMAGES), lambda _, plan=plan: plan)
+    plan = child_conv.ChildSpec(arch, settings)
+    child = child_lib.bind_arch(classifier.build(cfg, IMAGES), lambda _, plan=plan: plan)
     programs = classifier.fitter(cfg, data, child, lambda _: settings, cfg.epochs * epoch, mesh)
     found = fit.fit(programs, (), group.keys[k : k + 1], data)
     assert outcome.metrics['accuracy'][k] == pytest.approx(float(found['accuracy'][0]))
@@ -122,19 +124,21 @@ def test_a_warm_start_is_from_the_weights_of_the_prefix_before():
   batch = s.ask(s.init(jax.random.key(4)))
   (group,) = s.parts.split(batch)
   (data,) = classifier.lay_out(cfg, IMAGES, IMAGES.train, IMAGES.valid)
-  settings = child_conv.Settings(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+  settings = child_conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   child, mesh, trained = classifier.build(cfg, IMAGES), fit.child_mesh(jax.devices()[:1]), []
 
   def programs(arch, mesh):
-    planned = child_lib.completed(child, lambda _: child_conv.Plan(arch, settings))
+    planned = child_lib.bind_arch(child, lambda _: child_conv.ChildSpec(arch, settings))
     return classifier.fitter(cfg, data, planned, lambda _: settings, 2, mesh)
 
-  def inherit(fresh, old):
-    start = child_conv.inherited(fresh, old)
+  def warm_start(fresh, old):
+    start = child_conv.warm_start_params(fresh, old)
     trained.append(jax.tree.map(np.array, (fresh, old, start)))  # copies: training uses its weights up
     return start
 
-  outcome = evaluators.successive(programs, data, lambda found: found['accuracy'], inherit, jax.devices()[0])(group)
+  outcome = evaluators.warm_started(programs, data, lambda found: found['accuracy'], warm_start, jax.devices()[0])(
+    group
+  )
   assert len(trained) == len(group.ids) - 1 == 2 and (outcome.metrics['failed'] == 0).all()
   for k, (fresh, old, start) in enumerate(trained, 1):
     assert len(start['layers']) == k + 1 == len(old['layers']) + 1

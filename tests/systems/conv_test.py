@@ -29,7 +29,7 @@ def test_the_papers_spaces():
   assert v2.size() == (64 * 9) ** 20 * 2**190
   assert v3.size() == 64**13 * 2**78
   v1.check(published.FIGURE_7)
-  third = network(v3.decode(np.zeros(v3.length, int)), classifier.form(conv.paper_v3()))
+  third = network(v3.decode(np.zeros(v3.length, int)), classifier.network_options(conv.paper_v3()))
   assert sum(layer.filters > 0 for layer in third.layers) == 39  # the depth in Table 1
 
 
@@ -37,9 +37,9 @@ def test_a_rate_of_its_own_for_each_child():
   cfg = testing.conv_config(lr=(0.1, 0.025))
   made = conv.make_space(cfg)
   tokens = np.zeros(made.length, int)
-  rates = [conv.settings(cfg, made.decode([token, *tokens[1:]])).lr for token in (0, 1)]
+  rates = [conv.hyperparameters(cfg, made.decode([token, *tokens[1:]])).lr for token in (0, 1)]
   assert rates == [0.1, 0.025] and made.slots[0].name == 'learning rate'
-  assert conv.settings(testing.conv_config(lr=(0.3,)), made.decode(tokens)._replace(rate=())).lr == 0.3
+  assert conv.hyperparameters(testing.conv_config(lr=(0.3,)), made.decode(tokens)._replace(rate=())).lr == 0.3
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,11 @@ def test_the_reward_is_the_best_accuracy_of_the_last_epochs_cubed():
   outcome = conv.build_evaluator(cfg, IMAGES)(batch)
   (data,) = classifier.lay_out(cfg, IMAGES, IMAGES.train, IMAGES.valid)
   for k, arch in enumerate(space.unstack(batch.archs)):
-    plan = child_conv.Plan(arch, conv.settings(cfg, arch))
-    child = child_lib.completed(classifier.build(cfg, IMAGES), lambda _, plan=plan: plan)
+    plan = child_conv.ChildSpec(arch, conv.hyperparameters(cfg, arch))
+    child = child_lib.bind_arch(classifier.build(cfg, IMAGES), lambda _, plan=plan: plan)
     epoch = len(data.labels) // cfg.batch
     mesh = fit.child_mesh(jax.devices()[:1])
-    programs = classifier.fitter(cfg, data, child, lambda _, plan=plan: plan.settings, 4 * epoch, mesh)
+    programs = classifier.fitter(cfg, data, child, lambda _, plan=plan: plan.hyperparameters, 4 * epoch, mesh)
     states, archs, keys = fit.begin(programs, (), batch.keys[k : k + 1])
     accuracies = []
     for _ in range(4):
@@ -145,7 +145,7 @@ def test_a_final_training_has_all_images_and_keeps_the_last_weights():
   assert len(grid.data.labels) == len(IMAGES.train.labels) and grid.choose
   assert len(final.data.labels) == len(IMAGES.train.labels) + len(IMAGES.valid.labels) and not final.choose
   np.testing.assert_array_equal(final.test.valid_labels[: len(IMAGES.test.labels)], IMAGES.test.labels)
-  settings = retrain_conv.settings(retrain_conv.grid(cfg))
+  settings = retrain_conv.hyperparameters(retrain_conv.grid(cfg))
   progress = full_training.run(final, *full_training.start(final, settings, jax.random.split(jax.random.key(0), 1), 3))
   jax.tree.map(np.testing.assert_array_equal, progress.best, (progress.states.params, progress.states.carry))
   assert retrain_conv.task(retrain_config(train_on_all=False), IMAGES, ARCH, '0', 3, True).data is not final.data
@@ -204,16 +204,16 @@ def test_one_program_for_each_depth():
 
 def test_what_a_program_for_all_cannot_train():
   cfg = testing.conv_config(child_program='generic')
-  assert conv.misfit(cfg, ARCH) == ''
-  assert 'filter_height 5 is none of' in conv.misfit(cfg, ARCH._replace(filter_height=(3, 5)))
-  assert 'filters 9 is none of' in conv.misfit(cfg, ARCH._replace(filters=(2, 9)))
-  assert 'strides' in conv.misfit(cfg, ARCH._replace(stride_height=(1, 1), stride_width=(1, 1)))
-  assert conv.misfit(testing.conv_config(), ARCH._replace(filters=(2, 9))) == ''
-  assert 'no anchor points, and skips is True' in conv.misfit(cfg, ARCH._replace(links=()))
-  assert 'skips is False' in conv.misfit(dataclasses.replace(cfg, skips=False), ARCH)
+  assert conv.why_unsupported(cfg, ARCH) == ''
+  assert 'filter_height 5 is none of' in conv.why_unsupported(cfg, ARCH._replace(filter_height=(3, 5)))
+  assert 'filters 9 is none of' in conv.why_unsupported(cfg, ARCH._replace(filters=(2, 9)))
+  assert 'strides' in conv.why_unsupported(cfg, ARCH._replace(stride_height=(1, 1), stride_width=(1, 1)))
+  assert conv.why_unsupported(testing.conv_config(), ARCH._replace(filters=(2, 9))) == ''
+  assert 'no anchor points, and skips is True' in conv.why_unsupported(cfg, ARCH._replace(links=()))
+  assert 'skips is False' in conv.why_unsupported(dataclasses.replace(cfg, skips=False), ARCH)
   few = testing.cell_config(activate=('identity', 'tanh'))
-  assert 'sigmoid is none of identity, tanh' in cell.misfit(few, published.LSTM)
-  assert cell.misfit(testing.cell_config(), published.LSTM) == ''
+  assert 'sigmoid is none of identity, tanh' in cell.why_unsupported(few, published.LSTM)
+  assert cell.why_unsupported(testing.cell_config(), published.LSTM) == ''
 
 
 def test_a_space_of_strides_has_one_way_to_compile(monkeypatch):

@@ -52,7 +52,7 @@ def agree(name, counts):
   batch = evaluators.random_batch(made, jax.random.key(0), M)
   found = [build(fit.child_mesh(jax.devices()[:count]))(batch) for count in counts]
   for outcome in found:
-    assert outcome.reward.shape == (M,) and (outcome.metrics['failed'] == fit.FINE).all()
+    assert outcome.reward.shape == (M,) and (outcome.metrics['failed'] == fit.Status.OK).all()
     for metric, values in found[0].metrics.items():
       np.testing.assert_allclose(outcome.metrics[metric], values, rtol=1e-5, atol=1e-6)
 

@@ -12,26 +12,26 @@ from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.datasets import image_batches
 from nas_jax.space.enas import MACRO_OPERATIONS, MICRO_OPERATIONS, MacroArch, MicroArch
 from nas_jax.training import fit
-from nas_jax.training.child import completed
+from nas_jax.training.child import bind_arch
 
 IMAGE, CLASSES, B = (6, 5, 1), 3, 4
-SETTINGS = conv.Settings(lr=0.05, decay_epoch=1.0, weight_decay=0.1, epsilon=1e-3)
+SETTINGS = conv.Hyperparameters(lr=0.05, decay_epoch=1.0, weight_decay=0.1, epsilon=1e-3)
 PROBLEM = conv.Problem(IMAGE, CLASSES, B, B)
 RNG = np.random.default_rng(0)
 DRAWN = jnp.asarray(RNG.normal(size=(B, *IMAGE)), jnp.float32), jnp.arange(B) % CLASSES
 KEY = jax.random.key(7)
 
 FORMS = {
-  'macro': (enas_macro, enas_macro.Form(3, 2), space.enas_macro_space(3)),
+  'macro': (enas_macro, enas_macro.NetworkOptions(3, 2), space.enas_macro_space(3)),
   'macro to the end': (
     enas_macro,
-    enas_macro.Form(3, 3, ('conv 3', 'max pool 3'), double=True, concat=True),
+    enas_macro.NetworkOptions(3, 3, ('conv 3', 'max pool 3'), double=True, concat=True),
     space.enas_macro_space(3, ('conv 3', 'max pool 3')),
   ),
-  'micro': (enas_micro, enas_micro.Form(1, 2, 2, drop_path=0.5), space.enas_micro_space(2)),
+  'micro': (enas_micro, enas_micro.NetworkOptions(1, 2, 2, drop_path=0.5), space.enas_micro_space(2)),
   'micro with reductions': (
     enas_micro,
-    enas_micro.Form(3, 2, 1, ('sepconv 3', 'max pool 3')),
+    enas_micro.NetworkOptions(3, 2, 1, ('sepconv 3', 'max pool 3')),
     space.enas_micro_space(1, ('sepconv 3', 'max pool 3')),
   ),
 }
@@ -56,12 +56,12 @@ def traced(arch):
 
 
 def shapes(child, arch):
-  return jax.eval_shape(lambda: child.init(conv.Plan(arch, SETTINGS), jax.random.key(0)))
+  return jax.eval_shape(lambda: child.init(conv.ChildSpec(arch, SETTINGS), jax.random.key(0)))
 
 
 def measured(child, arch, params, stats):
   """Loss, statistics and gradients of a step."""
-  plan, drawn = conv.Plan(arch, SETTINGS), (DRAWN[0].astype(float), DRAWN[1])
+  plan, drawn = conv.ChildSpec(arch, SETTINGS), (DRAWN[0].astype(float), DRAWN[1])
   (loss, after), grads = jax.value_and_grad(child.loss, has_aux=True)(params, plan, stats, drawn, KEY)
   return loss, after, grads
 
@@ -106,9 +106,11 @@ def wanted(module, name, x, parts):
 @pytest.mark.parametrize('module, names', [(enas_macro, MACRO_OPERATIONS), (enas_micro, MICRO_OPERATIONS)])
 def test_each_operation_by_hand(module, names):
   if module is enas_macro:
-    room = enas_macro._room(PROBLEM, enas_macro.Form(1, 3))['layers'][0]['branches']
+    room = enas_macro._room(PROBLEM, enas_macro.NetworkOptions(1, 3))['layers'][0]['branches']
   else:
-    room = jax.tree.map(lambda x: x[0], enas_micro._room(PROBLEM, enas_micro.Form(1, 3))['cells'][0]['blocks'][0][0])
+    room = jax.tree.map(
+      lambda x: x[0], enas_micro._room(PROBLEM, enas_micro.NetworkOptions(1, 3))['cells'][0]['blocks'][0][0]
+    )
   own, x = numbers(room), np.asarray(RNG.normal(size=(B, 6, 5, 3)), np.float32)
   moving = conv.unmoved(own)
   branches = [lambda *operands, name=name: module._branch(name, 'train', *operands) for name in names]
@@ -197,19 +199,19 @@ def test_shared_weights_act_as_those_of_the_network_alone(x64, name):
   [
     # Stem, three layers (1 x 1, operation, norm), the two outputs that are read once halved, classifier.
     (
-      enas_macro.build(PROBLEM, enas_macro.Form(3, 2)),
+      enas_macro.build(PROBLEM, enas_macro.NetworkOptions(3, 2)),
       MacroArch((0, 5, 3), (1, 0, 1)),
       22 + (8 + 40 + 4) + (8 + 4) + (8 + 58 + 4) + 8 + 8 + 9,
     ),
     # Filters 2, 4, 8; the skip and layer 2 itself concatenated, all else alone.
     (
-      enas_macro.build(PROBLEM, enas_macro.Form(3, 2, double=True, concat=True)),
+      enas_macro.build(PROBLEM, enas_macro.NetworkOptions(3, 2, double=True, concat=True)),
       MacroArch((4, 5, 4), (0, 0, 1)),
       22 + (8 + 8) + (8 + 8) + (16 + 8 + 24) + (32 + 16) + (64 + 16 + 128 + 16) + 27,
     ),
     # Stem, two inputs, twice a separable convolution, two loose ends (a node that nothing reads, and the block).
     (
-      enas_micro.build(PROBLEM, enas_micro.Form(1, 2, 1)),
+      enas_micro.build(PROBLEM, enas_micro.NetworkOptions(1, 2, 1)),
       MicroArch((0, 0), (0, 4), (0, 0), (0, 0)),
       22 + 16 + 52 + 12 + 9,
     ),
@@ -220,9 +222,9 @@ def test_weights_of_a_network_alone_by_hand(child, arch, weights):
 
 
 def test_the_published_cell_in_full_size():
-  child = enas_micro.build(conv.Problem((32, 32, 3), 10, 8, 8), enas_micro.Form(15, 36))
+  child = enas_micro.build(conv.Problem((32, 32, 3), 10, 8, 8), enas_micro.NetworkOptions(15, 36))
   found = shapes(child, published.ENAS_MICRO)
-  filters = [cell.filters for cell in enas_micro.cells_of(enas_micro.Form(15, 36))]
+  filters = [cell.filters for cell in enas_micro.cells_of(enas_micro.NetworkOptions(15, 36))]
   assert filters == [36] * 5 + [72] * 6 + [144] * 6
   assert [cell['ends']['shift'].size for cell in found['cells']] == filters
   assert {cell['ends']['kernel'].shape[2] // f for cell, f in zip(found['cells'], filters, strict=True)} == {4, 5}
@@ -230,8 +232,8 @@ def test_the_published_cell_in_full_size():
 
 def test_first_weights():
   """He et al. (2015) for each kernel, also of those in a row for nodes; a classifier of zeros."""
-  child = enas_micro.build(conv.Problem((8, 8, 3), 3, 4, 4), enas_micro.Form(1, 64))
-  params = child.init(conv.Plan(traced(published.ENAS_MICRO), SETTINGS), jax.random.key(0))
+  child = enas_micro.build(conv.Problem((8, 8, 3), 3, 4, 4), enas_micro.NetworkOptions(1, 64))
+  params = child.init(conv.ChildSpec(traced(published.ENAS_MICRO), SETTINGS), jax.random.key(0))
   part = params['cells'][0]['blocks'][4][0]['sepconv 5'][1]
   assert part['kernel'].shape == (6, 1, 1, 64, 64) and part['depthwise'].shape == (6, 5, 5, 64)
   assert part['kernel'].std() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
@@ -243,10 +245,10 @@ def test_first_weights():
 
 
 SMALL = {
-  'macro': (enas_macro, enas_macro.Form(1, 2, ('max pool 3',)), MacroArch((5,), ())),
+  'macro': (enas_macro, enas_macro.NetworkOptions(1, 2, ('max pool 3',)), MacroArch((5,), ())),
   'micro': (
     enas_micro,
-    enas_micro.Form(1, 2, 1, ('max pool 3', 'identity')),
+    enas_micro.NetworkOptions(1, 2, 1, ('max pool 3', 'identity')),
     MicroArch((0, 1), (3, 3), (0, 0), (3, 3)),
   ),
 }
@@ -308,9 +310,11 @@ def test_children_one_after_another_are_children_at_once(x64):
     'average pool 3',
   )  # pixels that are largest twice over have gradients that rounding decides
   made = space.enas_macro_space(2, operations)
-  child = enas_macro.build(PROBLEM, enas_macro.Form(2, 2, operations))
+  child = enas_macro.build(PROBLEM, enas_macro.NetworkOptions(2, 2, operations))
   archs = space.stack([any_arch(made) for _ in range(4)])
-  params = numbers(jax.eval_shape(lambda: jax.vmap(lambda arch: child.init(conv.Plan(arch, SETTINGS), KEY))(archs)))
+  params = numbers(
+    jax.eval_shape(lambda: jax.vmap(lambda arch: child.init(conv.ChildSpec(arch, SETTINGS), KEY))(archs))
+  )
 
   def one(_, arch, params):
     return measured(child, arch, params, child.carry(params))
@@ -324,8 +328,8 @@ def test_it_learns():
   child = enas_macro.build(conv.Problem(IMAGE, CLASSES, 9, 4), form._replace(filters=6))
   images = testing.pictures()
   data = image_batches.lay_out(images.train, [images.valid], 4)[0]
-  plan, mesh = conv.Plan(arch, SETTINGS), fit.child_mesh(jax.devices()[:1])
-  programs = fit.fitter(completed(child, lambda _: plan), lambda _: optax.sgd(0.1, 0.9), 60, 60, mesh)
+  plan, mesh = conv.ChildSpec(arch, SETTINGS), fit.child_mesh(jax.devices()[:1])
+  programs = fit.fitter(bind_arch(child, lambda _: plan), lambda _: optax.sgd(0.1, 0.9), 60, 60, mesh)
   found = fit.fit(programs, (), jax.random.split(KEY, 1), data)
   assert found['accuracy'][0] > 0.8 and found['failed'][0] == 0
 
@@ -333,15 +337,17 @@ def test_it_learns():
 @pytest.mark.parametrize(
   'make, words',
   [
-    (lambda: enas_macro.build(PROBLEM, enas_macro.Form(0, 2)), r'layers \(=0\)'),
-    (lambda: enas_macro.build(PROBLEM, enas_macro.Form(2, 2, norm='mean')), "norm .*'mean'.*moving, batch"),
-    (lambda: enas_micro.build(PROBLEM, enas_micro.Form(0, 2)), r'cells \(=0\)'),
+    (lambda: enas_macro.build(PROBLEM, enas_macro.NetworkOptions(0, 2)), r'layers \(=0\)'),
+    (lambda: enas_macro.build(PROBLEM, enas_macro.NetworkOptions(2, 2, norm='mean')), "norm .*'mean'.*moving, batch"),
+    (lambda: enas_micro.build(PROBLEM, enas_micro.NetworkOptions(0, 2)), r'cells \(=0\)'),
     (
-      lambda: shapes(enas_macro.build(PROBLEM, enas_macro.Form(2, 2)), MacroArch((0, 6), (0,))),
+      lambda: shapes(enas_macro.build(PROBLEM, enas_macro.NetworkOptions(2, 2)), MacroArch((0, 6), (0,))),
       'is 6: this space allows 0',
     ),
     (
-      lambda: shapes(enas_micro.build(PROBLEM, enas_micro.Form(1, 2)), MicroArch((0, 0), (0, 4), (0, 0), (0, 0))),
+      lambda: shapes(
+        enas_micro.build(PROBLEM, enas_micro.NetworkOptions(1, 2)), MicroArch((0, 0), (0, 4), (0, 0), (0, 0))
+      ),
       'wants 10',
     ),
   ],

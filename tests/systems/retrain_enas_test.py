@@ -26,7 +26,7 @@ def task():
 
 
 def test_a_network_is_trained_at_every_point_of_the_grid(task):
-  points = retrain_enas.settings(retrain_enas.grid(config()))
+  points = retrain_enas.hyperparameters(retrain_enas.grid(config()))
   progress, archs, keys = full_training.start(task, points, jax.random.split(jax.random.key(0), 2), 3)
   first = jax.tree.map(np.asarray, progress.states.params)
   assert task.weights == sum(leaf[0].size for leaf in jax.tree.leaves(first))
@@ -45,7 +45,7 @@ def test_the_optimizer_decays_kernels_and_the_classifier(task):
     'softmax_bias': False,
   }
   # A step on the same gradients with and without: kernels lose lr * decay * (1 + momentum) of themselves besides.
-  points = retrain_enas.settings([retrain_enas.Point(0.05, 1.0, decay, 1e-3) for decay in (0.0, 0.1)])
+  points = retrain_enas.hyperparameters([retrain_enas.Point(0.05, 1.0, decay, 1e-3) for decay in (0.0, 0.1)])
   keys = jnp.repeat(jax.random.split(jax.random.key(0), 1), 2)
   progress, archs, keys = full_training.start(task, points, keys, 1)
   first = jax.tree.map(np.asarray, progress.states.params)
@@ -59,7 +59,7 @@ def test_presets_are_sound(preset):
   cfg = retrain_enas.PRESETS[preset]()
   retrain_enas.check(cfg)
   for arch in (MACRO, published.ENAS_MICRO):
-    retrain_enas.prove(cfg, IMAGES, arch)
+    retrain_enas.validate(cfg, IMAGES, arch)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_presets_are_sound(preset):
   [
     (lambda: retrain_enas.check(config(add_filters=(2,))), r'add_filters \(=\(2,\)\) .*leave \(0,\)'),
     (lambda: retrain_enas.check(config(keep=0.0)), 'keep'),
-    (lambda: retrain_enas.prove(config(), IMAGES, MACRO._replace(operation=(0, 1, 9))), 'is 9'),
+    (lambda: retrain_enas.validate(config(), IMAGES, MACRO._replace(operation=(0, 1, 9))), 'is 9'),
   ],
 )
 def test_what_cannot_be_is_one_line(make, words):

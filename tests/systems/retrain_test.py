@@ -22,7 +22,7 @@ from nas_jax.published import LSTM
 from nas_jax.systems import language
 from nas_jax.systems import retrain_cell as retrain
 from nas_jax.training import checkpoint, full_training
-from nas_jax.training.child import completed
+from nas_jax.training.child import bind_arch
 from nas_jax.training.recovery import Stopped
 
 ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
@@ -41,7 +41,9 @@ def made():
 
 
 def begun(made, points, epochs):
-  return full_training.start(made, retrain.settings(points), jax.random.split(jax.random.key(0), len(points)), epochs)
+  return full_training.start(
+    made, retrain.hyperparameters(points), jax.random.split(jax.random.key(0), len(points)), epochs
+  )
 
 
 def finished(made, keep=lambda progress: None):
@@ -58,10 +60,10 @@ def test_one_program_trains_all_points_as_each_would_alone(made, whole):
   """Rates, scales and decay as arrays beside the same as constants of a program."""
   keys = jax.random.split(jax.random.key(0), len(POINTS))
   for k, point in enumerate(POINTS[:2]):
-    settings = language_model.Settings(point.lr, point.decay_epoch, point.init_scale, point.init_scale)
+    settings = language_model.Hyperparameters(point.lr, point.decay_epoch, point.init_scale, point.init_scale)
     network = language.build(DECAYING, testing.text(), language_model.tree(), 4)
     epoch = len(made.data.train)
-    alone = completed(network, lambda _, settings=settings: language_model.Plan(ARCH, settings))
+    alone = bind_arch(network, lambda _, settings=settings: language_model.ChildSpec(ARCH, settings))
     programs = language.fitter(DECAYING, made.data, alone, lambda _, settings=settings: settings, 3 * epoch, epoch)
     task = made._replace(programs=programs)
     progress = full_training.run(task, *full_training.start(task, (), keys[k : k + 1], 3))
@@ -70,7 +72,7 @@ def test_one_program_trains_all_points_as_each_would_alone(made, whole):
 
 def test_the_rate_decays_by_epochs_as_by_hand():
   make = language.optimizer(DECAYING, steps=50, epoch=10)
-  optimizer = make(language_model.Settings(jnp.array(8.0), jnp.array(2.0), 0.0, 0.0))
+  optimizer = make(language_model.Hyperparameters(jnp.array(8.0), jnp.array(2.0), 0.0, 0.0))
   state, rates = optimizer.init(jnp.zeros(())), []
   for _ in range(50):
     update, state = optimizer.update(jnp.ones(()), state)
@@ -162,7 +164,7 @@ def test_zaremba_sizes_are_his_numbers_of_lstm_units(preset, units):
 
 def test_the_embedding_may_be_narrower_than_the_cells():
   network = language_model.build(5, 4, 2, 3, language_model.tree(), embedding=3)
-  plan = language_model.Plan(ARCH, language_model.Settings(0.1, 0.0, 0.5, 0.5))
+  plan = language_model.ChildSpec(ARCH, language_model.Hyperparameters(0.1, 0.0, 0.5, 0.5))
   params = network.init(plan, jax.random.key(0))
   assert params['embedding'].shape == (5, 3) and params['softmax'].shape == (4, 5)
   assert [cell['kernel'].shape for cell in params['cells']] == [(3, 8), (4, 8)]
@@ -175,7 +177,7 @@ def test_grid_sizes_and_rates_by_hand():
   assert [retrain.parse_size(size) for size in ('200', '4.65M', '12k')] == [(200, 0), (0, 4_650_000), (0, 12_000)]
   assert retrain.parse_dropout('0.5') == language_model.Dropout(0.0, 0.5, 0.0, 0.5)
   assert retrain.parse_dropout('0:.1:.2:.3') == language_model.Dropout(0.0, 0.1, 0.2, 0.3)
-  settings = retrain.settings(POINTS)
+  settings = retrain.hyperparameters(POINTS)
   assert settings.dropout.recurrent is None and np.allclose(settings.dropout.input, [0, 0, 0.4])
 
 

@@ -23,7 +23,7 @@ from nas_jax.training import fit
 
 EPOCHS, SEEDS = 3, 3
 CFG = classifier.Config(dataset='cifar10', max_examples=11_000, valid_share=1 / 11, schedule='constant', epochs=EPOCHS)
-SETTINGS = conv.Settings(lr=0.05, decay_epoch=0.0, weight_decay=1e-4, epsilon=1e-5)
+SETTINGS = conv.Hyperparameters(lr=0.05, decay_epoch=0.0, weight_decay=1e-4, epsilon=1e-5)
 # 3 x 3 of 24, 3 x 3 of 36 with stride 2, and 5 x 5 of 48 that reads both.
 LAYERS = (0, 0, 0, 0, 0), (0, 0, 1, 1, 1, 1), (1, 1, 0, 0, 2, 1, 1)
 ARCH = conv_space(3, (3, 5), (3, 5), (24, 36, 48), strides=(1, 2)).decode(sum(LAYERS, ()))
@@ -91,8 +91,8 @@ def by_torch(params, data):
 
 def here(child, data, keys):
   """The same of each key."""
-  plan = conv.Plan(ARCH, SETTINGS)
-  planned = child_lib.completed(child, lambda _: plan)
+  plan = conv.ChildSpec(ARCH, SETTINGS)
+  planned = child_lib.bind_arch(child, lambda _: plan)
   epoch = len(data.labels) // CFG.batch
   programs = classifier.fitter(CFG, data, planned, lambda _: SETTINGS, EPOCHS * epoch, fit.child_mesh())
   states, archs, keys = fit.begin(programs, (), keys)

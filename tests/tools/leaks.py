@@ -37,10 +37,10 @@ def levels(kind: str, children: int, folder: str, say=print) -> list[float]:
       testing.conv_config(m=4, child_program='specialised', child_starts=0),
       testing.pictures(),
     )
-  keeper = recovery_files.keeper(folder, cfg, lambda: None)
-  s, found = build(cfg, data, keeper=keeper), list[float]()
+  recovery = recovery_files.recovery(folder, cfg, lambda: None)
+  s, found = build(cfg, data, recovery=recovery), list[float]()
   for tenth in range(1, 11):
-    run_search.run(folder, s, 0, search.Budget(children * tenth // 10), kind, keeper)
+    run_search.run(folder, s, 0, search.Budget(children * tenth // 10), kind, recovery)
     gc.collect()
     found.append(resident())
     say(f'{kind}: {children * tenth // 10} children, {found[-1]:.0f} MiB', flush=True)

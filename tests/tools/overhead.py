@@ -44,14 +44,14 @@ def main(children: int) -> None:
   launch.set_up_jax()
   cfg = cell.demo()
   with tempfile.TemporaryDirectory() as folder:
-    keeper = recovery_files.keeper(folder, cfg, lambda: None)
+    recovery = recovery_files.recovery(folder, cfg, lambda: None)
     names = ('begin', 'keep', 'end')
-    keeper = keeper._replace(**{name: timed('started.jsonl', getattr(keeper, name)) for name in names})
-    s = cell.build(cfg, language.load(cfg), keeper=keeper)
-    run_search.run(folder, s, 0, search.Budget(cfg.m), 'compile', keeper)
+    recovery = recovery._replace(**{name: timed('started.jsonl', getattr(recovery, name)) for name in names})
+    s = cell.build(cfg, language.load(cfg), recovery=recovery)
+    run_search.run(folder, s, 0, search.Budget(cfg.m), 'compile', recovery)
     spent.clear()
     begun = time.perf_counter()
-    run_search.run(folder, s, 0, search.Budget(children), 'demo', keeper)
+    run_search.run(folder, s, 0, search.Budget(children), 'demo', recovery)
     total = time.perf_counter() - begun
   for name, seconds in spent.most_common():
     print(f'{name:18} {seconds:7.2f} s  {seconds / total:6.2%}')

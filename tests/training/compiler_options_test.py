@@ -25,7 +25,9 @@ def told(monkeypatch):
   monkeypatch.setattr(fit, 'over_children', over_children)
   monkeypatch.setattr(evaluators, 'from_scratch', lambda programs, *others: lambda batch: programs)
   monkeypatch.setattr(
-    evaluators, 'specialised', lambda own, *others: lambda batch: own(space.unstack(batch.archs)[0], fit.child_mesh())
+    evaluators,
+    'static_programs',
+    lambda own, *others: lambda batch: own(space.unstack(batch.archs)[0], fit.child_mesh()),
   )
   return found
 

@@ -41,19 +41,19 @@ def of_tokens(cell_space, tokens):
 def test_random_cells_in_double_precision(x64):
   cell_space = space.tree_cell_space(4)
   tokens = jax.vmap(lambda key: uniform_controller(cell_space).sample((), key))(jax.random.split(jax.random.key(0), 5))
-  generic, specialised = both(of_tokens(cell_space, tokens), base=4, steps=50, lr=0.01, layers=2)
-  assert (generic['failed'] == 0).all() and len(generic['failed']) == 5  # one more than the four devices
+  traced, static = both(of_tokens(cell_space, tokens), base=4, steps=50, lr=0.01, layers=2)
+  assert (traced['failed'] == 0).all() and len(traced['failed']) == 5  # one more than the four devices
   for name in ('perplexity', 'loss'):
-    np.testing.assert_allclose(specialised[name], generic[name], rtol=1e-9)
+    np.testing.assert_allclose(static[name], traced[name], rtol=1e-9)
 
 
 @pytest.mark.long
 def test_published_cells_in_single_precision():
   cell_space = space.tree_cell_space(8)
   tokens = [cell_space.encode(arch) for arch in (NASCELL, LSTM)]
-  generic, specialised = both(of_tokens(cell_space, tokens), base=8, hidden=8, steps=100, lr=0.01)
+  traced, static = both(of_tokens(cell_space, tokens), base=8, hidden=8, steps=100, lr=0.01)
   for name in ('perplexity', 'loss'):
-    np.testing.assert_allclose(specialised[name], generic[name], rtol=1e-4)
+    np.testing.assert_allclose(static[name], traced[name], rtol=1e-4)
 
 
 class Sized(NamedTuple):
@@ -77,7 +77,7 @@ def test_a_child_too_large_for_the_machine_fails_alone():
   def programs(arch, mesh):
     return fit.fitter(sized_child(arch), lambda _: optax.sgd(0.1), 2, 1, mesh)
 
-  evaluate = evaluators.specialised(programs, (), lambda metrics: metrics['width'], jax.devices()[:2])
+  evaluate = evaluators.static_programs(programs, (), lambda metrics: metrics['width'], jax.devices()[:2])
 
   def batch(*widths):
     ids = jnp.arange(len(widths))
@@ -87,7 +87,7 @@ def test_a_child_too_large_for_the_machine_fails_alone():
   with pytest.warns(UserWarning, match='Out of memory'):
     outcome = evaluate(batch(3, 1 << 44, 5))
   np.testing.assert_array_equal(outcome.reward, [3, 0, 5])
-  assert [fit.FAILURES[code] for code in outcome.metrics['failed']] == ['', 'out of memory', '']
+  assert [fit.Status(code).reason for code in outcome.metrics['failed']] == ['', 'out of memory', '']
   with pytest.warns(UserWarning, match='Out of memory'):
     outcome = evaluate(batch(1 << 44))
   np.testing.assert_array_equal(outcome.reward, [0])
@@ -113,7 +113,7 @@ def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, faile
     warnings.simplefilter('always')
     outcome = evaluate(batch)
   assert asked == calls and len(said) == len([n for n in calls if n > room])
-  assert (outcome.metrics['failed'] == (fit.NO_MEMORY if failed else 0)).all() and len(outcome.reward) == 4
+  assert (outcome.metrics['failed'] == (fit.Status.NO_MEMORY if failed else 0)).all() and len(outcome.reward) == 4
   np.testing.assert_array_equal(outcome.reward, [0 if failed else 2] * 4)
 
 
@@ -139,12 +139,12 @@ def test_a_child_that_cannot_be_compiled_fails_alone():
   def broken():
     raise jax.errors.JaxRuntimeError('INTERNAL: no such instruction\nat ...')
 
-  evaluate = evaluators.specialised(programs, (), lambda metrics: metrics['width'], jax.devices()[:2])
+  evaluate = evaluators.static_programs(programs, (), lambda metrics: metrics['width'], jax.devices()[:2])
   ids = jnp.arange(2)
   with pytest.warns(UserWarning, match='a child failed: INTERNAL: no such instruction$'):
     outcome = evaluate(Batch(ids, jax.random.split(jax.random.key(0), 2), ids, Sized(np.array([[4], [2]]))))
   np.testing.assert_array_equal(outcome.reward, [0, 2])
-  assert fit.FAILURES[outcome.metrics['failed'][0]] == 'cannot be compiled or run'
+  assert fit.Status(outcome.metrics['failed'][0]).reason == 'cannot be compiled or run'
 
 
 def test_what_is_faster_is_measured_once_and_noted(tmp_path):

@@ -11,7 +11,7 @@ from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.space.tree import operations
 from nas_jax.training import fit
-from nas_jax.training.child import completed
+from nas_jax.training.child import bind_arch
 
 SPACE = space.tree_cell_space(2)
 M = 6
@@ -19,10 +19,10 @@ M = 6
 
 def network():
   """A child whose arch is a cell alone."""
-  settings = language_model.Settings(0.0, 0.0, 0.5, 0.5)
-  return completed(
+  settings = language_model.Hyperparameters(0.0, 0.0, 0.5, 0.5)
+  return bind_arch(
     language_model.build(5, 4, 1, 3, language_model.tree(operations(SPACE))),
-    lambda arch: language_model.Plan(arch, settings),
+    lambda arch: language_model.ChildSpec(arch, settings),
   )
 
 
@@ -148,7 +148,7 @@ def test_a_child_that_fails_leaves_its_siblings_bits_alone(alone, data):
   for count in (3, 3, 2):
     states = one.chunk(data, jnp.asarray(count), states, archs, keys)
   scores = one.score(data, states, archs)
-  assert np.asarray(states.failed).tolist() == [0, 0, fit.NOT_FINITE, 0, 0, 0]
+  assert np.asarray(states.failed).tolist() == [0, 0, fit.Status.NOT_FINITE, 0, 0, 0]
   assert np.asarray(states.step)[2] == 1  # it stopped where it failed
   others = np.arange(M) != 2
   assert (np.asarray(scores['perplexity'])[others] == fine['perplexity'][others]).all()
@@ -166,4 +166,4 @@ def test_one_compilation_serves_200_cells(data):
 
 def test_a_learning_rate_that_blows_up_is_a_failure_not_a_crash(data):
   scores = fit.fit(programs(1, lr=1e38), *children(), data)
-  assert (scores['failed'] == fit.NOT_FINITE).any()
+  assert (scores['failed'] == fit.Status.NOT_FINITE).any()

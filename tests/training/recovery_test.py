@@ -20,7 +20,7 @@ from nas_jax import config
 from nas_jax.space import ChainArch
 from nas_jax.training import evaluators, fit
 from nas_jax.training.child import Child
-from nas_jax.training.recovery import UNKEPT, Limits, Stopped, fingerprint
+from nas_jax.training.recovery import NO_RECOVERY, Limits, Stopped, fingerprint
 from nas_jax.types import Batch
 
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
@@ -78,7 +78,7 @@ def stopping(after):
 
 
 def kept(folder, check=lambda: None, **limits):
-  return recovery_files.keeper(str(folder), Limits(**limits), check)
+  return recovery_files.recovery(str(folder), Limits(**limits), check)
 
 
 @pytest.fixture(scope='module')
@@ -119,9 +119,9 @@ def test_long_trainings_are_kept_now_and_then(programs, tmp_path, monkeypatch):
 
 
 def test_a_name_stands_for_all_that_decides_the_outcome(programs, tmp_path):
-  keeper = kept(tmp_path)
+  recovery = kept(tmp_path)
   names = []
-  spy = keeper._replace(end=lambda name, metrics: names.append(name), recall=lambda name: None)
+  spy = recovery._replace(end=lambda name, metrics: names.append(name), recall=lambda name: None)
 
   def trained(archs=ARCHS, keys=KEYS, made=programs):
     ids = jnp.arange(len(keys))
@@ -155,11 +155,11 @@ def test_children_that_take_too_long_fail_and_are_not_tried_again(programs, whol
   evaluate = evaluators.from_scratch(slow, DATA, reward, kept(tmp_path, child_timeout=0.02 / M))
   outcome = evaluate(batch())
   np.testing.assert_array_equal(outcome.reward, np.zeros(M))
-  assert {fit.FAILURES[code] for code in outcome.metrics['failed']} == {'took too long'}
+  assert {fit.Status(code).reason for code in outcome.metrics['failed']} == {'took too long'}
   again = evaluators.from_scratch(programs._replace(chunk=None), DATA, reward, kept(tmp_path))(batch())
   np.testing.assert_array_equal(again.metrics['failed'], outcome.metrics['failed'])
   # Enough time changes nothing; compiling does not count.
-  patient = UNKEPT._replace(timeout=60.0)
+  patient = NO_RECOVERY._replace(timeout=60.0)
   np.testing.assert_array_equal(evaluators.from_scratch(programs, DATA, reward, patient)(batch()).reward, whole.reward)
 
 
@@ -173,7 +173,7 @@ def own(arch, mesh):
 
 
 def alone(folder, check=lambda: None, made=own, **limits):
-  return evaluators.specialised(made, DATA, reward, jax.devices()[:DEVICES], kept(folder, check, **limits))
+  return evaluators.static_programs(made, DATA, reward, jax.devices()[:DEVICES], kept(folder, check, **limits))
 
 
 def static_batch():
@@ -191,7 +191,7 @@ def test_programs_of_their_own_are_stopped_and_gone_on_with_one_by_one(tmp_path,
     alone(tmp_path, stopping(after), own_arch)(static_batch())
   outcome = alone(tmp_path, made=own_arch)(static_batch())
   np.testing.assert_array_equal(
-    outcome.reward, evaluators.specialised(own_arch, DATA, reward, jax.devices()[:1])(static_batch()).reward
+    outcome.reward, evaluators.static_programs(own_arch, DATA, reward, jax.devices()[:1])(static_batch()).reward
   )
   np.testing.assert_allclose(outcome.reward, whole.reward, rtol=1e-5)  # the same children, generic
   lines = [json.loads(line) for line in (tmp_path / 'started.jsonl').read_text().splitlines()]
@@ -210,7 +210,7 @@ def dying(programs, who, die=died):
   """Programs during which the process dies when the child of this architecture is trained."""
 
   def chunk(data, steps, states, archs, keys):
-    if bool(((archs == who) & (states.failed == fit.FINE)).any()):
+    if bool(((archs == who) & (states.failed == fit.Status.OK)).any()):
       die()
     return programs.chunk(data, steps, states, archs, keys)
 
@@ -235,7 +235,7 @@ def test_the_child_that_the_process_dies_of_is_found(programs, whole, tmp_path, 
     lambda: evaluators.from_scratch(fatal, DATA, reward, kept(tmp_path, child_starts=starts))(batch()), 6
   )
   assert count == deaths
-  assert [fit.FAILURES[code] for code in outcome.metrics['failed']] == ['', 'the process died of it', '']
+  assert [fit.Status(code).reason for code in outcome.metrics['failed']] == ['', 'the process died of it', '']
   np.testing.assert_array_equal(outcome.reward, np.where(np.arange(M) == 1, 0.0, whole.reward))
 
 
@@ -278,7 +278,7 @@ def test_a_child_of_its_own_program_is_failed_alone(tmp_path):
 
   count, outcome = processes(lambda: alone(tmp_path, made=fatal)(static_batch()), 6)
   assert count == 3
-  assert [fit.FAILURES[code] for code in outcome.metrics['failed']] == ['', 'the process died of it', '']
+  assert [fit.Status(code).reason for code in outcome.metrics['failed']] == ['', 'the process died of it', '']
 
 
 def test_limits_are_checked():

@@ -27,7 +27,7 @@ def test_a_child_that_fails_earns_nothing():
   cfg = testing.cell_config(lr=1e30, optimizer='sgd', schedule='constant', clip=1e30, m=4)
   s = cell.build(cfg, testing.text())
   outcome = s.evaluate(s.ask(s.init(jax.random.key(0))))
-  failed = outcome.metrics['failed'] == fit.NOT_FINITE
+  failed = outcome.metrics['failed'] == fit.Status.NOT_FINITE
   assert failed.any()
   assert (np.asarray(outcome.reward)[failed] == 0).all() and np.isfinite(outcome.reward).all()
 
