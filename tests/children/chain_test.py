@@ -5,7 +5,7 @@ import json
 import math
 
 import flax.linen as nn
-from hypothesis import given, hyperparameters
+from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
