@@ -7,7 +7,7 @@ import pytest
 
 from nas_jax import search, space
 from nas_jax.report import rankings
-from nas_jax.search import journal
+from nas_jax.search import core, journal
 from nas_jax.search.algorithms import reinforce
 from nas_jax.types import Outcome
 
@@ -38,7 +38,7 @@ def walked(s):
 def test_the_papers_schedule():
   cfg = search.Config(depth_start=6)
   wide = space.conv_space(15)
-  assert [search.depth_of(cfg, wide, n) for n in (0, 1599, 1600, 3200, 12_799)] == [6, 6, 8, 10, 15]
+  assert [core.depth_of(cfg, wide, n) for n in (0, 1599, 1600, 3200, 12_799)] == [6, 6, 8, 10, 15]
 
 
 def test_children_are_as_deep_as_their_step(s, walked):

@@ -294,7 +294,7 @@ def test_cut_off_and_resumed_it_ends_the_same(tmp_path):
       records = run_search.run(str(tmp_path / folder), s, 3, search.Budget(budget))
     like = functools.partial(s.sized, s.init(jax.random.key(3)))
     state = checkpoint.restore(str(tmp_path / folder / 'checkpoints'), like)
-    assert s.spent(state) == len(records) >= budget and replay_tree.room(state.replay.tree) == 1024
+    assert s.spent(state) == len(records) >= budget and replay_tree.capacity(state.replay.tree) == 1024
     files = [(tmp_path / folder / name).read_text() for name in ('best.json', 'replay.json')]
     return [record | {'seconds': 0} for record in records], files, state._replace(key=0)
 
