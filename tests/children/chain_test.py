@@ -57,7 +57,7 @@ def test_no_convolutional_space_has_residual_blocks():
 
 
 @pytest.mark.parametrize(
-  ('arch', 'form', 'says'),
+  ('arch', 'options', 'says'),
   [
     (ChainArch(()), NetworkOptions(), r'codes \(\) has no layer: want at least one'),
     (ChainArch((0, 0)), NetworkOptions(), r'codes \(0, 0\) has no layer'),
