@@ -144,7 +144,7 @@ def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlatio
   found = _json(os.path.join(workdir, 'reliability.json'))
   if found is None:
     return []
-  training, longer = system.length(cfg), system.length(system.alone.longer(cfg, 5))
+  training, longer = system.length(cfg), system.length(system.alone.scale_budget(cfg, 5))
   between = f'two seeds, {found["children"]} children', f'{training} and {longer}, half of them'
   return [page.Correlation(between[0], found['seeds'], 0.7), page.Correlation(between[1], found['budget'], 0.5)]
 
