@@ -54,6 +54,33 @@ def measure(
   return Reliability(spearman(first, second), budget, children)
 
 
+class Agreement(NamedTuple):
+  """How well a cheap score ranks architectures that an expensive one ranks for certain."""
+
+  failed: int  # architectures that the cheap one fails and the expensive one does not
+  everywhere: float  # Spearman's rank correlation over all that do not fail the expensive one
+  quarter: float  # the same within the quarter that the expensive one ranks best
+  regret: float  # how much worse, relatively, its choice is than the best by the expensive one; infinite if that fails
+  regret5: float  # the same if the expensive one chooses among its best five
+
+
+def agreement(sure: np.ndarray, cheap: np.ndarray) -> Agreement:
+  """Compares two scores [n] of the same architectures, lower is better and infinite is failed."""
+  sound = np.isfinite(sure)
+  if sound.sum() < 2:
+    return Agreement(0, *[float('nan')] * 4)
+  order, best = np.argsort(cheap, kind='stable'), sure.min()
+  ranks, sound_sure = stats.rankdata(cheap[sound]), sure[sound]
+  quarter = np.argsort(sound_sure)[: -(-len(sound_sure) // 4)]
+  return Agreement(
+    int((~np.isfinite(cheap[sound])).sum()),
+    spearman(ranks, sound_sure),
+    spearman(ranks[quarter], sound_sure[quarter]) if len(quarter) > 2 else float('nan'),
+    float(sure[order[0]] / best - 1),
+    float(sure[order[:5]].min() / best - 1),
+  )
+
+
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
   """Kendall's tau-b: the share of pairs in the same order less that of the others; NaN if either is constant."""
   if np.ptp(a) == 0 or np.ptp(b) == 0:

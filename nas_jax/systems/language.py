@@ -12,7 +12,7 @@ from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
 from nas_jax.training import fit, schedules
 from nas_jax.training.child import Child
-from nas_jax.types import PyTree
+from nas_jax.types import Array, PyTree
 
 
 @dataclasses.dataclass
@@ -117,7 +117,7 @@ def weights(child: Child, arch: PyTree) -> int:
 
 
 def optimizer(
-  cfg: Config, steps: int, epoch: int
+  cfg: Config, steps: int | Array, epoch: int
 ) -> Callable[[language_model.Hyperparameters], optax.GradientTransformation]:
   """Settings to the optimizer of a child of `steps` steps, `epoch` of them a pass over the text."""
 

@@ -13,7 +13,7 @@ SCHEDULES = ('constant', 'cosine', 'epochs', 'twice', 'restarts')
 def rate(
   schedule: str,
   lr: float | Array,
-  steps: int,
+  steps: int | Array,
   epoch: int,
   decay_epoch: float | Array = 0.0,
   decay: float = 0.5,
@@ -25,7 +25,7 @@ def rate(
     schedule: 'cosine' to `least` over all steps; 'epochs': times `decay` after each epoch from `decay_epoch` on;
       'twice': times `decay` once `decay_epoch` epochs are over and again after half as many more, as 150 and 225 of
       300; 'restarts': cosines to `least`, the first over `decay_epoch` epochs, each next one twice as long.
-    lr: at the start; this and `decay_epoch` may be arrays.
+    lr: at the start; this, `steps` and `decay_epoch` may be arrays.
     steps: of the whole training.
     epoch: steps of a pass over the data.
     decay_epoch: epochs at the rate of the start.
@@ -35,7 +35,9 @@ def rate(
   if schedule == 'constant':
     return lr
   if schedule == 'cosine':
-    return optax.cosine_decay_schedule(lr, steps, least / lr if least else 0.0)
+    if isinstance(steps, int):
+      return optax.cosine_decay_schedule(lr, steps, least / lr if least else 0.0)
+    return lambda step: least + (lr - least) * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step, steps) / steps))
   if schedule == 'epochs':
     return lambda step: lr * decay ** jnp.maximum(step // epoch + 1 - decay_epoch, 0)
   if schedule == 'twice':

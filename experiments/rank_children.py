@@ -1,0 +1,183 @@
+"""Which short training of children ranks cells as training to the end does?
+
+Takes random cells, the best children of finished searches and known cells. Trains each to the end by the recipe of
+`retrain`, a grid of settings first and then several times by the settings that were best for it, and each as a child,
+by several budgets and recipes. Prints how each of these agrees with the full training: Spearman's rank correlation over
+all cells and within the best quarter, and the regret of the choice, which is how much worse the cell that it prefers
+is, after full training, than the best one.
+
+Each training is a line of trainings.jsonl as soon as its batch ends; the same command goes on from there. Example:
+  python -m experiments.rank_children --workdirs=runs/cell_search-demo --random=24 --top=24
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import os
+import time
+
+from absl import flags
+import jax
+import numpy as np
+
+from experiments import retrain
+from experiments.common import launch, workdirs
+from experiments.common.systems import CELL
+from nas_jax import published, space
+from nas_jax.report import rankings, reliability
+from nas_jax.search import journal
+from nas_jax.systems import cell, rank_cell
+from nas_jax.systems.rank_cell import FINAL, Cells, Config, Job, Line, Programs
+from nas_jax.training import evaluators
+
+NEED = (*Job._fields, 'perplexity', 'curve', 'failed')  # entries of a line
+
+
+def own_flags(values: flags.FlagValues) -> None:
+  """What this takes beside the fields of its config."""
+
+  def text(name: str, help: str, default: str = '') -> None:
+    flags.DEFINE_string(name, default, help, flag_values=values)
+
+  def number(name: str, default: int, help: str) -> None:
+    flags.DEFINE_integer(name, default, help, 0, flag_values=values)
+
+  flags.DEFINE_enum('preset', 'demo', sorted(rank_cell.PRESETS), 'the config to start from', flag_values=values)
+  flags.DEFINE_list('workdirs', [], 'folders of cell searches whose best children to take', flag_values=values)
+  number('top', 24, 'how many different children of each of these folders to take')
+  number('random', 24, 'how many random cells to take')
+  flags.DEFINE_list('arch', ['NASCELL', 'LSTM'], 'known cells to take: NASCELL, LSTM or files', flag_values=values)
+  text('cells', 'file of cells to train instead of all these, as cells.json of an earlier run')
+  text('results', 'folder of results; runs/rank_children-PRESET by default')
+  text('data_dir', 'folder of data sets')
+  number('at_once', 0, 'trainings in one program; 0 for the number of devices on a CPU, else 128')
+  flags.DEFINE_boolean('train', True, 'train what is not trained yet; else only report', flag_values=values)
+
+
+def prepare(argv: Sequence[str]) -> launch.Work:
+  """Flags, text, cells and the folder of results."""
+  values = launch.parse(argv, __doc__ or '', own_flags, Config)
+  cfg = launch.configure(values, rank_cell.PRESETS)
+  rank_cell.check(cfg)
+  launch.set_up_jax()
+  text = CELL.load(cfg, values.data_dir)
+  cells = read_cells(values.cells) if values.cells else gather(cfg, values)
+  space.stack(list(cells.values()))  # which raises if they are not of one size
+  made = {name: rank_cell.programs(cfg, name, text, cells) for name in dict.fromkeys((FINAL, *cfg.recipes))}
+  results = values.results or f'runs/rank_children-{values.preset}'
+  lock = workdirs.lock(results)
+  workdirs.open_config(results, cfg)
+  written = {name: json.loads(arch_json(arch)) for name, arch in cells.items()}
+  if workdirs.cached(os.path.join(results, 'cells.json'), lambda: written) != written:
+    raise ValueError(f'results (={results!r}) holds trainings of other cells: take another folder.')
+  m = values.at_once or (len(jax.devices()) if jax.default_backend() == 'cpu' else 128)
+
+  def work(check: launch.Check) -> None:
+    with lock:
+      path = os.path.join(results, 'trainings.jsonl')
+      done = read(path)
+      if values.train:
+        train_all(cfg, made, cells, done, path, m, check)
+      found = summary(cfg, made, cells, done)
+      workdirs.write(os.path.join(results, 'summary.txt'), found + '\n')
+      print(found)
+
+  return work
+
+
+def arch_json(arch: space.TreeArch) -> str:
+  """A cell as JSON that `space.tree_from_json` reads."""
+  return json.dumps({'kind': 'tree_cell', 'arch': arch._asdict()})
+
+
+def read_cells(path: str) -> Cells:
+  """The cells that an earlier run wrote. Raises ValueError on a file that has none."""
+  entries = launch.read_arch(path, json.loads)
+  if not isinstance(entries, dict) or not entries:
+    raise ValueError(f'{path}: want an object of names and cells, as cells.json of an earlier run.')
+  return {name: space.tree_from_json(json.dumps(entry)) for name, entry in entries.items()}
+
+
+def gather(cfg: Config, values: flags.FlagValues) -> Cells:
+  """The cells that the flags name, each once. Random ones are drawn from the space of the search's preset."""
+  made = cell.make_space(cell.PRESETS[cfg.search_preset]())
+  batch = evaluators.random_batch(made, jax.random.fold_in(jax.random.key(cfg.seed), 1), values.random)
+  found = {f'random {k}': arch for k, arch in enumerate(space.unstack(batch.archs) if values.random else [])}
+  for folder in values.workdirs:
+    name = os.path.basename(os.path.normpath(folder))
+    found |= {f'{name} {who}': arch for who, arch in retrain.best_of(folder, values.top, CELL).items()}
+  known = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
+  found |= {name: known.get(name) or launch.read_arch(name, CELL.from_json) for name in values.arch}
+  different = {space.canonical(arch): name for name, arch in reversed(found.items())}
+  if not found:
+    raise ValueError('no cells to train: give --random, --workdirs, --arch or --cells.')
+  return {name: arch for name, arch in found.items() if different[space.canonical(arch)] == name}
+
+
+def read(path: str) -> dict[Job, Line]:
+  """The trainings that are done."""
+  if count := journal.drop_damaged_lines(path, os.path.join(os.path.dirname(path), 'damaged'), NEED):
+    print(f'{path}: {count} damaged lines moved aside.')
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding='utf-8') as file:
+    lines = [json.loads(line) for line in file]
+  return {Job(*(line[name] for name in Job._fields)): line for line in lines}
+
+
+def train_all(
+  cfg: Config,
+  made: Mapping[str, Programs],
+  cells: Cells,
+  done: dict[Job, Line],
+  path: str,
+  m: int,
+  check: launch.Check,
+) -> None:
+  """Trains what is not done: the grid, the children by each recipe, the repeats."""
+  write = journal.writer(path)
+
+  def run(name: str, jobs: Sequence[Job]) -> None:
+    programs = made[name]
+    left = [job for job in jobs if job not in done]
+    for steps in dict.fromkeys(job.steps for job in left):
+      same = [job for job in left if job.steps == steps]
+      for first in range(0, len(same), m):
+        begun, part = time.perf_counter(), same[first : first + m]
+        lines = rank_cell.train(cfg, programs, cells, part, m, check)
+        seconds = time.perf_counter() - begun
+        write([line | {'seconds': round(seconds / len(part), 3)} for line in lines])
+        done.update(zip(part, lines, strict=True))
+        print(f'{name}, {steps} steps: {first + len(part)} of {len(same)} trained, {seconds:.1f} s', flush=True)
+
+  run(FINAL, rank_cell.grid_jobs(cfg, made[FINAL], cells))
+  for name in cfg.recipes:
+    run(name, rank_cell.child_jobs(cfg, name, made[name], cells))
+  run(FINAL, rank_cell.repeat_jobs(cfg, made[FINAL], cells, done))
+
+
+def summary(cfg: Config, made: Mapping[str, Programs], cells: Cells, done: Mapping[Job, Line]) -> str:
+  """The full trainings, and how each way to score children agrees with them."""
+  sure = rank_cell.full_scores(cfg, made[FINAL], cells, done)
+  sound = [k for k in np.argsort(sure) if np.isfinite(sure[k])]
+  if not sound:
+    return 'no cell is trained to the end yet'
+  names = list(cells)
+  rows = [
+    (one.recipe, one.points, one.steps, one.trainings * one.steps, *reliability.agreement(sure, one.scores))
+    for one in rank_cell.candidates(cfg, made, cells, done)
+  ]
+  header = ('recipe', 'settings', 'steps', 'steps a child', 'failed', 'all', 'best quarter', 'regret', 'best of 5')
+  best = rankings.table(('cell', 'perplexity'), [(names[k], float(sure[k])) for k in sound[:10]])
+  undone = {job.cell for job in rank_cell.grid_jobs(cfg, made[FINAL], cells) if job not in done}
+  failed = sum(name not in undone for name, score in zip(cells, sure) if not np.isfinite(score))
+  return (
+    f'{len(sure)} cells: the grid of {len(undone)} is not finished, {failed} failed by all settings of it. The best of '
+    f'them by validation perplexity after full training:\n{best}\n\n'
+    f'{rankings.table(header, rows)}\n'
+    "all, best quarter: Spearman's rank correlation with the full training; failed: children that failed, which rank "
+    'last; regret: how much worse the chosen cell is than the best one after full training, relatively'
+  )
+
+
+if __name__ == '__main__':
+  launch.main(prepare)

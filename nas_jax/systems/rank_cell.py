@@ -1,0 +1,314 @@
+"""Which short training of children ranks cells as training to the end does: the trainings that tell.
+
+A search trains its children briefly and ranks cells by that; what it finds is then trained to the end by another recipe
+(`retrain_cell`). Here the same cells are trained in both ways, and `candidates` says how each short way scores them.
+All trainings by one recipe are one program, whatever their cell, their hyperparameters and their length.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from nas_jax import space
+from nas_jax.children import language_model
+from nas_jax.config import field
+from nas_jax.datasets import text as text_lib
+from nas_jax.search.journal import plain
+from nas_jax.space.tree import TreeArch
+from nas_jax.systems import cell, language, retrain_cell
+from nas_jax.training import child as child_lib
+from nas_jax.training import fit, full_training
+from nas_jax.types import Array
+
+Cells = Mapping[str, TreeArch]
+Line = dict[str, Any]  # a training as JSON: the fields of its `Job`, and what came out
+FINAL, SEARCH = 'final', 'search'
+CHILD, GRID, REPEAT = range(3)  # numbers of trainings, each from initial weights of its own; more repeats follow
+
+
+@dataclasses.dataclass
+class Config(retrain_cell.Config):
+  """How cells are trained to the end, by which grid, and which shorter trainings are compared with that."""
+
+  budgets: tuple[int, ...] = field((100, 300, 800, 2000), 'training steps of children to compare', low=1, budget=True)
+  recipes: tuple[str, ...] = field(
+    (FINAL, SEARCH),
+    f'recipes of children to compare: {FINAL!r} trains them as in the end, {SEARCH!r} as the search_preset does',
+    budget=True,
+  )
+  search_preset: str = field('demo', 'preset of the cell search whose recipe is compared', choices=tuple(cell.PRESETS))
+  search_lr: tuple[float, ...] = field((0.01,), 'learning rates to try in the recipe of the search', above=0.0)
+  scorings: int = field(3, 'validations in each epoch of a full training', low=1)
+
+
+def demo() -> Config:
+  """Characters of Python's help text, cells of width 64."""
+  return _extended(
+    retrain_cell.demo(), lr=(0.003, 0.01, 0.03), dropout=('0',), grid_epochs=0, repeats=3, search_preset='demo'
+  )
+
+
+def small() -> Config:
+  """Words of Penn Treebank, one layer of width 64, SGD."""
+  return _extended(
+    retrain_cell.zaremba_small(), sizes=('64',), layers=1, epochs=3, lr=(0.3, 1.0, 3.0), schedule='cosine',
+    score_batch=100, repeats=2, budgets=(200, 800, 2000), search_preset='small',
+  )  # fmt: skip
+
+
+def smoke() -> Config:
+  """Seconds: does everything run?"""
+  return _extended(retrain_cell.smoke(), sizes=('8',), grid_epochs=0, budgets=(1, 2), search_preset='smoke')
+
+
+PRESETS = {'demo': demo, 'small': small, 'smoke': smoke}
+
+
+def _extended(cfg: retrain_cell.Config, **changes: Any) -> Config:
+  fields = {item.name: getattr(cfg, item.name) for item in dataclasses.fields(cfg)}
+  return Config(**(fields | changes))
+
+
+def check(cfg: Config) -> None:
+  """Raises ValueError, naming the field, on what cannot be."""
+  retrain_cell.check(cfg)
+  if cfg.grid_epochs or len(cfg.sizes) > 1:
+    raise ValueError('grid_epochs must be 0 and sizes a single one: here the grid is of full trainings at one size.')
+  for name in cfg.recipes:
+    if name not in (FINAL, SEARCH):
+      raise ValueError(f'recipes: {name!r} must be one of {FINAL}, {SEARCH}.')
+
+
+class Recipe(NamedTuple):
+  """A way to train cells, but for what is different from training to training."""
+
+  cfg: language.Config
+  hidden: int  # width of the cells
+  points: tuple[str, ...]  # names of the settings to try
+  hyperparameters: language_model.Hyperparameters  # of each point, arrays [p]
+
+
+def recipe(cfg: Config, name: str, text: text_lib.Text, arch: TreeArch) -> Recipe:
+  """A recipe by its name; `arch` is any of the cells, for the width that a number of weights means."""
+  if name == FINAL:
+    points = retrain_cell.grid(cfg)
+    hidden = retrain_cell.width(cfg, text, arch, cfg.sizes[0])
+    return Recipe(cfg, hidden, tuple(map(retrain_cell.describe, points)), retrain_cell.hyperparameters(points))
+  search = dataclasses.replace(cell.PRESETS[cfg.search_preset](), dataset=cfg.dataset, level=cfg.level)
+  several = [language.hyperparameters(dataclasses.replace(search, lr=lr), search.hidden) for lr in cfg.search_lr]
+  stacked = jax.tree.map(lambda *values: jnp.array(values, jnp.float32), *several)
+  return Recipe(search, search.hidden, tuple(f'lr {lr:g}' for lr in cfg.search_lr), stacked)
+
+
+class Job(NamedTuple):
+  """One training."""
+
+  recipe: str
+  cell: str
+  point: str
+  steps: int
+  training: int  # number of its initial weights
+
+
+class Training(NamedTuple):
+  """What the trainer calls the arch of a child."""
+
+  arch: TreeArch
+  hyperparameters: language_model.Hyperparameters
+  steps: int | Array  # over which the learning rate falls
+
+
+class Programs(NamedTuple):
+  """All that trains cells by one recipe."""
+
+  recipe: Recipe
+  fitter: fit.Fit
+  data: language_model.Data
+  epoch: int  # training steps of a pass over the text
+
+
+def programs(cfg: Config, name: str, text: text_lib.Text, cells: Cells, mesh: Mesh | None = None) -> Programs:
+  """Programs for all trainings by one recipe. Raises ValueError if the text is too short for it."""
+  made = recipe(cfg, name, text, next(iter(cells.values())))
+  combine = {i for arch in cells.values() for i in (*arch.combine, arch.inject[0])}
+  activate = {i for arch in cells.values() for i in (*arch.activate, arch.inject[1])}
+  kind = language_model.tree((sorted(combine), sorted(activate)))
+  data = language_model.lay_out(text, made.cfg.batch, made.cfg.bptt, made.cfg.score_batch)
+  network = language.build(made.cfg, text, kind, made.hidden)
+  child = child_lib.bind_arch(
+    network, lambda training: language_model.ChildSpec(training.arch, training.hyperparameters)
+  )
+
+  def optimizer(training: Training):
+    return language.optimizer(made.cfg, training.steps, len(data.train))(training.hyperparameters)
+
+  return Programs(made, fit.fitter(child, optimizer, 0, 0, mesh), data, len(data.train))
+
+
+def full_steps(cfg: Config, epoch: int) -> int:
+  """Training steps of a full training, a multiple of its scorings."""
+  return max(1, epoch // cfg.scorings) * cfg.scorings * cfg.epochs
+
+
+def train(
+  cfg: Config,
+  made: Programs,
+  cells: Cells,
+  jobs: Sequence[Job],
+  m: int,
+  check: Callable[[], None] = lambda: None,
+) -> list[Line]:
+  """Trains jobs of one length, m or fewer, side by side.
+
+  The batch is filled up to m by children that are not trained, so that all batches are one program.
+
+  Args:
+    cfg: of all trainings.
+    made: the programs of the jobs' recipe.
+    cells: among which theirs are.
+    jobs: of one recipe and one number of steps.
+    m: children of a batch.
+    check: called between program calls; it may raise `recovery.Stopped`, and the batch is lost.
+
+  Returns:
+    A line for each job, with 'perplexity', the best validation perplexity of its training (null if it has none),
+    'curve', those of all its scorings, and 'failed', null or why.
+  """
+  steps, final = jobs[0].steps, made.recipe.cfg is cfg
+  scorings = cfg.epochs * cfg.scorings if final and steps == full_steps(cfg, made.epoch) else 1
+  filled = [*jobs, *[jobs[0]] * (m - len(jobs))]
+  indices = np.array([made.recipe.points.index(job.point) for job in filled])
+  chosen = jax.tree.map(lambda values: values[indices], made.recipe.hyperparameters)
+  archs = Training(space.stack([cells[job.cell] for job in filled]), chosen, jnp.full(m, steps))
+  numbers = jnp.array([job.training for job in filled])
+  keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(cfg.seed), number))(numbers)
+  task = full_training.Task(
+    '', 0, made.fitter._replace(steps_per_call=steps // scorings), made.data, made.data, _perplexity
+  )
+  progress, archs, keys = full_training.start(task, archs, keys, scorings)
+  idle = jnp.arange(len(keys)) >= len(jobs)
+  states = progress.states._replace(failed=jnp.where(idle, fit.Status.PADDING, progress.states.failed))
+  progress = full_training.run(task, progress._replace(states=states), archs, keys, check=check)
+  curves, why = np.asarray(progress.curve).T, np.asarray(progress.states.failed)
+  return [
+    job._asdict()
+    | {'perplexity': plain(curve.min()), 'curve': [plain(value) for value in curve]}
+    | {'failed': _why_failed(int(cause), curve)}
+    for job, curve, cause in zip(jobs, curves, why)
+  ]
+
+
+def _why_failed(status: int, curve: np.ndarray) -> str | None:
+  """The reason if a training failed, or if its last weights have no finite score."""
+  failed = fit.Status(status) if status or np.isfinite(curve).all() else fit.Status.NOT_FINITE
+  return failed.reason or None
+
+
+def _perplexity(scores: Mapping[str, Array]) -> Array:
+  return scores['perplexity']
+
+
+def grid_jobs(cfg: Config, made: Programs, cells: Cells) -> list[Job]:
+  """The full trainings that find the best settings of each cell."""
+  steps = full_steps(cfg, made.epoch)
+  return [Job(FINAL, name, point, steps, GRID) for point in made.recipe.points for name in cells]
+
+
+def child_jobs(cfg: Config, name: str, made: Programs, cells: Cells) -> list[Job]:
+  """Trainings of every cell as a child, by every budget and all settings of a recipe; the shortest come first."""
+  return [
+    Job(name, cell_name, point, steps, CHILD)
+    for steps in sorted(cfg.budgets)
+    for point in made.recipe.points
+    for cell_name in cells
+  ]
+
+
+def repeat_jobs(cfg: Config, made: Programs, cells: Cells, done: Mapping[Job, Line]) -> list[Job]:
+  """Further full trainings of each cell by the settings that were best for it in the grid, if any did not fail."""
+  grid = _scores(grid_jobs(cfg, made, cells), done)
+  best = grid.argmin(0)
+  return [
+    Job(FINAL, name, made.recipe.points[best[k]], full_steps(cfg, made.epoch), REPEAT + number)
+    for number in range(cfg.repeats)
+    for k, name in enumerate(cells)
+    if np.isfinite(grid[best[k], k])
+  ]
+
+
+def full_scores(cfg: Config, made: Programs, cells: Cells, done: Mapping[Job, Line]) -> np.ndarray:
+  """The perplexity of each cell [n] after full training by its own best settings; infinite where all failed.
+
+  It is the mean over the repeats, none of which chose the settings. A cell is left at its training of the grid for as
+  long as it has no repeat, and a repeat that failed counts as what it reached before.
+  """
+  grid = _scores(grid_jobs(cfg, made, cells), done).min(0)
+  repeats: dict[str, list[float]] = {name: [] for name in cells}
+  for job in repeat_jobs(cfg, made, cells, done):
+    if job in done and done[job]['perplexity'] is not None:
+      repeats[job.cell].append(done[job]['perplexity'])
+  return np.array([np.mean(repeats[name]) if repeats[name] else alone for name, alone in zip(cells, grid)])
+
+
+class Candidate(NamedTuple):
+  """A way to score children."""
+
+  recipe: str
+  points: str  # which settings, and how several are combined
+  steps: int  # of a training
+  trainings: int  # of a child
+  scores: np.ndarray  # [n] perplexities, lower is better, infinite for a child that failed
+
+
+def candidates(
+  cfg: Config, all_programs: Mapping[str, Programs], cells: Cells, done: Mapping[Job, Line]
+) -> list[Candidate]:
+  """All ways to score children for which every training is done.
+
+  Each budget with each setting alone, with the best of the settings, and with the mean of the rewards 1 / perplexity^2
+  over the settings, where one that failed earns nothing. Then the full training of the grid, cut off after each of its
+  scorings, its rate not yet fallen, as in successive halving: the best of the settings.
+  """
+  found = list[Candidate]()
+  for name, made in all_programs.items():
+    jobs = child_jobs(cfg, name, made, cells)
+    for steps in sorted(cfg.budgets):
+      some = [job for job in jobs if job.steps == steps]
+      if all(job in done for job in some):
+        found += _combined(name, made.recipe.points, steps, _scores(some, done))
+  made = all_programs[FINAL]
+  jobs = grid_jobs(cfg, made, cells)
+  if all(job in done for job in jobs):
+    curves = np.array([done[job]['curve'] for job in jobs], float)  # null becomes NaN
+    every, count = full_steps(cfg, made.epoch) // curves.shape[1], len(made.recipe.points)
+    for k in range(curves.shape[1]):
+      so_far = np.nan_to_num(curves[:, : k + 1], nan=np.inf).min(1).reshape(count, -1)
+      word = 'best, cut off' if k + 1 < curves.shape[1] else 'best, whole'
+      found.append(Candidate(FINAL, word, (k + 1) * every, count, so_far.min(0)))
+  return found
+
+
+def _combined(name: str, points: Sequence[str], steps: int, scores: np.ndarray) -> list[Candidate]:
+  """Candidates from scores [p, n]."""
+  alone = [Candidate(name, point, steps, 1, row) for point, row in zip(points, scores, strict=True)]
+  if len(points) == 1:
+    return alone
+  with np.errstate(divide='ignore'):
+    mean = np.mean(scores**-2.0, 0) ** -0.5
+  return [
+    *alone,
+    Candidate(name, 'best', steps, len(points), scores.min(0)),
+    Candidate(name, 'mean reward', steps, len(points), mean),
+  ]
+
+
+def _scores(jobs: Sequence[Job], done: Mapping[Job, Line]) -> np.ndarray:
+  """Perplexities [p, n] of jobs that go through all cells for each setting; infinite where failed or not done."""
+  cells = len({job.cell for job in jobs})
+  values = [done[job] if job in done else {'perplexity': None} for job in jobs]
+  return np.array([np.inf if one['perplexity'] is None else one['perplexity'] for one in values]).reshape(-1, cells)
