@@ -1,10 +1,12 @@
 """How fast it is: every figure a ratio within one run, beside what the machine can do at most.
 
 Sections: cells, conv, controller, searches, devices, or all of these; presets are the paper's children at full size,
-for accelerators. The machine's ceilings are always measured.
+for accelerators. The machine's ceilings are always measured. gpu, alone, is all that says how fast one accelerator
+is, in at most --minutes; the same command goes on with what its file lacks.
 Examples:
   python -m experiments.bench cells --json=OUT --picture=OUT.svg
   python -m experiments.bench all --torch_python=OTHER/bin/python --repeats=7
+  python -m experiments.bench gpu --minutes=8 --json=OUT --repeats=3
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +18,7 @@ from typing import Any
 from absl import flags
 import jax
 
-from experiments.bench import cells, controller, conv, devices, machine, presets, searches, show
+from experiments.bench import cells, controller, conv, devices, gpu, machine, presets, searches, show
 from experiments.bench.timing import Setup
 from experiments.common import launch, workdirs
 
@@ -34,11 +36,17 @@ ALL = [name for name in SECTIONS if name != 'presets']
 def own_flags(values: flags.FlagValues) -> None:
   """All flags there are."""
   flags.DEFINE_list(
-    'what', 'all', f'sections, of {", ".join(SECTIONS)}, or all but presets; also as plain words', flag_values=values
+    'what',
+    'all',
+    f'sections, of {", ".join(SECTIONS)}, or all but presets, or gpu; also as plain words',
+    flag_values=values,
   )
   flags.DEFINE_string('json', '', 'file for the figures', flag_values=values)
   flags.DEFINE_string('picture', '', 'file for a picture of them: .svg, .png or .pdf', flag_values=values)
   flags.DEFINE_integer('repeats', 5, 'of each measurement', 1, flag_values=values)
+  flags.DEFINE_float(
+    'minutes', 0.0, 'the longest that gpu may take, 0 for as long as it takes', 0.0, flag_values=values
+  )
   flags.DEFINE_boolean('small', False, 'tiny shapes, in seconds: whether it runs, not how fast', flag_values=values)
   flags.DEFINE_string('torch_python', sys.executable, 'a Python that has PyTorch', flag_values=values)
   flags.DEFINE_boolean('torch_compile', False, 'torch.compile too, which takes minutes', flag_values=values)
@@ -48,15 +56,20 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   """Flags, and whether PyTorch is there."""
   values = launch.parse(argv, __doc__, own_flags, words='what')
   what = list(dict.fromkeys(section for name in values.what for section in (ALL if name == 'all' else [name])))
-  if unknown := [name for name in what if name not in SECTIONS]:
-    raise ValueError(f'there is no section {unknown[0]!r}: take of {", ".join(SECTIONS)}, or all.')
+  if 'gpu' in what and len(what) > 1:
+    raise ValueError('gpu is measured alone: leave the other sections out.')
+  if unknown := [name for name in what if name not in (*SECTIONS, 'gpu')]:
+    raise ValueError(f'there is no section {unknown[0]!r}: take of {", ".join(SECTIONS)}, or all, or gpu.')
   for path in (values.json, values.picture):
     if path and not os.path.isdir(os.path.dirname(path) or '.'):
       raise ValueError(f'{path} is in no folder: name a file that can be written.')
   if values.picture and not values.picture.endswith(('.svg', '.png', '.pdf')):
     raise ValueError(f'picture (={values.picture!r}) must end in .svg, .png or .pdf.')
-  torch = with_torch(values.torch_python) if {'cells', 'conv'} & set(what) else ''
+  torch = with_torch(values.torch_python) if {'cells', 'conv', 'gpu'} & set(what) else ''
   setup = Setup(values.repeats, values.small, torch and values.torch_python, values.torch_compile)
+  if what == ['gpu']:  # its parts are processes of their own, and this one leaves the accelerator to them
+    facts = {'torch': torch, 'repeats': setup.repeats, 'small': setup.small, 'jax': jax.__version__}
+    return lambda check: gpu.run(setup, values.minutes, values.json, facts, check)
   launch.set_up_jax()
   jax.config.update('jax_enable_compilation_cache', False)  # what compiling costs is measured
   return lambda check: run(what, setup, {'torch': torch, 'what': what}, values.json, values.picture, check)

@@ -1,10 +1,10 @@
 """Tree-cell children: one program for all of them against a program each, PyTorch, and their own products run alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import subprocess
 import sys
 import tempfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,15 +117,7 @@ def compared(size: Size, setup: Setup) -> list[Row]:
   ways: dict[str, Way] = {'generic': generic.further, 'specialised': trained.one_by_one(each)}
   ways |= {'products': products(size), 'dense': dense}
   with tempfile.TemporaryDirectory() as folder:
-    settings = {
-      'layers': size.layers,
-      'batch': size.batch,
-      'hidden': size.hidden,
-      'lr': own.cfg.lr,
-      'clip': own.cfg.clip,
-    }
-    params = [jax.tree.map(lambda x, k=k: x[k], generic.params) for k in range(m)]
-    rivals.write(folder, static, params, [own.data.train], kind='cell', steps=size.steps, settings=settings)
+    write(folder, own, static, [jax.tree.map(lambda x, k=k: x[k], generic.params) for k in range(m)])
     others = rivals.ways(folder, setup, generic.losses)
     found = alternating({**ways, **others}, setup.repeats)
   flops, taken = m * size.steps * flops_of(size), found['generic']
@@ -140,6 +132,19 @@ def compared(size: Size, setup: Setup) -> list[Row]:
     Row(f'{name}: compiling the program of all', generic.compiling, 's'),
     row(f'{name}: compiling one of one cell', np.array([group.compiling for group in each]), 's'),
   ]
+
+
+def write(folder: str, own: Task, static: Sequence[Any], params: Sequence[PyTree]) -> None:
+  """Writes cells and their weights for the rivals."""
+  size = own.size
+  settings = {
+    'layers': size.layers,
+    'batch': size.batch,
+    'hidden': size.hidden,
+    'lr': own.cfg.lr,
+    'clip': own.cfg.clip,
+  }
+  rivals.write(folder, static, params, [own.data.train], kind='cell', steps=size.steps, settings=settings)
 
 
 def flops_of(size: Size) -> float:

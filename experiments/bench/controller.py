@@ -79,9 +79,8 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
   def part() -> float:
     """Not seconds but a share of them; a pass of shared weights comes in each round of updates."""
     nonlocal state, spent
-    spent, end, begun = 0.0, int(state.step) + updates, time.perf_counter()
-    while int(state.step) < end and not s.over(state, 2**31):
-      state = search.run(watched, state, (), search.Budget(s.spent(state) + 1))
+    spent, begun = 0.0, time.perf_counter()
+    state = updated(watched, state, updates)
     each.append(spent / updates)
     return spent / (time.perf_counter() - begun)
 
@@ -94,6 +93,14 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
   taken, count = whole(system), cfg.passes * cfg.controller_updates
   note = f'{count} updates in {taken:.0f} s, with a control that writes at random'
   yield Row(name, 100 * count * float(np.median(each)) / taken, '%', at_most(2.0), note=note)
+
+
+def updated(s: search.Search, state: search.SearchState, updates: int) -> search.SearchState:
+  """The state after so many more updates, or after fewer if nothing is left to train."""
+  end = int(state.step) + updates
+  while int(state.step) < end and not s.over(state, 2**31):
+    state = search.run(s, state, (), search.Budget(s.spent(state) + 1))
+  return state
 
 
 def whole(system: System) -> float:

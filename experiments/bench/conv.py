@@ -134,11 +134,7 @@ def compared(size: Size, setup: Setup) -> list[Row]:
     traced = of_all(own)
     ways['generic'] = trained.group(traced, archs, keys, own.data, size.steps).further
   with tempfile.TemporaryDirectory() as folder:
-    cfg = own.cfg
-    settings = {'lr': cfg.lr[0], 'momentum': cfg.momentum, 'decay': cfg.weight_decay, 'epsilon': cfg.epsilon}
-    made = [([layer.reads for layer in network(arch).layers], network(arch).ends) for arch in static]
-    batches = own.batches(child, trained.CHECKED + size.steps)
-    rivals.write(folder, made, params, batches, kind='conv', steps=size.steps, settings=settings)
+    write(folder, own, static, params, own.batches(child, trained.CHECKED + size.steps))
     others = rivals.ways(folder, setup, losses)
     found = alternating({**ways, **others}, setup.repeats)
   taken, steps = found['specialised'], size.children * size.steps
@@ -152,6 +148,16 @@ def compared(size: Size, setup: Setup) -> list[Row]:
     ratio = row(f'{name}: a generic step against a specialised one', found['generic'] / taken, bar=size.of_specialised)
     shown += [ratio, trained.compiled(f'{name}: ', traced, *own.children(), own.data, 1)]
   return shown
+
+
+def write(
+  folder: str, own: Task, static: Sequence[ConvArch], params: Sequence[PyTree], batches: Sequence[np.ndarray]
+) -> None:
+  """Writes networks, their weights and their batches for the rivals."""
+  cfg = own.cfg
+  settings = {'lr': cfg.lr[0], 'momentum': cfg.momentum, 'decay': cfg.weight_decay, 'epsilon': cfg.epsilon}
+  made = [([layer.reads for layer in network(arch).layers], network(arch).ends) for arch in static]
+  rivals.write(folder, made, params, batches, kind='conv', steps=own.size.steps, settings=settings)
 
 
 def convolutions(size: Size, archs: Sequence[ConvArch]) -> Way:

@@ -5,6 +5,7 @@ Each architecture is a jitted program, a step a call, on one device with all cor
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 import functools
 import json
 import os
@@ -21,6 +22,8 @@ from nas_jax import tree_cell
 from nas_jax.space.tree import TreeArch
 from nas_jax.types import Array, PyTree
 
+COMPILERS = 8  # threads
+
 # (params, carry, batch) -> loss, carry; and the carry at first
 Network = tuple[Callable[[PyTree, PyTree, list[Array]], tuple[Array, PyTree]], PyTree]
 
@@ -32,13 +35,20 @@ def main(folder: str) -> None:
   arrays = np.load(os.path.join(folder, 'batches.npz'), allow_pickle=False)
   batches = [[jnp.asarray(arrays[name][i]) for name in arrays.files] for i in range(len(arrays[arrays.files[0]]))]
   found: dict[str, list[Any]] = {'losses': [], 'seconds': [], 'compiling': []}
-  for k, arch in enumerate(job['archs']):
+
+  def made(k: int) -> tuple[Any, PyTree, float]:
+    """A compiled step, the state at first, and the seconds of compiling."""
     weights = np.load(os.path.join(folder, f'weights-{k}.npz'), allow_pickle=False)
     params = {name: jnp.asarray(weights[name]) for name in weights.files}
-    step, state = trainer(job['settings'], *NETWORKS[job['kind']](arch, job['settings']), params)
+    step, state = trainer(job['settings'], *NETWORKS[job['kind']](job['archs'][k], job['settings']), params)
     begun = time.perf_counter()
-    compiled = step.lower(state, batches[0]).compile()
-    found['compiling'].append(time.perf_counter() - begun)
+    return step.lower(state, batches[0]).compile(), state, time.perf_counter() - begun
+
+  # On an accelerator several programs are compiled at once: only the time of the steps is of interest there.
+  with ThreadPoolExecutor(1 if job['device'] == 'cpu' else COMPILERS) as threads:
+    children = list(threads.map(made, range(len(job['archs']))))
+  for k, (compiled, state, compiling) in enumerate(children):
+    found['compiling'].append(compiling)
     losses = []
     for i in range(job['checked']):
       state, loss = compiled(state, batches[i])

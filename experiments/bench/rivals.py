@@ -53,8 +53,9 @@ def write(
 class Rival:
   """One of them, as what `alternating` takes: seconds of all children together, as the process itself took them."""
 
-  def __init__(self, command: Sequence[str], losses: np.ndarray):
+  def __init__(self, command: Sequence[str], losses: np.ndarray, close: float = CLOSE):
     self.command, self.losses = command, losses  # what to run; [m, CHECKED] that it must find
+    self.close = close  # the greatest difference that is allowed
     self.compiling = 0.0  # seconds a child, of the first step in PyTorch
 
   def __call__(self) -> float:
@@ -65,19 +66,21 @@ class Rival:
       raise ValueError(f'{self.command} failed: {done.stderr.strip().splitlines()[-1:]}')
     found = json.loads(done.stdout.splitlines()[-1])
     off = np.abs(np.array(found['losses']) - self.losses).max()
-    if not off <= CLOSE:
-      raise ValueError(f'{self.command} does not train the same: losses differ by {off:.2g}, {CLOSE:g} is allowed.')
+    if not off <= self.close:
+      raise ValueError(
+        f'{self.command} does not train the same: losses differ by {off:.2g}, {self.close:g} is allowed.'
+      )
     self.compiling = float(np.mean(found['compiling']))
     return sum(found['seconds'])
 
 
-def ways(folder: str, setup: Setup, losses: np.ndarray) -> dict[str, Rival]:
-  """Those that can be had, by their names in NAMES."""
+def ways(folder: str, setup: Setup, losses: np.ndarray, close: float = CLOSE) -> dict[str, Rival]:
+  """Those that can be had, by their names in NAMES; their losses may differ from ours by `close`."""
   torch = [setup.torch_python, os.path.join(HERE, 'torch_child.py'), folder]
   commands = {'naive': [sys.executable, '-m', 'experiments.bench.naive_child', folder]}
   commands |= {'torch': torch} if setup.torch_python else {}
   commands |= {'compile': [*torch, '--compile']} if setup.torch_python and setup.torch_compile else {}
-  return {name: Rival(command, losses) for name, command in commands.items()}
+  return {name: Rival(command, losses, close) for name, command in commands.items()}
 
 
 def rows(

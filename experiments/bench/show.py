@@ -24,7 +24,7 @@ def table(found: Found) -> str:
 
 def as_json(found: Found, facts: Mapping[str, Any]) -> str:
   """The same with what it was measured on."""
-  rows = [{'section': name, **_plain(row)} for name, rows in found.items() for row in rows]
+  rows = [{'section': name, **plain(row)} for name, rows in found.items() for row in rows]
   return json.dumps({**facts, 'rows': rows}, indent=2) + '\n'
 
 
@@ -82,5 +82,6 @@ def _bar(row: Row) -> str:
   return f'{row.bar.sign} {row.bar.limit:g}' if row.bar else ''
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def plain(row: Row) -> dict[str, Any]:
+  """A row as JSON can say it."""
   return row._asdict() | {'bar': row.bar and row.bar._asdict(), 'met': row.met}

@@ -18,6 +18,7 @@ from experiments.bench import (
   controller,
   conv,
   devices,
+  gpu,
   machine,
   presets,
   rivals,
@@ -250,3 +251,43 @@ def test_without_pytorch_it_says_so(capsys):
 def test_what_is_no_section():
   done = bench('celz')
   assert done.returncode == 2 and "bench: there is no section 'celz'" in done.stderr
+
+
+def test_one_accelerator_in_parts(tmp_path, monkeypatch, capsys):
+  """A part that is done is not measured again; one that hangs is stopped, and what it has measured is kept."""
+  path = str(tmp_path / 'gpu.json')
+  parts = {'ask and tell': gpu.PARTS['ask and tell'], 'unknown': gpu.PARTS['paper']}
+  monkeypatch.setattr(gpu, 'PARTS', parts)
+  gpu.run(SMALL, 0.0, path, {'small': True}, lambda: None)
+  found = gpu.read(path)
+  assert found['ask and tell'].how == gpu.DONE and found['ask and tell'].rows[0].met
+  assert found['unknown'].how == gpu.FAILED and "KeyError: 'unknown'" in found['unknown'].why
+  assert json.loads((tmp_path / 'gpu.json').read_text())['small']
+  parts['ask and tell'] = gpu.Part(gpu.asking, 0.0)
+  monkeypatch.setattr(gpu, 'PARTS', {'ask and tell': parts['ask and tell']})
+  capsys.readouterr()
+  gpu.run(SMALL, 0.0, path, {}, lambda: None)
+  assert capsys.readouterr().out == 'ask and tell: measured before\n'
+  gpu.run(SMALL, 0.0, '', {}, lambda: None)
+  assert 'ask and tell: stopped' in capsys.readouterr().out
+  gpu.run(SMALL, 0.01, '', {}, lambda: None)
+  assert capsys.readouterr().out == 'ask and tell: no time is left\n'
+
+
+def test_what_a_part_says_is_read_back(tmp_path):
+  rows = [Row('one', 2.0, 'ms', at_most(3.0), (1.0, 3.0), 'a note'), Row('two', 1.0)]
+  ended = {'part': gpu.Ended(gpu.STOPPED, 1.5, rows)}
+  gpu.write(str(tmp_path / 'file'), ended, {'jax': '0'})
+  assert gpu.read(str(tmp_path / 'file')) == ended and gpu.read('') == {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', gpu.PARTS)
+def test_each_part_of_one_accelerator(name):
+  rows = list(gpu.PARTS[name].rows(SMALL))
+  assert rows and all(np.isfinite(row.value) for row in rows)
+
+
+def test_one_accelerator_is_measured_alone():
+  done = bench('gpu', 'cells')
+  assert done.returncode == 2 and 'gpu is measured alone' in done.stderr

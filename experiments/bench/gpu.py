@@ -1,0 +1,347 @@
+"""One accelerator: every figure that says whether the product is fast there, measured in parts that can be resumed.
+
+Each part runs in a process of its own for a limited time, so that one that hangs, crashes or runs out of memory costs
+the others nothing. What a part has measured when it ends is kept. The most valuable part comes first.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench import cells, controller, conv, devices, machine, presets, rivals, show, trained
+from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, row, seconds, way
+from experiments.common import launch, workdirs
+from experiments.common.systems import ENAS, System
+from nas_jax import search, space
+from nas_jax.space import conv_space
+from nas_jax.space.network import count
+from nas_jax.systems import classifier, enas
+from nas_jax.systems import conv as conv_system
+from nas_jax.training import evaluators
+from nas_jax.types import PyTree
+
+CLOSE = 1e-2  # the greatest difference of losses, where products round their factors to ten bits
+IN_FLIGHT = 16  # networks that train at the same time
+CELLS = 4, 64  # children that train at the same time
+COMPILERS = 8  # threads in which programs are compiled, before anything is timed
+LEAST = 15.0  # seconds that must be left for another part to begin
+DONE, FAILED, STOPPED = 'done', 'failed', 'stopped'  # how a part ended
+
+
+class Part(NamedTuple):
+  """Some of the figures, measured by one process."""
+
+  rows: Callable[[Setup], Iterator[Row]]
+  limit: float  # seconds after which it is stopped
+
+
+def networks(setup: Setup) -> Iterator[Row]:
+  """Networks one at a time and several at once, against the same networks in JAX and in PyTorch one at a time."""
+  size = conv.SMALL if setup.small else conv.SIZES[0]._replace(steps=50)
+  own, name, flight = conv.task(size), size.words, 3 if setup.small else IN_FLIGHT
+  archs, keys = own.children()
+  static, child = space.unstack(archs), classifier.build(own.cfg, own.images)
+  programs = [own.programs(child, arch) for arch in static]
+
+  def begun(k: int) -> trained.Group:
+    return trained.alike(programs[k % len(static)], jax.random.fold_in(keys[k % len(static)], k), own.data, size.steps)
+
+  each = _in_threads(begun, range(len(static)))
+  more = each + _in_threads(begun, range(len(static), flight))
+  params = [jax.tree.map(lambda x: x[0], group.params) for group in each]
+  losses = np.stack([group.losses[0] for group in each])
+  with tempfile.TemporaryDirectory() as folder:
+    others = _conv_rivals(folder, setup, own, static, params, losses)
+    found = alternating({'own': trained.one_by_one(each), 'flight': _at_once(more), **others}, setup.repeats)
+  steps = len(each) * size.steps
+  yield row(f'{name}: a step, one network at a time', 1e3 * found['own'] / steps, 'ms')
+  yield row(f'{name}: a step of naive JAX', 1e3 * found['naive'] / steps, 'ms')
+  yield row(f'{name}: one at a time against naive JAX', found['naive'] / found['own'], bar=at_least(1.1))
+  if 'torch' in others:
+    yield row(f'{name}: one at a time against PyTorch eager', found['torch'] / found['own'], bar=at_least(3.0))
+  rates = (len(more) / found['flight']) / (len(each) / found['naive'])
+  yield row(f'{name}: children an hour, {len(more)} in flight, against naive JAX one by one', rates, bar=at_least(3.0))
+
+
+def _conv_rivals(
+  folder: str, setup: Setup, own: conv.Task, static: Sequence[Any], params: Sequence[PyTree], losses: np.ndarray
+) -> dict[str, rivals.Rival]:
+  """The processes that train the same networks; they get a few batches, which come round again."""
+  child, steps = classifier.build(own.cfg, own.images), min(own.size.steps, 5)
+  batches = own.batches(child, trained.CHECKED + steps)
+  conv.write(folder, own, static, params, batches)
+  return rivals.ways(folder, setup, losses, CLOSE)
+
+
+def _at_once(groups: Sequence[trained.Group]) -> Way:
+  """All groups in threads of their own, as soon as all of them are ready."""
+  threads = ThreadPoolExecutor(len(groups))
+
+  def work() -> None:
+    list(threads.map(lambda group: group.further(), groups))
+
+  return lambda: seconds(work)
+
+
+def _in_threads(function: Callable[[int], trained.Group], numbers: Sequence[int]) -> list[trained.Group]:
+  with ThreadPoolExecutor(COMPILERS) as threads:
+    return list(threads.map(function, numbers))
+
+
+def tree_cells(setup: Setup) -> Iterator[Row]:
+  """Cells, few and many at once, against the same cells in JAX one by one; and the memory of each."""
+  size = cells.SMALL if setup.small else cells.SIZES[0]
+  own, counts = cells.task(size), (2, 4) if setup.small else CELLS
+  few = counts[0]
+  groups = {m: devices.trained(own, m, 1) for m in (1, *counts)}
+  params = [jax.tree.map(lambda x, k=k: x[k], groups[few].params) for k in range(few)]
+  with tempfile.TemporaryDirectory() as folder:
+    cells.write(folder, own, space.unstack(own.children(few)[0]), params)
+    others = rivals.ways(folder, setup._replace(torch_python=''), groups[few].losses, CLOSE)
+    ways = {str(m): group.further for m, group in groups.items()}
+    found = alternating({**ways, **others}, setup.repeats)
+  time_steps = size.steps * size.bptt
+  yield row(f'{size.words}: a time step of one, forward and backward', 1e6 * found['1'] / time_steps, 'us', at_most(20))
+  for m, bar in zip(counts, (at_least(3.0), at_least(40.0)), strict=True):
+    one_by_one = found['naive'] * m / few
+    yield row(f'{size.words}: {m} at once against naive JAX one by one', one_by_one / found[str(m)], bar=bar)
+    yield row(f'{size.words}: {m} at once', 3600e-6 * m * size.steps / found[str(m)], 'M steps/h')
+  yield from devices.memory(own, (1, 2, 4, 8) if setup.small else (1, 4, 16, 64))
+
+
+def paper(setup: Setup) -> Iterator[Row]:
+  """Networks of the first experiment at full size: the share of the largest products of the accelerator."""
+  name = 'smoke' if setup.small else 'paper_v1'
+  cfg = conv_system.PRESETS[name]()
+  n = 64 if setup.small else machine.LARGE[0]
+  ceilings = {kind: product(n, kind) for kind in (jnp.float32, jnp.bfloat16)}
+  images = conv.noise(presets.SHAPE, 2 * cfg.batch)
+  size = conv.Size(presets.SHAPE[0], presets.SHAPE[2], None, steps=1 if setup.small else 20)
+  own = conv.Task(size, cfg, images, classifier.lay_out(cfg, images, images.train, images.valid)[0])
+  batch = evaluators.random_batch(conv_system.make_space(cfg), jax.random.key(0), presets.TIMED)
+  archs, options, child = space.unstack(batch.archs), classifier.network_options(cfg), classifier.build(cfg, own.images)
+  flops = sum(6.0 * cfg.batch * size.steps * count(arch, options=options).macs for arch in archs)
+  programs = [own.programs(child, arch) for arch in archs]
+  each = _in_threads(lambda k: trained.alike(programs[k], batch.keys[k], own.data, size.steps), range(len(archs)))
+  ways = {'own': trained.one_by_one(each), 'tf32': ceilings[jnp.float32], 'bf16': ceilings[jnp.bfloat16]}
+  found = alternating(ways, setup.repeats)
+  tf32, bf16 = (2.0 * n**3 / found[kind] for kind in ('tf32', 'bf16'))
+  yield row(f'conv.{name}: a step of one child', 1e3 * found['own'] / (len(archs) * size.steps), 'ms')
+  yield row(f'conv.{name}: share of the float32 products', 100 * flops / found['own'] / tf32, '%', at_least(35.0))
+  yield row(f'conv.{name}: share of the bfloat16 products', 100 * flops / found['own'] / bf16, '%')
+  yield row(f'float32 product, {n} x {n}', tf32 / 1e12, 'TF/s', note='TF32 where the accelerator has it')
+  yield row(f'bfloat16 product, {n} x {n}', bf16 / 1e12, 'TF/s')
+
+
+def product(n: int, dtype: Any) -> Way:
+  """Squares a random matrix [n, n]."""
+  matrix = jax.random.normal(jax.random.key(0), (n, n), dtype)
+  square = jax.jit(lambda matrix: matrix @ matrix)
+  return way(lambda: square(matrix))
+
+
+def sharing(setup: Setup) -> Iterator[Row]:
+  """What the controller takes of a demo whose children share weights."""
+  for name, system in ENAS.items():
+    yield from shares(name, system, setup)
+
+
+def shares(name: str, system: System, setup: Setup) -> Iterator[Row]:
+  """Of the wall time of a pass and the updates after it: what neither the pass nor scoring the children takes."""
+  cfg = system.presets['smoke' if setup.small else 'demo']()
+  problem = system.problem(cfg, system.load(cfg, ''))
+  programs = enas.build_programs(problem, cfg)
+  s, key = enas.build(problem, cfg, programs), jax.random.key(1)
+  state = controller.updated(s, s.init(jax.random.key(0)), cfg.controller_updates)  # compiles
+  weights, archs = state.children, s.ask(state).archs
+  several = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (programs.steps, cfg.shared_samples, *x.shape[1:])), archs)
+
+  def whole() -> PyTree:
+    nonlocal state
+    state = controller.updated(s, state, cfg.controller_updates)
+    return state.children
+
+  def scoring() -> Any:
+    return [programs.score(weights, archs, key) for _ in range(cfg.controller_updates)]
+
+  ways = {
+    'whole': lambda: seconds(whole),
+    'learning': way(lambda: programs.learn(weights, several, key)),
+    'scoring': way(scoring),
+  }
+  found = alternating(ways, setup.repeats)
+  rest = found['whole'] - found['learning'] - found['scoring']
+  note = f'{cfg.controller_updates} updates'
+  yield row(f'{name} demo: a pass and its updates', found['whole'], 's', note=note)
+  yield row(f'{name} demo: the pass alone', found['learning'], 's')
+  yield row(f'{name} demo: scoring alone', found['scoring'], 's', note=note)
+  yield row(f'{name} demo: the share of the controller', 100 * rest / found['whole'], '%', at_most(5.0))
+
+
+def demo(setup: Setup) -> Iterator[Row]:
+  """The search of `make search`: a short one that compiles its programs, and then the whole of it."""
+  preset = 'smoke' if setup.small else 'demo'
+  with tempfile.TemporaryDirectory() as folder:
+    kept = os.environ | {'JAX_COMPILATION_CACHE_DIR': os.path.join(folder, 'programs')}
+    command = [sys.executable, '-m', 'experiments.cell_search', f'--preset={preset}']
+    few = ['--max_children=8', '--reliability_children=8', f'--workdir={os.path.join(folder, "few")}']
+    name = f'cell_search --preset={preset}'
+    yield Row(f'{name} of 8 children, with compiling', seconds(lambda: _quietly([*command, *few], kept)), 's')
+    whole = [*command, f'--workdir={os.path.join(folder, "whole")}']
+    yield Row(f'{name}, all compiled before', seconds(lambda: _quietly(whole, kept)), 's', at_most(60.0))
+
+
+def _quietly(command: Sequence[str], environment: dict[str, str]) -> None:
+  done = subprocess.run(command, capture_output=True, text=True, cwd=rivals.ROOT, env=environment)
+  if done.returncode:
+    raise ValueError(f'{command} failed: {done.stderr.strip().splitlines()[-1:]}')
+
+
+def asking(setup: Setup) -> Iterator[Row]:
+  """Asking for long strings and learning from them."""
+  depth = 3 if setup.small else controller.DEPTH
+  updating = controller.update(search.ask_tell(conv_space(depth), search.Config(m=controller.M)))
+  updating()  # compiles
+  found = alternating({'both': updating}, setup.repeats)['both']
+  yield row(f'ask + tell, m={controller.M}, {depth}-layer conv strings', 1e3 * found, 'ms', at_most(20.0))
+
+
+PARTS = {
+  'networks': Part(networks, 150),
+  'cells': Part(tree_cells, 90),
+  'paper': Part(paper, 110),
+  'sharing': Part(sharing, 150),
+  'search': Part(demo, 160),
+  'ask and tell': Part(asking, 45),
+}
+
+
+class Ended(NamedTuple):
+  """What is known of a part."""
+
+  how: str  # DONE, FAILED or STOPPED
+  seconds: float
+  rows: list[Row]
+  why: str = ''  # the error, if it failed
+
+
+def run(setup: Setup, minutes: float, path: str, facts: dict[str, Any], check: launch.Check) -> None:
+  """All parts that the file at `path` does not hold yet, one after another, for so many minutes in all.
+
+  The file is written after each figure. A part that failed or was stopped is measured again the next time.
+  """
+  end, found = time.monotonic() + 60 * (minutes or math.inf), read(path)
+  for name, part in PARTS.items():
+    check()
+    if name in found and found[name].how == DONE:
+      print(f'{name}: measured before', flush=True)
+      continue
+    if (left := end - time.monotonic()) < LEAST:
+      print(f'{name}: no time is left', flush=True)
+      continue
+
+    def note(ended: Ended, name: str = name) -> None:
+      found[name] = ended
+      write(path, found, facts)
+
+    ended = measured(name, setup, min(part.limit, left), note)
+    note(ended)
+    print(
+      f'\n{show.table({name: ended.rows})}\n{name}: {ended.how} after {ended.seconds:.0f} s {ended.why}', flush=True
+    )
+
+
+def measured(name: str, setup: Setup, limit: float, note: Callable[[Ended], None]) -> Ended:
+  """A part in a process of its own, which is stopped after `limit` seconds; `note` is told of each figure."""
+  begun, rows = time.monotonic(), list[Row]()
+  command = [sys.executable, '-m', 'experiments.bench.gpu', name, json.dumps(setup)]
+  with (
+    tempfile.TemporaryFile('w+') as errors,
+    subprocess.Popen(
+      command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=rivals.ROOT, start_new_session=True
+    ) as process,
+    ThreadPoolExecutor(1) as waiting,
+  ):
+    stopped = waiting.submit(_stopped, process, limit)
+    try:
+      assert process.stdout is not None
+      for line in process.stdout:  # until the process ends, by itself or because it is stopped
+        if line.startswith(ROW):
+          rows.append(_row(json.loads(line.removeprefix(ROW))))
+          note(Ended(STOPPED, time.monotonic() - begun, rows))
+    finally:
+      _kill(process)
+    errors.seek(0)
+    said = [line for line in errors.read().splitlines() if 'Error' in line][-1:]
+  taken = time.monotonic() - begun
+  if stopped.result():
+    return Ended(STOPPED, taken, rows)
+  return Ended(FAILED, taken, rows, said[0] if said else '') if process.returncode else Ended(DONE, taken, rows)
+
+
+def _stopped(process: subprocess.Popen, limit: float) -> bool:
+  """Whether the process had to be stopped after so many seconds."""
+  try:
+    process.wait(limit)
+    return False
+  except subprocess.TimeoutExpired:
+    _kill(process)
+    return True
+
+
+def _kill(process: subprocess.Popen) -> None:
+  """Ends a process and all that it has started."""
+  with contextlib.suppress(ProcessLookupError):
+    os.killpg(process.pid, signal.SIGKILL)
+  process.wait()
+
+
+ROW = 'row: '  # begins a line that holds a figure
+
+
+def read(path: str) -> dict[str, Ended]:
+  """What a file holds of earlier runs."""
+  known = (workdirs.read(path) if path else None) or {}
+  return {
+    name: Ended(part['how'], part['seconds'], [_row(each) for each in part['rows']], part['why'])
+    for name, part in known.get('parts', {}).items()
+  }
+
+
+def write(path: str, found: dict[str, Ended], facts: dict[str, Any]) -> None:
+  """The file that `read` reads."""
+  if path:
+    parts = {
+      name: ended._asdict() | {'rows': [show.plain(each) for each in ended.rows]} for name, ended in found.items()
+    }
+    workdirs.write(path, json.dumps({**facts, 'parts': parts}, indent=2) + '\n')
+
+
+def _row(known: dict[str, Any]) -> Row:
+  bar, spread = known['bar'], known['spread']
+  own = {name: known[name] for name in ('name', 'value', 'unit', 'note')}
+  return Row(**own, bar=Bar(**bar) if bar else None, spread=tuple(spread) if spread else None)
+
+
+def main(name: str, setup: Setup) -> None:
+  """Measures one part; each figure is a line of the output."""
+  launch.set_up_jax(1)
+  for each in PARTS[name].rows(setup):
+    print(ROW + json.dumps(show.plain(each)), flush=True)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1], Setup(*json.loads(sys.argv[2])))
