@@ -1,7 +1,8 @@
 """The report of a search as a page: reads a workdir, writes report.html there. The search may still be running.
 
-Example:
+Examples:
   python -m experiments.report --workdir=runs/cell_search-demo
+  python -m experiments.report --workdir=runs/cell_search-demo --pictures=docs
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,13 +18,15 @@ from absl import flags
 from experiments.common import launch, workdirs
 from experiments.common.systems import SYSTEMS, System
 from nas_jax import space
-from nas_jax.report import page, rankings, replay_picture
+from nas_jax.report import page, rankings, replay_picture, style
 from nas_jax.search import journal, replay_tree
 
 
 def own_flags(values: flags.FlagValues) -> None:
   """What this launcher takes."""
   flags.DEFINE_string('workdir', '', 'folder of a search', flag_values=values)
+  help = 'folder for two pictures: best.svg, the best architecture, and search.svg, the best score so far'
+  flags.DEFINE_string('pictures', '', help, flag_values=values)
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
@@ -31,8 +34,28 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   values = launch.parse(argv, __doc__, own_flags)
   if not values.workdir:
     raise ValueError('--workdir is missing: name the folder of a search.')
-  text = make(values.workdir)
-  return lambda check: write(values.workdir, text)
+  if values.pictures and not os.path.isdir(values.pictures):
+    raise ValueError(f'pictures (={values.pictures!r}) is no folder: name one that exists.')
+  found = read(values.workdir)
+  drawn = pictures(found) if values.pictures else {}
+  text = page.render(found)
+
+  def work(check: launch.Check) -> None:
+    write(values.workdir, text)
+    for name, svg in drawn.items():
+      path = os.path.join(values.pictures, name)
+      workdirs.write(path, svg)
+      print(f'picture: {path}')
+
+  return work
+
+
+def pictures(report: page.Report) -> dict[str, str]:
+  """The best architecture and the course of the search, by file name. Raises ValueError if there is none yet."""
+  if not report.winners:
+    raise ValueError('there is nothing to draw: no child has been trained without failing yet.')
+  found = {'best.svg': report.winners[0].drawing, 'search.svg': page.best_so_far(report)}
+  return {name: style.as_file(svg) for name, svg in found.items()}
 
 
 def make(workdir: str) -> str:

@@ -3,7 +3,7 @@
 Nothing here knows what is searched for: the noun, the metric and its direction, equations and drawings are given.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import html
 import json
 import math
@@ -135,19 +135,26 @@ def _lede(report: Report) -> list[str]:
   return words
 
 
+def best_so_far(report: Report) -> str:
+  """A chart of the best score so far and of the mean of the best five; an <svg> element."""
+  best, top = _lines(report, lambda run: run.best), _lines(report, lambda run: run.top)
+  return charts.progress('best', f'Best {report.metric.name} so far', report.metric.name, best, top)
+
+
+def _lines(report: Report, values: Callable[[Run], Sequence[float]]) -> list[charts.Line]:
+  """A line of a chart for each search that has children, by how many of them were trained."""
+  runs = [run for run in report.runs if run.records]
+  return [charts.Line(_who(run), [record['id'] + 1 for record in run.records], values(run)) for run in runs]
+
+
 def _course(report: Report) -> str:
   runs = [run for run in report.runs if run.records]
   if not runs:
     return ''
   metric, less = report.metric, 'lower' if report.metric.lower else 'higher'
-
-  def lines(values) -> list[charts.Line]:
-    return [charts.Line(_who(run), [r['id'] + 1 for r in run.records], values(run)) for run in runs]
-
-  scores = lines(lambda run: [_score(record, metric.key) for record in run.records])
-  earned = lines(lambda run: [record['reward'] for record in run.records])
+  scores = _lines(report, lambda run: [_score(record, metric.key) for record in run.records])
+  earned = _lines(report, lambda run: [record['reward'] for record in run.records])
   baseline = charts.Line('baseline', *_columns(runs[0].updates, 'children', 'baseline'))
-  best, top = lines(lambda run: run.best), lines(lambda run: run.top)
   level = (
     'so do random children, as the weights that they share learn' if report.shared else 'random search stays level'
   )
@@ -159,7 +166,7 @@ def _course(report: Report) -> str:
       f'told to beat. A search that learns rises; {level}. Children that failed earned 0.',
     ),
     _figure(
-      charts.progress('best', f'Best {metric.name} so far', metric.name, best, top),
+      best_so_far(report),
       'Best so far',
       f'{_capital(metric.name)}, {less} is better: the best {report.noun} so far, and thinner the mean of the best '
       'five different ones. Luck moves the first; learning moves both.',

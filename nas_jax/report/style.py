@@ -1,4 +1,6 @@
-"""The look of the page: light and dark, wide and narrow, screen and paper."""
+"""The look of the page: light and dark, wide and narrow, screen and paper; and its pictures as files."""
+
+import re
 
 STYLE = """
 :root {
@@ -102,3 +104,13 @@ summary { cursor: pointer; color: var(--soft); font-size: 0.925rem; margin-botto
   .strip, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
+
+
+def as_file(svg: str) -> str:
+  """An SVG element of the page as the text of an SVG file: in the page's light colours, on white, sans-serif."""
+  colours = dict(re.findall(r'(--[\w-]+): (#\w+)', STYLE[: STYLE.index('@media')]))
+  svg = re.sub(r'var\((--[\w-]+)\)', lambda found: colours[found[1]], svg).replace('currentColor', colours['--ink'])
+  head, body = svg.split('>', 1)
+  space = '' if 'xmlns=' in head else ' xmlns="http://www.w3.org/2000/svg"'
+  paper = f'<rect width="100%" height="100%" fill="{colours["--paper"]}"/>'
+  return f'{head}{space} font-family="system-ui, sans-serif">{paper}{body}\n'

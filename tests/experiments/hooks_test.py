@@ -5,6 +5,7 @@ import json
 import shutil
 import struct
 import sys
+from xml.etree import ElementTree
 
 import jax
 import jax.numpy as jnp
@@ -207,6 +208,30 @@ def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
     assert words in text, words
   assert ' is at ' not in text  # of the 20 that were asked for, whatever config.json was begun with
   assert 'just begun' not in text
+
+
+def test_pictures_of_a_search_stand_alone(workdir, monkeypatch, capsys):
+  shutil.copytree(workdir, workdir / 'control', ignore=shutil.ignore_patterns('control'))
+  pictures = workdir / 'pictures'
+  pictures.mkdir()
+  launched(monkeypatch, f'--workdir={workdir}', f'--pictures={pictures}')
+  assert str(pictures / 'best.svg') in capsys.readouterr().out
+  for name, word in (('best.svg', 'recurrent cell'), ('search.svg', 'random search')):
+    text = (pictures / name).read_text()
+    assert ElementTree.fromstring(text).tag == '{http://www.w3.org/2000/svg}svg'
+    assert word in text and 'var(' not in text and 'currentColor' not in text  # there is no page to take colours from
+
+
+def test_pictures_want_a_folder_and_a_child(tmp_path, workdir, monkeypatch, capsys):
+  workdirs.open_config(str(tmp_path / 'empty'), CONFIG)
+  for args, word in (
+    ((f'--workdir={workdir}', f'--pictures={tmp_path}/nowhere'), 'nowhere'),
+    ((f'--workdir={tmp_path}/empty', f'--pictures={tmp_path}'), 'nothing to draw'),
+  ):
+    with pytest.raises(SystemExit) as left:
+      launched(monkeypatch, *args)
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.count('\n') == 1 and word in error
 
 
 def test_the_page_of_a_search_just_begun(tmp_path, monkeypatch):

@@ -1,0 +1,53 @@
+"""The pages in Markdown: lines are short, links lead somewhere, and commands have the flags that they show."""
+
+import importlib
+import pathlib
+import re
+import shlex
+
+from absl import flags
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')))
+
+
+def read(page):
+  return (ROOT / page).read_text()
+
+
+def anchors(page):
+  """What a link may name after #: headings in lower case, without punctuation, blanks as hyphens."""
+  headings = re.findall(r'^#+ (.*)$', read(page), re.MULTILINE)
+  return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_lines_are_short_but_for_tables(page):
+  long = [line for line in read(page).splitlines() if len(line) > 100 and not line.startswith('|')]
+  assert not long
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page):
+  for target in re.findall(r'\]\(([^)]*)\)', read(page)):
+    if not target.startswith('http'):
+      path, _, anchor = target.partition('#')
+      there = (ROOT / page).parent / path if path else ROOT / page
+      assert there.exists(), target
+      assert not anchor or anchor in anchors(there.relative_to(ROOT)), target
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_have_the_flags_they_show(page):
+  text = read(page).replace('\\\n', ' ')
+  for name, words in re.findall(r'python -m experiments\.(\w+)([^`\n]*)', text):
+    launcher = importlib.import_module('experiments.bench.__main__' if name == 'bench' else f'experiments.{name}')
+    try:
+      with pytest.raises(SystemExit) as left:
+        launcher.prepare([name, *shlex.split(words), '--help'])  # which reads all flags, and leaves
+    except flags.Error as error:
+      pytest.fail(f'{name}{words}: {error}')
+    assert not left.value.code, words
+  for path in re.findall(r'python ((?:docs|tests)/[\w/]+\.py)', text):
+    assert (ROOT / path).exists(), path
