@@ -3,8 +3,9 @@
 A launcher makes one flag of each field and Colab writes `Config(m=2)`; `check` serves both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import difflib
 import json
 from typing import Any
 
@@ -79,3 +80,10 @@ def differences(old: dict[str, Any], new: Any) -> list[str]:
   now, budgets = as_json(new), {item.name for item in dataclasses.fields(new) if item.metadata['budget']}
   names = [name for name in {**old, **now} if name not in budgets and old.get(name) != now.get(name)]
   return [f'{name} ({old.get(name)} -> {now.get(name)})' for name in names]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """Returns ' (did you mean A or B?)' for an error message, with the known names most like `name`, or '' for none."""
+  cases = {one.lower(): one for one in known}
+  near = [cases[one] for one in difflib.get_close_matches(name.lower(), cases)]
+  return f' (did you mean {" or ".join(near)}?)' if near else ''

@@ -16,6 +16,7 @@ from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least
 from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.datasets import text as text_lib
+from nas_jax.datasets import text_batches
 from nas_jax.space.tree import operations
 from nas_jax.systems import cell, language
 from nas_jax.training import child as child_lib
@@ -58,7 +59,7 @@ class Task(NamedTuple):
   """Children to train."""
 
   size: Size
-  data: language_model.Data
+  data: text_batches.Data
   programs: Callable[..., fit.Fit]  # (static arch, or None for one program for all; mesh)
   children: Callable[[int], tuple[PyTree, Key]]  # m -> random archs [m], keys [m]
   cfg: cell.Config
@@ -81,7 +82,7 @@ def task(size: Size) -> Task:
     schedule='constant', lr=0.1,
   )  # fmt: skip
   text = noise(size.vocabulary, size.batch * (16 * size.bptt + 1))
-  cells, data = cell.make_space(cfg), language_model.lay_out(text, size.batch, size.bptt, size.batch)
+  cells, data = cell.make_space(cfg), text_batches.lay_out(text, size.batch, size.bptt, size.batch)
   child, plain = (
     language.build(cfg, text, language_model.tree(operations(cells)), size.hidden),
     language.hyperparameters(cfg, size.hidden),

@@ -13,6 +13,7 @@ from experiments.bench import cells, conv, trained
 from experiments.bench.timing import Row, Setup, Way, alternating, row
 from nas_jax import space
 from nas_jax.children import language_model
+from nas_jax.datasets import text_batches
 from nas_jax.space.conv import IMAGE, ConvArch
 from nas_jax.space.network import NetworkOptions, count, joined, network
 from nas_jax.space.tree import operations
@@ -72,7 +73,7 @@ def language_models(name: str, cfg: cell.Config, setup: Setup) -> Iterator[Row]:
   vocabulary = 7 if setup.small else VOCABULARY
   steps, words = 1 if setup.small else STEPS, cfg.batch * (2 * STEPS * cfg.bptt + 1)
   text = cells.noise(vocabulary, words)
-  searched, data = cell.make_space(cfg), language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.batch)
+  searched, data = cell.make_space(cfg), text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.batch)
   tree, batch = language_model.tree(operations(searched)), evaluators.random_batch(searched, jax.random.key(0), cfg.m)
   own = space.unstack(batch.archs)[0]
   hidden = language.width(cfg, text, tree, own, cfg.parameters) if cfg.parameters else cfg.hidden

@@ -6,11 +6,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from nas_jax import tree_cell
-from nas_jax.datasets.text import Text
+from nas_jax.datasets import text_batches
 from nas_jax.nn import enas_cell
 from nas_jax.nn import recurrent as recurrent_lib
 from nas_jax.training.child import Child
@@ -93,41 +92,6 @@ def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
     return jax.lax.scan(lambda carry, x: cell.apply(params, carry, x), carry, recurrent_lib.looked_up(xs))
 
   return Cell(init, carry, unroll)
-
-
-class Data(NamedTuple):
-  """A text laid out for truncated backpropagation: time first, `B` streams side by side."""
-
-  train: np.ndarray  # [steps an epoch, bptt + 1, B] int32; a step's last tokens are the next one's first
-  valid: tuple[np.ndarray, ...]  # inputs, targets [windows, bptt, C] int32; weight 0 or 1: each target counts once
-
-
-def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
-  """Arrays for `build`. Raises ValueError if the training split is too short for one step."""
-  steps = (len(text.train) // batch - 1) // bptt
-  if steps < 1:
-    raise ValueError(
-      f'the training split has {len(text.train)} tokens, one step of batch (={batch}) streams of bptt (={bptt}) needs '
-      f'{batch * (bptt + 1)}: take a smaller batch or bptt, or more text.'
-    )
-  columns = len(text.train) // batch
-  streams = text.train[: batch * columns].reshape(batch, columns).T
-  train = np.stack([streams[i * bptt : (i + 1) * bptt + 1] for i in range(steps)])
-  return Data(train, windows(text.valid, score_batch, bptt))
-
-
-def windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, ...]:
-  """All predictions of a split in `streams` columns, padded at the end with weight 0."""
-  count = len(tokens) - 1
-  streams = min(streams, count)
-  length = -(-count // streams)
-  length += -length % bptt
-  rows = []
-  for values in (tokens[:-1], tokens[1:], np.ones(count, np.float32)):
-    padded = np.zeros(streams * length, values.dtype)
-    padded[:count] = values
-    rows.append(padded.reshape(streams, -1, bptt).transpose(1, 2, 0))
-  return tuple(rows)
 
 
 class Dropout(NamedTuple):
@@ -216,7 +180,7 @@ def run(
 def build(
   vocabulary: int, hidden: int, layers: int, batch: int, cell: Cell, tied: bool = False, embedding: int = 0
 ) -> Child:
-  """The network, for arrays that `lay_out` made; what the trainer calls its arch is a `ChildSpec`.
+  """The network, for arrays that `text_batches.lay_out` made; what the trainer calls its arch is a `ChildSpec`.
 
   Args:
     vocabulary: V.
@@ -258,7 +222,7 @@ def build(
   def zeros(streams: int) -> PyTree:
     return [cell.carry(streams, hidden) for _ in range(layers)]
 
-  def take(data: Data, key: Key, step: Array) -> tuple[Array, Array]:
+  def take(data: text_batches.Data, key: Key, step: Array) -> tuple[Array, Array]:
     del key
     return data.train[step % len(data.train)], step % len(data.train) == 0
 

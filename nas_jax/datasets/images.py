@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from nas_jax.datasets.text import prepared
+from nas_jax.datasets import tfds
 
 
 class Split(NamedTuple):
@@ -52,12 +52,12 @@ def load_images(
     seed: of the split, and of which images are taken.
 
   Raises:
-    ValueError: the set is not prepared, or as `split_images`.
+    ValueError: as `tfds.prepared` and `split_images`.
   """
   if dataset == 'digits':
     parts, classes = _digits(), 10
   else:
-    source = prepared(dataset, data_dir)
+    source = tfds.prepared(dataset, data_dir, "or take dataset 'digits', which needs no folder")
     parts = {name: _decoded(source, name, dataset, max_examples, seed) for name in ('train', 'test')}
     classes = source['train'].dataset_info.features['label'].num_classes
   if resize:

@@ -1,14 +1,14 @@
 """Text as arrays. Nothing is downloaded: the default text is part of Python, others are read from a folder."""
 
-from collections.abc import Mapping
-import glob
 import gzip
 import hashlib
-import json
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+
+from nas_jax import config
+from nas_jax.datasets import tfds
 
 SPLITS = ('train', 'valid', 'test')
 UNKNOWN, END = '<unk>', '<eos>'
@@ -36,16 +36,15 @@ def load_text(dataset: str = 'pydoc', data_dir: str = '', level: str = 'char') -
     level: 'char' takes every character, 'word' what stands between white space, with <eos> at each line end.
 
   Raises:
-    ValueError: a file is missing, empty or not UTF-8, or the data set is not prepared.
+    ValueError: there is no such text, or one of its files is missing, empty or not UTF-8; or as `tfds.prepared`.
   """
   if dataset == 'pydoc':
     parts = _pydoc()
   elif dataset == 'tiny_shakespeare':
-    source = prepared(dataset, data_dir, ', or take dataset text with three files')
+    source = tfds.prepared(dataset, data_dir, "or take dataset 'text' with three files of your own")
     parts = [source[split][0]['text'].decode('utf-8') for split in ('train', 'validation', 'test')]
   else:
-    _want_folder(dataset, data_dir)
-    parts = [_read(dataset, data_dir, split) for split in SPLITS]
+    parts = _files(dataset, data_dir)
   digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
   tokens = [list(part) if level == 'char' else part.replace('\n', f' {END} ').split() for part in parts]
   words = set(tokens[0])
@@ -66,46 +65,32 @@ def _pydoc() -> list[str]:
   return [text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]]
 
 
-def prepared(dataset: str, data_dir: str, instead: str = '') -> Mapping[str, Any]:
-  """The splits of a set of TensorFlow Datasets. Read as array_record, it needs no TensorFlow.
-
-  Raises:
-    ValueError: it does not lie in `data_dir` as array_record; says how to prepare it, and what to do `instead`.
-  """
-  _want_folder(dataset, data_dir)
-  infos = glob.glob(os.path.join(data_dir, dataset, '*', 'dataset_info.json'))
-  formats = []
-  for path in infos:
-    with open(path, encoding='utf-8') as file:
-      formats.append(json.load(file).get('fileFormat'))
-  if 'array_record' not in formats:
-    call = f"tfds.builder('{dataset}', data_dir='{data_dir}', file_format='array_record').download_and_prepare()"
+def _files(dataset: str, data_dir: str) -> list[str]:
+  """The text of the three files that `dataset` is the prefix of, each perhaps compressed."""
+  names = [f'{split}.txt' if dataset == 'text' else f'{dataset}.{split}.txt' for split in SPLITS]
+  there = set(os.listdir(data_dir)) if os.path.isdir(data_dir) else set()
+  missing = [name for name in names if not {name, f'{name}.gz'} & there]
+  if missing == names:
+    near = config.did_you_mean(dataset, ('pydoc', 'tiny_shakespeare'))
     raise ValueError(
-      f'{dataset} is not prepared as array_record in data_dir (={data_dir!r}): where TensorFlow is installed, run '
-      f'python -c "import tensorflow_datasets as tfds; {call}"{instead}.'
+      f"dataset (={dataset!r}) is not a text known here{near}: take 'pydoc', which needs no folder, 'tiny_shakespeare' "
+      f'of TensorFlow Datasets, or the prefix of three files in data_dir (={data_dir!r}), where {", ".join(names)} are '
+      'missing.'
     )
-  import tensorflow_datasets as tfds
-
-  return tfds.data_source(dataset, data_dir=data_dir, download=False)
-
-
-def _want_folder(dataset: str, data_dir: str) -> None:
-  if not os.path.isdir(data_dir):
-    raise ValueError(f'data_dir (={data_dir!r}) is no folder: dataset {dataset!r} is read from one, name it.')
+  if missing:
+    raise ValueError(f'{missing[0]} (or {missing[0]}.gz) is not in data_dir (={data_dir!r}): want {", ".join(names)}.')
+  return [_read(os.path.join(data_dir, name)) for name in names]
 
 
-def _read(dataset: str, data_dir: str, split: str) -> str:
-  name = f'{split}.txt' if dataset == 'text' else f'{dataset}.{split}.txt'
-  path = os.path.join(data_dir, name)
+def _read(path: str) -> str:
+  """A file of text, or the compressed one beside where it would be. Raises ValueError if it is empty or not UTF-8."""
   try:
     if os.path.exists(path):
       with open(path, 'rb') as file:
         content = file.read()
-    elif os.path.exists(path + '.gz'):
-      with gzip.open(path + '.gz') as file:
-        content = file.read()
     else:
-      raise ValueError(f'{name} (or {name}.gz) is not in data_dir (={data_dir!r}): want train, valid and test files.')
+      with gzip.open(f'{path}.gz') as file:
+        content = file.read()
     text = content.decode('utf-8')
   except (OSError, EOFError, UnicodeDecodeError) as error:
     raise ValueError(f'{path} cannot be read as UTF-8 text ({error}): convert or replace it.') from None

@@ -13,6 +13,7 @@ from nas_jax import config, published, search, space
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
+from nas_jax.datasets import text_batches
 from nas_jax.space.tree import TreeArch, operations
 from nas_jax.systems import language
 from nas_jax.training import child as child_lib
@@ -102,7 +103,7 @@ def make_space(cfg: Config) -> space.Space:
   return space.tree_cell_space(cfg.base, cfg.combine, cfg.activate)
 
 
-def steps(cfg: Config, data: language_model.Data) -> int:
+def steps(cfg: Config, data: text_batches.Data) -> int:
   """Training steps of a child."""
   return cfg.epochs * len(data.train) or cfg.steps
 
@@ -136,7 +137,7 @@ def build_evaluator(
   recovery: Recovery = NO_RECOVERY,
 ) -> Callable[[Batch], Outcome]:
   """What scores children of any kind of cell: the one budget that all comparisons are on."""
-  cell_space, data = make_space(cfg), language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  cell_space, data = make_space(cfg), text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   hidden, arch = cfg.hidden, cell_space.decode(np.zeros(cell_space.length, int))
   if cfg.parameters:
     hidden = language.width(cfg, text, cell, arch, cfg.parameters)
@@ -161,7 +162,7 @@ def build_evaluator(
 def time_programs(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None) -> evaluators.Timing:
   """`evaluators.time_programs` on a batch of random cells."""
   cell_space = make_space(cfg)
-  total = steps(cfg, language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
+  total = steps(cfg, text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
 
   def build_for(kind: str, count: int):
     short = dataclasses.replace(cfg, steps=count, epochs=0, child_program=kind)

@@ -8,6 +8,7 @@ from nas_jax import config, search, space
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
+from nas_jax.datasets import text_batches
 from nas_jax.search import weight_sharing
 from nas_jax.space import tree
 from nas_jax.systems import enas, language
@@ -97,7 +98,7 @@ def problem(cfg: Config, text: text_lib.Text) -> enas.Problem:
   config.check(cfg)
   made = make_space(cfg)
   search.check(made, cfg)
-  data = language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  data = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   hyperparameters = language.hyperparameters(cfg, cfg.hidden)
   cell = language_model.enas(tree.ids_of('activate', cfg.activate, space.ACTIVATE), cfg.normalize)
   network = language.build(cfg, text, cell, cfg.hidden)
@@ -114,7 +115,7 @@ def problem(cfg: Config, text: text_lib.Text) -> enas.Problem:
   )
 
 
-def part_of(data: language_model.Data, windows: int, key: Key) -> language_model.Data:
+def part_of(data: text_batches.Data, windows: int, key: Key) -> text_batches.Data:
   """`data` with some windows of the validation split, one after another; at the end of a short one, fewer."""
   count = len(data.valid[0])
   size = min(windows, count)

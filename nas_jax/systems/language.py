@@ -10,6 +10,7 @@ import optax
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
+from nas_jax.datasets import text_batches
 from nas_jax.training import fit, schedules
 from nas_jax.training.child import Child
 from nas_jax.types import Array, PyTree
@@ -133,7 +134,7 @@ def optimizer(
 
 def fitter(
   cfg: Config,
-  data: language_model.Data,
+  data: text_batches.Data,
   child: Child,
   hyperparameters: Callable[[PyTree], language_model.Hyperparameters],
   steps: int,

@@ -12,6 +12,7 @@ from nas_jax import config, published
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
+from nas_jax.datasets import text_batches
 from nas_jax.space import RnnArch, TreeArch
 from nas_jax.systems import language
 from nas_jax.training import child as child_lib
@@ -179,7 +180,7 @@ def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
 
 def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or not enough text."""
-  language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   for size in cfg.sizes:
     width(cfg, text, arch, size)
 
@@ -196,18 +197,18 @@ def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
 def task(
   cfg: Config, text: text_lib.Text, arch: Arch, size: str, epochs: int, final: bool = False, mesh: Mesh | None = None
 ) -> full_training.Task:
-  """A cell at one size, to be trained for `epochs`. Raises ValueError as `width` and `language_model.lay_out`.
+  """A cell at one size, to be trained for `epochs`. Raises ValueError as `width` and `text_batches.lay_out`.
 
   The weights are those of the epoch with the best validation, in the grid and in the final trainings.
   """
   del final
   hidden, (cell, form) = width(cfg, text, arch, size), _cell(arch)
   network = language.build(cfg, text, cell, hidden)
-  data = language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  data = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   own = child_lib.bind_arch(network, lambda hyperparameters: language_model.ChildSpec(form, hyperparameters))
   epoch = len(data.train)
   programs = language.fitter(cfg, data, own, lambda hyperparameters: hyperparameters, epochs * epoch, epoch, mesh)
-  test = data._replace(valid=language_model.windows(text.test, cfg.test_batch, cfg.bptt))
+  test = data._replace(valid=text_batches.windows(text.test, cfg.test_batch, cfg.bptt))
   weights = language.weights(network, form)
   return full_training.Task(str(hidden), weights, programs, data, test, lambda scores: scores['perplexity'])
 

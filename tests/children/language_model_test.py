@@ -9,6 +9,7 @@ import testing
 
 from nas_jax import space
 from nas_jax.children import language_model
+from nas_jax.datasets import text_batches
 
 V, H, B, T = 5, 4, 3, 5
 ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
@@ -25,26 +26,7 @@ def dropping(**rates):
 
 @pytest.fixture(scope='module')
 def laid_out():
-  return language_model.lay_out(testing.text(), B, T, 4)
-
-
-def test_training_batches_follow_one_another(laid_out):
-  text, train = testing.text(), np.asarray(laid_out.train)
-  assert train.shape[1:] == (T + 1, B)
-  assert (train[:-1, -1] == train[1:, 0]).all()
-  # Stream b starts where the b-th third of the text does.
-  columns = len(text.train) // B
-  assert (train[0].T == [text.train[b * columns : b * columns + T + 1] for b in range(B)]).all()
-
-
-def test_every_prediction_of_the_validation_split_counts_once(laid_out):
-  text = testing.text()
-  inputs, targets, weight = map(np.asarray, laid_out.valid)
-  assert weight.sum() == len(text.valid) - 1
-  # Back to streams: [windows, T, C] -> [C, windows * T], joined and cut at the end, is the split itself.
-  for values, wanted in ((inputs, text.valid[:-1]), (targets, text.valid[1:])):
-    assert (values.transpose(2, 0, 1).reshape(-1)[: len(wanted)] == wanted).all()
-  assert (weight.transpose(2, 0, 1).reshape(-1)[: len(text.valid) - 1] == 1).all()
+  return text_batches.lay_out(testing.text(), B, T, 4)
 
 
 def test_a_softmax_of_zeros_has_the_perplexity_of_a_guess(laid_out):
@@ -145,8 +127,3 @@ def test_a_flax_cell_is_flax_rnn(laid_out):
   _, ys = cell.unroll(params, None, cell.carry(B, H), xs, None)
   rnn = nn.RNN(nn.SimpleCell(H), time_major=True)
   np.testing.assert_allclose(ys, rnn.apply({'params': {'cell': params['params']}}, xs), rtol=1e-6)
-
-
-def test_a_text_too_short_is_refused():
-  with pytest.raises(ValueError, match='bptt'):
-    language_model.lay_out(testing.text(60), 20, 35, 4)

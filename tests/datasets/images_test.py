@@ -71,13 +71,13 @@ def test_unequal_shapes_and_shares_that_leave_nothing():
     images.split_images(some(40), some(10), 3, valid_share=0.0)
 
 
-def prepare(folder, train, test):
+def prepare(folder, train, test, dataset='mnist'):
   """A set as TensorFlow Datasets lays it down."""
   from array_record.python.array_record_module import ArrayRecordWriter
   from PIL import Image
   import tensorflow_datasets as tfds
 
-  home = folder / 'mnist' / '3.0.1'
+  home = folder / dataset / '3.0.1'
   home.mkdir(parents=True)
   features = tfds.features.FeaturesDict(
     {'image': tfds.features.Image(shape=train.images.shape[1:]), 'label': tfds.features.ClassLabel(num_classes=3)}
@@ -85,7 +85,7 @@ def prepare(folder, train, test):
   features.save_config(str(home))
   splits = []
   for split, part in (('train', train), ('test', test)):
-    writer = ArrayRecordWriter(str(home / f'mnist-{split}.array_record-00000-of-00001'), 'group_size:1')
+    writer = ArrayRecordWriter(str(home / f'{dataset}-{split}.array_record-00000-of-00001'), 'group_size:1')
     for image, label in zip(*part, strict=True):
       file = io.BytesIO()
       Image.fromarray(image[..., 0]).save(file, format='png')
@@ -95,7 +95,7 @@ def prepare(folder, train, test):
     name = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
     count = str(len(part.labels))
     splits.append({'name': split, 'numBytes': '9', 'shardLengths': [count], 'filepathTemplate': name})
-  info = {'name': 'mnist', 'version': '3.0.1', 'fileFormat': 'array_record', 'splits': splits}
+  info = {'name': dataset, 'version': '3.0.1', 'fileFormat': 'array_record', 'splits': splits}
   (home / 'dataset_info.json').write_text(json.dumps(info))
   return str(folder)
 
@@ -108,8 +108,25 @@ def test_a_prepared_set_of_tensorflow_datasets(tmp_path):
   np.testing.assert_array_equal(found.test.labels, test.labels)
 
 
+def test_a_set_of_ones_own_need_not_be_known(tmp_path):
+  train, test = some(20), some(6)
+  found = images.load_images('my_own_images', prepare(tmp_path, train, test, 'my_own_images'))
+  np.testing.assert_array_equal(found.test.images, test.images)
+  with pytest.raises(ValueError, match='no set of TensorFlow Datasets'):  # where it does not lie
+    images.load_images('my_own_images', str(tmp_path / 'elsewhere'))
+
+
 def test_a_set_not_prepared_is_said_how(tmp_path):
-  with pytest.raises(ValueError, match='download_and_prepare'):
+  with pytest.raises(ValueError, match='download_and_prepare.*digits'):
     images.load_images('cifar10', str(tmp_path))
   with pytest.raises(ValueError, match='data_dir'):
     images.load_images('cifar10', '/nowhere')
+
+
+@pytest.mark.parametrize('folder', ['', '/nowhere', None])
+def test_a_set_that_does_not_exist_is_told_the_nearest(tmp_path, folder):
+  with pytest.raises(
+    ValueError, match=r"'cifar11'\) is no set of TensorFlow Datasets \(did you mean .*cifar10 .*digits"
+  ) as error:
+    images.load_images('cifar11', str(tmp_path) if folder is None else folder)
+  assert 'download' not in str(error.value) and '\n' not in str(error.value)

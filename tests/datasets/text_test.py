@@ -101,6 +101,18 @@ def test_a_set_not_prepared_so_is_said_how(tmp_path, file_format):
   assert folder in str(error.value) and '\n' not in str(error.value)
 
 
-def test_no_folder():
-  with pytest.raises(ValueError, match='data_dir'):
-    text_lib.load_text('ptb', '/nowhere')
+def test_files_in_the_current_folder_are_not_taken_for_those_of_no_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(write(tmp_path))
+  with pytest.raises(ValueError, match=r"data_dir \(=''\)"):
+    text_lib.load_text('text')
+
+
+def test_what_is_no_text_is_told_the_texts(tmp_path):
+  for folder in ('', '/nowhere', str(tmp_path)):
+    with pytest.raises(
+      ValueError, match=r"'mnist'\) is not a text .*'pydoc'.*'tiny_shakespeare'.*mnist.train.txt"
+    ) as error:
+      text_lib.load_text('mnist', folder)
+    assert f'data_dir (={folder!r})' in str(error.value) and '\n' not in str(error.value)
+  with pytest.raises(ValueError, match=r'did you mean tiny_shakespeare\?'):
+    text_lib.load_text('shakespeare')

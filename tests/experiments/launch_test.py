@@ -57,6 +57,7 @@ def refuse(monkeypatch, capsys, caplog):
     ('stray', ('stray', '--name=value')),
     ('--data_dir=/nowhere', ('data_dir', '/nowhere')),
     ('--dataset=ptb', ('data_dir', 'ptb')),
+    ('--dataset=mnist', ("'mnist') is not a text", 'pydoc', 'tiny_shakespeare')),
     ('--batch=100000', ('batch (=100000)', 'bptt')),
     ('--workdir=/dev/null/runs', ('workdir', '/dev/null/runs')),
   ],
@@ -122,6 +123,7 @@ def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
     ('--max_examples=1', ('valid_share', 'examples')),
     ('--batch=2000', ('batch (=2000)', 'training images')),
     ('--dataset=cifar10', ('data_dir', 'cifar10')),
+    ('--dataset=cifar11', ('no set of TensorFlow Datasets', 'did you mean', 'cifar10')),
     ('--beside=none.json', ('none.json',)),
   ],
 )

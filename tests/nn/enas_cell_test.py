@@ -15,6 +15,7 @@ import testing
 
 from nas_jax import space
 from nas_jax.children import language_model
+from nas_jax.datasets import text_batches
 from nas_jax.nn import enas_cell
 from nas_jax.published import ENAS_RNN
 from nas_jax.space.enas import RnnArch
@@ -363,7 +364,7 @@ def test_it_learns_in_a_language_model(form):
   start = network.init(plan, jax.random.key(0))
   assert len(start['cells'][0]['nodes']) == (2 if static else 3)
   assert [carry.shape for carry in network.carry(start)] == [(3, 6)]
-  data, optimizer = jax.tree.map(jnp.asarray, language_model.lay_out(testing.text(), 3, 5, 4)), optax.adam(0.03)
+  data, optimizer = jax.tree.map(jnp.asarray, text_batches.lay_out(testing.text(), 3, 5, 4)), optax.adam(0.03)
 
   @jax.jit
   def trained(params):

@@ -15,6 +15,7 @@ import testing
 from experiments.common import run_search
 from nas_jax import search, space
 from nas_jax.children import language_model
+from nas_jax.datasets import text_batches
 from nas_jax.search import journal, weight_sharing
 from nas_jax.systems import enas, enas_rnn
 from nas_jax.training import checkpoint, fit
@@ -22,7 +23,7 @@ from nas_jax.training import child as child_lib
 from nas_jax.types import Outcome
 
 SPACE = space.tree_cell_space(2)
-DATA = language_model.lay_out(testing.text(), 3, 5, 4)
+DATA = text_batches.lay_out(testing.text(), 3, 5, 4)
 SETTINGS = language_model.Hyperparameters(0.1, 4.0, 0.1, 0.5)
 STEPS = len(DATA.train)
 

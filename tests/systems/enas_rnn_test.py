@@ -13,8 +13,7 @@ from experiments import enas_search, retrain
 from experiments.common import launch, weight_sharing, workdirs
 from experiments.common.systems import ENAS, RECURRENT
 from nas_jax import published, space
-from nas_jax.children import language_model
-from nas_jax.datasets import image_batches
+from nas_jax.datasets import image_batches, text_batches
 from nas_jax.datasets import text as text_lib
 from nas_jax.search import journal
 from nas_jax.systems import classifier, enas, enas_images, enas_rnn
@@ -98,7 +97,7 @@ def test_a_minibatch_is_a_part_of_the_validation_split():
     )
     starts.add(start)
   assert starts == set(range(0, len(images.valid_labels), 4)) and isinstance(part, image_batches.Data)
-  text = language_model.lay_out(TEXT, 3, 5, 4)
+  text = text_batches.lay_out(TEXT, 3, 5, 4)
   some = enas_rnn.part_of(text, 3, jax.random.key(0))
   assert [x.shape for x in some.valid] == [(3, *x.shape[1:]) for x in text.valid]
   assert enas_rnn.part_of(text, 10**6, jax.random.key(0)).valid[0].shape == text.valid[0].shape

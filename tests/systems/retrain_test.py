@@ -18,6 +18,7 @@ from experiments import retrain as launcher
 from experiments.common.systems import CELL
 from nas_jax import space
 from nas_jax.children import language_model
+from nas_jax.datasets import text_batches
 from nas_jax.published import LSTM
 from nas_jax.systems import language
 from nas_jax.systems import retrain_cell as retrain
@@ -168,7 +169,7 @@ def test_the_embedding_may_be_narrower_than_the_cells():
   params = network.init(plan, jax.random.key(0))
   assert params['embedding'].shape == (5, 3) and params['softmax'].shape == (4, 5)
   assert [cell['kernel'].shape for cell in params['cells']] == [(3, 8), (4, 8)]
-  assert np.isfinite(network.score(params, plan, (), language_model.lay_out(testing.text(), 3, 5, 4))['perplexity'])
+  assert np.isfinite(network.score(params, plan, (), text_batches.lay_out(testing.text(), 3, 5, 4))['perplexity'])
 
 
 def test_grid_sizes_and_rates_by_hand():

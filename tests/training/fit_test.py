@@ -9,6 +9,7 @@ import testing
 
 from nas_jax import space
 from nas_jax.children import language_model
+from nas_jax.datasets import text_batches
 from nas_jax.space.tree import operations
 from nas_jax.training import fit
 from nas_jax.training.child import bind_arch
@@ -40,7 +41,7 @@ def children(m=M, seed=0):
 
 @pytest.fixture(scope='module')
 def data():
-  return jax.tree.map(jnp.asarray, language_model.lay_out(testing.text(), 3, 5, 4))
+  return jax.tree.map(jnp.asarray, text_batches.lay_out(testing.text(), 3, 5, 4))
 
 
 @pytest.fixture(scope='module')

@@ -1,0 +1,65 @@
+"""How a text is laid out in batches for truncated backpropagation through time."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from nas_jax.datasets.text import Text
+
+
+class Data(NamedTuple):
+  """A text laid out for truncated backpropagation, time first, `B` streams side by side."""
+
+  train: np.ndarray  # [steps of an epoch, bptt + 1, B] int32; the last tokens of a step are the first of the next
+  valid: tuple[np.ndarray, ...]  # as `windows` returns them
+
+
+def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
+  """Lays out the training and the validation split of a text.
+
+  The training split is cut into `batch` streams of equal length, which are read side by side, `bptt` time steps in a
+  training step. What does not fill a whole step at the end is left out of training; validation leaves nothing out.
+
+  Args:
+    text: what is laid out.
+    batch: B, streams side by side in training.
+    bptt: time steps of a training step, and of a window of validation.
+    score_batch: streams side by side in validation.
+
+  Raises:
+    ValueError: the training split is too short for one step.
+  """
+  steps = (len(text.train) // batch - 1) // bptt
+  if steps < 1:
+    raise ValueError(
+      f'the training split has {len(text.train)} tokens, one step of batch (={batch}) streams of bptt (={bptt}) needs '
+      f'{batch * (bptt + 1)}: take a smaller batch or bptt, or more text.'
+    )
+  columns = len(text.train) // batch
+  streams = text.train[: batch * columns].reshape(batch, columns).T
+  train = np.stack([streams[i * bptt : (i + 1) * bptt + 1] for i in range(steps)])
+  return Data(train, windows(text.valid, score_batch, bptt))
+
+
+def windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, ...]:
+  """Lays out a split for scoring, so that each token but the first is predicted exactly once.
+
+  Args:
+    tokens: [n] int32.
+    streams: C, streams side by side; fewer if there are not as many tokens to predict.
+    bptt: time steps of a window.
+
+  Returns:
+    Inputs and targets, [windows, bptt, C] int32, and weights of the same shape, float32: 1 for a prediction that
+    counts, 0 for the padding at the end.
+  """
+  count = len(tokens) - 1
+  streams = min(streams, count)
+  length = -(-count // streams)
+  length += -length % bptt
+  rows = []
+  for values in (tokens[:-1], tokens[1:], np.ones(count, np.float32)):
+    padded = np.zeros(streams * length, values.dtype)
+    padded[:count] = values
+    rows.append(padded.reshape(streams, -1, bptt).transpose(1, 2, 0))
+  return tuple(rows)

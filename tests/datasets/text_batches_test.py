@@ -1,0 +1,38 @@
+"""Texts in batches."""
+
+import numpy as np
+import pytest
+import testing
+
+from nas_jax.datasets import text_batches
+
+B, T = 3, 5
+
+
+@pytest.fixture(scope='module')
+def laid_out():
+  return text_batches.lay_out(testing.text(), B, T, 4)
+
+
+def test_training_batches_follow_one_another(laid_out):
+  text, train = testing.text(), np.asarray(laid_out.train)
+  assert train.shape[1:] == (T + 1, B)
+  assert (train[:-1, -1] == train[1:, 0]).all()
+  # Stream b starts where the b-th third of the text does.
+  columns = len(text.train) // B
+  assert (train[0].T == [text.train[b * columns : b * columns + T + 1] for b in range(B)]).all()
+
+
+def test_every_prediction_of_the_validation_split_counts_once(laid_out):
+  text = testing.text()
+  inputs, targets, weight = map(np.asarray, laid_out.valid)
+  assert weight.sum() == len(text.valid) - 1
+  # Back to streams: [windows, T, C] -> [C, windows * T], joined and cut at the end, is the split itself.
+  for values, wanted in ((inputs, text.valid[:-1]), (targets, text.valid[1:])):
+    assert (values.transpose(2, 0, 1).reshape(-1)[: len(wanted)] == wanted).all()
+  assert (weight.transpose(2, 0, 1).reshape(-1)[: len(text.valid) - 1] == 1).all()
+
+
+def test_a_text_too_short_is_refused():
+  with pytest.raises(ValueError, match='bptt'):
+    text_batches.lay_out(testing.text(60), 20, 35, 4)
