@@ -18,6 +18,7 @@ from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
+from nas_jax.datasets import text_batches
 from nas_jax.search.journal import plain
 from nas_jax.space.tree import TreeArch
 from nas_jax.systems import cell, language, retrain_cell
@@ -128,7 +129,7 @@ class Programs(NamedTuple):
 
   recipe: Recipe
   fitter: fit.Fit
-  data: language_model.Data
+  data: text_batches.Data
   epoch: int  # training steps of a pass over the text
 
 
@@ -138,7 +139,7 @@ def programs(cfg: Config, name: str, text: text_lib.Text, cells: Cells, mesh: Me
   combine = {i for arch in cells.values() for i in (*arch.combine, arch.inject[0])}
   activate = {i for arch in cells.values() for i in (*arch.activate, arch.inject[1])}
   kind = language_model.tree((sorted(combine), sorted(activate)))
-  data = language_model.lay_out(text, made.cfg.batch, made.cfg.bptt, made.cfg.score_batch)
+  data = text_batches.lay_out(text, made.cfg.batch, made.cfg.bptt, made.cfg.score_batch)
   network = language.build(made.cfg, text, kind, made.hidden)
   child = child_lib.bind_arch(
     network, lambda training: language_model.ChildSpec(training.arch, training.hyperparameters)

@@ -14,6 +14,7 @@ from experiments import rank_children as launcher
 from experiments.common import launch
 from nas_jax import space
 from nas_jax.children import language_model
+from nas_jax.datasets import text_batches
 from nas_jax.report import reliability
 from nas_jax.systems import language, rank_cell
 from nas_jax.systems.rank_cell import FINAL, SEARCH
@@ -77,7 +78,7 @@ def test_a_training_is_that_of_the_trainer(trained):
   hyperparameters = language_model.Hyperparameters(0.1, 4.0, 0.1, 0.1)
   plan = language_model.ChildSpec(ARCHS['sum'], hyperparameters)
   child = bind_arch(network, lambda _: plan)
-  data = language_model.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  data = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   programs = language.fitter(cfg, data, child, lambda _: hyperparameters, 6, 6)
   key = jax.random.fold_in(jax.random.key(cfg.seed), rank_cell.CHILD)
   found = fit.fit(programs, (), key[None], data)
