@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments.common import launch, weight_sharing, workdirs
-from experiments.common.systems import ENAS
+from experiments.common.systems import ENAS, check_workdir
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -28,13 +28,14 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   launch.own_preset(values, system.presets, f'--variant={values.variant}')
   launch.own_fields(values, system.config, {f'--variant={name}': other.config for name, other in ENAS.items()})
   cfg = launch.configure(values, system.presets)
+  workdir = values.workdir or f'runs/enas_search-{values.variant}-{values.preset}'
+  check_workdir(workdir, system)
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax()
   system.problem(cfg, data)  # which checks what belongs together
-  workdir = values.workdir or f'runs/enas_search-{values.variant}-{values.preset}'
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
-  facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.samples}
+  facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.samples}
   workdirs.note_origin(workdir, 'enas_search', argv, cfg, **facts)
 
   def work(check: launch.Check) -> None:

@@ -64,8 +64,8 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   space.stack(list(cells.values()))  # which raises if they are not of one size
   made = {name: rank_cell.programs(cfg, name, text, cells) for name in dict.fromkeys((FINAL, *cfg.recipes))}
   results = values.results or f'runs/rank_children-{values.preset}'
-  lock = workdirs.lock(results)
-  workdirs.open_config(results, cfg)
+  lock = workdirs.lock(results, 'results')
+  workdirs.open_config(results, cfg, 'results')
   written = {name: json.loads(arch_json(arch)) for name, arch in cells.items()}
   if workdirs.cached(os.path.join(results, 'cells.json'), lambda: written) != written:
     raise ValueError(f'results (={results!r}) holds trainings of other cells: take another folder.')
@@ -85,16 +85,16 @@ def prepare(argv: Sequence[str]) -> launch.Work:
 
 
 def arch_json(arch: space.TreeArch) -> str:
-  """A cell as JSON that `space.tree_from_json` reads."""
+  """A cell as JSON that `space.from_json` reads."""
   return json.dumps({'kind': 'tree_cell', 'arch': arch._asdict()})
 
 
 def read_cells(path: str) -> Cells:
   """The cells that an earlier run wrote. Raises ValueError on a file that has none."""
-  entries = launch.read_arch(path, json.loads)
+  entries = launch.read_file(path, json.loads)
   if not isinstance(entries, dict) or not entries:
     raise ValueError(f'{path}: want an object of names and cells, as cells.json of an earlier run.')
-  return {name: space.tree_from_json(json.dumps(entry)) for name, entry in entries.items()}
+  return {name: space.from_json(json.dumps(entry), 'tree_cell') for name, entry in entries.items()}
 
 
 def gather(cfg: Config, values: flags.FlagValues) -> Cells:
@@ -106,7 +106,7 @@ def gather(cfg: Config, values: flags.FlagValues) -> Cells:
     name = os.path.basename(os.path.normpath(folder))
     found |= {f'{name} {who}': arch for who, arch in retrain.best_of(folder, values.top, CELL).items()}
   known = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
-  found |= {name: known.get(name) or launch.read_arch(name, CELL.from_json) for name in values.arch}
+  found |= {name: launch.named_arch(name, known, CELL.kind) for name in values.arch}
   different = {space.canonical(arch): name for name, arch in reversed(found.items())}
   if not found:
     raise ValueError('no cells to train: give --random, --workdirs, --arch or --cells.')

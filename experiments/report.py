@@ -6,7 +6,6 @@ Examples:
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import functools
 import glob
 import json
@@ -16,8 +15,8 @@ from typing import Any
 from absl import flags
 
 from experiments.common import launch, workdirs
-from experiments.common.systems import SYSTEMS, System
-from nas_jax import space
+from experiments.common.systems import System, system_of
+from nas_jax import config, draw, space
 from nas_jax.report import page, rankings, replay_picture, style
 from nas_jax.search import journal, replay_tree
 
@@ -75,12 +74,15 @@ def read(workdir: str) -> page.Report:
   saved = _json(os.path.join(workdir, 'config.json'))
   if saved is None:
     raise ValueError(f'workdir (={workdir!r}) holds no search: there is no config.json in it. Name one that does.')
-  system, cfg = _system(saved, workdir)
+  origin = _json(os.path.join(workdir, 'origin.json')) or {}
+  system = system_of(saved, origin)
+  if system is None:
+    raise ValueError(f'{workdir}/config.json is of no system known here: it has the fields {", ".join(saved)}.')
+  cfg = config.from_json(system.config, saved)
   made = system.make_space(cfg)
   runs = {cfg.algorithm: _run(workdir, system, made, cfg.algorithm)}
   if os.path.isdir(control := os.path.join(workdir, 'control')):
     runs['random'] = _run(control, system, made, 'random')
-  origin = _json(os.path.join(workdir, 'origin.json')) or {}
   known = _json(os.path.join(workdir, 'yardsticks.json')) or {}
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = rankings.standings(records, known, made, system.metric.key, system.metric.lower)
@@ -119,14 +121,6 @@ def _caveat(system: System, training: str) -> str:
   )
 
 
-def _system(saved: Mapping[str, Any], workdir: str) -> tuple[System, Any]:
-  """The system whose config has all the saved fields, and that config; a field since added has its default."""
-  for system in SYSTEMS:
-    if set(saved) <= {item.name for item in dataclasses.fields(system.config)}:
-      return system, system.config(**{n: tuple(v) if isinstance(v, list) else v for n, v in saved.items()})
-  raise ValueError(f'{workdir}/config.json is of no system known here: it has the fields {", ".join(saved)}.')
-
-
 def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
   found = journal.read(os.path.join(folder, 'children.jsonl'))
   records = [found[number] for number in sorted(found)]
@@ -144,7 +138,7 @@ def _winners(workdir: str, system: System, made: space.Space, records: Sequence[
     arch = rankings.arch_of(made, record)
     who = 'Derived after the search' if derived else f'Child {record["id"]}'
     title = f'{place}. {who}, {system.metric.name} {rankings.word(record[system.metric.key])}'
-    winners.append(page.Winner(title, system.text(arch), system.drawing(arch)))
+    winners.append(page.Winner(title, draw.describe(arch), draw.svg(arch)))
   return winners
 
 
@@ -153,7 +147,7 @@ def _remembered(path: str, made: space.Space) -> str:
   if not os.path.exists(path):
     return ''
   labels = made.slots[0].labels
-  return replay_picture.svg(launch.read_arch(path, functools.partial(replay_tree.from_json, labels=labels)), labels)
+  return replay_picture.svg(launch.read_file(path, functools.partial(replay_tree.from_json, labels=labels)), labels)
 
 
 def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlation]:

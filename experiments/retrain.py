@@ -1,6 +1,8 @@
-"""After a search (Zoph & Le 2017, Sec. 4.1, 4.2): a small grid on validation, the winner trained to the end and tested.
+"""Trains architectures to the end after a search, and tests them (Zoph & Le 2017, Sec. 4.1 and 4.2).
 
-The same command resumes what was cut off. Examples:
+A small grid of hyperparameters is compared on the validation split. The architecture is then trained with the best of
+them, several times and at several sizes if you like, and scored on the test split. The same command resumes what was
+cut off. Examples:
   python -m experiments.retrain --arch=runs/mine/best.json,NASCELL,ENAS_RNN,LSTM --preset=demo
   python -m experiments.retrain --workdir=runs/mine --top=3 --preset=zaremba_small --data_dir=DIR --lr=0.5,1.0
 """
@@ -24,17 +26,18 @@ from experiments.common.systems import SYSTEMS, System
 from nas_jax import space
 from nas_jax.report import rankings
 from nas_jax.search import journal
+from nas_jax.systems import retrain
 from nas_jax.training import checkpoint, full_training
 
 
 def own_flags(values: flags.FlagValues) -> None:
   """What retraining takes beside the fields of its configs."""
-  presets = sorted({name for system in SYSTEMS for name in system.retrain.PRESETS})
-  known = ', '.join(dict.fromkeys(name for system in SYSTEMS for name in system.retrain.KNOWN))
+  presets = sorted({name for system in SYSTEMS for name in system.retrain.presets})
   flags.DEFINE_enum('preset', 'demo', presets, 'the config to start from', flag_values=values)
-  flags.DEFINE_list('arch', [], f'what to train: files as best.json, or {known}', flag_values=values)
-  flags.DEFINE_string('workdir', '', 'folder of a search whose best children to take', flag_values=values)
-  flags.DEFINE_integer('top', 1, 'how many different ones of them', 1, flag_values=values)
+  known = ', '.join(known_archs())
+  flags.DEFINE_list('arch', [], f'architectures to train: files such as a best.json, or {known}', flag_values=values)
+  flags.DEFINE_string('workdir', '', 'folder of a search whose best children to train', flag_values=values)
+  flags.DEFINE_integer('top', 1, 'how many different children of --workdir to train', 1, flag_values=values)
   flags.DEFINE_string(
     'results', '', 'folder of results; WORKDIR/retrain-PRESET or runs/retrain-PRESET by default', flag_values=values
   )
@@ -42,24 +45,24 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Flags, architectures, data, sizes and the folder of results."""
-  values = launch.parse(argv, __doc__, own_flags, *(system.retrain.Config for system in SYSTEMS))
+  """Reads flags, architectures and data, and opens the folder of results."""
+  values = launch.parse(argv, __doc__, own_flags, *(system.retrain.config for system in SYSTEMS))
   sources = [*values.arch, *([os.path.join(values.workdir, 'best.json')] if values.workdir else [])]
   if not sources:
     raise ValueError('nothing is named to train: give --arch=FILE,... (or a known name), or --workdir=DIR of a search.')
+  archs = {name: launch.named_arch(name, known_archs()) for name in values.arch}
   systems = {source: system_of(source) for source in sources}
   system = agreed(systems)
-  cfg = configure(values, system)
-  archs = {name: named(name, systems[name]) for name in values.arch}
+  recipe, cfg = system.retrain, configure(values, system)
   if values.workdir:
     archs |= best_of(values.workdir, values.top, systems[sources[-1]])
   data = system.load(cfg, values.data_dir)
-  launch.set_up_jax(max(len(system.retrain.grid(cfg)), cfg.repeats))
+  launch.set_up_jax(max(len(retrain.grid(recipe.point, cfg)), cfg.repeats))
   for arch in archs.values():
-    system.retrain.validate(cfg, data, arch)
+    recipe.validate(cfg, data, arch)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
-  lock = workdirs.lock(results)
-  workdirs.open_config(results, cfg)
+  lock = workdirs.lock(results, 'results')
+  workdirs.open_config(results, cfg, 'results')
 
   def work(check: launch.Check) -> None:
     with lock:
@@ -70,12 +73,17 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   return work
 
 
+def known_archs() -> dict[str, retrain.Arch]:
+  """The published architectures of all systems, by name."""
+  return {name: arch for system in SYSTEMS for name, arch in system.retrain.known.items()}
+
+
 def system_of(source: str) -> System:
   """The system of a known name, or of the architecture in a file."""
   for system in SYSTEMS:
-    if source in system.retrain.KNOWN:
+    if source in system.retrain.known:
       return system
-  kind = launch.read_arch(source, space.kind_of)
+  kind = launch.read_file(source, space.kind_of)
   for system in SYSTEMS:
     if system.kind == kind:
       return system
@@ -83,7 +91,7 @@ def system_of(source: str) -> System:
 
 
 def agreed(systems: Mapping[str, System]) -> System:
-  """The first system, by what is of it; the others must be retrained by the same module, for one table."""
+  """The first system, by what is of it; the others must have the same recipe, so that one table can hold them all."""
   (first, chosen), *others = systems.items()
   for source, system in others:
     if system.retrain is not chosen.retrain:
@@ -91,27 +99,25 @@ def agreed(systems: Mapping[str, System]) -> System:
   return chosen
 
 
-def configure(values: flags.FlagValues, system: System) -> Any:
+def configure(values: flags.FlagValues, system: System) -> retrain.Config:
   """The config of the chosen preset with the given flags laid over it, checked."""
-  retrain = system.retrain
-  launch.own_preset(values, retrain.PRESETS, f'{system.noun}s')
-  launch.own_fields(values, retrain.Config, {f'{other.noun}s': other.retrain.Config for other in SYSTEMS})
-  cfg = launch.configure(values, retrain.PRESETS)
-  retrain.check(cfg)
+  recipe = system.retrain
+  launch.own_preset(values, recipe.presets, f'{system.noun}s')
+  launch.own_fields(values, recipe.config, {f'{other.noun}s': other.retrain.config for other in SYSTEMS})
+  cfg = launch.configure(values, recipe.presets)
+  recipe.check(cfg)
   return cfg
 
 
-def named(name: str, system: System) -> Any:
-  """An architecture by its name or file."""
-  return system.retrain.KNOWN.get(name) or launch.read_arch(name, system.from_json)
+def best_of(workdir: str, top: int, system: System) -> dict[str, retrain.Arch]:
+  """The best different architectures of a search, `top` of them, by names such as 'child 12'.
 
-
-def best_of(workdir: str, top: int, system: System) -> dict[str, Any]:
-  """The `top` different children of a search that scored best, or, if they shared weights, of what it derived."""
-  made = launch.read_arch(os.path.join(workdir, 'best.json'), space.space_of)
+  Of a search with shared weights they are the best that were derived at its end; of others, the best children.
+  """
+  made = launch.read_file(os.path.join(workdir, 'best.json'), space.space_of)
   path, who = os.path.join(workdir, 'derived.json'), 'derived'
   if os.path.exists(path):
-    records = launch.read_arch(path, json.loads)
+    records = launch.read_file(path, json.loads)
   else:
     records, who = journal.read(os.path.join(workdir, 'children.jsonl')).values(), 'child'
   ranked = rankings.ranking(records, made, system.metric.key, system.metric.lower)
@@ -122,24 +128,29 @@ def best_of(workdir: str, top: int, system: System) -> dict[str, Any]:
 
 
 def run(
-  system: System, cfg: Any, data: Any, archs: Mapping[str, Any], results: str, check: launch.Check = lambda: None
+  system: System,
+  cfg: retrain.Config,
+  data: Any,
+  archs: Mapping[str, retrain.Arch],
+  results: str,
+  check: launch.Check = lambda: None,
 ) -> None:
-  """Each in turn: grid, final trainings, and the table, beside what the folder held of others."""
+  """Retrains one architecture after the other and prints the table of all that the folder of results then holds."""
   path, setting = os.path.join(results, 'result.json'), system.retrain.setting(cfg, data)
   rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
   for name, arch in archs.items():
     digest = hashlib.sha256(repr(arch).encode()).hexdigest()[:8]
     folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
     os.makedirs(folder, exist_ok=True)
-    found = train_child(system, cfg, data, name, arch, folder, check)
+    found = retrain_arch(system.retrain, cfg, data, name, arch, folder, check)
     rows = [row for row in rows if row['name'] != name] + found
     workdirs.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
   print(f'\n{table(rows, system)}\n{setting}')
 
 
 def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
-  """What came out; bits are those of the test split for each token."""
-  metric = system.retrain.METRIC
+  """The results as a table; 'bits' is the mean of log2 of the test perplexity, the bits for each token."""
+  metric = system.retrain.metric
   header = [system.noun, 'size', 'weights', f'validation {metric}', f'test {metric}', 'trainings', 'settings']
   lines = []
   for row in rows:
@@ -153,51 +164,75 @@ def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
   return rankings.table(header, lines)
 
 
-def train_child(
-  system: System, cfg: Any, data: Any, name: str, arch: Any, folder: str, check: launch.Check
-) -> list[dict[str, Any]]:
-  """The grid at the first size, and the winner at every size: one row each."""
-  retrain = system.retrain
-  path, points, sizes = os.path.join(folder, 'trainings.json'), retrain.grid(cfg), retrain.sizes(cfg)
-  winner, said, validated = points[0], {'epochs': cfg.epochs, 'repeats': cfg.repeats}, list[float]()
-
-  def trained(task: str, size: str, stage: Stage) -> dict[str, Any]:
-    return workdirs.cached_each(path, {task: lambda: train_stage(system, cfg, data, arch, size, stage, check)})[task]
-
-  if len(points) > 1:
-    stage = Stage(f'{name}: grid', folder, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
-    found = trained(f'grid at {sizes[0]}', sizes[0], stage)
-    best = int(np.argmin(found['valid']))
-    winner, validated = points[best], [found['valid'][best]]
-  rows, settings = [], retrain.describe(winner)
-  for size in sizes:
-    stage = Stage(f'{name}: {size}', folder, cfg.epochs, [winner] * cfg.repeats, cfg.seed + 1, True)
-    row = {'name': name, 'settings': settings} | said | trained(f'{size}, {settings}', size, stage)
-    # Who trained on the validation images has no score there but the grid's.
-    rows.append(row | ({} if 'valid' in row else {'valid': validated if size == sizes[0] else []}))
-  return rows
-
-
 class Stage(NamedTuple):
-  """Some trainings side by side."""
+  """Trainings of one architecture at one size, side by side."""
 
-  name: str
-  folder: str
+  name: str  # on the progress bar
+  size: str
   epochs: int
-  points: Sequence[Any]
+  points: Sequence[Any]  # [m] the hyperparameters of each training
   seed: int
   final: bool  # whether to score the test split, which no choice may look at
 
 
+def retrain_arch(
+  recipe: retrain.Recipe,
+  cfg: retrain.Config,
+  data: Any,
+  name: str,
+  arch: retrain.Arch,
+  folder: str,
+  check: launch.Check,
+) -> list[dict[str, Any]]:
+  """Trains the grid at the first size, then the best point of it at every size.
+
+  What is trained stands in trainings.json of the folder, and is not trained again.
+
+  Returns:
+    A row of result.json for each size.
+  """
+  path, points, sizes = os.path.join(folder, 'trainings.json'), retrain.grid(recipe.point, cfg), recipe.sizes(cfg)
+  best, validated = points[0], list[float]()
+
+  def trained(key: str, stage: Stage) -> dict[str, Any]:
+    measures = {key: lambda: train_stage(recipe, cfg, data, arch, stage, folder, check)}
+    return workdirs.cached_each(path, measures)[key]
+
+  if len(points) > 1:
+    stage = Stage(f'{name}: grid', sizes[0], cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
+    found = trained(f'grid at {sizes[0]}', stage)
+    lowest = int(np.argmin(found['valid']))
+    best, validated = points[lowest], [found['valid'][lowest]]
+  rows, settings = [], recipe.describe(best)
+  for size in sizes:
+    stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True)
+    row = {'name': name, 'settings': settings, 'epochs': cfg.epochs, 'repeats': cfg.repeats}
+    row |= trained(f'{size}, {settings}', stage)
+    # A training on the validation images too has no score there: the grid's stands for it, at the size of the grid.
+    rows.append({'valid': validated if size == sizes[0] else []} | row)
+  return rows
+
+
 def train_stage(
-  system: System, cfg: Any, data: Any, arch: Any, size: str, stage: Stage, check: launch.Check
+  recipe: retrain.Recipe,
+  cfg: retrain.Config,
+  data: Any,
+  arch: retrain.Arch,
+  stage: Stage,
+  folder: str,
+  check: launch.Check,
 ) -> dict[str, Any]:
-  """Trains all points of a stage to the end, going on from its last epoch if it was cut off."""
-  task = system.retrain.task(cfg, data, arch, size, stage.epochs, stage.final)
+  """Trains all points of a stage to the end. A stage that was cut off goes on after its last whole epoch.
+
+  Returns:
+    The entry of trainings.json: the loss of each training on validation after each epoch, the least of these if the
+    weights of that epoch are kept, and the loss on the test split if the stage is final.
+  """
+  task = recipe.task(cfg, data, arch, stage.size, stage.epochs, stage.final)
   m, begun = len(stage.points), time.perf_counter()
   keys = jax.random.split(jax.random.key(stage.seed), m)
-  progress, settings, keys = full_training.start(task, system.retrain.hyperparameters(stage.points), keys, stage.epochs)
-  running = os.path.join(stage.folder, 'running')
+  progress, settings, keys = full_training.start(task, recipe.hyperparameters(stage.points), keys, stage.epochs)
+  running = os.path.join(folder, 'running')
   progress = checkpoint.restore(running, progress) or progress
   save, close = checkpoint.saver(running, keep=1)
   with tqdm(total=stage.epochs, initial=int(progress.done), desc=stage.name, unit='epoch') as bar:
@@ -205,7 +240,7 @@ def train_stage(
     def keep(now: full_training.Progress) -> None:
       save(int(now.done), now)
       scores = np.asarray(now.curve)[int(now.done) - 1, :m]
-      bar.set_postfix({system.retrain.METRIC: ' '.join(rankings.word(float(score)) for score in scores)}, refresh=False)
+      bar.set_postfix({recipe.metric: ' '.join(rankings.word(float(score)) for score in scores)}, refresh=False)
       bar.update(int(now.done) - bar.n)
 
     try:

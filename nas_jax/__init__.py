@@ -5,5 +5,5 @@ Modules load when they are first used: `import nas_jax.tree_cell` brings in JAX 
 
 from nas_jax import lazy
 
-__all__ = ['controller', 'published', 'search', 'space', 'systems', 'tree_cell']
+__all__ = ['controller', 'draw', 'published', 'search', 'space', 'systems', 'tree_cell']
 __getattr__, __dir__ = lazy.modules(__name__, __all__)

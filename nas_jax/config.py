@@ -69,6 +69,13 @@ def as_json(config: Any) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def from_json(config_class: type, saved: Mapping[str, Any]) -> Any:
+  """The inverse of `as_json`. A field that `saved` lacks keeps its default; what is no field is left out."""
+  names = {item.name for item in dataclasses.fields(config_class)}
+  values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+  return config_class(**{name: value for name, value in values.items() if name in names})
+
+
 def settled(config: Any, old: Mapping[str, Any]) -> Any:
   """`config` with the values of `old` in the fields that are 'auto': what was measured once is not measured again."""
   names = [item.name for item in dataclasses.fields(config) if getattr(config, item.name) == 'auto']

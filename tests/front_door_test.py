@@ -27,7 +27,7 @@ def test_the_promised_names_are_there():
   assert tree_cell.NASCELL is published.NASCELL and callable(tree_cell.draw)
   assert callable(systems.cell.demo) and callable(systems.conv.demo) and callable(systems.table.build)
   assert callable(space.conv_space) and space.count(published.FIGURE_7).conv_weights == 4_119_228
-  assert callable(space.chain_from_json) and space.chain_space().check(published.XU_CIFAR10) == 9
+  assert callable(space.from_json) and space.chain_space().check(published.XU_CIFAR10) == 9
 
 
 def test_importing_does_nothing_and_brings_little():

@@ -13,8 +13,8 @@ import numpy as np
 
 from experiments import report as report_page
 from experiments.common import launch, recovery_files, run_search, workdirs
-from experiments.common.systems import System
-from nas_jax import search, space
+from experiments.common.systems import System, check_workdir
+from nas_jax import draw, search, space
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal
 from nas_jax.training import evaluators
@@ -37,17 +37,18 @@ def prepare(system: System, doc: str | None, argv: Sequence[str]) -> launch.Work
   """Flags, data, search and workdir."""
   values = launch.parse(argv, doc or '', own_flags(system), system.config)
   cfg = launch.configure(values, system.presets)
-  beside = {path: launch.read_arch(path, system.from_json) for path in values.beside}
+  workdir = values.workdir or f'runs/{system.launcher}-{values.preset}'
+  check_workdir(workdir, system)
+  beside = {path: launch.read_arch(path, system.kind) for path in values.beside}
   for path, arch in beside.items():
     if why := system.alone.why_unsupported(cfg, arch):
       raise ValueError(f'{path}: {why}: leave it out, or take --child_program=specialised.')
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax()
   system.alone.build(cfg, data)  # which checks what belongs together
-  workdir = values.workdir or f'runs/{system.launcher}-{values.preset}'
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
-  facts = {'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.max_children}
+  facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': cfg.max_children}
   workdirs.note_origin(workdir, system.launcher, argv, cfg, **facts)
 
   def work(check: launch.Check) -> None:
@@ -151,7 +152,7 @@ def best_child(system: System, made: space.Space, records: Sequence[journal.Reco
   if not ranked:
     return 'no child was trained without failing'
   head = f'best {system.noun} (child {ranked[0]["id"]}, {metric.name} {ranked[0][metric.key]:.3f}):'
-  return f'{head}\n{system.text(rankings.arch_of(made, ranked[0]))}'
+  return f'{head}\n{draw.describe(rankings.arch_of(made, ranked[0]))}'
 
 
 def in_common(system: System, made: space.Space, records: Sequence[journal.Record]) -> str:

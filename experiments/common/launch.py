@@ -16,7 +16,7 @@ from absl import flags
 from absl import logging as absl_logging
 import jax
 
-from nas_jax import config
+from nas_jax import config, space
 from nas_jax.training.recovery import Stopped
 
 Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
@@ -208,11 +208,26 @@ def set_up_jax(at_most: int | None = None) -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
-def read_arch(path: str, from_json: Callable[[str], Any]) -> Any:
-  """The architecture in a file. Raises ValueError, naming the file, as `from_json` does."""
+def named_arch(name: str, known: Mapping[str, Any], kind: str = '') -> Any:
+  """The architecture of a known name, or the one in the file of that name. Raises ValueError if it is neither."""
+  if name in known:
+    return known[name]
+  if not os.path.exists(name):
+    near = config.did_you_mean(name, known)
+    raise ValueError(f'{name} is neither a file nor a known architecture{near}: known are {", ".join(known)}.')
+  return read_arch(name, kind)
+
+
+def read_arch(path: str, kind: str = '') -> Any:
+  """The architecture in a file. Raises ValueError, naming the file, if it holds none or one of another kind."""
+  return read_file(path, functools.partial(space.from_json, kind=kind))
+
+
+def read_file(path: str, parse: Callable[[str], Any]) -> Any:
+  """What `parse` makes of the text of a file. Raises ValueError, naming the file, if `parse` does or it is no text."""
   try:
     with open(path, encoding='utf-8') as file:
-      return from_json(file.read())
+      return parse(file.read())
   except (OSError, UnicodeDecodeError) as error:
     raise ValueError(f'{path} cannot be read ({error}): name a file like a best.json.') from None
   except ValueError as error:

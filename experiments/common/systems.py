@@ -1,16 +1,14 @@
 """The systems whose children are trained: what a search and its report must know of each."""
 
 from collections.abc import Callable, Mapping
+import dataclasses
+import json
+import os
 import types
 from typing import Any, NamedTuple
 
-from nas_jax import search, space, tree_cell
-from nas_jax.draw import conv as draw_conv
-from nas_jax.draw import enas as draw_enas
-from nas_jax.draw import tree as draw_tree
-from nas_jax.nn import enas_cell
+from nas_jax import search, space
 from nas_jax.report import page
-from nas_jax.space import network
 from nas_jax.systems import (
   cell,
   chain,
@@ -24,6 +22,7 @@ from nas_jax.systems import (
   retrain_conv,
   retrain_enas,
 )
+from nas_jax.systems.retrain import Recipe
 from nas_jax.training import evaluators
 from nas_jax.training.recovery import Recovery
 
@@ -52,10 +51,7 @@ class System(NamedTuple):
   load: Callable[[Any, str], Any]  # (cfg, data_dir) -> data, which has a `sha256`
   about: Callable[[Any, Any], str]  # (cfg, data) -> what the children learn, in words
   length: Callable[[Any], str]  # (cfg) -> how children are trained, in words
-  from_json: Callable[[str], Any]  # the text of a file as best.json -> arch
-  text: Callable[[Any], str]  # (arch) -> equations or words
-  drawing: Callable[[Any], str]  # (arch) -> an SVG element
-  retrain: Any  # the module that trains what was found to the end
+  retrain: Recipe  # how what was found is trained to the end
   alone: Any = None  # an `Alone`; None if children share weights
   problem: Any = None  # of those who do: (cfg, data) -> enas.Problem; raises ValueError on what does not fit
   views: Mapping[str, Callable[[Any], str]] = types.MappingProxyType({})  # (arch) -> the kind it is of, to compare
@@ -72,10 +68,7 @@ CELL = System(
   language.load,
   lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
   cell.length,
-  space.tree_from_json,
-  tree_cell.equations,
-  draw_tree.svg,
-  retrain_cell,
+  retrain_cell.RECIPE,
   FromScratch(cell.build, search.build, cell.scale_budget, cell.time_programs, cell.why_unsupported, cell.references),
 )
 CONV = System(
@@ -89,10 +82,7 @@ CONV = System(
   classifier.load,
   lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
   conv.length,
-  space.conv_from_json,
-  network.describe,
-  draw_conv.svg,
-  retrain_conv,
+  retrain_conv.RECIPE,
   FromScratch(conv.build, search.build, conv.scale_budget, conv.time_programs, conv.why_unsupported, conv.references),
 )
 CHAIN = System(
@@ -106,10 +96,7 @@ CHAIN = System(
   classifier.load,
   CONV.about,
   chain.length,
-  space.chain_from_json,
-  network.describe,
-  draw_conv.svg,
-  retrain_conv,
+  retrain_conv.RECIPE,
   FromScratch(chain.build, chain.rebuild, chain.scale_budget, None, chain.why_unsupported, chain.references),
   views={
     'first layer': lambda arch: space.chain.KINDS[space.chain.layer_of(arch.layers[0]).kind],
@@ -127,10 +114,7 @@ MACRO = System(
   classifier.load,
   CONV.about,
   enas.length,
-  space.macro_from_json,
-  space.enas.describe,
-  draw_enas.svg,
-  retrain_enas,
+  retrain_enas.RECIPE,
   problem=enas_images.problem,
 )
 MICRO = MACRO._replace(
@@ -138,7 +122,6 @@ MICRO = MACRO._replace(
   noun='cell pair',
   config=enas_images.MicroConfig,
   presets=enas_images.MICRO_PRESETS,
-  from_json=space.micro_from_json,
 )
 RECURRENT = System(
   'enas_search',
@@ -151,11 +134,39 @@ RECURRENT = System(
   language.load,
   CELL.about,
   enas.length,
-  space.rnn_from_json,
-  enas_cell.equations,
-  draw_enas.svg,
-  retrain_cell,
+  retrain_cell.RECIPE,
   problem=enas_rnn.problem,
 )
 ENAS = {'macro': MACRO, 'micro': MICRO, 'recurrent': RECURRENT}
 SYSTEMS = (CELL, CONV, CHAIN, *ENAS.values())
+
+
+def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | None:
+  """The system whose search a workdir holds, from its config.json and origin.json; None if it is none of these.
+
+  origin.json names the kind of the architectures. Where it does not, because the workdir was made before it did, the
+  first system whose config has all the saved fields is taken.
+  """
+  named = [system for system in SYSTEMS if system.kind == origin.get('kind')]
+  fields = ((system, {item.name for item in dataclasses.fields(system.config)}) for system in SYSTEMS)
+  return next(iter(named), None) or next((system for system, names in fields if set(saved) <= names), None)
+
+
+def check_workdir(workdir: str, system: System) -> None:
+  """Raises ValueError if a workdir holds a search of another system. One whose config cannot be read passes."""
+  saved, origin = (_object_in(os.path.join(workdir, name)) for name in ('config.json', 'origin.json'))
+  held = system_of(saved, origin) if saved else None
+  if held and held is not system:
+    raise ValueError(
+      f'workdir (={workdir!r}) holds a search of {held.launcher} (kind {held.kind}): name another --workdir.'
+    )
+
+
+def _object_in(path: str) -> dict[str, Any]:
+  """The JSON object in a file; an empty one if there is none."""
+  try:
+    with open(path, encoding='utf-8') as file:
+      found = json.load(file)
+  except (OSError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}

@@ -15,7 +15,7 @@ import numpy as np
 from experiments import report as report_page
 from experiments.common import launch, recovery_files, run_search, workdirs
 from experiments.common.systems import System
-from nas_jax import search
+from nas_jax import draw, search
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal, weight_sharing
 from nas_jax.systems import enas
@@ -174,7 +174,7 @@ def _summary(
 ) -> str:
   """What was derived, and the table that it stands in: all of it by shared weights."""
   first, metric = derived[cfg.algorithm][0], system.metric
-  text = system.text(rankings.arch_of(problem.space, dict(first)))
+  text = draw.describe(rankings.arch_of(problem.space, dict(first)))
   rows = rankings.standings(records, {}, problem.space, metric.key, metric.lower)
   for name, lines in derived.items():
     rows += rankings.derived(name, lines, metric.key)

@@ -14,8 +14,12 @@ import jax
 from nas_jax import config
 
 
-def lock(workdir: str) -> contextlib.AbstractContextManager[Any]:
+def lock(workdir: str, flag: str = 'workdir') -> contextlib.AbstractContextManager[Any]:
   """Makes the folder, if need be, and takes it for this process, for as long as what is returned lives.
+
+  Args:
+    workdir: the folder.
+    flag: the flag that names it, for error messages.
 
   Raises:
     ValueError: it cannot be written, or another process has it.
@@ -26,30 +30,35 @@ def lock(workdir: str) -> contextlib.AbstractContextManager[Any]:
     lock.acquire(timeout=0)
   except filelock.Timeout:
     raise ValueError(
-      f'workdir (={workdir!r}) is in use by another process: wait for its end, or take another --workdir.'
+      f'{flag} (={workdir!r}) is in use by another process: wait for its end, or name another --{flag}.'
     ) from None
   except NotImplementedError:
     warnings.warn(f'{workdir} is where files cannot be locked: let no other process use it.', stacklevel=2)
     return contextlib.nullcontext()
   except OSError as error:
-    raise _unusable(workdir, error) from None
+    raise _unusable(workdir, error, flag) from None
   return lock
 
 
-def _unusable(workdir: str, error: OSError) -> ValueError:
-  return ValueError(f'workdir (={workdir!r}) cannot be used ({error.strerror}): name one that can be written.')
+def _unusable(workdir: str, error: OSError, flag: str) -> ValueError:
+  return ValueError(f'{flag} (={workdir!r}) cannot be used ({error.strerror}): name one that can be written.')
 
 
-def open_config(workdir: str, cfg: Any) -> Any:
-  """Makes the folder and notes the config, or checks that it is this search's folder.
+def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
+  """Makes the folder and writes config.json; in a folder that has one, checks that it is the same config.
 
   A config.json that is missing or damaged is written again from the copy in origin.json, or else from `cfg`.
 
+  Args:
+    workdir: the folder.
+    cfg: the config.
+    flag: the flag that names the folder, for error messages.
+
   Returns:
-    `cfg`; what it leaves to be measured ('auto') as it was settled in this folder, if it was.
+    `cfg`, with the fields that are 'auto' as they were settled in this folder, if they were.
 
   Raises:
-    ValueError: it cannot be written, or holds a search of another config (says which fields differ).
+    ValueError: the folder cannot be written, or holds results of another config; the message says how they differ.
   """
   path = os.path.join(workdir, 'config.json')
   try:
@@ -63,14 +72,16 @@ def open_config(workdir: str, cfg: Any) -> Any:
       old = copy or config.as_json(cfg)
       write(path, json.dumps(old, indent=2) + '\n')
   except OSError as error:
-    raise _unusable(workdir, error) from None
+    raise _unusable(workdir, error, flag) from None
   cfg = config.settled(cfg, old)
   different = config.differences(old, cfg)
   if different:
-    raise ValueError(
-      f'workdir (={workdir!r}) holds a search of another config: {", ".join(different)}. Give the same flags '
-      'to resume, or another --workdir.'
-    )
+    unknown = [name for name in old if not hasattr(cfg, name)]
+    if unknown:  # nearly all fields differ: to list them would help nobody
+      what = f'results of another kind, with settings such as {", ".join(unknown[:3])}: name'
+    else:
+      what = f'results of another config: {", ".join(different)}. Give the same flags to resume, or name'
+    raise ValueError(f'{flag} (={workdir!r}) holds {what} another --{flag}.')
   return cfg
 
 

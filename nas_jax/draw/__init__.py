@@ -1,1 +1,63 @@
-"""Pictures of architectures."""
+"""Static architectures for people: in text, as pictures in files, and as pictures for a page.
+
+Each function looks at the type of the architecture, as `space.canonical` does, and calls the function for that type
+with all its arguments. A type of your own joins by, say, `draw.svg.register(MyArch, my_svg)`.
+"""
+
+import functools
+import os
+
+from nas_jax import tree_cell
+from nas_jax.draw import conv, enas, tree
+from nas_jax.nn import enas_cell
+from nas_jax.space import network
+from nas_jax.space.chain import ChainArch
+from nas_jax.space.conv import ConvArch
+from nas_jax.space.enas import MacroArch, MicroArch, RnnArch
+from nas_jax.space.enas import describe as describe_enas
+from nas_jax.space.tree import TreeArch
+
+
+@functools.singledispatch
+def describe(arch) -> str:
+  """An architecture in text: the equations of a recurrent cell, or a line for each layer or block of a network.
+
+  Raises ValueError if the architecture is of a type that has no text.
+  """
+  raise _unknown(arch, describe, 'text')
+
+
+@functools.singledispatch
+def svg(arch) -> str:
+  """The picture of an architecture as an <svg> element to put into HTML, in the text colour of the page around it.
+
+  Raises ValueError if the architecture is of a type that has no picture.
+  """
+  raise _unknown(arch, svg, 'picture')
+
+
+@functools.singledispatch
+def draw(arch, path: str | os.PathLike[str]) -> None:
+  """Draws an architecture into a file, dark on white; the path ends in .svg, .png or .pdf.
+
+  Raises ValueError if the path ends in anything else, or if the architecture is of a type that has no picture.
+  """
+  raise _unknown(arch, draw, 'picture')
+
+
+def _unknown(arch, function, noun: str) -> ValueError:
+  known = ', '.join(kind.__name__ for kind in function.registry if kind is not object)
+  return ValueError(f'there is no {noun} of a {type(arch).__name__}: want one of {known}.')
+
+
+for _kind, _describe, _module in (
+  (TreeArch, tree_cell.equations, tree),
+  (ConvArch, network.describe, conv),
+  (ChainArch, network.describe, conv),
+  (MacroArch, describe_enas, enas),
+  (MicroArch, describe_enas, enas),
+  (RnnArch, enas_cell.equations, enas),
+):
+  describe.register(_kind, _describe)
+  svg.register(_kind, _module.svg)
+  draw.register(_kind, _module.draw)

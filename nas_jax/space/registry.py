@@ -1,24 +1,60 @@
-"""Spaces by name: which one an architecture in a file is of."""
+"""Architectures in files: of which kind each is, which architecture, and which space it was found in."""
 
 from collections.abc import Callable
 import json
+from typing import Any, NamedTuple
 
 from nas_jax.space.base import Space
-from nas_jax.space.chain import chain_space
+from nas_jax.space.chain import chain_from_json, chain_space
 from nas_jax.space.choice import choice_space
-from nas_jax.space.conv import conv_space
-from nas_jax.space.enas import enas_macro_space, enas_micro_space, enas_rnn_space
-from nas_jax.space.tree import tree_cell_space
+from nas_jax.space.conv import conv_from_json, conv_space
+from nas_jax.space.enas import (
+  enas_macro_space,
+  enas_micro_space,
+  enas_rnn_space,
+  macro_from_json,
+  micro_from_json,
+  rnn_from_json,
+)
+from nas_jax.space.tree import tree_cell_space, tree_from_json
 
-_MAKE: dict[str, Callable[..., Space]] = {
-  'tree_cell': tree_cell_space,
-  'conv': conv_space,
-  'chain': chain_space,
-  'choice': choice_space,
-  'enas_macro': enas_macro_space,
-  'enas_micro': enas_micro_space,
-  'enas_rnn': enas_rnn_space,
+
+class _Family(NamedTuple):
+  """The architectures of one kind."""
+
+  make_space: Callable[..., Space]  # from the "space" of a best.json
+  from_json: Callable[[str], Any] | None  # the architecture in a text; None if it means nothing without its space
+
+
+_FAMILIES = {
+  'tree_cell': _Family(tree_cell_space, tree_from_json),
+  'conv': _Family(conv_space, conv_from_json),
+  'chain': _Family(chain_space, chain_from_json),
+  'choice': _Family(choice_space, None),
+  'enas_macro': _Family(enas_macro_space, macro_from_json),
+  'enas_micro': _Family(enas_micro_space, micro_from_json),
+  'enas_rnn': _Family(enas_rnn_space, rnn_from_json),
 }
+
+
+def from_json(text: str, kind: str = '') -> Any:
+  """Reads an architecture of any kind and any size, from the text of a best.json or of `Space.to_json`.
+
+  Args:
+    text: JSON with "kind" and "arch"; what else it holds is ignored, but for the "space" of a `ChoiceArch`.
+    kind: the only kind to take, such as 'tree_cell'; '' takes every kind.
+
+  Returns:
+    The NamedTuple of its kind (`TreeArch`, `ConvArch`, ...), checked.
+
+  Raises:
+    ValueError: in one line, the text holds no architecture, one of another kind, or one that cannot be.
+  """
+  found = kind_of(text)
+  if found not in ((kind,) if kind else _FAMILIES):
+    raise ValueError(f'the architecture is of kind {found!r}: want {kind or ", ".join(_FAMILIES)}.')
+  read = _FAMILIES[found].from_json or space_of(text).from_json
+  return read(text)
 
 
 def kind_of(text: str) -> str:
@@ -36,7 +72,7 @@ def space_of(text: str) -> Space:
     spec = json.loads(text)['space']
     if not all(_modest(value) for value in spec.values()):
       raise TypeError
-    return _MAKE[kind](**spec)
+    return _FAMILIES[kind].make_space(**spec)
   except (KeyError, TypeError, AttributeError, OverflowError):
     raise ValueError(f'no space of kind {kind!r} is described: want the best.json of a search.') from None
 

@@ -21,7 +21,7 @@ from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
 from nas_jax.search.journal import plain
 from nas_jax.space.tree import TreeArch
-from nas_jax.systems import cell, language, retrain_cell
+from nas_jax.systems import cell, language, retrain, retrain_cell
 from nas_jax.training import child as child_lib
 from nas_jax.training import fit, full_training
 from nas_jax.types import Array
@@ -97,7 +97,7 @@ class Recipe(NamedTuple):
 def recipe(cfg: Config, name: str, text: text_lib.Text, arch: TreeArch) -> Recipe:
   """A recipe by its name; `arch` is any of the cells, for the width that a number of weights means."""
   if name == FINAL:
-    points = retrain_cell.grid(cfg)
+    points = retrain.grid(retrain_cell.Point, cfg)
     hidden = retrain_cell.width(cfg, text, arch, cfg.sizes[0])
     return Recipe(cfg, hidden, tuple(map(retrain_cell.describe, points)), retrain_cell.hyperparameters(points))
   search = dataclasses.replace(cell.PRESETS[cfg.search_preset](), dataset=cfg.dataset, level=cfg.level)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -14,20 +13,18 @@ from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
 from nas_jax.space import RnnArch, TreeArch
-from nas_jax.systems import language
+from nas_jax.systems import language, retrain
 from nas_jax.training import child as child_lib
 from nas_jax.training import full_training
 
 Arch = TreeArch | RnnArch | str  # 'LSTM' is the standard one
 KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'ENAS_RNN': published.ENAS_RNN, 'LSTM': 'LSTM'}
-METRIC = 'perplexity'
 
 
 @dataclasses.dataclass
-class Config(language.Config):
-  """One or more sizes of a network, and a grid: the product of four lists."""
+class Config(language.Config, retrain.Config):
+  """The text and the network of `language.Config`, one or more sizes, and the four lists of a grid."""
 
-  seed: int = field(0, 'of the whole run', low=0)
   sizes: tuple[str, ...] = field(
     ('32',), 'widths of the cells, or numbers of weights as 4.65M; the grid is at the first', budget=True
   )
@@ -37,8 +34,6 @@ class Config(language.Config):
   dropout: tuple[str, ...] = field(
     ('0',), 'rates to try, each embedding:input:recurrent:output, or one number for input and output'
   )
-  grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for all', low=0)
-  repeats: int = field(1, 'trainings of the winner at each size, from different seeds', low=1)
   test_batch: int = field(1, 'streams side by side in testing; 1 never cuts the text', low=1)
 
 
@@ -145,7 +140,7 @@ def parse_dropout(rates: str) -> language_model.Dropout:
 
 
 class Point(NamedTuple):
-  """One entry of the grid."""
+  """One entry of the grid; the fields are those of `Config`."""
 
   lr: float
   decay_epoch: float
@@ -156,16 +151,6 @@ class Point(NamedTuple):
 def describe(point: Point) -> str:
   """In words."""
   return f'lr {point.lr:g}, decay after {point.decay_epoch:g}, init {point.init_scale:g}, dropout {point.dropout}'
-
-
-def sizes(cfg: Config) -> tuple[str, ...]:
-  """What `task` takes, in turn; the grid is at the first."""
-  return cfg.sizes
-
-
-def grid(cfg: Config) -> list[Point]:
-  """All points, in the order of the lists."""
-  return [Point(*point) for point in itertools.product(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.dropout)]
 
 
 def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
@@ -225,3 +210,19 @@ def setting(cfg: Config, text: text_lib.Text) -> str:
     f'perplexity of the best of {cfg.epochs} epochs by validation; {cfg.dataset}, sha256 {text.sha256[:12]}; '
     f'{cfg.layers} layers, {cfg.optimizer}, seed {cfg.seed}; means over the trainings'
   )
+
+
+RECIPE = retrain.Recipe(
+  Config,
+  PRESETS,
+  KNOWN,
+  metric='perplexity',
+  point=Point,
+  check=check,
+  validate=validate,
+  sizes=lambda cfg: cfg.sizes,
+  task=task,
+  hyperparameters=hyperparameters,
+  describe=describe,
+  setting=setting,
+)

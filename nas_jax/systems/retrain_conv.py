@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import itertools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,20 +14,18 @@ from nas_jax.config import field
 from nas_jax.datasets import images as images_lib
 from nas_jax.space import count
 from nas_jax.space.network import Arch
-from nas_jax.systems import classifier
+from nas_jax.systems import classifier, retrain
 from nas_jax.training import child as child_lib
 from nas_jax.training import full_training
 from nas_jax.types import PyTree
 
 KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
-METRIC = 'error'
 
 
 @dataclasses.dataclass
-class Config(classifier.Config):
-  """One or more widths of a network, and a grid: the product of four lists."""
+class Config(classifier.Config, retrain.Config):
+  """The images and the training of `classifier.Config`, one or more widths, and the four lists of a grid."""
 
-  seed: int = field(0, 'of the whole run', low=0)
   add_filters: tuple[int, ...] = field(
     (0,),
     'filters added to every layer, 40 in the third experiment; the grid is at the first number',
@@ -39,8 +36,6 @@ class Config(classifier.Config):
   decay_epoch: tuple[float, ...] = field((150.0,), 'epochs at that rate to try, 150 of 300 in Huang et al.', low=0.0)
   weight_decay: tuple[float, ...] = field((1e-4,), 'of kernels and classifier, to try', low=0.0)
   epsilon: tuple[float, ...] = field((1e-5,), 'of batch norm, to try', above=0.0)
-  grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for all', low=0)
-  repeats: int = field(1, 'trainings of the winner at each width, from different seeds', low=1)
   train_on_all: bool = field(True, 'the winner trains on the validation images too, and its last weights are tested')
 
 
@@ -76,17 +71,12 @@ PRESETS = {'paper': paper, 'small': small, 'demo': demo, 'smoke': smoke}
 
 
 class Point(NamedTuple):
-  """One entry of the grid."""
+  """One entry of the grid; the fields are those of `Config`."""
 
   lr: float
   decay_epoch: float
   weight_decay: float
   epsilon: float
-
-
-def check(cfg: Config) -> None:
-  """Raises ValueError, naming the field, on what cannot be."""
-  config.check(cfg)
 
 
 def describe(point: Point) -> str:
@@ -95,16 +85,6 @@ def describe(point: Point) -> str:
     f'lr {point.lr:g}, decay after {point.decay_epoch:g}, weight decay {point.weight_decay:g}, epsilon '
     f'{point.epsilon:g}'
   )
-
-
-def sizes(cfg: Config) -> tuple[str, ...]:
-  """What `task` takes, in turn; the grid is at the first."""
-  return tuple(map(str, cfg.add_filters))
-
-
-def grid(cfg: Config) -> list[Point]:
-  """All points, in the order of the lists."""
-  return [Point(*point) for point in itertools.product(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)]
 
 
 def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
@@ -170,3 +150,19 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
     f'error of {cfg.epochs} epochs on the {trained}, {chosen}; validation is of the grid; {cfg.dataset}, sha256 '
     f'{images.sha256[:12]}; {len(images.test.labels)} images to test; seed {cfg.seed}; means over the trainings'
   )
+
+
+RECIPE = retrain.Recipe(
+  Config,
+  PRESETS,
+  KNOWN,
+  metric='error',
+  point=Point,
+  check=config.check,
+  validate=validate,
+  sizes=lambda cfg: [str(add) for add in cfg.add_filters],
+  task=task,
+  hyperparameters=hyperparameters,
+  describe=describe,
+  setting=setting,
+)

@@ -5,32 +5,15 @@ import dataclasses
 import jax
 from jax.sharding import Mesh
 
-from nas_jax import published
+from nas_jax import config, published
 from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.config import field
 from nas_jax.datasets import images as images_lib
 from nas_jax.space.enas import MacroArch, MicroArch
-from nas_jax.systems import classifier, retrain_conv
-from nas_jax.systems.retrain_conv import METRIC, Point, describe, grid, hyperparameters, setting
+from nas_jax.systems import classifier, retrain, retrain_conv
 from nas_jax.training import full_training
 from nas_jax.training.child import Child
 from nas_jax.types import PyTree
-
-__all__ = [
-  'KNOWN',
-  'METRIC',
-  'PRESETS',
-  'Config',
-  'Point',
-  'check',
-  'describe',
-  'grid',
-  'hyperparameters',
-  'setting',
-  'sizes',
-  'task',
-  'validate',
-]  # fmt: skip
 
 KNOWN = {'ENAS_MICRO': published.ENAS_MICRO}
 Arch = MacroArch | MicroArch
@@ -92,16 +75,11 @@ PRESETS = {'paper': paper, 'paper_macro': paper_macro, 'small': small, 'demo': d
 
 def check(cfg: Config) -> None:
   """Raises ValueError, naming the field, on what cannot be."""
-  retrain_conv.check(cfg)
+  config.check(cfg)
   fresh = Config()
   for name in ('add_filters', 'block', 'pool_at', 'norm_first'):
     if getattr(cfg, name) != getattr(fresh, name):
       raise ValueError(f'{name} (={getattr(cfg, name)}) is for networks of other spaces: leave {getattr(fresh, name)}.')
-
-
-def sizes(cfg: Config) -> tuple[str, ...]:
-  """What `task` takes, in turn; the grid is at the first."""
-  return tuple(map(str, cfg.filters))
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
@@ -139,3 +117,19 @@ def _weights(network: Child, arch: PyTree) -> int:
   spec = conv.ChildSpec(arch, conv.Hyperparameters(0.0, 0.0, 0.0, 0.0))
   found = jax.eval_shape(lambda: network.init(spec, jax.random.key(0)))
   return sum(leaf.size for leaf in jax.tree.leaves(found))
+
+
+RECIPE = retrain.Recipe(
+  Config,
+  PRESETS,
+  KNOWN,
+  metric='error',
+  point=retrain_conv.Point,
+  check=check,
+  validate=validate,
+  sizes=lambda cfg: [str(filters) for filters in cfg.filters],
+  task=task,
+  hyperparameters=retrain_conv.hyperparameters,
+  describe=retrain_conv.describe,
+  setting=retrain_conv.setting,
+)

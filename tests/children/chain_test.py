@@ -275,7 +275,7 @@ def test_a_chain_of_any_layers_in_a_file(word):
   arch = chain('conv 7 9 3', word, 'conv 7 9 3', word)
   made = space.chain_space(('conv 7 9 3', word), 5)
   text = made.to_json(arch)
-  assert space.chain_from_json(text) == arch and word_of(arch.layers[1]) == word
+  assert space.chain.chain_from_json(text) == arch and word_of(arch.layers[1]) == word
   assert space.kind_of(text) == 'chain'
 
 
@@ -300,21 +300,21 @@ def test_a_chain_of_any_layers_in_a_file(word):
 )
 def test_what_is_no_chain_in_a_file(layers, says):
   with pytest.raises(ValueError, match=says) as error:
-    space.chain_from_json(f'{{"kind": "chain", "arch": {{"layers": {layers}}}}}')
+    space.chain.chain_from_json(f'{{"kind": "chain", "arch": {{"layers": {layers}}}}}')
   assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('text', ['', '{}', '[]', '{"arch": {"layers": [106431]}}', '{"kind": "chain"}', '[' * 100_000])
 def test_what_is_no_architecture_in_a_file(text):
   with pytest.raises(ValueError, match='^not JSON|^not an architecture') as error:
-    space.chain_from_json(text)
+    space.chain.chain_from_json(text)
   assert '\n' not in str(error.value)
 
 
 def test_a_file_of_another_kind():
   text = space.conv_space(1).to_json(space.conv_space(1).decode([0, 0, 0]))
   with pytest.raises(ValueError, match="kind is 'conv', this space wants 'chain'"):
-    space.chain_from_json(text)
+    space.chain.chain_from_json(text)
 
 
 def test_the_space_of_a_chain_is_known_by_its_file():

@@ -9,7 +9,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import numpy as np
 import pytest
 
-from experiments.common.systems import ENAS
 from nas_jax import published, space
 from nas_jax.draw import enas as draw_enas
 from nas_jax.draw import routing
@@ -232,7 +231,7 @@ def test_in_words():
 
 @pytest.mark.parametrize('made', SPACES[:9])
 def test_files_of_any_size_are_read(made):
-  read = space.macro_from_json if made.kind == 'enas_macro' else space.micro_from_json
+  read = space.enas.macro_from_json if made.kind == 'enas_macro' else space.enas.micro_from_json
   arch = random_arch(made, 3)
   assert read(made.to_json(arch)) == arch
 
@@ -245,35 +244,23 @@ def damaged(arch, **fields):
 @pytest.mark.parametrize(
   ('read', 'text', 'words'),
   [
-    (space.macro_from_json, '', 'not JSON'),
-    (space.macro_from_json, '[' * 100_000, 'not JSON'),
-    (space.macro_from_json, '[]', 'not an architecture'),
-    (space.macro_from_json, '{"kind": "enas_macro", "arch": {"operation": 4}}', 'fields'),
-    (space.macro_from_json, damaged(MACRO, operation=[]), "'operation' has 0 entries.*wants 1"),
-    (space.macro_from_json, damaged(MACRO, operation='conv'), "'operation' is 'conv'"),
-    (space.macro_from_json, damaged(MACRO, links=[1]), "'links' has 1 entries.*wants 6"),
-    (space.macro_from_json, damaged(MACRO, operation=[0, 6, 0, 0]), r'layer 1 operation\) is 6'),
-    (space.macro_from_json, damaged(MICRO), "kind is 'enas_micro'"),
-    (space.micro_from_json, '{"kind": "enas_micro"}', 'not an architecture'),
-    (space.micro_from_json, damaged(MICRO, normal_operation=[0] * 5), "'normal_.*' has . entries"),
-    (space.micro_from_json, damaged(MICRO, reduction_input=[0, 0, 0, 3, 0, 0]), 'reduction block 1 .* is 3'),
-    (space.micro_from_json, damaged(MICRO, normal_input=[0, True, 0, 0, 0, 0]), 'is True, a bool'),
-    (space.micro_from_json, damaged(MICRO, normal_input=None), 'is None'),
+    (space.enas.macro_from_json, '', 'not JSON'),
+    (space.enas.macro_from_json, '[' * 100_000, 'not JSON'),
+    (space.enas.macro_from_json, '[]', 'not an architecture'),
+    (space.enas.macro_from_json, '{"kind": "enas_macro", "arch": {"operation": 4}}', 'fields'),
+    (space.enas.macro_from_json, damaged(MACRO, operation=[]), "'operation' has 0 entries.*wants 1"),
+    (space.enas.macro_from_json, damaged(MACRO, operation='conv'), "'operation' is 'conv'"),
+    (space.enas.macro_from_json, damaged(MACRO, links=[1]), "'links' has 1 entries.*wants 6"),
+    (space.enas.macro_from_json, damaged(MACRO, operation=[0, 6, 0, 0]), r'layer 1 operation\) is 6'),
+    (space.enas.macro_from_json, damaged(MICRO), "kind is 'enas_micro'"),
+    (space.enas.micro_from_json, '{"kind": "enas_micro"}', 'not an architecture'),
+    (space.enas.micro_from_json, damaged(MICRO, normal_operation=[0] * 5), "'normal_.*' has . entries"),
+    (space.enas.micro_from_json, damaged(MICRO, reduction_input=[0, 0, 0, 3, 0, 0]), 'reduction block 1 .* is 3'),
+    (space.enas.micro_from_json, damaged(MICRO, normal_input=[0, True, 0, 0, 0, 0]), 'is True, a bool'),
+    (space.enas.micro_from_json, damaged(MICRO, normal_input=None), 'is None'),
   ],
 )
 def test_what_is_no_architecture_is_one_line(read, text, words):
   with pytest.raises(ValueError, match=words) as error:
     read(text)
   assert '\n' not in str(error.value)
-
-
-@pytest.mark.parametrize('arch', [MACRO, MICRO, RNN])
-def test_a_report_shows_what_was_found(arch):
-  made = {
-    MacroArch: space.enas_macro_space(4),
-    MicroArch: space.enas_micro_space(3),
-    RnnArch: space.enas_rnn_space(4, space.ACTIVATE),
-  }[type(arch)]
-  (system,) = (system for system in ENAS.values() if system.kind == made.kind)
-  read = system.from_json(made.to_json(arch))
-  assert read == arch and system.drawing(read) == draw_enas.svg(arch) and len(system.text(read).splitlines()) > 3

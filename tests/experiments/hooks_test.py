@@ -15,8 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from experiments import report
 from experiments.common import launch, run_search, workdirs
-from experiments.common.systems import CELL
-from nas_jax import search, space
+from nas_jax import draw, search, space
 from nas_jax.report import page
 from nas_jax.search import journal
 from nas_jax.systems import cell
@@ -248,8 +247,7 @@ def test_the_page_of_a_search_from_before_a_field_was_added(workdir):
 
 
 def test_a_drawing_is_on_the_page(workdir, monkeypatch):
-  drawn = CELL._replace(drawing=lambda arch: f'<svg><title>{len(arch.combine)} nodes</title></svg>')
-  monkeypatch.setattr(report, 'SYSTEMS', (drawn,))
+  monkeypatch.setattr(draw, 'svg', lambda arch: f'<svg><title>{len(arch.combine)} nodes</title></svg>')
   assert page.render(report.read(str(workdir))).count('<title>3 nodes</title>') == 3
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from experiments import cell_search, conv_search, table_search
 from experiments import retrain as retrain_launcher
-from experiments.common import launch, workdirs
+from experiments.common import launch, systems, workdirs
+from nas_jax import config
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
 from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
@@ -166,7 +167,9 @@ def test_a_wrong_flag_of_retraining_a_network_is_one_line(refuse, tmp_path, flag
     ('--arch=', ('--arch', '--workdir')),
     ('--arch=nothing.json', ('nothing.json',)),
     ('--workdir=/nowhere', ('/nowhere/best.json',)),
-    ('--results=/dev/null/x', ('/dev/null/x',)),
+    ('--results=/dev/null/x', ('results (=', '/dev/null/x')),
+    ('--arch=NASCEL', ('NASCEL is neither', 'did you mean NASCELL?', 'ENAS_RNN', 'FIGURE_7', 'ENAS_MICRO')),
+    ('--arch=enas_rnn', ('did you mean ENAS_RNN', 'LSTM')),
     ('--preset=char', ('data_dir', 'ptb.char')),
     ('--preset=small', ('small', 'none for cells')),
     ('--add_filters=3', ('--add_filters', 'networks')),
@@ -212,6 +215,42 @@ def test_other_architectures_given_to_retrain(refuse, tmp_path):
   args = ('--preset=smoke', f'--workdir={tmp_path}', f'--results={tmp_path}/run')
   assert 'only 1 different' in refuse(retrain_launcher, *args, '--top=2')
   retrain_launcher.prepare(['retrain', *args])
+
+
+def test_a_workdir_of_another_system_is_refused(refuse, tmp_path):
+  """Whether it was made before origin.json named the system, or since."""
+  workdirs.open_config(str(tmp_path / 'old'), cell.smoke())
+  workdirs.open_config(str(tmp_path / 'new'), cell.smoke())
+  workdirs.note_origin(str(tmp_path / 'new'), 'cell_search', ['x'], cell.smoke(), kind='tree_cell')
+  for name in ('old', 'new'):
+    error = refuse(conv_search, '--preset=smoke', f'--workdir={tmp_path / name}')
+    assert f"{name}') holds a search of cell_search (kind tree_cell): name another --workdir" in error
+
+
+def test_what_origin_names_is_believed_before_the_fields():
+  saved = config.as_json(cell.smoke())
+  assert systems.system_of(saved, {}) is systems.CELL
+  assert systems.system_of(saved, {'kind': 'conv'}) is systems.CONV
+  assert systems.system_of(saved, {'kind': 'of a later version'}) is systems.CELL
+  assert systems.system_of({'wings': 2}, {}) is None
+  for system in systems.SYSTEMS:  # as all were told before
+    assert systems.system_of(config.as_json(system.config()), {}) is system
+
+
+def test_a_folder_of_other_results_is_refused_by_retrain(refuse, tmp_path):
+  folder = str(tmp_path / 'run')
+  workdirs.open_config(folder, retrain_conv.smoke())
+  args = ('--preset=smoke', '--arch=NASCELL', f'--results={folder}')
+  error = refuse(retrain_launcher, *args)
+  assert 'results (=' in error and 'results of another kind' in error and error.rstrip().endswith('another --results.')
+  assert error.count(',') < 5
+  workdirs.open_config(str(tmp_path / 'cells'), retrain_cell.smoke())
+  args = ('--preset=smoke', '--arch=NASCELL', f'--results={tmp_path}/cells', '--batch=200')
+  error = refuse(retrain_launcher, *args)
+  assert 'batch (400 -> 200)' in error and '--results' in error and 'workdir' not in error
+  with workdirs.lock(folder):
+    error = refuse(retrain_launcher, *args[:2], f'--results={folder}')
+  assert 'in use' in error and '--results' in error and 'workdir' not in error
 
 
 def test_a_workdir_of_another_config_is_refused(refuse, tmp_path):
@@ -285,14 +324,10 @@ def test_flags_lie_over_the_preset():
 
 @pytest.mark.parametrize('preset', cell.PRESETS)
 def test_presets_are_sound(preset):
-  from nas_jax import config
-
   config.check(cell.PRESETS[preset]())
 
 
 def test_an_int_is_a_float_but_a_bool_is_no_int():
-  from nas_jax import config
-
   config.check(cell.Config(lr=1))
   with pytest.raises(ValueError, match='m '):
     config.check(cell.Config(m=True))

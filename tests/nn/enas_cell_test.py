@@ -334,9 +334,9 @@ def test_a_cell_of_any_nodes_from_json():
   for nodes in (1, 2, 12):
     made = space.enas_rnn_space(nodes)
     for arch in random_archs(nodes, 3):
-      assert space.rnn_from_json(made.to_json(arch)) == arch
+      assert space.enas.rnn_from_json(made.to_json(arch)) == arch
   sine = '{"kind": "enas_rnn", "arch": {"activate": [4, 1], "previous": [0]}}'
-  assert space.rnn_from_json(sine) == RnnArch((SIN, TANH), (0,))
+  assert space.enas.rnn_from_json(sine) == RnnArch((SIN, TANH), (0,))
   for text, words in (
     ('{', 'not JSON'),
     ('{"kind": "enas_rnn", "arch": {"activate": [], "previous": []}}', "'activate' has 0 entries"),
@@ -346,7 +346,7 @@ def test_a_cell_of_any_nodes_from_json():
     (sine.replace('enas_rnn', 'tree_cell'), "kind is 'tree_cell'"),
   ):
     with pytest.raises(ValueError, match=words) as error:
-      space.rnn_from_json(text)
+      space.enas.rnn_from_json(text)
     assert '\n' not in str(error.value)
 
 

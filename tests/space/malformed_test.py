@@ -14,6 +14,7 @@ from nas_jax.report import rankings
 ROOT = pathlib.Path(__file__).parents[2]
 TREE, CONV, CHAIN = space.tree_cell_space(8), space.conv_space(4), space.chain_space(('conv 2 3 1', 'max pool 2 2'), 3)
 MACRO, MICRO, RNN = space.enas_macro_space(4), space.enas_micro_space(2), space.enas_rnn_space(3)
+CHOICE = space.choice_space({'edge': ('none', 'skip'), 'width': ('16', '32')})
 
 
 def zeros(made):
@@ -26,12 +27,13 @@ def record(made):
 
 # Readers, and texts that they take.
 READERS = {
-  'tree': (space.tree_from_json, TREE.to_json(published.NASCELL)),
-  'conv': (space.conv_from_json, zeros(CONV)),
-  'chain': (space.chain_from_json, zeros(CHAIN)),
-  'macro': (space.macro_from_json, zeros(MACRO)),
-  'micro': (space.micro_from_json, zeros(MICRO)),
-  'rnn': (space.rnn_from_json, zeros(RNN)),
+  'tree': (space.tree.tree_from_json, TREE.to_json(published.NASCELL)),
+  'conv': (space.conv.conv_from_json, zeros(CONV)),
+  'chain': (space.chain.chain_from_json, zeros(CHAIN)),
+  'macro': (space.enas.macro_from_json, zeros(MACRO)),
+  'micro': (space.enas.micro_from_json, zeros(MICRO)),
+  'rnn': (space.enas.rnn_from_json, zeros(RNN)),
+  **{f'any {made.kind}': (space.from_json, record(made)) for made in (TREE, CONV, CHAIN, MACRO, MICRO, RNN, CHOICE)},
   'own space': (TREE.from_json, TREE.to_json(published.NASCELL)),
   'kind': (space.kind_of, record(CONV)),
   **{f'space of {made.kind}': (space.space_of, record(made)) for made in (TREE, CONV, CHAIN, MACRO, MICRO, RNN)},

@@ -88,7 +88,7 @@ def test_a_search_to_its_page_and_on(tmp_path, capsys):
   page = (workdir / 'report.html').read_text()
   assert 'What was tried' in page and 'What the chains have in common' in page and 'max pool' in page
   best = json.loads((workdir / 'best.json').read_text())
-  arch = space.chain_from_json(json.dumps(best))
+  arch = space.from_json(json.dumps(best))
   assert len(arch.layers) == records[best['id']]['depth']
   few = retrain_conv.Config(batch=9, epochs=1, score_batch=4, schedule='constant', lr=(0.05,))
   launcher.run(CHAIN, few, IMAGES, {'mine': arch}, str(tmp_path))

@@ -15,7 +15,7 @@ from experiments.common.systems import CONV
 from nas_jax import published, space
 from nas_jax.children import conv as child_conv
 from nas_jax.space.network import network
-from nas_jax.systems import cell, classifier, conv, retrain_conv
+from nas_jax.systems import cell, classifier, conv, retrain, retrain_conv
 from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators, fit, full_training
 
@@ -112,7 +112,7 @@ def random_archs(made, count=20):
 def test_a_network_is_read_without_its_space(made):
   for arch in random_archs(made):
     text = made.to_json(arch)
-    assert space.conv_from_json(text) == arch and space.kind_of(text) == 'conv'
+    assert space.conv.conv_from_json(text) == arch and space.kind_of(text) == 'conv'
   best = json.dumps({**json.loads(made.to_json(arch)), 'space': dict(made.spec)})
   assert space.space_of(best).slots == made.slots
 
@@ -130,7 +130,7 @@ def test_a_network_is_read_without_its_space(made):
 )
 def test_what_is_no_network_is_one_line(text, words):
   with pytest.raises(ValueError, match=words) as error:
-    space.conv_from_json(text)
+    space.conv.conv_from_json(text)
   assert '\n' not in str(error.value)
 
 
@@ -145,7 +145,7 @@ def test_a_final_training_has_all_images_and_keeps_the_last_weights():
   assert len(grid.data.labels) == len(IMAGES.train.labels) and grid.choose
   assert len(final.data.labels) == len(IMAGES.train.labels) + len(IMAGES.valid.labels) and not final.choose
   np.testing.assert_array_equal(final.test.valid_labels[: len(IMAGES.test.labels)], IMAGES.test.labels)
-  settings = retrain_conv.hyperparameters(retrain_conv.grid(cfg))
+  settings = retrain_conv.hyperparameters(retrain.grid(retrain_conv.Point, cfg))
   progress = full_training.run(final, *full_training.start(final, settings, jax.random.split(jax.random.key(0), 1), 3))
   jax.tree.map(np.testing.assert_array_equal, progress.best, (progress.states.params, progress.states.carry))
   assert retrain_conv.task(retrain_config(train_on_all=False), IMAGES, ARCH, '0', 3, True).data is not final.data
@@ -185,7 +185,7 @@ def test_a_search_to_its_page(tmp_path, capsys):
   page = (tmp_path / 'report.html').read_text()
   assert 'Search for a network' in page and 'softmax' in page
   best = json.loads((tmp_path / 'best.json').read_text())
-  assert best['kind'] == 'conv' and space.conv_from_json(json.dumps(best))
+  assert best['kind'] == 'conv' and space.from_json(json.dumps(best))
 
 
 @pytest.mark.long

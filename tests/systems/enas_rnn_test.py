@@ -148,7 +148,7 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   scores = [line['shared_perplexity'] for line in derived]
   assert scores == sorted(scores) and len(scores) == 3
   best = json.loads((workdir / 'best.json').read_text())
-  assert best['tokens'] == derived[0]['tokens'] and space.rnn_from_json(json.dumps(best)).activate
+  assert best['tokens'] == derived[0]['tokens'] and space.from_json(json.dumps(best)).activate
   alone = journal.read(str(workdir / 'alone.jsonl'))
   assert [alone[k]['tokens'] for k in range(3)] == [alone[k]['tokens'] for k in range(3, 6)]
   assert sorted(alone) == [0, 1, 2, 3, 4, 5] and all('perplexity' in line for line in alone.values())
@@ -163,7 +163,7 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   for words in (*wanted, 'the weights that they share learn', '<svg'):
     assert words in page, words
   named = retrain.best_of(str(workdir), 1, RECURRENT)
-  assert named == {f'derived {derived[0]["id"]}': space.rnn_from_json(json.dumps(best))}
+  assert named == {f'derived {derived[0]["id"]}': space.from_json(json.dumps(best))}
   before = {name: (workdir / name).read_text() for name in ('children.jsonl', 'derived.json', 'alone.jsonl')}
   weight_sharing.run(RECURRENT, cfg, TEXT, str(workdir))
   assert {name: (workdir / name).read_text() for name in before} == before

@@ -8,7 +8,7 @@ import testing
 
 from nas_jax import published, space
 from nas_jax.children import enas_layers
-from nas_jax.systems import retrain_enas
+from nas_jax.systems import retrain, retrain_conv, retrain_enas
 from nas_jax.training import fit, full_training
 
 IMAGES = testing.pictures()
@@ -26,11 +26,11 @@ def task():
 
 
 def test_a_network_is_trained_at_every_point_of_the_grid(task):
-  points = retrain_enas.hyperparameters(retrain_enas.grid(config()))
+  points = retrain_conv.hyperparameters(retrain.grid(retrain_conv.Point, config()))
   progress, archs, keys = full_training.start(task, points, jax.random.split(jax.random.key(0), 2), 3)
   first = jax.tree.map(np.asarray, progress.states.params)
   assert task.weights == sum(leaf[0].size for leaf in jax.tree.leaves(first))
-  assert retrain_enas.sizes(config()) == ('4', '5') and task.size == '4'
+  assert retrain_enas.RECIPE.sizes(config()) == ['4', '5'] and task.size == '4'
   progress = full_training.run(task, progress, archs, keys)
   assert np.isfinite(progress.curve).all() and not progress.states.failed.any()
   stem = np.asarray(progress.states.params['stem']['kernel'])
@@ -45,7 +45,7 @@ def test_the_optimizer_decays_kernels_and_the_classifier(task):
     'softmax_bias': False,
   }
   # A step on the same gradients with and without: kernels lose lr * decay * (1 + momentum) of themselves besides.
-  points = retrain_enas.hyperparameters([retrain_enas.Point(0.05, 1.0, decay, 1e-3) for decay in (0.0, 0.1)])
+  points = retrain_conv.hyperparameters([retrain_conv.Point(0.05, 1.0, decay, 1e-3) for decay in (0.0, 0.1)])
   keys = jnp.repeat(jax.random.split(jax.random.key(0), 1), 2)
   progress, archs, keys = full_training.start(task, points, keys, 1)
   first = jax.tree.map(np.asarray, progress.states.params)

@@ -22,6 +22,7 @@ from nas_jax.datasets import text_batches
 from nas_jax.published import LSTM
 from nas_jax.systems import language
 from nas_jax.systems import retrain_cell as retrain
+from nas_jax.systems.retrain import grid
 from nas_jax.training import checkpoint, full_training
 from nas_jax.training.child import bind_arch
 from nas_jax.training.recovery import Stopped
@@ -174,7 +175,7 @@ def test_the_embedding_may_be_narrower_than_the_cells():
 
 def test_grid_sizes_and_rates_by_hand():
   cfg = testing.retrain_config(lr=(0.1, 0.2), dropout=('0', '0.5'), decay_epoch=(1.0,))
-  assert [(p.lr, p.dropout) for p in retrain.grid(cfg)] == [(0.1, '0'), (0.1, '0.5'), (0.2, '0'), (0.2, '0.5')]
+  assert [(p.lr, p.dropout) for p in grid(retrain.Point, cfg)] == [(0.1, '0'), (0.1, '0.5'), (0.2, '0'), (0.2, '0.5')]
   assert [retrain.parse_size(size) for size in ('200', '4.65M', '12k')] == [(200, 0), (0, 4_650_000), (0, 12_000)]
   assert retrain.parse_dropout('0.5') == language_model.Dropout(0.0, 0.5, 0.0, 0.5)
   assert retrain.parse_dropout('0:.1:.2:.3') == language_model.Dropout(0.0, 0.1, 0.2, 0.3)
@@ -202,6 +203,12 @@ def test_grid_then_winner_at_every_size(tmp_path, capsys):
     assert max(row['test']) < 5  # of five words
   assert 'mine' in capsys.readouterr().out
   (folder,) = tmp_path.glob('mine-*')
+  # By these names a workdir of any version finds what is trained.
+  assert folder.name == 'mine-0626aaa4' and list(json.loads((folder / 'trainings.json').read_text())) == [
+    'grid at 4',
+    '4, lr 0.1, decay after 4, init 0.1, dropout 0',
+    '6, lr 0.1, decay after 4, init 0.1, dropout 0',
+  ]
   assert [path.name for path in folder.iterdir()] == ['trainings.json']  # nothing half done is left
 
 

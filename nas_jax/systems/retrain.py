@@ -1,0 +1,59 @@
+"""What a retraining must know of the architectures that it trains to the end, Zoph & Le (2017) Sec. 4.1 and 4.2.
+
+A retraining compares a small grid of hyperparameters on the validation split, trains the architecture with the best of
+them from new seeds, at one size or at several, and scores the test split. `experiments.retrain` does so for any
+architecture; a `Recipe` has what differs between cells, networks and the networks of ENAS.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import itertools
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from nas_jax.config import field
+from nas_jax.training import full_training
+from nas_jax.types import PyTree
+
+
+@dataclasses.dataclass
+class Config:
+  """What every retraining has to say. The config of a recipe adds the data, the network and the lists of its grid."""
+
+  seed: int = field(0, 'of the whole run', low=0)
+  epochs: int = field(1, 'passes over the training data in each training', low=1)
+  grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for as many as in the other trainings', low=0)
+  repeats: int = field(1, 'trainings of the best point of the grid at each size, from different seeds', low=1)
+
+
+Arch = Any  # a static architecture, or the name of a standard one that has no tokens, such as 'LSTM'
+Cfg = TypeVar('Cfg', bound=Config)
+Data = TypeVar('Data')
+Point = TypeVar('Point', bound=tuple[Any, ...])
+
+
+class Recipe(NamedTuple, Generic[Cfg, Data, Point]):
+  """How the architectures of one family are trained to the end and tested.
+
+  `Cfg` is its config. `Data` is the data set, as `System.load` returns it. `Point` is one entry of the grid: a
+  NamedTuple, each field of which is also a field of the config, where it is a list.
+  """
+
+  config: type[Cfg]
+  presets: Mapping[str, Callable[[], Cfg]]
+  known: Mapping[str, Arch]  # published architectures, by the names that people call them by
+  metric: str  # what is measured, less of it being better: 'perplexity' or 'error'
+  point: type[Point]
+  check: Callable[[Cfg], None]  # raises ValueError, naming the field, on a config that cannot be
+  validate: Callable[[Cfg, Data, Arch], None]  # raises ValueError, before anything compiles, if it cannot be trained
+  sizes: Callable[[Cfg], Sequence[str]]  # the sizes to train at, as `task` takes them; the grid is at the first
+  # (cfg, data, arch, size, epochs, final) -> what to train. `final` is whether it will be tested, and not compared.
+  task: Callable[[Cfg, Data, Arch, str, int, bool], full_training.Task]
+  hyperparameters: Callable[[Sequence[Point]], PyTree]  # those of m points, each an array [m], as the task takes them
+  describe: Callable[[Point], str]  # a point in words
+  setting: Callable[[Cfg, Data], str]  # in words, what all trainings have in common: it stands under their table
+
+
+def grid(point: type[Point], cfg: Config) -> list[Point]:
+  """The points of a grid: the product of the lists that `cfg` has for the fields of `point`, the last varying first."""
+  lists = (getattr(cfg, name) for name in point._fields)  # type: ignore[attr-defined]
+  return [point(*values) for values in itertools.product(*lists)]
