@@ -209,7 +209,8 @@ def retrain_arch(
     row = {'name': name, 'settings': settings, 'epochs': cfg.epochs, 'repeats': cfg.repeats}
     row |= trained(f'{size}, {settings}', stage)
     # A training on the validation images too has no score there: the grid's stands for it, at the size of the grid.
-    rows.append({'valid': validated if size == sizes[0] else []} | row)
+    row.setdefault('valid', validated if size == sizes[0] else [])
+    rows.append(row)
   return rows
 
 
