@@ -1,4 +1,4 @@
-"""Images as arrays. Nothing is downloaded: scikit-learn's digits are part of it, other sets are read from a folder."""
+"""Images as arrays. Nothing is downloaded: the digits are part of scikit-learn, other sets are read from a folder."""
 
 from collections.abc import Mapping
 import hashlib
@@ -43,13 +43,14 @@ def load_images(
   """Reads a set of images; the validation split is drawn at random from the training images (Sec. 4.1).
 
   Args:
-    dataset: 'digits' is scikit-learn's (1,797 of 8 x 8 pixels, a fifth of them to test); anything else the name of a
-      set of TensorFlow Datasets with images and labels, as 'cifar10', prepared in `data_dir`.
+    dataset: 'digits' is the set of scikit-learn: 1,797 images of 8 x 8 pixels, a fifth of them for testing. Anything
+      else is the name of a set of TensorFlow Datasets with images and labels, as 'cifar10', prepared in `data_dir`.
     data_dir: the folder of prepared sets; not used by 'digits'.
-    valid_share: of the training images, those to validate with; a tenth is the paper's 5,000 of 50,000.
-    resize: if not 0, height and width to make them.
-    max_examples: if not 0, how many training images to take, validation included, and at most as many to test.
-    seed: of the split, and of which images are taken.
+    valid_share: share of the training images to validate with; a tenth is the paper's 5,000 of 50,000.
+    resize: height and width in pixels to scale the images to; 0 leaves them.
+    max_examples: how many training images to take, those to validate with included, and at most as many for testing; 0
+      takes all.
+    seed: of the random choice of the images to take and to validate with.
 
   Raises:
     ValueError: as `tfds.prepared` and `split_images`.
@@ -68,11 +69,11 @@ def load_images(
 def split_images(
   train: Split, test: Split, classes: int, valid_share: float = 0.1, max_examples: int = 0, seed: int = 0
 ) -> Images:
-  """Images of your own as `load_images` gives them.
+  """Makes `Images` of images of your own; the last three arguments are those of `load_images`.
 
   Raises:
-    ValueError: one line, on pixels that are not finite or no uint8, labels out of range, fewer than two classes, images
-      smaller than 4 x 4 or of other shapes, a split without images.
+    ValueError: in one line, there are pixels that are not finite or not uint8, labels out of range, fewer than two
+      classes, images smaller than 4 x 4 or of different shapes, or a split without images.
   """
   for name, part in (('train', train), ('test', test)):
     _check(name, part, classes)

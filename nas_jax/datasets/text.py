@@ -1,4 +1,4 @@
-"""Text as arrays. Nothing is downloaded: the default text is part of Python, others are read from a folder."""
+"""Texts as arrays. Nothing is downloaded: the default text is part of Python, others are read from a folder."""
 
 import gzip
 import hashlib
@@ -15,25 +15,26 @@ UNKNOWN, END = '<unk>', '<eos>'
 
 
 class Text(NamedTuple):
-  """A text in three splits, as numbers into `vocabulary`, which is made of the training split."""
+  """A text in three splits. Each token is a number, its place in `vocabulary`."""
 
   train: np.ndarray  # [n] int32
   valid: np.ndarray  # [n] int32
   test: np.ndarray  # [n] int32
-  vocabulary: tuple[str, ...]
-  sha256: str  # of the whole text, for results: the default one differs by Python version
+  vocabulary: tuple[str, ...]  # the different tokens of the training split, and <unk> if another split has others
+  sha256: str  # of the whole text, to be named in results: that of the default text differs by Python version
 
 
 def load_text(dataset: str = 'pydoc', data_dir: str = '', level: str = 'char') -> Text:
   """Reads a text.
 
   Args:
-    dataset: 'pydoc' is the help text of Python itself (`pydoc_data.topics`), split 90 / 5 / 5 by position;
-      'tiny_shakespeare' the data set of TensorFlow Datasets, prepared in `data_dir`. Anything else is a prefix of files
-      there: 'ptb' reads ptb.train.txt, ptb.valid.txt and ptb.test.txt, each perhaps with .gz; 'text' reads train.txt,
-      valid.txt and test.txt.
+    dataset: 'pydoc' is the help text of Python itself (`pydoc_data.topics`), split 90 / 5 / 5 by position.
+      'tiny_shakespeare' is the set of TensorFlow Datasets, prepared in `data_dir`. Anything else is the prefix of three
+      files there, each of which may be compressed: 'ptb' reads ptb.train.txt, ptb.valid.txt and ptb.test.txt or their
+      .gz; 'text' stands for no prefix.
     data_dir: the folder of those files; not used by 'pydoc'.
-    level: 'char' takes every character, 'word' what stands between white space, with <eos> at each line end.
+    level: what a token is. 'char': every character. 'word': what stands between white space, and <eos> at the end of
+      each line.
 
   Raises:
     ValueError: there is no such text, or one of its files is missing, empty or not UTF-8; or as `tfds.prepared`.

@@ -1,4 +1,4 @@
-"""After a search for a cell, Zoph & Le (2017) Sec. 4.2: a small grid, the winner trained to the end and tested."""
+"""How recurrent cells are retrained: as language models, Zoph & Le (2017) Sec. 4.2."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -17,7 +17,7 @@ from nas_jax.systems import language, retrain
 from nas_jax.training import child as child_lib
 from nas_jax.training import full_training
 
-Arch = TreeArch | RnnArch | str  # 'LSTM' is the standard one
+Arch = TreeArch | RnnArch | str  # 'LSTM' is the standard LSTM, with biases, which no tree is
 KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'ENAS_RNN': published.ENAS_RNN, 'LSTM': 'LSTM'}
 
 
@@ -26,15 +26,21 @@ class Config(language.Config, retrain.Config):
   """The text and the network of `language.Config`, one or more sizes, and the four lists of a grid."""
 
   sizes: tuple[str, ...] = field(
-    ('32',), 'widths of the cells, or numbers of weights as 4.65M; the grid is at the first', budget=True
+    ('32',),
+    'sizes to train: widths of the cells, or numbers of weights as 4.65M; the grid is at the first',
+    budget=True,
   )
   lr: tuple[float, ...] = field((0.01,), 'learning rates to try', above=0.0)
-  decay_epoch: tuple[float, ...] = field((4.0,), "epochs at that rate to try, in the schedule 'epochs'", low=0.0)
-  init_scale: tuple[float, ...] = field((0.1,), 'all weights start uniform within +-this: scales to try', above=0.0)
-  dropout: tuple[str, ...] = field(
-    ('0',), 'rates to try, each embedding:input:recurrent:output, or one number for input and output'
+  decay_epoch: tuple[float, ...] = field(
+    (4.0,), "numbers of epochs to try before the learning rate decays, in the schedule 'epochs'", low=0.0
   )
-  test_batch: int = field(1, 'streams side by side in testing; 1 never cuts the text', low=1)
+  init_scale: tuple[float, ...] = field(
+    (0.1,), 'scales to try: all weights start uniform within +- the scale', above=0.0
+  )
+  dropout: tuple[str, ...] = field(
+    ('0',), 'rates of dropout to try, each embedding:input:recurrent:output or one number for input and output'
+  )
+  test_batch: int = field(1, 'streams of the test split side by side; with 1 the text is not cut', low=1)
 
 
 def zaremba_small() -> Config:
@@ -55,12 +61,13 @@ def zaremba_medium() -> Config:
 
 
 def enas() -> Config:
-  """Pham et al. (2018): one layer, 24M weights, softmax tied to the embedding, SGD from 20 on; never run here.
+  """Pham et al. (2018): one layer, 24M weights, softmax tied to the embedding, SGD at a rate of 20; never run here.
 
-  The rate falls by .96 an epoch after the 15th of 150. Streams and their steps, the loss summed over time, the scale of
-  the start and the rates of dropout are those of the released code for the final cell; for the softmax it draws masks
-  at .76 and applies none. It masks what enters every node, ours what enters the first, and it keeps h from changing
-  fast by a penalty that is not here. That L2 is added after clipping is ours.
+  The rate falls by .96 an epoch after the 15th of 150 epochs. The streams, the time steps, the loss summed over time,
+  the initial scale and the rates of dropout are those of the released code for the final cell. Three things differ from
+  that code. It masks what enters every node, and this only what enters the first. It has a penalty for fast changes of
+  h, and this has none. Here L2 is added after clipping. The code also draws masks at .76 for what enters the softmax,
+  but does not apply them; here there are none.
   """
   return Config(
     dataset='ptb', level='word', sizes=('24M',), tied=True, batch=64, bptt=35, epochs=150, optimizer='sgd', lr=(20.0,),
@@ -70,9 +77,10 @@ def enas() -> Config:
 
 
 def char() -> Config:
-  """Characters of Penn Treebank, the set-up of Table 3; of its two dropout rates the paper does not say which is where.
+  """Characters of Penn Treebank, with the settings of Table 3; its 600,000 steps are 383 passes over the text.
 
-  600,000 steps are 383 passes over the text. The characters stand between white space in these files.
+  The paper gives two rates of dropout and does not say which is where. In the files of this set the characters stand
+  between white space, so that each is a word.
   """
   return Config(
     dataset='ptb.char', level='word', sizes=('800',), embedding=128, layers=2, batch=32, bptt=100, epochs=383,
@@ -104,7 +112,7 @@ PRESETS = {
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, naming the field, on what cannot be."""
+  """Raises ValueError, naming the field, on a value that cannot be."""
   config.check(cfg)
   for size in cfg.sizes:
     parse_size(size)
@@ -115,7 +123,10 @@ def check(cfg: Config) -> None:
 
 
 def parse_size(size: str) -> tuple[int, int]:
-  """(width, 0) of '200', (0, number of weights) of '4.65M' or '500k'."""
+  """Reads a size: '200' is (200, 0), the width of the cells; '4.65M' is (0, 4650000), the number of weights.
+
+  Raises ValueError on anything else.
+  """
   try:
     unit = {'k': 1e3, 'M': 1e6}.get(size[-1:])
     number = round(float(size[:-1]) * unit) if unit else int(size)
@@ -127,7 +138,10 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def parse_dropout(rates: str) -> language_model.Dropout:
-  """'0.5' drops half of what enters cells and softmax; '0:0.2:0.2:0.5' is embedding:input:recurrent:output."""
+  """Reads rates of dropout: '0:0.2:0.2:0.5' is embedding:input:recurrent:output, '0.5' is '0:0.5:0:0.5'.
+
+  Raises ValueError on anything else.
+  """
   try:
     found = [float(rate) for rate in rates.split(':')]
     if len(found) in (1, 4) and all(0 <= rate <= 0.95 for rate in found):
@@ -149,12 +163,12 @@ class Point(NamedTuple):
 
 
 def describe(point: Point) -> str:
-  """In words."""
+  """A point in words. They are part of the keys of trainings.json: another wording would train everything again."""
   return f'lr {point.lr:g}, decay after {point.decay_epoch:g}, init {point.init_scale:g}, dropout {point.dropout}'
 
 
 def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
-  """The hyperparameters of some points as arrays [m]; a kind of dropout that none of them has is left out."""
+  """The hyperparameters of m points, each as an array [m]. A kind of dropout is None where no point has any of it."""
   lr, decay_epoch, init_scale, rates = zip(*points, strict=True)
   columns = zip(*map(parse_dropout, rates), strict=True)
   dropout = language_model.Dropout(*(jnp.array(column) if any(column) else None for column in columns))
@@ -164,14 +178,14 @@ def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
 
 
 def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network or not enough text."""
+  """Raises ValueError, before anything compiles, if a size cannot be met or the text is too short."""
   text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   for size in cfg.sizes:
     width(cfg, text, arch, size)
 
 
 def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
-  """The width that a size means for a cell. Raises ValueError, before anything compiles, if no network has it."""
+  """The width of the cells of a network of this size. Raises ValueError if there is none; nothing is compiled."""
   hidden, parameters = parse_size(size)
   cell, form = _cell(arch)
   hidden = hidden or language.width(cfg, text, cell, form, parameters)
@@ -182,9 +196,10 @@ def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
 def task(
   cfg: Config, text: text_lib.Text, arch: Arch, size: str, epochs: int, final: bool = False, mesh: Mesh | None = None
 ) -> full_training.Task:
-  """A cell at one size, to be trained for `epochs`. Raises ValueError as `width` and `text_batches.lay_out`.
+  """A network of one cell at one size, to be trained for `epochs` passes over the text.
 
-  The weights are those of the epoch with the best validation, in the grid and in the final trainings.
+  The weights that are kept are those after the epoch that scored best on validation, whether the training is `final` or
+  part of the grid. Raises ValueError as `width` and `text_batches.lay_out`.
   """
   del final
   hidden, (cell, form) = width(cfg, text, arch, size), _cell(arch)

@@ -1,4 +1,4 @@
-"""After a search for a network, Zoph & Le (2017) Sec. 4.1: a small grid, the winner on all images and tested."""
+"""How convolutional networks are retrained: as image classifiers, Zoph & Le (2017) Sec. 4.1."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -28,27 +28,31 @@ class Config(classifier.Config, retrain.Config):
 
   add_filters: tuple[int, ...] = field(
     (0,),
-    'filters added to every layer, 40 in the third experiment; the grid is at the first number',
+    'sizes to train: filters added to every layer, 40 in the third experiment; the grid is at the first',
     low=0,
     budget=True,
   )
   lr: tuple[float, ...] = field((0.1,), 'learning rates to try', above=0.0)
-  decay_epoch: tuple[float, ...] = field((150.0,), 'epochs at that rate to try, 150 of 300 in Huang et al.', low=0.0)
-  weight_decay: tuple[float, ...] = field((1e-4,), 'of kernels and classifier, to try', low=0.0)
-  epsilon: tuple[float, ...] = field((1e-5,), 'of batch norm, to try', above=0.0)
-  train_on_all: bool = field(True, 'the winner trains on the validation images too, and its last weights are tested')
+  decay_epoch: tuple[float, ...] = field(
+    (150.0,), 'numbers of epochs to try before the learning rate decays; 150 of 300 in Huang et al.', low=0.0
+  )
+  weight_decay: tuple[float, ...] = field((1e-4,), 'weight decays of kernels and classifier to try', low=0.0)
+  epsilon: tuple[float, ...] = field((1e-5,), 'epsilons of batch norm to try', above=0.0)
+  train_on_all: bool = field(
+    True, 'after the grid, train on the validation images too and test the weights of the last epoch'
+  )
 
 
 def paper() -> Config:
-  """CIFAR-10 by the recipe of Huang et al. (2016), whose settings Sec. 4.1 takes; never run here at this size.
+  """CIFAR-10 by the recipe of Huang et al. (2016), which Sec. 4.1 follows; never run here at this size.
 
-  The paper names the four hyperparameters of its grid but no values; the flags take lists.
+  The paper names the four hyperparameters of its grid but not the values it tried; give them as lists by the flags.
   """
   return Config(dataset='cifar10', upsample=4, flip=True, epochs=300)
 
 
 def small() -> Config:
-  """All of CIFAR-10 at 16 x 16, for what the preset of that name searched for: ten minutes a network on a core."""
+  """All of CIFAR-10 at 16 x 16, as in the search preset `small`: ten minutes a network on one core."""
   return Config(dataset='cifar10', resize=16, flip=True, batch=64, epochs=8, schedule='cosine')
 
 
@@ -80,7 +84,7 @@ class Point(NamedTuple):
 
 
 def describe(point: Point) -> str:
-  """In words."""
+  """A point in words. They are part of the keys of trainings.json: another wording would train everything again."""
   return (
     f'lr {point.lr:g}, decay after {point.decay_epoch:g}, weight decay {point.weight_decay:g}, epsilon '
     f'{point.epsilon:g}'
@@ -88,12 +92,12 @@ def describe(point: Point) -> str:
 
 
 def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
-  """The hyperparameters of some points as arrays [m]."""
+  """The hyperparameters of m points, each as an array [m]."""
   return conv.Hyperparameters(*map(jnp.array, zip(*points, strict=True)))
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network."""
+  """Raises ValueError, before anything compiles, if there is no such network at the greatest width."""
   count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters)))
 
 
@@ -106,7 +110,7 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> full_training.Task:
-  """A network with `size` filters more in each layer, to be trained as in `training`."""
+  """A network with `size` filters added to every layer, to be trained as `training` says."""
   add = int(size)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, add)).params
   return training(cfg, images, classifier.build(cfg, images, add), arch, f'+{size}', weights, epochs, final, mesh)
@@ -124,11 +128,23 @@ def training(
   mesh: Mesh | None,
   decayed: Callable[[PyTree], PyTree] | None = None,
 ) -> full_training.Task:
-  """A network of a static architecture, to be trained for `epochs`.
+  """A network of a static architecture, to be trained for `epochs` passes over the images.
 
-  In the grid the loss of validation chooses. A `final` training has all images, if `cfg` says so: nothing is left to
-  choose by, its curve is over images that it saw, and the last weights are those to test. `decayed` is as in
-  `classifier.fitter`.
+  A training of the grid keeps the weights after the epoch that scored best on validation. A `final` one trains on the
+  validation images too, unless `cfg.train_on_all` is off. No images are then left to choose an epoch by, so the weights
+  after the last one are kept, and the curve is over images that were trained on.
+
+  Args:
+    cfg: the config.
+    images: the data set.
+    network: the child network.
+    arch: the static architecture.
+    size: of the network, for the table.
+    weights: their number, for the table.
+    epochs: passes over the images.
+    final: whether the network will be tested, and not compared with others.
+    mesh: the devices to train on, all of them by default.
+    decayed: as in `classifier.fitter`.
   """
   train, everything = images.train, final and cfg.train_on_all
   if everything:

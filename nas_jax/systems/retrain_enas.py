@@ -1,4 +1,4 @@
-"""After a search with shared weights, Pham et al. (2018): the found network alone, larger, from scratch, and tested."""
+"""How networks found with shared weights are retrained: larger, and from new weights, Pham et al. (2018)."""
 
 import dataclasses
 
@@ -21,18 +21,22 @@ Arch = MacroArch | MicroArch
 
 @dataclasses.dataclass
 class Config(retrain_conv.Config):
-  """Widths of a network, and a grid. What only networks of other spaces have must be left as it is."""
+  """The config of `retrain_conv`, with the sizes of ENAS instead. Fields that mean nothing here keep their defaults."""
 
-  filters: tuple[int, ...] = field((36,), 'of the first layers; the grid is at the first number', low=1, budget=True)
-  cells: int = field(15, 'normal cells, if the network is of cells', low=1)
-  keep: float = field(0.8, 'share of the features that the classifier is left with in training', above=0.0, high=1.0)
+  filters: tuple[int, ...] = field(
+    (36,), 'sizes to train: filters of the first layers; the grid is at the first', low=1, budget=True
+  )
+  cells: int = field(15, 'normal cells of a network of cells', low=1)
+  keep: float = field(
+    0.8, 'share of the features that dropout leaves to the classifier in training', above=0.0, high=1.0
+  )
   drop_path: float = field(
-    0.6, "share of images for which an operation of the last cell acts in training; cells' rates go there from 1",
+    0.6, 'share of the images for which drop path keeps an operation of the last cell; it falls there from 1',
     above=0.0, high=1.0,
   )  # fmt: skip
-  concat: bool = field(True, 'skips of a whole network concatenated, else summed')
-  double: bool = field(True, 'twice the filters after each reduction of a whole network; cells always do')
-  weight_decay: tuple[float, ...] = field((1e-4,), 'of kernels and classifier, to try', low=0.0)
+  concat: bool = field(True, 'concatenate the skips of a whole network; otherwise add them')
+  double: bool = field(True, 'double the filters after each reduction of a whole network; networks of cells always do')
+  weight_decay: tuple[float, ...] = field((1e-4,), 'weight decays of kernels and classifier to try', low=0.0)
 
 
 def paper() -> Config:
@@ -74,7 +78,7 @@ PRESETS = {'paper': paper, 'paper_macro': paper_macro, 'small': small, 'demo': d
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, naming the field, on what cannot be."""
+  """Raises ValueError, naming the field, on a value that cannot be."""
   config.check(cfg)
   fresh = Config()
   for name in ('add_filters', 'block', 'pool_at', 'norm_first'):
@@ -96,7 +100,7 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> full_training.Task:
-  """A network of `size` filters, to be trained as in `retrain_conv.training`."""
+  """A network with `size` filters in its first layers, to be trained as `retrain_conv.training` says."""
   network = _build(cfg, images, arch, int(size))
   weights = _weights(network, arch)
   return retrain_conv.training(cfg, images, network, arch, size, weights, epochs, final, mesh, enas_layers.decayed)
