@@ -4,6 +4,7 @@ Letters, the same everywhere: `m` children, `T` tokens, `S` slots, `K` widest ch
 `H` features, `V` vocabulary, `B` batch, `L` layers.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,8 @@ import jax
 Array = jax.Array
 Key = jax.Array
 PyTree = Any
+Depth = int | Array | None  # how many layers exist, perhaps traced; None for all that the space has
+Info = dict[str, Array]  # numbers that an update reports, by name; nothing reads them to decide what comes next
 
 
 class Batch(NamedTuple):
@@ -35,3 +38,6 @@ class Outcome(NamedTuple):
   reward: Array  # [m], or [m, L] with one reward a layer; a child that failed earns 0, as does one that is not finite
   metrics: PyTree = ()  # dict of [m] arrays, reported and journalled, never read by the update
   children: PyTree = ()  # what the evaluator changed and `tell` keeps: shared weights
+
+
+Evaluate = Callable[[Batch], Outcome]  # trains and scores the children of a batch

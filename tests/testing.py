@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nas_jax import search
 from nas_jax.datasets import images
 from nas_jax.datasets.text import Text
 from nas_jax.draw import routing
@@ -35,6 +36,12 @@ def retrain_config(**changes) -> retrain_cell.Config:
     'schedule': 'constant',
   }
   return retrain_cell.Config(**(small | changes))
+
+
+def search_config(**changes) -> search.Config:
+  """A search by a controller of a few weights, three children at a time."""
+  small = {'m': 3, 'controller_units': 4, 'controller_layers': 1, 'controller_init': 1.0, 'controller_lr': 0.01}
+  return search.Config(**(small | {'controller_clip': 2.0} | changes))
 
 
 def cell_config(**changes) -> cell.Config:

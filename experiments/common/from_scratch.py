@@ -81,9 +81,9 @@ def run(
   signal = measure_reliability(system, cfg, data, s, recovery, os.path.join(workdir, 'reliability.json'))
   print(signal, flush=True)
   found = {cfg.algorithm: run_search.run(workdir, s, cfg.seed, budget, cfg.algorithm, recovery)}
-  if with_control and cfg.algorithm != 'random':
-    # Only the controller is another: the children's programs are compiled already.
-    control = dataclasses.replace(cfg, algorithm='random')
+  control = dataclasses.replace(cfg, algorithm='random')
+  if with_control and control != cfg:
+    # Only the algorithm is another: the children's programs are compiled already.
     random = system.alone.rebuild(s.space, control, s.train)
     folder = os.path.join(workdir, 'control')
     workdirs.open_config(folder, control)

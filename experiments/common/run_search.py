@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments.common import hooks, workdirs
 from nas_jax import search
 from nas_jax.report import rankings
-from nas_jax.search import journal
+from nas_jax.search import journal, older
 from nas_jax.training import checkpoint
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery, Stopped
 
@@ -52,7 +52,7 @@ def run(
   if count := journal.drop_damaged_lines(path, aside):
     warnings.warn(f'{path}: {count} damaged lines, moved to {aside}; their children are trained again.', stacklevel=2)
   state = s.init(jax.random.key(seed))
-  state = checkpoint.restore(checkpoints, functools.partial(s.sized, state)) or state
+  state = checkpoint.restore(checkpoints, functools.partial(s.sized, state), older.layouts) or state
   known = journal.read(path)
   save, close = checkpoint.saver(checkpoints)
   watch, stop_watching = hooks.watch(folder, s, budget.children, s.spent(state))

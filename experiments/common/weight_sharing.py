@@ -17,7 +17,7 @@ from experiments.common import launch, recovery_files, run_search, workdirs
 from experiments.common.systems import System
 from nas_jax import draw, search
 from nas_jax.report import rankings, reliability
-from nas_jax.search import journal, weight_sharing
+from nas_jax.search import journal, older, weight_sharing
 from nas_jax.systems import enas
 from nas_jax.training import checkpoint, evaluators
 from nas_jax.training.recovery import Recovery
@@ -41,9 +41,10 @@ def run(
     flush=True,
   )
   folders, cfgs = {cfg.algorithm: workdir}, {cfg.algorithm: cfg}
-  if with_control and cfg.algorithm != 'random':
-    folders['random'], cfgs['random'] = os.path.join(workdir, 'control'), dataclasses.replace(cfg, algorithm='random')
-    workdirs.open_config(folders['random'], cfgs['random'])
+  control = dataclasses.replace(cfg, algorithm='random')
+  if with_control and control != cfg:
+    folders['random'], cfgs['random'] = os.path.join(workdir, 'control'), control
+    workdirs.open_config(folders['random'], control)
   ends = {name: one_search(problem, cfgs[name], programs, folder, recovery) for name, folder in folders.items()}
   records, derived = (
     {name: end[0] for name, end in ends.items()},
@@ -73,14 +74,15 @@ def one_search(
   """A search to its end, and what is derived from it: its journal, and its last state."""
   s = enas.build(problem, cfg, programs, recovery.check)
   records = run_search.run(folder, s, cfg.seed, run_search.budget_of(cfg, cfg.samples), cfg.algorithm, recovery)
-  state = checkpoint.restore(os.path.join(folder, 'checkpoints'), s.init(jax.random.key(cfg.seed)))
+  fresh = s.init(jax.random.key(cfg.seed))
+  state = checkpoint.restore(os.path.join(folder, 'checkpoints'), fresh, older.layouts)
   assert state is not None, 'a search that is over has a checkpoint of its end'
   path, step = os.path.join(folder, 'derived.json'), int(state.step)
   lines = workdirs.read(path) or []
   if len(lines) < cfg.derive_children or lines[0]['step'] != step:
     key = jax.random.fold_in(jax.random.key(cfg.seed), 4)
     found = weight_sharing.derive(
-      problem.space, s.controller, programs, state, problem.shared_reward, key, cfg.derive_children, cfg.m
+      problem.space, s.algorithm, programs, state, problem.shared_reward, key, cfg.derive_children, cfg.m
     )
     lines = [
       {'id': one.place, 'tokens': one.tokens.tolist(), 'reward': one.reward, 'failed': None, 'step': step} | one.metrics

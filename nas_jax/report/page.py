@@ -154,7 +154,8 @@ def _course(report: Report) -> str:
   metric, less = report.metric, 'lower' if report.metric.lower else 'higher'
   scores = _lines(report, lambda run: [_score(record, metric.key) for record in run.records])
   earned = _lines(report, lambda run: [record['reward'] for record in run.records])
-  baseline = charts.Line('baseline', *_columns(runs[0].updates, 'children', 'baseline'))
+  told = [line for line in runs[0].updates if 'baseline' in line]  # some algorithms have none
+  baseline = charts.Line('baseline', *_columns(told, 'children', 'baseline'))
   level = (
     'so do random children, as the weights that they share learn' if report.shared else 'random search stays level'
   )

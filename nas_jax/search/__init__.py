@@ -1,6 +1,7 @@
 """Searches as pure functions, and the loop that runs them."""
 
-from nas_jax.search.core import Budget, Hook, Parts, Search, ask_tell, build, check, run, run_seeds
+from nas_jax.search.core import Parts, Search, ask_tell, build, check
+from nas_jax.search.loop import Budget, Hook, run, run_seeds
 from nas_jax.search.state import Best, Config, SearchState
 
 __all__ = [

@@ -1,11 +1,11 @@
-"""Searches that reward every layer and remember what was tried, as Olga Xu's augmented search does.
+"""Searches that reward every layer and remember what they tried: the augmented search of Olga Xu.
 
-Every prefix of a string is an architecture of its own: it is trained, and its score is the reward of its last layer.
-What a prefix earned stands in a tree (`replay`), so that it is trained once, and a string may be drawn from there in
-place of a fresh one.
+Every prefix of a token sequence is an architecture of its own. It is trained, and its score is the reward of its last
+layer. The scores are kept in a tree (`SearchState.replay`), so that no prefix is trained twice, and the search may
+learn from a sequence of the tree again instead of proposing a new one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -15,35 +15,43 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.config import field
-from nas_jax.controller import Controller
 from nas_jax.search import core, replay_tree
+from nas_jax.search import state as state_lib
 from nas_jax.search.algorithms import reinforce
-from nas_jax.search.state import SearchState, map_sequences
+from nas_jax.search.algorithms.base import Algorithm
+from nas_jax.search.state import SearchState
 from nas_jax.space import Kind, Space
-from nas_jax.types import Array, Batch, Key, Outcome, PyTree
+from nas_jax.types import Array, Batch, Evaluate, Key, Outcome, PyTree
 
 
 @dataclasses.dataclass
-class Config(core.Config):
-  """What these searches have beside the controller and its update."""
+class Config(state_lib.Config):
+  """The settings of a search with rewards for every layer."""
 
   baseline: str = field(
-    'all', "b: the plain average of 'all' rewards so far, as Xu, or a 'moving' one", choices=('moving', 'all')
-  )
+    'all', "the baseline b: the average of 'all' rewards so far, as Xu has it, or a 'moving' one",
+    choices=('moving', 'all'),
+  )  # fmt: skip
   returns: str = field(
-    'past', "what a layer is credited with: 'past', G_t = R_t + gamma G_(t-1), as Xu, or 'to go', R_t + gamma G_(t+1)",
+    'past', "what a layer is credited with: 'past', G_t = R_t + gamma G_(t-1), as Xu has it, or 'to go', with G_(t+1)",
     choices=reinforce.RETURNS,
   )  # fmt: skip
-  gamma: float = field(0.5, 'of these returns; Xu does not say', low=0.0, high=1.0)
-  replay: float = field(0.1, 'probability that a string comes from the tree; Xu does not say', low=0.0, high=0.95)
-  replay_power: float = field(10.0, 'a walk in the tree prefers a layer by its reward to this power', low=0.0)
-  importance: bool = field(False, 'weigh strings by their probability now over that of being drawn; not in Xu')
+  gamma: float = field(0.5, 'the discount per layer in the returns G_t; Xu does not say', low=0.0, high=1.0)
+  replay: float = field(
+    0.1, 'probability of learning from a token sequence of the replay tree again; Xu does not say', low=0.0, high=0.95
+  )
+  replay_power: float = field(
+    10.0, 'a layer of the replay tree is drawn in proportion to its reward to this power', low=0.0
+  )
+  importance: bool = field(
+    False, 'weigh token sequences by their probability under the controller over that of being asked for; not in Xu'
+  )
   train_again: str = field(
-    'longer', "prefixes that the tree knows: 'never', if children now train 'longer' than it did, or 'always'",
+    'longer', "train a prefix of the replay tree again: 'never', if it would now train 'longer', or 'always'",
     choices=('never', 'longer', 'always'),
   )  # fmt: skip
-  warm_start: bool = field(False, 'prefixes of a string that are new start from the weights of the one before them')
-  patience: int = field(100, 'updates in a row without a new child after which a search has ended', low=1)
+  warm_start: bool = field(False, 'start a prefix from the trained weights of the prefix one layer shorter')
+  patience: int = field(100, 'updates in a row without a new child after which the search ends', low=1)
 
 
 class Memory(NamedTuple):
@@ -55,7 +63,7 @@ class Memory(NamedTuple):
 
 
 class Asked(NamedTuple):
-  """What an evaluator needs to know of some strings."""
+  """What the evaluator needs to know of a batch of token sequences."""
 
   known: Array  # [m, T] bool, prefixes that need no training
   reward: Array  # [m, T] what these earned
@@ -64,47 +72,46 @@ class Asked(NamedTuple):
 
 
 class Group(NamedTuple):
-  """What the prefixes of one string have in common."""
+  """What the prefixes of one token sequence have in common."""
 
-  string: int  # its id
-  length: int
+  string: int  # the id of the sequence
+  length: int  # how long they are trained
 
 
 def build(
   space: Space,
   cfg: Config,
-  train: Callable[[Batch], Outcome],
+  train: Evaluate,
   length: Callable[[Array], Array] = lambda trained: jnp.ones((), jnp.int32),
 ) -> core.Search:
-  """The search. Its children are prefixes, and their ids count them in the order of training.
+  """Returns the search. Its children are prefixes, with ids in the order of training.
 
   Args:
-    space: with one choice a layer.
-    cfg: the controller, its update, the tree.
-    train: scores prefixes, whose batch has a depth for each, and as `extra` their `Group`.
-    length: (children so far, traced) -> how long the next are trained, int32.
+    space: one with a single choice for each layer.
+    cfg: the algorithm and its settings, the returns, the tree.
+    train: scores a group of prefixes: a batch with a depth for each of them, and a `Group` as `extra`.
+    length: maps the children so far, traced, to how long the next ones are trained, int32.
 
   Raises:
-    ValueError: as `config.check`, or a layer of the space is not one choice.
+    ValueError: as `search.check`, or a layer of the space is not a single choice.
   """
   if any(slot.kind != Kind.CHOICE for slot in space.slots) or space.length != space.layers:
     raise ValueError(f'rewards of layers want one choice a layer, and a {space.kind} space has others.')
-  replay_share = cfg.replay if cfg.algorithm == 'reinforce' else 0.0
 
   def credit(state: SearchState, batch: Batch, value: Array) -> Array:
     if value.ndim == 1:
-      return value  # the whole string was rewarded, by someone who knows no layers
+      return value  # the caller of `tell` has rewarded whole sequences
     weight = jnp.ones_like(value)
     if cfg.importance and replay_share:
-      weight = _importance(s.controller, cfg, replay_share, state, batch)
-    if cfg.returns == 'past':  # G_t is the business of layers up to t; 'to go', of each that it sums up
+      weight = _importance(s.algorithm, cfg, replay_share, state, batch)
+    if cfg.returns == 'past':  # G_t depends on the layers up to t, so one weight is right for all of it ...
       return weight * reinforce.returns(value, cfg.gamma, cfg.returns)
-    return reinforce.returns(weight * value, cfg.gamma, cfg.returns)
+    return reinforce.returns(weight * value, cfg.gamma, cfg.returns)  # ... and here each reward needs its own
 
   def remember(state: SearchState, batch: Batch, outcome: Outcome) -> SearchState:
     fresh, (tree, trained, idle) = outcome.children, state.replay
     if isinstance(fresh, tuple):
-      return state  # nothing was trained: rewards of one's own
+      return state  # nothing was trained: the caller of `tell` has made up the rewards
     tree = replay_tree.insert_all(
       tree, batch.tokens, jnp.asarray(batch.depth), outcome.reward, fresh, batch.extra.length
     )
@@ -112,6 +119,7 @@ def build(
     return state._replace(replay=Memory(tree, trained + count, jnp.where(count > 0, 0, idle + 1)))
 
   s = core.build(space, cfg, train, credit, remember)
+  replay_share = cfg.replay if s.algorithm.gradient else 0.0  # others, random search above all, propose all themselves
 
   def init(key: Key) -> SearchState:
     nothing = jnp.zeros((), jnp.int32)
@@ -119,7 +127,7 @@ def build(
     return grow(s.init(key)._replace(replay=memory), 0)
 
   def grow(state: SearchState, step: int) -> SearchState:
-    """Room for all that so many updates and one more can bring, doubled when it must: so the step decides shapes."""
+    """Makes the tree large enough for one more update, by doubling: so its size depends on the step alone."""
     capacity = 256
     while capacity <= (step + 1) * cfg.m * space.length:
       capacity *= 2
@@ -128,7 +136,7 @@ def build(
   split = functools.partial(prefixes, space)
   return s._replace(
     init=init,
-    ask=jax.jit(functools.partial(_ask, space, cfg, s.controller, replay_share, length)),
+    ask=jax.jit(functools.partial(_ask, space, cfg, s.algorithm, replay_share, length)),
     evaluate=lambda batch: join(batch, groups := split(batch), [train(group) for group in groups]),
     parts=core.Parts(
       split,
@@ -142,11 +150,16 @@ def build(
   )
 
 
-def _importance(controller: Controller, cfg: Config, replay_share: float, state: SearchState, batch: Batch) -> Array:
-  """[m, T] of each prefix, its probability under the controller over that of being asked for, at most 1 / (1 - p)."""
+def _importance(algorithm: Algorithm, cfg: Config, replay_share: float, state: SearchState, batch: Batch) -> Array:
+  """Returns the importance weights [m, T] of all prefixes, at most 1 / (1 - p).
+
+  They are the probability under the controller over that of being asked for, which is a mixture: with probability p,
+  the replay share, a sequence is drawn from the tree.
+  """
+  assert algorithm.log_prob is not None, 'an algorithm with a gradient has the probabilities it is of'
   tree = state.replay.tree
   p = jnp.where(tree.size > 1, replay_share, 0.0)
-  now = jnp.cumsum(map_sequences(functools.partial(controller.log_prob, state.theta), batch), 1)
+  now = jnp.cumsum(algorithm.log_prob(state.algorithm, batch), 1)
   drawn = jax.vmap(lambda tokens: replay_tree.log_prob(tree, tokens, cfg.replay_power))(batch.tokens)
   return 1.0 / (1.0 - p + p * jnp.exp(drawn - now))
 
@@ -154,25 +167,24 @@ def _importance(controller: Controller, cfg: Config, replay_share: float, state:
 def _ask(
   space: Space,
   cfg: Config,
-  controller: Controller,
+  algorithm: Algorithm,
   replay_share: float,
   length: Callable[[Array], Array],
   state: SearchState,
 ) -> Batch:
-  """m strings, each fresh from the controller or, with probability `replay_share`, from the tree."""
+  """Returns m token sequences, each proposed by the algorithm or, with probability `replay_share`, from the tree."""
   tree, trained, _ = state.replay
   depth, now = core.depth_of(cfg, space, trained), length(trained)
+  ids, own_keys, child_keys = core.identify(state, cfg.m)
+  fresh_keys, walk_keys, coins = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(own_keys)
 
-  def one(key: Key) -> tuple[Array, Array]:
-    fresh_key, walk_key, coin = jax.random.split(key, 3)
-    fresh = controller.sample(state.theta, fresh_key, depth)
+  def one(fresh: Array, walk_key: Key, coin: Key) -> tuple[Array, Array]:
     old, deep = replay_tree.draw(tree, walk_key, space.length, cfg.replay_power)
     replayed = (jax.random.uniform(coin) < replay_share) & (deep > 0)
     return jnp.where(replayed, old, fresh), jnp.where(replayed, deep, depth)
 
-  ids, sample_keys, child_keys = core.identify(state, cfg.m)
-  tokens, depths = jax.vmap(one)(sample_keys)
-  nodes = jax.vmap(lambda *string: replay_tree.lookup(tree, *string))(tokens, depths)
+  tokens, depths = jax.vmap(one)(algorithm.propose(state.algorithm, fresh_keys, depth), walk_keys, coins)
+  nodes = jax.vmap(lambda tokens, depth: replay_tree.lookup(tree, tokens, depth))(tokens, depths)
   enough = {'never': tree.trained > 0, 'longer': tree.length >= now, 'always': jnp.zeros_like(tree.trained, bool)}
   known = (nodes > 0) & (enough[cfg.train_again] & (tree.trained > 0))[nodes]
   asked = Asked(known, tree.reward[nodes], trained, now)
@@ -180,20 +192,20 @@ def _ask(
 
 
 def _shortened(space: Space, tokens: Array, depths: Array) -> PyTree:
-  """Architectures [m] of strings of their own depths: 0 stands for the layers that are not there."""
+  """Returns the architectures [m] of token sequences with their own depths; layers beyond the depth are 0."""
   there = jnp.arange(space.layers)[None] < depths[:, None]
   return jax.tree.map(lambda codes: jnp.where(there, codes, 0), space.decode_batch(tokens))
 
 
 def prefixes(space: Space, batch: Batch) -> list[Batch]:
-  """The prefixes that must be trained for some strings, each once: a group for each string that has any.
+  """Returns the prefixes of a batch that must be trained, each once: a group for each sequence that has any.
 
   Args:
-    space: of the strings.
-    batch: of strings, its `extra` as `Asked`.
+    space: of the token sequences.
+    batch: m token sequences, with `Asked` as `extra`.
   """
   groups, seen, first = list[Batch](), set[tuple[int, ...]](), int(batch.extra.trained)
-  for k, path, known in _walk(batch):
+  for k, path, known in _paths(batch):
     missing = [t for t in range(len(path)) if not known[t] and path[: t + 1] not in seen]
     if missing:
       seen |= {path[: t + 1] for t in missing}
@@ -208,12 +220,14 @@ def prefixes(space: Space, batch: Batch) -> list[Batch]:
 
 
 def join(batch: Batch, groups: list[Batch], outcomes: list[Outcome]) -> Outcome:
-  """What strings earned, a reward for each layer, 0 for layers not there; `children` says which are fresh.
+  """Returns what the sequences of a batch earned: a reward for each layer, 0 for layers that do not exist.
+
+  `children` of the result, [m, T] bool, says which of these rewards come from a training just now.
 
   Args:
-    batch: of strings.
-    groups: as `prefixes` makes them of it.
-    outcomes: of these.
+    batch: m token sequences.
+    groups: what `prefixes` made of it.
+    outcomes: of these groups.
   """
   earned = dict[tuple[int, ...], tuple[float, int]]()
   for group, outcome in zip(groups, outcomes, strict=True):
@@ -222,15 +236,15 @@ def join(batch: Batch, groups: list[Batch], outcomes: list[Outcome]) -> Outcome:
       earned[tuple(own[:depth])] = each, group.extra.string
   rewards, fresh = np.zeros(batch.tokens.shape, np.float32), np.zeros(batch.tokens.shape, bool)
   before, ids = np.asarray(batch.extra.reward), batch.ids.tolist()
-  for k, path, _ in _walk(batch):
+  for k, path, _ in _paths(batch):
     for t in range(len(path)):
-      rewards[k, t], string = earned.get(path[: t + 1], (before[k, t], -1))
-      fresh[k, t] = string == ids[k]
+      rewards[k, t], sequence = earned.get(path[: t + 1], (before[k, t], -1))
+      fresh[k, t] = sequence == ids[k]
   return Outcome(jnp.asarray(rewards), {}, jnp.asarray(fresh))
 
 
-def _walk(batch: Batch):
-  """(place, path, which of its prefixes are known) of each string."""
-  strings = np.asarray(batch.tokens).tolist(), np.asarray(batch.depth).tolist(), np.asarray(batch.extra.known)
-  for k, (tokens, depth, known) in enumerate(zip(*strings, strict=True)):
+def _paths(batch: Batch) -> Iterator[tuple[int, tuple[int, ...], np.ndarray]]:
+  """Yields (position in the batch, tokens up to the depth, which of its prefixes are known) for each sequence."""
+  columns = np.asarray(batch.tokens).tolist(), np.asarray(batch.depth).tolist(), np.asarray(batch.extra.known)
+  for k, (tokens, depth, known) in enumerate(zip(*columns, strict=True)):
     yield k, tuple(tokens[:depth]), known

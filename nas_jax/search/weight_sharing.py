@@ -1,8 +1,9 @@
 """Children that share weights: Efficient Neural Architecture Search, Pham et al. (2018).
 
-One tree of weights serves all children; the architecture says which of them a child uses. Two phases alternate: in
-`Programs.learn` the weights are trained by a sampled child a minibatch, the controller as it is; then children are
-scored on a minibatch of the validation split, the weights as they are, and the controller learns from that.
+All children use one tree of weights; the architecture selects which of them. Two phases alternate. In the first,
+`Programs.learn` trains the weights, each minibatch with a freshly sampled child, while the controller stays fixed. In
+the second the weights stay fixed: children are scored on a minibatch of the validation split, and the controller
+learns from these scores.
 """
 
 from collections.abc import Callable
@@ -16,9 +17,9 @@ import numpy as np
 import optax
 
 from nas_jax.config import field
-from nas_jax.controller import Controller
 from nas_jax.search import core
 from nas_jax.search import state as state_lib
+from nas_jax.search.algorithms.base import Algorithm
 from nas_jax.search.state import SearchState
 from nas_jax.space import Space
 from nas_jax.training import fit
@@ -26,34 +27,44 @@ from nas_jax.training.child import Child
 from nas_jax.training.recovery import Limits
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
-Reward = Callable[[dict[str, np.ndarray]], np.ndarray]  # of metrics [m]
-CALL_STEPS = 50  # minibatches that the weights learn from in one program call, between which the search can be stopped
+Reward = Callable[[dict[str, np.ndarray]], np.ndarray]  # metrics [m] -> rewards [m]
+CALL_STEPS = 50  # minibatches of training in one program call; between calls the search can be stopped
 
 
 @dataclasses.dataclass
 class Config(Limits, state_lib.Config):
-  """The controller, its update, and how it takes turns with the shared weights. The defaults are Pham et al.'s."""
+  """The settings of a search whose children share weights. The defaults are those of Pham et al."""
 
-  passes: int = field(150, 'of the shared weights over the training data, each followed by controller_updates', low=1)
-  pass_steps: int = field(0, 'minibatches to call a pass, 0 for as many as there are; 400 in code for text', low=0)
-  controller_updates: int = field(2000, 'of the controller after each pass', low=1)
-  shared_samples: int = field(1, 'children that each minibatch of the shared weights is averaged over; M = 1', low=1)
-  derive_children: int = field(10, 'sampled after the search, the best of which is what it found', low=1, budget=True)
-  rank_children: int = field(30, 'random ones trained by themselves after it, 0 for none', low=0)
-  max_children: int = field(0, 'architectures scored until it ends, 0 for those of all passes', low=0, budget=True)
+  passes: int = field(
+    150, 'passes of the shared weights over the training data, each followed by controller_updates', low=1
+  )
+  pass_steps: int = field(
+    0, 'minibatches in a pass, 0 for all of the data; 400 in the code of Pham et al. for text', low=0
+  )
+  controller_updates: int = field(2000, 'updates of the controller after each pass', low=1)
+  shared_samples: int = field(
+    1, 'children that the loss of the shared weights is averaged over on each minibatch; M = 1 in Pham et al.', low=1
+  )
+  derive_children: int = field(
+    10, 'architectures sampled after the search; the best of them is its result', low=1, budget=True
+  )
+  rank_children: int = field(30, 'random architectures trained by themselves after the search, 0 for none', low=0)
+  max_children: int = field(
+    0, 'architectures scored until the search ends, 0 for those of all passes', low=0, budget=True
+  )
 
   @property
   def samples(self) -> int:
-    """Architectures that the controller is rewarded for."""
+    """Returns how many architectures the controller is rewarded for."""
     whole = self.passes * self.controller_updates * self.m
     return min(self.max_children or whole, whole)
 
 
 class Programs(NamedTuple):
-  """The two phases, each compiled once for all architectures, and the scoring of what was found."""
+  """The two phases, each compiled once for all architectures."""
 
   init: Callable[[Key], fit.FitState]  # the shared weights, untrained; `failed` counts steps that were left out
-  learn: Callable[..., fit.FitState]  # (weights, archs [steps, M, ...], key, check=None), one pass
+  learn: Callable[..., fit.FitState]  # one pass: (weights, archs [steps, M, ...], key, check=None)
   score: Callable[[fit.FitState, PyTree, Key], dict[str, Array]]  # (weights, archs [m], key of the minibatch)
   score_all: Callable[[fit.FitState, PyTree], dict[str, Array]]  # the same on the whole validation split
   steps: int  # minibatches in a pass
@@ -61,9 +72,9 @@ class Programs(NamedTuple):
 
 
 class Turn(NamedTuple):
-  """What evaluating needs of the state."""
+  """What the evaluator needs from the state."""
 
-  theta: PyTree
+  algorithm: PyTree  # the state of the algorithm, to sample the children that the weights are trained with
   weights: fit.FitState
 
 
@@ -76,16 +87,16 @@ def build_programs(
   steps: int,
   mesh: Mesh | None = None,
 ) -> Programs:
-  """The phases of a search.
+  """Returns the phases of a search.
 
   Args:
-    child: whose parameters are the shared weights, the arch traced.
+    child: the network whose parameters are the shared weights; its architecture is traced.
     arch: any traced architecture, for its shapes.
     optimizer: of the shared weights.
     data: as the child's `batch` and `score` take it.
-    minibatch: (data, key) -> the same with a part of the validation split.
+    minibatch: (data, key) -> the same data with a part of the validation split.
     steps: minibatches in a pass over the training data.
-    mesh: the devices that children are scored on, all local ones by default; the weights learn on the first.
+    mesh: the devices that children are scored on, all local ones by default. The weights are trained on the first.
   """
   mesh = fit.child_mesh() if mesh is None else mesh
   several, options = _averaged(child), fit.jit_options(mesh, child.compiler_options)
@@ -93,7 +104,7 @@ def build_programs(
   def learn(data: PyTree, weights: fit.FitState, archs: PyTree, key: Key, first: Array, end: Array) -> fit.FitState:
     def step(k, weights):
       after = fit.advance(several, optimizer, data, weights, jax.tree.map(lambda x: x[k], archs), key)
-      # A child whose loss is not finite must not end all others: its step is left out, and counted.
+      # A step whose loss is not finite would spoil the weights of all children: it is left out, and counted.
       fine = after.failed == fit.Status.OK
       kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, weights)
       return kept._replace(step=after.step, failed=weights.failed + ~fine)
@@ -128,7 +139,7 @@ def build_programs(
 
   compiled = list[Any]()
   learned: Any = jax.jit(learn, **options)
-  here = jax.tree.map(jnp.asarray, data)  # committed to no device, as the state is: it may be scored on all
+  here = jax.tree.map(jnp.asarray, data)  # committed to no device, as is the state, which all devices score
   some, every = score(minibatch), score(lambda data, key: data)
   return Programs(
     init=jax.jit(lambda key: fit.untrained(child, optimizer, arch, key), **options),
@@ -141,7 +152,7 @@ def build_programs(
 
 
 def _averaged(child: Child) -> Child:
-  """`child` whose arch is several [M, ...]: its loss is their mean, and they hand the carry on in turn."""
+  """Returns a child with architectures [M, ...]: its loss is their mean, and the carry passes from one to the next."""
 
   def loss(params, archs, carry, batch, key):
     def one(carry, inputs):
@@ -158,16 +169,17 @@ def _averaged(child: Child) -> Child:
 def build(
   space: Space, cfg: Config, programs: Programs, reward: Reward, check: Callable[[], None] = lambda: None
 ) -> core.Search:
-  """The search: before every `controller_updates`-th update, the weights learn for a pass over the training data.
+  """Returns the search. Before every `controller_updates`-th update, the weights are trained for one pass.
 
-  Its children are journalled with what they scored by the shared weights, each on one minibatch, the same for those of
-  one update. Their outcome depends on all that came before, so a search that was cut off evaluates them again.
+  The children of one update are scored with the shared weights on one minibatch, the same for all of them, and these
+  scores go into the journal. They depend on all that came before, so a search that was interrupted evaluates the
+  children after its last checkpoint again.
 
   Args:
     space: of the children.
-    cfg: the controller, its update, and how phases alternate.
-    programs: of children of that space.
-    reward: of metrics [m]; a child that failed earns 0.
+    cfg: the algorithm and its settings, and how the phases alternate.
+    programs: the phases, for children of that space.
+    reward: maps metrics [m] to rewards; a child that failed earns 0.
     check: called between program calls; it may raise `recovery.Stopped`.
 
   Raises:
@@ -175,7 +187,7 @@ def build(
   """
 
   def remember(state: SearchState, batch: Batch, outcome: Outcome) -> SearchState:
-    fresh = outcome.children  # none where the rewards are of one's own
+    fresh = outcome.children  # () if the caller of `tell` has made up the rewards
     return state._replace(children=fresh) if isinstance(fresh, fit.FitState) else state
 
   def evaluate(batch: Batch) -> Outcome:
@@ -183,28 +195,27 @@ def build(
     weights = turn.weights
     if int(batch.ids[0]) // cfg.m % cfg.controller_updates == 0:
       learn_key, sample_key = jax.random.split(jax.random.fold_in(key, 1))
-      weights = programs.learn(weights, sample(turn.theta, sample_key), learn_key, check)
+      weights = programs.learn(weights, sample(turn.algorithm, sample_key), learn_key, check)
     found = programs.score(weights, batch.archs, jax.random.fold_in(key, 2))
     metrics = {name: np.asarray(value) for name, value in found.items()}
     rewards = earned(metrics, reward)
-    # Of the weights, not of the child: the loss of their last step, and how many steps were left out so far.
+    # These two describe the weights, not the child: the loss of their last step, and the steps left out so far.
     metrics |= {'loss': np.full(len(rewards), weights.loss), 'left_out': np.full(len(rewards), weights.failed)}
     return Outcome(jnp.asarray(rewards, jnp.float32), metrics, weights)
 
   s = core.build(space, cfg, evaluate, remember=remember)
 
   @jax.jit
-  def sample(theta: PyTree, key: Key) -> PyTree:
+  def sample(kept: PyTree, key: Key) -> PyTree:
     keys = jax.random.split(key, (programs.steps, cfg.shared_samples))
-    draw = jax.vmap(jax.vmap(lambda one: s.controller.sample(theta, one)))
-    return space.decode_batch(draw(keys))
+    return space.decode_batch(jax.vmap(lambda some: s.algorithm.propose(kept, some, None))(keys))
 
   def init(key: Key) -> SearchState:
     return s.init(key)._replace(children=programs.init(jax.random.fold_in(key, 1)))
 
-  # The weights go past the controller's programs: handing hundreds of arrays in and out takes longer than an update.
+  # The weights bypass the controller's programs: passing hundreds of arrays through would take longer than an update.
   def ask(state: SearchState) -> Batch:
-    return s.ask(state._replace(children=()))._replace(extra=Turn(state.theta, state.children))
+    return s.ask(state._replace(children=()))._replace(extra=Turn(state.algorithm, state.children))
 
   def tell(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[SearchState, Any]:
     alone = state._replace(children=()), batch._replace(extra=()), outcome._replace(children=())
@@ -217,15 +228,15 @@ def build(
 class Derived(NamedTuple):
   """An architecture sampled after the search."""
 
-  place: int  # among those sampled
+  place: int  # its number among those sampled
   tokens: np.ndarray  # [T]
-  metrics: dict[str, float]  # by the shared weights, on the whole validation split
-  reward: float  # of these
+  metrics: dict[str, float]  # with the shared weights, on the whole validation split
+  reward: float  # of these metrics
 
 
 def derive(
   space: Space,
-  controller: Controller,
+  algorithm: Algorithm,
   programs: Programs,
   state: SearchState,
   reward: Reward,
@@ -233,12 +244,11 @@ def derive(
   count: int,
   m: int,
 ) -> list[Derived]:
-  """`count` architectures sampled from the controller as it is, scored m at a time by the shared weights, best first.
+  """Samples `count` architectures and scores them with the shared weights, m at a time. Returns them best first.
 
-  The paper scores them on one minibatch of the validation split; here it is all of it.
+  The paper scores them on one minibatch of the validation split, we score them on all of it.
   """
-  keys = jax.random.split(key, count)
-  tokens = jax.jit(jax.vmap(lambda one: controller.sample(state.theta, one)))(keys)
+  tokens = jax.jit(algorithm.propose, static_argnums=2)(state.algorithm, jax.random.split(key, count), None)
   metrics = score(space, programs, state, tokens, m)
   rewards = earned(metrics, reward)
   del metrics['failed']
@@ -251,15 +261,15 @@ def derive(
 
 
 def earned(metrics: dict[str, np.ndarray], reward: Reward) -> np.ndarray:
-  """Rewards [m]; a child that failed earns 0."""
-  with np.errstate(all='ignore'):  # it may have scored anything
+  """Returns rewards [m]; a child that failed earns 0."""
+  with np.errstate(all='ignore'):  # the metrics of a child that failed may be anything
     return np.where(metrics['failed'] == fit.Status.OK, reward(metrics), 0.0)
 
 
 def score(space: Space, programs: Programs, state: SearchState, tokens: Array, m: int) -> dict[str, np.ndarray]:
-  """Metrics of strings [n, T] by the shared weights as they stand, on the whole validation split, m at a time."""
+  """Scores token sequences [n, T] with the shared weights on the whole validation split, m at a time."""
   count, found = len(tokens), list[dict[str, np.ndarray]]()
   for start in range(0, count, m):
-    some = tokens[jnp.arange(start, start + m) % count]  # the last are filled up from the front
+    some = tokens[jnp.arange(start, start + m) % count]  # the last group is filled up from the front
     found.append({k: np.asarray(v) for k, v in programs.score_all(state.children, space.decode_batch(some)).items()})
   return {name: np.concatenate([one[name] for one in found])[:count] for name in found[0]}

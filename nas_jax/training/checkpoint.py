@@ -1,6 +1,7 @@
 """Checkpoints of any state tree: Orbax, with a digest beside it, since Orbax restores a flipped byte silently."""
 
 from collections.abc import Callable
+import contextlib
 import errno
 import hashlib
 import os
@@ -44,11 +45,20 @@ def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Ca
   return save, close
 
 
-def restore(folder: str, like: PyTree | Callable[[int], PyTree]) -> PyTree | None:
-  """The newest sound state in `folder`; None if there is none.
+Layouts = list[tuple[PyTree, Callable[[Any], PyTree]]]  # trees of other shapes, each with what converts it
 
-  `like` is a state of its shape, or maps a step to one, where states grow. A checkpoint that cannot be read, or whose
-  digest does not fit, is moved to `<folder>/../damaged/` and said so by a warning.
+
+def restore(
+  folder: str, like: PyTree | Callable[[int], PyTree], older: Callable[[Any], Layouts] = lambda like: []
+) -> PyTree | None:
+  """Returns the newest sound state in `folder`, or None if there is none.
+
+  A checkpoint that cannot be read, or whose digest does not fit, is moved to `<folder>/../damaged/` with a warning.
+
+  Args:
+    folder: where `saver` wrote.
+    like: a state of the same shape, or a function from a step to one, for states that grow.
+    older: maps such a state to the layouts in which earlier versions may have saved it.
   """
   if not os.path.isdir(folder):
     return None
@@ -56,12 +66,13 @@ def restore(folder: str, like: PyTree | Callable[[int], PyTree]) -> PyTree | Non
     manager = _manager(folder, None)
     try:
       wanted = like(step) if callable(like) else like
-      template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _to_arrays(wanted))
-      items = ocp.args.Composite(state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore())
-      found = manager.restore(step, args=items)
-      if found.digest['sha256'] != _digest(found.state):
-        raise ValueError('its digest does not fit')
-      return _from_arrays(found.state, wanted)
+      try:
+        return _read(manager, step, wanted)
+      except Exception:
+        for layout, convert in older(wanted):
+          with contextlib.suppress(Exception):
+            return convert(_read(manager, step, layout))
+        raise
     except Exception as error:
       damaged = os.path.join(os.path.dirname(os.path.abspath(folder)), 'damaged')
       os.makedirs(damaged, exist_ok=True)
@@ -71,6 +82,16 @@ def restore(folder: str, like: PyTree | Callable[[int], PyTree]) -> PyTree | Non
     finally:
       manager.close()
   return None
+
+
+def _read(manager: ocp.CheckpointManager, step: int, wanted: PyTree) -> PyTree:
+  """Returns the state of a step, of the shape of `wanted`. Raises an exception of any kind if it cannot be had."""
+  template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _to_arrays(wanted))
+  items = ocp.args.Composite(state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore())
+  found = manager.restore(step, args=items)
+  if found.digest['sha256'] != _digest(found.state):
+    raise ValueError('its digest does not fit')
+  return _from_arrays(found.state, wanted)
 
 
 def _first_line(error: Exception) -> str:

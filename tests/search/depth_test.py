@@ -8,6 +8,7 @@ import pytest
 from nas_jax import search, space
 from nas_jax.report import rankings
 from nas_jax.search import core, journal
+from nas_jax.search.algorithms import baseline as baseline_lib
 from nas_jax.search.algorithms import reinforce
 from nas_jax.types import Outcome
 
@@ -59,13 +60,15 @@ def test_the_gradient_is_that_of_the_tokens_there_are(s, walked):
   state = states[2]
   batch = s.ask(state)
   outcome = evaluate(batch)
-  value, _ = reinforce.advantage(state.baseline, outcome.reward, CONFIG.baseline_decay)
+  value, _ = baseline_lib.advantage(state.algorithm.baseline, outcome.reward, CONFIG.baseline_decay)
+
+  controller = reinforce.make_controller(SPACE, CONFIG)
 
   def loss(theta):
-    log_prob = jnp.stack([s.controller.log_prob(theta, tokens, 2) for tokens in batch.tokens])
+    log_prob = jnp.stack([controller.log_prob(theta, tokens, 2) for tokens in batch.tokens])
     return -(log_prob.sum(1) * value).mean()
 
-  wanted = jax.grad(loss)(state.theta)
+  wanted = jax.grad(loss)(state.algorithm.theta)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), s.gradient(state, batch, outcome), wanted
   )

@@ -14,11 +14,13 @@ from experiments.common import run_search
 from nas_jax import search, space
 from nas_jax.search import per_layer, replay_tree
 from nas_jax.search.algorithms import reinforce
+from nas_jax.search.algorithms.baseline import Baseline
 from nas_jax.training import checkpoint
 from nas_jax.types import Batch, Outcome
 
 SPACE = space.chain_space(('conv 1 1 1', 'conv 2 1 1'), 3)
 CONFIG = per_layer.Config(m=1, controller_units=5, controller_lr=0.05, controller_init=0.8, replay=0.3, gamma=0.6)
+CONTROLLER = reinforce.make_controller(SPACE, CONFIG)
 STRINGS = list(itertools.product(range(2), repeat=3))
 LEAVES = [((0, 1, 0), 3), ((0, 1, 1), 3), ((1, 0, 0), 2)]  # strings of a tree, one of them not so deep
 
@@ -81,8 +83,9 @@ def seasoned(s):
   for tokens, depth in LEAVES:
     rewards = jnp.array([score(tokens[: t + 1]) for t in range(3)])
     tree = replay_tree.insert(tree, jnp.array(tokens), depth, rewards, jnp.ones(3, bool), 1)
-  baseline = reinforce.Baseline(jnp.asarray(0.4), jnp.asarray(7), jnp.asarray(0.0))
-  return state._replace(baseline=baseline, replay=state.replay._replace(tree=tree))
+  baseline = Baseline(jnp.asarray(0.4), jnp.asarray(7), jnp.asarray(0.0))
+  kept = state.algorithm._replace(baseline=baseline) if s.algorithm.gradient else state.algorithm
+  return state._replace(algorithm=kept, replay=state.replay._replace(tree=tree))
 
 
 def wanted(s, state, kind):
@@ -90,7 +93,7 @@ def wanted(s, state, kind):
   strings = jnp.array(STRINGS)
 
   def prefixes(theta):
-    return jnp.cumsum(jax.vmap(lambda tokens: s.controller.log_prob(theta, tokens))(strings), 1)  # [8, 3]
+    return jnp.cumsum(jax.vmap(lambda tokens: CONTROLLER.log_prob(theta, tokens))(strings), 1)  # [8, 3]
 
   earned = np.array([[score(path[: t + 1]) for t in range(3)] for path in STRINGS]) - 0.4
 
@@ -108,13 +111,13 @@ def wanted(s, state, kind):
       total += (now * after * credit).sum()
     return -total
 
-  return jax.grad(objective)(state.theta)
+  return jax.grad(objective)(state.algorithm.theta)
 
 
 def fresh_strings(s, state, share):
   """(probability, estimate) of each string that the controller may write."""
   return [
-    (share * jnp.exp(s.controller.log_prob(state.theta, jnp.array(tokens)).sum()), of_one(s, state, tokens))
+    (share * jnp.exp(CONTROLLER.log_prob(state.algorithm.theta, jnp.array(tokens)).sum()), of_one(s, state, tokens))
     for tokens in STRINGS
   ]
 
@@ -166,17 +169,6 @@ def test_returns_by_hand():
   np.testing.assert_allclose(reinforce.returns(value, 0.0, 'past'), value)
 
 
-def test_the_baseline_is_the_average_of_all_rewards_of_layers_that_there_are():
-  exists = jnp.array([[True, True, False], [True, False, False]])
-  value, baseline = reinforce.advantage(
-    reinforce.Baseline(jnp.asarray(2.0), jnp.asarray(3), jnp.asarray(0.0)), jnp.array([[1.0, 5, 9], [6, 9, 9]]), None,
-    exists=exists,
-  )  # fmt: skip
-  np.testing.assert_allclose(value, [[-1, 3, 0], [4, 0, 0]])
-  np.testing.assert_allclose(baseline.value, (3 * 2 + 1 + 5 + 6) / 6, rtol=1e-6)
-  assert baseline.seen == 6
-
-
 def test_credit_reaches_the_tokens_of_its_layer_alone():
   """Without a return from its neighbours, a layer whose reward is the baseline's gets no gradient."""
   s, _ = built(gamma=0.0, replay=0.0)
@@ -186,7 +178,7 @@ def test_credit_reaches_the_tokens_of_its_layer_alone():
     return s.gradient(state, asked(state, tokens), Outcome(jnp.array([rewards])))
 
   def layer(t):
-    return jax.grad(lambda theta: -s.controller.log_prob(theta, jnp.array(tokens))[t])(state.theta)
+    return jax.grad(lambda theta: -CONTROLLER.log_prob(theta, jnp.array(tokens))[t])(state.algorithm.theta)
 
   assert all(np.allclose(x, 0.0, atol=1e-7) for x in jax.tree.leaves(gradient([0.4, 0.4, 0.4])))
   chex.assert_trees_all_close(gradient([0.4, 1.4, 0.4]), layer(1), rtol=1e-4, atol=1e-6)

@@ -163,7 +163,7 @@ def test_phases_alternate(s, programs):
     assert outcome.metrics['shared_perplexity'].shape == (2,) and 'perplexity' not in outcome.metrics
   assert [same(a, b) for a, b in itertools.pairwise(states)] == [False, True, False, True]
   assert int(states[-1].children.step) == 2 * STEPS
-  thetas = [jax.tree.leaves(state.theta)[0] for state in states]
+  thetas = [jax.tree.leaves(state.algorithm.theta)[0] for state in states]
   assert all((a != b).any() for a, b in itertools.pairwise(thetas))
   after = programs.compilations()
   assert all(after[name] <= before[name] + 1 for name in after)  # or none, where another test had them compiled
@@ -180,7 +180,7 @@ def test_derived_is_the_best_first_on_the_whole_split(s, programs):
   batch = s.ask(state)
   state, _ = s.tell(state, batch, s.evaluate(batch))
   made = functools.partial(
-    weight_sharing.derive, SPACE, s.controller, programs, state, one.shared_reward, jax.random.key(5), 5
+    weight_sharing.derive, SPACE, s.algorithm, programs, state, one.shared_reward, jax.random.key(5), 5
   )
   found, by_fives, score = made(2), made(5), jax.jit(child().score)
   assert [one.reward for one in found] == sorted((one.reward for one in found), reverse=True)

@@ -241,7 +241,7 @@ def test_a_seed_among_others_is_the_loop_over_ask_evaluate_tell(small):
     state, _ = s.tell(state, batch, s.evaluate(batch))
   final, (tokens_, _) = run(keys)
   np.testing.assert_array_equal(tokens_[1], tokens)
-  np.testing.assert_allclose(final.baseline.value[1], state.baseline.value, rtol=1e-6)
+  np.testing.assert_allclose(final.algorithm.baseline.value[1], state.algorithm.baseline.value, rtol=1e-6)
   np.testing.assert_array_equal(final.best.tokens[1], state.best.tokens)
 
 
@@ -282,4 +282,4 @@ def test_a_table_of_one_string():
   assert tokens.shape == (2, 5, 1, 1) and not tokens.any()  # two seeds, however many devices
   assert (state.step == 5).all()
   assert table.summary(outcomes, 5)['curve'] == [0.5] * 5
-  np.testing.assert_array_equal(state.baseline.value, 0.5)
+  np.testing.assert_array_equal(state.algorithm.baseline.value, 0.5)

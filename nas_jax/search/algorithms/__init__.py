@@ -1,1 +1,31 @@
-"""Search algorithms, one file each."""
+"""Search algorithms, one file each.
+
+To add one, write a file with a function `build(space, cfg) -> Algorithm` and list it in ALGORITHMS. If it has settings
+of its own, define them in that file, as a dataclass `Config`, and add this to the bases of `Config` below. The tests in
+`tests/search/algorithms_test.py` and `tests/systems/contract_test.py` run for every algorithm of the list.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+from nas_jax.config import field
+from nas_jax.search.algorithms import random, reinforce
+from nas_jax.search.algorithms.base import Algorithm
+from nas_jax.space import Space
+
+ALGORITHMS: dict[str, Callable[[Space, 'Config'], Algorithm]] = {
+  'reinforce': reinforce.build,
+  'random': random.build,
+}
+
+
+@dataclasses.dataclass
+class Config(reinforce.Config):
+  """Which algorithm searches, and the settings of all of them; each reads its own."""
+
+  algorithm: str = field('reinforce', 'what chooses the architectures to try', choices=tuple(ALGORITHMS))
+
+
+def build(space: Space, cfg: Config) -> Algorithm:
+  """Returns the algorithm that `cfg` names."""
+  return ALGORITHMS[cfg.algorithm](space, cfg)

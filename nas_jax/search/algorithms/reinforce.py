@@ -3,74 +3,139 @@
 The gradient of J(theta) = E[R] is estimated by (1/m) sum_k sum_t grad log P(a_t | a_<t; theta) (R_k - b).
 """
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from nas_jax.types import Array
-
-
-class Baseline(NamedTuple):
-  """An average of the rewards so far."""
-
-  value: Array  # []
-  seen: Array  # [] int32, rewards so far
-  square: Array  # [] the same average of squared advantages
+from nas_jax.config import field
+from nas_jax.controller import Controller, divergence, lstm_controller, policy_summary
+from nas_jax.search.algorithms import baseline as baseline_lib
+from nas_jax.search.algorithms.base import Algorithm, Credit, map_sequences
+from nas_jax.space import Space
+from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome, PyTree
 
 
-def init_baseline() -> Baseline:
-  """No reward seen yet."""
-  return Baseline(jnp.zeros(()), jnp.zeros((), jnp.int32), jnp.zeros(()))
+@dataclasses.dataclass
+class Config(baseline_lib.Config):
+  """The controller and how it learns. The defaults are those of Zoph & Le."""
+
+  controller_units: int = field(35, "width of each of the controller's LSTM layers, Sec. 4.1", low=1)
+  controller_layers: int = field(2, 'LSTM layers of the controller, Sec. 4.1', low=1)
+  controller_init: float = field(
+    0.08, "the controller's weights start uniform in [-x, x] for this x, Sec. 4.1", above=0.0
+  )
+  controller_lr: float = field(
+    5e-4, "learning rate of the controller's Adam: 5e-4 on Penn Treebank, 6e-4 on CIFAR-10, Sec. 4.2", above=0.0
+  )
+  controller_beta1: float = field(
+    0.9, "decay of the mean gradient in the controller's Adam; 0 in the code of Pham et al. (2018)", low=0.0, high=1.0
+  )
+  controller_epsilon: float = field(
+    1e-8, "epsilon of the controller's Adam; 1e-3 in the code of Pham et al. (2018)", above=0.0
+  )
+  controller_temperature: float = field(1.0, "divides the controller's logits; 5 in Pham et al. (2018)", above=0.0)
+  controller_tanh: float = field(
+    0.0, "if not 0, the controller's logits are this times their tanh; 2.5 in Pham et al. (2018)", low=0.0
+  )
+  controller_clip: float = field(
+    0.0, "greatest norm of the controller's gradient, 0 for no limit (the paper names none)", low=0.0
+  )
+  entropy_weight: float = field(
+    0.0, "weight of the controller's entropy beside the (normalized) reward, per nat; 0 in the paper", low=0.0
+  )
+  skip_target: float = field(
+    0.4, 'probability of a link that skip_weight draws towards; 0.4 in Pham et al. (2018)', above=0.0, high=0.99
+  )
+  skip_weight: float = field(
+    0.0, 'weight of the KL divergence of all links from skip_target; 0.8 in Pham et al. (2018)', low=0.0
+  )
 
 
-def advantage(
-  baseline: Baseline, reward: Array, decay: float | None, normalize: bool = False, exists: Array | None = None
-) -> tuple[Array, Baseline]:
-  """R_k - b, with b from before these rewards, and the baseline after them.
+class State(NamedTuple):
+  """What REINFORCE keeps."""
 
-  The very first batch has no past: its b is its own mean, which is also where the average starts. (The paper gives
-  neither the decay nor the start; an Adam-like debiased average would not be a baseline from before the update.)
+  theta: PyTree  # the controller's parameters
+  opt_state: PyTree
+  baseline: baseline_lib.Baseline
 
-  Args:
-    baseline: as it stands.
-    reward: [m], or [m, L].
-    decay: of the moving average, per batch; None for the plain average of all rewards so far.
-    normalize: divide by the root of the average square, these rewards included: free of the reward's scale, and at
-      most 1 / sqrt(1 - decay) where m is 1.
-    exists: [m, L] which rewards there are, all if None; the advantage of the others is 0.
-  """
-  count = reward.size if exists is None else exists.sum(dtype=jnp.int32)
-  keep = baseline.seen / (baseline.seen + count) if decay is None else decay
-  mean = jnp.mean(reward, where=exists)
-  before = jnp.where(baseline.seen == 0, mean, baseline.value)
-  value = reward - before if exists is None else jnp.where(exists, reward - before, 0.0)
-  square = jnp.mean(value**2, where=exists)
-  square = jnp.where(baseline.seen == 0, square, keep * baseline.square + (1.0 - keep) * square)
-  if normalize:
-    # What rounding leaves of equal rewards must not be blown up to 1.
-    least = 1e-5 * jnp.abs(before) + jnp.finfo(value.dtype).tiny
-    value /= jnp.maximum(jnp.sqrt(square), least)
-  after = keep * before + (1.0 - keep) * mean
-  return value, Baseline(after, baseline.seen + count, square)
+
+def build(space: Space, cfg: Config) -> Algorithm:
+  """Returns REINFORCE on a recurrent controller."""
+  controller, optimizer = make_controller(space, cfg), make_optimizer(cfg)
+  layer_of_token = space.layer_of_token()
+
+  def init(key: Key) -> State:
+    theta = controller.init(key)
+    return State(theta, optimizer.init(theta), baseline_lib.init_baseline())
+
+  def propose(state: State, keys: Key, depth: Depth) -> Array:
+    return jax.vmap(lambda key: controller.sample(state.theta, key, depth))(keys)
+
+  def gradient(state: State, batch: Batch, outcome: Outcome, credit: Credit) -> PyTree:
+    value, _, _ = baseline_lib.advantages(cfg, state.baseline, batch, outcome)
+    value = credit(value)
+
+    def objective(theta: PyTree) -> Array:
+      score = map_sequences(functools.partial(controller.score, theta), batch)
+      total = loss(score.log_prob, spread(value, layer_of_token))
+      if cfg.entropy_weight:
+        total -= cfg.entropy_weight * score.entropy.sum(1).mean()
+      if cfg.skip_weight:
+        apart = jax.vmap(lambda odds: divergence(space, odds, cfg.skip_target))(score.probabilities)
+        total += cfg.skip_weight * apart.mean()
+      return total
+
+    return jax.grad(objective)(state.theta)
+
+  def apply(state: State, grads: PyTree, batch: Batch, outcome: Outcome) -> tuple[State, Info]:
+    _, baseline, info = baseline_lib.advantages(cfg, state.baseline, batch, outcome)
+    updates, opt_state = optimizer.update(grads, state.opt_state)
+    state = State(optax.apply_updates(state.theta, updates), opt_state, baseline)
+    return state, info | {'gradient_norm': optax.tree.norm(grads)}
+
+  return Algorithm(
+    init,
+    propose,
+    update=lambda state, batch, outcome, credit: apply(state, gradient(state, batch, outcome, credit), batch, outcome),
+    summary=lambda state, keys: policy_summary(controller, state.theta, keys),
+    gradient=gradient,
+    apply=apply,
+    log_prob=lambda state, batch: map_sequences(functools.partial(controller.log_prob, state.theta), batch),
+  )
+
+
+def make_controller(space: Space, cfg: Config) -> Controller:
+  """Returns the controller that `cfg` describes."""
+  shape = cfg.controller_units, cfg.controller_layers, cfg.controller_init
+  return lstm_controller(space, *shape, cfg.controller_temperature, cfg.controller_tanh)
+
+
+def make_optimizer(cfg: Config) -> optax.GradientTransformation:
+  """Returns the controller's optimizer: Adam, after clipping if `cfg` asks for it."""
+  clip = [optax.clip_by_global_norm(cfg.controller_clip)] if cfg.controller_clip else []
+  return optax.chain(*clip, optax.adam(cfg.controller_lr, b1=cfg.controller_beta1, eps=cfg.controller_epsilon))
 
 
 RETURNS = ('past', 'to go')
 
 
 def returns(value: Array, gamma: float, kind: str) -> Array:
-  """What each layer is credited with, [m, L], from what each earned.
+  """Returns what each layer is credited with, [m, L], from what each layer earned.
 
-  'past' is G_t = R_t + gamma G_(t-1), as Xu writes it; 'to go' is G_t = R_t + gamma G_(t+1), as Sutton & Barto do. What
-  came before a choice does not depend on it: in expectation 'past' credits it with R_t alone, and 'to go' follows the
-  gradient of the sum of all rewards.
+  'past' is G_t = R_t + gamma G_(t-1), as Xu writes it. 'to go' is G_t = R_t + gamma G_(t+1), as in Sutton & Barto. The
+  rewards of earlier layers do not depend on a choice, so in expectation 'past' credits it with R_t alone, while 'to go'
+  follows the gradient of the (discounted) sum of rewards.
 
   Args:
-    value: [m, L] rewards, or advantages; 0 for layers that are not there.
-    gamma: how much of the neighbour's return counts.
-    kind: of RETURNS.
+    value: [m, L] rewards or advantages, 0 for layers that do not exist.
+    gamma: the discount per layer.
+    kind: one of RETURNS.
   """
   gap = np.arange(value.shape[1])[None] - np.arange(value.shape[1])[:, None]  # from the earner to the credited
   gap = gap if kind == 'past' else -gap
@@ -78,8 +143,8 @@ def returns(value: Array, gamma: float, kind: str) -> Array:
   return (value[:, :, None] * jnp.asarray(share, value.dtype)[None]).sum(1)
 
 
-def credit(value: Array, layer_of_token: np.ndarray) -> Array:
-  """Spreads [m] over all tokens, or [m, L] over the tokens of each layer: [m, T]."""
+def spread(value: Array, layer_of_token: np.ndarray) -> Array:
+  """Gives every token the value [m] of its sequence, or the value [m, L] of its layer. Returns [m, T]."""
   if value.ndim == 2:
     chex.assert_axis_dimension(value, 1, int(layer_of_token.max()) + 1)
     return value[:, layer_of_token]
@@ -87,7 +152,7 @@ def credit(value: Array, layer_of_token: np.ndarray) -> Array:
 
 
 def loss(log_prob: Array, advantage: Array) -> Array:
-  """The REINFORCE surrogate, Sec. 3.2; its gradient is the estimate of -grad J.
+  """The REINFORCE surrogate loss, Sec. 3.2; its gradient is the estimate of -grad J.
 
   Args:
     log_prob: [m, T] log P(a_t | a_<t), nats; 0 where the token does not exist.

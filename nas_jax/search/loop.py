@@ -1,0 +1,131 @@
+"""The loop that runs a search: what it reports to, when it stops, and how it resumes from a journal."""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from typing import Any, NamedTuple
+import warnings
+
+import jax
+
+from nas_jax.search import journal
+from nas_jax.search.core import Search
+from nas_jax.search.state import SearchState
+from nas_jax.training import fit
+from nas_jax.types import Array, Batch, Key, Outcome
+
+
+class Hook(NamedTuple):
+  """What the loop reports to. Only hooks write files, and nothing that a hook does changes the search."""
+
+  children: Callable[[list[journal.Record]], None] = lambda records: None  # called as soon as children are scored
+  step: Callable[[SearchState, Mapping[str, Any]], None] = lambda state, info: None  # called after each update
+  vital: bool = False  # if it fails, a vital hook (the journal) stops the search, another (a progress bar) only warns
+
+
+class Budget(NamedTuple):
+  """When a search stops. The update during which a limit is reached is finished."""
+
+  children: int
+  seconds: float = math.inf  # spent on evaluating children, as the journal counts them
+  reward: float = math.inf  # of the best child
+
+
+def run(
+  search: Search,
+  state: SearchState,
+  hooks: Sequence[Hook],
+  budget: Budget,
+  known: Mapping[int, journal.Record] | None = None,
+) -> SearchState:
+  """Asks, evaluates and tells until the budget is spent, and returns the last state.
+
+  Args:
+    search: the search to run.
+    state: a new one, from `Search.init`, or a restored one.
+    hooks: called in this order.
+    budget: the limits; children before `state` count.
+    known: the journal of a search that was interrupted, by child id. `ask` is pure, so the search asks for the same
+      children again, and those of a group that is in the journal are not trained again. A group that is there only in
+      part is evaluated again as a whole: with fewer children it would be another program, and might round otherwise.
+
+  Raises:
+    ValueError: the journal belongs to another search: it has other tokens for a child of the same id.
+  """
+  known = known or {}
+  seconds = sum(line['seconds'] for line in known.values())
+
+  def evaluated(batch: Batch) -> Outcome:
+    nonlocal seconds
+    outcome, fresh = _evaluated(search, batch, known)
+    _call(hooks, 'children', fresh)
+    seconds += sum(line['seconds'] for line in fresh)
+    return outcome
+
+  while not (
+    search.over(state, budget.children) or seconds >= budget.seconds or float(state.best.reward) >= budget.reward
+  ):
+    batch = search.ask(state)
+    if search.parts:
+      groups = search.parts.split(batch)
+      outcome = search.parts.join(batch, groups, [evaluated(group) for group in groups])
+    else:
+      outcome = evaluated(batch)
+    state, info = search.tell(state, batch, outcome)
+    state = search.sized(state, int(state.step))
+    _call(hooks, 'step', state, {name: float(value) for name, value in info.items()})
+  return state
+
+
+def _evaluated(
+  search: Search, batch: Batch, known: Mapping[int, journal.Record]
+) -> tuple[Outcome, list[journal.Record]]:
+  """Returns the outcome of children, and records of those that are not in the journal yet."""
+  ids = batch.ids.tolist()
+  seen = [known[number] for number in ids if number in known]
+  journal.agree(seen, batch)
+  if len(seen) == len(ids) and not search.shared:
+    return journal.outcome(seen), []
+  start = time.perf_counter()
+  outcome = search.train(batch)
+  fresh = journal.records(batch, outcome, time.perf_counter() - start)
+  return outcome, [line for line in fresh if line['id'] not in known]
+
+
+def _call(hooks: Sequence[Hook], name: str, *args: Any) -> None:
+  for hook in hooks:
+    try:
+      getattr(hook, name)(*args)
+    except Exception as error:
+      if hook.vital:
+        raise
+      warnings.warn(f'a {name} hook failed, the search goes on: {type(error).__name__}: {error}', stacklevel=2)
+
+
+def run_seeds(search: Search, keys: Key, steps: int) -> tuple[SearchState, tuple[Array, Outcome]]:
+  """Runs a whole search for each of `keys` [n], all in one program over the local devices.
+
+  The search must have an evaluator that `jax.jit` can compile, such as one that looks rewards up in a table.
+
+  Args:
+    search: the search to run.
+    keys: [n], the key of each run.
+    steps: updates of each run.
+
+  Returns:
+    The final states, and (tokens [n, steps, m, T], outcomes) of all children. All have the leading axis n.
+  """
+
+  def one(_, key):
+    def step(state, _):
+      batch = search.ask(state)
+      outcome = search.evaluate(batch)
+      state, _ = search.tell(state, batch, outcome)
+      return state, (batch.tokens, outcome)
+
+    return jax.lax.scan(step, search.init(key), length=steps)
+
+  # On a CPU one after another: the weights of all controllers at once would not fit into its caches.
+  mesh = fit.child_mesh()
+  found = fit.over_children(one, mesh)((), fit.filled(keys, mesh))
+  return jax.tree.map(lambda x: x[: len(keys)], found)
