@@ -16,7 +16,7 @@ Record = dict[str, Any]
 
 
 def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
-  """A record for each child: id, tokens, reward, its metrics, why it failed (null if it did not), its wall seconds."""
+  """Returns a record for each child: id, tokens, reward, metrics, why it failed (or null), and its wall seconds."""
   columns = {name: np.asarray(values) for name, values in dict(outcome.metrics or {}).items()}
   failed = columns.pop('failed', np.zeros(len(batch.ids), np.int32))
   reward, found = np.asarray(outcome.reward), []
@@ -30,12 +30,12 @@ def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
 
 
 def outcome(lines: Sequence[Record]) -> Outcome:
-  """What was journalled, as the evaluator answered: rewards to the bit; metrics, for people, stay behind."""
+  """Returns the outcome that was journalled. Its rewards are equal to the bit; it has no metrics."""
   return Outcome(jnp.asarray([line['reward'] for line in lines], jnp.float32))
 
 
 def agree(lines: Sequence[Record], batch: Batch) -> None:
-  """Raises ValueError if a record has other tokens than the child of its id: a journal of another search."""
+  """Raises ValueError if a record has other tokens than the child of its id: the journal is of another search."""
   tokens = dict(zip(batch.ids.tolist(), np.asarray(batch.tokens).tolist(), strict=True))
   for line in lines:
     if line.get('tokens') != tokens[line['id']]:
@@ -48,9 +48,9 @@ def agree(lines: Sequence[Record], batch: Batch) -> None:
 def drop_damaged_lines(
   path: str, aside: str, need: Sequence[str] = ('id', 'tokens', 'reward', 'failed', 'seconds')
 ) -> int:
-  """Moves lines of `path` that are no records, as the torn last one of a killed process, to a file in `aside`.
+  """Moves damaged lines of `path` to a file of the same name in the folder `aside`, and returns how many there were.
 
-  A record has the entries `need`. Returns how many lines had not.
+  A line is damaged if it is not a JSON object with all entries of `need`, such as the last line of a killed process.
   """
   if not os.path.exists(path):
     return 0
@@ -79,9 +79,9 @@ def _record(line: bytes | str) -> Record | None:
 
 
 def read(path: str, by: str = 'id') -> dict[int, Record]:
-  """Records by id, or by another number they all have; of several with the same one, the last.
+  """Returns the records by id, or by another number that all have. Of several with one number the last counts.
 
-  A line that is no record, such as the torn last one of a killed process, is left out.
+  Damaged lines, such as the last one of a killed process, are left out.
   """
   found: dict[int, Record] = {}
   if os.path.exists(path):
@@ -94,7 +94,7 @@ def read(path: str, by: str = 'id') -> dict[int, Record]:
 
 
 def writer(path: str) -> Callable[[list[Record]], None]:
-  """A function that appends records to `path` and returns when they are on disk."""
+  """Returns a function that appends records to `path` and returns when they are on disk."""
 
   def write(lines: list[Record]) -> None:
     torn = os.path.exists(path) and os.path.getsize(path) > 0 and not _ends_line(path)
@@ -114,6 +114,6 @@ def _ends_line(path: str) -> bool:
 
 
 def plain(value: np.ndarray | np.generic) -> Any:
-  """A number as JSON knows it: what is not finite becomes null."""
+  """Returns a number that JSON can hold: None if it is not finite."""
   number = value.item()
   return None if isinstance(number, float) and not math.isfinite(number) else number

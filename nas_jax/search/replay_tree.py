@@ -1,11 +1,12 @@
 """The experience replay tree of Xu's augmented search: a node is a layer, a path from the root an architecture.
 
-Arrays of a fixed room, so that inserting, looking up and drawing are pure functions that jit and vmap. Each prefix of a
-string is an architecture, and its node keeps what it earned: looked up, it needs no training again, and walks to a leaf
-that prefer good nodes are strings to learn from once more.
+Each prefix of a token sequence is an architecture, and its node stores the reward. So a prefix that was trained before
+needs no training again, and a walk from the root to a leaf that prefers good nodes is a token sequence to learn from
+again. The tree consists of arrays of a fixed capacity: inserting, looking up and drawing are pure functions that can
+be compiled and vmapped.
 
-What Xu leaves open, and we do: the probability of the next node goes by a power of its reward, and a mean is over the
-longest trainings alone, since how long children train grows during a search.
+Two points that Xu leaves open: we draw the next node in proportion to a power of its reward, and a node's reward is the
+mean over its longest trainings only, because children are trained for longer as a search goes on.
 """
 
 from collections.abc import Sequence
@@ -21,27 +22,27 @@ from nas_jax.types import Array, Key
 
 
 class Tree(NamedTuple):
-  """N nodes of which `size` are taken, in the order of their coming; node 0 is the root, which is no layer."""
+  """Up to N nodes, numbered in the order of insertion. Node 0 is the root, which is no layer."""
 
-  children: Array  # [N, K] int32, the node of each next token; 0, which is no one's child, where there is none
+  children: Array  # [N, K] int32, the node that each next token leads to; 0 where there is none
   parent: Array  # [N] int32
-  token: Array  # [N] int32, that leads here
-  reward: Array  # [N] float32, mean over its trainings
-  trained: Array  # [N] int32, how many trainings that mean is over
-  used: Array  # [N] int32, how often a string went through it
-  length: Array  # [N] int32, epochs of these trainings
-  size: Array  # [] int32, nodes, the root included
+  token: Array  # [N] int32, the token that leads to the node
+  reward: Array  # [N] float32, mean over the node's trainings
+  trained: Array  # [N] int32, how many trainings the mean is over
+  used: Array  # [N] int32, how many token sequences went through the node
+  length: Array  # [N] int32, epochs of each of these trainings
+  size: Array  # [] int32, how many nodes there are, the root included
 
 
 def empty(choices: int, capacity: int) -> Tree:
-  """A root alone.
+  """Returns a tree that has only the root.
 
   Args:
-    choices: K, of a token.
+    choices: K, how many values a token can have.
     capacity: N, how many nodes there may be, the root included.
 
   Raises:
-    ValueError: there is no choice, or no room for the root.
+    ValueError: one of them is below 1.
   """
   if choices < 1 or capacity < 1:
     raise ValueError(
@@ -54,12 +55,12 @@ def empty(choices: int, capacity: int) -> Tree:
 
 
 def capacity(tree: Tree) -> int:
-  """N: how many nodes there may be, the root included."""
+  """Returns N: how many nodes there may be, the root included."""
   return len(tree.parent)
 
 
 def grow(tree: Tree, capacity: int) -> Tree:
-  """The same tree with room for more nodes. Raises ValueError if that is less than it has."""
+  """Returns the same tree with a greater capacity. Raises ValueError if it is smaller than before."""
   more = capacity - len(tree.parent)
   if more < 0:
     raise ValueError(
@@ -70,15 +71,15 @@ def grow(tree: Tree, capacity: int) -> Tree:
 
 
 def lookup(tree: Tree, tokens: Array, depth: int | Array) -> Array:
-  """The nodes of a string.
+  """Returns the nodes of a token sequence.
 
   Args:
     tree: where to look.
     tokens: [T] int32.
-    depth: how many of them there are; may be traced.
+    depth: how many of the tokens exist; may be traced.
 
   Returns:
-    [T] int32, the node after each token; 0 from where the path leaves the tree, or the string ends.
+    [T] int32, the node after each token; 0 from where the path leaves the tree or the sequence ends.
   """
   chex.assert_rank(tokens, 1)
 
@@ -93,16 +94,16 @@ def lookup(tree: Tree, tokens: Array, depth: int | Array) -> Array:
 
 
 def insert(tree: Tree, tokens: Array, depth: int | Array, rewards: Array, fresh: Array, length: int | Array) -> Tree:
-  """The tree after a string: missing nodes are added, all of its nodes used once more, fresh rewards taken in.
+  """Returns the tree after one more token sequence: missing nodes are added, counts and rewards updated.
 
-  A training longer than those of a node's mean replaces it, an equal one is averaged with them, a shorter one is left
-  out. A reward that is not finite counts as 0. Where no room is left, a node and so all that come after it are dropped,
-  while those before it count as ever: `grow` in time.
+  A reward from a longer training than before replaces a node's mean, one from an equally long training is averaged
+  with it, one from a shorter training is ignored. A reward that is not finite counts as 0. If the tree is full, the
+  missing nodes are dropped while the others are updated: call `grow` in time.
 
   Args:
-    tree: before.
+    tree: the tree before.
     tokens: [T] int32.
-    depth: how many of them there are, what comes after is not read; may be traced.
+    depth: how many of the tokens exist, the others are not read; may be traced.
     rewards: [T] of each prefix; read only where fresh.
     fresh: [T] bool, whether the prefix was trained just now.
     length: epochs of these trainings; may be traced.
@@ -138,10 +139,10 @@ def insert(tree: Tree, tokens: Array, depth: int | Array, rewards: Array, fresh:
 
 
 def insert_all(tree: Tree, tokens: Array, depths: Array, rewards: Array, fresh: Array, length: int | Array) -> Tree:
-  """The tree after `insert` of m strings, one after the other.
+  """Returns the tree after `insert` of m token sequences, one after the other.
 
   Args:
-    tree: before.
+    tree: the tree before.
     tokens: [m, T] int32.
     depths: [m] int32.
     rewards: [m, T].
@@ -158,16 +159,16 @@ def insert_all(tree: Tree, tokens: Array, depths: Array, rewards: Array, fresh: 
 
 
 def draw(tree: Tree, key: Key, T: int, power: float | Array) -> tuple[Array, Array]:
-  """A walk from the root to a leaf, or to the T-th layer.
+  """Draws a walk from the root to a leaf, or to the T-th layer.
 
-  The next node is one of the children with a probability proportional to reward ** power; uniform where no child has
-  a reward, which is what one has that is not above 0, or not finite.
+  The next node is one of the children, with a probability proportional to reward ** power. A reward that is not
+  positive and finite counts as 0; if all are 0, the children are equally likely.
 
   Args:
-    tree: to walk in.
-    key: of this walk.
-    T: room for the string.
-    power: 0 for uniform at each node, more to prefer the better ones; may be traced.
+    tree: where to walk.
+    key: a key for this walk.
+    T: the greatest length of a token sequence.
+    power: 0 makes all children equally likely, more prefers the better ones; may be traced.
 
   Returns:
     (tokens [T] int32, 0 from where the walk has ended; depth [] int32, 0 if the tree is empty).
@@ -184,15 +185,15 @@ def draw(tree: Tree, key: Key, T: int, power: float | Array) -> tuple[Array, Arr
 
 
 def log_prob(tree: Tree, tokens: Array, power: float | Array) -> Array:
-  """How likely a walk of `draw` goes through each prefix of a string.
+  """Returns the log-probability that a walk of `draw` begins with each prefix of a token sequence.
 
   Args:
-    tree: to walk in.
+    tree: where to walk.
     tokens: [T] int32.
     power: as in `draw`.
 
   Returns:
-    [T] log-probability of the tokens up to each, nats; minus infinity from where they leave the tree.
+    [T] nats; minus infinity from where the tokens leave the tree.
   """
   chex.assert_rank(tokens, 1)
 
@@ -206,7 +207,7 @@ def log_prob(tree: Tree, tokens: Array, power: float | Array) -> Array:
 
 
 def _log_next(tree: Tree, node: Array, power: float | Array) -> Array:
-  """[K] log-probability of each token after a node, minus infinity where it has no child; at a leaf all are that."""
+  """Returns the log-probability [K] of each token after a node; minus infinity where there is no child."""
   children = tree.children[node]
   exists, reward = children > 0, tree.reward[children]
   earns = exists & jnp.isfinite(reward) & (reward > 0)
@@ -218,21 +219,21 @@ def _log_next(tree: Tree, node: Array, power: float | Array) -> Array:
 
 
 def names(tree: Tree, labels: Sequence[str]) -> list[str]:
-  """What each of the `size` nodes is called, by `labels` [K]; '' for the root. Raises ValueError if K differs."""
+  """Returns the label of each of the `size` nodes, '' for the root. Raises ValueError if there are not K labels."""
   if len(labels) != tree.children.shape[1]:
     raise ValueError(f'{len(labels)} labels for a tree of {tree.children.shape[1]} choices: want one for each.')
   return ['', *(labels[token] for token in np.asarray(tree.token)[1 : int(tree.size)].tolist())]
 
 
 def as_json(tree: Tree, labels: Sequence[str]) -> str:
-  """The tree as nested JSON, to keep or to look at.
+  """Returns the tree as nested JSON.
 
   A node is {'layer': label, 'reward', 'trained', 'used', 'length', 'next': [nodes]}, its children in the order of
-  tokens; the root, which is no layer, has 'next' alone.
+  tokens. The root, which is no layer, only has 'next'.
 
   Args:
-    tree: to write.
-    labels: [K] what each token is called.
+    tree: the tree to write.
+    labels: [K] the label of each token.
 
   Raises:
     ValueError: there are not as many labels as choices.
@@ -255,7 +256,7 @@ def as_json(tree: Tree, labels: Sequence[str]) -> str:
 
 
 def from_json(text: str, labels: Sequence[str]) -> Tree:
-  """The tree that `as_json` wrote, with no more room than it takes. Raises ValueError if the text is none."""
+  """Reads the tree that `as_json` wrote, with no spare capacity. Raises ValueError if the text is something else."""
   tokens = {label: token for token, label in enumerate(labels)}
   try:
     waiting, rows = [(0, node) for node in json.loads(text)['next']], [(0, 0, 0.0, 0, 0, 0)]
