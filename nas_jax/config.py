@@ -19,6 +19,7 @@ def field(
   high: float | None = None,
   choices: Sequence[str] = (),
   budget: bool = False,
+  also: type | None = None,
 ) -> Any:
   """A dataclass field with what people and `check` need to know of it.
 
@@ -30,9 +31,10 @@ def field(
     high: the greatest value allowed.
     choices: the words allowed.
     budget: whether it only says when to stop, so that a search resumes though it changed.
+    also: for a list of words, a type that may stand in place of a word; JSON has the `name` of such an entry.
   """
-  metadata = {'help': help, 'low': low, 'above': above, 'high': high, 'choices': choices, 'budget': budget}
-  return dataclasses.field(default=default, metadata=metadata)
+  rules = {'help': help, 'low': low, 'above': above, 'high': high, 'choices': choices, 'budget': budget, 'also': also}
+  return dataclasses.field(default=default, metadata=rules)
 
 
 def check(config: Any) -> None:
@@ -43,6 +45,8 @@ def check(config: Any) -> None:
       if not value:
         raise ValueError(f'{item.name} is an empty list, it must hold at least one: {item.metadata["help"]}.')
       for entry in value:
+        if item.metadata.get('also') and isinstance(entry, item.metadata['also']):
+          continue
         _check_value(item.name, entry, type(item.default[0]), item.metadata)
     else:
       _check_value(item.name, value, type(item.default), item.metadata)
@@ -65,8 +69,12 @@ def _check_value(name: str, value: Any, wanted: type, rules: Mapping[str, Any]) 
 
 
 def as_json(config: Any) -> dict[str, Any]:
-  """The fields as JSON gives them back: tuples are lists."""
-  return json.loads(json.dumps(dataclasses.asdict(config)))
+  """The fields as JSON gives them back: tuples are lists, and what stands in place of a word is there by its name."""
+
+  def plain(value: Any) -> Any:
+    return [getattr(entry, 'name', entry) for entry in value] if isinstance(value, tuple) else value
+
+  return json.loads(json.dumps({item.name: plain(getattr(config, item.name)) for item in dataclasses.fields(config)}))
 
 
 def from_json(config_class: type, saved: Mapping[str, Any]) -> Any:

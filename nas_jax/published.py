@@ -1,9 +1,10 @@
 """Architectures from the papers, as data."""
 
+from nas_jax.operations import ADD, IDENTITY, MULT, RELU, SIGMOID, TANH
 from nas_jax.space.chain import ChainArch, code, parse
 from nas_jax.space.conv import ConvArch
 from nas_jax.space.enas import MicroArch, RnnArch
-from nas_jax.space.tree import ADD, IDENTITY, MULT, RELU, SIGMOID, TANH, TreeArch
+from nas_jax.space.tree import TreeArch
 
 # The cell found on Penn Treebank, Zoph & Le (2017) Fig. 8; the equations of TensorFlow's NASCell.
 NASCELL = TreeArch(

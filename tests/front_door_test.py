@@ -115,10 +115,10 @@ def imports(path):
 
 # The folders and modules of nas_jax from the ground up: each may import its own floor and those below it.
 FLOORS = [
-  ('types', 'config', 'lazy'),
+  ('types', 'config', 'lazy', 'operations'),
   ('space', 'published'),
-  ('nn', 'datasets', 'tree_cell'),
-  ('controller', 'training'),
+  ('nn', 'datasets'),
+  ('tree_cell', 'controller', 'training'),
   ('children',),
   ('search',),
   ('draw', 'report', 'systems'),

@@ -17,7 +17,6 @@ from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
-from nas_jax.space.tree import operations
 from nas_jax.systems import cell, language
 from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators, fit
@@ -84,7 +83,7 @@ def task(size: Size) -> Task:
   text = noise(size.vocabulary, size.batch * (16 * size.bptt + 1))
   cells, data = cell.make_space(cfg), text_batches.lay_out(text, size.batch, size.bptt, size.batch)
   child, plain = (
-    language.build(cfg, text, language_model.tree(operations(cells)), size.hidden),
+    language.build(cfg, text, language_model.tree(cells.operations), size.hidden),
     language.hyperparameters(cfg, size.hidden),
   )
 

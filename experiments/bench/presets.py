@@ -16,7 +16,6 @@ from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
 from nas_jax.space.conv import IMAGE, ConvArch
 from nas_jax.space.network import NetworkOptions, count, joined, network
-from nas_jax.space.tree import operations
 from nas_jax.systems import cell, classifier, language
 from nas_jax.systems import conv as conv_system
 from nas_jax.training import child as child_lib
@@ -74,7 +73,7 @@ def language_models(name: str, cfg: cell.Config, setup: Setup) -> Iterator[Row]:
   steps, words = 1 if setup.small else STEPS, cfg.batch * (2 * STEPS * cfg.bptt + 1)
   text = cells.noise(vocabulary, words)
   searched, data = cell.make_space(cfg), text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.batch)
-  tree, batch = language_model.tree(operations(searched)), evaluators.random_batch(searched, jax.random.key(0), cfg.m)
+  tree, batch = language_model.tree(searched.operations), evaluators.random_batch(searched, jax.random.key(0), cfg.m)
   own = space.unstack(batch.archs)[0]
   hidden = language.width(cfg, text, tree, own, cfg.parameters) if cfg.parameters else cfg.hidden
   plain = language.hyperparameters(cfg, hidden)

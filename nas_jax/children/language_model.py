@@ -12,6 +12,7 @@ from nas_jax import tree_cell
 from nas_jax.datasets import text_batches
 from nas_jax.nn import enas_cell
 from nas_jax.nn import recurrent as recurrent_lib
+from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
@@ -26,8 +27,8 @@ class Cell(NamedTuple):
   unroll: Callable[[PyTree, PyTree, PyTree, recurrent_lib.Inputs, Array | None], tuple[PyTree, Array]]
 
 
-def tree(operations: tree_cell.Operations = tree_cell.EVERY) -> Cell:
-  """Tree cells; traced ones may hold only the given (combine, activate) ids."""
+def tree(operations: Operations = BUILT_IN) -> Cell:
+  """Tree cells; traced ones may hold only the given operations."""
 
   def unroll(params, arch, carry, xs, h_mask):
     return tree_cell.unroll(params, arch, carry, xs, h_mask=h_mask, operations=operations)
@@ -38,8 +39,8 @@ def tree(operations: tree_cell.Operations = tree_cell.EVERY) -> Cell:
   return Cell(init, _two_zeros, unroll)
 
 
-def enas(activate: Sequence[int] = enas_cell.EVERY, normalize: bool = False) -> Cell:
-  """Recurrent cells of ENAS: a traced one among weights that all share, which may hold only the given activate ids.
+def enas(operations: Operations = BUILT_IN, normalize: bool = False) -> Cell:
+  """Recurrent cells of ENAS: a traced one among weights that all share, which may hold only the given activations.
 
   `normalize` is batch norm of what each cell hands up, by the streams side by side, as in the paper's search.
   """
@@ -48,7 +49,7 @@ def enas(activate: Sequence[int] = enas_cell.EVERY, normalize: bool = False) -> 
     return enas_cell.init(key, arch, in_features, features, scale=scale)
 
   def unroll(params, arch, carry, xs, h_mask):
-    return enas_cell.unroll(params, arch, carry, xs, h_mask=h_mask, normalize=normalize, activate=activate)
+    return enas_cell.unroll(params, arch, carry, xs, h_mask=h_mask, normalize=normalize, operations=operations)
 
   return Cell(init, lambda batch, features: jnp.zeros((batch, features)), unroll)
 

@@ -8,9 +8,9 @@ from typing import Any
 from nas_jax.draw import enas_micro as draw_enas_micro
 from nas_jax.draw import pen, routing
 from nas_jax.draw.routing import EDGE, GAP, HEIGHT, Arrow, Box, Layout
+from nas_jax.operations import BUILT_IN, Operations, find
 from nas_jax.space import enas
 from nas_jax.space.enas import MACRO_OPERATIONS, MacroArch, MicroArch, RnnArch
-from nas_jax.space.tree import ACTIVATE
 
 Arch = MacroArch | MicroArch | RnnArch
 
@@ -20,7 +20,7 @@ _NODE, _COLUMN, _RISE = 70.0, 78.0, 26.0  # the width of a node; from column to 
 _STATE, _BESIDE, _ENTRY = 32.0, 18.0, 7.0  # the width of x and h; how far from the middle they are, and their arrows
 
 
-def draw(arch: Arch, path: str | os.PathLike[str]) -> None:
+def draw(arch: Arch, path: str | os.PathLike[str], operations: Operations = BUILT_IN) -> None:
   """Draws an architecture into a file, dark on white; the format is the path's ending.
 
   Numbers are those that `space.enas.describe` calls layers and blocks by. What the operations convolve is white, what
@@ -31,30 +31,37 @@ def draw(arch: Arch, path: str | os.PathLike[str]) -> None:
   * A micro architecture: its normal cell and its reduction cell. What no block reads goes to `concat`.
   * A recurrent cell: node 0 reads x_t and h_(t-1); the mean of what no node reads is h_t.
 
+  Args:
+    arch: static.
+    path: of the file.
+    operations: where activations of your own that a recurrent cell holds are found; `Space.operations` has them.
+
   Raises:
-    ValueError: the path ends in none of .svg, .png, .pdf.
+    ValueError: the path ends in none of .svg, .png, .pdf; or a recurrent cell holds an activation that is neither built
+      in nor among `operations`.
   """
-  pen.write(functools.partial(_figure, arch), path, _noun(arch))
+  pen.write(functools.partial(_figure, arch, operations=operations), path, _noun(arch))
 
 
-def svg(arch: Arch) -> str:
+def svg(arch: Arch, operations: Operations = BUILT_IN) -> str:
   """The same drawing as an <svg> element to put into HTML; one architecture is always one text.
 
   It is in the text colour of the page, as `pen.element` says.
   """
-  widest = f'min(100%, {layout(arch).width:g}pt)'
-  return pen.element(functools.partial(_figure, arch), 'enas', (type(arch).__name__, *arch), _noun(arch), widest)
+  widest = f'min(100%, {layout(arch, operations).width:g}pt)'
+  make = functools.partial(_figure, arch, operations=operations)
+  return pen.element(make, 'enas', (type(arch).__name__, *arch), _noun(arch), widest)
 
 
-def layout(arch: Arch) -> Layout:
+def layout(arch: Arch, operations: Operations = BUILT_IN) -> Layout:
   """Where the parts of an architecture are drawn, in points."""
   if isinstance(arch, MacroArch):
     return _macro(arch)
-  return draw_enas_micro.layout(arch) if isinstance(arch, MicroArch) else _recurrent(arch)
+  return draw_enas_micro.layout(arch) if isinstance(arch, MicroArch) else _recurrent(arch, operations)
 
 
-def _figure(arch: Arch, ink: str) -> Any:
-  return routing.figure(layout(arch), ink)
+def _figure(arch: Arch, ink: str, operations: Operations = BUILT_IN) -> Any:
+  return routing.figure(layout(arch, operations), ink)
 
 
 def _noun(arch: Arch) -> str:
@@ -78,7 +85,7 @@ def _macro(arch: MacroArch) -> Layout:
   return routing.column([*boxes, Box('softmax', round=True)], [*reads, (len(boxes) - 1,)], marks)
 
 
-def _recurrent(arch: RnnArch) -> Layout:
+def _recurrent(arch: RnnArch, operations: Operations) -> Layout:
   """A tree, its root below: what reads a node stands on it, and over each loose end there is nothing but the mean."""
   nodes = len(arch.activate)
   readers = [[i for i, j in enumerate(arch.previous, 1) if j == node] for node in range(nodes)]
@@ -97,8 +104,8 @@ def _recurrent(arch: RnnArch) -> Layout:
   place(0)
   foot, step = EDGE + HEIGHT + _RISE, HEIGHT + _RISE
   boxes = [
-    Box(ACTIVATE[activate], str(i), shaded=True, width=_NODE, x=across[i], y=foot + ranks[i] * step)
-    for i, activate in enumerate(arch.activate)
+    Box(activation.name, str(i), shaded=True, width=_NODE, x=across[i], y=foot + ranks[i] * step)
+    for i, activation in enumerate(find('activate', operations, chosen) for chosen in arch.activate)
   ]
   first, last = across[ends[0]], across[ends[-1]]
   mean = Box('mean', round=True, width=last - first + _NODE, x=(first + last) / 2, y=foot + (max(ranks) + 1) * step)

@@ -20,6 +20,11 @@ _INK = '#010203'  # found again in an element, to be the page's own
 Make = Callable[[str], Any]  # from the colour of the ink, a matplotlib figure
 
 
+def fitting(word: str, width: float, size: float = FONT) -> float:
+  """The size of letters in points, at most `size`, at which a word is about as wide as it may be."""
+  return min(size, width / (0.62 * max(len(word), 1)))  # a letter is about 0.62 as wide as its size
+
+
 def write(make: Make, path: str | os.PathLike[str], noun: str) -> None:
   """Draws into a file, dark on white; the format is the path's ending.
 

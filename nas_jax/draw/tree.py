@@ -10,9 +10,9 @@ import os
 from typing import Any, NamedTuple
 
 from nas_jax.draw import pen as pen_lib
-from nas_jax.space.tree import ACTIVATE, COMBINE, IDENTITY, TreeArch, leaves
+from nas_jax.operations import BUILT_IN, IDENTITY, Operations, find
+from nas_jax.space.tree import TreeArch, leaves
 
-_SIGNS = {'add': '+', 'mult': '×', 'sigmoid': 'σ'}
 _MEMORY = '#d2593b'  # the way of c, to be told from the ink on a light page and on a dark one
 
 # Lengths in points.
@@ -42,28 +42,35 @@ class Layout(NamedTuple):
   ceilings: tuple[float, ...]  # [N] up to where the wire out of each node is straight
 
 
-def draw(arch: TreeArch, path: str | os.PathLike[str]) -> None:
+def draw(arch: TreeArch, path: str | os.PathLike[str], operations: Operations = BUILT_IN) -> None:
   """Draws a static cell as a tree into a file, dark on white; the format is the path's ending.
 
   The leaves, below, combine W_i x and U_i h. Each node shows its combination and, above it, its activation if that is
   not the identity; a0, a1, ... are the values that `equations` calls so. In colour: c_(t-1) with the operations of Cell
   Inject, and c_t where it leaves its node.
 
+  Args:
+    arch: static.
+    path: of the file.
+    operations: where operations of your own that the cell holds are found; `Space.operations` has them.
+
   Raises:
-    ValueError: the path ends in none of .svg, .png, .pdf.
+    ValueError: the path ends in none of .svg, .png, .pdf; or the cell holds an operation that is neither built in nor
+      among `operations`.
   """
-  pen_lib.write(functools.partial(_figure, arch), path, 'cell')
+  pen_lib.write(functools.partial(_figure, arch, operations=operations), path, 'cell')
 
 
-def svg(arch: TreeArch) -> str:
+def svg(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
   """The same drawing as an <svg> element to put into HTML; one cell is always one text.
 
   It is in the text colour of the page, as `pen.element` says.
   """
-  return pen_lib.element(functools.partial(_figure, arch), 'cell', tuple(map(tuple, arch)), 'recurrent cell')
+  make = functools.partial(_figure, arch, operations=operations)
+  return pen_lib.element(make, 'cell', tuple(map(tuple, arch)), 'recurrent cell')
 
 
-def layout(arch: TreeArch) -> Layout:
+def layout(arch: TreeArch, operations: Operations = BUILT_IN) -> Layout:
   """Where the parts of a static cell are drawn, in points."""
   n = leaves(arch)
   column, foot = (84.0, 34.0) if n <= 8 else (45.0, 50.0)
@@ -77,7 +84,7 @@ def layout(arch: TreeArch) -> Layout:
   ceilings: list[float] = []
   bottom = _EDGE + foot
   while True:
-    level = [tuple(_boxes(arch, len(nodes) + k, x, bottom)) for k, x in enumerate(across)]
+    level = [tuple(_boxes(arch, operations, len(nodes) + k, x, bottom)) for k, x in enumerate(across)]
     ceiling = max(boxes[-1].y for boxes in level) + _HEIGHT + _STUB
     nodes += level
     ceilings += [ceiling] * len(level)
@@ -87,21 +94,22 @@ def layout(arch: TreeArch) -> Layout:
     across = [(left + right) / 2 for left, right in zip(across[::2], across[1::2], strict=True)]
 
 
-def _boxes(arch: TreeArch, node: int, x: float, y: float) -> Iterator[Box]:
+def _boxes(arch: TreeArch, operations: Operations, node: int, x: float, y: float) -> Iterator[Box]:
   """The operations of one node, lowest first."""
   pairs = [(arch.combine[node], arch.activate[node], False)]
   if node == arch.index[1]:
     pairs.append((arch.inject[0], arch.inject[1], True))
   for combine, activate, injects in pairs:
-    names = [(COMBINE[combine], True)] + [(ACTIVATE[activate], False)] * (activate != IDENTITY)
-    for name, combines in names:
-      yield Box(x, y, _SIGNS.get(name, name), combines, injects)
+    yield Box(x, y, find('combine', operations, combine).label, True, injects)
+    y += _HEIGHT + _WIRE
+    if activate != IDENTITY:
+      yield Box(x, y, find('activate', operations, activate).label, False, injects)
       y += _HEIGHT + _WIRE
 
 
-def _figure(arch: TreeArch, ink: str) -> Any:
+def _figure(arch: TreeArch, ink: str, operations: Operations = BUILT_IN) -> Any:
   """A matplotlib figure of a cell."""
-  place = layout(arch)
+  place = layout(arch, operations)
   pen = pen_lib.Pen(place.width, place.height, ink)
   n = leaves(arch)
   for node, (boxes, ceiling) in enumerate(zip(place.nodes, place.ceilings, strict=True)):
@@ -138,7 +146,7 @@ def _operation(pen: pen_lib.Pen, box: Box) -> None:
   radius = _HEIGHT / 2 if box.combines else 3.0
   color = _MEMORY if box.injects else None
   pen.box(box.x, box.y, _WIDTH, _HEIGHT, radius, color, fill=0.0 if box.combines else 0.12)
-  pen.text(box.x, box.y + _HEIGHT / 2, box.word)
+  pen.text(box.x, box.y + _HEIGHT / 2, box.word, size=pen_lib.fitting(box.word, _WIDTH - 4))
 
 
 def _inputs(pen: pen_lib.Pen, leaf: int, box: Box, foot: float) -> None:

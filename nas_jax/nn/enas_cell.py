@@ -12,7 +12,6 @@ Node 0 reads x_t and h_(t-1), node l reads node j = previous[l - 1]; f is a node
 h_t is the mean of the nodes that none reads.
 """
 
-from collections.abc import Sequence
 import functools
 from typing import Any
 
@@ -20,14 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nas_jax import tree_cell
+from nas_jax import operations as operations_lib
 from nas_jax.nn import recurrent as recurrent_lib
+from nas_jax.operations import BUILT_IN, IDENTITY, Operations
 from nas_jax.space.base import is_static
 from nas_jax.space.enas import RnnArch, loose_ends
-from nas_jax.space.tree import ACTIVATE, IDENTITY
 from nas_jax.types import Array, Key
-
-EVERY: Sequence[int] = tree_cell.EVERY[1]  # all activations
 
 
 def init(
@@ -68,7 +65,7 @@ def unroll(
   h_mask: Array | None = None,
   normalize: bool = False,
   hoist: bool = True,
-  activate: Sequence[int] = EVERY,
+  operations: Operations = BUILT_IN,
 ) -> tuple[Array, Array]:
   """The cell over a sequence; the input projections of all steps are one product before the loop.
 
@@ -82,13 +79,14 @@ def unroll(
       in the paper's search. What goes on to the next step is not normalised.
     hoist: one product after the backward loop gives the gradient of each recurrent matrix, rather than a sum of T small
       ones inside it. That is a `custom_vjp`: forward-mode derivatives want False.
-    activate: for a traced arch, the ids that it may hold, so that the program can leave the others out.
+    operations: those that the arch may hold, as `Space.operations` says: a traced program leaves all others out. For a
+      static arch they matter only if it holds activations of your own.
 
   Returns:
     The final h and the outputs h_t [T, B, H].
 
   Raises:
-    ValueError: the parameters are not those of such an arch.
+    ValueError: the parameters are not those of such an arch, or a static one holds an unknown activation.
   """
   static, wanted = is_static(arch), _matrices(arch)
   if len(params['nodes']) != wanted:
@@ -100,18 +98,21 @@ def unroll(
   mask = jnp.broadcast_to(jnp.ones((), carry.dtype) if h_mask is None else h_mask, carry.shape)
   gates = recurrent_lib.projected(xs, chosen['kernel'], hoist)
   floats = (chosen['recurrent_kernel'], chosen['nodes'], gates, carry, mask)
-  h, hs = (_hoisted_scan if hoist else _scan)(arch, activate, *recurrent_lib.vary_together(floats, arch))
+  h, hs = (_hoisted_scan if hoist else _scan)(arch, operations, *recurrent_lib.vary_together(floats, arch))
   return h, jax.nn.standardize(hs, axis=1) if normalize else hs
 
 
-def equations(arch: RnnArch) -> str:
-  """A static cell as equations, two lines a node; x and h are x_t and h_(t-1)."""
+def equations(arch: RnnArch, operations: Operations = BUILT_IN) -> str:
+  """A static cell as equations, two lines a node; x and h are x_t and h_(t-1).
+
+  Activations of your own are found in `operations`; ValueError if they are not there.
+  """
   lines = []
   for node, activate in enumerate(arch.activate):
     before = f'h_{arch.previous[node - 1]}' if node else 'h'
     gate, value = (f'V{k}_{node} {before}' if node else f'W{k} x + U{k} h' for k in 'ch')
-    value = f'({value})' if activate == IDENTITY else f'{ACTIVATE[activate]}({value})'
-    lines += [f'c_{node} = sigmoid({gate})', f'h_{node} = c_{node} * {value} + (1 - c_{node}) * {before}']
+    name = '' if activate == IDENTITY else operations_lib.find('activate', operations, activate).name
+    lines += [f'c_{node} = sigmoid({gate})', f'h_{node} = c_{node} * {name}({value}) + (1 - c_{node}) * {before}']
   ends = [f'h_{node}' for node in loose_ends(arch.previous, len(arch.activate))]
   mean = f'({" + ".join(ends)}) / {len(ends)}' if len(ends) > 1 else ends[0]
   return '\n'.join((*lines, f'h_t = {mean}'))
@@ -130,42 +131,42 @@ def _shares(arch: Any) -> Array:
   return loose / loose.sum()
 
 
-def _node(possible: Sequence[int], activate: int | Array, sums: Array, before: Array) -> Array:
+def _node(operations: Operations, activate: int | Array, sums: Array, before: Array) -> Array:
   """h_l [B, H] of what enters c_l and f_l, `sums` [B, 2 H], and of the node read."""
   gate, value = jnp.split(sums, 2, -1)
-  return before + jax.nn.sigmoid(gate) * (tree_cell.activate(possible, activate, value) - before)
+  return before + jax.nn.sigmoid(gate) * (operations_lib.activate(operations, activate, value) - before)
 
 
-def _step(arch, possible, recurrent, nodes, mask, h, x):
+def _step(arch, operations, recurrent, nodes, mask, h, x):
   """One step: h after it, and what the backward pass needs: h before, the sums [N, B, 2 H] and values [N, B, H]."""
   static, sums = is_static(arch), [x + (h * mask) @ recurrent]
-  values = [_node(possible, arch.activate[0], sums[0], h)]
+  values = [_node(operations, arch.activate[0], sums[0], h)]
   for activate, previous, kernel in zip(arch.activate[1:], arch.previous, nodes, strict=True):
     before = values[previous] if static else jax.lax.select_n(previous, *values)
     sums.append(before @ kernel)
-    values.append(_node(possible, activate, sums[-1], before))
+    values.append(_node(operations, activate, sums[-1], before))
   every = jnp.stack(values)
   after = jnp.tensordot(_shares(arch).astype(h.dtype), every, 1)
   return after, (after, h, jnp.stack(sums), every)
 
 
-def _scan(arch, possible, recurrent, nodes, xs, h, mask):
+def _scan(arch, operations, recurrent, nodes, xs, h, mask):
   """The loop as it is written; JAX derives its gradient. Returns h [B, H] and the outputs [T, B, H]."""
-  h, (hs, *_) = jax.lax.scan(functools.partial(_step, arch, possible, recurrent, nodes, mask), h, xs)
+  h, (hs, *_) = jax.lax.scan(functools.partial(_step, arch, operations, recurrent, nodes, mask), h, xs)
   return h, hs
 
 
-def _hoisted_scan(arch, possible, *floats):
+def _hoisted_scan(arch, operations, *floats):
   """`_scan` with the gradients of the matrices taken out of its backward loop."""
   # A static arch enters by closure: as an argument it would become traced.
   fixed, chosen = (arch, None) if is_static(arch) else (None, arch)
 
   @jax.custom_vjp
   def scan(chosen, *floats):
-    return _scan(fixed or chosen, possible, *floats)
+    return _scan(fixed or chosen, operations, *floats)
 
   def forward(chosen, recurrent, nodes, xs, h, mask):
-    step = functools.partial(_step, fixed or chosen, possible, recurrent, nodes, mask)
+    step = functools.partial(_step, fixed or chosen, operations, recurrent, nodes, mask)
     h, (hs, *kept) = jax.lax.scan(step, h, xs)
     return (h, hs), (chosen, recurrent, nodes, mask, *kept)
 
@@ -176,7 +177,7 @@ def _hoisted_scan(arch, possible, *floats):
     transposed_kernel, turned_nodes = recurrent_lib.transposed(recurrent), recurrent_lib.transposed(nodes)
 
     def through(activate, sums, before, dvalue):
-      return jax.vjp(functools.partial(_node, possible, activate), sums, before)[1](dvalue)
+      return jax.vjp(functools.partial(_node, operations, activate), sums, before)[1](dvalue)
 
     def step(dh, inputs):
       dh_out, before, sums, values = inputs

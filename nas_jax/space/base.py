@@ -6,7 +6,7 @@ controller reads only this table. An architecture is a NamedTuple of tuples of P
 values (a filter height of 7, not the number of its token), so that it means the same without its space.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import enum
 import functools
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.types import Array, PyTree
 
 
@@ -48,6 +49,7 @@ class Slot(NamedTuple):
   layer: int = 0  # the layer that gets the credit; it exists when layer < depth
   selects: bool = False  # whether it is a CHOICE that later slots of its layer depend on, up to the next selecting slot
   active_if: tuple[int, ...] = ()  # tokens of the selecting slot for which this one exists; () if it always does
+  own: tuple[str, ...] | None = None  # CHOICE of an operation: labels of the user's own, which JSON has in place of ids
 
   @property
   def title(self) -> str:
@@ -81,6 +83,7 @@ class Space:
   spec: Mapping[str, Any]  # the arguments it was made with, for JSON
   arch_type: type  # the NamedTuple of its architectures
   slots: tuple[Slot, ...]
+  operations: Operations = BUILT_IN  # those that its architectures may hold, if they hold any
 
   @functools.cached_property
   def owner(self) -> np.ndarray:
@@ -204,19 +207,19 @@ class Space:
         f'arch field {name!r} has {lengths[name]} entries, this {self.kind} space wants {nearest[name]}{at}.'
       )
     depth = wanted.index(lengths) + 1
-    position, governor = dict.fromkeys(self._fields, 0), 0
-    for slot in self.slots:
-      for _ in range(slot.tokens if slot.layer < depth else 0):
-        value = getattr(arch, slot.field)[position[slot.field]]
-        allowed = slot.values or tuple(range(2 if slot.kind == Kind.LINK else slot.width))
-        allowed = allowed if slot.exists(governor) else (0,)
-        where = f'arch field {slot.field!r}, entry {position[slot.field]} ({slot.title})'
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-          raise ValueError(f'{where} is {value!r}, a {type(value).__name__}: want an int.')
-        if value not in allowed:
-          raise ValueError(f'{where} is {value}: this space allows {", ".join(map(str, allowed))}.')
-        position[slot.field] += 1
-        governor = allowed.index(value) if slot.selects else governor
+    governor = 0
+    for slot, entry in self._entries(depth):
+      value = getattr(arch, slot.field)[entry]
+      allowed = slot.values or tuple(range(2 if slot.kind == Kind.LINK else slot.width))
+      allowed = allowed if slot.exists(governor) else (0,)
+      where = f'arch field {slot.field!r}, entry {entry} ({slot.title})'
+      if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        named = isinstance(value, str) and slot.own is not None
+        way = ', or hand in the operation of this name as an Operation' if named else ''
+        raise ValueError(f'{where} is {value!r}, a {type(value).__name__}: want an int{way}.')
+      if value not in allowed:
+        raise ValueError(f'{where} is {value}: this space allows {", ".join(map(str, allowed))}.')
+      governor = allowed.index(value) if slot.selects else governor
     return depth
 
   def describe(self, arch) -> str:
@@ -233,12 +236,19 @@ class Space:
     return '\n'.join(f'{group}: {", ".join(words)}' for group, words in lines.items())
 
   def to_json(self, arch) -> str:
-    """One line of JSON, `{"kind": ..., "arch": {field: [ints]}}`."""
-    self.check(arch)
-    return json.dumps({'kind': self.kind, 'arch': {n: [int(v) for v in getattr(arch, n)] for n in self._fields}})
+    """One line of JSON, `{"kind": ..., "arch": {field: [ints]}}`; a user's own operation stands there by its name."""
+    fields: dict[str, list[int | str]] = {name: [] for name in self._fields}
+    for slot, entry in self._entries(self.check(arch)):
+      value, own = int(getattr(arch, slot.field)[entry]), slot.own or ()
+      label = slot.labels[slot.values.index(value)] if own else ''
+      fields[slot.field].append(label if label in own else value)
+    return json.dumps({'kind': self.kind, 'arch': fields})
 
   def from_json(self, text: str):
-    """The architecture in `text`, checked. Raises ValueError, in one line, on anything that is none of this space."""
+    """The architecture in `text`, checked; an operation may stand there by its id or by its name.
+
+    Raises ValueError, in one line, on anything that is none of this space.
+    """
     try:
       data = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -252,6 +262,10 @@ class Space:
     for name, values in data['arch'].items():
       if not isinstance(values, list):
         raise ValueError(f'arch field {name!r} is {values!r}: want a list of ints.')
+    for slot, entry in self._entries(self.layers):
+      values = data['arch'][slot.field]
+      if slot.own is not None and entry < len(values) and values[entry] in slot.labels:
+        values[entry] = slot.values[slot.labels.index(values[entry])]
     arch = self.arch_type(**{name: tuple(values) for name, values in data['arch'].items()})
     self.check(arch)
     return arch
@@ -268,6 +282,14 @@ class Space:
         f'depth (={depth}) must be in 1..{self.layers}, the layers this {self.kind} space was made with.'
       )
     return depth
+
+  def _entries(self, depth: int) -> Iterator[tuple[Slot, int]]:
+    """For each entry of an architecture of `depth` layers its slot, and its place in the slot's field."""
+    filled = dict.fromkeys(self._fields, 0)
+    for slot in self.slots:
+      for _ in range(slot.tokens if slot.layer < depth else 0):
+        yield slot, filled[slot.field]
+        filled[slot.field] += 1
 
   def _lengths(self, depth: int) -> dict[str, int]:
     lengths = dict.fromkeys(self._fields, 0)

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 import json
 from typing import NamedTuple
 
+from nas_jax import operations as operations_lib
+from nas_jax.operations import BUILT_IN, Operation, Operations
 from nas_jax.space.base import Kind, Slot, Space
-from nas_jax.space.tree import ACTIVATE, ids_of
+from nas_jax.space.tree import ids_of, operation_slot
 
 MACRO_OPERATIONS = ('conv 3', 'sepconv 3', 'conv 5', 'sepconv 5', 'average pool 3', 'max pool 3')
 MICRO_OPERATIONS = ('sepconv 3', 'sepconv 5', 'average pool 3', 'max pool 3', 'identity')  # an id is its place here
@@ -32,7 +34,7 @@ class MicroArch(NamedTuple):
 class RnnArch(NamedTuple):
   """A recurrent cell of N nodes; node 0 reads x and h, every other one an earlier node."""
 
-  activate: tuple[int, ...]  # [N] ids into ACTIVATE
+  activate: tuple[int, ...]  # [N] ids of activations, see `nas_jax.operations`
   previous: tuple[int, ...]  # [N - 1] what node 1, 2, ... reads
 
 
@@ -86,29 +88,33 @@ def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIO
   return Space('enas_micro', {'blocks': blocks, 'operations': list(operations)}, MicroArch, slots)
 
 
-def enas_rnn_space(nodes: int = 12, activate: Sequence[str] = ('tanh', 'relu', 'identity', 'sigmoid')) -> Space:
+def enas_rnn_space(
+  nodes: int = 12, activate: Sequence[Operation | str] = ('tanh', 'relu', 'identity', 'sigmoid')
+) -> Space:
   """Recurrent cells: 4^N (N - 1)! strings, 6.7e14 at 12 nodes. (The paper counts 4^N N!, "about 1e15".)
 
   Args:
     nodes: N.
-    activate: names from ACTIVATE, in the order of their tokens.
+    activate: activations in the order of their tokens: names of built-in ones, and operations of your own.
 
   Raises:
     ValueError: names the argument and what fits.
   """
-  ids = ids_of('activate', activate, ACTIVATE)
+  table = operations_lib.by_id('activate', activate)
   _positive('nodes', nodes)
   slots = []
   for i in range(nodes):
     if i:
       slots.append(Slot(f'node {i}', 'reads', Kind.POINTER, i, 'previous', head='previous'))
-    slots.append(_choice(f'node {i}', 'activate', 'activate', ids, activate, 'activate')._replace(anchor=True))
-  return Space('enas_rnn', {'nodes': nodes, 'activate': list(activate)}, RnnArch, tuple(slots))
+    slots.append(operation_slot(f'node {i}', 'activate', 'activate', table, 'activate')._replace(anchor=True))
+  spec = {'nodes': nodes, 'activate': [operation.name for operation in table.values()]}
+  return Space('enas_rnn', spec, RnnArch, tuple(slots), Operations(activate=tuple(table.values())))
 
 
-def rnn_from_json(text: str) -> RnnArch:
-  """A cell of any nodes and any activations from JSON, checked. Raises ValueError as `Space.from_json` does."""
-  return enas_rnn_space(_length(text, 'activate'), ACTIVATE).from_json(text)
+def rnn_from_json(text: str, operations: Operations = BUILT_IN) -> RnnArch:
+  """A cell of any number of nodes from JSON, checked; arguments and errors as those of `tree_from_json`."""
+  known = operations_lib.with_built_in(operations)
+  return enas_rnn_space(_length(text, 'activate'), known.activate).from_json(text)
 
 
 def loose_ends(inputs: Sequence[int], nodes: int) -> tuple[int, ...]:

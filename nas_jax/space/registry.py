@@ -4,6 +4,7 @@ from collections.abc import Callable
 import json
 from typing import Any, NamedTuple
 
+from nas_jax.operations import BUILT_IN, Operation, Operations, by_id
 from nas_jax.space.base import Space
 from nas_jax.space.chain import chain_from_json, chain_space
 from nas_jax.space.choice import choice_space
@@ -23,26 +24,28 @@ class _Family(NamedTuple):
   """The architectures of one kind."""
 
   make_space: Callable[..., Space]  # from the "space" of a best.json
-  from_json: Callable[[str], Any] | None  # the architecture in a text; None if it means nothing without its space
+  from_json: Callable[..., Any] | None  # the architecture in a text; None if it means nothing without its space
+  of_operations: bool = False  # whether `from_json` takes the `Operations` that the architecture may hold, too
 
 
 _FAMILIES = {
-  'tree_cell': _Family(tree_cell_space, tree_from_json),
+  'tree_cell': _Family(tree_cell_space, tree_from_json, of_operations=True),
   'conv': _Family(conv_space, conv_from_json),
   'chain': _Family(chain_space, chain_from_json),
   'choice': _Family(choice_space, None),
   'enas_macro': _Family(enas_macro_space, macro_from_json),
   'enas_micro': _Family(enas_micro_space, micro_from_json),
-  'enas_rnn': _Family(enas_rnn_space, rnn_from_json),
+  'enas_rnn': _Family(enas_rnn_space, rnn_from_json, of_operations=True),
 }
 
 
-def from_json(text: str, kind: str = '') -> Any:
+def from_json(text: str, kind: str = '', operations: Operations = BUILT_IN) -> Any:
   """Reads an architecture of any kind and any size, from the text of a best.json or of `Space.to_json`.
 
   Args:
     text: JSON with "kind" and "arch"; what else it holds is ignored, but for the "space" of a `ChoiceArch`.
     kind: the only kind to take, such as 'tree_cell'; '' takes every kind.
+    operations: where operations of your own that a recurrent cell holds are found by their names.
 
   Returns:
     The NamedTuple of its kind (`TreeArch`, `ConvArch`, ...), checked.
@@ -53,8 +56,10 @@ def from_json(text: str, kind: str = '') -> Any:
   found = kind_of(text)
   if found not in ((kind,) if kind else _FAMILIES):
     raise ValueError(f'the architecture is of kind {found!r}: want {kind or ", ".join(_FAMILIES)}.')
-  read = _FAMILIES[found].from_json or space_of(text).from_json
-  return read(text)
+  family = _FAMILIES[found]
+  if family.from_json is None:
+    return space_of(text).from_json(text)
+  return family.from_json(text, operations) if family.of_operations else family.from_json(text)
 
 
 def kind_of(text: str) -> str:
@@ -65,16 +70,32 @@ def kind_of(text: str) -> str:
     raise ValueError('not an architecture: want JSON with "kind" and "arch", as a best.json.') from None
 
 
-def space_of(text: str) -> Space:
-  """The space that a best.json was found in. Raises ValueError if it does not say so."""
+def space_of(text: str, operations: Operations = BUILT_IN) -> Space:
+  """The space that a best.json was found in.
+
+  Args:
+    text: of the file.
+    operations: where operations of your own that the space has are found by their names.
+
+  Raises:
+    ValueError: the text describes no space, or one with an operation that is unknown.
+  """
   kind = kind_of(text)
   try:
     spec = json.loads(text)['space']
     if not all(_modest(value) for value in spec.values()):
       raise TypeError
+    if _FAMILIES[kind].of_operations:
+      spec |= {field: _handed_in(field, spec[field], operations) for field in Operations._fields if field in spec}
     return _FAMILIES[kind].make_space(**spec)
   except (KeyError, TypeError, AttributeError, OverflowError):
     raise ValueError(f'no space of kind {kind!r} is described: want the best.json of a search.') from None
+
+
+def _handed_in(field: str, names: list[str], operations: Operations) -> list[Operation | str]:
+  """The operations of one kind that a file names: those of the user's own as they were handed in, others by name."""
+  own = {operation.name: operation for operation in by_id(field, getattr(operations, field)).values()}
+  return [own.get(name, name) for name in names]
 
 
 def _modest(value: object) -> bool:

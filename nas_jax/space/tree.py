@@ -1,30 +1,31 @@
 """Recurrent cells written as trees, Zoph & Le (2017) Sec. 3.4."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import json
 from typing import NamedTuple
 
+from nas_jax import operations as operations_lib
+from nas_jax.operations import ACTIVATIONS, BUILT_IN, COMBINATIONS, IDENTITY, Operation, Operations
 from nas_jax.space.base import Kind, Slot, Space, canonical
 
-COMBINE = ('add', 'mult', 'max')  # an operation's id is its place here
-ACTIVATE = ('identity', 'tanh', 'sigmoid', 'relu', 'sin')
-ADD, MULT, MAX = range(3)
-IDENTITY, TANH, SIGMOID, RELU, SIN = range(5)
+# The names of the built-in operations, each at the place that is its id.
+COMBINE = tuple(operation.name for operation in COMBINATIONS)
+ACTIVATE = tuple(operation.name for operation in ACTIVATIONS)
 
 
 class TreeArch(NamedTuple):
   """A cell of n leaves and N = 2n - 1 nodes, leaves first, root last; node n + k combines nodes 2k and 2k + 1."""
 
-  combine: tuple[int, ...]  # [N] ids into COMBINE
-  activate: tuple[int, ...]  # [N] ids into ACTIVATE
+  combine: tuple[int, ...]  # [N] ids of combinations, see `nas_jax.operations`
+  activate: tuple[int, ...]  # [N] ids of activations
   inject: tuple[int, ...]  # [2] (combine, activate) of Cell Inject
   index: tuple[int, ...]  # type: ignore[assignment]  # [2] (node whose value before activation is c_t, node that takes c_(t-1))
 
 
 def tree_cell_space(
   base: int = 8,
-  combine: Sequence[str] = ('add', 'mult'),
-  activate: Sequence[str] = ('identity', 'tanh', 'sigmoid', 'relu'),
+  combine: Sequence[Operation | str] = ('add', 'mult'),
+  activate: Sequence[Operation | str] = ('identity', 'tanh', 'sigmoid', 'relu'),
 ) -> Space:
   """All cells of `base` leaves, in the paper's order of emission: 4 * base + 2 tokens, 34 for base 8.
 
@@ -33,20 +34,24 @@ def tree_cell_space(
 
   Args:
     base: leaves, a power of two from 2.
-    combine: names from COMBINE, in the order of their tokens; 'max' is the paper's control experiment.
-    activate: names from ACTIVATE, likewise; 'sin' is the control experiment.
+    combine: combinations in the order of their tokens: names from COMBINE, and operations of your own. 'max' is in the
+      paper's control experiment.
+    activate: activations in the order of their tokens: names from ACTIVATE, and operations of your own. 'sin' is in the
+      control experiment.
 
   Raises:
-    ValueError: base is no power of two, or an operation is unknown, missing or named twice.
+    ValueError: base is no power of two; or an operation is unknown, missing or named twice, or cannot be used.
   """
   if not isinstance(base, int) or base < 2 or base & (base - 1):
     raise ValueError(f'base (={base}) must be a power of two from 2: 2, 4, 8, 16, ...')
-  combine_ids, activate_ids = ids_of('combine', combine, COMBINE), ids_of('activate', activate, ACTIVATE)
+  by_id = {
+    'combine': operations_lib.by_id('combine', combine),
+    'activate': operations_lib.by_id('activate', activate),
+  }
   nodes = 2 * base - 1
 
   def operation(group: str, name: str, field: str, head: str) -> Slot:
-    ids, words = (combine_ids, COMBINE) if name == 'combine' else (activate_ids, ACTIVATE)
-    return Slot(group, name, Kind.CHOICE, len(ids), field, ids, tuple(words[i] for i in ids), head)
+    return operation_slot(group, name, field, by_id[name], head)
 
   def index(name: str) -> Slot:
     numbers = tuple(range(nodes))
@@ -55,29 +60,42 @@ def tree_cell_space(
   slots = [operation(f'node {i}', name, name, f'{name} {i}') for i in range(nodes) for name in ('combine', 'activate')]
   slots += [operation('cell inject', name, 'inject', f'inject {name}') for name in ('combine', 'activate')]
   slots += [index('c_t from node'), index('c_(t-1) into node')]
-  spec = {'base': base, 'combine': list(combine), 'activate': list(activate)}
-  return Space('tree_cell', spec, TreeArch, tuple(slots))
+  spec = {'base': base} | {kind: [operation.name for operation in table.values()] for kind, table in by_id.items()}
+  held = Operations(*(tuple(table.values()) for table in by_id.values()))
+  return Space('tree_cell', spec, TreeArch, tuple(slots), held)
 
 
-def tree_from_json(text: str) -> TreeArch:
-  """A cell of any base and any operations from JSON, checked. Raises ValueError as `Space.from_json` does."""
+def operation_slot(group: str, kind: str, field: str, table: Mapping[int, Operation], head: str) -> Slot:
+  """The choice of an operation of one kind, 'combine' or 'activate', from a table by ids."""
+  built_in = getattr(BUILT_IN, kind)
+  labels = tuple(operation.name for operation in table.values())
+  own = tuple(operation.name for operation in table.values() if operation not in built_in)
+  return Slot(group, kind, Kind.CHOICE, len(table), field, tuple(table), labels, head, own=own)
+
+
+def tree_from_json(text: str, operations: Operations = BUILT_IN) -> TreeArch:
+  """A cell of any base from JSON, checked.
+
+  Args:
+    text: as `Space.to_json` writes, or a best.json.
+    operations: where operations of your own that the cell may hold are found by their names; the built-in ones are
+      always known.
+
+  Raises:
+    ValueError: as `Space.from_json` does.
+  """
   try:
     nodes = len(json.loads(text)['arch']['combine'])
   except (ValueError, TypeError, KeyError, RecursionError):
     nodes = 3  # no cell at all: the smallest space says what is wrong
   if nodes < 3 or (nodes + 1) & nodes:
     raise ValueError(f"arch field 'combine' has {nodes} entries: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
-  return tree_cell_space((nodes + 1) // 2, COMBINE, ACTIVATE).from_json(text)
+  return tree_cell_space((nodes + 1) // 2, *operations_lib.with_built_in(operations)).from_json(text)
 
 
 def leaves(arch: TreeArch) -> int:
   """n, the base number of a cell."""
   return (len(arch.combine) + 1) // 2
-
-
-def operations(space: Space) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """The (combine, activate) ids a tree-cell space can produce: what a traced cell need not compute it leaves out."""
-  return ids_of('combine', space.spec['combine'], COMBINE), ids_of('activate', space.spec['activate'], ACTIVATE)
 
 
 @canonical.register
@@ -88,15 +106,19 @@ def _canonical_tree(arch: TreeArch) -> TreeArch:
 def canonical_with_leaves(arch: TreeArch) -> tuple[TreeArch, tuple[int, ...]]:
   """The canonical cell, and for each of its leaves the leaf of `arch` whose weights it takes.
 
-  Every combination is commutative, so the two subtrees of a node may change places; and where a child only passes its
-  parent's combination on (same combination, identity, neither read for c_t nor injected), the subtrees of one height
-  below may be shared out anew. Cells that differ only so are one network: with their leaves' weights renamed they
-  compute the same up to rounding.
+  Where a combination is symmetric (`Operation.symmetric`), the two subtrees of a node may change places; and where a
+  child only passes its parent's combination on (same combination, identity, neither read for c_t nor injected), the
+  subtrees of one height below may be shared out anew. Cells that differ only so are one network: with their leaves'
+  weights renamed they compute the same up to rounding. Of a user's own combination, which an architecture knows by its
+  id alone, nothing is assumed.
   """
   n = leaves(arch)
 
   def children(node: int) -> list[int]:
     return [2 * (node - n), 2 * (node - n) + 1]
+
+  def symmetric(node: int) -> bool:
+    return arch.combine[node] < len(COMBINATIONS) and COMBINATIONS[arch.combine[node]].symmetric
 
   def passes_on(node: int, combine: int) -> bool:
     return node >= n and arch.combine[node] == combine and arch.activate[node] == IDENTITY and node not in arch.index
@@ -108,8 +130,10 @@ def canonical_with_leaves(arch: TreeArch) -> tuple[TreeArch, tuple[int, ...]]:
       return own, (node,)
     levels, row = [], children(node)
     while row:
-      passing = [child for child in row if passes_on(child, arch.combine[node])]
-      terms = sorted((sort(child) for child in row if child not in passing), key=lambda pair: pair[0])
+      passing = [child for child in row if symmetric(node) and passes_on(child, arch.combine[node])]
+      terms = [sort(child) for child in row if child not in passing]
+      if symmetric(node):
+        terms.sort(key=lambda pair: pair[0])
       levels.append((terms, passing))
       row = [grandchild for child in passing for grandchild in children(child)]
     below: list[tuple] = []

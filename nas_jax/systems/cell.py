@@ -14,7 +14,8 @@ from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
-from nas_jax.space.tree import TreeArch, operations
+from nas_jax.operations import Operation, Operations, by_id, find
+from nas_jax.space.tree import TreeArch
 from nas_jax.systems import language
 from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators, rewards
@@ -27,9 +28,11 @@ class Config(language.Children, Limits, search.Config):
   """The search, its children, and how they are trained."""
 
   base: int = field(8, 'leaves of the tree, a power of two, Sec. 4.2', low=2)
-  combine: tuple[str, ...] = field(('add', 'mult'), f'combinations, of {", ".join(space.COMBINE)}; Sec. 4.2')
-  activate: tuple[str, ...] = field(
-    ('identity', 'tanh', 'sigmoid', 'relu'), f'activations, of {", ".join(space.ACTIVATE)}; Sec. 4.2'
+  combine: tuple[str | Operation, ...] = field(
+    ('add', 'mult'), f'combinations, of {", ".join(space.COMBINE)}; Sec. 4.2', also=Operation
+  )
+  activate: tuple[str | Operation, ...] = field(
+    ('identity', 'tanh', 'sigmoid', 'relu'), f'activations, of {", ".join(space.ACTIVATE)}; Sec. 4.2', also=Operation
   )
   hidden: int = field(32, 'width of the cells', low=1)
   parameters: int = field(0, 'if not 0, weights to have: hidden is chosen to come nearest', low=0)
@@ -125,7 +128,7 @@ def build(
   config.check(cfg)
   cell_space = make_space(cfg)
   return search.build(
-    cell_space, cfg, build_evaluator(cfg, text, language_model.tree(operations(cell_space)), mesh, recovery)
+    cell_space, cfg, build_evaluator(cfg, text, language_model.tree(cell_space.operations), mesh, recovery)
   )
 
 
@@ -166,7 +169,7 @@ def time_programs(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None) ->
 
   def build_for(kind: str, count: int):
     short = dataclasses.replace(cfg, steps=count, epochs=0, child_program=kind)
-    return build_evaluator(short, text, language_model.tree(operations(cell_space)), mesh)
+    return build_evaluator(short, text, language_model.tree(cell_space.operations), mesh)
 
   batch = evaluators.random_batch(cell_space, jax.random.key(cfg.seed), cfg.m)
   return evaluators.time_programs(build_for, batch, total, cfg.max_children)
@@ -176,12 +179,11 @@ def why_unsupported(cfg: Config, arch: TreeArch) -> str:
   """Why the search cannot train a cell that is none of its own, '' if it can."""
   if cfg.child_program == 'specialised':
     return ''
-  for known, names, ids in (
-    (space.COMBINE, cfg.combine, (*arch.combine, arch.inject[0])),
-    (space.ACTIVATE, cfg.activate, (*arch.activate, arch.inject[1])),
-  ):
-    if extra := sorted({known[k] for k in ids} - set(names)):
-      return f'its {extra[0]} is none of {", ".join(names)}'
+  held = make_space(cfg).operations
+  for kind, ids in zip(Operations._fields, ((*arch.combine, arch.inject[0]), (*arch.activate, arch.inject[1]))):
+    possible = by_id(kind, getattr(held, kind))
+    if extra := sorted(find(kind, held, chosen).name for chosen in set(ids) - set(possible)):
+      return f'its {extra[0]} is none of {", ".join(operation.name for operation in possible.values())}'
   return ''
 
 

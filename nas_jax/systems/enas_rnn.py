@@ -9,8 +9,8 @@ from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
+from nas_jax.operations import Operation
 from nas_jax.search import weight_sharing
-from nas_jax.space import tree
 from nas_jax.systems import enas, language
 from nas_jax.training import child as child_lib
 from nas_jax.training import rewards
@@ -22,8 +22,8 @@ class Config(language.Children, weight_sharing.Config):
   """The search, the cells, and how their weights are trained. The defaults are the paper's, or those of its code."""
 
   nodes: int = field(12, 'N, of a cell', low=1)
-  activate: tuple[str, ...] = field(
-    ('tanh', 'relu', 'identity', 'sigmoid'), f'activations, of {", ".join(space.ACTIVATE)}'
+  activate: tuple[str | Operation, ...] = field(
+    ('tanh', 'relu', 'identity', 'sigmoid'), f'activations, of {", ".join(space.ACTIVATE)}', also=Operation
   )
   hidden: int = field(1000, 'width of the cells', low=1)
   epochs: int = field(10, 'passes that train a cell by itself, to compare', low=1)
@@ -100,7 +100,7 @@ def problem(cfg: Config, text: text_lib.Text) -> enas.Problem:
   search.check(made, cfg)
   data = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   hyperparameters = language.hyperparameters(cfg, cfg.hidden)
-  cell = language_model.enas(tree.ids_of('activate', cfg.activate, space.ACTIVATE), cfg.normalize)
+  cell = language_model.enas(made.operations, cfg.normalize)
   network = language.build(cfg, text, cell, cfg.hidden)
   steps = cfg.pass_steps or len(data.train)
   return enas.Problem(

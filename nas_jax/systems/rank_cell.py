@@ -19,6 +19,7 @@ from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
+from nas_jax.operations import BUILT_IN, Operations, find
 from nas_jax.search.journal import plain
 from nas_jax.space.tree import TreeArch
 from nas_jax.systems import cell, language, retrain, retrain_cell
@@ -138,9 +139,10 @@ def programs(cfg: Config, name: str, text: text_lib.Text, cells: Cells, mesh: Me
   made = recipe(cfg, name, text, next(iter(cells.values())))
   combine = {i for arch in cells.values() for i in (*arch.combine, arch.inject[0])}
   activate = {i for arch in cells.values() for i in (*arch.activate, arch.inject[1])}
-  kind = language_model.tree((sorted(combine), sorted(activate)))
+  kinds = zip(Operations._fields, (combine, activate))
+  held = Operations(*(tuple(find(kind, BUILT_IN, i) for i in sorted(ids)) for kind, ids in kinds))
   data = text_batches.lay_out(text, made.cfg.batch, made.cfg.bptt, made.cfg.score_batch)
-  network = language.build(made.cfg, text, kind, made.hidden)
+  network = language.build(made.cfg, text, language_model.tree(held), made.hidden)
   child = child_lib.bind_arch(
     network, lambda training: language_model.ChildSpec(training.arch, training.hyperparameters)
   )

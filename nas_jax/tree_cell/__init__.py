@@ -3,16 +3,17 @@
 import importlib
 from typing import Any
 
+from nas_jax.operations import Operation, Operations
 from nas_jax.published import LSTM, NASCELL
 from nas_jax.space.tree import TreeArch
-from nas_jax.tree_cell.cell import EVERY, Carry, Operations, TreeCell, activate, apply, init, unroll
+from nas_jax.tree_cell.cell import Carry, TreeCell, apply, init, unroll
 from nas_jax.tree_cell.text import equations, to_source
 
 # These load when they are first used: flax.nnx brings in optax, and pictures bring in matplotlib.
 _LATER = {'NNXTreeCell': 'nas_jax.tree_cell.nnx', 'draw': 'nas_jax.draw.tree'}
 
 __all__ = [
-  'EVERY', 'LSTM', 'NASCELL', 'Carry', 'NNXTreeCell', 'Operations', 'TreeArch', 'TreeCell', 'activate', 'apply', 'draw',
+  'LSTM', 'NASCELL', 'Carry', 'NNXTreeCell', 'Operation', 'Operations', 'TreeArch', 'TreeCell', 'apply', 'draw',
   'equations', 'init', 'to_source', 'unroll',
 ]  # fmt: skip
 

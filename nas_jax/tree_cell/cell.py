@@ -9,24 +9,22 @@ Index: c_t is the value of node index[0] before its activation, so before inject
 is the value of the root, injected if it is the root that takes c_(t-1).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from nas_jax import operations as operations_lib
 from nas_jax.nn import recurrent
 from nas_jax.nn.recurrent import Carry
+from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.published import NASCELL
 from nas_jax.space.base import is_static
-from nas_jax.space.tree import ACTIVATE, COMBINE, IDENTITY, RELU, SIGMOID, SIN, TANH, TreeArch, leaves
+from nas_jax.space.tree import TreeArch, leaves
 from nas_jax.types import Array, Key
-
-Operations = tuple[Sequence[int], Sequence[int]]  # the (combine, activate) ids that a traced arch may hold
-EVERY: Operations = (tuple(range(len(COMBINE))), tuple(range(len(ACTIVATE))))
 
 
 def init(
@@ -49,11 +47,15 @@ def init(
 
 
 def apply(
-  params: dict[str, Array], arch: TreeArch, carry: Carry, x: Array, *, operations: Operations = EVERY
+  params: dict[str, Array], arch: TreeArch, carry: Carry, x: Array, *, operations: Operations = BUILT_IN
 ) -> tuple[Carry, Array]:
   """One time step: carry (c, h) [B, H] and x [B, in] to ((c, h), h).
 
-  `operations` is for a traced arch: the ids that it may hold, so that the program can leave the others out.
+  `operations` are those that the arch may hold, as `Space.operations` says: a traced program leaves all others out. For
+  a static arch it matters only if the arch holds operations of your own.
+
+  Raises:
+    ValueError: a static arch holds an operation that is neither built in nor among `operations`.
   """
   return recurrent.step(*_cell(arch, operations, _if), params, carry, x)
 
@@ -67,7 +69,7 @@ def unroll(
   h_mask: Array | None = None,
   length: Array | None = None,
   hoist: bool = True,
-  operations: Operations = EVERY,
+  operations: Operations = BUILT_IN,
 ) -> tuple[Carry, Array]:
   """The cell over a sequence; the input projections of all steps are one product before the loop.
 
@@ -83,34 +85,18 @@ def unroll(
     h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the leaves (variational dropout).
     length: [B] int, the steps each row takes; afterwards its carry stays as it is.
     hoist: see above.
-    operations: for a traced arch, the ids that it may hold.
+    operations: those that the arch may hold, see `apply`.
 
   Returns:
     The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
+
+  Raises:
+    ValueError: as `apply` does.
   """
   cell, backward_cell = _cell(arch, operations, _if), _cell(arch, operations, _if_again)[0]
   return recurrent.unroll(
     *cell, params, carry, xs, h_mask=h_mask, length=length, hoist=hoist, backward_cell=backward_cell
   )
-
-
-def activate(possible: Sequence[int], chosen: int | Array, x: Array) -> Array:
-  """f(x) by the id of an activation: an int runs it alone, an array chooses among the possible ones as it runs.
-
-  One tanh serves both tanh and sigmoid(x) = (1 + tanh(x / 2)) / 2 of the latter.
-
-  Args:
-    possible: the ids that an array may hold.
-    chosen: an id, or ids of a shape that broadcasts with x.
-    x: any shape.
-  """
-  if not isinstance(chosen, jax.Array | np.ndarray):
-    return _ACTIVATE[chosen](x)
-  values = {i: _ACTIVATE[i](x) for i in possible if i in (IDENTITY, RELU, SIN)}
-  if TANH in possible or SIGMOID in possible:
-    tanh = jnp.tanh(jnp.where(chosen == SIGMOID, 0.5, 1.0).astype(x.dtype) * x)
-    values |= {i: v for i, v in {TANH: tanh, SIGMOID: 0.5 + 0.5 * tanh}.items() if i in possible}
-  return _choose(chosen, values)
 
 
 class TreeCell(nn.RNNCellBase):
@@ -120,11 +106,13 @@ class TreeCell(nn.RNNCellBase):
     features: H.
     arch: static, so that each cell is its own program.
     bias: whether to add the one bias [n * H] that TensorFlow's NASCell offers.
+    operations: where operations of your own that the arch holds are found.
   """
 
   features: int
   arch: TreeArch = NASCELL
   bias: bool = False
+  operations: Operations = BUILT_IN
 
   @nn.compact
   def __call__(self, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
@@ -141,7 +129,7 @@ class TreeCell(nn.RNNCellBase):
     }
     if self.bias:
       params['bias'] = self.param('bias', nn.initializers.zeros_init(), (width,))
-    return apply(params, self.arch, carry, inputs)
+    return apply(params, self.arch, carry, inputs, operations=self.operations)
 
   @nn.nowrap
   def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Carry:
@@ -159,23 +147,25 @@ class TreeCell(nn.RNNCellBase):
 def _cell(arch: TreeArch, operations: Operations, if_: Callable) -> tuple[recurrent.Cell, TreeArch | None]:
   """A tree as `recurrence` takes it. A static arch enters by closure: as an argument it would become traced."""
   if is_static(arch):
-    return lambda _, x, h, c: _static_tree(arch, x, h, c), None
+    return lambda _, x, h, c: _static_tree(arch, operations, x, h, c), None
   return lambda traced, x, h, c: _traced_tree(traced, operations, if_, x, h, c), arch
 
 
-def _static_tree(arch: TreeArch, x: Array, h: Array, c: Array) -> Carry:
+def _static_tree(arch: TreeArch, operations: Operations, x: Array, h: Array, c: Array) -> Carry:
   n = leaves(arch)
+  combine = functools.partial(operations_lib.combine, operations)
+  activate = functools.partial(operations_lib.activate, operations)
   pairs = list(zip(jnp.split(x, n, -1), jnp.split(h, n, -1), strict=True))
   values: list[Array] = []
   for node in range(2 * n - 1):
     if node >= n:
       pairs.append((values[2 * (node - n)], values[2 * (node - n) + 1]))
-    value = _COMBINE[arch.combine[node]](*pairs[node])
+    value = combine(arch.combine[node], *pairs[node])
     if node == arch.index[0]:
       c_new = value
-    value = _ACTIVATE[arch.activate[node]](value)
+    value = activate(arch.activate[node], value)
     if node == arch.index[1]:
-      value = _ACTIVATE[arch.inject[1]](_COMBINE[arch.inject[0]](value, c))
+      value = activate(arch.inject[1], combine(arch.inject[0], value, c))
     values.append(value)
   return c_new, values[-1]
 
@@ -189,10 +179,10 @@ def _traced_tree(arch: Any, operations: Operations, if_: Callable, x: Array, h: 
   left, right = (value.reshape(*value.shape[:-1], n, -1) for value in (x, h))
 
   def combine(chosen, a, b):
-    return _combine(operations[0], _beside(chosen, a), a, b)
+    return operations_lib.combine(operations, _beside(chosen, a), a, b)
 
   def activated(chosen, value):
-    return activate(operations[1], _beside(chosen, value), value)
+    return operations_lib.activate(operations, _beside(chosen, value), value)
 
   def inject(how, level, c):
     chosen, place = how
@@ -252,19 +242,3 @@ _if_again.defvjp(_if_forward, _if_backward)
 def _beside(chosen: Array, value: Array) -> Array:
   """[k] operations, shaped to stand beside the nodes of `value` [..., k, H]."""
   return chosen.reshape((1,) * (value.ndim - 2) + (-1, 1))
-
-
-_COMBINE = (jnp.add, jnp.multiply, jnp.maximum)  # by id, as space.COMBINE names them
-_ACTIVATE = (lambda x: x, jnp.tanh, jax.nn.sigmoid, jax.nn.relu, jnp.sin)  # as space.ACTIVATE
-
-
-def _combine(possible: Sequence[int], chosen: Array, a: Array, b: Array) -> Array:
-  """Node k of a level [..., k, H] by operation `chosen[..., k, :]`."""
-  return _choose(chosen, {i: _COMBINE[i](a, b) for i in possible})
-
-
-def _choose(chosen: Array, values: dict[int, Array]) -> Array:
-  (_, value), *rest = values.items()
-  for i, other in rest:
-    value = jnp.where(chosen == i, other, value)
-  return value

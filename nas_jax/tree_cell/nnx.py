@@ -5,6 +5,7 @@ from typing import Any
 from flax import nnx
 import jax.numpy as jnp
 
+from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.space.tree import TreeArch
 from nas_jax.tree_cell import cell
 from nas_jax.types import Array
@@ -18,6 +19,7 @@ class NNXTreeCell(nnx.RNNCellBase):
     hidden_features: H.
     arch: static.
     bias: whether to add the one bias [n * H] that TensorFlow's NASCell offers.
+    operations: where operations of your own that the arch holds are found.
     rngs: gives the key of the parameters.
   """
 
@@ -28,9 +30,10 @@ class NNXTreeCell(nnx.RNNCellBase):
     arch: TreeArch = cell.NASCELL,
     *,
     bias: bool = False,
+    operations: Operations = BUILT_IN,
     rngs: nnx.Rngs,
   ):
-    self.hidden_features, self.arch = hidden_features, nnx.static(arch)
+    self.hidden_features, self.arch, self.operations = hidden_features, nnx.static(arch), nnx.static(operations)
     params = cell.init(rngs.params(), arch, in_features, hidden_features, bias=bias)
     self.kernel, self.recurrent_kernel = nnx.Param(params['kernel']), nnx.Param(params['recurrent_kernel'])
     self.bias = nnx.Param(params['bias']) if bias else nnx.data(None)
@@ -40,7 +43,7 @@ class NNXTreeCell(nnx.RNNCellBase):
     params = {'kernel': self.kernel[...], 'recurrent_kernel': self.recurrent_kernel[...]}
     if self.bias is not None:
       params['bias'] = self.bias[...]
-    return cell.apply(params, self.arch, carry, inputs)
+    return cell.apply(params, self.arch, carry, inputs, operations=self.operations)
 
   def initialize_carry(self, input_shape: tuple[int, ...], rngs: Any = None, carry_init: Any = None) -> cell.Carry:
     """Zeros; `input_shape` is [..., in_features]."""

@@ -1,10 +1,13 @@
 """Static tree cells as text: equations for people, a Python file for other projects."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
+import functools
 import textwrap
 from typing import NamedTuple
 
-from nas_jax.space.tree import ACTIVATE, COMBINE, IDENTITY, TreeArch, leaves
+from nas_jax import operations as operations_lib
+from nas_jax.operations import BUILT_IN, IDENTITY, Operation, Operations
+from nas_jax.space.tree import TreeArch, leaves
 
 
 class _Words(NamedTuple):
@@ -12,48 +15,66 @@ class _Words(NamedTuple):
 
   x: str  # what the input gives to leaf {i}
   h: str  # what the state gives to leaf {i}
-  functions: Mapping[str, str]  # the names of operations that are called, where they are spelled otherwise
+  function: Callable[[Operation], str]  # what is called in the place of an operation
 
 
-def equations(arch: TreeArch) -> str:
-  """A static cell as equations, a line a node; x and h are x_t and h_(t-1), c is c_(t-1)."""
-  return '\n'.join(f'{name} = {value}' for name, value in _statements(arch, _Words('W{i} x', 'U{i} h', {})))
+def equations(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
+  """A static cell as equations, a line a node; x and h are x_t and h_(t-1), c is c_(t-1).
+
+  Args:
+    arch: static.
+    operations: where operations of your own that the cell holds are found; `Space.operations` has them.
+
+  Raises:
+    ValueError: the cell holds an operation that is neither built in nor among `operations`.
+  """
+  words = _Words('W{i} x', 'U{i} h', lambda operation: operation.name)
+  return '\n'.join(f'{name} = {value}' for name, value in _statements(arch, operations, words))
 
 
-def to_source(arch: TreeArch) -> str:
+def to_source(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
   """A static cell as a Python file that needs only JAX: `init`, `step` and `unroll`.
 
-  Its parameters are those of `tree_cell`, so weights trained here work there and the other way round.
+  Its parameters are those of `tree_cell`, so weights trained here work there and the other way round. A function that
+  is no more than a name, as jnp.tanh, is called where it is used; others are defined above by `Operation.source`.
+
+  Args:
+    arch: static.
+    operations: where operations of your own that the cell holds are found; `Space.operations` has them.
+
+  Raises:
+    ValueError: the cell holds an operation that is neither built in nor among `operations`.
   """
-  functions = {
-    'tanh': 'jnp.tanh',
-    'sigmoid': 'jax.nn.sigmoid',
-    'relu': 'jax.nn.relu',
-    'sin': 'jnp.sin',
-    'max': 'jnp.maximum',
-  }
-  statements = _statements(arch, _Words('x[{i}]', 'h[{i}]', functions))
+  definitions: dict[str, str] = {}
+
+  def function(operation: Operation) -> str:
+    if operation.source.replace('.', '').isidentifier():
+      return operation.source
+    definitions[f'_{operation.name}'] = operation.source
+    return f'_{operation.name}'
+
+  statements = _statements(arch, operations, _Words('x[{i}]', 'h[{i}]', function))
   body = textwrap.indent('\n'.join(f'{name} = {value}' for name, value in statements), '  ')
   fields = ', '.join(f'{name}={tuple(values)}' for name, values in arch._asdict().items())
-  return _FILE.format(fields=fields, leaves=leaves(arch), body=body)
+  own = ''.join(f'\n{name} = {source}' for name, source in definitions.items())
+  return _FILE.format(fields=fields, leaves=leaves(arch), body=body, definitions=own and f'\n{own}')
 
 
-def _statements(arch: TreeArch, words: _Words) -> Iterator[tuple[str, str]]:
+def _statements(arch: TreeArch, operations: Operations, words: _Words) -> Iterator[tuple[str, str]]:
   """(name, expression) in the order of evaluation; the last is h_t."""
   n = leaves(arch)
+  combine, activate = (functools.partial(operations_lib.find, kind, operations) for kind in Operations._fields)
 
-  def call(operation: str, *operands: str) -> str:
-    return f'{words.functions.get(operation, operation)}({", ".join(operands)})'
+  def combined(chosen: int, a: str, b: str) -> str:
+    operation = combine(chosen)
+    if not operation.infix:
+      return f'{words.function(operation)}({a}, {b})'
+    # Sums and products of two words, as 'W0 x', need no brackets in a sum.
+    a, b = (f'({x})' if ' ' in x and operation.infix != '+' and not x.endswith(')') else x for x in (a, b))
+    return f'{a} {operation.infix} {b}'
 
-  def combined(operation: int, a: str, b: str) -> str:
-    if COMBINE[operation] == 'max':
-      return call('max', a, b)
-    # Sums and products of two words, as 'W0 x', need brackets only as factors.
-    a, b = (f'({x})' if ' ' in x and COMBINE[operation] == 'mult' and not x.endswith(')') else x for x in (a, b))
-    return f'{a} {"+" if COMBINE[operation] == "add" else "*"} {b}'
-
-  def activated(operation: int, value: str) -> str:
-    return value if operation == IDENTITY else call(ACTIVATE[operation], value)
+  def activated(chosen: int, value: str) -> str:
+    return value if chosen == IDENTITY else f'{words.function(activate(chosen))}({value})'
 
   for node in range(2 * n - 1):
     if node < n:
@@ -65,7 +86,7 @@ def _statements(arch: TreeArch, words: _Words) -> Iterator[tuple[str, str]]:
       yield 'c_t', value
     value = activated(arch.activate[node], value)
     if node == arch.index[1]:
-      if arch.activate[node] == IDENTITY and COMBINE[arch.inject[0]] != 'max' and COMBINE[arch.combine[node]] != 'max':
+      if arch.activate[node] == IDENTITY and combine(arch.inject[0]).infix and combine(arch.combine[node]).infix:
         value = f'({value})'
       value = activated(arch.inject[1], combined(arch.inject[0], value, 'c'))
     yield ('h_t' if node == 2 * n - 2 else f'a{node}'), value
@@ -77,7 +98,7 @@ _FILE = '''"""A recurrent cell found by architecture search. It needs only JAX.
 """
 
 import jax
-import jax.numpy as jnp
+import jax.numpy as jnp{definitions}
 
 
 def init(key, in_features, features):

@@ -17,9 +17,9 @@ from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
 from nas_jax.nn import enas_cell
+from nas_jax.operations import ACTIVATIONS, IDENTITY, RELU, SIGMOID, SIN, TANH, Operations
 from nas_jax.published import ENAS_RNN
 from nas_jax.space.enas import RnnArch
-from nas_jax.space.tree import IDENTITY, RELU, SIGMOID, SIN, TANH
 from nas_jax.systems import language, retrain_cell
 
 T, B, IN, H, N = 3, 3, 4, 2, 4
@@ -135,8 +135,8 @@ def test_a_cell_alone_equals_it_among_the_shared(x64):
 def test_each_activation_alone(x64, form, activate):
   params, h, xs, mask = example(1)
   arch = RnnArch((activate,), ())
-  for possible in (enas_cell.EVERY, (activate,)):
-    got = enas_cell.unroll(params, form(arch), h, xs, h_mask=mask, activate=possible)
+  for possible in (ACTIVATIONS, ACTIVATIONS[activate : activate + 1]):
+    got = enas_cell.unroll(params, form(arch), h, xs, h_mask=mask, operations=Operations(activate=possible))
     assert_close(got, interpret(params, arch, h, xs, mask))
 
 

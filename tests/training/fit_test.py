@@ -10,7 +10,6 @@ import testing
 from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
-from nas_jax.space.tree import operations
 from nas_jax.training import fit
 from nas_jax.training.child import bind_arch
 
@@ -22,7 +21,7 @@ def network():
   """A child whose arch is a cell alone."""
   settings = language_model.Hyperparameters(0.0, 0.0, 0.5, 0.5)
   return bind_arch(
-    language_model.build(5, 4, 1, 3, language_model.tree(operations(SPACE))),
+    language_model.build(5, 4, 1, 3, language_model.tree(SPACE.operations)),
     lambda arch: language_model.ChildSpec(arch, settings),
   )
 

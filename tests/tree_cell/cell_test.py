@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from nas_jax import space, tree_cell
-from nas_jax.space.tree import ADD, IDENTITY, MAX, MULT, RELU, SIGMOID, TANH, operations
+from nas_jax.operations import ADD, IDENTITY, MAX, MULT, RELU, SIGMOID, TANH
 from nas_jax.tree_cell import LSTM, NASCELL, TreeArch
 
 T, B, IN, H = 5, 3, 4, 2
@@ -193,7 +193,7 @@ def test_possible_operations_change_the_program_and_not_the_result(x64):
 
   @jax.jit
   def possible(arch):
-    return tree_cell.apply(params, arch, carry, x, operations=operations(cells))
+    return tree_cell.apply(params, arch, carry, x, operations=cells.operations)
 
   for arch in random_archs(cells, 20):
     assert_close(possible(traced(arch)), every(traced(arch)))

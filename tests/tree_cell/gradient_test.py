@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nas_jax import space, tree_cell
-from nas_jax.space.tree import ADD, MAX, MULT, RELU, SIGMOID, SIN, TANH
+from nas_jax.operations import ADD, MAX, MULT, RELU, SIGMOID, SIN, TANH
 from nas_jax.tree_cell import TreeArch
 
 T, B, IN, H = 4, 3, 3, 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nas_jax import space, tree_cell
-from nas_jax.space.tree import ADD, IDENTITY, MULT, RELU, TANH
+from nas_jax.operations import ADD, IDENTITY, MULT, RELU, TANH
 from nas_jax.tree_cell import NASCELL, TreeArch
 
 T, B, IN, H = 4, 4, 3, 2

@@ -1,0 +1,198 @@
+"""The operations that recurrent cells are made of: combinations of two values and activations of one, entry by entry.
+
+The two tables below are the only place that lists them. Spaces, flags, cells, equations, source files and drawings all
+read the tables, so one more line here is one more operation everywhere. An operation of your own needs no change here:
+hand an `Operation` to whatever makes a space or a cell.
+
+  swish = Operation('swish', lambda x: x * jax.nn.sigmoid(2 * x), 'lambda x: x * jax.nn.sigmoid(2 * x)')
+  cells = space.tree_cell_space(base=2, activate=('tanh', swish))
+  arch = cells.decode(tokens)
+  tree_cell.apply(params, arch, carry, x, operations=cells.operations)
+
+Architectures hold ids. The id of a built-in operation is its place in its table, and never changes. Your own operations
+take the ids after the last built-in one, in the order in which you hand them in; whoever reads such an architecture
+needs the same operations in the same order, which `Space.operations` holds. JSON holds their names instead of ids.
+"""
+
+import ast
+import builtins
+from collections.abc import Callable, Sequence
+import keyword
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.types import Array
+
+
+class Rescaled(NamedTuple):
+  """An activation as another one with its input and output rescaled: f(x) = shift + scale * function(inner * x)."""
+
+  function: Callable[[Array], Array]
+  inner: float
+  scale: float
+  shift: float
+
+
+class Operation(NamedTuple):
+  """A combination of two values or an activation of one."""
+
+  name: str  # an identifier: what spaces, flags and best.json call it, and equations unless it is `infix`
+  function: Callable[..., Array]  # two arrays of one shape, or one array, to an array of that shape and type
+  source: str  # the function as a Python expression of `jax` and `jnp`: 'jnp.tanh', 'lambda x: x * jnp.tanh(x)'
+  infix: str = ''  # the operator by which equations and source files write a combination, if there is one
+  sign: str = ''  # what drawings write; by default `infix`, or else the name
+  symmetric: bool = False  # whether a combination is commutative and associative; 'canonical' then merges equal cells
+  rescaled: Rescaled | None = None  # how a traced cell may get an activation out of another that it computes anyway
+
+  @property
+  def label(self) -> str:
+    """What drawings write."""
+    return self.sign or self.infix or self.name
+
+
+COMBINATIONS = (
+  Operation('add', jnp.add, 'jnp.add', infix='+', symmetric=True),
+  Operation('mult', jnp.multiply, 'jnp.multiply', infix='*', sign='×', symmetric=True),
+  Operation('max', jnp.maximum, 'jnp.maximum', symmetric=True),
+)
+ACTIVATIONS = (
+  Operation('identity', lambda x: x, 'lambda x: x'),
+  Operation('tanh', jnp.tanh, 'jnp.tanh'),
+  Operation('sigmoid', jax.nn.sigmoid, 'jax.nn.sigmoid', sign='σ', rescaled=Rescaled(jnp.tanh, 0.5, 0.5, 0.5)),
+  Operation('relu', jax.nn.relu, 'jax.nn.relu'),
+  Operation('sin', jnp.sin, 'jnp.sin'),
+)
+
+# The ids of those that the code names.
+ADD, MULT, MAX = range(3)
+IDENTITY, TANH, SIGMOID, RELU, SIN = range(5)
+
+
+class Operations(NamedTuple):
+  """The operations that an architecture may hold; a built-in one may be given by its name."""
+
+  combine: tuple[Operation | str, ...] = COMBINATIONS
+  activate: tuple[Operation | str, ...] = ACTIVATIONS
+
+
+BUILT_IN = Operations()
+
+
+def by_id(kind: str, given: Sequence[Operation | str]) -> dict[int, Operation]:
+  """The given operations by their ids, in the order given.
+
+  Args:
+    kind: 'combine' or 'activate'.
+    given: names of built-in operations, and operations of the user's own.
+
+  Raises:
+    ValueError: an operation is unknown, missing or named twice, or a user's own one cannot be used.
+  """
+  built_in = {operation.name: operation for operation in getattr(BUILT_IN, kind)}
+  found = [built_in.get(entry, entry) if isinstance(entry, str) else entry for entry in given]
+  own = [entry for entry in found if isinstance(entry, Operation) and entry not in built_in.values()]
+  for operation in own:
+    _check(kind, operation, built_in)
+  table = [*built_in.values(), *own]
+  names = tuple(entry.name if isinstance(entry, Operation) else entry for entry in found)
+  operations = [entry for entry in found if isinstance(entry, Operation)]
+  if not names or len(operations) < len(found) or len(set(names)) < len(names):
+    known = tuple(operation.name for operation in table)
+    raise ValueError(
+      f'{kind} (={names}) must name at least one of {known}, each once; one of your own is handed in as an Operation.'
+    )
+  return {table.index(operation): operation for operation in operations}
+
+
+def with_built_in(operations: Operations) -> Operations:
+  """These operations and all built-in ones, under the same ids."""
+  kinds = zip(Operations._fields, BUILT_IN, operations, strict=True)
+  return Operations(*(tuple((by_id(kind, known) | by_id(kind, given)).values()) for kind, known, given in kinds))
+
+
+def find(kind: str, operations: Operations, chosen: int) -> Operation:
+  """The operation that an id in a static architecture stands for; the built-in ones are always known.
+
+  Args:
+    kind: 'combine' or 'activate'.
+    operations: where the user's own ones are found.
+    chosen: the id.
+
+  Raises:
+    ValueError: there is no such operation.
+  """
+  table = by_id(kind, getattr(with_built_in(operations), kind))
+  if chosen not in table:
+    known = ', '.join(f'{operation.name} {i}' for i, operation in table.items())
+    raise ValueError(
+      f'{kind} {chosen} in an architecture is none of {known}: hand in the operations of its space, '
+      'as operations=space.operations.'
+    )
+  return table[chosen]
+
+
+def combine(operations: Operations, chosen: int | Array, a: Array, b: Array) -> Array:
+  """A combination of two values by its id: an int runs it alone, an array chooses among `operations` as it runs.
+
+  Args:
+    operations: those that an array may choose among; see `find` for an int.
+    chosen: an id, or ids of a shape that broadcasts with the values.
+    a: any shape.
+    b: the same shape.
+  """
+  if not isinstance(chosen, jax.Array | np.ndarray):
+    return find('combine', operations, chosen).function(a, b)
+  possible = by_id('combine', operations.combine)
+  return _choose(chosen, {i: operation.function(a, b) for i, operation in possible.items()})
+
+
+def activate(operations: Operations, chosen: int | Array, x: Array) -> Array:
+  """An activation of a value by its id; arguments as those of `combine`.
+
+  A choice computes every possible activation. Those that are one function rescaled, as tanh and
+  sigmoid(x) = (1 + tanh(x / 2)) / 2, share one call of it, whose input is scaled by what is chosen.
+  """
+  if not isinstance(chosen, jax.Array | np.ndarray):
+    return find('activate', operations, chosen).function(x)
+  possible = by_id('activate', operations.activate)
+  rescaled = {i: operation.rescaled for i, operation in possible.items() if operation.rescaled}
+  shared = dict.fromkeys(how.function for how in rescaled.values())
+  alone = {i: f.function for i, f in possible.items() if i not in rescaled and f.function not in shared}
+  values = {i: function(x) for i, function in alone.items()}
+  for function in shared:
+    users = {i: how for i, how in rescaled.items() if how.function == function}
+    inner: Any = 1.0
+    for i, how in users.items():
+      inner = jnp.where(chosen == i, how.inner, inner)
+    value = function(inner.astype(x.dtype) * x)
+    values |= {i: value for i, operation in possible.items() if i not in rescaled and operation.function == function}
+    values |= {i: how.shift + how.scale * value for i, how in users.items()}
+  return _choose(chosen, values)
+
+
+def _choose(chosen: Array, values: dict[int, Array]) -> Array:
+  (_, value), *rest = values.items()
+  for i, other in rest:
+    value = jnp.where(chosen == i, other, value)
+  return value
+
+
+def _check(kind: str, operation: Operation, built_in: dict[str, Operation]) -> None:
+  """Raises ValueError if a user's own operation cannot be named, called or written into a file."""
+  name, source = operation.name, operation.source
+  if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in built_in:
+    raise ValueError(f'{kind} {name!r} must have a name that is a Python identifier and none of {", ".join(built_in)}.')
+  if not callable(operation.function):
+    raise ValueError(f'{kind} {name!r} has the function {operation.function!r}: want what takes and returns arrays.')
+  try:
+    nodes = list(ast.walk(ast.parse(source, mode='eval')))
+  except (SyntaxError, TypeError, ValueError):
+    raise ValueError(f'{kind} {name!r} has the source {source!r}: want a Python expression, as jnp.tanh.') from None
+  words = [node for node in nodes if isinstance(node, ast.Name)]
+  bound = {node.arg for node in nodes if isinstance(node, ast.arg)}
+  bound |= {word.id for word in words if isinstance(word.ctx, ast.Store)}
+  if missing := sorted({word.id for word in words} - bound - {'jax', 'jnp'} - set(dir(builtins))):
+    raise ValueError(f'{kind} {name!r} has the source {source!r}, which reads {missing[0]}: it may read jax and jnp.')

@@ -1,0 +1,318 @@
+"""Each operation, built in or handed in, is the same in every cell, program, text, drawing and file."""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import testing
+
+from nas_jax import config, operations, space, tree_cell
+from nas_jax.draw import enas as draw_enas
+from nas_jax.draw import tree as draw_tree
+from nas_jax.nn import enas_cell
+from nas_jax.operations import ACTIVATIONS, COMBINATIONS, Operation, Operations
+from nas_jax.report import rankings
+from nas_jax.space import RnnArch, TreeArch
+from nas_jax.systems import cell, enas_rnn
+
+ROOT = pathlib.Path(__file__).parent.parent
+B, IN, H = 3, 2, 4
+
+# A user's own operations: with and without a name in JAX, an operator and a symmetry.
+SWISH = Operation('swish', lambda x: x * jax.nn.sigmoid(2.0 * x), 'lambda x: x * jax.nn.sigmoid(2.0 * x)')
+SOFTSIGN = Operation('softsign', jax.nn.soft_sign, 'jax.nn.soft_sign')
+SUB = Operation('sub', jnp.subtract, 'jnp.subtract', infix='-', sign='−')
+GATE = Operation('gate', lambda a, b: a * jax.nn.sigmoid(b), 'lambda a, b: a * jax.nn.sigmoid(b)')
+OWN = {'combine': (SUB, GATE), 'activate': (SWISH, SOFTSIGN)}
+
+EVERY = [
+  *(('combine', operation) for operation in (*COMBINATIONS, *OWN['combine'])),
+  *(('activate', operation) for operation in (*ACTIVATIONS, *OWN['activate'])),
+]
+
+
+def sigmoid(x):
+  return 1 / (1 + np.exp(-x))
+
+
+# By hand; an operation that is not here is compared with its own function.
+NUMPY = {
+  'add': np.add, 'mult': np.multiply, 'max': np.maximum, 'sub': np.subtract, 'gate': lambda a, b: a * sigmoid(b),
+  'identity': lambda x: x, 'tanh': np.tanh, 'sigmoid': sigmoid, 'relu': lambda x: np.maximum(x, 0), 'sin': np.sin,
+  'gelu': lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+  'swish': lambda x: x * sigmoid(2 * x), 'softsign': lambda x: x / (1 + np.abs(x)),
+}  # fmt: skip
+
+
+def by_hand(kind, held, chosen):
+  operation = operations.find(kind, held, chosen)
+  return NUMPY.get(operation.name, operation.function)
+
+
+def traced(arch):
+  return jax.tree.map(lambda ids: ids[0], space.stack([arch]))
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def assert_close(found, wanted):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), found, wanted)
+
+
+def cells_with(kind, operation):
+  """A space of few operations whose last one is `operation`, and its cells with that one at each place."""
+  given = {'combine': ('add', 'mult'), 'activate': ('identity', 'tanh', 'sigmoid')}
+  given[kind] = (*(name for name in given[kind] if name != operation.name), operation)
+  cells, rng = space.tree_cell_space(2, **given), np.random.default_rng(0)
+  archs = []
+  for place in [i for i, slot in enumerate(cells.slots) if slot.name == kind] * 2:
+    tokens = rng.integers([slot.width for slot in cells.slots])
+    tokens[place] = cells.slots[place].width - 1
+    archs.append(cells.decode(tokens))
+  return cells, archs
+
+
+def interpret(arch, held, xs, hs, c):
+  """(c_t, h_t) of a cell of two leaves, from the words of Zoph & Le (2017) Sec. 3.4."""
+  after = []
+  for node, pair in enumerate([*zip(xs, hs), None]):
+    before = by_hand('combine', held, arch.combine[node])(*(pair or after))
+    if node == arch.index[0]:
+      c_t = before
+    after.append(by_hand('activate', held, arch.activate[node])(before))
+    if node == arch.index[1]:
+      joined = by_hand('combine', held, arch.inject[0])(after[-1], c)
+      after[-1] = by_hand('activate', held, arch.inject[1])(joined)
+  return c_t, after[-1]
+
+
+def evaluated(equations, values):
+  """What equations define, by NumPy; W0 x and the like are looked up under such names."""
+  values = NUMPY | values
+  for line in equations.splitlines():
+    name, expression = line.split(' = ')
+    values[name] = eval(re.sub(r'([WUV]\w*) (x|h\w*)', r'\1(\2)', expression), values)
+  return values
+
+
+@pytest.mark.parametrize('kind, operation', EVERY, ids=[operation.name for _, operation in EVERY])
+def test_in_a_tree_cell(x64, kind, operation):
+  cells, archs = cells_with(kind, operation)
+  held = cells.operations
+  params = {'kernel': normal(0, IN, 2 * H), 'recurrent_kernel': normal(1, H, 2 * H)}
+  (c, h), x = (normal(2, B, H), normal(3, B, H)), normal(4, B, IN)
+  xs, hs = np.split(x @ params['kernel'], 2, -1), np.split(h @ params['recurrent_kernel'], 2, -1)
+  program = jax.jit(lambda arch: tree_cell.apply(params, arch, (c, h), x, operations=held)[0])
+  for arch in archs:
+    wanted = interpret(arch, held, xs, hs, np.asarray(c))
+    assert_close(tree_cell.apply(params, arch, (c, h), x, operations=held)[0], wanted)
+    assert_close(program(traced(arch)), wanted)
+
+    file = {}
+    exec(tree_cell.to_source(arch, held), file)
+    with jax.numpy_rank_promotion('allow'):
+      assert_close(file['step'](params, (c, h), x)[0], wanted)
+
+    parts = {f'W{i}': part for i, part in enumerate(xs)} | {f'U{i}': part for i, part in enumerate(hs)}
+    products = {name: lambda _, part=part: part for name, part in parts.items()}
+    found = evaluated(tree_cell.equations(arch, held), products | {'x': None, 'h': None, 'c': np.asarray(c)})
+    assert_close((found['c_t'], found['h_t']), wanted)
+
+    boxes = [box.word for node in draw_tree.layout(arch, held).nodes for box in node]
+    chosen = {'combine': (*arch.combine, arch.inject[0]), 'activate': (*arch.activate, arch.inject[1])}[kind]
+    times = chosen.count(list(operations.by_id(kind, getattr(held, kind)))[-1])
+    left_out = (kind, operation.name) == ('activate', 'identity')
+    assert times > 0 and boxes.count(operation.label) == (0 if left_out else times)
+
+    text = cells.to_json(arch)
+    assert cells.from_json(text) == arch and space.from_json(text, operations=held) == arch
+    assert (f'"{operation.name}"' in text) == (operation in OWN[kind])
+
+
+@pytest.mark.parametrize('operation', (*ACTIVATIONS, *OWN['activate']), ids=lambda operation: operation.name)
+def test_in_a_cell_of_enas(x64, operation):
+  others = tuple(name for name in ('identity', 'tanh', 'sigmoid') if name != operation.name)
+  cells = space.enas_rnn_space(2, (*others, operation))
+  held, last = cells.operations, len(others)
+  shared = enas_cell.init(jax.random.key(0), traced(RnnArch((0, 0), (0,))), IN, H)
+  h, x = normal(0, B, H), normal(1, B, IN)
+  program = jax.jit(lambda arch: enas_cell.unroll(shared, arch, h, x[None], operations=held)[0])
+  for tokens in ([last, 0, 0], [0, 0, last], [last, 0, last]):
+    arch = cells.decode(tokens)
+    first, second = (by_hand('activate', held, chosen) for chosen in arch.activate)
+    gate, value = np.split(x @ shared['kernel'] + h @ shared['recurrent_kernel'], 2, -1)
+    h_0 = sigmoid(gate) * first(value) + (1 - sigmoid(gate)) * h
+    gate, value = np.split(h_0 @ shared['nodes'][0], 2, -1)
+    wanted = sigmoid(gate) * second(value) + (1 - sigmoid(gate)) * h_0
+    assert_close(program(traced(arch)), wanted)
+    own = enas_cell.own(shared, arch)
+    assert_close(enas_cell.unroll(own, arch, h, x[None], operations=held)[0], wanted)
+
+    products = {}
+    for name, kernel in {'W?': shared['kernel'], 'U?': shared['recurrent_kernel'], 'V?_1': shared['nodes'][0]}.items():
+      for gate, half in zip('ch', np.split(np.asarray(kernel), 2, -1)):
+        products[name.replace('?', gate)] = lambda y, half=half: y @ half
+    found = evaluated(enas_cell.equations(arch, held), {'x': np.asarray(x), 'h': np.asarray(h)} | products)
+    assert_close(found['h_t'], wanted)
+    labels = cells.slots[0].labels
+    drawn = [box.word for box in draw_enas.layout(arch, held).boxes[:2]]
+    assert drawn == [labels[tokens[0]], labels[tokens[2]]]
+    assert space.from_json(cells.to_json(arch), operations=held) == cells.from_json(cells.to_json(arch)) == arch
+
+
+@pytest.fixture(scope='module')
+def searched():
+  """A search over all operations; a child of each, which but for that are the same; and what they earned."""
+  given = {
+    'combine': (*space.COMBINE, *OWN['combine']),
+    'activate': (*space.ACTIVATE, *OWN['activate']),
+  }
+  cfg = testing.cell_config(m=len(EVERY), steps=20, **given)
+  s = cell.build(cfg, testing.text())
+  state = s.init(jax.random.key(0))
+  batch = s.ask(state)
+  tokens = np.zeros((len(EVERY), s.space.length), np.int32)
+  for child, (kind, operation) in enumerate(EVERY):
+    for place, slot in enumerate(s.space.slots):
+      if slot.name == 'activate':
+        tokens[child, place] = 1 + place % 3  # not identities alone
+      if slot.name == kind:
+        tokens[child, place] = slot.labels.index(operation.name)
+  keys = jax.random.wrap_key_data(jnp.tile(jax.random.key_data(batch.keys[:1]), (len(EVERY), 1)))
+  batch = batch._replace(tokens=jnp.asarray(tokens), archs=s.space.decode_batch(tokens), keys=keys)
+  return cfg, s, state, batch, s.evaluate(batch)
+
+
+def test_a_search_trains_a_child_of_each(searched):
+  _, s, state, batch, outcome = searched
+  perplexity = np.asarray(outcome.metrics['perplexity'])
+  assert np.isfinite(perplexity).all() and len(set(perplexity.tolist())) == len(EVERY)
+  after, _ = s.tell(state, batch, outcome)
+  assert int(after.step) == 1
+
+
+def test_a_best_json_names_them(searched):
+  cfg, s, *_ = searched
+  assert config.as_json(cfg)['activate'] == [*space.ACTIVATE, 'swish', 'softsign']
+  tokens = [s.space.slots[i].width - 1 if s.space.slots[i].name == 'activate' else 3 for i in range(8)] + [0, 0]
+  text = rankings.best_json(s.space, {'tokens': tokens, 'reward': 1.0, 'id': 0})
+  assert json.loads(text)['arch'] | {'index': []} == {
+    'combine': ['sub'] * 3, 'activate': ['softsign'] * 3, 'inject': ['sub', 'softsign'], 'index': [],
+  }  # fmt: skip
+  # Whoever hands them in, in whatever order, reads the same cell.
+  held = Operations(combine=(GATE, SUB), activate=(SOFTSIGN, SWISH))
+  arch = space.from_json(text, operations=held)
+  assert arch == TreeArch((4,) * 3, (5,) * 3, (4, 5), (0, 0))
+  assert tree_cell.equations(arch, held) == tree_cell.equations(s.space.decode(tokens), s.space.operations)
+  again = space.space_of(text, held)
+  assert again.slots == s.space.slots and again.decode(tokens) == s.space.decode(tokens)
+  by_name = {'combine': ['add', 0, 'mult'], 'activate': ['sin'] * 3, 'inject': ['max', 0], 'index': [0, 0]}
+  assert space.from_json(json.dumps({'kind': 'tree_cell', 'arch': by_name})) == TreeArch(
+    (0, 0, 1), (4,) * 3, (2, 0), (0, 0)
+  )
+  for read in (space.from_json, space.space_of, space.tree_cell_space(2).from_json):
+    with pytest.raises(ValueError, match="'s(ub|oftsign)'.*hand(ed)? in.* an Operation") as error:
+      read(text)
+    assert '\n' not in str(error.value)
+
+
+def test_a_search_of_enas_takes_them():
+  cfg = testing.rnn_config(activate=('tanh', SWISH))
+  cells = enas_rnn.problem(cfg, testing.text()).space
+  assert cells.slots[0].labels == ('tanh', 'swish')
+  assert cells.decode([1, 0, 1, 1, 0]).activate == (5, 5, 1)
+
+
+def test_in_the_cells_of_flax():
+  held, arch = Operations(activate=(SWISH,)), TreeArch((0, 1, 0), (5, 3, 2), (0, 5), (1, 0))
+  x, carry = normal(0, B, IN), (jnp.ones((B, H)),) * 2
+  linen = tree_cell.TreeCell(H, arch, operations=held)
+  variables = linen.init(jax.random.key(0), carry, x)
+  wanted = tree_cell.apply(variables['params'], arch, carry, x, operations=held)
+  np.testing.assert_array_equal(linen.apply(variables, carry, x)[1], wanted[1])
+  hash(linen)
+  module = tree_cell.NNXTreeCell(IN, H, arch, operations=held, rngs=nnx.Rngs(0))
+  params = {name: value[...] for name, value in nnx.state(module, nnx.Param).items()}
+  ys = nnx.RNN(module, time_major=True)(x[None])
+  found = tree_cell.unroll(params, arch, (jnp.zeros((B, H)),) * 2, x[None], operations=held)[1]
+  np.testing.assert_allclose(ys, found, rtol=1e-6)
+
+
+@pytest.mark.parametrize('order', [(1, 0, 2, 3), (2, 1, 0, 3)], ids=['of one node', 'across nodes'])
+@pytest.mark.parametrize('operation', COMBINATIONS + OWN['combine'], ids=lambda operation: operation.name)
+def test_leaves_change_places_where_a_combination_is_symmetric(operation, order):
+  cells = space.tree_cell_space(4, (operation,))
+  chosen = cells.decode([0, 0] * 8 + [6, 6]).combine[0]
+  one = TreeArch((chosen,) * 7, (0, 1, 2, 3, 0, 0, 0), (chosen, 0), (6, 6))
+  other = one._replace(activate=(*order, 0, 0, 0))
+  cells.check(other)
+  assert (space.canonical(one) == space.canonical(other)) == operation.symmetric
+
+
+def test_the_ids_that_are_promised():
+  assert [operation.name for operation in COMBINATIONS[:3]] == ['add', 'mult', 'max']
+  assert [operation.name for operation in ACTIVATIONS[:5]] == ['identity', 'tanh', 'sigmoid', 'relu', 'sin']
+  names = [operation.name for _, operation in EVERY]
+  assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+  'kind, given, says',
+  [
+    ('activate', ('gelux',), r"activate .*'gelux'.* one of your own is handed in as an Operation"),
+    ('activate', (SWISH, SWISH), 'each once'),
+    ('activate', (SWISH._replace(name='tanh'),), "'tanh' must have a name"),
+    ('activate', (SWISH._replace(name='my swish'),), "'my swish' must have a name that is a Python identifier"),
+    ('activate', (SWISH._replace(function=None),), "'swish' has the function None"),
+    ('activate', (SWISH._replace(source='x *'),), "'swish' has the source 'x .'"),
+    ('activate', (SWISH._replace(source='lambda x: np.cos(x)'),), 'reads np: it may read jax and jnp'),
+    ('combine', (SUB, 'tanh'), 'combine'),
+  ],
+)
+def test_what_cannot_be_used_is_refused(kind, given, says):
+  with pytest.raises(ValueError, match=says) as error:
+    space.tree_cell_space(2, **{kind: given})
+  assert '\n' not in str(error.value)
+
+
+def test_an_id_without_its_operation_is_refused():
+  arch = TreeArch((0, 0, 0), (5, 0, 0), (0, 0), (0, 0))
+  params = tree_cell.init(jax.random.key(0), arch, IN, H)
+  for use in (
+    tree_cell.equations,
+    tree_cell.to_source,
+    draw_tree.svg,
+    lambda arch: tree_cell.apply(params, arch, (jnp.ones((B, H)),) * 2, jnp.ones((B, IN))),
+    lambda arch: enas_cell.equations(RnnArch((5,), ())),
+  ):
+    with pytest.raises(ValueError, match='activate 5 .* hand in the operations of its space') as error:
+      use(arch)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.long
+def test_one_more_line_is_one_more_operation(tmp_path):
+  """A copy of the package with one line added to the table of activations passes the tests above for it."""
+  shutil.copytree(ROOT / 'nas_jax', tmp_path / 'nas_jax')
+  for name in ('conftest.py', 'testing.py', 'operations_test.py'):
+    (tmp_path / name).write_text((ROOT / 'tests' / name).read_text())
+  path = tmp_path / 'nas_jax' / 'operations.py'
+  head, tail = path.read_text().split('ACTIVATIONS = (\n', 1)
+  table, rest = tail.split(')\n\n', 1)
+  path.write_text(f"{head}ACTIVATIONS = (\n{table}  Operation('gelu', jax.nn.gelu, 'jax.nn.gelu'),\n)\n\n{rest}")
+  names = 'test_in_a_tree_cell[gelu]', 'test_in_a_cell_of_enas[gelu]', 'test_a_search_trains_a_child_of_each'
+  done = subprocess.run(
+    [sys.executable, '-m', 'pytest', '-q', *(f'operations_test.py::{name}' for name in names)],
+    cwd=tmp_path, capture_output=True, text=True, timeout=300,
+  )  # fmt: skip
+  assert '3 passed' in done.stdout, done.stdout + done.stderr
