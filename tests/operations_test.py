@@ -248,15 +248,28 @@ def test_in_the_cells_of_flax():
   np.testing.assert_allclose(ys, found, rtol=1e-6)
 
 
-@pytest.mark.parametrize('order', [(1, 0, 2, 3), (2, 1, 0, 3)], ids=['of one node', 'across nodes'])
+# Activations of two cells of four leaves: a, b, c, d, then those of (a, b) and (c, d), then the root's.
+@pytest.mark.parametrize(
+  'one, other',
+  [
+    ((0, 1, 2, 3, 0, 0, 0), (1, 0, 2, 3, 0, 0, 0)),
+    ((0, 1, 2, 3, 0, 0, 0), (2, 1, 0, 3, 0, 0, 0)),
+    ((0, 1, 2, 3, 0, 1, 0), (2, 3, 0, 1, 1, 0, 0)),
+  ],
+  ids=['leaves of one node', 'leaves of two nodes', 'subtrees'],
+)
 @pytest.mark.parametrize('operation', COMBINATIONS + OWN['combine'], ids=lambda operation: operation.name)
-def test_leaves_change_places_where_a_combination_is_symmetric(operation, order):
-  cells = space.tree_cell_space(4, (operation,))
-  chosen = cells.decode([0, 0] * 8 + [6, 6]).combine[0]
-  one = TreeArch((chosen,) * 7, (0, 1, 2, 3, 0, 0, 0), (chosen, 0), (6, 6))
-  other = one._replace(activate=(*order, 0, 0, 0))
-  cells.check(other)
-  assert (space.canonical(one) == space.canonical(other)) == operation.symmetric
+def test_what_changes_places_where_a_combination_is_symmetric(operation, one, other):
+  (chosen,) = operations.by_id('combine', (operation,))
+  forms = {space.canonical(TreeArch((chosen,) * 7, activate, (chosen, 0), (6, 6))) for activate in (one, other)}
+  assert len(forms) == (1 if operation.symmetric else 2)
+
+
+def test_an_operator_stands_between_its_operands():
+  over = Operation('over', jnp.divide, 'jnp.divide', infix='/')
+  cells = space.tree_cell_space(2, (over, 'add'))
+  lines = tree_cell.equations(cells.decode([0, 0, 1, 0, 0, 0, 1, 0, 0, 2]), cells.operations).splitlines()
+  assert lines == ['c_t = (W0 x) / (U0 h)', 'a0 = (W0 x) / (U0 h)', 'a1 = W1 x + U1 h', 'h_t = (a0 / a1) + c']
 
 
 def test_the_ids_that_are_promised():

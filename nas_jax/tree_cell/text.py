@@ -69,8 +69,8 @@ def _statements(arch: TreeArch, operations: Operations, words: _Words) -> Iterat
     operation = combine(chosen)
     if not operation.infix:
       return f'{words.function(operation)}({a}, {b})'
-    # Sums and products of two words, as 'W0 x', need no brackets in a sum.
-    a, b = (f'({x})' if ' ' in x and operation.infix != '+' and not x.endswith(')') else x for x in (a, b))
+    # Products of two words, as 'W0 x', need no brackets in a sum or a difference.
+    a, b = (f'({x})' if ' ' in x and operation.infix not in '+-' and not x.endswith(')') else x for x in (a, b))
     return f'{a} {operation.infix} {b}'
 
   def activated(chosen: int, value: str) -> str:
