@@ -17,7 +17,7 @@ from experiments.common.systems import System, check_workdir
 from nas_jax import draw, search, space
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal
-from nas_jax.training import evaluators
+from nas_jax.training import evaluators, timing
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Batch
 
@@ -100,7 +100,7 @@ def run(
   report_page.write(workdir, report_page.make(workdir))
 
 
-def settle_program(cfg: Any, data: Any, workdir: str, time_programs: Callable[[Any, Any], evaluators.Timing]) -> Any:
+def settle_program(cfg: Any, data: Any, workdir: str, time_programs: Callable[[Any, Any], timing.Timing]) -> Any:
   """`cfg` with the faster way to compile children, measured once a workdir and noted in its config.json."""
   seconds = time_programs(cfg, data)
   faster = min(seconds._fields, key=lambda name: getattr(seconds, name))

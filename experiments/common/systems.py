@@ -23,7 +23,7 @@ from nas_jax.systems import (
   retrain_enas,
 )
 from nas_jax.systems.retrain import Recipe
-from nas_jax.training import evaluators
+from nas_jax.training import evaluators, timing
 from nas_jax.training.recovery import Recovery
 
 
@@ -33,7 +33,7 @@ class FromScratch(NamedTuple):
   build: Callable[..., search.Search]  # (cfg, data, recovery=...); raises ValueError on what does not fit
   rebuild: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
   scale_budget: Callable[[Any, int], Any]  # (cfg, times) -> cfg
-  time_programs: Callable[[Any, Any], evaluators.Timing] | None  # (cfg, data); None if there is one way only
+  time_programs: Callable[[Any, Any], timing.Timing] | None  # (cfg, data); None if there is one way only
   why_unsupported: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
   references: Callable[[Any, Any, search.Search, Recovery], Mapping[str, evaluators.Known]]  # (cfg, data, s, recovery)
 

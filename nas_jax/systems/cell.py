@@ -18,7 +18,7 @@ from nas_jax.operations import Operation, Operations, by_id, find
 from nas_jax.space.tree import TreeArch
 from nas_jax.systems import language
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, rewards
+from nas_jax.training import evaluators, rewards, timing
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.types import Batch, Outcome
 
@@ -39,7 +39,7 @@ class Config(language.Children, Limits, search.Config):
   steps: int = field(100, 'training steps of a child, if epochs is 0', low=1)
   steps_per_call: int = field(500, 'training steps in one program call', low=1)
   child_program: str = field(
-    'generic', 'one program for all cells, one for each, or what a measurement says', choices=evaluators.PROGRAMS
+    'generic', 'one program for all cells, one for each, or what a measurement says', choices=timing.PROGRAMS
   )
   reward_c: float = field(80.0, 'reward = c / perplexity^2, Sec. 4.2', above=0.0)
   reward_limit: float = field(0.0, 'greatest reward, 0 for none', low=0.0)
@@ -162,8 +162,8 @@ def build_evaluator(
   return evaluators.from_scratch(programs, data, reward, recovery)
 
 
-def time_programs(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None) -> evaluators.Timing:
-  """`evaluators.time_programs` on a batch of random cells."""
+def time_programs(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None) -> timing.Timing:
+  """`timing.time_programs` on a batch of random cells."""
   cell_space = make_space(cfg)
   total = steps(cfg, text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
 
@@ -172,7 +172,7 @@ def time_programs(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None) ->
     return build_evaluator(short, text, language_model.tree(cell_space.operations), mesh)
 
   batch = evaluators.random_batch(cell_space, jax.random.key(cfg.seed), cfg.m)
-  return evaluators.time_programs(build_for, batch, total, cfg.max_children)
+  return timing.time_programs(build_for, batch, total, cfg.max_children)
 
 
 def why_unsupported(cfg: Config, arch: TreeArch) -> str:

@@ -15,7 +15,7 @@ from nas_jax.datasets import images as images_lib
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit, rewards
+from nas_jax.training import evaluators, fit, rewards, timing
 from nas_jax.training.child import Child
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.types import Batch, Outcome, PyTree
@@ -42,7 +42,7 @@ class Config(classifier.Config, Limits, search.Config):
   last_epochs: int = field(5, 'the reward is the best validation accuracy of the last epochs, so many; Sec. 4.1', low=1)
   reward_power: float = field(3.0, 'to this power, Sec. 4.1', above=0.0)
   child_program: str = field(
-    'specialised', 'one program for each child, one for all, or what a measurement says', choices=evaluators.PROGRAMS
+    'specialised', 'one program for each child, one for all, or what a measurement says', choices=timing.PROGRAMS
   )
   max_children: int = field(12_800, 'children to train, Sec. 4.1', low=1, budget=True)
   reliability_children: int = field(20, 'random networks trained twice before, 0 for none', low=0, budget=True)
@@ -201,8 +201,8 @@ def needs_own_programs(cfg: Config) -> str:
   return ''
 
 
-def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> evaluators.Timing:
-  """`evaluators.time_programs` on a batch of random networks."""
+def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> timing.Timing:
+  """`timing.time_programs` on a batch of random networks."""
   total = cfg.epochs * (len(images.train.labels) // cfg.batch)
 
   def build_for(kind: str, count: int):
@@ -210,7 +210,7 @@ def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = No
 
   batch = evaluators.random_batch(make_space(cfg), jax.random.key(cfg.seed), cfg.m)
   kinds = ('specialised',) if needs_own_programs(cfg) else ('generic', 'specialised')
-  return evaluators.time_programs(build_for, batch, total, cfg.max_children, kinds)
+  return timing.time_programs(build_for, batch, total, cfg.max_children, kinds)
 
 
 def why_unsupported(cfg: Config, arch: ConvArch) -> str:

@@ -1,6 +1,10 @@
 """From what a child scored to the reward of the architecture."""
 
+from collections.abc import Callable
+
 import numpy as np
+
+Reward = Callable[[dict[str, np.ndarray]], np.ndarray]  # the metrics of m children, [m] each -> rewards [m]
 
 
 def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> np.ndarray:

@@ -17,7 +17,7 @@ from nas_jax.children import conv as child_conv
 from nas_jax.space.network import network
 from nas_jax.systems import cell, classifier, conv, retrain, retrain_conv
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit, full_training
+from nas_jax.training import evaluators, fit, full_training, timing
 
 IMAGES = testing.pictures()
 ARCH = space.conv_space(2, (3,), (3,), (2, 3)).decode([0, 0, 0, 0, 0, 1, 1])
@@ -217,6 +217,6 @@ def test_what_a_program_for_all_cannot_train():
 
 
 def test_a_space_of_strides_has_one_way_to_compile(monkeypatch):
-  monkeypatch.setattr(evaluators, 'time_programs', lambda build, batch, steps, children, kinds: kinds)
+  monkeypatch.setattr(timing, 'time_programs', lambda build, batch, steps, children, kinds: kinds)
   assert conv.time_programs(testing.conv_config(strides=(1, 2)), IMAGES) == ('specialised',)
   assert conv.time_programs(testing.conv_config(), IMAGES) == ('generic', 'specialised')

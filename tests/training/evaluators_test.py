@@ -15,11 +15,12 @@ import testing
 
 from experiments.common import from_scratch, workdirs
 from nas_jax import space
+from nas_jax.children import language_model
 from nas_jax.controller import uniform_controller
 from nas_jax.published import LSTM, NASCELL
 from nas_jax.search import journal
 from nas_jax.systems import cell
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, fit, timing
 from nas_jax.training.child import Child
 from nas_jax.types import Batch
 
@@ -28,7 +29,7 @@ def both(batch, **changes):
   """Metrics of a batch trained each way."""
   for kind in ('generic', 'specialised'):
     cfg = testing.cell_config(child_program=kind, score_batch=3, **changes)
-    yield cell.build_evaluator(cfg, testing.text(), cell.lm.tree())(batch).metrics
+    yield cell.build_evaluator(cfg, testing.text(), language_model.tree())(batch).metrics
 
 
 def of_tokens(cell_space, tokens):
@@ -147,12 +148,34 @@ def test_a_child_that_cannot_be_compiled_fails_alone():
   assert fit.Status(outcome.metrics['failed'][0]).reason == 'cannot be compiled or run'
 
 
+def test_a_child_starts_from_the_one_before_unless_that_failed():
+  started = []
+
+  def programs(arch, mesh):
+    made = fit.fitter(sized_child(arch), lambda _: optax.sgd(0.1), 2, 1, mesh)
+    return made._replace(chunk=broken) if arch.width[0] == 3 else made
+
+  def broken(*_):
+    raise jax.errors.JaxRuntimeError('INTERNAL: no such instruction')
+
+  def warm_start(fresh, before):
+    started.append((fresh.shape, before.shape))
+    return fresh.at[:, : before.shape[1]].set(before)
+
+  evaluate = evaluators.warm_started(programs, (), lambda metrics: metrics['width'], warm_start, jax.devices()[0])
+  ids = jnp.arange(5)
+  with pytest.warns(UserWarning, match='no such instruction'):
+    outcome = evaluate(
+      Batch(ids, jax.random.split(jax.random.key(0), 5), ids, Sized(np.array([[1], [2], [3], [4], [5]])))
+    )
+  np.testing.assert_array_equal(outcome.reward, [1, 2, 0, 4, 5])
+  assert started == [((1, 2), (1, 1)), ((1, 3), (1, 2)), ((1, 5), (1, 4))]
+
+
 def test_what_is_faster_is_measured_once_and_noted(tmp_path):
   cfg = workdirs.open_config(str(tmp_path), testing.cell_config(child_program='auto'))
   assert cfg.child_program == 'auto'
-  settled = from_scratch.settle_program(
-    cfg, testing.text(), str(tmp_path), lambda cfg, text: evaluators.Timing(2.0, 1.0)
-  )
+  settled = from_scratch.settle_program(cfg, testing.text(), str(tmp_path), lambda cfg, text: timing.Timing(2.0, 1.0))
   assert settled.child_program == 'specialised'
   assert json.loads((tmp_path / 'config.json').read_text())['child_program'] == 'specialised'
   # The same flags again mean what was settled; others do not fit.
@@ -165,7 +188,7 @@ def test_steps_are_not_lost_in_what_compiling_takes(monkeypatch):
   """Batches of two, a step .01 or .015 s, beside compilations of 5 s that differ by half a second: 50 say nothing."""
   now, a_step = [0.0], {'generic': 0.015, 'specialised': 0.01}
   compiling = itertools.cycle((5.0, 5.0, 5.0, 5.25, 5.0, 4.75))
-  monkeypatch.setattr(evaluators, 'time', types.SimpleNamespace(perf_counter=lambda: now[0]))
+  monkeypatch.setattr(timing, 'time', types.SimpleNamespace(perf_counter=lambda: now[0]))
 
   def build(kind, steps):
     calls = itertools.count()
@@ -177,10 +200,10 @@ def test_steps_are_not_lost_in_what_compiling_takes(monkeypatch):
     return evaluate
 
   batch = Batch((), np.zeros(2), (), ())
-  found = evaluators.time_programs(build, batch, 2000, 100)
+  found = timing.time_programs(build, batch, 2000, 100)
   assert found.generic == pytest.approx((2000 * 0.015) / 2 + 0.05, abs=0.01)
   assert found.specialised == pytest.approx((2000 * 0.01 + 5) / 2, rel=0.1)
-  assert evaluators.time_programs(build, batch, 2000, 100, ('specialised',)).generic == np.inf
+  assert timing.time_programs(build, batch, 2000, 100, ('specialised',)).generic == np.inf
 
 
 @pytest.mark.long

@@ -1,0 +1,61 @@
+"""Which way to compile children is faster: one program for all of them, or a program for each."""
+
+from collections.abc import Callable, Sequence
+import math
+import time
+from typing import NamedTuple
+
+from nas_jax.types import Batch, Evaluate
+
+PROGRAMS = ('generic', 'specialised', 'auto')  # one program for all children, one for each, or what is measured
+
+
+class Timing(NamedTuple):
+  """Seconds that a child takes on average over a whole search, compilation included."""
+
+  generic: float
+  specialised: float
+
+
+def time_programs(
+  build: Callable[[str, int], Evaluate],
+  batch: Batch,
+  steps: int,
+  children: int,
+  kinds: Sequence[str] = ('generic', 'specialised'),
+  first: int = 50,
+) -> Timing:
+  """Trains one batch for one step and for more steps, in each way, and extrapolates to whole trainings.
+
+  A generic program is compiled once in a search, a specialised program for each child. The longer training has `first`
+  steps, then four times as many, until it takes longer than compiling and scoring, whose noise would hide it.
+
+  Args:
+    build: (one of `kinds`, training steps) -> an evaluator.
+    batch: typical children.
+    steps: training steps of a child in the search.
+    children: in the whole search.
+    kinds: the ways that are possible; another one gets an infinite time.
+    first: training steps of the first longer training.
+  """
+
+  def seconds(kind: str, count: int) -> tuple[float, float]:
+    """Seconds that a batch takes with a new program, and with the same program again."""
+    evaluate = build(kind, count)
+    begun = time.perf_counter()
+    evaluate(batch)
+    between = time.perf_counter()
+    evaluate(batch)
+    return between - begun, time.perf_counter() - between
+
+  def a_child(kind: str) -> float:
+    fresh, one = seconds(kind, 1)
+    count, many = 1, one
+    while count < steps and many < 2 * one:
+      count = min(first if count == 1 else 4 * count, steps)
+      many = seconds(kind, count)[1]
+    a_step = max(many - one, 0.0) / max(count - 1, 1)
+    once = (fresh - one) / children if kind == 'generic' else 0.0
+    return once + (one + (steps - 1) * a_step) / len(batch.keys)
+
+  return Timing(*(a_child(kind) if kind in kinds else math.inf for kind in Timing._fields))
