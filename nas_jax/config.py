@@ -90,8 +90,23 @@ def settled(config: Any, old: Mapping[str, Any]) -> Any:
   return dataclasses.replace(config, **{name: old[name] for name in names if name in old})
 
 
-def differences(old: dict[str, Any], new: Any) -> list[str]:
-  """The fields, budgets apart, in which a saved config differs from `new`, as 'name (old -> new)'."""
+def without_removed(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+  """The fields of a saved config without those that have been removed since and were at their defaults.
+
+  A config class says in `removed` which fields it once had, and their defaults as JSON has them. At its default such a
+  field had no effect, so that a search that was begun with it can be resumed without it.
+  """
+  names = {item.name for item in dataclasses.fields(config_class)}
+  removed = {name: value for name, value in getattr(config_class, 'removed', {}).items() if name not in names}
+  return {name: value for name, value in saved.items() if name not in removed or value != removed[name]}
+
+
+def differences(old: Mapping[str, Any], new: Any) -> list[str]:
+  """The fields, budgets apart, in which a saved config differs from `new`, as 'name (old -> new)'.
+
+  A field that no longer exists is no difference if it was at its default: see `without_removed`.
+  """
+  old = without_removed(old, type(new))
   now, budgets = as_json(new), {item.name for item in dataclasses.fields(new) if item.metadata['budget']}
   names = [name for name in {**old, **now} if name not in budgets and old.get(name) != now.get(name)]
   return [f'{name} ({old.get(name)} -> {now.get(name)})' for name in names]

@@ -7,7 +7,7 @@ import os
 import types
 from typing import Any, NamedTuple
 
-from nas_jax import search, space
+from nas_jax import config, search, space
 from nas_jax.report import page
 from nas_jax.systems import (
   cell,
@@ -147,9 +147,13 @@ def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | N
   origin.json names the kind of the architectures. Where it does not, because the workdir was made before it did, the
   first system whose config has all the saved fields is taken.
   """
-  named = [system for system in SYSTEMS if system.kind == origin.get('kind')]
-  fields = ((system, {item.name for item in dataclasses.fields(system.config)}) for system in SYSTEMS)
-  return next(iter(named), None) or next((system for system, names in fields if set(saved) <= names), None)
+  for system in SYSTEMS:
+    if system.kind == origin.get('kind'):
+      return system
+  for system in SYSTEMS:
+    if set(config.without_removed(saved, system.config)) <= {item.name for item in dataclasses.fields(system.config)}:
+      return system
+  return None
 
 
 def check_workdir(workdir: str, system: System) -> None:

@@ -147,10 +147,6 @@ def check(cfg: Config, images: images_lib.Images) -> None:
   config.check(cfg)
   search.check(make_space(cfg), cfg)
   del images
-  if cfg.block > 1 or any(cfg.pool_at):
-    raise ValueError(
-      f'block (={cfg.block}) and pool_at (={cfg.pool_at}) are for networks that are no chains: leave 1 and 0.'
-    )
   least = cfg.epochs_start or cfg.epochs
   if not cfg.last_epochs <= least <= cfg.epochs:
     raise ValueError(
@@ -166,7 +162,7 @@ def build_trainer(
   Without a `per_layer.Group` that says how long, for all of the epochs.
   """
   (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
-  child = classifier.build(cfg, images)
+  child = conv.build(classifier.problem(cfg, images))
   own_settings = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   devices = None if mesh is None else list(mesh.devices.flat)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any, ClassVar
 
 from jax.sharding import Mesh
 import optax
@@ -33,8 +34,6 @@ class Config:
   upsample: int = field(0, 'pixels that images grow by before a random crop of their size, Sec. 4.1; 0: neither', low=0)
   flip: bool = field(False, 'turn images left to right at random, Sec. 4.1')
   pad: int = field(0, 'pixels of zeros around images before a random crop of their size, as Pham et al. (2018)', low=0)
-  block: int = field(1, 'layers, densely connected, that a predicted one stands for; 3 in the third experiment', low=1)
-  pool_at: tuple[int, ...] = field((0,), 'from these layers on all is max pooled by 2; 13 and 24 there; 0: none', low=0)
   norm_first: bool = field(True, 'batch norm before the ReLU, else after it')
   batch: int = field(64, 'images of a training step, as Huang et al. (2016)', low=1)
   epochs: int = field(50, 'passes over the training images, Sec. 4.1', low=1)
@@ -47,6 +46,16 @@ class Config:
   )
   lr_decay: float = field(0.1, 'factor of each decay, as Huang et al. (2016)', above=0.0, high=1.0)
   score_batch: int = field(500, 'images of a validation step', low=1)
+
+  removed: ClassVar[dict[str, Any]] = {'block': 1, 'pool_at': [0]}  # see `config.without_removed`
+
+
+@dataclasses.dataclass
+class BlockConfig(Config):
+  """The same for networks of `space.conv_space`, and what such a network makes of the layers that are predicted."""
+
+  block: int = field(1, 'layers, densely connected, that a predicted one stands for; 3 in the third experiment', low=1)
+  pool_at: tuple[int, ...] = field((0,), 'from these layers on all is max pooled by 2; 13 and 24 there; 0: none', low=0)
 
 
 def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
@@ -67,7 +76,7 @@ def score_batch(cfg: Config, images: images_lib.Images) -> int:
   return min(cfg.score_batch, len(images.valid.labels))
 
 
-def network_options(cfg: Config, add_filters: int = 0) -> NetworkOptions:
+def network_options(cfg: BlockConfig, add_filters: int = 0) -> NetworkOptions:
   """What a network makes of predicted layers."""
   return NetworkOptions(cfg.block, tuple(place for place in cfg.pool_at if place), add_filters)
 
@@ -78,7 +87,7 @@ def problem(cfg: Config, images: images_lib.Images) -> conv.Problem:
   return conv.Problem(images.shape, images.classes, cfg.batch, score_batch(cfg, images), augment, cfg.norm_first)
 
 
-def build(cfg: Config, images: images_lib.Images, add_filters: int = 0) -> Child:
+def build(cfg: BlockConfig, images: images_lib.Images, add_filters: int = 0) -> Child:
   """The network of a static architecture; what the trainer calls its arch is a `conv.ChildSpec`."""
   return conv.build(problem(cfg, images), network_options(cfg, add_filters))
 

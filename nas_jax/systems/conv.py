@@ -22,7 +22,7 @@ from nas_jax.types import Batch, Outcome, PyTree
 
 
 @dataclasses.dataclass
-class Config(classifier.Config, Limits, search.Config):
+class Config(classifier.BlockConfig, Limits, search.Config):
   """The search, its children, and how they are trained. The defaults are the first experiment of Sec. 4.1."""
 
   max_depth: int = field(15, 'layers of the deepest children; 15, 20 and 13 in the three experiments, Table 1', low=1)

@@ -168,8 +168,6 @@ def check(cfg: Config) -> None:
   """Raises ValueError, naming the field and what fits."""
   config.check(cfg)
   search.check(make_space(cfg), cfg)
-  if cfg.block > 1 or any(cfg.pool_at):
-    raise ValueError(f'block (={cfg.block}) and pool_at (={cfg.pool_at}) are for other networks: leave 1 and 0.')
 
 
 def problem(cfg: Config, images: images_lib.Images) -> enas.Problem:

@@ -23,8 +23,8 @@ KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
 
 
 @dataclasses.dataclass
-class Config(classifier.Config, retrain.Config):
-  """The images and the training of `classifier.Config`, one or more widths, and the four lists of a grid."""
+class Config(classifier.BlockConfig, retrain.Config):
+  """The images and the training of `classifier.BlockConfig`, one or more widths, and the four lists of a grid."""
 
   add_filters: tuple[int, ...] = field(
     (0,),

@@ -17,7 +17,7 @@ from nas_jax import config
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
 from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
-from nas_jax.systems import cell, conv, retrain_cell, retrain_conv, table
+from nas_jax.systems import cell, chain, conv, enas_images, retrain_cell, retrain_conv, table
 
 
 def leave(monkeypatch, capsys, caplog, launcher, *args):
@@ -259,6 +259,24 @@ def test_a_workdir_of_another_config_is_refused(refuse, tmp_path):
   assert 'm (2 -> 3)' in error and 'lr (0.01 -> 0.5)' in error
   # A budget may change.
   workdirs.open_config(str(tmp_path), dataclasses.replace(cell.smoke(), max_children=99, max_seconds=5.0))
+
+
+@pytest.mark.parametrize('cfg', [chain.smoke(), enas_images.smoke_macro()])
+def test_a_workdir_with_fields_that_were_removed_since_is_resumed(tmp_path, cfg):
+  path = tmp_path / 'config.json'
+  path.write_text(json.dumps(config.as_json(cfg) | {'block': 1, 'pool_at': [0]}))
+  assert workdirs.open_config(str(tmp_path), cfg) == cfg
+  saved = json.loads(path.read_text())
+  system = systems.system_of(saved, {})
+  assert system.config is type(cfg) and config.from_json(system.config, saved) == cfg
+  # It was another search if they were not at their defaults.
+  path.write_text(json.dumps(config.as_json(cfg) | {'block': 3, 'pool_at': [0]}))
+  with pytest.raises(ValueError, match=r'another config: block \(3 -> None\)\. Give'):
+    workdirs.open_config(str(tmp_path), cfg)
+  # Where such a field still exists, its default is nothing special.
+  path.write_text(json.dumps(config.as_json(conv.smoke())))
+  with pytest.raises(ValueError, match=r'block \(1 -> 3\)'):
+    workdirs.open_config(str(tmp_path), dataclasses.replace(conv.smoke(), block=3))
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,6 @@ def test_the_papers_space():
     ({'layers': ('conv 4 3',)}, "'conv 4 3' is no layer"),
     ({'layers': ('max pool 2 2', 'max pool 2 2')}, 'each once'),
     ({'depth_start': 3}, r'depth_start \(=3\) is more than max_depth \(=2\)'),
-    ({'block': 3}, r'block \(=3\).*no chains'),
-    ({'pool_at': (2,)}, r'pool_at \(=\(2,\)\).*no chains'),
     ({'last_epochs': 3}, r'last_epochs \(=3\).*must not fall'),
     ({'epochs_start': 5}, r'epochs_start \(=5\).*must not fall'),
     ({'replay': 1.0}, r'replay \(=1.0\).*at most 0.95'),
