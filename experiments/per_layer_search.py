@@ -6,10 +6,10 @@ The same command resumes a search that was cut off. Example:
 
 import functools
 
-from experiments.common import from_scratch, launch
+from experiments.common import launch, search_flow
 from experiments.common.systems import CHAIN
 
-prepare = functools.partial(from_scratch.prepare, CHAIN, __doc__)
+prepare = functools.partial(search_flow.prepare, (CHAIN,), __doc__)
 
 if __name__ == '__main__':
   launch.main(prepare)

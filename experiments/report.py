@@ -159,7 +159,7 @@ def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlatio
       for name, value in ranks['kendall'].items()
     ]
   found = _json(os.path.join(workdir, 'reliability.json'))
-  if found is None:
+  if found is None or system.alone is None:
     return []
   training, longer = system.length(cfg), system.length(system.alone.scale_budget(cfg, 5))
   between = f'two seeds, {found["children"]} children', f'{training} and {longer}, half of them'

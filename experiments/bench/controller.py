@@ -13,10 +13,11 @@ import numpy as np
 
 from experiments.bench import rivals
 from experiments.bench.timing import Row, Setup, Way, alternating, at_most, row, seconds
-from experiments.common.systems import ENAS, SYSTEMS, System
+from experiments.common.systems import SYSTEMS, System
 from nas_jax import search
 from nas_jax.space import conv_space
 from nas_jax.systems import enas
+from nas_jax.training.recovery import NO_RECOVERY
 from nas_jax.types import Outcome
 
 M, DEPTH = 8, 20  # children of an update, layers of each
@@ -61,7 +62,7 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
   of the whole is measured too.
   """
   cfg = system.presets['smoke' if setup.small else 'demo']()
-  s, updates = build(system, cfg), cfg.controller_updates if system.problem else UPDATES
+  s, updates = build(system, cfg), UPDATES if system.alone else cfg.controller_updates
   state, spent, each = s.init(jax.random.key(0)), 0.0, list[float]()
 
   def timed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,7 +87,7 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
 
   part()
   found, name = alternating({'part': part}, setup.repeats)['part'], f'ask + tell in the {system.kind} demo'
-  if not system.problem:
+  if system.alone:
     yield row(name, 100 * found, '%', at_most(2.0))
     return
   yield row(f'{name}, of updates', 100 * found, '%')
@@ -105,17 +106,15 @@ def updated(s: search.Search, state: search.SearchState, updates: int) -> search
 
 def whole(system: System) -> float:
   """Seconds of a demo of shared weights, as it is launched."""
-  (variant,) = (name for name, each in ENAS.items() if each is system)
   with tempfile.TemporaryDirectory() as folder:
-    workdir = os.path.join(folder, variant)
-    command = [sys.executable, '-m', f'experiments.{system.launcher}', f'--variant={variant}', f'--workdir={workdir}']
+    workdir, variant = os.path.join(folder, system.variant), f'--variant={system.variant}'
+    command = [sys.executable, '-m', f'experiments.{system.launcher}', variant, f'--workdir={workdir}']
     return seconds(lambda: subprocess.run(command, check=True, capture_output=True, cwd=rivals.ROOT))
 
 
 def build(system: System, cfg: Any) -> search.Search:
   """The search of a config."""
-  data = system.load(cfg, '')
+  problem = system.problem(cfg, system.load(cfg, ''))
   if system.alone:
-    return system.alone.build(cfg, data)
-  problem = system.problem(cfg, data)
+    return system.alone.search(problem.space, cfg, system.alone.evaluator(problem, None, NO_RECOVERY))
   return enas.build(problem, cfg, enas.build_programs(problem, cfg))

@@ -1,7 +1,6 @@
 """Convolutional children with skips: a program each against PyTorch and plain JAX, and one program for a depth."""
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 import tempfile
 from typing import NamedTuple
 
@@ -33,7 +32,7 @@ from nas_jax.space.conv import IMAGE, ConvArch
 from nas_jax.space.network import Layer, network
 from nas_jax.systems import classifier, conv
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, fit, timing
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
@@ -68,8 +67,12 @@ class Task(NamedTuple):
 
   size: Size
   cfg: conv.Config
-  images: images.Images
-  data: image_batches.Data
+  setup: classifier.Setup
+
+  @property
+  def data(self) -> image_batches.Data:
+    """The images, laid out."""
+    return self.setup.data[0]
 
   def programs(self, child: Child, arch: PyTree = None) -> fit.Fit:
     """Of a static arch, or, without one, of all."""
@@ -80,7 +83,7 @@ class Task(NamedTuple):
 
     planned = child_lib.bind_arch(child, plan)
     steps, quick = self.size.steps, arch is not None  # as in a search
-    return classifier.fitter(self.cfg, self.data, planned, lambda arch: plan(arch).hyperparameters, steps, quick=quick)
+    return classifier.fitter(self.setup, planned, lambda arch: plan(arch).hyperparameters, steps, quick=quick)
 
   def children(self) -> tuple[PyTree, Key]:
     """Random archs [m], and keys [m]."""
@@ -108,7 +111,7 @@ def task(size: Size) -> Task:
     batch=size.batch, schedule='constant', lr=(0.05,), score_batch=size.batch,
   )  # fmt: skip
   pictured = noise((size.pixels, size.pixels, size.channels), max(IMAGES, 2 * size.batch))
-  return Task(size, cfg, pictured, classifier.lay_out(cfg, pictured, pictured.train, pictured.valid)[0])
+  return Task(size, cfg, classifier.set_up(cfg, pictured))
 
 
 def noise(shape: tuple[int, int, int], count: int) -> images.Images:
@@ -123,7 +126,7 @@ def compared(size: Size, setup: Setup) -> list[Row]:
   """All ways to train the same children."""
   own, name = task(size), size.words
   archs, keys = own.children()
-  static, child = space.unstack(archs), classifier.build(own.cfg, own.images)
+  static, child = space.unstack(archs), conv_child.build(own.setup.inputs)
   each = [
     trained.alike(own.programs(child, arch), key, own.data, size.steps) for arch, key in zip(static, keys, strict=True)
   ]
@@ -197,7 +200,7 @@ def of_all(own: Task) -> fit.Fit:
   """The one program for all networks of this depth."""
   cfg = own.cfg
   labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
-  return own.programs(conv_traced.build(cfg.max_depth, *labels, cfg.skips, classifier.problem(cfg, own.images)))
+  return own.programs(conv_traced.build(cfg.max_depth, *labels, cfg.skips, own.setup.inputs))
 
 
 def compiling_share(setup: Setup) -> Row:
@@ -208,10 +211,11 @@ def compiling_share(setup: Setup) -> Row:
   """
   cfg = conv.smoke() if setup.small else conv.small()
   pictured = noise((8, 8, 1), 60) if setup.small else noise((cfg.resize, cfg.resize, 3), cfg.max_examples)
-  timing = conv.time_programs(cfg, pictured)._asdict()
-  kind = min(timing, key=lambda kind: timing[kind])
-  batch = evaluators.random_batch(conv.make_space(cfg), jax.random.key(0), cfg.m)
-  evaluate = conv.build_evaluator(dataclasses.replace(cfg, child_program=kind), pictured)
+  problem = conv.problem(cfg, pictured)
+  found = timing.of_problem(problem, jax.random.key(cfg.seed), cfg.m, cfg.max_children)._asdict()
+  kind = min(found, key=lambda kind: found[kind])
+  batch = evaluators.random_batch(problem.space, jax.random.key(0), cfg.m)
+  evaluate = evaluators.build(problem._replace(program=kind))
   with compilations() as found:
     taken = seconds(lambda: evaluate(batch).reward)
   compiling = sum(each.seconds for each in found)

@@ -26,6 +26,7 @@ from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least
 from experiments.common import launch, workdirs
 from experiments.common.systems import ENAS, System
 from nas_jax import search, space
+from nas_jax.children import conv as conv_child
 from nas_jax.space import conv_space
 from nas_jax.space.network import count
 from nas_jax.systems import classifier, enas
@@ -53,7 +54,7 @@ def networks(setup: Setup) -> Iterator[Row]:
   size = conv.SMALL if setup.small else conv.SIZES[0]._replace(steps=50)
   own, name, flight = conv.task(size), size.words, 3 if setup.small else IN_FLIGHT
   archs, keys = own.children()
-  static, child = space.unstack(archs), classifier.build(own.cfg, own.images)
+  static, child = space.unstack(archs), conv_child.build(own.setup.inputs)
   programs = [own.programs(child, arch) for arch in static]
 
   def begun(k: int) -> trained.Group:
@@ -80,7 +81,7 @@ def _conv_rivals(
   folder: str, setup: Setup, own: conv.Task, static: Sequence[Any], params: Sequence[PyTree], losses: np.ndarray
 ) -> dict[str, rivals.Rival]:
   """The processes that train the same networks; they get a few batches, which come round again."""
-  child, steps = classifier.build(own.cfg, own.images), min(own.size.steps, 5)
+  child, steps = conv_child.build(own.setup.inputs), min(own.size.steps, 5)
   batches = own.batches(child, trained.CHECKED + steps)
   conv.write(folder, own, static, params, batches)
   return rivals.ways(folder, setup, losses, CLOSE)
@@ -130,9 +131,10 @@ def paper(setup: Setup) -> Iterator[Row]:
   ceilings = {kind: product(n, kind) for kind in (jnp.float32, jnp.bfloat16)}
   images = conv.noise(presets.SHAPE, 2 * cfg.batch)
   size = conv.Size(presets.SHAPE[0], presets.SHAPE[2], None, steps=1 if setup.small else 20)
-  own = conv.Task(size, cfg, images, classifier.lay_out(cfg, images, images.train, images.valid)[0])
+  own = conv.Task(size, cfg, classifier.set_up(cfg, images))
   batch = evaluators.random_batch(conv_system.make_space(cfg), jax.random.key(0), presets.TIMED)
-  archs, options, child = space.unstack(batch.archs), classifier.network_options(cfg), classifier.build(cfg, own.images)
+  archs, options = space.unstack(batch.archs), classifier.network_options(cfg)
+  child = conv_child.build(own.setup.inputs, options)
   flops = sum(6.0 * cfg.batch * size.steps * count(arch, options=options).macs for arch in archs)
   programs = [own.programs(child, arch) for arch in archs]
   each = _in_threads(lambda k: trained.alike(programs[k], batch.keys[k], own.data, size.steps), range(len(archs)))
@@ -155,16 +157,16 @@ def product(n: int, dtype: Any) -> Way:
 
 def sharing(setup: Setup) -> Iterator[Row]:
   """What the controller takes of a demo whose children share weights."""
-  for name, system in ENAS.items():
-    yield from shares(name, system, setup)
+  for system in ENAS:
+    yield from shares(system, setup)
 
 
-def shares(name: str, system: System, setup: Setup) -> Iterator[Row]:
+def shares(system: System, setup: Setup) -> Iterator[Row]:
   """Of the wall time of a pass and the updates after it: what neither the pass nor scoring the children takes."""
   cfg = system.presets['smoke' if setup.small else 'demo']()
   problem = system.problem(cfg, system.load(cfg, ''))
   programs = enas.build_programs(problem, cfg)
-  s, key = enas.build(problem, cfg, programs), jax.random.key(1)
+  s, key, name = enas.build(problem, cfg, programs), jax.random.key(1), system.variant
   state = controller.updated(s, s.init(jax.random.key(0)), cfg.controller_updates)  # compiles
   weights, archs = state.children, s.ask(state).archs
   several = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (programs.steps, cfg.shared_samples, *x.shape[1:])), archs)

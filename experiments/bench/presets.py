@@ -12,6 +12,7 @@ import numpy as np
 from experiments.bench import cells, conv, trained
 from experiments.bench.timing import Row, Setup, Way, alternating, row
 from nas_jax import space
+from nas_jax.children import conv as conv_child
 from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
 from nas_jax.space.conv import IMAGE, ConvArch
@@ -39,12 +40,12 @@ def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:
   """Of `TIMED` random networks, a program each; children cost what the mean of `STRINGS` does."""
   images = conv.noise(SHAPE, 2 * cfg.batch)
   size = conv.Size(SHAPE[0], SHAPE[2], None, steps=1 if setup.small else STEPS)
-  own = conv.Task(size, cfg, images, classifier.lay_out(cfg, images, images.train, images.valid)[0])
+  own = conv.Task(size, cfg, classifier.set_up(cfg, images))
   batch = evaluators.random_batch(conv_system.make_space(cfg), jax.random.key(0), STRINGS)
   archs, options = space.unstack(batch.archs), classifier.network_options(cfg)
   flops = np.array([6.0 * cfg.batch * count(arch, options=options).macs for arch in archs])
   least = float(np.mean([cfg.batch * moved(arch, options) for arch in archs]))
-  child = classifier.build(cfg, own.images)
+  child = conv_child.build(own.setup.inputs, options)
   each = [
     trained.alike(own.programs(child, arch), key, own.data, size.steps)
     for arch, key in zip(archs[:TIMED], batch.keys, strict=False)

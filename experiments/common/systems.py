@@ -7,6 +7,8 @@ import os
 import types
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from nas_jax import config, search, space
 from nas_jax.report import page
 from nas_jax.systems import (
@@ -23,38 +25,45 @@ from nas_jax.systems import (
   retrain_enas,
 )
 from nas_jax.systems.retrain import Recipe
-from nas_jax.training import evaluators, timing
+from nas_jax.training import evaluators
+from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
+from nas_jax.types import Evaluate
+
+Config = Any  # a system's own, with all that `search.Config` has
+Data = Any  # what a system's `load` returns; it has a `sha256`
+Arch = Any  # a static architecture of the system
 
 
 class FromScratch(NamedTuple):
-  """How children are trained each by itself."""
+  """How children are trained that have weights of their own."""
 
-  build: Callable[..., search.Search]  # (cfg, data, recovery=...); raises ValueError on what does not fit
-  rebuild: Callable[[space.Space, Any, Any], search.Search]  # (space, cfg, train of another search)
-  scale_budget: Callable[[Any, int], Any]  # (cfg, times) -> cfg
-  time_programs: Callable[[Any, Any], timing.Timing] | None  # (cfg, data); None if there is one way only
-  why_unsupported: Callable[[Any, Any], str]  # (cfg, arch) -> why its program cannot train it, or ''
-  references: Callable[[Any, Any, search.Search, Recovery], Mapping[str, evaluators.Known]]  # (cfg, data, s, recovery)
+  evaluator: Callable[[Problem, Mesh | None, Recovery], Evaluate]
+  search: Callable[[space.Space, Config, Evaluate], search.Search]
+  scale_budget: Callable[[Config, int], Config]  # (cfg, times) -> cfg of children trained so many times as long
+  why_unsupported: Callable[[Config, Arch], str]  # why no child program of the config can train it; '' if one can
+  references: Callable[[Config, Data, Evaluate, Recovery], Mapping[str, evaluators.Known]]  # by the search's evaluator
 
 
 class System(NamedTuple):
-  """One system. `cfg` is its config, `data` what `load` returns, `arch` a static architecture."""
+  """One system: what its launcher, its report and its retraining must know."""
 
   launcher: str
   kind: str  # of its architectures, in a best.json
   noun: str  # what a child is, in the singular
   config: type
-  presets: Mapping[str, Callable[[], Any]]
+  presets: Mapping[str, Callable[[], Config]]
   metric: page.Metric
-  make_space: Callable[[Any], space.Space]  # (cfg)
-  load: Callable[[Any, str], Any]  # (cfg, data_dir) -> data, which has a `sha256`
-  about: Callable[[Any, Any], str]  # (cfg, data) -> what the children learn, in words
-  length: Callable[[Any], str]  # (cfg) -> how children are trained, in words
+  make_space: Callable[[Config], space.Space]
+  load: Callable[[Config, str], Data]  # (cfg, data_dir)
+  problem: Callable[[Config, Data], Problem]  # raises ValueError, before anything compiles, on what does not fit
+  about: Callable[[Config, Data], str]  # what the children learn, in words
+  length: Callable[[Config], str]  # how children are trained, in words
   retrain: Recipe  # how what was found is trained to the end
-  alone: Any = None  # an `Alone`; None if children share weights
-  problem: Any = None  # of those who do: (cfg, data) -> enas.Problem; raises ValueError on what does not fit
-  views: Mapping[str, Callable[[Any], str]] = types.MappingProxyType({})  # (arch) -> the kind it is of, to compare
+  alone: FromScratch | None = None  # None if children share weights
+  variant: str = ''  # which of its launcher's systems it is, if that has several
+  children: Callable[[Config], int] = lambda cfg: cfg.max_children  # how many children a search trains
+  views: Mapping[str, Callable[[Arch], str]] = types.MappingProxyType({})  # the kind that an arch is of, to compare
 
 
 CELL = System(
@@ -66,10 +75,11 @@ CELL = System(
   page.Metric('perplexity', 'validation perplexity'),
   cell.make_space,
   language.load,
+  cell.problem,
   lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
   cell.length,
   retrain_cell.RECIPE,
-  FromScratch(cell.build, search.build, cell.scale_budget, cell.time_programs, cell.why_unsupported, cell.references),
+  FromScratch(evaluators.build, search.build, cell.scale_budget, cell.why_unsupported, cell.references),
 )
 CONV = System(
   'conv_search',
@@ -80,10 +90,11 @@ CONV = System(
   page.Metric('accuracy', 'validation accuracy', lower=False),
   conv.make_space,
   classifier.load,
+  conv.problem,
   lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
   conv.length,
   retrain_conv.RECIPE,
-  FromScratch(conv.build, search.build, conv.scale_budget, conv.time_programs, conv.why_unsupported, conv.references),
+  FromScratch(evaluators.build, search.build, conv.scale_budget, conv.why_unsupported, conv.references),
 )
 CHAIN = System(
   'per_layer_search',
@@ -94,10 +105,11 @@ CHAIN = System(
   page.Metric('accuracy', 'validation accuracy', lower=False),
   chain.make_space,
   classifier.load,
+  chain.problem,
   CONV.about,
   chain.length,
   retrain_conv.RECIPE,
-  FromScratch(chain.build, chain.rebuild, chain.scale_budget, None, chain.why_unsupported, chain.references),
+  FromScratch(chain.build_evaluator, chain.build_search, chain.scale_budget, chain.why_unsupported, chain.references),
   views={
     'first layer': lambda arch: space.chain.KINDS[space.chain.layer_of(arch.layers[0]).kind],
     'layers': lambda arch: f'{len(arch.layers):2}',
@@ -112,13 +124,16 @@ MACRO = System(
   page.Metric('shared_accuracy', 'shared-weight validation accuracy', lower=False),
   enas_images.make_space,
   classifier.load,
+  enas_images.problem,
   CONV.about,
   enas.length,
   retrain_enas.RECIPE,
-  problem=enas_images.problem,
+  variant='macro',
+  children=lambda cfg: cfg.samples,
 )
 MICRO = MACRO._replace(
   kind='enas_micro',
+  variant='micro',
   noun='cell pair',
   config=enas_images.MicroConfig,
   presets=enas_images.MICRO_PRESETS,
@@ -132,13 +147,15 @@ RECURRENT = System(
   page.Metric('shared_perplexity', 'shared-weight validation perplexity'),
   enas_rnn.make_space,
   language.load,
+  enas_rnn.problem,
   CELL.about,
   enas.length,
   retrain_cell.RECIPE,
-  problem=enas_rnn.problem,
+  variant='recurrent',
+  children=MACRO.children,
 )
-ENAS = {'macro': MACRO, 'micro': MICRO, 'recurrent': RECURRENT}
-SYSTEMS = (CELL, CONV, CHAIN, *ENAS.values())
+ENAS = (MACRO, MICRO, RECURRENT)
+SYSTEMS = (CELL, CONV, CHAIN, *ENAS)
 
 
 def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | None:

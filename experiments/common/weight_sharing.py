@@ -1,7 +1,11 @@
-"""A whole search whose children share weights: the search, its control, what they derive, what their scores mean."""
+"""The stages of a search whose children share weights: what it derives, and what scores by shared weights mean.
+
+Beside the files of every search its workdir holds derived.json, architectures sampled from the controller at the end,
+best first (best.json is the first of them), alone.jsonl, random architectures trained by themselves, random.json, the
+best of these, and ranks.json, how the scores by shared weights rank them.
+"""
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import functools
 import json
 import os
@@ -12,111 +16,122 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import report as report_page
-from experiments.common import launch, recovery_files, run_search, workdirs
-from experiments.common.systems import System
+from experiments.common import workdirs
+from experiments.common.stages import Found, Run, Stages, Summary
+from experiments.common.systems import Config
 from nas_jax import draw, search
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal, older, weight_sharing
 from nas_jax.systems import enas
 from nas_jax.training import checkpoint, evaluators
-from nas_jax.training.recovery import Recovery
 
 
-def run(
-  system: System, cfg: Any, data: Any, workdir: str, with_control: bool = True, check: launch.Check = lambda: None
-) -> None:
-  """Goes on from whatever the workdir holds.
-
-  Beside the files of every search it holds derived.json, architectures sampled from the controller at the end, best
-  first (best.json is the first of them), alone.jsonl, random networks trained by themselves, random.json, the best of
-  these, and ranks.json, what they say of scores by shared weights.
-  """
-  recovery = recovery_files.recovery(workdir, cfg, check)
-  problem = system.problem(cfg, data)
-  programs = enas.build_programs(problem, cfg)
-  print(
-    f'{problem.space.size():.2e} {system.noun}s; {cfg.samples} samples with {system.length(cfg)} on '
-    f'{system.about(cfg, data)}; {len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
-    flush=True,
+def stages(run: Run) -> Stages:
+  """The stages; both phases of a search are compiled once for the search and its random-search baseline."""
+  programs = enas.build_programs(run.problem, run.cfg)
+  return Stages(
+    run.cfg,
+    f'{run.cfg.samples} samples with {run.system.length(run.cfg)}',
+    search=lambda cfg: enas.build(run.problem, cfg, programs, run.recovery.check),
+    before=lambda: '',
+    after=functools.partial(derive, run, programs),
+    summary=functools.partial(summary, run, programs),
   )
-  folders, cfgs = {cfg.algorithm: workdir}, {cfg.algorithm: cfg}
-  control = dataclasses.replace(cfg, algorithm='random')
-  if with_control and control != cfg:
-    folders['random'], cfgs['random'] = os.path.join(workdir, 'control'), control
-    workdirs.open_config(folders['random'], control)
-  ends = {name: one_search(problem, cfgs[name], programs, folder, recovery) for name, folder in folders.items()}
-  records, derived = (
-    {name: end[0] for name, end in ends.items()},
-    {n: _derived(folder) for n, folder in folders.items()},
-  )
-  said = ''
-  if cfg.rank_children:
-    trained = train_alone(problem, cfg, os.path.join(workdir, 'alone.jsonl'), recovery)
-    weights = {name: end[1] for name, end in ends.items()}
-    path, step = os.path.join(workdir, 'ranks.json'), [int(state.step) for state in weights.values()]
-    ranks = workdirs.read(path)
-    if not ranks or ranks['step'] != step:  # a search that was gone on with has other weights
-      ranks = rank(problem, cfg, programs, weights, trained) | {'step': step}
-      workdirs.write(path, json.dumps(ranks, indent=2) + '\n')
-    best = rankings.ranking(trained[: cfg.rank_children], problem.space, problem.metric, system.metric.lower)[0]
-    _write_best(problem, os.path.join(workdir, 'random.json'), best)
-    said = _in_words(system, ranks, records[cfg.algorithm])
-  summary = _summary(system, cfg, data, problem, records, derived, said)
-  workdirs.write(os.path.join(workdir, 'summary.txt'), summary)
-  print(f'\n{summary}', end='')
-  report_page.write(workdir, report_page.make(workdir))
 
 
-def one_search(
-  problem: enas.Problem, cfg: Any, programs: weight_sharing.Programs, folder: str, recovery: Recovery
-) -> tuple[list[journal.Record], search.SearchState]:
-  """A search to its end, and what is derived from it: its journal, and its last state."""
-  s = enas.build(problem, cfg, programs, recovery.check)
-  records = run_search.run(folder, s, cfg.seed, run_search.budget_of(cfg, cfg.samples), cfg.algorithm, recovery)
-  fresh = s.init(jax.random.key(cfg.seed))
-  state = checkpoint.restore(os.path.join(folder, 'checkpoints'), fresh, older.layouts)
-  assert state is not None, 'a search that is over has a checkpoint of its end'
-  path, step = os.path.join(folder, 'derived.json'), int(state.step)
+def derive(run: Run, programs: weight_sharing.Programs, cfg: Config, found: Found) -> None:
+  """Writes derived.json and best.json: samples of the controller as it is at the end, scored by the shared weights."""
+  problem, state = run.problem, _last_state(found, cfg)
+  path, step = os.path.join(found.folder, 'derived.json'), int(state.step)
   lines = workdirs.read(path) or []
   if len(lines) < cfg.derive_children or lines[0]['step'] != step:
     key = jax.random.fold_in(jax.random.key(cfg.seed), 4)
-    found = weight_sharing.derive(
-      problem.space, s.algorithm, programs, state, problem.shared_reward, key, cfg.derive_children, cfg.m
+    derived = weight_sharing.derive(
+      problem.space, found.search.algorithm, programs, state, problem.shared_reward, key, cfg.derive_children, cfg.m
     )
     lines = [
       {'id': one.place, 'tokens': one.tokens.tolist(), 'reward': one.reward, 'failed': None, 'step': step} | one.metrics
-      for one in found
+      for one in derived
     ]
     workdirs.write(path, json.dumps(lines) + '\n')
-  _write_best(problem, os.path.join(folder, 'best.json'), _derived(folder)[0])
-  return records, state
+  _write_best(run, os.path.join(found.folder, 'best.json'), _derived(found.folder)[0])
 
 
-def _derived(folder: str) -> list[dict[str, Any]]:
-  with open(os.path.join(folder, 'derived.json'), encoding='utf-8') as file:
-    return json.load(file)
+def summary(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]) -> Summary:
+  """The best architecture derived, and the table that it stands in: all of it by shared weights."""
+  system, cfg, made = run.system, run.cfg, run.problem.space
+  ranks = rank(run, programs, found)
+  derived = {name: _derived(one.folder) for name, one in found.items()}
+  first, (key, metric, lower) = derived[cfg.algorithm][0], system.metric
+  head = f'derived {system.noun} ({metric} {first[key]:.3f}; for its own, use experiments.retrain):'
+  rows = rankings.standings({name: one.records for name, one in found.items()}, {}, made, key, lower)
+  for name, lines in derived.items():
+    rows += rankings.derived(name, lines, key)
+  return Summary(
+    f'{head}\n{draw.describe(rankings.arch_of(made, dict(first)))}',
+    metric,
+    rows,
+    'in the search on a minibatch each, derived on the whole split',
+    _in_words(run, ranks, found[cfg.algorithm].records) if ranks else '',
+  )
 
 
-def _write_best(problem: enas.Problem, path: str, record: Mapping[str, Any]) -> None:
-  workdirs.write(path, rankings.best_json(problem.space, dict(record)))
+def rank(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]) -> dict[str, Any] | None:
+  """How the scores by shared weights of each search rank architectures that were trained by themselves, twice.
 
+  The second trainings rank the first too: no other score can be expected to do better. What was measured is kept in
+  ranks.json; after a search that was gone on with, whose weights are others, it is measured again.
 
-def train_alone(problem: enas.Problem, cfg: Any, path: str, recovery: Recovery) -> list[journal.Record]:
-  """Random architectures, each trained by itself for `cfg.epochs` passes, and all once more from another seed.
-
-  They are journalled, so that none is trained again.
+  Returns:
+    The content of ranks.json, or None if the config asks for none.
   """
+  cfg, problem = run.cfg, run.problem
+  if not cfg.rank_children:
+    return None
+  trained = train_alone(run)
+  first, second = trained[: cfg.rank_children], trained[cfg.rank_children :]
+  best = rankings.ranking(first, problem.space, problem.metric, run.system.metric.lower)[0]
+  _write_best(run, os.path.join(run.workdir, 'random.json'), best)
+  states = {name: _last_state(one, cfg) for name, one in found.items()}
+  path, step = os.path.join(run.workdir, 'ranks.json'), [int(state.step) for state in states.values()]
+  ranks = workdirs.read(path)
+  if ranks and ranks['step'] == step:
+    return ranks
+  tokens = jnp.array([line['tokens'] for line in first], jnp.int32)
+  shared = {name: weight_sharing.score(problem.space, programs, state, tokens, cfg.m) for name, state in states.items()}
+  alone, again = (np.array([line['reward'] for line in lines]) for lines in (first, second))
+  rewards = {name: weight_sharing.earned(metrics, problem.shared_reward) for name, metrics in shared.items()}
+  rewards['two seeds'] = again
+  ranks = {
+    'children': len(first),
+    'passes': cfg.epochs,
+    'alone': [line[problem.metric] for line in first],
+    'shared': {name: metrics[problem.shared_metric].tolist() for name, metrics in shared.items()},
+    'kendall': {name: reliability.kendall(values, alone) for name, values in rewards.items()},
+    'spearman': {name: reliability.spearman(values, alone) for name, values in rewards.items()},
+    'seconds': float(np.median([line['seconds'] for line in trained])),
+    'step': step,
+  }
+  workdirs.write(path, json.dumps(ranks, indent=2) + '\n')
+  return ranks
+
+
+def train_alone(run: Run) -> list[journal.Record]:
+  """Random architectures, each trained by itself, and then all of them once more from another seed.
+
+  They are journalled in alone.jsonl, so that none is trained again.
+  """
+  cfg, problem, path = run.cfg, run.problem, os.path.join(run.workdir, 'alone.jsonl')
   key, count = jax.random.fold_in(jax.random.key(cfg.seed), 3), 2 * cfg.rank_children
-  cached = evaluators.random_batch(problem.space, key, cfg.rank_children)
-  batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), cached._replace(depth=None, extra=()))
+  once = evaluators.random_batch(problem.space, key, cfg.rank_children)
+  batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), once._replace(depth=None, extra=()))
   batch = batch._replace(ids=jnp.arange(count), keys=jax.random.split(jax.random.fold_in(key, 1), count))
   known, write = journal.read(path), journal.writer(path)
-  train = functools.cache(lambda: enas.alone(problem, cfg.epochs, recovery=recovery))
+  train = functools.cache(lambda: evaluators.build(problem, recovery=run.recovery))
   for start in range(0, count, cfg.m):
-    places = jnp.arange(start, start + cfg.m) % count  # the last are filled up from the front
-    if any(int(place) not in known for place in places):
-      part = jax.tree.map(lambda x, places=places: x[places], batch)
+    indices = jnp.arange(start, start + cfg.m) % count  # the last are filled up from the front
+    if any(int(index) not in known for index in indices):
+      part = jax.tree.map(lambda x, indices=indices: x[indices], batch)
       begun = time.perf_counter()
       outcome = train()(part)
       fresh = [line for line in journal.records(part, outcome, time.perf_counter() - begun) if line['id'] not in known]
@@ -125,64 +140,29 @@ def train_alone(problem: enas.Problem, cfg: Any, path: str, recovery: Recovery) 
   return [known[number] for number in range(count)]
 
 
-def rank(
-  problem: enas.Problem,
-  cfg: Any,
-  programs: weight_sharing.Programs,
-  states: Mapping[str, search.SearchState],
-  trained: Sequence[journal.Record],
-) -> dict[str, Any]:
-  """How the scores by shared weights, of each search, rank architectures that were trained by themselves, twice.
-
-  The second trainings rank the first too: no other score can be expected to do it better.
-  """
-  first, second = trained[: cfg.rank_children], trained[cfg.rank_children :]
-  tokens = jnp.array([line['tokens'] for line in first], jnp.int32)
-  found = {name: weight_sharing.score(problem.space, programs, state, tokens, cfg.m) for name, state in states.items()}
-  by_itself, rebuild = (np.array([line['reward'] for line in lines]) for lines in (first, second))
-  rewards = {name: weight_sharing.earned(metrics, problem.shared_reward) for name, metrics in found.items()}
-  rewards['two seeds'] = rebuild
-  return {
-    'children': len(first),
-    'passes': cfg.epochs,
-    'alone': [line[problem.metric] for line in first],
-    'shared': {name: metrics[problem.shared_metric].tolist() for name, metrics in found.items()},
-    'kendall': {name: reliability.kendall(values, by_itself) for name, values in rewards.items()},
-    'spearman': {name: reliability.spearman(values, by_itself) for name, values in rewards.items()},
-    'seconds': float(np.median([line['seconds'] for line in trained])),
-  }
+def _last_state(found: Found, cfg: Config) -> search.SearchState:
+  fresh = found.search.init(jax.random.key(cfg.seed))
+  state = checkpoint.restore(os.path.join(found.folder, 'checkpoints'), fresh, older.layouts)
+  assert state is not None, 'a search that is over has a checkpoint of its end'
+  return state
 
 
-def _in_words(system: System, ranks: Mapping[str, Any], records: Sequence[journal.Record]) -> str:
-  """What shared scores mean, and what they save."""
-  spent, one = sum(record['seconds'] for record in records), ranks['seconds']
+def _derived(folder: str) -> list[dict[str, Any]]:
+  with open(os.path.join(folder, 'derived.json'), encoding='utf-8') as file:
+    return json.load(file)
+
+
+def _write_best(run: Run, path: str, record: Mapping[str, Any]) -> None:
+  workdirs.write(path, rankings.best_json(run.problem.space, dict(record)))
+
+
+def _in_words(run: Run, ranks: Mapping[str, Any], records: Sequence[journal.Record]) -> str:
+  """What scores by shared weights mean, and what they save."""
+  spent, one, noun = sum(record['seconds'] for record in records), ranks['seconds'], run.system.noun
   apart = one * len(records)
   agree = ', '.join(f'{name} {value:.2f}' for name, value in ranks['kendall'].items())
   return (
-    f'Kendall rank correlation with {ranks["passes"]} passes alone, {ranks["children"]} random {system.noun}s: '
-    f'{agree}\nthe search took {spent:.0f} s; its {len(records)} {system.noun}s alone, {one:.2f} s each, would have '
-    f'taken {apart:.0f} s: {apart / spent:.1f} times as long\n'
-  )
-
-
-def _summary(
-  system: System,
-  cfg: Any,
-  data: Any,
-  problem: enas.Problem,
-  records: Mapping[str, Sequence[journal.Record]],
-  derived: Mapping[str, Sequence[Mapping[str, Any]]],
-  ranks: str,
-) -> str:
-  """What was derived, and the table that it stands in: all of it by shared weights."""
-  first, metric = derived[cfg.algorithm][0], system.metric
-  text = draw.describe(rankings.arch_of(problem.space, dict(first)))
-  rows = rankings.standings(records, {}, problem.space, metric.key, metric.lower)
-  for name, lines in derived.items():
-    rows += rankings.derived(name, lines, metric.key)
-  return (
-    f'derived {system.noun} ({metric.name} {first[metric.key]:.3f}; for its own, use experiments.retrain):\n{text}\n\n'
-    f'{rankings.table((metric.name, *rankings.HEADER), rows)}\n'
-    f'{cfg.dataset}, sha256 {data.sha256[:12]}; seed {cfg.seed}; in the search on a minibatch each, derived on the '
-    f'whole split\n{ranks}'
+    f'Kendall rank correlation with {ranks["passes"]} passes alone, {ranks["children"]} random {noun}s: {agree}\n'
+    f'the search took {spent:.0f} s; its {len(records)} {noun}s alone, {one:.2f} s each, would have taken '
+    f'{apart:.0f} s: {apart / spent:.1f} times as long\n'
   )

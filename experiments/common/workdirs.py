@@ -76,7 +76,7 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
   cfg = config.settled(cfg, old)
   different = config.differences(old, cfg)
   if different:
-    unknown = [name for name in old if not hasattr(cfg, name)]
+    unknown = [name for name in config.without_removed(old, type(cfg)) if not hasattr(cfg, name)]
     if unknown:  # nearly all fields differ: to list them would help nobody
       what = f'results of another kind, with settings such as {", ".join(unknown[:3])}: name'
     else:

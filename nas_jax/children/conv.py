@@ -38,8 +38,8 @@ class ChildSpec(NamedTuple):
   hyperparameters: Hyperparameters
 
 
-class Problem(NamedTuple):
-  """What networks classify, how they are fed, and how their layers work."""
+class InputSpec(NamedTuple):
+  """What a network must know of its images, and how its layers treat them."""
 
   image: tuple[int, int, int]  # height, width and channels
   classes: int  # labels are below it
@@ -49,11 +49,11 @@ class Problem(NamedTuple):
   norm_first: bool = True  # convolution, batch norm, ReLU; else ReLU before batch norm
 
 
-def build(problem: Problem, options: NetworkOptions = NetworkOptions()) -> Child:  # noqa: B008 - a NamedTuple cannot change
+def build(inputs: InputSpec, options: NetworkOptions = NetworkOptions()) -> Child:  # noqa: B008 - a NamedTuple cannot change
   """The network of a static arch; what the trainer calls its arch is a `ChildSpec`.
 
   Args:
-    problem: an epoch is as many whole batches as there are images, in an order of its own, the same for all children
+    inputs: an epoch is as many whole batches as there are images, in an order of its own, the same for all children
       as is what happens to each image.
     options: what the network makes of the arch.
 
@@ -64,10 +64,10 @@ def build(problem: Problem, options: NetworkOptions = NetworkOptions()) -> Child
 
   def forward(params, stats, spec, x, key):
     train = key is not None
-    return run(params, stats, network(spec.arch, options), x, spec.hyperparameters.epsilon, train, problem.norm_first)
+    return run(params, stats, network(spec.arch, options), x, spec.hyperparameters.epsilon, train, inputs.norm_first)
 
   def init(spec: ChildSpec, key: Key) -> PyTree:
-    return init_params(key, network(spec.arch, options), problem.image, problem.classes)
+    return init_params(key, network(spec.arch, options), inputs.image, inputs.classes)
 
   def carry(params: PyTree) -> PyTree:
     return unmoved(params['layers'])
@@ -76,7 +76,7 @@ def build(problem: Problem, options: NetworkOptions = NetworkOptions()) -> Child
     units = jax.tree.leaves(params['layers'], is_leaf=_is_unit)
     return [unit['kernel'] for unit in units if 'kernel' in unit] + [params['softmax']]
 
-  return classifier(init, carry, forward, decayed, problem)
+  return classifier(init, carry, forward, decayed, inputs)
 
 
 def classifier(
@@ -84,7 +84,7 @@ def classifier(
   carry: Callable[[PyTree], PyTree],
   forward: Callable[[PyTree, PyTree, ChildSpec, Array, Key | None], tuple[Array, PyTree]],
   decayed: Callable[[PyTree], list[Array]],
-  problem: Problem,
+  inputs: InputSpec,
 ) -> Child:
   """The child of a network; `build` says what it does with images.
 
@@ -93,12 +93,12 @@ def classifier(
     carry: (params) -> moving statistics.
     forward: (params, statistics, plan, images, key) -> logits [B, classes], statistics; in evaluation without a key.
     decayed: (params) -> the weights that weight decay is for, none if the optimizer sees to it.
-    problem: as in `build`.
+    inputs: as in `build`.
   """
 
   def take(data: image_batches.Data, key: Key, step: Array) -> tuple[Array, Array]:
     del key
-    return image_batches.drawn(data, problem.batch, step, problem.augment)
+    return image_batches.drawn(data, inputs.batch, step, inputs.augment)
 
   def loss(params, spec, stats, drawn, key):
     images, labels = drawn
@@ -114,7 +114,7 @@ def classifier(
       return right + (logits.argmax(-1) == labels).sum(dtype=jnp.int32), None
 
     batches = jax.tree.map(
-      lambda x: x.reshape(-1, problem.score_batch, *x.shape[1:]), (data.valid_images, data.valid_labels)
+      lambda x: x.reshape(-1, inputs.score_batch, *x.shape[1:]), (data.valid_images, data.valid_labels)
     )
     right, _ = jax.lax.scan(one, jnp.zeros((), jnp.int32), batches)
     return {'accuracy': right / (data.valid_labels >= 0).sum()}

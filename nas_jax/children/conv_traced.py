@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.children import conv_traced_layers
-from nas_jax.children.conv import ChildSpec, Problem, classifier, moved
+from nas_jax.children.conv import ChildSpec, InputSpec, classifier, moved
 from nas_jax.children.conv_traced_weights import Sizes, Weights, Wires, corner, pairs, present
 from nas_jax.space.conv import IMAGE, ConvArch
 from nas_jax.space.network import network
@@ -21,7 +21,7 @@ def build(
   filter_widths: Sequence[int],
   filters: Sequence[int],
   skips: bool,
-  problem: Problem,
+  inputs: InputSpec,
 ) -> Child:
   """The child of `conv.build`, its arch traced: plain convolutions, each reading any layers before it.
 
@@ -34,24 +34,24 @@ def build(
     filter_widths: labels.
     filters: labels.
     skips: whether archs have links; without, each layer reads the one before it.
-    problem: as in `conv.build`.
+    inputs: as in `conv.build`.
 
   Returns:
     A child whose arch is a `ChildSpec` of hyperparameters and a `ConvArch` of int32 arrays that hold labels alone: an
     array cannot be checked here. Its carry is the mean and variance [L, F] of every channel.
   """
-  sizes = Sizes(problem.image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
+  sizes = Sizes(inputs.image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
   layer, _ = pairs(depth)
 
   def init(spec: ChildSpec, key: Key) -> PyTree:
     wires = _wires(spec.arch, depth, skips)
-    channels = jnp.concatenate([jnp.full(1, problem.image[2]), wires.filters])
+    channels = jnp.concatenate([jnp.full(1, inputs.image[2]), wires.filters])
     fan = wires.height * wires.width * (wires.reads * channels[None]).sum(1)
     kernels = jax.random.normal(key, (len(layer), *sizes.most()))
     kernels *= ((2.0 / fan) ** 0.5)[layer][:, None, None, None, None]
     layers = Weights(kernels, jnp.ones((depth, max(filters))), jnp.zeros((depth, max(filters))))
-    softmax = jnp.zeros((depth, max(filters), problem.classes))
-    return {'layers': present(sizes, layers, wires), 'softmax': softmax, 'softmax_bias': jnp.zeros(problem.classes)}
+    softmax = jnp.zeros((depth, max(filters), inputs.classes))
+    return {'layers': present(sizes, layers, wires), 'softmax': softmax, 'softmax_bias': jnp.zeros(inputs.classes)}
 
   def carry(params: PyTree) -> PyTree:
     shift = params['layers'].shift
@@ -62,7 +62,7 @@ def build(
     wires = _wires(spec.arch, depth, skips)
     moving = None if train else stats
     features, used = conv_traced_layers.run(
-      sizes, problem.norm_first, params['layers'], wires, x, spec.hyperparameters.epsilon, moving
+      sizes, inputs.norm_first, params['layers'], wires, x, spec.hyperparameters.epsilon, moving
     )
     softmax = jnp.where(_ends(sizes, wires), params['softmax'], 0.0)
     logits = jnp.einsum('lbf,lfk->bk', features, softmax) + params['softmax_bias'][None]
@@ -71,7 +71,7 @@ def build(
   def decayed(params: PyTree) -> list[Array]:
     return [params['layers'].kernels, params['softmax']]
 
-  return classifier(init, carry, forward, decayed, problem)
+  return classifier(init, carry, forward, decayed, inputs)
 
 
 def _wires(arch: ConvArch, depth: int, skips: bool) -> Wires:

@@ -24,13 +24,15 @@ NORMS = ('moving', 'batch')  # whose statistics normalize in scoring
 TRAIN = 'train'  # the third way: those of the batch, which move the others
 
 
-def child(problem: conv.Problem, options: Any, space: Space, capacity: Callable, own: Callable, run: Callable) -> Child:
+def child(
+  inputs: conv.InputSpec, options: Any, space: Space, capacity: Callable, own: Callable, run: Callable
+) -> Child:
   """The child of `macro` or `micro`, by what each says of its weights and how they work.
 
   Weight decay is not in its loss, but the optimizer's: this gradient is 0 for all weights that a network does not have.
 
   Args:
-    problem: as in `conv.build`.
+    inputs: as in `conv.build`.
     options: of all networks.
     space: of their architectures; a static one of another is refused.
     capacity: () -> zeros in the shapes of all weights.
@@ -48,7 +50,7 @@ def child(problem: conv.Problem, options: Any, space: Space, capacity: Callable,
   def forward(params, stats, spec, x, key):
     return run(params, stats, spec.arch, options, x, spec.hyperparameters.epsilon, key)
 
-  return conv.classifier(init, unmoved, forward, lambda params: [], problem)
+  return conv.classifier(init, unmoved, forward, lambda params: [], inputs)
 
 
 def choose(k: Any, branches: Sequence[Callable], *operands: PyTree) -> Any:

@@ -35,11 +35,11 @@ class NetworkOptions(NamedTuple):
   concat: bool = False  # skips concatenated, then ReLU, 1 x 1 convolution and batch norm, as there
 
 
-def build(problem: conv.Problem, options: NetworkOptions) -> Child:
+def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
   """The networks of a form, to be trained one by one or with shared weights.
 
   Args:
-    problem: as in `conv.build`; batch norm always comes before the ReLU.
+    inputs: as in `conv.build`; batch norm always comes before the ReLU.
     options: of all networks.
 
   Returns:
@@ -52,7 +52,7 @@ def build(problem: conv.Problem, options: NetworkOptions) -> Child:
   """
   space = enas_macro_space(options.layers, options.operations)
 
-  return enas_layers.child(problem, options, space, lambda: _room(problem, options), own, run)
+  return enas_layers.child(inputs, options, space, lambda: _room(inputs, options), own, run)
 
 
 def own(tree: PyTree, arch: MacroArch) -> PyTree:
@@ -155,7 +155,7 @@ def _needed(arch: MacroArch, layers: int, cut: int) -> list[Any]:
   return [*map(read, range(cut - 1)), 1]
 
 
-def _room(problem: conv.Problem, options: NetworkOptions) -> PyTree:
+def _room(inputs: conv.InputSpec, options: NetworkOptions) -> PyTree:
   """Zeros in the shapes of all weights."""
 
   def operation(name, channels, filters):
@@ -171,9 +171,9 @@ def _room(problem: conv.Problem, options: NetworkOptions) -> PyTree:
       before, filters = filters, filters * (1 + options.double)
       reductions.append([enas_layers.capacity(1, before, filters) for _ in range(i + 1)])
   return {
-    'stem': enas_layers.capacity(3, problem.image[2], options.filters),
+    'stem': enas_layers.capacity(3, inputs.image[2], options.filters),
     'layers': layers,
     'reductions': reductions,
-    'softmax': jnp.zeros((filters, problem.classes)),
-    'softmax_bias': jnp.zeros(problem.classes),
+    'softmax': jnp.zeros((filters, inputs.classes)),
+    'softmax_bias': jnp.zeros(inputs.classes),
   }

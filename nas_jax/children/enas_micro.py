@@ -49,13 +49,13 @@ class Cell(NamedTuple):
   halved: tuple[bool, bool]
 
 
-def build(problem: conv.Problem, options: NetworkOptions) -> Child:
+def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
   """The networks of a form, to be trained one by one or with shared weights; all as in `enas_macro.build`.
 
   The separable convolutions of a cell have weights for each node that they may read.
 
   Args:
-    problem: as in `conv.build`; in a cell batch norm comes after the ReLU.
+    inputs: as in `conv.build`; in a cell batch norm comes after the ReLU.
     options: of all networks.
 
   Returns:
@@ -68,7 +68,7 @@ def build(problem: conv.Problem, options: NetworkOptions) -> Child:
   if options.cells < 1:
     raise ValueError(f'cells (={options.cells}) must be from 1 up.')
 
-  return enas_layers.child(problem, options, space, lambda: _room(problem, options), own, run)
+  return enas_layers.child(inputs, options, space, lambda: _room(inputs, options), own, run)
 
 
 def cells_of(options: NetworkOptions) -> tuple[Cell, ...]:
@@ -193,7 +193,7 @@ def _ends(reads: Any) -> Sequence[Any]:
   return [(reads != node).all().astype(jnp.int32) for node in range(nodes)]
 
 
-def _room(problem: conv.Problem, options: NetworkOptions) -> PyTree:
+def _room(inputs: conv.InputSpec, options: NetworkOptions) -> PyTree:
   """Zeros in the shapes of all weights."""
 
   def side(filters, nodes):
@@ -211,8 +211,8 @@ def _room(problem: conv.Problem, options: NetworkOptions) -> PyTree:
     for cell in cells_of(options)
   ]
   return {
-    'stem': enas_layers.capacity(3, problem.image[2], options.filters),
+    'stem': enas_layers.capacity(3, inputs.image[2], options.filters),
     'cells': cells,
-    'softmax': jnp.zeros((cells_of(options)[-1].filters, problem.classes)),
-    'softmax_bias': jnp.zeros(problem.classes),
+    'softmax': jnp.zeros((cells_of(options)[-1].filters, inputs.classes)),
+    'softmax_bias': jnp.zeros(inputs.classes),
   }

@@ -1,11 +1,9 @@
 """Recurrent-cell search, Zoph & Le (2017) Sec. 3.4 and 4.2: tree cells in a language model."""
 
-from collections.abc import Callable
 import dataclasses
 import functools
 
 import flax.linen as nn
-import jax
 from jax.sharding import Mesh
 import numpy as np
 
@@ -13,14 +11,13 @@ from nas_jax import config, published, search, space
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
-from nas_jax.datasets import text_batches
 from nas_jax.operations import Operation, Operations, by_id, find
 from nas_jax.space.tree import TreeArch
 from nas_jax.systems import language
-from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators, rewards, timing
+from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
-from nas_jax.types import Batch, Outcome
+from nas_jax.types import Evaluate
 
 
 @dataclasses.dataclass
@@ -106,11 +103,6 @@ def make_space(cfg: Config) -> space.Space:
   return space.tree_cell_space(cfg.base, cfg.combine, cfg.activate)
 
 
-def steps(cfg: Config, data: text_batches.Data) -> int:
-  """Training steps of a child."""
-  return cfg.epochs * len(data.train) or cfg.steps
-
-
 def length(cfg: Config) -> str:
   """How long a child is trained, in words."""
   return f'{cfg.epochs} epochs' if cfg.epochs else f'{cfg.steps} steps'
@@ -121,58 +113,31 @@ def scale_budget(cfg: Config, times: int) -> Config:
   return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
 
 
+def problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | None = None) -> Problem:
+  """What the cells learn. `cell` puts another kind of cell in the place of those of the space.
+
+  Raises ValueError, before anything compiles, on a field that cannot be.
+  """
+  config.check(cfg)
+  made = make_space(cfg)
+  search.check(made, cfg)
+  cell, hidden = cell or language_model.tree(made.operations), cfg.hidden
+  if cfg.parameters:
+    hidden = language.width(cfg, text, cell, made.decode(np.zeros(made.length, int)), cfg.parameters)
+
+  def reward(perplexity: np.ndarray) -> np.ndarray:
+    return rewards.of_perplexity(perplexity, cfg.reward_c, cfg.reward_limit)
+
+  found = language.problem(cfg, text, made, cell, hidden, reward)
+  return found._replace(steps=found.steps or cfg.steps, steps_per_call=cfg.steps_per_call, program=cfg.child_program)
+
+
 def build(
   cfg: Config, text: text_lib.Text, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> search.Search:
-  """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
-  config.check(cfg)
-  cell_space = make_space(cfg)
-  return search.build(
-    cell_space, cfg, build_evaluator(cfg, text, language_model.tree(cell_space.operations), mesh, recovery)
-  )
-
-
-def build_evaluator(
-  cfg: Config,
-  text: text_lib.Text,
-  cell: language_model.Cell,
-  mesh: Mesh | None = None,
-  recovery: Recovery = NO_RECOVERY,
-) -> Callable[[Batch], Outcome]:
-  """What scores children of any kind of cell: the one budget that all comparisons are on."""
-  cell_space, data = make_space(cfg), text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  hidden, arch = cfg.hidden, cell_space.decode(np.zeros(cell_space.length, int))
-  if cfg.parameters:
-    hidden = language.width(cfg, text, cell, arch, cfg.parameters)
-  count = steps(cfg, data)
-  child, plain = language.build(cfg, text, cell, hidden), language.hyperparameters(cfg, hidden)
-
-  def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
-    return rewards.of_perplexity(metrics['perplexity'], cfg.reward_c, cfg.reward_limit)
-
-  def own(arch, mesh):
-    one = child_lib.bind_arch(child, lambda _: language_model.ChildSpec(arch, plain))
-    return language.fitter(cfg, data, one, lambda _: plain, count, cfg.steps_per_call, mesh)
-
-  if cfg.child_program == 'specialised':
-    devices = None if mesh is None else list(mesh.devices.flat)
-    return evaluators.static_programs(own, data, reward, devices, recovery)
-  generic = child_lib.bind_arch(child, lambda arch: language_model.ChildSpec(arch, plain))
-  programs = language.fitter(cfg, data, generic, lambda _: plain, count, cfg.steps_per_call, mesh)
-  return evaluators.from_scratch(programs, data, reward, recovery)
-
-
-def time_programs(cfg: Config, text: text_lib.Text, mesh: Mesh | None = None) -> timing.Timing:
-  """`timing.time_programs` on a batch of random cells."""
-  cell_space = make_space(cfg)
-  total = steps(cfg, text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch))
-
-  def build_for(kind: str, count: int):
-    short = dataclasses.replace(cfg, steps=count, epochs=0, child_program=kind)
-    return build_evaluator(short, text, language_model.tree(cell_space.operations), mesh)
-
-  batch = evaluators.random_batch(cell_space, jax.random.key(cfg.seed), cfg.m)
-  return timing.time_programs(build_for, batch, total, cfg.max_children)
+  """The search. Raises ValueError as `problem`."""
+  learned = problem(cfg, text)
+  return search.build(learned.space, cfg, evaluators.build(learned, mesh, recovery))
 
 
 def why_unsupported(cfg: Config, arch: TreeArch) -> str:
@@ -188,18 +153,23 @@ def why_unsupported(cfg: Config, arch: TreeArch) -> str:
 
 
 def references(
-  cfg: Config, text: text_lib.Text, s: search.Search, recovery: Recovery = NO_RECOVERY
+  cfg: Config, text: text_lib.Text, train: Evaluate, recovery: Recovery = NO_RECOVERY
 ) -> dict[str, evaluators.Known]:
-  """Known cells, trained just as the children are."""
+  """Known cells, each with an evaluator that trains it just as the children of the search are trained.
+
+  Args:
+    cfg: of the search.
+    text: as `language.load` returns it.
+    train: the evaluator of the search.
+    recovery: of trainings of cells that are no trees, for which there is another evaluator.
+  """
 
   def other(cell: language_model.Cell) -> evaluators.Known:
-    evaluate = functools.cache(lambda: build_evaluator(cfg, text, cell, recovery=recovery))
+    evaluate = functools.cache(lambda: evaluators.build(problem(cfg, text, cell), recovery=recovery))
     return evaluators.Known(published.LSTM, lambda batch: evaluate()(batch))  # these ignore the architecture
 
   trees = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
-  return {
-    name: evaluators.Known(arch, s.evaluate) for name, arch in trees.items() if not why_unsupported(cfg, arch)
-  } | {
+  return {name: evaluators.Known(arch, train) for name, arch in trees.items() if not why_unsupported(cfg, arch)} | {
     'standard LSTM': other(language_model.lstm()),
     'SimpleCell (Flax)': other(language_model.flax_cell(lambda features: nn.SimpleCell(features))),
   }

@@ -1,6 +1,5 @@
 """Augmented search: chains of layers, each rewarded for the network that ends with it (Olga Xu)."""
 
-from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -16,10 +15,10 @@ from nas_jax.search import per_layer
 from nas_jax.space import ChainArch
 from nas_jax.space.chain import default_layers
 from nas_jax.systems import classifier
-from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit, rewards
+from nas_jax.training import evaluators
+from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
-from nas_jax.types import Array, Batch, Outcome
+from nas_jax.types import Array, Batch, Evaluate, Outcome
 
 
 @dataclasses.dataclass
@@ -129,24 +128,20 @@ def epochs_of(cfg: Config, trained: Array) -> Array:
   )
 
 
-def build(
-  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
-) -> search.Search:
-  """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
-  check(cfg, images)
-  return rebuild(make_space(cfg), cfg, build_trainer(cfg, images, mesh, recovery))
+def problem(cfg: Config, images: images_lib.Images) -> Problem:
+  """What the chains learn. Raises ValueError as `check`."""
+  check(cfg)
+  setup = classifier.set_up(cfg, images)
+  own = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+  budget = cfg.epochs, cfg.last_epochs, cfg.reward_power
+  found = classifier.problem(setup, make_space(cfg), conv.build(setup.inputs), lambda arch: own, *budget)
+  return found._replace(warm_start=conv.warm_start_params if cfg.warm_start else None)
 
 
-def rebuild(made: space.Space, cfg: Config, trainer) -> search.Search:
-  """A search whose children are trained by the `train` of another."""
-  return per_layer.build(made, cfg, trainer, functools.partial(epochs_of, cfg))
-
-
-def check(cfg: Config, images: images_lib.Images) -> None:
-  """Raises ValueError, naming the field and what fits."""
+def check(cfg: Config) -> None:
+  """Raises ValueError, before anything compiles, naming the field and what fits."""
   config.check(cfg)
   search.check(make_space(cfg), cfg)
-  del images
   least = cfg.epochs_start or cfg.epochs
   if not cfg.last_epochs <= least <= cfg.epochs:
     raise ValueError(
@@ -154,43 +149,39 @@ def check(cfg: Config, images: images_lib.Images) -> None:
     )
 
 
-def build_trainer(
+def build(
   cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
-) -> Callable[[Batch], Outcome]:
-  """What scores chains, each by a program of its own: the one budget that all comparisons are on.
+) -> search.Search:
+  """The search. Raises ValueError as `problem`."""
+  learned = problem(cfg, images)
+  return build_search(learned.space, cfg, build_evaluator(learned, mesh, recovery))
 
-  Without a `per_layer.Group` that says how long, for all of the epochs.
+
+def build_search(made: space.Space, cfg: Config, train: Evaluate) -> search.Search:
+  """A search by the evaluator `train`, which does not depend on who writes the chains."""
+  return per_layer.build(made, cfg, train, functools.partial(epochs_of, cfg))
+
+
+def build_evaluator(learned: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY) -> Evaluate:
+  """What trains chains, each by a program of its own.
+
+  A batch whose `extra` is a `per_layer.Group` is trained for as many epochs as that says, any other for all of them.
+  Metrics `string` and `epochs` repeat what the group says.
   """
-  (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
-  child = conv.build(classifier.problem(cfg, images))
-  own_settings = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  devices = None if mesh is None else list(mesh.devices.flat)
-
-  def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
-    return rewards.of_accuracy(metrics['accuracy'], cfg.reward_power)
 
   @functools.cache
-  def for_epochs(epochs: int):
-    def own(arch: ChainArch, mesh: Mesh) -> fit.Fit:
-      planned = child_lib.bind_arch(child, lambda _: conv.ChildSpec(arch, own_settings))
-      steps = epochs * (len(data.labels) // cfg.batch)
-      return classifier.fitter(cfg, data, planned, lambda _: own_settings, steps, mesh, cfg.last_epochs, quick=True)
+  def for_epochs(epochs: int) -> Evaluate:
+    return evaluators.build(learned._replace(steps=epochs * learned.pass_steps), mesh, recovery)
 
-    if cfg.warm_start:
-      return evaluators.warm_started(
-        own, data, reward, conv.warm_start_params, devices[0] if devices else None, recovery
-      )
-    return evaluators.static_programs(own, data, reward, devices, recovery)
-
-  def trainer(batch: Batch) -> Outcome:
+  def evaluate(batch: Batch) -> Outcome:
     group = batch.extra if isinstance(batch.extra, per_layer.Group) else None
-    outcome = for_epochs(group.length if group else cfg.epochs)(batch)
+    outcome = for_epochs(group.length if group else learned.steps // learned.pass_steps)(batch)
     if group:
       same = {'string': group.string, 'epochs': group.length}
       outcome.metrics.update({name: np.full(len(batch.ids), value) for name, value in same.items()})
     return outcome
 
-  return trainer
+  return evaluate
 
 
 def why_unsupported(cfg: Config, arch: ChainArch) -> str:
@@ -200,13 +191,13 @@ def why_unsupported(cfg: Config, arch: ChainArch) -> str:
 
 
 def references(
-  cfg: Config, images: images_lib.Images, s: search.Search, recovery: Recovery = NO_RECOVERY
+  cfg: Config, images: images_lib.Images, train: Evaluate, recovery: Recovery = NO_RECOVERY
 ) -> dict[str, evaluators.Known]:
-  """Networks that nobody searched for, trained just as the children are: the same convolution in every layer."""
+  """Chains of the same convolution in every layer, each with the evaluator `train` of the search."""
   del images, recovery
   plain = next((word for word in cfg.layers if word.endswith(' 3 1')), cfg.layers[0])
-  code = dict(zip(s.space.slots[0].labels, s.space.slots[0].values, strict=True))[plain]
+  slot = make_space(cfg).slots[0]
+  code = dict(zip(slot.labels, slot.values, strict=True))[plain]
   return {
-    f'{depth} x {plain}': evaluators.Known(ChainArch((code,) * depth), s.train)
-    for depth in {1, (cfg.max_depth + 1) // 2}
+    f'{depth} x {plain}': evaluators.Known(ChainArch((code,) * depth), train) for depth in {1, (cfg.max_depth + 1) // 2}
   }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from jax.sharding import Mesh
 import optax
@@ -11,9 +11,12 @@ from nas_jax.children import conv
 from nas_jax.config import field
 from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
+from nas_jax.space import Space
 from nas_jax.space.network import NetworkOptions
-from nas_jax.training import fit, schedules
+from nas_jax.training import child as child_lib
+from nas_jax.training import fit, rewards, schedules
 from nas_jax.training.child import Child
+from nas_jax.training.problem import Problem
 from nas_jax.types import PyTree
 
 
@@ -66,54 +69,111 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
   return found
 
 
-def lay_out(cfg: Config, images: images_lib.Images, train: images_lib.Split, *scored: images_lib.Split):
-  """Images for the trainer: one `image_batches.Data` for each split in `scored`, which stands where validation does."""
-  return image_batches.lay_out(train, scored, score_batch(cfg, images), cfg.whiten)
-
-
-def score_batch(cfg: Config, images: images_lib.Images) -> int:
-  """Images of a validation step: never more than there are."""
-  return min(cfg.score_batch, len(images.valid.labels))
-
-
 def network_options(cfg: BlockConfig, add_filters: int = 0) -> NetworkOptions:
-  """What a network makes of predicted layers."""
+  """What a network makes of the layers that are predicted."""
   return NetworkOptions(cfg.block, tuple(place for place in cfg.pool_at if place), add_filters)
 
 
-def problem(cfg: Config, images: images_lib.Images) -> conv.Problem:
-  """What the networks classify, and how they are fed."""
+class Setup(NamedTuple):
+  """What a config makes of images and of training on them, whatever the network."""
+
+  inputs: conv.InputSpec  # what a network must know of the images
+  data: tuple[image_batches.Data, ...]  # the training images, with each split that is scored
+  pass_steps: int  # training steps of a pass
+  optimizer: Callable[[int], Callable[[conv.Hyperparameters], optax.GradientTransformation]]  # (training steps)
+
+
+def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
+  """What a network must know of its images. A validation step has no more of them than there are."""
   augment = image_batches.Augment(cfg.upsample, cfg.flip, cfg.pad)
-  return conv.Problem(images.shape, images.classes, cfg.batch, score_batch(cfg, images), augment, cfg.norm_first)
+  size = min(cfg.score_batch, len(images.valid.labels))
+  return conv.InputSpec(images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first)
 
 
-def build(cfg: BlockConfig, images: images_lib.Images, add_filters: int = 0) -> Child:
-  """The network of a static architecture; what the trainer calls its arch is a `conv.ChildSpec`."""
-  return conv.build(problem(cfg, images), network_options(cfg, add_filters))
+def set_up(
+  cfg: Config,
+  images: images_lib.Images,
+  train: images_lib.Split | None = None,
+  *scored: images_lib.Split,
+  decayed: Callable[[PyTree], PyTree] | None = None,
+) -> Setup:
+  """All that training takes but a network.
+
+  Args:
+    cfg: of the images and the training.
+    images: as `load` returns them.
+    train: the images to train on; those of the training split by default.
+    *scored: the splits to score, each in turn where validation stands; the validation split by default.
+    decayed: (params) -> a bool for each weight, whether the optimizer decays it; for a child without weight decay in
+      its loss. It cannot be had together with the argument `quick` of `fitter`.
+  """
+  spec = inputs(cfg, images)
+  data = image_batches.lay_out(train or images.train, scored or (images.valid,), spec.score_batch, cfg.whiten)
+  pass_steps = len(data[0].labels) // cfg.batch
+
+  def optimizer(steps: int) -> Callable[[conv.Hyperparameters], optax.GradientTransformation]:
+    def of(own: conv.Hyperparameters) -> optax.GradientTransformation:
+      rate = schedules.rate(cfg.schedule, own.lr, steps, pass_steps, own.decay_epoch, cfg.lr_decay)
+      descent = optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
+      return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent
+
+    return of
+
+  return Setup(spec, tuple(data), pass_steps, optimizer)
+
+
+def problem(
+  setup: Setup,
+  space: Space,
+  network: Child,
+  hyperparameters: Callable[[PyTree], conv.Hyperparameters],
+  epochs: int,
+  last_epochs: int = 1,
+  reward_power: float = 1.0,
+) -> Problem:
+  """The problem of a search for networks, each of which has a program of its own.
+
+  Args:
+    setup: the images and the training.
+    space: of the architectures.
+    network: the child, whose arch is a `conv.ChildSpec`.
+    hyperparameters: (arch) -> those of its child.
+    epochs: passes over the training images that train a child.
+    last_epochs: the best accuracy after one of so many last epochs counts.
+    reward_power: the reward is accuracy to this power.
+  """
+
+  def spec(arch: PyTree) -> conv.ChildSpec:
+    return conv.ChildSpec(arch, hyperparameters(arch))
+
+  def optimizer(steps: int) -> Callable[[PyTree], optax.GradientTransformation]:
+    make = setup.optimizer(steps)
+    return lambda arch: make(hyperparameters(arch))
+
+  return Problem(
+    space,
+    child_lib.bind_arch(network, spec),
+    setup.data[0],
+    optimizer,
+    steps=epochs * setup.pass_steps,
+    pass_steps=setup.pass_steps,
+    steps_per_call=setup.pass_steps,
+    metric='accuracy',
+    reward=lambda accuracy: rewards.of_accuracy(accuracy, reward_power),
+    scored=last_epochs,
+    program='specialised',
+    quick=True,
+  )
 
 
 def fitter(
-  cfg: Config,
-  data: image_batches.Data,
+  setup: Setup,
   child: Child,
   hyperparameters: Callable[[PyTree], conv.Hyperparameters],
   steps: int,
   mesh: Mesh | None = None,
-  scored: int = 1,
-  decayed: Callable[[PyTree], PyTree] | None = None,
   quick: bool = False,
 ) -> fit.Fit:
-  """The programs that train `child`, an epoch a call; `hyperparameters` finds those of a child in its arch.
-
-  `decayed` is for a child without weight decay in its loss: (params) -> a bool for each, whether the optimizer decays
-  it; not with `quick`, which is as in `fit.fitter`.
-  """
-  epoch = len(data.labels) // cfg.batch
-
-  def optimizer(arch: PyTree) -> optax.GradientTransformation:
-    own = hyperparameters(arch)
-    rate = schedules.rate(cfg.schedule, own.lr, steps, epoch, own.decay_epoch, cfg.lr_decay)
-    descent = optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
-    return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent
-
-  return fit.fitter(child, optimizer, steps, epoch, mesh, scored, quick)
+  """The programs that train `child`, an epoch a call; `hyperparameters` finds those of a child in its arch."""
+  optimizer = setup.optimizer(steps)
+  return fit.fitter(child, lambda arch: optimizer(hyperparameters(arch)), steps, setup.pass_steps, mesh, quick=quick)

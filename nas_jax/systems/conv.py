@@ -4,9 +4,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 
-import jax
 from jax.sharding import Mesh
-import numpy as np
 
 from nas_jax import config, search, space
 from nas_jax.children import conv, conv_traced
@@ -15,10 +13,11 @@ from nas_jax.datasets import images as images_lib
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit, rewards, timing
+from nas_jax.training import evaluators, timing
 from nas_jax.training.child import Child
+from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
-from nas_jax.types import Batch, Outcome, PyTree
+from nas_jax.types import Evaluate, PyTree
 
 
 @dataclasses.dataclass
@@ -137,12 +136,32 @@ def hyperparameters(cfg: Config, arch: ConvArch) -> conv.Hyperparameters:
   return conv.Hyperparameters(lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
 
 
+def problem(cfg: Config, images: images_lib.Images) -> Problem:
+  """What the networks learn. Raises ValueError as `check`."""
+  check(cfg, images)
+  setup = classifier.set_up(cfg, images)
+  own = functools.partial(hyperparameters, cfg)
+  static = conv.build(setup.inputs, classifier.network_options(cfg))
+  found = classifier.problem(setup, make_space(cfg), static, own, cfg.epochs, cfg.last_epochs, cfg.reward_power)
+  labels, skips = (cfg.filter_heights, cfg.filter_widths, cfg.filters), cfg.skips
+
+  @functools.cache
+  def of_depth(depth: int) -> Child:
+    network = conv_traced.build(depth, *labels, skips, setup.inputs)
+    return child_lib.bind_arch(network, lambda arch: conv.ChildSpec(arch, own(arch)))
+
+  def traced(archs: PyTree) -> Child:
+    return of_depth(archs.filters.shape[1])
+
+  return found._replace(program=cfg.child_program, traced=None if needs_own_programs(cfg) else traced)
+
+
 def build(
   cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> search.Search:
-  """The search. Raises ValueError, before anything compiles, on a field that cannot be."""
-  check(cfg, images)
-  return search.build(make_space(cfg), cfg, build_evaluator(cfg, images, mesh, recovery=recovery))
+  """The search. Raises ValueError as `problem`."""
+  learned = problem(cfg, images)
+  return search.build(learned.space, cfg, evaluators.build(learned, mesh, recovery))
 
 
 def check(cfg: Config, images: images_lib.Images) -> None:
@@ -159,39 +178,6 @@ def check(cfg: Config, images: images_lib.Images) -> None:
     raise ValueError(f'last_epochs (={cfg.last_epochs}) is more than epochs (={cfg.epochs}): a child has no more.')
 
 
-def build_evaluator(
-  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, steps: int = 0, recovery: Recovery = NO_RECOVERY
-) -> Callable[[Batch], Outcome]:
-  """What scores children: the one budget that all comparisons are on. `steps` of training, if not 0, for timing."""
-  (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
-  count = steps or cfg.epochs * (len(data.labels) // cfg.batch)
-
-  def reward(metrics: dict[str, np.ndarray]) -> np.ndarray:
-    return rewards.of_accuracy(metrics['accuracy'], cfg.reward_power)
-
-  def fitter(child: Child, spec: Callable[[PyTree], conv.ChildSpec], mesh: Mesh | None, quick: bool = False) -> fit.Fit:
-    own, last = child_lib.bind_arch(child, spec), cfg.last_epochs
-    return classifier.fitter(cfg, data, own, lambda arch: spec(arch).hyperparameters, count, mesh, last, quick=quick)
-
-  if cfg.child_program == 'specialised':
-    child = classifier.build(cfg, images)
-
-    def own(arch: ConvArch, mesh: Mesh) -> fit.Fit:
-      return fitter(child, lambda _: conv.ChildSpec(arch, hyperparameters(cfg, arch)), mesh, quick=True)
-
-    devices = None if mesh is None else list(mesh.devices.flat)
-    return evaluators.static_programs(own, data, reward, devices, recovery)
-
-  @functools.cache
-  def of_depth(depth: int):
-    labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
-    child = conv_traced.build(depth, *labels, cfg.skips, classifier.problem(cfg, images))
-    programs = fitter(child, lambda arch: conv.ChildSpec(arch, hyperparameters(cfg, arch)), mesh)
-    return evaluators.from_scratch(programs, data, reward, recovery)
-
-  return lambda batch: of_depth(batch.archs.filters.shape[1])(batch)
-
-
 def needs_own_programs(cfg: Config) -> str:
   """What keeps one program from training any network of the space, '' if nothing does."""
   if cfg.strides != (1,) or cfg.layer_types != ('conv',):
@@ -199,18 +185,6 @@ def needs_own_programs(cfg: Config) -> str:
   if cfg.block > 1 or any(cfg.pool_at):
     return 'blocks and pools at fixed places'
   return ''
-
-
-def time_programs(cfg: Config, images: images_lib.Images, mesh: Mesh | None = None) -> timing.Timing:
-  """`timing.time_programs` on a batch of random networks."""
-  total = cfg.epochs * (len(images.train.labels) // cfg.batch)
-
-  def build_for(kind: str, count: int):
-    return build_evaluator(dataclasses.replace(cfg, child_program=kind), images, mesh, count)
-
-  batch = evaluators.random_batch(make_space(cfg), jax.random.key(cfg.seed), cfg.m)
-  kinds = ('specialised',) if needs_own_programs(cfg) else ('generic', 'specialised')
-  return timing.time_programs(build_for, batch, total, cfg.max_children, kinds)
 
 
 def why_unsupported(cfg: Config, arch: ConvArch) -> str:
@@ -232,9 +206,9 @@ def why_unsupported(cfg: Config, arch: ConvArch) -> str:
 
 
 def references(
-  cfg: Config, images: images_lib.Images, s: search.Search, recovery: Recovery = NO_RECOVERY
+  cfg: Config, images: images_lib.Images, train: Evaluate, recovery: Recovery = NO_RECOVERY
 ) -> dict[str, evaluators.Known]:
-  """Networks that nobody searched for, trained just as the children are: the same filters in every layer."""
+  """Networks with the same filters in every layer, each with the evaluator `train` of the search."""
   del images, recovery
   depth = cfg.max_depth
   height, width, filters = (
@@ -244,7 +218,7 @@ def references(
   def plain(reads: Callable[[int, int], bool]) -> evaluators.Known:
     links = tuple(int(reads(i, j)) for i in range(depth) for j in range(i)) if cfg.skips else ()
     arch = ConvArch((), (height,) * depth, (width,) * depth, (), (), (filters,) * depth, (), links, ())
-    return evaluators.Known(arch, s.evaluate)
+    return evaluators.Known(arch, train)
 
   found = {f'{depth} layers of {filters} {height}x{width}': plain(lambda i, j: j == i - 1)}
   return found | ({'the same, all connected': plain(lambda i, j: True)} if cfg.skips and depth > 2 else {})

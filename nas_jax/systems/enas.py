@@ -1,20 +1,14 @@
 """What the three searches with shared weights have in common: Pham et al. (2018)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
-import numpy as np
-import optax
 
 from nas_jax import search
 from nas_jax.search import weight_sharing
-from nas_jax.space import Space
-from nas_jax.training import evaluators, fit
-from nas_jax.training.child import Child
-from nas_jax.training.recovery import NO_RECOVERY, Recovery
-from nas_jax.types import Batch, Key, Outcome, PyTree
+from nas_jax.training.problem import Problem
 
 # The controller of the paper, but for the weight of the entropy.
 PAPER: dict[str, Any] = {
@@ -41,38 +35,18 @@ SHORT: dict[str, Any] = {
 }
 
 
-class Problem(NamedTuple):
-  """What the children of one space learn, by shared weights or by their own."""
-
-  space: Space
-  child: Child  # of a traced arch
-  data: PyTree  # as the child takes it
-  minibatch: Callable[[PyTree, Key], PyTree]  # (data, key) -> the same with a part of the validation split
-  optimizer: Callable[[int], optax.GradientTransformation]  # passes over the training data -> of the weights
-  steps: int  # minibatches in a pass
-  metric: str  # of the child's score
-  reward: Callable[[np.ndarray], np.ndarray]  # of the metric [m]
-
-  @property
-  def shared_metric(self) -> str:
-    """The metric by shared weights, which must be taken for nothing else."""
-    return f'shared_{self.metric}'
-
-  def shared_reward(self, metrics: dict[str, np.ndarray]) -> np.ndarray:
-    """Rewards [m] by shared weights."""
-    return self.reward(metrics[self.shared_metric])
-
-
 def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | None = None) -> weight_sharing.Programs:
-  """The two phases."""
+  """The two phases: training the shared weights, and scoring architectures by them."""
 
   def score(params, arch, carry, data):
     return {problem.shared_metric: problem.child.score(params, arch, carry, data)[problem.metric]}
 
   child = problem.child._replace(score=score)
   arch = problem.space.decode_batch(jnp.zeros(problem.space.length, jnp.int32))
-  optimizer = problem.optimizer(cfg.passes)
-  return weight_sharing.build_programs(child, arch, optimizer, problem.data, problem.minibatch, problem.steps, mesh)
+  optimizer = problem.optimizer(cfg.passes * problem.pass_steps)(())
+  return weight_sharing.build_programs(
+    child, arch, optimizer, problem.data, problem.minibatch, problem.pass_steps, mesh
+  )
 
 
 def length(cfg: weight_sharing.Config) -> str:
@@ -88,12 +62,3 @@ def build(
 ) -> search.Search:
   """The search by compiled phases, which do not depend on who writes the architectures."""
   return weight_sharing.build(problem.space, cfg, programs, problem.shared_reward, check)
-
-
-def alone(
-  problem: Problem, passes: int, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
-) -> Callable[[Batch], Outcome]:
-  """What trains each child by itself, from initial weights of its own, for so many passes: one program for all."""
-  optimizer = problem.optimizer(passes)
-  programs = fit.fitter(problem.child, lambda arch: optimizer, passes * problem.steps, problem.steps, mesh)
-  return evaluators.from_scratch(programs, problem.data, lambda found: problem.reward(found[problem.metric]), recovery)

@@ -1,5 +1,6 @@
 """Searches with shared weights for image classifiers, macro and micro: Pham et al. (2018), Sec. 2.3 to 2.5 and 3.2."""
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -13,10 +14,10 @@ from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
 from nas_jax.search import weight_sharing
 from nas_jax.systems import classifier, enas
-from nas_jax.training import child as child_lib
-from nas_jax.training import rewards, schedules
+from nas_jax.training import schedules
 from nas_jax.training.child import Child
-from nas_jax.types import Key
+from nas_jax.training.problem import Problem
+from nas_jax.types import Key, PyTree
 
 
 @dataclasses.dataclass
@@ -151,16 +152,16 @@ def make_space(cfg: Config) -> space.Space:
   return space.enas_macro_space(cfg.layers, cfg.operations)
 
 
-def network(cfg: Config, problem: conv.Problem) -> Child:
+def network(cfg: Config, inputs: conv.InputSpec) -> Child:
   """The network that all children are parts of; the arch is a `conv.ChildSpec`."""
   if isinstance(cfg, MicroConfig):
     cells = enas_micro.NetworkOptions(
       cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm
     )
-    return enas_micro.build(problem, cells)
+    return enas_micro.build(inputs, cells)
   assert isinstance(cfg, MacroConfig)
   return enas_macro.build(
-    problem, enas_macro.NetworkOptions(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm)
+    inputs, enas_macro.NetworkOptions(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm)
   )
 
 
@@ -170,25 +171,34 @@ def check(cfg: Config) -> None:
   search.check(make_space(cfg), cfg)
 
 
-def problem(cfg: Config, images: images_lib.Images) -> enas.Problem:
+def problem(cfg: Config, images: images_lib.Images) -> Problem:
   """What the networks learn. Raises ValueError, before anything compiles, on a field that cannot be."""
   check(cfg)
-  (data,) = classifier.lay_out(cfg, images, images.train, images.valid)
-  hyperparameters = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  child = child_lib.bind_arch(
-    network(cfg, classifier.problem(cfg, images)), lambda arch: conv.ChildSpec(arch, hyperparameters)
+  setup = classifier.set_up(cfg, images)
+  own = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
+  found = classifier.problem(
+    setup, make_space(cfg), network(cfg, setup.inputs), lambda arch: own, cfg.epochs, reward_power=cfg.reward_power
   )
-  steps = cfg.pass_steps or len(data.labels) // cfg.batch
-  size = classifier.score_batch(cfg, images)
-  return enas.Problem(
-    make_space(cfg),
-    child,
-    data,
-    lambda data, key: part_of(data, size, key),
-    lambda passes: optimizer(cfg, passes * steps, len(data.labels) // cfg.batch),
-    steps,
-    'accuracy',
-    lambda accuracy: rewards.of_accuracy(accuracy, cfg.reward_power),
+
+  def optimizer(steps: int) -> Callable[[PyTree], optax.GradientTransformation]:
+    """Of the shared weights, or of a network's own."""
+    rate = schedules.rate(cfg.schedule, cfg.lr, steps, setup.pass_steps, cfg.decay_epoch, cfg.lr_decay, cfg.lr_end)
+    made = optax.chain(
+      optax.clip_by_global_norm(cfg.clip),
+      optax.add_decayed_weights(cfg.weight_decay, mask=enas_layers.decayed),
+      optax.sgd(rate, momentum=cfg.momentum, nesterov=True),
+    )
+    return lambda arch: made
+
+  steps, size = cfg.pass_steps or setup.pass_steps, setup.inputs.score_batch
+  return found._replace(
+    optimizer=optimizer,
+    steps=cfg.epochs * steps,
+    pass_steps=steps,
+    steps_per_call=steps,
+    program='generic',
+    traced=lambda archs: found.child,
+    minibatch=lambda data, key: part_of(data, size, key),
   )
 
 
@@ -200,13 +210,3 @@ def part_of(data: image_batches.Data, size: int, key: Key) -> image_batches.Data
     return jax.lax.dynamic_slice_in_dim(x, start, size)
 
   return data._replace(valid_images=cut(data.valid_images), valid_labels=cut(data.valid_labels))
-
-
-def optimizer(cfg: Config, steps: int, epoch: int) -> optax.GradientTransformation:
-  """Of shared weights, or of a network's own, that are trained for so many steps."""
-  rate = schedules.rate(cfg.schedule, cfg.lr, steps, epoch, cfg.decay_epoch, cfg.lr_decay, cfg.lr_end)
-  return optax.chain(
-    optax.clip_by_global_norm(cfg.clip),
-    optax.add_decayed_weights(cfg.weight_decay, mask=enas_layers.decayed),
-    optax.sgd(rate, momentum=cfg.momentum, nesterov=True),
-  )

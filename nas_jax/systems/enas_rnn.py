@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 
 from nas_jax import config, search, space
 from nas_jax.children import language_model
@@ -12,8 +13,8 @@ from nas_jax.datasets import text_batches
 from nas_jax.operations import Operation
 from nas_jax.search import weight_sharing
 from nas_jax.systems import enas, language
-from nas_jax.training import child as child_lib
 from nas_jax.training import rewards
+from nas_jax.training.problem import Problem
 from nas_jax.types import Key
 
 
@@ -93,25 +94,23 @@ def make_space(cfg: Config) -> space.Space:
   return space.enas_rnn_space(cfg.nodes, cfg.activate)
 
 
-def problem(cfg: Config, text: text_lib.Text) -> enas.Problem:
+def problem(cfg: Config, text: text_lib.Text) -> Problem:
   """What the cells learn. Raises ValueError, before anything compiles, on a field that cannot be."""
   config.check(cfg)
   made = make_space(cfg)
   search.check(made, cfg)
-  data = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
-  hyperparameters = language.hyperparameters(cfg, cfg.hidden)
   cell = language_model.enas(made.operations, cfg.normalize)
-  network = language.build(cfg, text, cell, cfg.hidden)
-  steps = cfg.pass_steps or len(data.train)
-  return enas.Problem(
-    made,
-    child_lib.bind_arch(network, lambda arch: language_model.ChildSpec(arch, hyperparameters)),
-    data,
-    lambda data, key: part_of(data, cfg.score_windows, key),
-    lambda passes: language.optimizer(cfg, passes * steps, len(data.train))(hyperparameters),
-    steps,
-    'perplexity',
-    lambda perplexity: rewards.of_perplexity(perplexity, cfg.reward_c, power=1.0),
+
+  def reward(perplexity: np.ndarray) -> np.ndarray:
+    return rewards.of_perplexity(perplexity, cfg.reward_c, power=1.0)
+
+  found = language.problem(cfg, text, made, cell, cfg.hidden, reward)
+  steps = cfg.pass_steps or found.pass_steps
+  return found._replace(
+    steps=cfg.epochs * steps,
+    pass_steps=steps,
+    steps_per_call=steps,
+    minibatch=lambda data, key: part_of(data, cfg.score_windows, key),
   )
 
 

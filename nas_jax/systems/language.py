@@ -5,14 +5,18 @@ import dataclasses
 
 import jax
 from jax.sharding import Mesh
+import numpy as np
 import optax
 
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
+from nas_jax.space import Space
+from nas_jax.training import child as child_lib
 from nas_jax.training import fit, schedules
 from nas_jax.training.child import Child
+from nas_jax.training.problem import Problem
 from nas_jax.types import Array, PyTree
 
 
@@ -130,6 +134,48 @@ def optimizer(
     return optax.chain(*scale, optax.clip_by_global_norm(cfg.clip), *decay, step)
 
   return make
+
+
+def problem(
+  cfg: Children,
+  text: text_lib.Text,
+  space: Space,
+  cell: language_model.Cell,
+  hidden: int,
+  reward: Callable[[np.ndarray], np.ndarray],
+) -> Problem:
+  """The problem of a search for cells: children train for `cfg.epochs` passes over the text, a pass a program call.
+
+  Args:
+    cfg: of the text, the network and its training.
+    text: as `load` returns it.
+    space: of the architectures.
+    cell: what the network makes of an architecture, static or traced.
+    hidden: the width of the cells.
+    reward: validation perplexities [m] -> rewards [m].
+
+  Raises:
+    ValueError: the text is too short for one training step, or there is no such network.
+  """
+  data, plain = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch), hyperparameters(cfg, hidden)
+  child = child_lib.bind_arch(build(cfg, text, cell, hidden), lambda arch: language_model.ChildSpec(arch, plain))
+
+  def optimizer_of(steps: int) -> Callable[[PyTree], optax.GradientTransformation]:
+    made = optimizer(cfg, steps, len(data.train))(plain)
+    return lambda arch: made
+
+  return Problem(
+    space,
+    child,
+    data,
+    optimizer_of,
+    steps=cfg.epochs * len(data.train),
+    pass_steps=len(data.train),
+    steps_per_call=len(data.train),
+    metric='perplexity',
+    reward=reward,
+    traced=lambda archs: child,
+  )
 
 
 def fitter(

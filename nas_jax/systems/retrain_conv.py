@@ -113,7 +113,8 @@ def task(
   """A network with `size` filters added to every layer, to be trained as `training` says."""
   add = int(size)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, add)).params
-  return training(cfg, images, classifier.build(cfg, images, add), arch, f'+{size}', weights, epochs, final, mesh)
+  network = conv.build(classifier.inputs(cfg, images), classifier.network_options(cfg, add))
+  return training(cfg, images, network, arch, f'+{size}', weights, epochs, final, mesh)
 
 
 def training(
@@ -144,15 +145,15 @@ def training(
     epochs: passes over the images.
     final: whether the network will be tested, and not compared with others.
     mesh: the devices to train on, all of them by default.
-    decayed: as in `classifier.fitter`.
+    decayed: as in `classifier.set_up`.
   """
   train, everything = images.train, final and cfg.train_on_all
   if everything:
     train = images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
-  data, test = classifier.lay_out(cfg, images, train, images.valid, images.test)
+  setup = classifier.set_up(cfg, images, train, images.valid, images.test, decayed=decayed)
+  data, test = setup.data
   own = child_lib.bind_arch(network, lambda hyperparameters: conv.ChildSpec(arch, hyperparameters))
-  steps = epochs * (len(data.labels) // cfg.batch)
-  programs = classifier.fitter(cfg, data, own, lambda hyperparameters: hyperparameters, steps, mesh, decayed=decayed)
+  programs = classifier.fitter(setup, own, lambda hyperparameters: hyperparameters, epochs * setup.pass_steps, mesh)
   return full_training.Task(
     size, weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything
   )

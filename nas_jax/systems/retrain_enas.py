@@ -107,13 +107,13 @@ def task(
 
 
 def _build(cfg: Config, images: images_lib.Images, arch: Arch, filters: int) -> Child:
-  problem = classifier.problem(cfg, images)
+  inputs = classifier.inputs(cfg, images)
   if isinstance(arch, MacroArch):
     whole = enas_macro.NetworkOptions(len(arch.operation), filters, keep=cfg.keep, double=cfg.double, concat=cfg.concat)
-    return enas_macro.build(problem, whole)
+    return enas_macro.build(inputs, whole)
   blocks = len(arch.normal_input) // 2
   return enas_micro.build(
-    problem, enas_micro.NetworkOptions(cfg.cells, filters, blocks, keep=cfg.keep, drop_path=cfg.drop_path)
+    inputs, enas_micro.NetworkOptions(cfg.cells, filters, blocks, keep=cfg.keep, drop_path=cfg.drop_path)
   )
 
 

@@ -7,6 +7,7 @@ own, and `warm_started` one child after another, each from the weights of the on
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+import functools
 import queue
 from typing import NamedTuple
 import warnings
@@ -19,6 +20,8 @@ import numpy as np
 from nas_jax.controller import uniform_controller
 from nas_jax.space import Space, unstack
 from nas_jax.training import fit
+from nas_jax.training.child import Child
+from nas_jax.training.problem import Problem, static_fitter, traced_fitter
 from nas_jax.training.recovery import NO_RECOVERY, Metrics, Recovery, fingerprint
 from nas_jax.training.rewards import Reward
 from nas_jax.types import Batch, Evaluate, Key, Outcome, PyTree
@@ -31,6 +34,29 @@ class Known(NamedTuple):
 
   arch: PyTree  # static
   evaluate: Evaluate
+
+
+def build(problem: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY) -> Evaluate:
+  """What trains each child of a problem by itself and scores it, by the kind of program that the problem names.
+
+  Args:
+    problem: what the children learn.
+    mesh: where they are trained; all local devices by default.
+    recovery: recalls, keeps and ends trainings.
+  """
+  devices, static = None if mesh is None else list(mesh.devices.flat), functools.partial(static_fitter, problem)
+  data, reward = problem.data, problem.own_reward
+  if problem.warm_start:
+    return warm_started(static, data, reward, problem.warm_start, devices[0] if devices else None, recovery)
+  if problem.traced is None or problem.program == 'specialised':
+    return static_programs(static, data, reward, devices, recovery)
+
+  @functools.cache
+  def of(child: Child) -> Evaluate:
+    return from_scratch(traced_fitter(problem, child, mesh), data, reward, recovery)
+
+  network = problem.traced
+  return lambda batch: of(network(batch.archs))(batch)
 
 
 class Attempt(NamedTuple):

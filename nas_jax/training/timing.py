@@ -5,7 +5,11 @@ import math
 import time
 from typing import NamedTuple
 
-from nas_jax.types import Batch, Evaluate
+from jax.sharding import Mesh
+
+from nas_jax.training import evaluators
+from nas_jax.training.problem import Problem
+from nas_jax.types import Batch, Evaluate, Key
 
 PROGRAMS = ('generic', 'specialised', 'auto')  # one program for all children, one for each, or what is measured
 
@@ -15,6 +19,24 @@ class Timing(NamedTuple):
 
   generic: float
   specialised: float
+
+
+def of_problem(problem: Problem, key: Key, m: int, children: int, mesh: Mesh | None = None) -> Timing:
+  """`time_programs` on m random children of a problem, each to be trained for its whole `steps`.
+
+  Args:
+    problem: what the children learn.
+    key: of the random children.
+    m: children of a batch.
+    children: in the whole search.
+    mesh: where they are trained; all local devices by default.
+  """
+
+  def build(kind: str, steps: int) -> Evaluate:
+    return evaluators.build(problem._replace(program=kind, steps=steps), mesh)
+
+  kinds = ('generic', 'specialised') if problem.traced else ('specialised',)
+  return time_programs(build, evaluators.random_batch(problem.space, key, m), problem.steps, children, kinds)
 
 
 def time_programs(

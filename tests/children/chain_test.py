@@ -100,7 +100,7 @@ def test_xus_network_by_hand():
 
 def built(arch, image, classes, norm_first=True):
   """Shapes of the child's params, of its statistics after a training step and of its logits."""
-  child = conv.build(conv.Problem(image, classes, 2, 2, norm_first=norm_first))
+  child = conv.build(conv.InputSpec(image, classes, 2, 2, norm_first=norm_first))
 
   def step():
     params = child.init(conv.ChildSpec(arch, SETTINGS), jax.random.key(0))
@@ -169,7 +169,7 @@ class Block(nn.Module):
 def test_a_residual_block_is_the_one_of_flax(x64, channels, kernel, stride, units):
   x, weight = jnp.asarray(RNG.normal(size=(3, 5, 6, 4))), jnp.asarray(RNG.normal(size=(3, 1, 1, channels)))
   arch = chain(f'residual {channels} {kernel} {stride}')
-  child = conv.build(conv.Problem((5, 6, 4), 2, 3, 3))
+  child = conv.build(conv.InputSpec((5, 6, 4), 2, 3, 3))
   params = everywhere(child.init(conv.ChildSpec(arch, SETTINGS), jax.random.key(0)))['layers'][0]
   stats = jax.tree.map(lambda s: jnp.abs(s) + 0.5, everywhere(child.carry({'layers': [params]})))[0]
   assert len(params) == len(stats) == units
@@ -200,7 +200,7 @@ def test_a_residual_block_is_the_one_of_flax(x64, channels, kernel, stride, unit
 
 def test_weight_decay_and_first_weights_of_all_units():
   arch = chain('residual 16 3 2', 'max pool 3 2', 'conv 8 3 1', 'residual 8 3 1')
-  child = conv.build(conv.Problem((6, 6, 16), 3, 2, 2))
+  child = conv.build(conv.InputSpec((6, 6, 16), 3, 2, 2))
   spec = conv.ChildSpec(arch, SETTINGS._replace(weight_decay=0.1))
   params = child.init(spec, jax.random.key(0))
   assert [len(kernels(layer)) for layer in params['layers']] == [3, 0, 1, 2] and child.carry(params)[1] == {}
@@ -228,7 +228,7 @@ def test_weight_decay_and_first_weights_of_all_units():
 )
 def test_chains_run_forward_and_backward(words):
   image = (7, 5, 3)
-  child = conv.build(conv.Problem(image, 4, 4, 4))
+  child = conv.build(conv.InputSpec(image, 4, 4, 4))
   spec = conv.ChildSpec(chain(*words), SETTINGS._replace(weight_decay=1e-4))
   params = child.init(spec, jax.random.key(1))
   params |= {'softmax': jnp.asarray(RNG.normal(size=params['softmax'].shape), jnp.float32)}

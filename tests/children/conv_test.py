@@ -71,7 +71,7 @@ def by_flax(params, x):
 
 @pytest.fixture(scope='module')
 def network():
-  return conv.build(conv.Problem(IMAGE, CLASSES, B, B))
+  return conv.build(conv.InputSpec(IMAGE, CLASSES, B, B))
 
 
 def some_params(network, double=False):
@@ -102,7 +102,7 @@ def test_params_are_as_many_as_counted(network):
   found = space.count(ARCH, IMAGE, CLASSES)
   assert sum(x.size for x in jax.tree.leaves(params)) == found.params
   assert sum(layer['kernel'].size for layer in params['layers'] if 'kernel' in layer) == found.conv_weights
-  figure = conv.build(conv.Problem((32, 32, 3), 10, 8, 8))
+  figure = conv.build(conv.InputSpec((32, 32, 3), 10, 8, 8))
   shapes = jax.eval_shape(lambda: figure.init(conv.ChildSpec(published.FIGURE_7, SETTINGS), jax.random.key(0)))
   assert sum(x.size for x in jax.tree.leaves(shapes)) == space.count(published.FIGURE_7).params
   assert sum(layer['kernel'].size for layer in shapes['layers']) == 4_119_228
@@ -122,7 +122,7 @@ def test_any_string_builds_and_has_the_counted_shapes(count):
   image = (9, 8, 3)
   for arch in random_archs(count):
     options = NetworkOptions(int(RNG.integers(1, 4)), ((), (2,), (2, 5))[RNG.integers(3)], int(RNG.integers(3)))
-    child, made = conv.build(conv.Problem(image, 5, 2, 2), options), network_of(arch, options)
+    child, made = conv.build(conv.InputSpec(image, 5, 2, 2), options), network_of(arch, options)
     counted = space.count(arch, image, 5, options)
 
     def forward(child=child, arch=arch, made=made):
@@ -142,7 +142,7 @@ def test_any_string_builds_and_has_the_counted_shapes(count):
 def test_random_networks_run_forward_and_backward():
   image = (9, 8, 3)
   for k, arch in enumerate(random_archs(20)):
-    child = conv.build(conv.Problem(image, 5, 4, 4), NetworkOptions(pools=(3,)) if k % 2 else NetworkOptions(2))
+    child = conv.build(conv.InputSpec(image, 5, 4, 4), NetworkOptions(pools=(3,)) if k % 2 else NetworkOptions(2))
     spec = conv.ChildSpec(arch, SETTINGS._replace(weight_decay=1e-4))
     params = child.init(spec, jax.random.key(k))
     drawn = jnp.asarray(RNG.normal(size=(4, *image)), jnp.float32), jnp.arange(4)

@@ -41,12 +41,12 @@ NETWORKS = {
 
 @functools.cache
 def generic(skips=True, norm_first=True):
-  problem = conv.Problem(IMAGE, CLASSES, B, B, image_batches.Augment(flip=True), norm_first)
+  problem = conv.InputSpec(IMAGE, CLASSES, B, B, image_batches.Augment(flip=True), norm_first)
   return conv_traced.build(L, HEIGHTS, WIDTHS, FILTERS, skips, problem)
 
 
 def static(norm_first=True):
-  return conv.build(conv.Problem(IMAGE, CLASSES, B, B, image_batches.Augment(flip=True), norm_first))
+  return conv.build(conv.InputSpec(IMAGE, CLASSES, B, B, image_batches.Augment(flip=True), norm_first))
 
 
 def plan_of(arch):
@@ -187,7 +187,7 @@ def test_accelerators_get_three_convolutions_a_layer_and_no_loops():
 
 def test_init_draws_each_network_by_its_own_fan_in():
   """He et al.: 2 / (height * width * channels read), absent weights 0; a classifier of zeros."""
-  child = conv_traced.build(2, (1, 3), (3,), (8, 32), True, conv.Problem(IMAGE, CLASSES, B, B))
+  child = conv_traced.build(2, (1, 3), (3,), (8, 32), True, conv.InputSpec(IMAGE, CLASSES, B, B))
   for links, fan in (((1,), 9 * 32), ((0,), 9 * IMAGE[2])):
     arch = ConvArch((), (3, 3), (3, 3), (), (), (32, 8), (), links, ())
     params = child.init(plan_of(arch), jax.random.key(0))
@@ -202,7 +202,7 @@ def test_init_draws_each_network_by_its_own_fan_in():
 def test_training_ends_as_the_static_child_does(x64):
   arch = ConvArch((), (1, 3, 3), (3, 3, 3), (), (), (1, 2, 2), (), (1, 0, 1), ())
   small = conv_traced.build(
-    3, (1, 3), (3,), (1, 2), True, conv.Problem(IMAGE, CLASSES, B, B, image_batches.Augment(flip=True))
+    3, (1, 3), (3,), (1, 2), True, conv.InputSpec(IMAGE, CLASSES, B, B, image_batches.Augment(flip=True))
   )
   keys, mesh = jax.random.split(jax.random.key(3), 1), fit.child_mesh(jax.devices()[:1])
 

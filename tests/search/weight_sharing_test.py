@@ -20,6 +20,7 @@ from nas_jax.search import journal, weight_sharing
 from nas_jax.systems import enas, enas_rnn
 from nas_jax.training import checkpoint, fit
 from nas_jax.training import child as child_lib
+from nas_jax.training.problem import Problem
 from nas_jax.types import Outcome
 
 SPACE = space.tree_cell_space(2)
@@ -38,11 +39,23 @@ def child():
   return child_lib.bind_arch(network, lambda arch: language_model.ChildSpec(arch, SETTINGS))
 
 
-def problem(optimizer=lambda passes: optax.sgd(0.5)) -> enas.Problem:
+def problem(optimizer=None) -> Problem:
   def minibatch(data, key):
     return enas_rnn.part_of(data, 2, key)
 
-  return enas.Problem(SPACE, child(), DATA, minibatch, optimizer, STEPS, 'perplexity', lambda found: 1.0 / found)
+  made = optimizer or optax.sgd(0.5)
+  return Problem(
+    SPACE,
+    child(),
+    DATA,
+    lambda steps: lambda arch: made,
+    steps=STEPS,
+    pass_steps=STEPS,
+    steps_per_call=STEPS,
+    metric='perplexity',
+    reward=lambda found: 1.0 / found,
+    minibatch=minibatch,
+  )
 
 
 @pytest.fixture(scope='module')
@@ -132,7 +145,7 @@ def test_a_step_that_is_not_finite_is_left_out():
 
 def test_the_gradient_is_clipped():
   """A step of plain SGD is no longer than its rate times the norm that gradients are clipped to."""
-  one = problem(lambda passes: optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(0.5)))
+  one = problem(optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(0.5)))
   made = enas.build_programs(one, config())
   start = made.init(jax.random.key(1))
   after = made.learn(start, archs(1, 1), jax.random.key(2))

@@ -9,7 +9,7 @@ import pytest
 import testing
 
 from experiments import retrain as launcher
-from experiments.common import from_scratch, workdirs
+from experiments.common import search_flow, workdirs
 from experiments.common.systems import CHAIN
 from nas_jax import space
 from nas_jax.children import conv as child_conv
@@ -49,7 +49,7 @@ def test_what_cannot_be_is_one_line(changes, words):
 @pytest.mark.parametrize('preset', chain.PRESETS)
 def test_presets_are_sound(preset):
   cfg = dataclasses.replace(chain.PRESETS[preset](), dataset='digits')
-  chain.check(cfg, classifier.load(dataclasses.replace(cfg, resize=0)))
+  chain.check(cfg)
 
 
 def test_epochs_grow_with_children():
@@ -67,7 +67,7 @@ def test_a_search_to_its_page_and_on(tmp_path, capsys):
   cfg = testing.chain_config(max_children=3, reliability_children=0, yardstick_repeats=0)
   workdir = tmp_path / 'search'
   workdirs.open_config(str(workdir), cfg)
-  from_scratch.run(CHAIN, cfg, IMAGES, {}, str(workdir))
+  search_flow.run(CHAIN, cfg, IMAGES, str(workdir))
   shown = capsys.readouterr().out
   for words in ('best chain (child', 'classifier: reads', 'validation accuracy, 2 epochs', 'first layer', 'layers'):
     assert words in shown, words
@@ -101,15 +101,15 @@ def test_a_prefix_is_trained_as_the_network_that_it_is():
   batch = s.ask(state)
   (group, *_) = s.parts.split(batch)
   outcome = s.train(group)
-  (data,) = classifier.lay_out(cfg, IMAGES, IMAGES.train, IMAGES.valid)
+  setup = classifier.set_up(cfg, IMAGES)
   settings = child_conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  epoch, mesh = len(data.labels) // cfg.batch, fit.child_mesh(jax.devices()[:1])
+  steps, mesh = cfg.epochs * (len(IMAGES.train.labels) // cfg.batch), fit.child_mesh(jax.devices()[:1])
   for k, depth in enumerate(group.depth.tolist()):
     arch = s.space.decode(group.tokens[k], depth)
     plan = child_conv.ChildSpec(arch, settings)
-    child = child_lib.bind_arch(classifier.build(cfg, IMAGES), lambda _, plan=plan: plan)
-    programs = classifier.fitter(cfg, data, child, lambda _: settings, cfg.epochs * epoch, mesh)
-    found = fit.fit(programs, (), group.keys[k : k + 1], data)
+    child = child_lib.bind_arch(child_conv.build(setup.inputs), lambda _, plan=plan: plan)
+    programs = classifier.fitter(setup, child, lambda _: settings, steps, mesh)
+    found = fit.fit(programs, (), group.keys[k : k + 1], setup.data[0])
     assert outcome.metrics['accuracy'][k] == pytest.approx(float(found['accuracy'][0]))
   assert (outcome.metrics['string'] == group.extra.string).all() and (outcome.metrics['epochs'] == 2).all()
   assert isinstance(group.extra, per_layer.Group) and np.isfinite(outcome.reward).all()
@@ -121,22 +121,22 @@ def test_a_warm_start_is_from_the_weights_of_the_prefix_before():
   s = chain.build(cfg, IMAGES)
   batch = s.ask(s.init(jax.random.key(4)))
   (group,) = s.parts.split(batch)
-  (data,) = classifier.lay_out(cfg, IMAGES, IMAGES.train, IMAGES.valid)
+  setup = classifier.set_up(cfg, IMAGES)
   settings = child_conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  child, mesh, trained = classifier.build(cfg, IMAGES), fit.child_mesh(jax.devices()[:1]), []
+  child, mesh, trained = child_conv.build(setup.inputs), fit.child_mesh(jax.devices()[:1]), []
 
   def programs(arch, mesh):
     planned = child_lib.bind_arch(child, lambda _: child_conv.ChildSpec(arch, settings))
-    return classifier.fitter(cfg, data, planned, lambda _: settings, 2, mesh)
+    return classifier.fitter(setup, planned, lambda _: settings, 2, mesh)
 
   def warm_start(fresh, old):
     start = child_conv.warm_start_params(fresh, old)
     trained.append(jax.tree.map(np.array, (fresh, old, start)))  # copies: training uses its weights up
     return start
 
-  outcome = evaluators.warm_started(programs, data, lambda found: found['accuracy'], warm_start, jax.devices()[0])(
-    group
-  )
+  outcome = evaluators.warm_started(
+    programs, setup.data[0], lambda found: found['accuracy'], warm_start, jax.devices()[0]
+  )(group)
   assert len(trained) == len(group.ids) - 1 == 2 and (outcome.metrics['failed'] == 0).all()
   for k, (fresh, old, start) in enumerate(trained, 1):
     assert len(start['layers']) == k + 1 == len(old['layers']) + 1

@@ -10,7 +10,7 @@ import pytest
 import testing
 
 from experiments import retrain as launcher
-from experiments.common import from_scratch, workdirs
+from experiments.common import search_flow, workdirs
 from experiments.common.systems import CONV
 from nas_jax import published, space
 from nas_jax.children import conv as child_conv
@@ -78,14 +78,15 @@ def test_presets_are_sound(preset):
 def test_the_reward_is_the_best_accuracy_of_the_last_epochs_cubed():
   cfg = testing.conv_config(epochs=4, last_epochs=2)
   batch = evaluators.random_batch(conv.make_space(cfg), jax.random.key(3), 1)
-  outcome = conv.build_evaluator(cfg, IMAGES)(batch)
-  (data,) = classifier.lay_out(cfg, IMAGES, IMAGES.train, IMAGES.valid)
+  outcome = evaluators.build(conv.problem(cfg, IMAGES))(batch)
+  setup = classifier.set_up(cfg, IMAGES)
+  (data,) = setup.data
   for k, arch in enumerate(space.unstack(batch.archs)):
     plan = child_conv.ChildSpec(arch, conv.hyperparameters(cfg, arch))
-    child = child_lib.bind_arch(classifier.build(cfg, IMAGES), lambda _, plan=plan: plan)
+    child = child_lib.bind_arch(child_conv.build(setup.inputs), lambda _, plan=plan: plan)
     epoch = len(data.labels) // cfg.batch
     mesh = fit.child_mesh(jax.devices()[:1])
-    programs = classifier.fitter(cfg, data, child, lambda _, plan=plan: plan.hyperparameters, 4 * epoch, mesh)
+    programs = classifier.fitter(setup, child, lambda _, plan=plan: plan.hyperparameters, 4 * epoch, mesh)
     states, archs, keys = fit.begin(programs, (), batch.keys[k : k + 1])
     accuracies = []
     for _ in range(4):
@@ -172,7 +173,7 @@ def test_grid_then_winner_at_every_width(tmp_path, capsys):
 def test_a_search_to_its_page(tmp_path, capsys):
   cfg = testing.conv_config(max_children=2, reliability_children=0, yardstick_repeats=1, child_program='generic')
   workdirs.open_config(str(tmp_path), cfg)
-  from_scratch.run(CONV, cfg, IMAGES, {'mine': ARCH}, str(tmp_path))
+  search_flow.run(CONV, cfg, IMAGES, str(tmp_path), {'mine': ARCH})
   shown = capsys.readouterr().out
   for words in (
     'best network (child',
@@ -218,5 +219,10 @@ def test_what_a_program_for_all_cannot_train():
 
 def test_a_space_of_strides_has_one_way_to_compile(monkeypatch):
   monkeypatch.setattr(timing, 'time_programs', lambda build, batch, steps, children, kinds: kinds)
-  assert conv.time_programs(testing.conv_config(strides=(1, 2)), IMAGES) == ('specialised',)
-  assert conv.time_programs(testing.conv_config(), IMAGES) == ('generic', 'specialised')
+
+  def kinds(**changes):
+    problem = conv.problem(testing.conv_config(child_program='auto', **changes), IMAGES)
+    return timing.of_problem(problem, jax.random.key(0), 1, 1)
+
+  assert kinds(strides=(1, 2)) == kinds(block=2) == ('specialised',)
+  assert kinds() == ('generic', 'specialised')

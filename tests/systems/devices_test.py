@@ -1,12 +1,13 @@
 """The same children on one device, on two, and on four: m need not divide, and rounding alone may differ."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 import testing
 
-from nas_jax.children import language_model
-from nas_jax.systems import cell, chain, conv, enas, enas_images, enas_rnn
+from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn
 from nas_jax.training import evaluators, fit
 
 M = 3
@@ -16,22 +17,21 @@ IMAGES, TEXT = testing.pictures(), testing.text()
 
 def cells(kind):
   cfg = testing.cell_config(child_program=kind, optimizer='sgd', steps=2)
-  return cell.make_space(cfg), lambda mesh: cell.build_evaluator(cfg, TEXT, language_model.tree(), mesh)
+  return cell.make_space(cfg), functools.partial(evaluators.build, cell.problem(cfg, TEXT))
 
 
 def networks(kind):
   cfg = testing.conv_config(child_program=kind, batch=18, epochs=1)
-  return conv.make_space(cfg), lambda mesh: conv.build_evaluator(cfg, IMAGES, mesh)
+  return conv.make_space(cfg), functools.partial(evaluators.build, conv.problem(cfg, IMAGES))
 
 
 def chains():
   cfg = testing.chain_config(batch=18, epochs=1)
-  return chain.make_space(cfg), lambda mesh: chain.build_trainer(cfg, IMAGES, mesh)
+  return chain.make_space(cfg), functools.partial(chain.build_evaluator, chain.problem(cfg, IMAGES))
 
 
 def shared(problem):
-  short = problem._replace(steps=2)
-  return short.space, lambda mesh: enas.alone(short, 1, mesh)
+  return problem.space, functools.partial(evaluators.build, problem._replace(steps=2))
 
 
 SYSTEMS = {

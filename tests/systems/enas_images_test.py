@@ -16,7 +16,7 @@ from nas_jax.training.child import bind_arch
 
 IMAGE, CLASSES, B = (6, 5, 1), 3, 4
 SETTINGS = conv.Hyperparameters(lr=0.05, decay_epoch=1.0, weight_decay=0.1, epsilon=1e-3)
-PROBLEM = conv.Problem(IMAGE, CLASSES, B, B)
+PROBLEM = conv.InputSpec(IMAGE, CLASSES, B, B)
 RNG = np.random.default_rng(0)
 DRAWN = jnp.asarray(RNG.normal(size=(B, *IMAGE)), jnp.float32), jnp.arange(B) % CLASSES
 KEY = jax.random.key(7)
@@ -222,7 +222,7 @@ def test_weights_of_a_network_alone_by_hand(child, arch, weights):
 
 
 def test_the_published_cell_in_full_size():
-  child = enas_micro.build(conv.Problem((32, 32, 3), 10, 8, 8), enas_micro.NetworkOptions(15, 36))
+  child = enas_micro.build(conv.InputSpec((32, 32, 3), 10, 8, 8), enas_micro.NetworkOptions(15, 36))
   found = shapes(child, published.ENAS_MICRO)
   filters = [cell.filters for cell in enas_micro.cells_of(enas_micro.NetworkOptions(15, 36))]
   assert filters == [36] * 5 + [72] * 6 + [144] * 6
@@ -232,7 +232,7 @@ def test_the_published_cell_in_full_size():
 
 def test_first_weights():
   """He et al. (2015) for each kernel, also of those in a row for nodes; a classifier of zeros."""
-  child = enas_micro.build(conv.Problem((8, 8, 3), 3, 4, 4), enas_micro.NetworkOptions(1, 64))
+  child = enas_micro.build(conv.InputSpec((8, 8, 3), 3, 4, 4), enas_micro.NetworkOptions(1, 64))
   params = child.init(conv.ChildSpec(traced(published.ENAS_MICRO), SETTINGS), jax.random.key(0))
   part = params['cells'][0]['blocks'][4][0]['sepconv 5'][1]
   assert part['kernel'].shape == (6, 1, 1, 64, 64) and part['depthwise'].shape == (6, 5, 5, 64)
@@ -325,7 +325,7 @@ def test_children_one_after_another_are_children_at_once(x64):
 
 def test_it_learns():
   _, form, arch = SMALL['macro']
-  child = enas_macro.build(conv.Problem(IMAGE, CLASSES, 9, 4), form._replace(filters=6))
+  child = enas_macro.build(conv.InputSpec(IMAGE, CLASSES, 9, 4), form._replace(filters=6))
   images = testing.pictures()
   data = image_batches.lay_out(images.train, [images.valid], 4)[0]
   plan, mesh = conv.ChildSpec(arch, SETTINGS), fit.child_mesh(jax.devices()[:1])

@@ -10,28 +10,31 @@ import pytest
 import testing
 
 from experiments import enas_search, retrain
-from experiments.common import launch, weight_sharing, workdirs
+from experiments.common import launch, search_flow, workdirs
 from experiments.common.systems import ENAS, RECURRENT
 from nas_jax import published, space
 from nas_jax.datasets import image_batches, text_batches
 from nas_jax.datasets import text as text_lib
 from nas_jax.search import journal
-from nas_jax.systems import classifier, enas, enas_images, enas_rnn
+from nas_jax.systems import classifier, enas_images, enas_rnn
+from nas_jax.training import evaluators
+from nas_jax.types import Batch
 
 IMAGES, TEXT = testing.pictures(), testing.text()
 
 
 @pytest.mark.parametrize(
-  ('variant', 'preset'), [(variant, preset) for variant, system in ENAS.items() for preset in system.presets]
+  ('system', 'preset'),
+  [(system, preset) for system in ENAS for preset in system.presets],
+  ids=lambda x: getattr(x, 'kind', x),
 )
-def test_presets_are_sound(variant, preset):
+def test_presets_are_sound(system, preset):
   """Each is of a space, and its fields can be; on other data, for those of the papers are not here."""
-  system = ENAS[variant]
   cfg = system.presets[preset]()
   made = system.make_space(cfg)
   assert cfg.samples == cfg.passes * cfg.controller_updates * cfg.m and made.size() > 1
   assert dataclasses.replace(cfg, max_children=3).samples == 3
-  if variant != 'recurrent':
+  if system is not RECURRENT:
     enas_images.check(cfg)
   else:
     words = text_lib.Text(*(np.arange(20_500, dtype=np.int32) % 7 for _ in range(3)), tuple('abcdefg'), 'none')
@@ -84,7 +87,7 @@ def test_a_wrong_flag_is_one_line(monkeypatch, tmp_path, flags, words):
 
 def test_a_minibatch_is_a_part_of_the_validation_split():
   cfg = testing.macro_config()
-  (images,) = classifier.lay_out(cfg, IMAGES, IMAGES.train, IMAGES.valid)
+  (images,) = classifier.set_up(cfg, IMAGES).data
   starts = set()
   for number in range(20):
     part = enas_images.part_of(images, 4, jax.random.key(number))
@@ -108,11 +111,11 @@ def test_alone_is_a_training_of_its_own():
   problem = enas_rnn.problem(cfg, TEXT)
   tokens = jnp.array([[0, 0, 1, 1, 2], [1, 0, 0, 0, 1]], jnp.int32)
   keys = jax.random.split(jax.random.key(0), 2)
-  train = enas.alone(problem, cfg.epochs)
+  train = evaluators.build(problem)
 
   def score(places):
     at = jnp.array(places)
-    batch = enas.Batch(at, keys[at], tokens[at], problem.space.decode_batch(tokens[at]))
+    batch = Batch(at, keys[at], tokens[at], problem.space.decode_batch(tokens[at]))
     return train(batch)
 
   both, second = score([0, 1]), score([1, 1])
@@ -128,11 +131,11 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   """With its control, and more to it after its end; the last time trains nothing and says the same."""
   cfg, workdir = testing.rnn_config(), tmp_path / 'search'
   workdirs.open_config(str(workdir), cfg)
-  weight_sharing.run(RECURRENT, dataclasses.replace(cfg, max_children=4), TEXT, str(workdir))
+  search_flow.run(RECURRENT, dataclasses.replace(cfg, max_children=4), TEXT, str(workdir))
   early = {name: json.loads((workdir / f'{name}.json').read_text()) for name in ('derived', 'ranks')}
   assert len(journal.read(str(workdir / 'children.jsonl'))) == 4 and early['derived'][0]['step'] == 2
   capsys.readouterr()
-  weight_sharing.run(RECURRENT, cfg, TEXT, str(workdir))
+  search_flow.run(RECURRENT, cfg, TEXT, str(workdir))
   late = {name: json.loads((workdir / f'{name}.json').read_text()) for name in early}
   assert late['derived'][0]['step'] == 4 and late['ranks']['step'] == [4, 4]
   assert late['ranks']['alone'] == early['ranks']['alone'] and late['ranks']['shared'] != early['ranks']['shared']
@@ -164,6 +167,6 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   named = retrain.best_of(str(workdir), 1, RECURRENT)
   assert named == {f'derived {derived[0]["id"]}': space.from_json(json.dumps(best))}
   before = {name: (workdir / name).read_text() for name in ('children.jsonl', 'derived.json', 'alone.jsonl')}
-  weight_sharing.run(RECURRENT, cfg, TEXT, str(workdir))
+  search_flow.run(RECURRENT, cfg, TEXT, str(workdir))
   assert {name: (workdir / name).read_text() for name in before} == before
   assert capsys.readouterr().out.split('derived cell')[1] == shown.split('derived cell')[1]

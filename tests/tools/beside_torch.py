@@ -89,12 +89,12 @@ def by_torch(params, data):
   return first, curve
 
 
-def here(child, data, keys):
+def here(child, setup, keys):
   """The same of each key."""
   plan = conv.ChildSpec(ARCH, SETTINGS)
   planned = child_lib.bind_arch(child, lambda _: plan)
-  epoch = len(data.labels) // CFG.batch
-  programs = classifier.fitter(CFG, data, planned, lambda _: SETTINGS, EPOCHS * epoch, fit.child_mesh())
+  (data,), epoch = setup.data, setup.pass_steps
+  programs = classifier.fitter(setup, planned, lambda _: SETTINGS, EPOCHS * epoch, fit.child_mesh())
   states, archs, keys = fit.begin(programs, (), keys)
   start, curve, first = jax.tree.map(np.asarray, states.params), [], None
   for _ in range(EPOCHS):
@@ -107,10 +107,10 @@ def here(child, data, keys):
 
 def main():
   images = classifier.load(CFG, sys.argv[1])
-  (data,) = classifier.lay_out(CFG, images, images.train, images.valid)
+  setup = classifier.set_up(CFG, images)
   keys = jax.random.split(jax.random.key(0), SEEDS)
-  start, first, curves = here(classifier.build(CFG, images), data, keys)
-  found = [by_torch(jax.tree.map(lambda x, k=k: x[k], start), data) for k in range(SEEDS)]
+  start, first, curves = here(conv.build(setup.inputs), setup, keys)
+  found = [by_torch(jax.tree.map(lambda x, k=k: x[k], start), setup.data[0]) for k in range(SEEDS)]
   for k, (loss, curve) in enumerate(found):
     print(f'seed {k}  first loss {first[k]:.5f} here, {loss:.5f} in PyTorch, without weight decay')
     print(f'  accuracy by epoch: {curves[k].round(3).tolist()} here, {np.round(curve, 3).tolist()} in PyTorch')

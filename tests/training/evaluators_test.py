@@ -14,14 +14,16 @@ import pytest
 import testing
 
 from experiments.common import from_scratch, workdirs
+from experiments.common.stages import Run
+from experiments.common.systems import CELL
 from nas_jax import space
-from nas_jax.children import language_model
 from nas_jax.controller import uniform_controller
 from nas_jax.published import LSTM, NASCELL
 from nas_jax.search import journal
 from nas_jax.systems import cell
 from nas_jax.training import evaluators, fit, timing
 from nas_jax.training.child import Child
+from nas_jax.training.recovery import NO_RECOVERY
 from nas_jax.types import Batch
 
 
@@ -29,7 +31,7 @@ def both(batch, **changes):
   """Metrics of a batch trained each way."""
   for kind in ('generic', 'specialised'):
     cfg = testing.cell_config(child_program=kind, score_batch=3, **changes)
-    yield cell.build_evaluator(cfg, testing.text(), language_model.tree())(batch).metrics
+    yield evaluators.build(cell.problem(cfg, testing.text()))(batch).metrics
 
 
 def of_tokens(cell_space, tokens):
@@ -172,16 +174,22 @@ def test_a_child_starts_from_the_one_before_unless_that_failed():
   assert started == [((1, 2), (1, 1)), ((1, 3), (1, 2)), ((1, 5), (1, 4))]
 
 
-def test_what_is_faster_is_measured_once_and_noted(tmp_path):
-  cfg = workdirs.open_config(str(tmp_path), testing.cell_config(child_program='auto'))
-  assert cfg.child_program == 'auto'
-  settled = from_scratch.settle_program(cfg, testing.text(), str(tmp_path), lambda cfg, text: timing.Timing(2.0, 1.0))
-  assert settled.child_program == 'specialised'
+def test_what_is_faster_is_measured_once_and_noted(tmp_path, monkeypatch):
+  flags, text = testing.cell_config(child_program='auto'), testing.text()
+
+  def settled(cfg):
+    opened = workdirs.open_config(str(tmp_path), cfg)
+    return from_scratch.settle_program(Run(CELL, opened, text, cell.problem(cfg, text), str(tmp_path), NO_RECOVERY, {}))
+
+  monkeypatch.setattr(timing, 'of_problem', lambda problem, *rest: timing.Timing(2.0, 1.0))
+  run = settled(flags)
+  assert run.cfg.child_program == run.problem.program == 'specialised'
   assert json.loads((tmp_path / 'config.json').read_text())['child_program'] == 'specialised'
-  # The same flags again mean what was settled; others do not fit.
-  assert workdirs.open_config(str(tmp_path), cfg).child_program == 'specialised'
+  # The same flags again mean what was settled, and nothing is measured; others do not fit.
+  monkeypatch.setattr(timing, 'of_problem', None)
+  assert settled(flags).problem.program == 'specialised'
   with pytest.raises(ValueError, match=r'child_program \(specialised -> generic\)'):
-    workdirs.open_config(str(tmp_path), testing.cell_config(child_program='generic'))
+    settled(testing.cell_config(child_program='generic'))
 
 
 def test_steps_are_not_lost_in_what_compiling_takes(monkeypatch):
@@ -209,5 +217,5 @@ def test_steps_are_not_lost_in_what_compiling_takes(monkeypatch):
 @pytest.mark.long
 def test_timing_counts_the_compilation_of_every_specialised_child():
   cfg = testing.cell_config(steps=3, max_children=1000)
-  found = cell.time_programs(cfg, testing.text())
+  found = timing.of_problem(cell.problem(cfg, testing.text()), jax.random.key(0), cfg.m, cfg.max_children)
   assert 0 < found.generic < found.specialised  # three steps are nothing beside a compilation

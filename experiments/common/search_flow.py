@@ -1,0 +1,139 @@
+"""A whole search of any system: the search, a random search on the same budget beside it, and what came out."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import os
+
+from absl import flags
+import jax
+
+from experiments import report as report_page
+from experiments.common import from_scratch, launch, recovery_files, run_search, weight_sharing, workdirs
+from experiments.common.stages import Found, Run, Stages
+from experiments.common.systems import Arch, Config, Data, System, check_workdir
+from nas_jax.report import rankings
+from nas_jax.training.problem import Problem
+
+
+def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
+  """What a launcher of these systems takes beside the fields of their configs."""
+  launcher = systems[0].launcher
+
+  def define(values: flags.FlagValues) -> None:
+    presets = {name: None for system in systems for name in system.presets}
+    launch.search_flags(presets, f'{launcher}-VARIANT' if systems[0].variant else launcher)(values)
+    if systems[0].variant:
+      variants = [system.variant for system in systems]
+      flags.DEFINE_enum('variant', variants[0], variants, 'what is searched for', flag_values=values)
+    if systems[0].alone:
+      help = f'files as best.json: {systems[0].noun}s to train beside the known ones'
+      flags.DEFINE_list('beside', [], help, flag_values=values)
+
+  return define
+
+
+def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> launch.Work:
+  """Reads flags and data and opens the workdir of a search of one of the systems, which --variant names if several.
+
+  Raises:
+    ValueError: as `launch.main` wants it, on whatever is wrong with the input; nothing has been compiled then.
+  """
+  values = launch.parse(argv, doc or '', own_flags(systems), *(system.config for system in systems))
+  system = _chosen(values, systems)
+  cfg = launch.configure(values, system.presets)
+  name = '-'.join(filter(None, (system.launcher, system.variant, values.preset)))
+  workdir = values.workdir or f'runs/{name}'
+  check_workdir(workdir, system)
+  beside = _read_beside(values.beside, system, cfg) if system.alone else {}
+  data = system.load(cfg, values.data_dir)
+  launch.set_up_jax()
+  problem = system.problem(cfg, data)
+  lock = workdirs.lock(workdir)
+  cfg = workdirs.open_config(workdir, cfg)
+  facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
+  workdirs.note_origin(workdir, system.launcher, argv, cfg, **facts)
+
+  def work(check: launch.Check) -> None:
+    with lock:
+      run(system, cfg, data, workdir, beside, values.control, check, problem)
+
+  return work
+
+
+def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
+  """The system that --variant names. Raises ValueError if another flag is for other systems only."""
+  if len(systems) == 1:
+    return systems[0]
+  by_variant = {system.variant: system for system in systems}
+  system = by_variant[values.variant]
+  launch.own_preset(values, system.presets, f'--variant={values.variant}')
+  launch.own_fields(values, system.config, {f'--variant={name}': other.config for name, other in by_variant.items()})
+  return system
+
+
+def _read_beside(paths: Sequence[str], system: System, cfg: Config) -> dict[str, Arch]:
+  """Architectures by their files. Raises ValueError if one cannot be read, or not be trained as the children are."""
+  assert system.alone is not None
+  beside = {path: launch.read_arch(path, system.kind) for path in paths}
+  for path, arch in beside.items():
+    if why := system.alone.why_unsupported(cfg, arch):
+      raise ValueError(f'{path}: {why}: leave it out, or take --child_program=specialised.')
+  return beside
+
+
+def run(
+  system: System,
+  cfg: Config,
+  data: Data,
+  workdir: str,
+  beside: Mapping[str, Arch] | None = None,
+  with_control: bool = True,
+  check: launch.Check = lambda: None,
+  problem: Problem | None = None,
+) -> None:
+  """Runs a whole search in a workdir whose config is noted, going on from whatever the workdir holds.
+
+  Args:
+    system: what is searched for.
+    cfg: its config, one of a search of that workdir.
+    data: as the system's `load` returns it.
+    workdir: the folder of results.
+    beside: architectures by name, to train as the children are trained; only where these train by themselves.
+    with_control: whether a random search runs beside it, on the same budget.
+    check: raises `Stopped` if the process was asked to end.
+    problem: of `cfg` and `data`, if it is made already.
+  """
+  recovery = recovery_files.recovery(workdir, cfg, check)
+  search_run = Run(system, cfg, data, problem or system.problem(cfg, data), workdir, recovery, beside or {})
+  stages = (from_scratch if system.alone else weight_sharing).stages(search_run)
+  cfg = stages.cfg
+  print(
+    f'{search_run.problem.space.size():.2e} {system.noun}s; {stages.children} on {system.about(cfg, data)}; '
+    f'{len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
+    flush=True,
+  )
+  said = stages.before()
+  if said:
+    print(said, flush=True)
+  found = {cfg.algorithm: _one(search_run, stages, cfg, workdir)}
+  control = dataclasses.replace(cfg, algorithm='random')
+  if with_control and control != cfg:
+    folder = os.path.join(workdir, 'control')
+    workdirs.open_config(folder, control)
+    found['random'] = _one(search_run, stages, control, folder)
+  best, scores, rows, note, rest = stages.summary(found)
+  table = rankings.table((scores, *rankings.HEADER), rows)
+  facts = f'{cfg.dataset}, sha256 {data.sha256[:12]}; seed {cfg.seed}; {note}'
+  summary = '\n'.join([best, '', table, facts, *([said] if said else []), rest])
+  workdirs.write(os.path.join(workdir, 'summary.txt'), summary)
+  print(f'\n{summary}', end='')
+  report_page.write(workdir, report_page.make(workdir))
+
+
+def _one(search_run: Run, stages: Stages, cfg: Config, folder: str) -> Found:
+  """One search to its end."""
+  s, budget = stages.search(cfg), run_search.budget_of(cfg, search_run.system.children(cfg))
+  records = run_search.run(folder, s, cfg.seed, budget, cfg.algorithm, search_run.recovery)
+  found = Found(folder, s, records)
+  stages.after(cfg, found)
+  return found

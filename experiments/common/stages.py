@@ -1,0 +1,64 @@
+"""What a whole search consists of, and what differs between searches of different kinds.
+
+`search_flow` runs the stages. `from_scratch` has them for children that train each by itself, `weight_sharing` for
+children that share weights.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from experiments.common.systems import Arch, Config, Data, System
+from nas_jax import search
+from nas_jax.search import journal
+from nas_jax.training.problem import Problem
+from nas_jax.training.recovery import Recovery
+
+
+class Run(NamedTuple):
+  """A search in a workdir, begun or gone on with."""
+
+  system: System
+  cfg: Config
+  data: Data
+  problem: Problem  # of `cfg` and `data`
+  workdir: str
+  recovery: Recovery
+  beside: Mapping[str, Arch]  # architectures by name, to train as the children are trained
+
+
+class Found(NamedTuple):
+  """A search that has come to its end."""
+
+  folder: str
+  search: search.Search
+  records: list[journal.Record]  # its children, by id
+
+
+class Summary(NamedTuple):
+  """What came of a search and of the random search beside it, in words."""
+
+  best: str  # the best architecture
+  scores: str  # head of the table's first column: what its scores are
+  rows: Sequence[Sequence[Any]]  # of the table, whose other heads are `rankings.HEADER`
+  note: str  # how to read the table
+  rest: str  # what follows
+
+
+class Stages(NamedTuple):
+  """The stages of a whole search.
+
+  Attributes:
+    cfg: the config, and in it what was left to be measured.
+    children: how many children are trained and how, in words.
+    search: (cfg) -> a search by the same compiled programs; `cfg` may differ in the algorithm.
+    before: what is measured before the search, in words; '' for nothing.
+    after: what is done as soon as a search has ended, by its config; it may write files in the search's folder.
+    summary: (searches by the name of their algorithm) -> what came out.
+  """
+
+  cfg: Config
+  children: str
+  search: Callable[[Config], search.Search]
+  before: Callable[[], str]
+  after: Callable[[Config, Found], None]
+  summary: Callable[[Mapping[str, Found]], Summary]
