@@ -114,7 +114,7 @@ def whole(system: System) -> float:
 
 def build(system: System, cfg: Any) -> search.Search:
   """The search of a config."""
-  problem = system.problem(cfg, system.load(cfg, ''))
+  problem = system.make_problem(cfg, system.load(cfg, ''))
   if system.alone:
     return system.alone.search(problem.space, cfg, system.alone.evaluator(problem, None, NO_RECOVERY))
   return enas.build(problem, cfg, enas.build_programs(problem, cfg))

@@ -211,9 +211,9 @@ def compiling_share(setup: Setup) -> Row:
   """
   cfg = conv.smoke() if setup.small else conv.small()
   pictured = noise((8, 8, 1), 60) if setup.small else noise((cfg.resize, cfg.resize, 3), cfg.max_examples)
-  problem = conv.problem(cfg, pictured)
-  found = timing.of_problem(problem, jax.random.key(cfg.seed), cfg.m, cfg.max_children)._asdict()
-  kind = min(found, key=lambda kind: found[kind])
+  problem = conv.make_problem(cfg, pictured)
+  measured = timing.of_problem(problem, jax.random.key(cfg.seed), cfg.m, cfg.max_children)._asdict()
+  kind = min(measured, key=lambda kind: measured[kind])
   batch = evaluators.random_batch(problem.space, jax.random.key(0), cfg.m)
   evaluate = evaluators.build(problem._replace(program=kind))
   with compilations() as found:

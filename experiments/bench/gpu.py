@@ -164,7 +164,7 @@ def sharing(setup: Setup) -> Iterator[Row]:
 def shares(system: System, setup: Setup) -> Iterator[Row]:
   """Of the wall time of a pass and the updates after it: what neither the pass nor scoring the children takes."""
   cfg = system.presets['smoke' if setup.small else 'demo']()
-  problem = system.problem(cfg, system.load(cfg, ''))
+  problem = system.make_problem(cfg, system.load(cfg, ''))
   programs = enas.build_programs(problem, cfg)
   s, key, name = enas.build(problem, cfg, programs), jax.random.key(1), system.variant
   state = controller.updated(s, s.init(jax.random.key(0)), cfg.controller_updates)  # compiles

@@ -57,7 +57,7 @@ def measure_reliability(run: Run, alone: FromScratch, train: Evaluate) -> str:
   long = alone.scale_budget(cfg, 5)
 
   def measure() -> dict[str, float]:
-    train_longer = alone.evaluator(system.problem(long, run.data), None, run.recovery)
+    train_longer = alone.evaluator(system.make_problem(long, run.data), None, run.recovery)
     key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
     some = cfg.reliability_children // 2
     counts = cfg.reliability_children, cfg.m

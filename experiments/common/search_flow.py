@@ -47,7 +47,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
   beside = _read_beside(values.beside, system, cfg) if system.alone else {}
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax()
-  problem = system.problem(cfg, data)
+  problem = system.make_problem(cfg, data)
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
   facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
@@ -104,11 +104,12 @@ def run(
     problem: of `cfg` and `data`, if it is made already.
   """
   recovery = recovery_files.recovery(workdir, cfg, check)
-  search_run = Run(system, cfg, data, problem or system.problem(cfg, data), workdir, recovery, beside or {})
+  problem = system.make_problem(cfg, data) if problem is None else problem
+  search_run = Run(system, cfg, data, problem, workdir, recovery, beside or {})
   stages = (from_scratch if system.alone else weight_sharing).stages(search_run)
   cfg = stages.cfg
   print(
-    f'{search_run.problem.space.size():.2e} {system.noun}s; {stages.children} on {system.about(cfg, data)}; '
+    f'{problem.space.size():.2e} {system.noun}s; {stages.children} on {system.about(cfg, data)}; '
     f'{len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
     flush=True,
   )

@@ -56,7 +56,7 @@ class System(NamedTuple):
   metric: page.Metric
   make_space: Callable[[Config], space.Space]
   load: Callable[[Config, str], Data]  # (cfg, data_dir)
-  problem: Callable[[Config, Data], Problem]  # raises ValueError, before anything compiles, on what does not fit
+  make_problem: Callable[[Config, Data], Problem]  # raises ValueError, before anything compiles, on what does not fit
   about: Callable[[Config, Data], str]  # what the children learn, in words
   length: Callable[[Config], str]  # how children are trained, in words
   retrain: Recipe  # how what was found is trained to the end
@@ -75,7 +75,7 @@ CELL = System(
   page.Metric('perplexity', 'validation perplexity'),
   cell.make_space,
   language.load,
-  cell.problem,
+  cell.make_problem,
   lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
   cell.length,
   retrain_cell.RECIPE,
@@ -90,7 +90,7 @@ CONV = System(
   page.Metric('accuracy', 'validation accuracy', lower=False),
   conv.make_space,
   classifier.load,
-  conv.problem,
+  conv.make_problem,
   lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
   conv.length,
   retrain_conv.RECIPE,
@@ -105,7 +105,7 @@ CHAIN = System(
   page.Metric('accuracy', 'validation accuracy', lower=False),
   chain.make_space,
   classifier.load,
-  chain.problem,
+  chain.make_problem,
   CONV.about,
   chain.length,
   retrain_conv.RECIPE,
@@ -124,7 +124,7 @@ MACRO = System(
   page.Metric('shared_accuracy', 'shared-weight validation accuracy', lower=False),
   enas_images.make_space,
   classifier.load,
-  enas_images.problem,
+  enas_images.make_problem,
   CONV.about,
   enas.length,
   retrain_enas.RECIPE,
@@ -147,7 +147,7 @@ RECURRENT = System(
   page.Metric('shared_perplexity', 'shared-weight validation perplexity'),
   enas_rnn.make_space,
   language.load,
-  enas_rnn.problem,
+  enas_rnn.make_problem,
   CELL.about,
   enas.length,
   retrain_cell.RECIPE,

@@ -32,21 +32,31 @@ class Config(language.Children, Limits, search.Config):
     ('identity', 'tanh', 'sigmoid', 'relu'), f'activations, of {", ".join(space.ACTIVATE)}; Sec. 4.2', also=Operation
   )
   hidden: int = field(32, 'width of the cells', low=1)
-  parameters: int = field(0, 'if not 0, weights to have: hidden is chosen to come nearest', low=0)
+  parameters: int = field(0, 'weights of the network: hidden is set to come nearest; 0 to take hidden as given', low=0)
   steps: int = field(100, 'training steps of a child, if epochs is 0', low=1)
   steps_per_call: int = field(500, 'training steps in one program call', low=1)
   child_program: str = field(
-    'generic', 'one program for all cells, one for each, or what a measurement says', choices=timing.PROGRAMS
+    'generic',
+    "how children are compiled: 'generic', one program for all cells; 'specialised', one for each; 'auto', the faster "
+    'of the two as measured when the search begins',
+    choices=timing.PROGRAMS,
   )
   reward_c: float = field(80.0, 'reward = c / perplexity^2, Sec. 4.2', above=0.0)
-  reward_limit: float = field(0.0, 'greatest reward, 0 for none', low=0.0)
+  reward_limit: float = field(0.0, 'greatest reward; 0 for no limit', low=0.0)
   max_children: int = field(500, 'children to train', low=1, budget=True)
-  reliability_children: int = field(60, 'random cells trained twice before the search, 0 for none', low=0, budget=True)
-  yardstick_repeats: int = field(3, 'trainings of each known cell after it, 0 for none', low=0, budget=True)
+  reliability_children: int = field(
+    60,
+    'random cells trained twice before the search, to see how reliable the reward is; 0 for none',
+    low=0,
+    budget=True,
+  )
+  yardstick_repeats: int = field(
+    3, 'trainings of each known cell after the search, to compare with; 0 for none', low=0, budget=True
+  )
 
 
 def paper() -> Config:
-  """Penn Treebank as in Sec. 4.2, as far as the paper says it; what it does not say is Zaremba et al. (2014), medium.
+  """Penn Treebank as in Sec. 4.2. What the paper does not say is as in the medium model of Zaremba et al. (2014).
 
   The paper ran it on 400 CPUs for weeks; it has not been run here.
   """
@@ -109,14 +119,20 @@ def length(cfg: Config) -> str:
 
 
 def scale_budget(cfg: Config, times: int) -> Config:
-  """`cfg` with children trained so many times as long."""
+  """Returns `cfg` with children that are trained `times` times as long."""
   return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
 
 
-def problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | None = None) -> Problem:
-  """What the cells learn. `cell` puts another kind of cell in the place of those of the space.
+def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | None = None) -> Problem:
+  """Returns what the children learn.
 
-  Raises ValueError, before anything compiles, on a field that cannot be.
+  Args:
+    cfg: of the search.
+    text: as `language.load` returns it.
+    cell: a kind of cell to train in place of the tree cells of the space; it may ignore the architecture.
+
+  Raises:
+    ValueError: a field has a value that cannot be; nothing has been compiled then.
   """
   config.check(cfg)
   made = make_space(cfg)
@@ -128,20 +144,20 @@ def problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | None =
   def reward(perplexity: np.ndarray) -> np.ndarray:
     return rewards.of_perplexity(perplexity, cfg.reward_c, cfg.reward_limit)
 
-  found = language.problem(cfg, text, made, cell, hidden, reward)
+  found = language.make_problem(cfg, text, made, cell, hidden, reward)
   return found._replace(steps=found.steps or cfg.steps, steps_per_call=cfg.steps_per_call, program=cfg.child_program)
 
 
 def build(
   cfg: Config, text: text_lib.Text, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> search.Search:
-  """The search. Raises ValueError as `problem`."""
-  learned = problem(cfg, text)
-  return search.build(learned.space, cfg, evaluators.build(learned, mesh, recovery))
+  """Returns the search. Raises ValueError as `make_problem`."""
+  problem = make_problem(cfg, text)
+  return search.build(problem.space, cfg, evaluators.build(problem, mesh, recovery))
 
 
 def why_unsupported(cfg: Config, arch: TreeArch) -> str:
-  """Why the search cannot train a cell that is none of its own, '' if it can."""
+  """Says why the children's program cannot train a cell from outside the space; '' if it can."""
   if cfg.child_program == 'specialised':
     return ''
   held = make_space(cfg).operations
@@ -155,7 +171,7 @@ def why_unsupported(cfg: Config, arch: TreeArch) -> str:
 def references(
   cfg: Config, text: text_lib.Text, train: Evaluate, recovery: Recovery = NO_RECOVERY
 ) -> dict[str, evaluators.Known]:
-  """Known cells, each with an evaluator that trains it just as the children of the search are trained.
+  """Returns known cells, each with an evaluator that trains it just as the children of the search are trained.
 
   Args:
     cfg: of the search.
@@ -165,7 +181,7 @@ def references(
   """
 
   def other(cell: language_model.Cell) -> evaluators.Known:
-    evaluate = functools.cache(lambda: evaluators.build(problem(cfg, text, cell), recovery=recovery))
+    evaluate = functools.cache(lambda: evaluators.build(make_problem(cfg, text, cell), recovery=recovery))
     return evaluators.Known(published.LSTM, lambda batch: evaluate()(batch))  # these ignore the architecture
 
   trees = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}

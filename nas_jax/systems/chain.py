@@ -23,26 +23,37 @@ from nas_jax.types import Array, Batch, Evaluate, Outcome
 
 @dataclasses.dataclass
 class Config(classifier.Config, Limits, per_layer.Config):
-  """The search, its children, and how they are trained. What Xu's poster does not say is ours, and most is."""
+  """The search, its children, and how they are trained. Xu's poster says few of the values; the others are ours."""
 
   layers: tuple[str, ...] = field(
-    default_layers(), "choices of each token: 'conv CHANNELS KERNEL STRIDE', 'max pool KERNEL STRIDE', ...; 24 in Xu"
+    default_layers(), "layers to choose from: 'conv CHANNELS KERNEL STRIDE', 'max pool KERNEL STRIDE', ...; 24 in Xu"
   )
   max_depth: int = field(15, 'layers of the deepest chains, Xu', low=1)
-  depth_step: int = field(1, 'layers more each time', low=1)
-  depth_every: int = field(40, 'children until the next', low=1)
-  epochs: int = field(8, 'passes over the training images, of the last children', low=1)
-  epochs_start: int = field(0, 'of the first children, 0 for as many from the start', low=0)
-  epochs_every: int = field(100, 'children until there is one more', low=1)
-  lr: float = field(0.1, 'of the children', above=0.0)
-  decay_epoch: float = field(25.0, "epochs at that rate, in the schedules 'twice' and 'epochs'", low=0.0)
-  weight_decay: float = field(1e-4, 'of kernels and classifier', low=0.0)
-  epsilon: float = field(1e-5, 'of batch norm', above=0.0)
-  last_epochs: int = field(1, 'the reward is the best validation accuracy of the last epochs, so many', low=1)
-  reward_power: float = field(1.0, 'to this power', above=0.0)
-  max_children: int = field(437, 'children to train, prefixes of all lengths: as many as Xu', low=1, budget=True)
-  reliability_children: int = field(20, 'random networks trained twice before, 0 for none', low=0, budget=True)
-  yardstick_repeats: int = field(2, 'trainings of each known network after it, 0 for none', low=0, budget=True)
+  depth_step: int = field(1, 'layers by which the depth grows each time', low=1)
+  depth_every: int = field(40, 'children after which the depth grows again', low=1)
+  epochs: int = field(8, 'passes over the training images that train the last children', low=1)
+  epochs_start: int = field(0, 'passes that train the first children; 0 for epochs from the start', low=0)
+  epochs_every: int = field(100, 'children until the passes grow by one', low=1)
+  lr: float = field(0.1, 'learning rate of the children', above=0.0)
+  decay_epoch: float = field(
+    25.0, "epochs until the learning rate first decays, in the schedules 'twice' and 'epochs'", low=0.0
+  )
+  weight_decay: float = field(1e-4, 'weight decay of kernels and classifier', low=0.0)
+  epsilon: float = field(1e-5, 'added to the variance in batch norm', above=0.0)
+  last_epochs: int = field(1, 'how many of the last epochs are scored on validation; the best accuracy counts', low=1)
+  reward_power: float = field(1.0, 'the reward is the validation accuracy to this power', above=0.0)
+  max_children: int = field(
+    437, 'children to train, which are prefixes of all lengths; as many as Xu', low=1, budget=True
+  )
+  reliability_children: int = field(
+    20,
+    'random networks trained twice before the search, to see how reliable the reward is; 0 for none',
+    low=0,
+    budget=True,
+  )
+  yardstick_repeats: int = field(
+    2, 'trainings of each known network after the search, to compare with; 0 for none', low=0, budget=True
+  )
 
 
 def paper_cifar10() -> Config:
@@ -57,7 +68,7 @@ def paper_cifar10() -> Config:
 
 
 def paper_mnist() -> Config:
-  """The same on MNIST, whose images are not turned round."""
+  """The same on MNIST, whose images are not flipped."""
   return dataclasses.replace(paper_cifar10(), dataset='mnist', flip=False, epochs_start=1, epochs=4)
 
 
@@ -115,31 +126,31 @@ def length(cfg: Config) -> str:
 
 
 def scale_budget(cfg: Config, times: int) -> Config:
-  """`cfg` with children trained so many times as long."""
+  """Returns `cfg` with children that are trained `times` times as long."""
   more = {name: times * getattr(cfg, name) for name in ('epochs', 'epochs_start', 'decay_epoch')}
   return dataclasses.replace(cfg, **more)
 
 
 def epochs_of(cfg: Config, trained: Array) -> Array:
-  """Epochs of the next child after so many: they grow gradually, Xu."""
+  """Returns the epochs of the next child when `trained` children have been trained; they grow gradually, as in Xu."""
   return jnp.asarray(
     jnp.minimum(cfg.epochs, cfg.epochs_start + trained // cfg.epochs_every) if cfg.epochs_start else cfg.epochs,
     jnp.int32,
   )
 
 
-def problem(cfg: Config, images: images_lib.Images) -> Problem:
-  """What the chains learn. Raises ValueError as `check`."""
+def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
+  """Returns what the children learn. Raises ValueError as `check`."""
   check(cfg)
   setup = classifier.set_up(cfg, images)
   own = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   budget = cfg.epochs, cfg.last_epochs, cfg.reward_power
-  found = classifier.problem(setup, make_space(cfg), conv.build(setup.inputs), lambda arch: own, *budget)
+  found = classifier.make_problem(setup, make_space(cfg), conv.build(setup.inputs), lambda arch: own, *budget)
   return found._replace(warm_start=conv.warm_start_params if cfg.warm_start else None)
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, before anything compiles, naming the field and what fits."""
+  """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
   config.check(cfg)
   search.check(make_space(cfg), cfg)
   least = cfg.epochs_start or cfg.epochs
@@ -152,30 +163,30 @@ def check(cfg: Config) -> None:
 def build(
   cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> search.Search:
-  """The search. Raises ValueError as `problem`."""
-  learned = problem(cfg, images)
-  return build_search(learned.space, cfg, build_evaluator(learned, mesh, recovery))
+  """Returns the search. Raises ValueError as `make_problem`."""
+  problem = make_problem(cfg, images)
+  return build_search(problem.space, cfg, build_evaluator(problem, mesh, recovery))
 
 
 def build_search(made: space.Space, cfg: Config, train: Evaluate) -> search.Search:
-  """A search by the evaluator `train`, which does not depend on who writes the chains."""
+  """Returns the search whose children are scored by the evaluator `train`, perhaps that of another search."""
   return per_layer.build(made, cfg, train, functools.partial(epochs_of, cfg))
 
 
-def build_evaluator(learned: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY) -> Evaluate:
-  """What trains chains, each by a program of its own.
+def build_evaluator(problem: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY) -> Evaluate:
+  """Returns the evaluator of chains, each of which is trained by a program of its own.
 
-  A batch whose `extra` is a `per_layer.Group` is trained for as many epochs as that says, any other for all of them.
-  Metrics `string` and `epochs` repeat what the group says.
+  Children train for the epochs that the `per_layer.Group` in their batch's `extra` gives, or without a group for all
+  epochs of the problem. The metrics `string` and `epochs` repeat what the group says.
   """
 
   @functools.cache
   def for_epochs(epochs: int) -> Evaluate:
-    return evaluators.build(learned._replace(steps=epochs * learned.pass_steps), mesh, recovery)
+    return evaluators.build(problem._replace(steps=epochs * problem.pass_steps), mesh, recovery)
 
   def evaluate(batch: Batch) -> Outcome:
     group = batch.extra if isinstance(batch.extra, per_layer.Group) else None
-    outcome = for_epochs(group.length if group else learned.steps // learned.pass_steps)(batch)
+    outcome = for_epochs(group.length if group else problem.steps // problem.pass_steps)(batch)
     if group:
       same = {'string': group.string, 'epochs': group.length}
       outcome.metrics.update({name: np.full(len(batch.ids), value) for name, value in same.items()})
@@ -185,7 +196,7 @@ def build_evaluator(learned: Problem, mesh: Mesh | None = None, recovery: Recove
 
 
 def why_unsupported(cfg: Config, arch: ChainArch) -> str:
-  """Why the search cannot train a network that is none of its own, '' if it can: it can."""
+  """Says why the children's programs cannot train a network from outside the space: '', since they can."""
   del cfg, arch
   return ''
 
@@ -193,7 +204,7 @@ def why_unsupported(cfg: Config, arch: ChainArch) -> str:
 def references(
   cfg: Config, images: images_lib.Images, train: Evaluate, recovery: Recovery = NO_RECOVERY
 ) -> dict[str, evaluators.Known]:
-  """Chains of the same convolution in every layer, each with the evaluator `train` of the search."""
+  """Returns chains of the same convolution in every layer, to be scored by the evaluator `train` of the search."""
   del images, recovery
   plain = next((word for word in cfg.layers if word.endswith(' 3 1')), cfg.layers[0])
   slot = make_space(cfg).slots[0]

@@ -1,4 +1,4 @@
-"""Image classifiers: what a search for networks and the training of a found one have in common."""
+"""Image classifiers: what is common to searches for networks and to training what they found to the end."""
 
 from collections.abc import Callable
 import dataclasses
@@ -22,32 +22,42 @@ from nas_jax.types import PyTree
 
 @dataclasses.dataclass
 class Config:
-  """Images, and how networks for them are trained, but for what may differ by child (`conv.Hyperparameters`)."""
+  """The images, and how networks are trained on them, apart from what may differ by child: `conv.Hyperparameters`."""
 
   dataset: str = field(
-    'digits', "images: 'digits', part of scikit-learn, or a set of TensorFlow Datasets in data_dir, as 'cifar10'"
+    'digits',
+    "images: 'digits', which come with scikit-learn, or a set of TensorFlow Datasets in data_dir, as 'cifar10'",
   )
-  resize: int = field(0, 'height and width to make the images, 0 to leave them', low=0)
-  max_examples: int = field(0, 'training images to take, validation included, 0 for all', low=0)
-  valid_share: float = field(0.1, 'of the training images, to validate with; 5,000 of 50,000, Sec. 4.1', above=0.0)
+  resize: int = field(0, 'height and width to resize images to; 0 to leave them as they are', low=0)
+  max_examples: int = field(0, 'images to take for training and validation together; 0 for all', low=0)
+  valid_share: float = field(
+    0.1, 'share of the training images to validate with; 5,000 of 50,000 in Sec. 4.1', above=0.0
+  )
   whiten: str = field(
-    'image', "'image': each has mean 0 and variance 1; 'zca': all by the training images; Sec. 4.1 says neither",
+    'image',
+    "'image': each image is scaled to mean 0 and variance 1; 'zca': ZCA whitening fitted on the training images. "
+    'Sec. 4.1 says neither',
     choices=image_batches.WHITENINGS,
-  )  # fmt: skip
-  upsample: int = field(0, 'pixels that images grow by before a random crop of their size, Sec. 4.1; 0: neither', low=0)
-  flip: bool = field(False, 'turn images left to right at random, Sec. 4.1')
-  pad: int = field(0, 'pixels of zeros around images before a random crop of their size, as Pham et al. (2018)', low=0)
-  norm_first: bool = field(True, 'batch norm before the ReLU, else after it')
+  )
+  upsample: int = field(
+    0, 'pixels by which training images are upsampled before a random crop to their size, Sec. 4.1; 0 for none', low=0
+  )
+  flip: bool = field(False, 'flip training images left to right at random, Sec. 4.1')
+  pad: int = field(
+    0, 'zeros put around training images before a random crop to their size, as Pham et al. (2018); 0 for none', low=0
+  )
+  norm_first: bool = field(True, 'batch norm before the ReLU; if false, after it')
   batch: int = field(64, 'images of a training step, as Huang et al. (2016)', low=1)
   epochs: int = field(50, 'passes over the training images, Sec. 4.1', low=1)
-  momentum: float = field(0.9, "Nesterov's, Sec. 4.1", low=0.0, high=1.0)
+  momentum: float = field(0.9, 'Nesterov momentum, Sec. 4.1', low=0.0, high=1.0)
   schedule: str = field(
     'twice',
-    "of the learning rate: 'twice' decays after decay_epoch epochs and after half as many more, 'epochs' after each "
-    "from there on, 'cosine' to 0 at the end, 'restarts' in cosines of decay_epoch epochs, twice as many, ...",
+    "schedule of the learning rate. 'twice': it decays after decay_epoch epochs and again after half as many more; "
+    "'epochs': it decays after each epoch from decay_epoch on; 'cosine': it falls to 0 at the end; 'restarts': it "
+    'falls in cosines of decay_epoch epochs, twice as many, four times as many, ...',
     choices=schedules.SCHEDULES,
   )
-  lr_decay: float = field(0.1, 'factor of each decay, as Huang et al. (2016)', above=0.0, high=1.0)
+  lr_decay: float = field(0.1, 'factor by which the learning rate decays, as Huang et al. (2016)', above=0.0, high=1.0)
   score_batch: int = field(500, 'images of a validation step', low=1)
 
   removed: ClassVar[dict[str, Any]] = {'block': 1, 'pool_at': [0]}  # see `config.without_removed`
@@ -55,14 +65,24 @@ class Config:
 
 @dataclasses.dataclass
 class BlockConfig(Config):
-  """The same for networks of `space.conv_space`, and what such a network makes of the layers that are predicted."""
+  """The same, and what a network of `space.conv_space` makes of each predicted layer."""
 
-  block: int = field(1, 'layers, densely connected, that a predicted one stands for; 3 in the third experiment', low=1)
-  pool_at: tuple[int, ...] = field((0,), 'from these layers on all is max pooled by 2; 13 and 24 there; 0: none', low=0)
+  block: int = field(
+    1, 'densely connected layers that each predicted layer stands for; 3 in the third experiment of Sec. 4.1', low=1
+  )
+  pool_at: tuple[int, ...] = field(
+    (0,),
+    'layers before which features are max pooled by 2; 13,24 in the third experiment of Sec. 4.1, 0 for none',
+    low=0,
+  )
 
 
 def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
-  """The images that `cfg` names. Raises ValueError as `images.load_images`, and if there is not one whole batch."""
+  """Returns the images that `cfg` names.
+
+  Raises:
+    ValueError: as `images.load_images`, or there are fewer training images than a batch has.
+  """
   found = images_lib.load_images(cfg.dataset, data_dir, cfg.valid_share, cfg.resize, cfg.max_examples)
   if len(found.train.labels) < cfg.batch:
     raise ValueError(f'batch (={cfg.batch}) is more than the {len(found.train.labels)} training images: take fewer.')
@@ -70,21 +90,28 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
 
 
 def network_options(cfg: BlockConfig, add_filters: int = 0) -> NetworkOptions:
-  """What a network makes of the layers that are predicted."""
+  """Returns what a network makes of predicted layers."""
   return NetworkOptions(cfg.block, tuple(place for place in cfg.pool_at if place), add_filters)
 
 
 class Setup(NamedTuple):
-  """What a config makes of images and of training on them, whatever the network."""
+  """What a config says of images and of training, ready for any network.
 
-  inputs: conv.InputSpec  # what a network must know of the images
-  data: tuple[image_batches.Data, ...]  # the training images, with each split that is scored
-  pass_steps: int  # training steps of a pass
-  optimizer: Callable[[int], Callable[[conv.Hyperparameters], optax.GradientTransformation]]  # (training steps)
+  Attributes:
+    inputs: what a network must know of the images.
+    data: for each split to score, the arrays of the training images and of that split.
+    pass_steps: training steps of a pass over the training images.
+    optimizer: (training steps) -> (hyperparameters) -> the optimizer of a child.
+  """
+
+  inputs: conv.InputSpec
+  data: tuple[image_batches.Data, ...]
+  pass_steps: int
+  optimizer: Callable[[int], Callable[[conv.Hyperparameters], optax.GradientTransformation]]
 
 
 def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
-  """What a network must know of its images. A validation step has no more of them than there are."""
+  """Returns what a network must know of its images; a validation step takes no more images than there are."""
   augment = image_batches.Augment(cfg.upsample, cfg.flip, cfg.pad)
   size = min(cfg.score_batch, len(images.valid.labels))
   return conv.InputSpec(images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first)
@@ -97,15 +124,15 @@ def set_up(
   *scored: images_lib.Split,
   decayed: Callable[[PyTree], PyTree] | None = None,
 ) -> Setup:
-  """All that training takes but a network.
+  """Lays images out for training and makes the optimizer.
 
   Args:
     cfg: of the images and the training.
     images: as `load` returns them.
-    train: the images to train on; those of the training split by default.
-    *scored: the splits to score, each in turn where validation stands; the validation split by default.
-    decayed: (params) -> a bool for each weight, whether the optimizer decays it; for a child without weight decay in
-      its loss. It cannot be had together with the argument `quick` of `fitter`.
+    train: the images to train on; the training split by default.
+    *scored: the splits to score; the validation split by default.
+    decayed: (params) -> a bool for each weight, whether the optimizer decays it. It is for a child whose loss has no
+      weight decay, and does not work with `quick` of `fitter`.
   """
   spec = inputs(cfg, images)
   data = image_batches.lay_out(train or images.train, scored or (images.valid,), spec.score_batch, cfg.whiten)
@@ -122,7 +149,7 @@ def set_up(
   return Setup(spec, tuple(data), pass_steps, optimizer)
 
 
-def problem(
+def make_problem(
   setup: Setup,
   space: Space,
   network: Child,
@@ -131,16 +158,16 @@ def problem(
   last_epochs: int = 1,
   reward_power: float = 1.0,
 ) -> Problem:
-  """The problem of a search for networks, each of which has a program of its own.
+  """Returns the problem of a search for networks, each of which is trained by a program of its own.
 
   Args:
     setup: the images and the training.
     space: of the architectures.
     network: the child, whose arch is a `conv.ChildSpec`.
-    hyperparameters: (arch) -> those of its child.
+    hyperparameters: (arch) -> the hyperparameters of its child.
     epochs: passes over the training images that train a child.
-    last_epochs: the best accuracy after one of so many last epochs counts.
-    reward_power: the reward is accuracy to this power.
+    last_epochs: how many of the last epochs are scored; the best accuracy counts.
+    reward_power: the reward is that accuracy to this power.
   """
 
   def spec(arch: PyTree) -> conv.ChildSpec:
@@ -174,6 +201,15 @@ def fitter(
   mesh: Mesh | None = None,
   quick: bool = False,
 ) -> fit.Fit:
-  """The programs that train `child`, an epoch a call; `hyperparameters` finds those of a child in its arch."""
+  """Returns the programs that train `child`, one epoch in a call.
+
+  Args:
+    setup: the images and the training.
+    child: the network.
+    hyperparameters: (arch as `child` takes it) -> the hyperparameters of that child.
+    steps: training steps of a child.
+    mesh: as in `fit.fitter`.
+    quick: as in `fit.fitter`.
+  """
   optimizer = setup.optimizer(steps)
   return fit.fitter(child, lambda arch: optimizer(hyperparameters(arch)), steps, setup.pass_steps, mesh, quick=quick)

@@ -24,28 +24,53 @@ from nas_jax.types import Evaluate, PyTree
 class Config(classifier.BlockConfig, Limits, search.Config):
   """The search, its children, and how they are trained. The defaults are the first experiment of Sec. 4.1."""
 
-  max_depth: int = field(15, 'layers of the deepest children; 15, 20 and 13 in the three experiments, Table 1', low=1)
-  filter_heights: tuple[int, ...] = field((1, 3, 5, 7), 'to choose from, Sec. 4.1', low=1)
-  filter_widths: tuple[int, ...] = field((1, 3, 5, 7), 'likewise', low=1)
-  filters: tuple[int, ...] = field((24, 36, 48, 64), 'numbers of filters, likewise', low=1)
-  strides: tuple[int, ...] = field((1,), 'heights and widths likewise, 1,2,3 in the second experiment; 1: none', low=1)
-  layer_types: tuple[str, ...] = field(
-    ('conv',), f'what a layer may be, of {", ".join(space.LAYER_TYPES)}; a token if several, Sec. 3.3'
+  max_depth: int = field(15, 'layers of the deepest children; 15, 20 and 13 in the three experiments of Table 1', low=1)
+  filter_heights: tuple[int, ...] = field((1, 3, 5, 7), 'filter heights to choose from, Sec. 4.1', low=1)
+  filter_widths: tuple[int, ...] = field((1, 3, 5, 7), 'filter widths to choose from, Sec. 4.1', low=1)
+  filters: tuple[int, ...] = field((24, 36, 48, 64), 'numbers of filters to choose from, Sec. 4.1', low=1)
+  strides: tuple[int, ...] = field(
+    (1,), 'stride heights and widths to choose from; 1,2,3 in the second experiment, 1 for no such choice', low=1
   )
-  pools: tuple[int, ...] = field((2, 3), 'windows, and strides, of pooling layers, if layer_types has them', low=1)
-  skips: bool = field(True, 'anchor points: layers read any of those before them, Sec. 3.3')
-  lr: tuple[float, ...] = field((0.1,), 'of the children, Sec. 4.1; a first token if several, Sec. 3.3', above=0.0)
-  decay_epoch: float = field(25.0, "epochs at that rate, in the schedules 'twice' and 'epochs'", low=0.0)
-  weight_decay: float = field(1e-4, 'of kernels and classifier, Sec. 4.1', low=0.0)
-  epsilon: float = field(1e-5, 'of batch norm', above=0.0)
-  last_epochs: int = field(5, 'the reward is the best validation accuracy of the last epochs, so many; Sec. 4.1', low=1)
-  reward_power: float = field(3.0, 'to this power, Sec. 4.1', above=0.0)
+  layer_types: tuple[str, ...] = field(
+    ('conv',),
+    f'what a layer may be, of {", ".join(space.LAYER_TYPES)}; chosen for each layer if there are several, Sec. 3.3',
+  )
+  pools: tuple[int, ...] = field(
+    (2, 3),
+    'windows of pooling layers to choose from, which are their strides too; only if layer_types has such layers',
+    low=1,
+  )
+  skips: bool = field(
+    True, 'skip connections: each layer chooses which layers before it to read, by anchor points, Sec. 3.3'
+  )
+  lr: tuple[float, ...] = field(
+    (0.1,), 'learning rate of the children, Sec. 4.1; if several, the first token chooses one, Sec. 3.3', above=0.0
+  )
+  decay_epoch: float = field(
+    25.0, "epochs until the learning rate first decays, in the schedules 'twice' and 'epochs'", low=0.0
+  )
+  weight_decay: float = field(1e-4, 'weight decay of kernels and classifier, Sec. 4.1', low=0.0)
+  epsilon: float = field(1e-5, 'added to the variance in batch norm', above=0.0)
+  last_epochs: int = field(
+    5, 'how many of the last epochs are scored on validation; the best accuracy counts, Sec. 4.1', low=1
+  )
+  reward_power: float = field(3.0, 'the reward is the validation accuracy to this power, Sec. 4.1', above=0.0)
   child_program: str = field(
-    'specialised', 'one program for each child, one for all, or what a measurement says', choices=timing.PROGRAMS
+    'specialised',
+    "how children are compiled: 'specialised', a program for each; 'generic', one program for all of one depth; "
+    "'auto', the faster of the two as measured when the search begins",
+    choices=timing.PROGRAMS,
   )
   max_children: int = field(12_800, 'children to train, Sec. 4.1', low=1, budget=True)
-  reliability_children: int = field(20, 'random networks trained twice before, 0 for none', low=0, budget=True)
-  yardstick_repeats: int = field(2, 'trainings of each known network after it, 0 for none', low=0, budget=True)
+  reliability_children: int = field(
+    20,
+    'random networks trained twice before the search, to see how reliable the reward is; 0 for none',
+    low=0,
+    budget=True,
+  )
+  yardstick_repeats: int = field(
+    2, 'trainings of each known network after the search, to compare with; 0 for none', low=0, budget=True
+  )
 
 
 def paper_v1() -> Config:
@@ -126,7 +151,7 @@ def length(cfg: Config) -> str:
 
 
 def scale_budget(cfg: Config, times: int) -> Config:
-  """`cfg` with children trained so many times as long."""
+  """Returns `cfg` with children that are trained `times` times as long."""
   return dataclasses.replace(cfg, epochs=times * cfg.epochs, decay_epoch=times * cfg.decay_epoch)
 
 
@@ -136,13 +161,13 @@ def hyperparameters(cfg: Config, arch: ConvArch) -> conv.Hyperparameters:
   return conv.Hyperparameters(lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
 
 
-def problem(cfg: Config, images: images_lib.Images) -> Problem:
-  """What the networks learn. Raises ValueError as `check`."""
+def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
+  """Returns what the children learn. Raises ValueError as `check`."""
   check(cfg, images)
   setup = classifier.set_up(cfg, images)
   own = functools.partial(hyperparameters, cfg)
   static = conv.build(setup.inputs, classifier.network_options(cfg))
-  found = classifier.problem(setup, make_space(cfg), static, own, cfg.epochs, cfg.last_epochs, cfg.reward_power)
+  found = classifier.make_problem(setup, make_space(cfg), static, own, cfg.epochs, cfg.last_epochs, cfg.reward_power)
   labels, skips = (cfg.filter_heights, cfg.filter_widths, cfg.filters), cfg.skips
 
   @functools.cache
@@ -159,13 +184,13 @@ def problem(cfg: Config, images: images_lib.Images) -> Problem:
 def build(
   cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> search.Search:
-  """The search. Raises ValueError as `problem`."""
-  learned = problem(cfg, images)
-  return search.build(learned.space, cfg, evaluators.build(learned, mesh, recovery))
+  """Returns the search. Raises ValueError as `make_problem`."""
+  problem = make_problem(cfg, images)
+  return search.build(problem.space, cfg, evaluators.build(problem, mesh, recovery))
 
 
 def check(cfg: Config, images: images_lib.Images) -> None:
-  """Raises ValueError, naming the field and what fits."""
+  """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
   config.check(cfg)
   search.check(make_space(cfg), cfg)
   height, width, _ = images.shape
@@ -179,7 +204,7 @@ def check(cfg: Config, images: images_lib.Images) -> None:
 
 
 def needs_own_programs(cfg: Config) -> str:
-  """What keeps one program from training any network of the space, '' if nothing does."""
+  """Says what keeps one program from training every network of the space; '' if nothing does."""
   if cfg.strides != (1,) or cfg.layer_types != ('conv',):
     return 'strides and types of layers other than convolutions'
   if cfg.block > 1 or any(cfg.pool_at):
@@ -188,7 +213,7 @@ def needs_own_programs(cfg: Config) -> str:
 
 
 def why_unsupported(cfg: Config, arch: ConvArch) -> str:
-  """Why the search cannot train a network that is none of its own, '' if it can."""
+  """Says why the children's program cannot train a network from outside the space; '' if it can."""
   if cfg.child_program == 'specialised':
     return ''
   if arch.layer_type or arch.stride_height:
@@ -208,7 +233,7 @@ def why_unsupported(cfg: Config, arch: ConvArch) -> str:
 def references(
   cfg: Config, images: images_lib.Images, train: Evaluate, recovery: Recovery = NO_RECOVERY
 ) -> dict[str, evaluators.Known]:
-  """Networks with the same filters in every layer, each with the evaluator `train` of the search."""
+  """Returns networks with the same filters in every layer, to be scored by the evaluator `train` of the search."""
   del images, recovery
   depth = cfg.max_depth
   height, width, filters = (

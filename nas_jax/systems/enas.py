@@ -1,4 +1,4 @@
-"""What the three searches with shared weights have in common: Pham et al. (2018)."""
+"""What is common to the three searches with shared weights: Pham et al. (2018)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from nas_jax import search
 from nas_jax.search import weight_sharing
 from nas_jax.training.problem import Problem
 
-# The controller of the paper, but for the weight of the entropy.
+# The controller of the paper, except the weight of the entropy bonus.
 PAPER: dict[str, Any] = {
   'm': 1,
   'controller_units': 100,
@@ -22,7 +22,7 @@ PAPER: dict[str, Any] = {
   'controller_updates': 2000,
 }
 
-# For searches that are far shorter: the paper's logits, and a rate to learn by in time.
+# For far shorter searches: the logits of the paper, and a higher learning rate.
 SHORT: dict[str, Any] = {
   'm': 4,
   'controller_units': 64,
@@ -36,7 +36,7 @@ SHORT: dict[str, Any] = {
 
 
 def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | None = None) -> weight_sharing.Programs:
-  """The two phases: training the shared weights, and scoring architectures by them."""
+  """Compiles the two phases of a search: training the shared weights, and scoring architectures by them."""
 
   def score(params, arch, carry, data):
     return {problem.shared_metric: problem.child.score(params, arch, carry, data)[problem.metric]}
@@ -50,7 +50,7 @@ def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | No
 
 
 def length(cfg: weight_sharing.Config) -> str:
-  """How children are trained, in words."""
+  """Says how children are trained."""
   return f'weights shared for {cfg.passes} passes'
 
 
@@ -60,5 +60,5 @@ def build(
   programs: weight_sharing.Programs,
   check: Callable[[], None] = lambda: None,
 ) -> search.Search:
-  """The search by compiled phases, which do not depend on who writes the architectures."""
+  """Returns the search by phases that are compiled once, for any algorithm."""
   return weight_sharing.build(problem.space, cfg, programs, problem.shared_reward, check)

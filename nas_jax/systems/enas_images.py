@@ -22,50 +22,58 @@ from nas_jax.types import Key, PyTree
 
 @dataclasses.dataclass
 class Config(classifier.Config, weight_sharing.Config):
-  """What macro and micro search share. What is not said to be another's is the paper's, or that of its code."""
+  """What macro and micro search share. The defaults are the paper's or its code's, where nothing else is said."""
 
-  epochs: int = field(3, 'passes that train a network by itself, to compare', low=1)
-  filters: int = field(36, 'of the first layers; 36 and 20', low=1)
-  keep: float = field(0.9, 'share of the features that enter the classifier in training', above=0.0, high=1.0)
+  epochs: int = field(3, 'passes over the training images that train a network by itself, to compare', low=1)
+  filters: int = field(36, 'filters of the first layers; 36 in macro and 20 in micro search', low=1)
+  keep: float = field(
+    0.9, 'share of the features that dropout lets into the classifier in training', above=0.0, high=1.0
+  )
   norm: str = field(
     'batch',
-    "batch norm while scoring: by the 'batch' that is scored, or by 'moving' averages",
+    "statistics of batch norm in scoring: those of the 'batch' that is scored, or 'moving' averages",
     choices=('batch', 'moving'),
   )
-  lr: float = field(0.05, 'of the shared weights', above=0.0)
-  lr_end: float = field(0.001, "the least rate, in the schedules 'cosine' and 'restarts'", low=0.0)
+  lr: float = field(0.05, 'learning rate of the shared weights', above=0.0)
+  lr_end: float = field(0.001, "least learning rate, in the schedules 'cosine' and 'restarts'", low=0.0)
   decay_epoch: float = field(
-    10.0, "passes of the first turn of 'restarts', or at the first rate of 'twice' and 'epochs'", above=0.0
+    10.0,
+    "passes of the first cosine in the schedule 'restarts', or until the rate first decays in 'twice' and 'epochs'",
+    above=0.0,
   )
-  clip: float = field(5.0, 'greatest norm of their gradient', above=0.0)
-  weight_decay: float = field(2.5e-4, 'L2 of all kernels, whether a child uses them or not', low=0.0)
-  epsilon: float = field(1e-5, 'of batch norm', above=0.0)
-  reward_power: float = field(1.0, 'the reward is accuracy to this power', above=0.0)
+  clip: float = field(5.0, 'norm to which the gradient of the shared weights is clipped', above=0.0)
+  weight_decay: float = field(2.5e-4, 'L2 regularization of all kernels, whether a child uses them or not', low=0.0)
+  epsilon: float = field(1e-5, 'added to the variance in batch norm', above=0.0)
+  reward_power: float = field(1.0, 'the reward is the validation accuracy to this power', above=0.0)
 
 
 @dataclasses.dataclass
 class MacroConfig(Config):
   """Whole networks: an operation and skips for each layer."""
 
-  layers: int = field(12, 'L', low=1)
-  operations: tuple[str, ...] = field(space.enas.MACRO_OPERATIONS, 'to choose from')
-  skip_weight: float = field(0.8, 'of the divergence of links from skip_target, summed over a string', low=0.0)
+  layers: int = field(12, 'layers of a network, L', low=1)
+  operations: tuple[str, ...] = field(space.enas.MACRO_OPERATIONS, 'operations to choose from for each layer')
+  skip_weight: float = field(
+    0.8,
+    'weight in the loss of the KL divergence of skip probabilities from skip_target, summed over the tokens',
+    low=0.0,
+  )
 
 
 @dataclasses.dataclass
 class MicroConfig(Config):
   """Cells, of which networks are stacks."""
 
-  blocks: int = field(5, 'of a cell', low=1)
-  cells: int = field(6, 'normal ones in a network; two that reduce come in between', low=1)
-  operations: tuple[str, ...] = field(space.enas.MICRO_OPERATIONS, 'to choose from')
+  blocks: int = field(5, 'blocks of a cell', low=1)
+  cells: int = field(6, 'normal cells of a network; two reduction cells come in between', low=1)
+  operations: tuple[str, ...] = field(space.enas.MICRO_OPERATIONS, 'operations to choose from in each block')
   drop_path: float = field(
-    0.6, 'share of images for which an operation of the last cell acts in training', above=0.0, high=1.0
+    0.6, 'share of images for which drop path lets an operation of the last cell act in training', above=0.0, high=1.0
   )
 
 
 def paper_macro() -> MacroConfig:
-  """CIFAR-10 as in Sec. 3.2; 310 passes. Not run here at this size."""
+  """CIFAR-10 as in Sec. 3.2, 310 passes. Not run here at this size."""
   return MacroConfig(
     dataset='cifar10', pad=4, flip=True, batch=128, passes=310, schedule='restarts', norm='moving', entropy_weight=0.1,
     **enas.PAPER,
@@ -73,7 +81,7 @@ def paper_macro() -> MacroConfig:
 
 
 def paper_micro() -> MicroConfig:
-  """CIFAR-10 as in Sec. 3.2; 150 passes. Without the paper's second classifier. Not run here at this size."""
+  """CIFAR-10 as in Sec. 3.2, 150 passes, without the paper's auxiliary classifier. Not run here at this size."""
   return MicroConfig(
     dataset='cifar10', pad=4, flip=True, batch=160, passes=150, schedule='restarts', filters=20, weight_decay=1e-4,
     entropy_weight=0.1, **enas.PAPER,
@@ -92,7 +100,7 @@ def small_macro() -> MacroConfig:
 
 
 def small_micro() -> MicroConfig:
-  """The same images and time, for cells."""
+  """The search for cells on the same images, in about the same time."""
   return MicroConfig(
     blocks=3, cells=3, filters=8, dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=64, passes=20,
     controller_updates=50, drop_path=1.0, score_batch=250, **_COSINE, **enas.SHORT,
@@ -108,7 +116,7 @@ def demo_macro() -> MacroConfig:
 
 
 def demo_micro() -> MicroConfig:
-  """The same for cells."""
+  """The search for cells on the same images."""
   return MicroConfig(
     blocks=2, cells=2, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, drop_path=1.0, lr=0.1,
     score_batch=90, **_COSINE, **enas.SHORT,
@@ -136,7 +144,7 @@ def smoke_macro() -> MacroConfig:
 
 
 def smoke_micro() -> MicroConfig:
-  """Likewise."""
+  """Seconds: does everything run?"""
   return MicroConfig(blocks=1, cells=1, operations=('identity', 'max pool 3'), **_SMOKE)
 
 
@@ -145,7 +153,7 @@ MICRO_PRESETS = {'paper': paper_micro, 'small': small_micro, 'demo': demo_micro,
 
 
 def make_space(cfg: Config) -> space.Space:
-  """The space that `cfg` describes. Raises ValueError as it does."""
+  """Returns the space that `cfg` describes. Raises ValueError as the functions of `space` do."""
   if isinstance(cfg, MicroConfig):
     return space.enas_micro_space(cfg.blocks, cfg.operations)
   assert isinstance(cfg, MacroConfig)
@@ -153,7 +161,7 @@ def make_space(cfg: Config) -> space.Space:
 
 
 def network(cfg: Config, inputs: conv.InputSpec) -> Child:
-  """The network that all children are parts of; the arch is a `conv.ChildSpec`."""
+  """Returns the network that all children are parts of, whose arch is a `conv.ChildSpec`."""
   if isinstance(cfg, MicroConfig):
     cells = enas_micro.NetworkOptions(
       cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm
@@ -166,22 +174,22 @@ def network(cfg: Config, inputs: conv.InputSpec) -> Child:
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, naming the field and what fits."""
+  """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
   config.check(cfg)
   search.check(make_space(cfg), cfg)
 
 
-def problem(cfg: Config, images: images_lib.Images) -> Problem:
-  """What the networks learn. Raises ValueError, before anything compiles, on a field that cannot be."""
+def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
+  """Returns what the children learn. Raises ValueError as `check`."""
   check(cfg)
   setup = classifier.set_up(cfg, images)
   own = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  found = classifier.problem(
+  found = classifier.make_problem(
     setup, make_space(cfg), network(cfg, setup.inputs), lambda arch: own, cfg.epochs, reward_power=cfg.reward_power
   )
 
   def optimizer(steps: int) -> Callable[[PyTree], optax.GradientTransformation]:
-    """Of the shared weights, or of a network's own."""
+    """Makes the optimizer of the shared weights, or of the weights of a network trained by itself."""
     rate = schedules.rate(cfg.schedule, cfg.lr, steps, setup.pass_steps, cfg.decay_epoch, cfg.lr_decay, cfg.lr_end)
     made = optax.chain(
       optax.clip_by_global_norm(cfg.clip),
@@ -203,7 +211,7 @@ def problem(cfg: Config, images: images_lib.Images) -> Problem:
 
 
 def part_of(data: image_batches.Data, size: int, key: Key) -> image_batches.Data:
-  """`data` with one minibatch of the validation split, so many images."""
+  """Returns `data` with one minibatch of `size` images as its validation split."""
   start = jax.random.randint(key, (), 0, len(data.valid_labels) // size) * size
 
   def cut(x):

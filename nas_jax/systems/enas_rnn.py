@@ -20,25 +20,29 @@ from nas_jax.types import Key
 
 @dataclasses.dataclass
 class Config(language.Children, weight_sharing.Config):
-  """The search, the cells, and how their weights are trained. The defaults are the paper's, or those of its code."""
+  """The search, the cells, and how their weights are trained. The defaults are the paper's or its code's."""
 
-  nodes: int = field(12, 'N, of a cell', low=1)
+  nodes: int = field(12, 'nodes of a cell, N', low=1)
   activate: tuple[str | Operation, ...] = field(
     ('tanh', 'relu', 'identity', 'sigmoid'), f'activations, of {", ".join(space.ACTIVATE)}', also=Operation
   )
   hidden: int = field(1000, 'width of the cells', low=1)
-  epochs: int = field(10, 'passes that train a cell by itself, to compare', low=1)
-  lr: float = field(20.0, 'of the shared weights', above=0.0)
-  decay_epoch: float = field(15.0, "epochs at that rate, in the schedule 'epochs'", low=0.0)
-  normalize: bool = field(False, 'batch norm of what enters the softmax, by the streams side by side; in the paper')
-  score_windows: int = field(1, 'windows of bptt steps that a reward is measured on, from a state of zeros', low=1)
+  epochs: int = field(10, 'passes over the text that train a cell by itself, to compare', low=1)
+  lr: float = field(20.0, 'learning rate of the shared weights', above=0.0)
+  decay_epoch: float = field(15.0, "epochs until the learning rate first decays, in the schedule 'epochs'", low=0.0)
+  normalize: bool = field(
+    False, 'batch norm, over the streams side by side, of what enters the softmax; so in the paper'
+  )
+  score_windows: int = field(
+    1, 'windows of bptt time steps that a reward is measured on, starting from a state of zeros', low=1
+  )
   reward_c: float = field(80.0, 'reward = c / perplexity', above=0.0)
 
 
 def paper() -> Config:
   """Penn Treebank as in Sec. 3.1, 150 passes. Not run here at this size.
 
-  Rates of dropout are not in the paper: Zaremba et al. (2014), medium.
+  The paper does not give the rates of dropout: they are those of the medium model of Zaremba et al. (2014).
   """
   return Config(
     **enas.PAPER, entropy_weight=1e-4,
@@ -48,8 +52,10 @@ def paper() -> Config:
 
 
 def code() -> Config:
-  """The same with the controller of the released script, which differs from the paper: Adam without a mean, and ten
-  children an update. Its pointers, which prefer near nodes, and its entropy, which is none, are left out.
+  """The same with the controller of the released script, which differs from that of the paper.
+
+  It has Adam without a mean of gradients, and ten children in an update. Two departures of that script are left out:
+  its pointers prefer near nodes, and what it calls entropy is none.
   """
   return dataclasses.replace(
     paper(), m=10, controller_lr=1e-3, controller_beta1=0.0, controller_epsilon=1e-3, entropy_weight=1e-3,
@@ -58,7 +64,7 @@ def code() -> Config:
 
 
 def _short() -> Config:
-  """What the presets below have in common."""
+  """Returns what the presets below have in common."""
   return Config(
     **enas.SHORT, controller_updates=20, passes=20,
     nodes=6, hidden=32, optimizer='adam', lr=0.01, clip=1.0, epochs=2,
@@ -66,7 +72,7 @@ def _short() -> Config:
 
 
 def small() -> Config:
-  """Penn Treebank, words, a tenth of the text a pass: about half an hour on two cores."""
+  """Words of Penn Treebank, a tenth of the text in a pass: about half an hour on two cores."""
   return dataclasses.replace(
     _short(), nodes=8, hidden=64, dataset='ptb', level='word', tied=True, bptt=20, score_batch=20, passes=20,
     pass_steps=230, controller_updates=50, score_windows=2,
@@ -90,12 +96,15 @@ PRESETS = {'paper': paper, 'code': code, 'small': small, 'demo': demo, 'smoke': 
 
 
 def make_space(cfg: Config) -> space.Space:
-  """The space that `cfg` describes. Raises ValueError as it does."""
+  """Returns the space that `cfg` describes. Raises ValueError as `space.enas_rnn_space`."""
   return space.enas_rnn_space(cfg.nodes, cfg.activate)
 
 
-def problem(cfg: Config, text: text_lib.Text) -> Problem:
-  """What the cells learn. Raises ValueError, before anything compiles, on a field that cannot be."""
+def make_problem(cfg: Config, text: text_lib.Text) -> Problem:
+  """Returns what the children learn.
+
+  Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit.
+  """
   config.check(cfg)
   made = make_space(cfg)
   search.check(made, cfg)
@@ -104,7 +113,7 @@ def problem(cfg: Config, text: text_lib.Text) -> Problem:
   def reward(perplexity: np.ndarray) -> np.ndarray:
     return rewards.of_perplexity(perplexity, cfg.reward_c, power=1.0)
 
-  found = language.problem(cfg, text, made, cell, cfg.hidden, reward)
+  found = language.make_problem(cfg, text, made, cell, cfg.hidden, reward)
   steps = cfg.pass_steps or found.pass_steps
   return found._replace(
     steps=cfg.epochs * steps,
@@ -115,7 +124,7 @@ def problem(cfg: Config, text: text_lib.Text) -> Problem:
 
 
 def part_of(data: text_batches.Data, windows: int, key: Key) -> text_batches.Data:
-  """`data` with some windows of the validation split, one after another; at the end of a short one, fewer."""
+  """Returns `data` with `windows` windows in a row as its validation split, or with all if there are fewer."""
   count = len(data.valid[0])
   size = min(windows, count)
   start = jax.random.randint(key, (), 0, count - size + 1)

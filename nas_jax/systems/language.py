@@ -1,4 +1,4 @@
-"""Language models: what a search for recurrent cells and the training of a found one have in common."""
+"""Language models: what is common to searches for recurrent cells and to training what they found to the end."""
 
 from collections.abc import Callable
 import dataclasses
@@ -22,51 +22,70 @@ from nas_jax.types import Array, PyTree
 
 @dataclasses.dataclass
 class Config:
-  """A text, a network for it, and its training, but for what may differ by child (`language_model.Hyperparameters`)."""
+  """The text, the network and its training, apart from what may differ by child: `language_model.Hyperparameters`."""
 
   dataset: str = field(
     'pydoc',
-    "text: 'pydoc', bundled with Python; 'tiny_shakespeare' of TFDS; or the prefix of files in data_dir, as 'ptb'",
+    "text: 'pydoc', Python's own help; 'tiny_shakespeare' of TFDS; or the prefix of three files in data_dir, as 'ptb'",
   )
-  level: str = field('char', "what a token is; 'word' is what stands between white space", choices=('char', 'word'))
-  vocabulary: int = field(0, 'rows of the embedding, 0 for the different tokens of the text', low=0)
-  embedding: int = field(0, 'width of the embedding, 0 for that of the cells', low=0)
-  layers: int = field(1, 'cells stacked', low=1)
-  tied: bool = field(False, 'softmax weights are those of the embedding, "shared embeddings" in Table 2')
-  batch: int = field(20, 'streams side by side', low=1)
+  level: str = field(
+    'char', "what a token of the text is: a character, or a 'word' between white space", choices=('char', 'word')
+  )
+  vocabulary: int = field(0, 'rows of the embedding; 0 for as many as the text has different tokens', low=0)
+  embedding: int = field(0, 'width of the embedding; 0 for the width of the cells', low=0)
+  layers: int = field(1, 'layers of cells, one on top of the other', low=1)
+  tied: bool = field(False, 'use the weights of the embedding for the softmax too, "shared embeddings" in Table 2')
+  batch: int = field(20, 'streams of text that are trained on side by side', low=1)
   bptt: int = field(35, 'time steps of truncated backpropagation', low=1)
-  epochs: int = field(0, 'passes over the text that train a child', low=0)
-  optimizer: str = field('adam', 'of the children', choices=('adam', 'sgd'))
+  epochs: int = field(0, 'passes over the training text that train a child', low=0)
+  optimizer: str = field('adam', 'optimizer of the children', choices=('adam', 'sgd'))
   schedule: str = field(
     'cosine',
-    "of the learning rate: 'cosine' to 0 over the steps of a child; 'epochs' decays after decay_epoch epochs",
+    "schedule of the learning rate. 'cosine': it falls to 0 over the training of a child; 'epochs': it decays after "
+    'each epoch from decay_epoch on',
     choices=('cosine', 'epochs', 'constant'),
   )
-  lr_decay: float = field(0.5, "factor of each epoch after decay_epoch, in the schedule 'epochs'", above=0.0, high=1.0)
-  sum_over_time: bool = field(
-    False, 'the loss of a step is the sum over its bptt time steps, not the mean, as in Zaremba et al. (2014)'
+  lr_decay: float = field(
+    0.5, "factor by which the learning rate decays, in the schedule 'epochs'", above=0.0, high=1.0
   )
-  clip: float = field(1.0, "greatest norm of a child's gradient", above=0.0)
-  weight_decay: float = field(0.0, 'L2: this times the weights is added to the gradient', low=0.0)
-  score_batch: int = field(100, 'streams side by side in validation', low=1)
+  sum_over_time: bool = field(
+    False, 'take as loss the sum over the bptt time steps and not the mean, as Zaremba et al. (2014)'
+  )
+  clip: float = field(1.0, "norm to which a child's gradient is clipped", above=0.0)
+  weight_decay: float = field(0.0, 'L2 regularization: this times the weights is added to the gradient', low=0.0)
+  score_batch: int = field(100, 'streams of text that are scored side by side in validation', low=1)
 
 
 @dataclasses.dataclass
 class Children(Config):
-  """And what all children of a search share, where a training to the end tries several."""
+  """The same, and the hyperparameters that all children of a search share. A training to the end tries several."""
 
   lr: float = field(0.01, 'learning rate of the children', above=0.0)
-  decay_epoch: float = field(4.0, "epochs at that rate, in the schedule 'epochs'", low=0.0)
-  init_scale: float = field(0.1, 'embedding and softmax start uniform within +-this', above=0.0)
-  cell_init: float = field(0.0, 'likewise the weights of the cells; 0 for 1 / sqrt(hidden)', low=0.0)
-  dropout_embedding: float = field(0.0, 'rate of words dropped, Gal & Ghahramani (2016)', low=0.0, high=0.95)
-  dropout_input: float = field(0.0, 'rate of what enters a cell from below, likewise', low=0.0, high=0.95)
-  dropout_recurrent: float = field(0.0, 'rate of h_(t-1) where it enters a cell, likewise', low=0.0, high=0.95)
-  dropout_output: float = field(0.0, 'rate of what enters the softmax, likewise', low=0.0, high=0.95)
+  decay_epoch: float = field(4.0, "epochs until the learning rate first decays, in the schedule 'epochs'", low=0.0)
+  init_scale: float = field(0.1, 'initial weights of embedding and softmax are uniform within +-this', above=0.0)
+  cell_init: float = field(
+    0.0, 'initial weights of the cells are uniform within +-this; 0 for 1 / sqrt(hidden)', low=0.0
+  )
+  dropout_embedding: float = field(
+    0.0, 'rate at which words of the embedding are dropped, Gal & Ghahramani (2016)', low=0.0, high=0.95
+  )
+  dropout_input: float = field(
+    0.0, 'dropout rate of what enters a cell from below, Gal & Ghahramani (2016)', low=0.0, high=0.95
+  )
+  dropout_recurrent: float = field(
+    0.0, 'dropout rate of h_(t-1) where it enters a cell, Gal & Ghahramani (2016)', low=0.0, high=0.95
+  )
+  dropout_output: float = field(
+    0.0, 'dropout rate of what enters the softmax, Gal & Ghahramani (2016)', low=0.0, high=0.95
+  )
 
 
 def load(cfg: Config, data_dir: str = '') -> text_lib.Text:
-  """The text that `cfg` names. Raises ValueError as `data.load_text`, and if its vocabulary exceeds the embedding."""
+  """Returns the text that `cfg` names.
+
+  Raises:
+    ValueError: as `text.load_text`, or the text has more different tokens than the embedding has rows.
+  """
   text = text_lib.load_text(cfg.dataset, data_dir, cfg.level)
   if 0 < cfg.vocabulary < len(text.vocabulary):
     raise ValueError(
@@ -77,23 +96,23 @@ def load(cfg: Config, data_dir: str = '') -> text_lib.Text:
 
 
 def hyperparameters(cfg: Children, hidden: int) -> language_model.Hyperparameters:
-  """The hyperparameters of all children; dropout at rate 0 is none at all."""
+  """Returns the hyperparameters that all children share; a dropout of rate 0 is left out of the network."""
   rates = cfg.dropout_embedding, cfg.dropout_input, cfg.dropout_recurrent, cfg.dropout_output
   dropout = language_model.Dropout(*(rate or None for rate in rates))
   return language_model.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.init_scale, cfg.cell_init or hidden**-0.5, dropout)
 
 
 def build(cfg: Config, text: text_lib.Text, cell: language_model.Cell, hidden: int) -> Child:
-  """The network of `cfg` with cells `hidden` wide; what the trainer calls its arch is an `language_model.ChildSpec`."""
+  """Returns the network of `cfg` with cells of width `hidden`, whose arch is a `language_model.ChildSpec`."""
   vocabulary = cfg.vocabulary or len(text.vocabulary)
   return language_model.build(vocabulary, hidden, cfg.layers, cfg.batch, cell, cfg.tied, cfg.embedding)
 
 
 def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyTree, parameters: int) -> int:
-  """The width of cells like `arch` whose network comes nearest to so many weights, as sizes are chosen in Sec. 4.2.
+  """Returns the width of cells like `arch` whose network has nearest to `parameters` weights, as in Sec. 4.2.
 
   Raises:
-    ValueError: even the nearest is 5 % off.
+    ValueError: the nearest number of weights is more than 5 % off.
   """
 
   def count(hidden: int) -> int:
@@ -115,7 +134,7 @@ def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyT
 
 
 def weights(child: Child, arch: PyTree) -> int:
-  """How many weights a network has with the cell `arch`."""
+  """Returns the number of weights of a network with the cell `arch`."""
   spec = language_model.ChildSpec(arch, language_model.Hyperparameters(0.0, 0.0, 0.0, 0.0))
   params = jax.eval_shape(lambda: child.init(spec, jax.random.key(0)))
   return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -124,7 +143,7 @@ def weights(child: Child, arch: PyTree) -> int:
 def optimizer(
   cfg: Config, steps: int | Array, epoch: int
 ) -> Callable[[language_model.Hyperparameters], optax.GradientTransformation]:
-  """Settings to the optimizer of a child of `steps` steps, `epoch` of them a pass over the text."""
+  """Returns hyperparameters -> the optimizer of a child of `steps` training steps, `epoch` of them a pass."""
 
   def make(hyperparameters: language_model.Hyperparameters) -> optax.GradientTransformation:
     scale = [optax.scale(cfg.bptt)] if cfg.sum_over_time else []
@@ -136,7 +155,7 @@ def optimizer(
   return make
 
 
-def problem(
+def make_problem(
   cfg: Children,
   text: text_lib.Text,
   space: Space,
@@ -144,7 +163,7 @@ def problem(
   hidden: int,
   reward: Callable[[np.ndarray], np.ndarray],
 ) -> Problem:
-  """The problem of a search for cells: children train for `cfg.epochs` passes over the text, a pass a program call.
+  """Returns the problem of a search for cells. Children train for `cfg.epochs` passes, one pass in a program call.
 
   Args:
     cfg: of the text, the network and its training.
@@ -187,6 +206,6 @@ def fitter(
   steps_per_call: int,
   mesh: Mesh | None = None,
 ) -> fit.Fit:
-  """The programs that train `child`, as `fit.fitter`; `hyperparameters` finds those of a child in its arch."""
+  """Returns the programs that train `child`; `hyperparameters` maps the arch it takes to its hyperparameters."""
   make = optimizer(cfg, steps, len(data.train))
   return fit.fitter(child, lambda arch: make(hyperparameters(arch)), steps, steps_per_call, mesh)

@@ -1,4 +1,4 @@
-"""Search in a table: every reward is known beforehand, so a whole search is one program."""
+"""Search in a table of known rewards, so that a whole search is one program."""
 
 import dataclasses
 import io
@@ -18,18 +18,22 @@ from nas_jax.types import Array, Batch, Outcome
 
 @dataclasses.dataclass
 class Config(search.Config):
-  """A search of a few hundred evaluations in any table."""
+  """The defaults suit searches of a few hundred evaluations in any table."""
 
   m: int = field(1, 'children per update', low=1)
   controller_init: float = field(0.2, 'weights start uniform within +-this', above=0.0)
-  controller_lr: float = field(1e-2, 'of Adam', above=0.0)
-  baseline_decay: float = field(0.8, 'of the moving averages of rewards and of squared advantages', low=0.0, high=1.0)
-  normalize_advantage: bool = field(True, 'divide R - b by a moving root mean square of it: tables come in any scale')
-  entropy_weight: float = field(0.2, 'of the entropy bonus, normalized reward per nat', low=0.0)
+  controller_lr: float = field(1e-2, 'learning rate of the controller, by Adam', above=0.0)
+  baseline_decay: float = field(
+    0.8, 'decay of the moving averages of rewards and of squared advantages', low=0.0, high=1.0
+  )
+  normalize_advantage: bool = field(
+    True, 'divide the advantage R - b by its moving root mean square, since tables come in any scale'
+  )
+  entropy_weight: float = field(0.2, 'weight of the entropy bonus, in normalized reward per nat', low=0.0)
 
 
 class Table(NamedTuple):
-  """Distinct strings in lexicographic order."""
+  """Distinct token sequences in lexicographic order, and what each earns."""
 
   ops: np.ndarray  # [A, T] int32
   reward: np.ndarray  # [A]
@@ -74,18 +78,18 @@ def load(path: str) -> Table:
 
 
 def distinct(ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> Table:
-  """Sorts the strings; one that is there several times counts once, with the means of its numbers."""
-  strings, inverse = np.unique(ops.astype(np.int32), axis=0, return_inverse=True)
+  """Returns the table of some rows, sorted. Rows of the same tokens become one row, with the means of their numbers."""
+  rows, inverse = np.unique(ops.astype(np.int32), axis=0, return_inverse=True)
   place = inverse.ravel()
 
   def mean(values: np.ndarray) -> np.ndarray:
     return np.bincount(place, values) / np.bincount(place)
 
-  return Table(strings, mean(reward), None if test is None else mean(test))
+  return Table(rows, mean(reward), None if test is None else mean(test))
 
 
 def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:
-  """The row of one string [T] in `ops` [A, T], sorted, by bisection, and whether it is there."""
+  """Finds tokens [T] in the sorted rows `ops` [A, T] by bisection. Returns their row, and whether they are there."""
 
   def less(row):
     differs = ops[row] != tokens
@@ -105,20 +109,20 @@ def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:
 
 
 def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> search.Search:
-  """A search whose evaluator looks strings up among `ops` [A, T]; one that is not there earns 0.
+  """Returns a search whose evaluator looks tokens up among the rows `ops` [A, T]; those that are not there earn 0.
 
   `evaluate` is jittable; its metrics are `row` (-1 if missing) and, if `test` is given, `test` (0 if missing).
   """
   known = distinct(ops, reward, test)
   widths = known.ops.max(0) + 1
   space = choice_space({f'slot {t}': [str(k) for k in range(width)] for t, width in enumerate(widths)})
-  strings = jnp.asarray(known.ops)
+  rows = jnp.asarray(known.ops)
   columns = {'reward': jnp.asarray(known.reward, jnp.float32)}
   if known.test is not None:
     columns['test'] = jnp.asarray(known.test, jnp.float32)
 
   def evaluate(batch: Batch) -> Outcome:
-    row, there = jax.vmap(lambda tokens: lookup(strings, tokens))(batch.tokens)
+    row, there = jax.vmap(lambda tokens: lookup(rows, tokens))(batch.tokens)
     found = {name: jnp.where(there, values[row], 0.0) for name, values in columns.items()}
     return Outcome(found.pop('reward'), found | {'row': jnp.where(there, row, -1)})
 
@@ -126,11 +130,12 @@ def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | N
 
 
 def summary(outcomes: Outcome, evaluations: int) -> dict[str, Any]:
-  """What the searches of `search.run_seeds` had found after `evaluations`, and the way there.
+  """Summarizes what the searches of `search.run_seeds` had found after `evaluations` evaluations.
 
   Returns:
-    reward_mean, reward_std, test_mean, test_std: of the best string by reward (the first of equals), over seeds; curve
-    and curve_test: the means after 1, 2, ... evaluations. Those of `test` are None if the table has none.
+    reward_mean, reward_std, test_mean, test_std: means and deviations, over seeds, of the numbers of the architecture
+    with the best reward, the first of equals. curve, curve_test: these means after 1, 2, ... evaluations. Entries of
+    `test` are None if the table has none.
   """
   reward = np.asarray(outcomes.reward, np.float64).reshape(len(outcomes.reward), -1)[:, :evaluations]
   best = np.maximum.accumulate(reward, axis=1)

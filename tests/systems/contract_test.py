@@ -66,17 +66,17 @@ def sharing(problem, cfg):
 def macro():
   writer = CONTROLLER | {'controller_units': 16, 'controller_init': 0.5}  # links: as in `networks`
   cfg = testing.macro_config(**writer)
-  return sharing(enas_images.problem(cfg, testing.pictures()), cfg)
+  return sharing(enas_images.make_problem(cfg, testing.pictures()), cfg)
 
 
 def micro():
   cfg = testing.micro_config(**CONTROLLER)
-  return sharing(enas_images.problem(cfg, testing.pictures()), cfg)
+  return sharing(enas_images.make_problem(cfg, testing.pictures()), cfg)
 
 
 def recurrent():
   cfg = testing.rnn_config(**CONTROLLER)
-  return sharing(enas_rnn.problem(cfg, testing.text()), cfg)
+  return sharing(enas_rnn.make_problem(cfg, testing.text()), cfg)
 
 
 # Each makes a config, and what builds the search of such a config; what trains children is compiled once for all.

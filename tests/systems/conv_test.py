@@ -78,7 +78,7 @@ def test_presets_are_sound(preset):
 def test_the_reward_is_the_best_accuracy_of_the_last_epochs_cubed():
   cfg = testing.conv_config(epochs=4, last_epochs=2)
   batch = evaluators.random_batch(conv.make_space(cfg), jax.random.key(3), 1)
-  outcome = evaluators.build(conv.problem(cfg, IMAGES))(batch)
+  outcome = evaluators.build(conv.make_problem(cfg, IMAGES))(batch)
   setup = classifier.set_up(cfg, IMAGES)
   (data,) = setup.data
   for k, arch in enumerate(space.unstack(batch.archs)):
@@ -221,7 +221,7 @@ def test_a_space_of_strides_has_one_way_to_compile(monkeypatch):
   monkeypatch.setattr(timing, 'time_programs', lambda build, batch, steps, children, kinds: kinds)
 
   def kinds(**changes):
-    problem = conv.problem(testing.conv_config(child_program='auto', **changes), IMAGES)
+    problem = conv.make_problem(testing.conv_config(child_program='auto', **changes), IMAGES)
     return timing.of_problem(problem, jax.random.key(0), 1, 1)
 
   assert kinds(strides=(1, 2)) == kinds(block=2) == ('specialised',)

@@ -17,17 +17,17 @@ IMAGES, TEXT = testing.pictures(), testing.text()
 
 def cells(kind):
   cfg = testing.cell_config(child_program=kind, optimizer='sgd', steps=2)
-  return cell.make_space(cfg), functools.partial(evaluators.build, cell.problem(cfg, TEXT))
+  return cell.make_space(cfg), functools.partial(evaluators.build, cell.make_problem(cfg, TEXT))
 
 
 def networks(kind):
   cfg = testing.conv_config(child_program=kind, batch=18, epochs=1)
-  return conv.make_space(cfg), functools.partial(evaluators.build, conv.problem(cfg, IMAGES))
+  return conv.make_space(cfg), functools.partial(evaluators.build, conv.make_problem(cfg, IMAGES))
 
 
 def chains():
   cfg = testing.chain_config(batch=18, epochs=1)
-  return chain.make_space(cfg), functools.partial(chain.build_evaluator, chain.problem(cfg, IMAGES))
+  return chain.make_space(cfg), functools.partial(chain.build_evaluator, chain.make_problem(cfg, IMAGES))
 
 
 def shared(problem):
@@ -40,9 +40,9 @@ SYSTEMS = {
   'cells, specialised': lambda: cells('specialised'),
   'networks, specialised': lambda: networks('specialised'),
   'chains': chains,
-  'macro': lambda: shared(enas_images.problem(testing.macro_config(), IMAGES)),
-  'micro': lambda: shared(enas_images.problem(testing.micro_config(), IMAGES)),
-  'recurrent': lambda: shared(enas_rnn.problem(testing.rnn_config(), TEXT)),
+  'macro': lambda: shared(enas_images.make_problem(testing.macro_config(), IMAGES)),
+  'micro': lambda: shared(enas_images.make_problem(testing.micro_config(), IMAGES)),
+  'recurrent': lambda: shared(enas_rnn.make_problem(testing.rnn_config(), TEXT)),
 }
 SHORT = ('networks, generic',)  # cells: in train_test
 

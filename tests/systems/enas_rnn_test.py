@@ -38,7 +38,7 @@ def test_presets_are_sound(system, preset):
     enas_images.check(cfg)
   else:
     words = text_lib.Text(*(np.arange(20_500, dtype=np.int32) % 7 for _ in range(3)), tuple('abcdefg'), 'none')
-    assert enas_rnn.problem(cfg, words).steps >= 1
+    assert enas_rnn.make_problem(cfg, words).steps >= 1
 
 
 def test_the_papers_spaces_hold_the_published_cells():
@@ -50,13 +50,13 @@ def test_the_papers_spaces_hold_the_published_cells():
 @pytest.mark.parametrize(
   ('build', 'words'),
   [
-    (lambda: enas_images.problem(testing.macro_config(operations=('conv 4',)), IMAGES), 'operations .*conv 3'),
-    (lambda: enas_images.problem(testing.micro_config(blocks=0), IMAGES), r'blocks \(=0\)'),
-    (lambda: enas_images.problem(testing.micro_config(norm='none'), IMAGES), r'norm \(=none\).*batch, moving'),
-    (lambda: enas_images.problem(testing.macro_config(depth_start=2), IMAGES), r'depth_start \(=2\)'),
-    (lambda: enas_rnn.problem(testing.rnn_config(activate=('tanh', 'gelu')), TEXT), 'activate .*sigmoid'),
-    (lambda: enas_rnn.problem(testing.rnn_config(batch=500), TEXT), r'batch \(=500\)'),
-    (lambda: enas_rnn.problem(testing.rnn_config(passes=0), TEXT), r'passes \(=0\)'),
+    (lambda: enas_images.make_problem(testing.macro_config(operations=('conv 4',)), IMAGES), 'operations .*conv 3'),
+    (lambda: enas_images.make_problem(testing.micro_config(blocks=0), IMAGES), r'blocks \(=0\)'),
+    (lambda: enas_images.make_problem(testing.micro_config(norm='none'), IMAGES), r'norm \(=none\).*batch, moving'),
+    (lambda: enas_images.make_problem(testing.macro_config(depth_start=2), IMAGES), r'depth_start \(=2\)'),
+    (lambda: enas_rnn.make_problem(testing.rnn_config(activate=('tanh', 'gelu')), TEXT), 'activate .*sigmoid'),
+    (lambda: enas_rnn.make_problem(testing.rnn_config(batch=500), TEXT), r'batch \(=500\)'),
+    (lambda: enas_rnn.make_problem(testing.rnn_config(passes=0), TEXT), r'passes \(=0\)'),
   ],
 )
 def test_what_cannot_be_is_one_line(build, words):
@@ -108,7 +108,7 @@ def test_a_minibatch_is_a_part_of_the_validation_split():
 def test_alone_is_a_training_of_its_own():
   """From its own initial weights, whatever the batch; scored on the whole split by a metric of another name."""
   cfg = testing.rnn_config(epochs=2)
-  problem = enas_rnn.problem(cfg, TEXT)
+  problem = enas_rnn.make_problem(cfg, TEXT)
   tokens = jnp.array([[0, 0, 1, 1, 2], [1, 0, 0, 0, 1]], jnp.int32)
   keys = jax.random.split(jax.random.key(0), 2)
   train = evaluators.build(problem)

@@ -39,19 +39,19 @@ def batch(of):
 def test_a_program_for_all(told):
   assert image_ops.compiler_options('cpu') == WITHOUT_YNN and image_ops.compiler_options('gpu') == {}
   cfg = testing.conv_config(child_program='generic')
-  evaluators.build(conv.problem(cfg, IMAGES))(batch(conv.make_space(cfg)))
+  evaluators.build(conv.make_problem(cfg, IMAGES))(batch(conv.make_space(cfg)))
   network = batch(conv.make_space(cfg)).archs
   retrain_conv.task(retrain_conv.Config(batch=9), IMAGES, space.unstack(network)[0], '0', 1)
-  problem = enas_images.problem(testing.macro_config(), IMAGES)
+  problem = enas_images.make_problem(testing.macro_config(), IMAGES)
   evaluators.build(problem)(batch(problem.space))
   assert told == 9 * [WITHOUT_YNN]
 
 
 def test_a_program_for_each_is_quick_to_compile(told):
   cfg = testing.conv_config(child_program='specialised')
-  evaluators.build(conv.problem(cfg, IMAGES))(batch(conv.make_space(cfg)))
+  evaluators.build(conv.make_problem(cfg, IMAGES))(batch(conv.make_space(cfg)))
   cfg = testing.chain_config()
-  chain.build_evaluator(chain.problem(cfg, IMAGES))(batch(chain.make_space(cfg)))
+  chain.build_evaluator(chain.make_problem(cfg, IMAGES))(batch(chain.make_space(cfg)))
   assert [options['xla_backend_optimization_level'] for options in told] == 2 * [0, 1, 1]
   assert all(WITHOUT_YNN.items() <= options.items() for options in told)
 
@@ -60,7 +60,7 @@ def test_shared_weights(told, monkeypatch):
   jit, learning = jax.jit, []
   monkeypatch.setattr(jax, 'jit', lambda function, **options: learning.append(options) or jit(function, **options))
   cfg = testing.micro_config()
-  enas.build_programs(enas_images.problem(cfg, IMAGES), cfg)
+  enas.build_programs(enas_images.make_problem(cfg, IMAGES), cfg)
   assert told == 2 * [WITHOUT_YNN]
   ours = [options for options in learning if options]
   assert ours == 4 * [{'compiler_options': WITHOUT_YNN}]  # learning and initial weights too

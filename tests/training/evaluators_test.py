@@ -31,7 +31,7 @@ def both(batch, **changes):
   """Metrics of a batch trained each way."""
   for kind in ('generic', 'specialised'):
     cfg = testing.cell_config(child_program=kind, score_batch=3, **changes)
-    yield evaluators.build(cell.problem(cfg, testing.text()))(batch).metrics
+    yield evaluators.build(cell.make_problem(cfg, testing.text()))(batch).metrics
 
 
 def of_tokens(cell_space, tokens):
@@ -179,7 +179,9 @@ def test_what_is_faster_is_measured_once_and_noted(tmp_path, monkeypatch):
 
   def settled(cfg):
     opened = workdirs.open_config(str(tmp_path), cfg)
-    return from_scratch.settle_program(Run(CELL, opened, text, cell.problem(cfg, text), str(tmp_path), NO_RECOVERY, {}))
+    return from_scratch.settle_program(
+      Run(CELL, opened, text, cell.make_problem(cfg, text), str(tmp_path), NO_RECOVERY, {})
+    )
 
   monkeypatch.setattr(timing, 'of_problem', lambda problem, *rest: timing.Timing(2.0, 1.0))
   run = settled(flags)
@@ -217,5 +219,5 @@ def test_steps_are_not_lost_in_what_compiling_takes(monkeypatch):
 @pytest.mark.long
 def test_timing_counts_the_compilation_of_every_specialised_child():
   cfg = testing.cell_config(steps=3, max_children=1000)
-  found = timing.of_problem(cell.problem(cfg, testing.text()), jax.random.key(0), cfg.m, cfg.max_children)
+  found = timing.of_problem(cell.make_problem(cfg, testing.text()), jax.random.key(0), cfg.m, cfg.max_children)
   assert 0 < found.generic < found.specialised  # three steps are nothing beside a compilation
