@@ -1,4 +1,8 @@
-"""The stages of a search whose children train each by itself: is the reward reliable, how do known ones score."""
+"""The stages of a search whose children are trained each by itself, with weights of its own.
+
+The reliability of the reward is measured before the search. After it, known architectures are trained and scored just
+as the children were.
+"""
 
 from collections.abc import Mapping
 import dataclasses
@@ -18,10 +22,8 @@ from nas_jax.training import evaluators, timing
 from nas_jax.types import Batch, Evaluate
 
 
-def stages(run: Run) -> Stages:
-  """The stages; whatever trains children is compiled once for all of them."""
-  alone = run.system.alone
-  assert alone is not None, 'children of this system share weights'
+def stages(run: Run, alone: FromScratch) -> Stages:
+  """Returns the stages. They share one evaluator, so that what trains children is compiled once."""
   run = settle_program(run)
   train = alone.evaluator(run.problem, None, run.recovery)
   return Stages(
@@ -35,7 +37,7 @@ def stages(run: Run) -> Stages:
 
 
 def settle_program(run: Run) -> Run:
-  """`run` with the faster way to compile children, measured once a workdir and noted in its config.json."""
+  """Returns `run` with the faster way to compile children, measured once in a workdir and written to config.json."""
   if run.problem.program != 'auto':
     return run
   cfg = run.cfg
@@ -50,7 +52,7 @@ def settle_program(run: Run) -> Run:
 
 
 def measure_reliability(run: Run, alone: FromScratch, train: Evaluate) -> str:
-  """Rank correlations of rewards, measured once a workdir, in words."""
+  """Measures rank correlations of rewards, once in a workdir. Returns them in words."""
   cfg, system = run.cfg, run.system
   if not cfg.reliability_children:
     return 'reward reliability: not measured'
@@ -71,7 +73,7 @@ def measure_reliability(run: Run, alone: FromScratch, train: Evaluate) -> str:
 
 
 def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[str, list[float]]:
-  """Scores of known architectures, trained just as the children are, each measured once a workdir."""
+  """Returns scores of known architectures, trained just as the children are; each is measured once in a workdir."""
   repeats = run.cfg.yardstick_repeats
   if not repeats:
     return {}
@@ -87,7 +89,7 @@ def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[
 
 
 def summary(run: Run, alone: FromScratch, train: Evaluate, found: Mapping[str, Found]) -> Summary:
-  """The best child, and all searches beside known architectures, on one split and one budget."""
+  """Returns the best child, and a table of the searches and of known architectures, on one split and one budget."""
   system, cfg, made = run.system, run.cfg, run.problem.space
   known = dict(alone.references(cfg, run.data, train, run.recovery))
   known |= {name: evaluators.Known(arch, train) for name, arch in run.beside.items()}
@@ -104,7 +106,7 @@ def summary(run: Run, alone: FromScratch, train: Evaluate, found: Mapping[str, F
 
 
 def best_child(run: Run, found: Found) -> str:
-  """The best child in equations or words."""
+  """Describes the best child in equations or words."""
   metric, made = run.system.metric, run.problem.space
   ranked = rankings.ranking(found.records, made, metric.key, metric.lower)
   if not ranked:
@@ -114,7 +116,7 @@ def best_child(run: Run, found: Found) -> str:
 
 
 def in_common(run: Run, found: Found) -> str:
-  """Tables of what kinds of children scored; '' where a system tells none apart."""
+  """Returns tables of what the kinds of children scored; '' if the system tells no kinds apart."""
   key, _, lower = run.system.metric
   tables = [
     rankings.table(

@@ -1,4 +1,4 @@
-"""One search in a folder, begun or gone on with."""
+"""Runs one search in a folder, from its beginning or from where it stopped."""
 
 from collections.abc import Callable, Iterable, Mapping
 import functools
@@ -19,11 +19,11 @@ from nas_jax.search import journal, older
 from nas_jax.training import checkpoint
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery, Stopped
 
-SECONDS = 20  # between checkpoints: steps since the last one are asked again and read from the journal
+SECONDS = 20  # between checkpoints; the updates since the last one are repeated, with children from the journal
 
 
 def budget_of(limits: Limits, children: int) -> search.Budget:
-  """So many children, or what else ends a search; 0 there is no end."""
+  """Returns the budget of a search: so many children, or the limits of its config, where 0 is no limit."""
   return search.Budget(children, limits.max_seconds or math.inf, limits.target_reward or math.inf)
 
 
@@ -35,16 +35,24 @@ def run(
   name: str = 'search',
   recovery: Recovery = NO_RECOVERY,
 ) -> list[journal.Record]:
-  """Runs `s` in `folder` until the budget is spent, going on from whatever is there.
+  """Runs a search in a folder until the budget is spent, from wherever the folder says that it stands.
 
-  The folder then holds children.jsonl, checkpoints/ and best.json, and for people updates.jsonl and events/, and
-  replay.json where the search remembers what it tried.
+  The folder then holds children.jsonl, checkpoints/ and best.json. For people there are updates.jsonl and events/, and
+  replay.json if the search has a replay tree.
+
+  Args:
+    folder: of the search; made if need be.
+    s: the search.
+    seed: of its initial state.
+    budget: when it ends.
+    name: of the progress bar.
+    recovery: asked before each update whether the process should end.
 
   Returns:
-    The journal, by id.
+    The records of all children, by id.
 
   Raises:
-    Stopped: the process was asked to end; what is done is kept.
+    Stopped: the process was asked to end. What is done is kept.
   """
   path, checkpoints = os.path.join(folder, 'children.jsonl'), os.path.join(folder, 'checkpoints')
   os.makedirs(folder, exist_ok=True)
@@ -74,19 +82,19 @@ def run(
       bar.set_postfix(best=f'{float(state.best.reward):.4f}', mean=f'{info["reward"]:.4f}', refresh=False)
       bar.update(min(s.spent(state), budget.children) - bar.n)
 
-    hearers = [
+    listeners = [
       search.Hook(children=journal.writer(path), vital=True),
-      watch,  # before the checkpoint, so that no step that is not done again goes unnoted
+      watch,  # before the checkpoint: an update that is saved is not repeated, and must be noted already
       search.Hook(step=keep, vital=True),
       search.Hook(children=_noting_best(folder, s, known), vital=True),
       search.Hook(step=show),
       search.Hook(step=lambda state, info: recovery.check(), vital=True),
     ]
     try:
-      search.run(s, state, hearers, budget, known)
+      search.run(s, state, listeners, budget, known)
       keep(state)
     except Stopped:
-      keep(state)  # as it was after the last whole step
+      keep(state)  # as it was after the last whole update
       raise
     finally:
       stop_watching()
@@ -98,7 +106,7 @@ def run(
 def _noting_best(
   folder: str, s: search.Search, known: Mapping[int, journal.Record]
 ) -> Callable[[Iterable[journal.Record]], None]:
-  """What writes best.json whenever a child is better than all before; for those known it has done so."""
+  """Returns what writes best.json whenever a child is better than all before it, the `known` ones included."""
   best = -math.inf
 
   def note(records: Iterable[journal.Record]) -> None:
@@ -108,6 +116,6 @@ def _noting_best(
         best = record['reward']
         workdirs.write(os.path.join(folder, 'best.json'), rankings.best_json(s.space, record))
 
-  if known:  # whose best may have been journalled just before the end, and noted nowhere
+  if known:  # the process may have ended between the journal and best.json
     note([max(known.values(), key=lambda record: record['reward'])])
   return note

@@ -16,7 +16,7 @@ from nas_jax.training.problem import Problem
 
 
 def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
-  """What a launcher of these systems takes beside the fields of their configs."""
+  """Defines the flags that a launcher of these systems has beside the fields of their configs."""
   launcher = systems[0].launcher
 
   def define(values: flags.FlagValues) -> None:
@@ -33,10 +33,18 @@ def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
 
 
 def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> launch.Work:
-  """Reads flags and data and opens the workdir of a search of one of the systems, which --variant names if several.
+  """Reads the flags and the data of a search, and opens its workdir.
+
+  Args:
+    systems: those of the launcher. If there are several, --variant names the one to search with.
+    doc: of the launcher, for --help.
+    argv: the command line.
+
+  Returns:
+    What does the work, for `launch.main`.
 
   Raises:
-    ValueError: as `launch.main` wants it, on whatever is wrong with the input; nothing has been compiled then.
+    ValueError: something is wrong with the input; nothing has been compiled then.
   """
   values = launch.parse(argv, doc or '', own_flags(systems), *(system.config for system in systems))
   system = _chosen(values, systems)
@@ -61,7 +69,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
 
 
 def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
-  """The system that --variant names. Raises ValueError if another flag is for other systems only."""
+  """Returns the system that --variant names. Raises ValueError if another flag is only for other systems."""
   if len(systems) == 1:
     return systems[0]
   by_variant = {system.variant: system for system in systems}
@@ -72,7 +80,7 @@ def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
 
 
 def _read_beside(paths: Sequence[str], system: System, cfg: Config) -> dict[str, Arch]:
-  """Architectures by their files. Raises ValueError if one cannot be read, or not be trained as the children are."""
+  """Returns architectures by their files. Raises ValueError if one cannot be read or not be trained as a child."""
   assert system.alone is not None
   beside = {path: launch.read_arch(path, system.kind) for path in paths}
   for path, arch in beside.items():
@@ -91,22 +99,22 @@ def run(
   check: launch.Check = lambda: None,
   problem: Problem | None = None,
 ) -> None:
-  """Runs a whole search in a workdir whose config is noted, going on from whatever the workdir holds.
+  """Runs all stages of a search in a workdir, from wherever the workdir says that it stands.
 
   Args:
     system: what is searched for.
-    cfg: its config, one of a search of that workdir.
+    cfg: the config that the workdir was opened with.
     data: as the system's `load` returns it.
     workdir: the folder of results.
-    beside: architectures by name, to train as the children are trained; only where these train by themselves.
-    with_control: whether a random search runs beside it, on the same budget.
+    beside: architectures by name, to train as the children are trained. Not for children that share weights.
+    with_control: whether to run a random search on the same budget, as a baseline.
     check: raises `Stopped` if the process was asked to end.
-    problem: of `cfg` and `data`, if it is made already.
+    problem: that of `cfg` and `data`, if it has been made already.
   """
   recovery = recovery_files.recovery(workdir, cfg, check)
   problem = system.make_problem(cfg, data) if problem is None else problem
-  search_run = Run(system, cfg, data, problem, workdir, recovery, beside or {})
-  stages = (from_scratch if system.alone else weight_sharing).stages(search_run)
+  begun = Run(system, cfg, data, problem, workdir, recovery, beside or {})
+  stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
   cfg = stages.cfg
   print(
     f'{problem.space.size():.2e} {system.noun}s; {stages.children} on {system.about(cfg, data)}; '
@@ -116,12 +124,12 @@ def run(
   said = stages.before()
   if said:
     print(said, flush=True)
-  found = {cfg.algorithm: _one(search_run, stages, cfg, workdir)}
+  found = {cfg.algorithm: _one(begun, stages, cfg, workdir)}
   control = dataclasses.replace(cfg, algorithm='random')
   if with_control and control != cfg:
     folder = os.path.join(workdir, 'control')
     workdirs.open_config(folder, control)
-    found['random'] = _one(search_run, stages, control, folder)
+    found['random'] = _one(begun, stages, control, folder)
   best, scores, rows, note, rest = stages.summary(found)
   table = rankings.table((scores, *rankings.HEADER), rows)
   facts = f'{cfg.dataset}, sha256 {data.sha256[:12]}; seed {cfg.seed}; {note}'
@@ -131,10 +139,10 @@ def run(
   report_page.write(workdir, report_page.make(workdir))
 
 
-def _one(search_run: Run, stages: Stages, cfg: Config, folder: str) -> Found:
-  """One search to its end."""
-  s, budget = stages.search(cfg), run_search.budget_of(cfg, search_run.system.children(cfg))
-  records = run_search.run(folder, s, cfg.seed, budget, cfg.algorithm, search_run.recovery)
+def _one(begun: Run, stages: Stages, cfg: Config, folder: str) -> Found:
+  """Runs one search to its end, and what follows it at once."""
+  s, budget = stages.search(cfg), run_search.budget_of(cfg, begun.system.children(cfg))
+  records = run_search.run(folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery)
   found = Found(folder, s, records)
   stages.after(cfg, found)
   return found

@@ -15,7 +15,7 @@ from nas_jax.training.recovery import Recovery
 
 
 class Run(NamedTuple):
-  """A search in a workdir, begun or gone on with."""
+  """A search in a workdir, new or continued."""
 
   system: System
   cfg: Config
@@ -27,7 +27,7 @@ class Run(NamedTuple):
 
 
 class Found(NamedTuple):
-  """A search that has come to its end."""
+  """A search that has ended."""
 
   folder: str
   search: search.Search
@@ -35,7 +35,7 @@ class Found(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """What came of a search and of the random search beside it, in words."""
+  """What a search and its random-search baseline found, in words."""
 
   best: str  # the best architecture
   scores: str  # head of the table's first column: what its scores are
@@ -48,12 +48,12 @@ class Stages(NamedTuple):
   """The stages of a whole search.
 
   Attributes:
-    cfg: the config, and in it what was left to be measured.
+    cfg: the config of the search; what its flags left to be measured is settled.
     children: how many children are trained and how, in words.
-    search: (cfg) -> a search by the same compiled programs; `cfg` may differ in the algorithm.
-    before: what is measured before the search, in words; '' for nothing.
-    after: what is done as soon as a search has ended, by its config; it may write files in the search's folder.
-    summary: (searches by the name of their algorithm) -> what came out.
+    search: (cfg) -> the search. Its programs are shared with other searches, whose `cfg` may differ in the algorithm.
+    before: measures something before the search and returns it in words; '' for nothing.
+    after: (cfg, search) is called as soon as a search has ended; it may write files in the folder of the search.
+    summary: (searches by the name of their algorithm) -> what they found.
   """
 
   cfg: Config

@@ -1,8 +1,10 @@
 """The stages of a search whose children share weights: what it derives, and what scores by shared weights mean.
 
-Beside the files of every search its workdir holds derived.json, architectures sampled from the controller at the end,
-best first (best.json is the first of them), alone.jsonl, random architectures trained by themselves, random.json, the
-best of these, and ranks.json, how the scores by shared weights rank them.
+Its workdir holds these files beside those of every search:
+
+* derived.json: architectures sampled from the controller at the end, best first. best.json is the first of them.
+* alone.jsonl: random architectures that were trained by themselves. random.json is the best of them.
+* ranks.json: how well scores by shared weights agree with those trainings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,7 @@ from nas_jax.training import checkpoint, evaluators
 
 
 def stages(run: Run) -> Stages:
-  """The stages; both phases of a search are compiled once for the search and its random-search baseline."""
+  """Returns the stages. The search and its random-search baseline share both compiled phases."""
   programs = enas.build_programs(run.problem, run.cfg)
   return Stages(
     run.cfg,
@@ -40,7 +42,7 @@ def stages(run: Run) -> Stages:
 
 
 def derive(run: Run, programs: weight_sharing.Programs, cfg: Config, found: Found) -> None:
-  """Writes derived.json and best.json: samples of the controller as it is at the end, scored by the shared weights."""
+  """Samples architectures from the controller at its end, scored by shared weights: derived.json and best.json."""
   problem, state = run.problem, _last_state(found, cfg)
   path, step = os.path.join(found.folder, 'derived.json'), int(state.step)
   lines = workdirs.read(path) or []
@@ -58,7 +60,7 @@ def derive(run: Run, programs: weight_sharing.Programs, cfg: Config, found: Foun
 
 
 def summary(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]) -> Summary:
-  """The best architecture derived, and the table that it stands in: all of it by shared weights."""
+  """Returns the best derived architecture and the table of the searches, all scored by shared weights."""
   system, cfg, made = run.system, run.cfg, run.problem.space
   ranks = rank(run, programs, found)
   derived = {name: _derived(one.folder) for name, one in found.items()}
@@ -77,10 +79,10 @@ def summary(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Fou
 
 
 def rank(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]) -> dict[str, Any] | None:
-  """How the scores by shared weights of each search rank architectures that were trained by themselves, twice.
+  """Measures how the shared weights of each search rank random architectures that were trained by themselves.
 
-  The second trainings rank the first too: no other score can be expected to do better. What was measured is kept in
-  ranks.json; after a search that was gone on with, whose weights are others, it is measured again.
+  Each of these is trained twice. The second trainings rank the first ones too: no other score can be expected to do
+  better. The result is kept in ranks.json until the search is continued, for then its weights change.
 
   Returns:
     The content of ranks.json, or None if the config asks for none.
@@ -117,9 +119,9 @@ def rank(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]
 
 
 def train_alone(run: Run) -> list[journal.Record]:
-  """Random architectures, each trained by itself, and then all of them once more from another seed.
+  """Trains random architectures by themselves, and then all of them once more from another seed.
 
-  They are journalled in alone.jsonl, so that none is trained again.
+  The records are kept in alone.jsonl, so that no training is repeated.
   """
   cfg, problem, path = run.cfg, run.problem, os.path.join(run.workdir, 'alone.jsonl')
   key, count = jax.random.fold_in(jax.random.key(cfg.seed), 3), 2 * cfg.rank_children
@@ -157,7 +159,7 @@ def _write_best(run: Run, path: str, record: Mapping[str, Any]) -> None:
 
 
 def _in_words(run: Run, ranks: Mapping[str, Any], records: Sequence[journal.Record]) -> str:
-  """What scores by shared weights mean, and what they save."""
+  """Says how far scores by shared weights can be trusted, and how much time they save."""
   spent, one, noun = sum(record['seconds'] for record in records), ranks['seconds'], run.system.noun
   apart = one * len(records)
   agree = ', '.join(f'{name} {value:.2f}' for name, value in ranks['kendall'].items())
