@@ -228,7 +228,7 @@ def test_a_best_json_names_them(searched):
 
 def test_a_search_of_enas_takes_them():
   cfg = testing.rnn_config(activate=('tanh', SWISH))
-  cells = enas_rnn.problem(cfg, testing.text()).space
+  cells = enas_rnn.make_problem(cfg, testing.text()).space
   assert cells.slots[0].labels == ('tanh', 'swish')
   assert cells.decode([1, 0, 1, 1, 0]).activate == (5, 5, 1)
 

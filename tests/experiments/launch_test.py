@@ -248,8 +248,9 @@ def test_a_folder_of_other_results_is_refused_by_retrain(refuse, tmp_path):
   args = ('--preset=smoke', '--arch=NASCELL', f'--results={tmp_path}/cells', '--batch=200')
   error = refuse(retrain_launcher, *args)
   assert 'batch (400 -> 200)' in error and '--results' in error and 'workdir' not in error
-  with workdirs.lock(folder):
-    error = refuse(retrain_launcher, *args[:2], f'--results={folder}')
+  other = str(tmp_path / 'other')  # a launcher that was refused may still hold the lock of its folder in this process
+  with workdirs.lock(other):
+    error = refuse(retrain_launcher, *args[:2], f'--results={other}')
   assert 'in use' in error and '--results' in error and 'workdir' not in error
 
 
