@@ -1,7 +1,8 @@
-"""Packages whose modules load when they are first used (PEP 562)."""
+"""Modules that load when they are first used (PEP 562), and packages that may not be installed."""
 
 from collections.abc import Callable, Sequence
 import importlib
+import importlib.util
 from typing import Any
 
 
@@ -14,3 +15,14 @@ def modules(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any], C
     return importlib.import_module(f'{package}.{name}')
 
   return load, lambda: list(names)
+
+
+def require(package: str, user: str) -> None:
+  """Raises ImportError, saying how to install it, if a package is missing that the core of nas_jax does without.
+
+  Args:
+    package: the name it is imported by.
+    user: what needs it, as the message begins.
+  """
+  if importlib.util.find_spec(package) is None:
+    raise ImportError(f"{user} needs {package}, which is not installed: pip install 'nas_jax[experiments]'.")

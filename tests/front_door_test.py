@@ -102,7 +102,7 @@ def test_all_top_level_files_are_known():
     'notebooks',
     'docs',
   }
-  known |= {'pyproject.toml', 'requirements.txt', 'setup.cfg', 'tests'}
+  known |= {'CITATION.cff', 'LICENSE', 'pyproject.toml', 'requirements.txt', 'setup.cfg', 'tests'}
   assert {name for name in top - known if not name.startswith('requirements-')} == set()
 
 

@@ -43,7 +43,7 @@ def main(prepare: Callable[[Sequence[str]], Work]) -> None:
   with _one_line_each():
     try:
       work = prepare(sys.argv)
-    except (flags.Error, ValueError) as error:
+    except (flags.Error, ValueError, ImportError) as error:
       _leave(2, str(error))
     except OSError as error:
       _leave(2, f'{error.filename} cannot be used ({error.strerror})')

@@ -5,8 +5,8 @@ import hashlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from nas_jax import lazy
 from nas_jax.datasets import tfds
 
 
@@ -118,6 +118,7 @@ def _check(name: str, part: Split, classes: int) -> None:
 
 
 def _digits() -> dict[str, Split]:
+  lazy.require('sklearn', "dataset 'digits'")
   from sklearn.datasets import load_digits
 
   images, labels = load_digits(return_X_y=True)
@@ -141,6 +142,8 @@ def _decoded(source: Mapping, name: str, dataset: str, max_examples: int, seed: 
 
 def _resized(images: np.ndarray, size: int) -> np.ndarray:
   """[n, size, size, C], smoothed where that is smaller."""
+  lazy.require('PIL', 'resizing images')
+  from PIL import Image
 
   def channel(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))

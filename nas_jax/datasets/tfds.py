@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from nas_jax import config
+from nas_jax import config, lazy
 
 
 def prepared(dataset: str, data_dir: str, instead: str) -> Mapping[str, Any]:
@@ -20,9 +20,12 @@ def prepared(dataset: str, data_dir: str, instead: str) -> Mapping[str, Any]:
     instead: ends the error messages with what else could be done, as 'or take digits, which needs no folder'.
 
   Raises:
+    ImportError: the packages that read data sets are not installed.
     ValueError: TensorFlow Datasets has no set of this name; `data_dir` is no folder; or the set is not in it as
       array_record, in which case the message has the command that prepares it.
   """
+  for package in ('tensorflow_datasets', 'array_record', 'PIL'):  # the last two are used by the first
+    lazy.require(package, f'dataset {dataset!r}')
   infos = glob.glob(os.path.join(data_dir, dataset, '*', 'dataset_info.json'))
   if not infos:  # what is prepared need not be known: it may be a set of the user's own
     _check_name(dataset, instead)

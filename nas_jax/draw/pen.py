@@ -12,6 +12,8 @@ import pathlib
 import re
 from typing import Any
 
+from nas_jax import lazy
+
 FONT, SMALL = 12.0, 8.5  # points
 
 _ENDINGS = ('.svg', '.png', '.pdf')
@@ -55,6 +57,7 @@ def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: s
 
 def _render(make: Make, kind: str, ink: str, page: str) -> bytes:
   """The bytes of a file, the same for the same figure."""
+  lazy.require('matplotlib', 'a drawing')
   import matplotlib
 
   with matplotlib.rc_context():

@@ -1,0 +1,87 @@
+"""What is installed: the library alone, light, and one clear line for each package that it then lacks."""
+
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from experiments import conv_search
+from experiments.common import launch
+import nas_jax
+from nas_jax import lazy, tree_cell
+from nas_jax.datasets import images, tfds
+
+ROOT = pathlib.Path(__file__).parent.parent
+EXTRA = ('array_record', 'matplotlib', 'PIL', 'sklearn', 'tensorboardX', 'tensorflow_datasets', 'torch', 'tqdm')
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """The folder that an install of the library fills."""
+  source, target = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('site')
+  for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
+    shutil.copy(ROOT / name, source)
+  for name in ('nas_jax', 'experiments', 'tests'):
+    shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
+  build = ('-c', 'import setuptools; setuptools.setup()', '-q', 'build', f'--build-lib={target}', 'egg_info')
+  done = subprocess.run([sys.executable, *build], cwd=source, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  shutil.move(source / 'nas_jax.egg-info', target)
+  return target
+
+
+def test_the_library_alone_is_installed_with_its_types(installed):
+  assert {path.name for path in installed.iterdir()} == {'nas_jax', 'nas_jax.egg-info'}
+  modules = {path.relative_to(ROOT) for path in (ROOT / 'nas_jax').rglob('*.py')}
+  shipped = {path.relative_to(installed) for path in (installed / 'nas_jax').rglob('*') if path.is_file()}
+  assert shipped == modules | {pathlib.Path('nas_jax/py.typed')}
+  about = (installed / 'nas_jax.egg-info' / 'PKG-INFO').read_text()
+  assert f'\nVersion: {nas_jax.__version__}\n' in about
+
+
+def test_the_library_works_in_an_empty_folder_without_the_extras(installed, tmp_path):
+  """Everything but reports, which only launchers make, can be imported with the core's requirements alone."""
+  names = [path.relative_to(ROOT).with_suffix('') for path in sorted((ROOT / 'nas_jax').rglob('*.py'))]
+  modules = ['.'.join(name.parts) for name in names if name.name != '__init__' and 'report' not in name.parts]
+  code = f"""
+import importlib, importlib.util, sys
+sys.path.insert(0, {str(installed)!r})
+for name in {EXTRA}:
+  sys.modules[name] = None
+for name in {modules}:
+  importlib.import_module(name)
+import nas_jax
+assert nas_jax.__file__.startswith({str(installed)!r}), nas_jax.__file__
+assert importlib.util.find_spec('experiments') is None
+print(nas_jax.tree_cell.equations(nas_jax.published.NASCELL))
+"""
+  done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert 'h_t = ' in done.stdout, done.stderr
+
+
+def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch, tmp_path, capsys):
+  for name in EXTRA:
+    monkeypatch.setitem(sys.modules, name, None)
+  way = r"pip install 'nas_jax\[experiments\]'"
+  with pytest.raises(ImportError, match=f'matplotlib.*{way}'):
+    tree_cell.draw(tree_cell.NASCELL, tmp_path / 'cell.svg')
+  with pytest.raises(ImportError, match=f"'digits' needs sklearn.*{way}"):
+    images.load_images()
+  with pytest.raises(ImportError, match=f"'cifar10' needs tensorflow_datasets.*{way}"):
+    tfds.prepared('cifar10', str(tmp_path), 'or none')
+  # A launcher says no more than that.
+  monkeypatch.setattr(sys, 'argv', ['conv_search', '--preset=smoke', f'--workdir={tmp_path}/run'])
+  with pytest.raises(SystemExit) as left:
+    launch.main(conv_search.prepare)
+  error = capsys.readouterr().err
+  assert left.value.code == 2 and error.count('\n') == 1 and 'sklearn' in error
+
+
+def test_what_is_installed_is_not_asked_for():
+  lazy.require('numpy', 'an array')
+
+
+def test_all_names_of_the_cell_compiler_are_listed():
+  assert {'NNXTreeCell', 'draw', 'TreeCell'} <= set(dir(tree_cell)) == set(tree_cell.__all__)
