@@ -1,6 +1,7 @@
 # make search   environment, then the demo: recurrent cells on Python's own help text (minutes, no download of data)
 # make test     lint, types, tests (8 to 12 minutes on two cores)
-# make test-all the same with the long tests
+# make test-all the same with the long tests, and the API pages
+# make docs     API pages from the docstrings, in build/api
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ RUN = $(VENV)/bin/python
 # The CUDA or TPU build of JAX where such a device is found, the CPU build elsewhere.
 DEVICE ?= $(shell if nvidia-smi -L >/dev/null 2>&1; then echo -cuda12; elif ls /dev/accel0 /dev/vfio/0 >/dev/null 2>&1; then echo -tpu; fi)
 
-.PHONY: search test test-all lint
+.PHONY: search test test-all docs lint
 
 search: $(VENV)/run
 	$(RUN) -m experiments.cell_search
@@ -16,8 +17,11 @@ search: $(VENV)/run
 test: lint
 	$(RUN) -m pytest -q -n 2 --dist loadfile -m "not long"
 
-test-all: lint
+test-all: lint docs
 	$(RUN) -m pytest -q -n 2 --dist loadfile
+
+docs: $(VENV)/dev
+	$(RUN) -m docs.api
 
 lint: $(VENV)/dev
 	$(RUN) -m ruff check .
