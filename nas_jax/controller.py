@@ -94,6 +94,15 @@ def lstm_controller(
 
   Raises:
     ValueError: units or layers below 1.
+
+  >>> import jax
+  >>> from nas_jax import controller, space
+  >>> sp = space.choice_space({'width': ('16', '32'), 'norm': ('none', 'layer', 'batch')})
+  >>> ctl = controller.lstm_controller(sp, units=4, layers=1)
+  >>> theta = ctl.init(jax.random.key(0))
+  >>> tokens = ctl.sample(theta, jax.random.key(1))
+  >>> tokens.shape, ctl.log_prob(theta, tokens).shape, ctl.entropy(theta, tokens).shape
+  ((2,), (2,), (2,))
   """
   if units < 1 or layers < 1:
     raise ValueError(f'units (={units}) and layers (={layers}) of the controller must be at least 1.')

@@ -1,4 +1,13 @@
-"""Architectures from the papers, as data."""
+"""Architectures from the papers, as data.
+
+>>> from nas_jax import published, space
+>>> space.tree_cell_space(base=8).check(published.NASCELL), space.tree_cell_space(base=8).check(published.LSTM)
+(1, 1)
+>>> space.conv_space().check(published.FIGURE_7), space.chain_space().check(published.XU_CIFAR10)  # layers
+(15, 9)
+>>> space.enas_micro_space().check(published.ENAS_MICRO), space.enas_rnn_space().check(published.ENAS_RNN)
+(1, 1)
+"""
 
 from nas_jax.operations import ADD, IDENTITY, MULT, RELU, SIGMOID, TANH
 from nas_jax.space.chain import ChainArch, code, parse

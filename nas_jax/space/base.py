@@ -77,7 +77,23 @@ class Slot(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Space:
-  """What the tokens of one family of architectures mean."""
+  """What the tokens of one family of architectures mean.
+
+  >>> from nas_jax import space
+  >>> sp = space.choice_space({'width': ('16', '32'), 'norm': ('none', 'layer', 'batch')})
+  >>> sp.size()
+  6
+  >>> arch = sp.decode([1, 2])
+  >>> print(sp.describe(arch))
+  width: 32
+  norm: batch
+  >>> sp.encode(arch).tolist()
+  [1, 2]
+  >>> sp.to_json(arch)
+  '{"kind": "choice", "arch": {"choice": [1, 2]}}'
+  >>> sp.from_json(sp.to_json(arch)) == arch
+  True
+  """
 
   kind: str  # 'tree_cell', 'choice', ...
   spec: Mapping[str, Any]  # the arguments it was made with, for JSON
@@ -304,7 +320,14 @@ class Space:
 
 
 def stack(archs: Sequence[PyTree]) -> PyTree:
-  """Architectures of one depth to the traced form: the same NamedTuple with int32 arrays [m, ...]."""
+  """Architectures of one depth to the traced form: the same NamedTuple with int32 arrays [m, ...].
+
+  >>> from nas_jax import space
+  >>> sp = space.choice_space({'width': ('16', '32'), 'norm': ('none', 'layer', 'batch')})
+  >>> archs = space.stack([sp.decode([1, 2]), sp.decode([0, 0]), sp.decode([0, 1])])
+  >>> archs.choice.shape, space.unstack(archs)[0]
+  ((3, 2), ChoiceArch(choice=(1, 2)))
+  """
   if not archs:
     raise ValueError('stack got no architectures: want at least one.')
   shapes = {(type(arch).__name__, *map(len, arch)) for arch in archs}
@@ -329,5 +352,12 @@ def is_static(arch) -> bool:
 
 @functools.singledispatch
 def canonical(arch):
-  """One form for all strings that mean the same network; families without symmetries return `arch` itself."""
+  """One form for all strings that mean the same network; families without symmetries return `arch` itself.
+
+  >>> from nas_jax import space
+  >>> cell = space.TreeArch(combine=(0, 1, 1), activate=(1, 2, 0), inject=(0, 1), index=(0, 1))
+  >>> swapped = space.TreeArch(combine=(1, 0, 1), activate=(2, 1, 0), inject=(0, 1), index=(1, 0))
+  >>> space.canonical(cell) == space.canonical(swapped)
+  True
+  """
   return arch

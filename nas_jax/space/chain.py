@@ -43,6 +43,15 @@ def chain_space(layers: Sequence[str] | None = None, max_depth: int = 15) -> Spa
 
   Raises:
     ValueError: names the layer and what fits.
+
+  >>> from nas_jax import space
+  >>> sp = space.chain_space(['conv 8 3 1', 'conv 16 3 2', 'max pool 2 2'], max_depth=3)
+  >>> sp.size()
+  27
+  >>> print(sp.describe(sp.decode([0, 2, 1])))
+  layer 0: conv 8 3 1
+  layer 1: max pool 2 2
+  layer 2: conv 16 3 2
   """
   words = tuple(default_layers() if layers is None else layers)
   codes = tuple(code(parse(word)) for word in words)

@@ -16,6 +16,13 @@ def choice_space(choices: Mapping[str, Sequence[str]]) -> Space:
   """One token a named choice, e.g. `choice_space({'edge0': ('none', 'skip', 'conv3'), 'width': ('16', '32')})`.
 
   Raises ValueError if there is no choice, or one without labels, or with the same label twice.
+
+  >>> from nas_jax import space
+  >>> sp = space.choice_space({'width': ('16', '32'), 'norm': ('none', 'layer', 'batch')})
+  >>> sp.size()
+  6
+  >>> sp.decode([1, 2])
+  ChoiceArch(choice=(1, 2))
   """
   if not choices:
     raise ValueError('choices is empty: want at least one name with its labels.')

@@ -55,6 +55,14 @@ def conv_space(
 
   Raises:
     ValueError: names the argument and what fits.
+
+  >>> from nas_jax import space
+  >>> space.conv_space().size() == 2**195
+  True
+  >>> sp = space.conv_space(max_depth=2, filter_heights=(1, 3), filter_widths=(1, 3), filters=(8, 16))
+  >>> print(sp.describe(sp.decode([1, 1, 0, 0, 1, 1, 1])))
+  layer 0: filter height 3, filter width 3, filters 8
+  layer 1: filter height 1, filter width 3, filters 16, reads 0
   """
   types = _types(layer_types)
   _labels('filter_heights', filter_heights, odd=True)

@@ -47,6 +47,15 @@ def enas_macro_space(layers: int = 12, operations: Sequence[str] = MACRO_OPERATI
 
   Raises:
     ValueError: names the argument and what fits.
+
+  >>> from nas_jax import space
+  >>> sp = space.enas_macro_space(layers=3, operations=('conv 3', 'max pool 3'))
+  >>> sp.size()
+  64
+  >>> print(sp.describe(sp.decode([0, 1, 1, 0, 0, 1])))
+  layer 0: operation conv 3
+  layer 1: operation max pool 3, skips 0
+  layer 2: operation conv 3, skips 1
   """
   ids = ids_of('operations', operations, MACRO_OPERATIONS)
   _positive('layers', layers)
@@ -69,6 +78,13 @@ def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIO
 
   Raises:
     ValueError: names the argument and what fits.
+
+  >>> from nas_jax import space
+  >>> sp = space.enas_micro_space(blocks=1)
+  >>> sp.size()
+  10000
+  >>> sp.decode([0, 1, 0, 2, 0, 1, 3, 3])
+  MicroArch(normal_input=(0, 1), normal_operation=(0, 2), reduction_input=(0, 1), reduction_operation=(3, 3))
   """
   ids = ids_of('operations', operations, MICRO_OPERATIONS)
   _positive('blocks', blocks)
@@ -99,6 +115,15 @@ def enas_rnn_space(
 
   Raises:
     ValueError: names the argument and what fits.
+
+  >>> from nas_jax import space
+  >>> sp = space.enas_rnn_space(nodes=3)
+  >>> sp.size()
+  128
+  >>> print(sp.describe(sp.decode([0, 0, 1, 1, 3])))
+  node 0: activate tanh
+  node 1: reads 0, activate relu
+  node 2: reads 1, activate sigmoid
   """
   table = operations_lib.by_id('activate', activate)
   _positive('nodes', nodes)

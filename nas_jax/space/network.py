@@ -189,6 +189,11 @@ def count(
   """Sizes of `network`: convolutions without bias, batch norm after each and as a layer, one dense layer at the end.
 
   An output of stride s is ceil(n / s) high or wide; inputs of unequal size are as large as the largest, by zeros.
+
+  >>> from nas_jax import published, space
+  >>> counts = space.count(published.FIGURE_7, image=(32, 32, 3), classes=10)
+  >>> counts.conv_weights, counts.params, counts.shapes[-1]
+  (4119228, 4120990, (32, 32, 48))
   """
   (layers, ends), shapes = network(arch, options), list[tuple[int, int, int]]()
   weights = others = macs = 0
