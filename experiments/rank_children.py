@@ -55,7 +55,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Flags, text, cells and the folder of results."""
-  values = launch.parse(argv, __doc__ or '', own_flags, Config)
+  values = launch.parse(argv, __doc__ or '', own_flags, {'': rank_cell.PRESETS})
   cfg = launch.configure(values, rank_cell.PRESETS)
   rank_cell.check(cfg)
   launch.set_up_jax()

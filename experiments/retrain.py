@@ -46,7 +46,11 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads flags, architectures and data, and opens the folder of results."""
-  values = launch.parse(argv, __doc__, own_flags, *(system.retrain.config for system in SYSTEMS))
+  alike: dict[type, list[System]] = {}  # systems that are retrained by one config
+  for system in SYSTEMS:
+    alike.setdefault(system.retrain.config, []).append(system)
+  configs = {', '.join(system.kind for system in some): some[0].retrain.presets for some in alike.values()}
+  values = launch.parse(argv, __doc__, own_flags, configs)
   sources = [*values.arch, *([os.path.join(values.workdir, 'best.json')] if values.workdir else [])]
   if not sources:
     raise ValueError('nothing is named to train: give --arch=FILE,... (or a known name), or --workdir=DIR of a search.')

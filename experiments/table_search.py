@@ -26,7 +26,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Flags, table and search."""
-  values = launch.parse(argv, __doc__, own_flags, table.Config)
+  values = launch.parse(argv, __doc__, own_flags, {'': {'': table.Config}})
   cfg = launch.overlay(values, table.Config())
   if not values.table:
     raise ValueError('--table is missing: name an .npz file with ops [A, T] and reward [A].')

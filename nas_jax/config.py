@@ -3,7 +3,7 @@
 A launcher makes one flag of each field and Colab writes `Config(m=2)`; `check` serves both.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import difflib
 import json
@@ -19,6 +19,7 @@ def field(
   high: float | None = None,
   choices: Sequence[str] = (),
   budget: bool = False,
+  first: bool = False,
   also: type | None = None,
 ) -> Any:
   """A dataclass field with what people and `check` need to know of it.
@@ -31,10 +32,11 @@ def field(
     high: the greatest value allowed.
     choices: the words allowed.
     budget: whether it only says when to stop, so that a search resumes though it changed.
+    first: whether it is among the few that people set first, which --help shows first.
     also: for a list of words, a type that may stand in place of a word; JSON has the `name` of such an entry.
   """
-  rules = {'help': help, 'low': low, 'above': above, 'high': high, 'choices': choices, 'budget': budget, 'also': also}
-  return dataclasses.field(default=default, metadata=rules)
+  fits = {'low': low, 'above': above, 'high': high, 'choices': choices, 'also': also}
+  return dataclasses.field(default=default, metadata={'help': help, 'budget': budget, 'first': first, **fits})
 
 
 def check(config: Any) -> None:
@@ -55,17 +57,24 @@ def check(config: Any) -> None:
 def _check_value(name: str, value: Any, wanted: type, rules: Mapping[str, Any]) -> None:
   if isinstance(value, bool) != (wanted is bool) or not isinstance(value, (int, float) if wanted is float else wanted):
     raise ValueError(f'{name} (={value!r}) must be of type {wanted.__name__}: {rules["help"]}.')
-  bounds = []
-  if rules.get('low') is not None:
-    bounds.append((value >= rules['low'], f'at least {rules["low"]}'))
-  if rules.get('above') is not None:
-    bounds.append((value > rules['above'], f'greater than {rules["above"]}'))
-  if rules.get('high') is not None:
-    bounds.append((value <= rules['high'], f'at most {rules["high"]}'))
-  if rules.get('choices'):
-    bounds.append((value in rules['choices'], f'one of {", ".join(rules["choices"])}'))
-  if not all(holds for holds, _ in bounds):
-    raise ValueError(f'{name} (={value}) must be {" and ".join(words for _, words in bounds)}: {rules["help"]}.')
+  fits = bounds(rules)
+  if not all(holds(value) for holds in fits.values()):
+    raise ValueError(f'{name} (={value}) must be {" and ".join(fits)}: {rules["help"]}.')
+
+
+def bounds(rules: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
+  """The bounds of a field, from its metadata: how people say each, such as 'at least 1', and whether a value keeps it."""
+  low, above, high, choices = (rules[name] for name in ('low', 'above', 'high', 'choices'))
+  fits: dict[str, Callable[[Any], bool]] = {}
+  if low is not None:
+    fits[f'at least {low:g}'] = lambda value: value >= low
+  if above is not None:
+    fits[f'greater than {above:g}'] = lambda value: value > above
+  if high is not None:
+    fits[f'at most {high:g}'] = lambda value: value <= high
+  if choices:
+    fits[f'one of {", ".join(choices)}'] = lambda value: value in choices
+  return fits
 
 
 def as_json(config: Any) -> dict[str, Any]:

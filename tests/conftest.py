@@ -27,6 +27,13 @@ def same_numbers(request):
     request.module.RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
+@pytest.fixture(autouse=True, scope='module')
+def no_programs_left():
+  """Drops what a module compiled once its tests are over: the programs of all modules together are several GB."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
   """Double precision for one test."""

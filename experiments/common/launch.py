@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from typing import Any, NoReturn
 import warnings
 
@@ -16,6 +17,7 @@ from absl import flags
 from absl import logging as absl_logging
 import jax
 
+from experiments.common import usage
 from nas_jax import config, space
 from nas_jax.training.recovery import Stopped
 
@@ -107,26 +109,38 @@ def _leave(code: int, message: str) -> NoReturn:
 
 
 def parse(
-  argv: Sequence[str], doc: str, own: Callable[[flags.FlagValues], None], *config_classes: type, words: str = ''
+  argv: Sequence[str],
+  doc: str,
+  own: Callable[[flags.FlagValues], None],
+  configs: Mapping[str, usage.Presets] = types.MappingProxyType({}),
+  words: str = '',
 ) -> flags.FlagValues:
   """Parses `argv`: the launcher's `own` flags and one for each field of the configs, of which one will be made.
 
-  `words` is the list flag that plain words are another way to give.
+  `configs` holds the presets of each config by what it is for, '' if there is one config; `words` is the list flag that
+  plain words are another way to give. Raises ValueError on what is no flag, naming those that may be meant.
   """
   values = flags.FlagValues()
   values.set_gnu_getopt(bool(words))  # flags may come after words
   own(values)
+  names = list(values)
   flags.DEFINE_boolean('help', False, 'show this and leave', short_name='h', flag_values=values)
   fields: dict[str, list[Any]] = {}
-  for item in (item for config_class in config_classes for item in dataclasses.fields(config_class)):
-    fields.setdefault(item.name, []).append(item)
+  for presets in configs.values():
+    for item in dataclasses.fields(next(iter(presets.values()))()):
+      fields.setdefault(item.name, []).append(item)
   for name, items in fields.items():
-    kinds, helps = {type(item.default) for item in items}, {item.metadata['help']: None for item in items}
+    kinds, helps = {type(item.default) for item in items}, ' '.join(item.metadata['help'] for item in items)
     # Where one config has a list and another a single value, a list is read, and `overlay` wants one entry.
-    _DEFINE[kinds.pop() if len(kinds) == 1 else tuple](name, None, '; or: '.join(helps), flag_values=values)
-  rest = values(list(argv))
+    _DEFINE[kinds.pop() if len(kinds) == 1 else tuple](name, None, helps, flag_values=values)
+  try:
+    rest = values(list(argv))
+  except flags.UnrecognizedFlagError as error:
+    near = usage.suggestions(error.flagname, {name: values[name].help or '' for name in values if len(name) > 1})
+    ask = f' (did you mean {" or ".join(f"--{name}" for name in near)}?)' if near else ''
+    raise ValueError(f'there is no flag --{error.flagname}{ask}: --help lists all.') from None
   if values.help:
-    print(f'{doc}\n\nFlags (where no default is shown, the preset decides):\n{values.get_help()}')
+    print(usage.page(doc, values, names, configs))
     raise SystemExit(0)
   if words and len(rest) > 1:
     setattr(values, words, rest[1:])

@@ -26,7 +26,7 @@ def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
       variants = [system.variant for system in systems]
       flags.DEFINE_enum('variant', variants[0], variants, 'what is searched for', flag_values=values)
     if systems[0].alone:
-      help = f'files as best.json: {systems[0].noun}s to train beside the known ones'
+      help = f'files like best.json, of {systems[0].noun}s to train and compare'
       flags.DEFINE_list('beside', [], help, flag_values=values)
 
   return define
@@ -46,7 +46,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
   Raises:
     ValueError: something is wrong with the input; nothing has been compiled then.
   """
-  values = launch.parse(argv, doc or '', own_flags(systems), *(system.config for system in systems))
+  values = launch.parse(argv, doc or '', own_flags(systems), {system.variant: system.presets for system in systems})
   system = _chosen(values, systems)
   cfg = launch.configure(values, system.presets)
   name = '-'.join(filter(None, (system.launcher, system.variant, values.preset)))

@@ -4,20 +4,21 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import sys
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import cell_search, conv_search, table_search
+from experiments import cell_search, conv_search, enas_search, table_search
 from experiments import retrain as retrain_launcher
 from experiments.common import launch, systems, workdirs
 from nas_jax import config
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
 from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
-from nas_jax.systems import cell, chain, conv, enas_images, retrain_cell, retrain_conv, table
+from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell, retrain_conv, table
 
 
 def leave(monkeypatch, capsys, caplog, launcher, *args):
@@ -317,26 +318,69 @@ def test_table_search_writes_what_it_found(monkeypatch, capsys, tmp_path):
   assert '0.90000' in capsys.readouterr().out
 
 
-def test_every_field_is_a_flag_with_its_help(capsys, monkeypatch):
-  for launcher, config_class in (
-    (cell_search, cell.Config),
-    (table_search, table.Config),
-    (retrain_launcher, retrain_cell.Config),
-    (retrain_launcher, retrain_conv.Config),
-    (conv_search, conv.Config),
-  ):
-    monkeypatch.setattr(sys, 'argv', ['x', '--help'])
-    with pytest.raises(SystemExit) as left:
-      launch.main(launcher.prepare)
-    shown = ' '.join(capsys.readouterr().out.split())
-    assert left.value.code == 0
-    for item in dataclasses.fields(config_class):
-      assert f'{item.name}:' in shown and item.metadata['help'].split()[0] in shown
+def help_of(monkeypatch, capsys, launcher):
+  """What --help prints: by group the entries of flags, by name."""
+  monkeypatch.setattr(sys, 'argv', ['x', '--help'])
+  with pytest.raises(SystemExit) as left:
+    launch.main(launcher.prepare)
+  assert left.value.code == 0
+  _, *parts = re.split(f'({"|".join(config.GROUPS)}):\n\n', capsys.readouterr().out)
+  return {
+    group: {
+      title.removeprefix('[no]'): ' '.join(text.split())
+      for title, text in re.findall(r'  --(\S+)\n((?: {6}.*\n)*)', part)
+    }
+    for group, part in zip(parts[::2], parts[1::2], strict=True)
+  }
+
+
+@pytest.mark.parametrize(
+  ('launcher', 'configs'),
+  [
+    (cell_search, [cell.Config]),
+    (table_search, [table.Config]),
+    (retrain_launcher, [retrain_cell.Config, retrain_conv.Config]),
+    (conv_search, [conv.Config]),
+    (enas_search, [enas_images.MacroConfig, enas_rnn.Config]),
+  ],
+)
+def test_every_field_is_a_flag_with_its_help(capsys, monkeypatch, launcher, configs):
+  shown = {name: text for flags in help_of(monkeypatch, capsys, launcher).values() for name, text in flags.items()}
+  for item in (item for config_class in configs for item in dataclasses.fields(config_class)):
+    assert item.metadata['help'] in shown[item.name]
+
+
+def test_help_is_grouped_and_shows_what_fits_and_what_presets_have(capsys, monkeypatch):
+  shown = help_of(monkeypatch, capsys, cell_search)
+  assert list(shown) == list(config.GROUPS)
+  assert list(shown[config.FIRST])[:4] == ['preset', 'workdir', 'data_dir', 'control']
+  assert shown[config.FIRST]['preset'].endswith('(one of demo, paper, small, smoke) [demo]')
+  assert shown[config.CHILDREN]['optimizer'].endswith('(one of adam, sgd) [paper: sgd; small, demo, smoke: adam]')
+  assert shown[config.CHILDREN]['tied'].endswith('[false]')
+  assert shown[config.CONTROLLER]['baseline_decay'].endswith('(at least 0 and at most 1) [0.95]')
+  assert shown[config.LIMITS]['child_starts'].endswith('(at least 0) [3]')
+  # One flag of several configs: what differs is said of each.
+  layers = help_of(monkeypatch, capsys, enas_search)[config.CHILDREN]['layers']
+  assert layers.startswith('macro: ') and ' recurrent: ' in layers
+
+
+@pytest.mark.parametrize(
+  ('given', 'near'),
+  [
+    ('--children=40', '(did you mean --max_children or'),
+    ('--hiden=3', '(did you mean --hidden?)'),
+    ('--learning_rate=0.1', '(did you mean --lr'),
+    ('--nocontroll', '(did you mean --control?)'),
+    ('--xyz', 'no flag --xyz: --help lists all'),
+  ],
+)
+def test_an_unknown_flag_is_answered_with_those_like_it(refuse, given, near):
+  assert near in refuse(cell_search, given)
 
 
 def test_flags_lie_over_the_preset():
   define = launch.search_flags(cell.PRESETS, 'cell_search')
-  values = launch.parse(['x', '--preset=smoke', '--m=7', '--combine=max,add'], '', define, cell.Config)
+  values = launch.parse(['x', '--preset=smoke', '--m=7', '--combine=max,add'], '', define, {'': cell.PRESETS})
   cfg = launch.configure(values, cell.PRESETS)
   assert cfg == dataclasses.replace(cell.smoke(), m=7, combine=('max', 'add'))
 
