@@ -1,5 +1,6 @@
 """One JAX for all tests: four host devices, and no silent rank promotion."""
 
+import ctypes
 from importlib import metadata
 import os
 
@@ -32,6 +33,9 @@ def no_programs_left():
   """Drops what a module compiled once its tests are over: the programs of all modules together are several GB."""
   yield
   jax.clear_caches()
+  libc = ctypes.CDLL(None)
+  if hasattr(libc, 'malloc_trim'):  # of glibc, which keeps much of what is freed
+    libc.malloc_trim(0)
 
 
 @pytest.fixture
