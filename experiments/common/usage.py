@@ -115,14 +115,15 @@ def _word(value: Any) -> str:
 def suggestions(name: str, known: Mapping[str, str]) -> list[str]:
   """At most three of the known flags, by name with their help, that an unknown name may stand for.
 
-  These are flags with a word of the name in their own, or spelled much alike; failing these, those whose help has all
-  words of the name.
+  These are flags with a word of the name in their own, or spelled much alike; failing these, flags whose help has the
+  name's words one after the other, the sooner the better.
   """
-  words = set(name.split('_'))
+  words, phrase = set(name.split('_')), name.replace('_', ' ')
 
   def likeness(other: str) -> tuple[int, float]:
     return len(words & set(other.split('_'))), difflib.SequenceMatcher(None, name, other).ratio()
 
   near = [other for other in known if likeness(other)[0] or likeness(other)[1] > 0.75]
-  near = near or [other for other, help in known.items() if all(word in help.lower() for word in words)]
-  return sorted(near, key=likeness, reverse=True)[:3]
+  if near:
+    return sorted(near, key=likeness, reverse=True)[:3]
+  return sorted((o for o in known if phrase in known[o]), key=lambda o: (known[o].index(phrase), len(o)))[:3]
