@@ -41,16 +41,22 @@ def own_flags(values: flags.FlagValues) -> None:
   def number(name: str, default: int, help: str) -> None:
     flags.DEFINE_integer(name, default, help, 0, flag_values=values)
 
-  flags.DEFINE_enum('preset', 'demo', sorted(rank_cell.PRESETS), 'the config to start from', flag_values=values)
+  flags.DEFINE_enum(
+    'preset',
+    'demo',
+    sorted(rank_cell.PRESETS),
+    'named configuration that the other flags are laid over',
+    flag_values=values,
+  )
   flags.DEFINE_list('workdirs', [], 'folders of cell searches whose best children to take', flag_values=values)
   number('top', 24, 'how many different children of each of these folders to take')
   number('random', 24, 'how many random cells to take')
   flags.DEFINE_list('arch', ['NASCELL', 'LSTM'], 'known cells to take: NASCELL, LSTM or files', flag_values=values)
   text('cells', 'file of cells to train instead of all these, as cells.json of an earlier run')
-  text('results', 'folder of results; runs/rank_children-PRESET by default')
-  text('data_dir', 'folder of data sets')
+  text('results', 'folder of results, in which a run resumes; runs/rank_children-PRESET by default')
+  text('data_dir', 'folder that data sets are read from')
   number('at_once', 0, 'trainings in one program; 0 for the number of devices on a CPU, else 128')
-  flags.DEFINE_boolean('train', True, 'train what is not trained yet; else only report', flag_values=values)
+  flags.DEFINE_boolean('train', True, 'train what is not trained yet; if not, only report', flag_values=values)
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:

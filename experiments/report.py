@@ -23,7 +23,7 @@ from nas_jax.search import journal, replay_tree
 
 def own_flags(values: flags.FlagValues) -> None:
   """What this launcher takes."""
-  flags.DEFINE_string('workdir', '', 'folder of a search', flag_values=values)
+  flags.DEFINE_string('workdir', '', 'folder of the search', flag_values=values)
   help = 'folder for two pictures: best.svg, the best architecture, and search.svg, the best score so far'
   flags.DEFINE_string('pictures', '', help, flag_values=values)
 

@@ -33,7 +33,9 @@ from nas_jax.training import checkpoint, full_training
 def own_flags(values: flags.FlagValues) -> None:
   """What retraining takes beside the fields of its configs."""
   presets = sorted({name for system in SYSTEMS for name in system.retrain.presets})
-  flags.DEFINE_enum('preset', 'demo', presets, 'the config to start from', flag_values=values)
+  flags.DEFINE_enum(
+    'preset', 'demo', presets, 'named configuration that the other flags are laid over', flag_values=values
+  )
   known = ', '.join(known_archs())
   flags.DEFINE_list('arch', [], f'architectures to train: files such as a best.json, or {known}', flag_values=values)
   flags.DEFINE_string('workdir', '', 'folder of a search whose best children to train', flag_values=values)
@@ -41,7 +43,7 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'results', '', 'folder of results; WORKDIR/retrain-PRESET or runs/retrain-PRESET by default', flag_values=values
   )
-  flags.DEFINE_string('data_dir', '', 'folder of data sets', flag_values=values)
+  flags.DEFINE_string('data_dir', '', 'folder that data sets are read from', flag_values=values)
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:

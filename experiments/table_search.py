@@ -18,10 +18,12 @@ from nas_jax.systems import table
 
 def own_flags(values: flags.FlagValues) -> None:
   """What a search in a table takes beside the fields of its config."""
-  flags.DEFINE_string('table', '', 'the .npz file', flag_values=values)
-  flags.DEFINE_integer('evaluations', 100, 'rewards looked up in each search; repeats count', 1, flag_values=values)
-  flags.DEFINE_integer('seeds', 500, 'searches, from different seeds', 1, flag_values=values)
-  flags.DEFINE_string('json', '', 'file for the result', flag_values=values)
+  flags.DEFINE_string('table', '', '.npz file with the table', flag_values=values)
+  flags.DEFINE_integer(
+    'evaluations', 100, 'rewards looked up in each search, repeated ones included', 1, flag_values=values
+  )
+  flags.DEFINE_integer('seeds', 500, 'number of searches, each from a seed of its own', 1, flag_values=values)
+  flags.DEFINE_string('json', '', 'file to write the result to, as JSON', flag_values=values)
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:

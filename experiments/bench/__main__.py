@@ -38,18 +38,20 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_list(
     'what',
     'all',
-    f'sections, of {", ".join(SECTIONS)}, or all but presets, or gpu; also as plain words',
+    f'sections to measure, of {", ".join(SECTIONS)}, gpu; all: all but the last two; also as plain words',
     flag_values=values,
   )
-  flags.DEFINE_string('json', '', 'file for the figures', flag_values=values)
-  flags.DEFINE_string('picture', '', 'file for a picture of them: .svg, .png or .pdf', flag_values=values)
-  flags.DEFINE_integer('repeats', 5, 'of each measurement', 1, flag_values=values)
-  flags.DEFINE_float(
-    'minutes', 0.0, 'the longest that gpu may take, 0 for as long as it takes', 0.0, flag_values=values
+  flags.DEFINE_string('json', '', 'file to write the figures to, as JSON', flag_values=values)
+  flags.DEFINE_string('picture', '', 'file to draw the figures to: .svg, .png or .pdf', flag_values=values)
+  flags.DEFINE_integer('repeats', 5, 'times that each measurement is repeated', 1, flag_values=values)
+  flags.DEFINE_float('minutes', 0.0, 'minutes after which the section gpu ends; 0: no limit', 0.0, flag_values=values)
+  flags.DEFINE_boolean(
+    'small', False, 'measure tiny shapes, in seconds: to see whether it runs, not how fast', flag_values=values
   )
-  flags.DEFINE_boolean('small', False, 'tiny shapes, in seconds: whether it runs, not how fast', flag_values=values)
-  flags.DEFINE_string('torch_python', sys.executable, 'a Python that has PyTorch', flag_values=values)
-  flags.DEFINE_boolean('torch_compile', False, 'torch.compile too, which takes minutes', flag_values=values)
+  flags.DEFINE_string(
+    'torch_python', sys.executable, 'path of a Python that has PyTorch, to compare with', flag_values=values
+  )
+  flags.DEFINE_boolean('torch_compile', False, 'measure torch.compile too, which takes minutes', flag_values=values)
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:

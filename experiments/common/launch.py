@@ -153,10 +153,17 @@ def search_flags(presets: Mapping[str, Any], launcher: str) -> Callable[[flags.F
   """The flags that all searches have beside their config's fields."""
 
   def define(values: flags.FlagValues) -> None:
-    flags.DEFINE_enum('preset', 'demo', sorted(presets), 'the config to start from', flag_values=values)
-    flags.DEFINE_string('workdir', '', f'folder of results; runs/{launcher}-PRESET by default', flag_values=values)
-    flags.DEFINE_string('data_dir', '', 'folder of data sets', flag_values=values)
-    flags.DEFINE_boolean('control', True, 'run a random search beside it, on the same budget', flag_values=values)
+    flags.DEFINE_enum(
+      'preset', 'demo', sorted(presets), 'named configuration that the other flags are laid over', flag_values=values
+    )
+    flags.DEFINE_string(
+      'workdir',
+      '',
+      f'folder of results, in which a search resumes; runs/{launcher}-PRESET by default',
+      flag_values=values,
+    )
+    flags.DEFINE_string('data_dir', '', 'folder that data sets are read from', flag_values=values)
+    flags.DEFINE_boolean('control', True, 'run a random search on the same budget, to compare', flag_values=values)
 
   return define
 

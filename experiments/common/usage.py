@@ -40,7 +40,7 @@ def page(doc: str, values: flags.FlagValues, own: Sequence[str], configs: Mappin
         seen.add(item.name)
         entry = _entry(_title(item.name, values[item.name]), _field_lines(item.name, made))
         groups[_group(item, owner)].append(entry)
-  parts = [f'{name}:\n\n' + '\n'.join(entries) for name, entries in groups.items() if entries]
+  parts = [f'{name if configs else "Flags"}:\n\n' + '\n'.join(entries) for name, entries in groups.items() if entries]
   return '\n\n'.join([doc.strip(), *parts])
 
 
@@ -54,7 +54,8 @@ def _in_order(config_class: type) -> list[tuple[dataclasses.Field, type]]:
 def _group(item: dataclasses.Field, owner: type) -> str:
   if item.metadata['first']:
     return FIRST
-  return LIMITS if item.metadata['budget'] else _FOLDERS.get(owner.__module__.split('.')[1], CHILDREN)
+  folder = owner.__module__.removeprefix('nas_jax.').split('.')[0]
+  return LIMITS if item.metadata['budget'] else _FOLDERS.get(folder, CHILDREN)
 
 
 def _title(name: str, flag: flags.Flag) -> str:
