@@ -63,7 +63,7 @@ def _check_value(name: str, value: Any, wanted: type, rules: Mapping[str, Any]) 
 
 
 def bounds(rules: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
-  """The bounds of a field, from its metadata: how people say each, such as 'at least 1', and whether a value keeps it."""
+  """The bounds of a field, from its metadata: each as people say it, such as 'at least 1', with the test for it."""
   low, above, high, choices = (rules[name] for name in ('low', 'above', 'high', 'choices'))
   fits: dict[str, Callable[[Any], bool]] = {}
   if low is not None:

@@ -13,7 +13,7 @@ import pytest
 
 from experiments import cell_search, conv_search, enas_search, table_search
 from experiments import retrain as retrain_launcher
-from experiments.common import launch, systems, workdirs
+from experiments.common import launch, systems, usage, workdirs
 from nas_jax import config
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
@@ -27,6 +27,7 @@ def leave(monkeypatch, capsys, caplog, launcher, *args):
   with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.raises(SystemExit) as left:
     launch.main(launcher.prepare)
   assert left.value.code == 2
+  del left  # and with it the frames of the launcher, which hold the lock of its folder
   assert not [line for line in caplog.messages if 'Finished XLA' in line]
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and 'Traceback' not in error
@@ -324,7 +325,7 @@ def help_of(monkeypatch, capsys, launcher):
   with pytest.raises(SystemExit) as left:
     launch.main(launcher.prepare)
   assert left.value.code == 0
-  _, *parts = re.split(f'({"|".join(config.GROUPS)}):\n\n', capsys.readouterr().out)
+  _, *parts = re.split(f'({"|".join(usage.GROUPS)}):\n\n', capsys.readouterr().out)
   return {
     group: {
       title.removeprefix('[no]'): ' '.join(text.split())
@@ -352,15 +353,15 @@ def test_every_field_is_a_flag_with_its_help(capsys, monkeypatch, launcher, conf
 
 def test_help_is_grouped_and_shows_what_fits_and_what_presets_have(capsys, monkeypatch):
   shown = help_of(monkeypatch, capsys, cell_search)
-  assert list(shown) == list(config.GROUPS)
-  assert list(shown[config.FIRST])[:4] == ['preset', 'workdir', 'data_dir', 'control']
-  assert shown[config.FIRST]['preset'].endswith('(one of demo, paper, small, smoke) [demo]')
-  assert shown[config.CHILDREN]['optimizer'].endswith('(one of adam, sgd) [paper: sgd; small, demo, smoke: adam]')
-  assert shown[config.CHILDREN]['tied'].endswith('[false]')
-  assert shown[config.CONTROLLER]['baseline_decay'].endswith('(at least 0 and at most 1) [0.95]')
-  assert shown[config.LIMITS]['child_starts'].endswith('(at least 0) [3]')
+  assert list(shown) == list(usage.GROUPS)
+  assert list(shown[usage.FIRST])[:4] == ['preset', 'workdir', 'data_dir', 'control']
+  assert shown[usage.FIRST]['preset'].endswith('(one of demo, paper, small, smoke) [demo]')
+  assert shown[usage.CHILDREN]['optimizer'].endswith('(one of adam, sgd) [paper: sgd; small, demo, smoke: adam]')
+  assert shown[usage.CHILDREN]['tied'].endswith('[false]')
+  assert shown[usage.CONTROLLER]['baseline_decay'].endswith('(at least 0 and at most 1) [0.95]')
+  assert shown[usage.LIMITS]['child_starts'].endswith('(at least 0) [3]')
   # One flag of several configs: what differs is said of each.
-  layers = help_of(monkeypatch, capsys, enas_search)[config.CHILDREN]['layers']
+  layers = help_of(monkeypatch, capsys, enas_search)[usage.CHILDREN]['layers']
   assert layers.startswith('macro: ') and ' recurrent: ' in layers
 
 
