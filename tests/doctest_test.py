@@ -16,6 +16,8 @@ PROMISED = {
     *('choice_space', 'stack', 'count', 'canonical', 'Space'),
   ),
   'controller': ('lstm_controller',),
+  'tree_cell': ('init', 'apply', 'unroll', 'TreeCell', 'NNXTreeCell', 'equations', 'draw', 'to_source'),
+  'search': ('build', 'ask_tell', 'run', 'run_seeds'),
   'published': ('',),
 }
 MODULES = [

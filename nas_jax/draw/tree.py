@@ -57,6 +57,13 @@ def draw(arch: TreeArch, path: str | os.PathLike[str], operations: Operations = 
   Raises:
     ValueError: the path ends in none of .svg, .png, .pdf; or the cell holds an operation that is neither built in nor
       among `operations`.
+
+  >>> import os, tempfile
+  >>> from nas_jax import tree_cell
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   tree_cell.draw(tree_cell.NASCELL, os.path.join(folder, 'cell.svg'))
+  ...   os.listdir(folder)
+  ['cell.svg']
   """
   pen_lib.write(functools.partial(_figure, arch, operations=operations), path, 'cell')
 

@@ -100,6 +100,17 @@ def build(
 
   Raises:
     ValueError: as `check`.
+
+  >>> import jax
+  >>> from nas_jax import search, space
+  >>> from nas_jax.types import Outcome
+  >>> sp = space.choice_space({'width': ('16', '32', '64'), 'depth': ('2', '4')})
+  >>> s = search.build(sp, search.Config(m=4, algorithm='random'), lambda batch: Outcome(batch.tokens.sum(1)))
+  >>> state = s.init(jax.random.key(0))
+  >>> batch = s.ask(state)
+  >>> state, info = s.tell(state, batch, s.evaluate(batch))
+  >>> s.spent(state), bool(state.best.reward == batch.tokens.sum(1).max())
+  (4, True)
   """
   check(space, cfg)
   algorithm = algorithms.build(space, cfg)
@@ -169,15 +180,25 @@ def depth_of(cfg: Config, space: Space, children: int | Array) -> Array:
 
 
 def ask_tell(space: Space, cfg: Config) -> Search:
-  """Returns a search without an evaluator, for training code of your own:
-
-  s = ask_tell(space, Config(m=4)); state = s.init(key)
-  batch = s.ask(state)
-  rewards = [train(space.decode(tokens)) for tokens in batch.tokens]
-  state, info = s.tell(state, batch, Outcome(jnp.asarray(rewards)))
+  """Returns a search without an evaluator, for training code of your own.
 
   Raises:
     ValueError: as `check`.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from nas_jax import search, space
+  >>> from nas_jax.types import Outcome
+  >>> sp = space.choice_space({'width': ('16', '32', '64'), 'depth': ('2', '4')})
+  >>> s = search.ask_tell(sp, search.Config(m=4, controller_units=8))
+  >>> state = s.init(jax.random.key(0))
+  >>> for _ in range(3):
+  ...   batch = s.ask(state)
+  ...   archs = [sp.decode(tokens) for tokens in batch.tokens]
+  ...   rewards = [float(sum(arch.choice)) for arch in archs]  # train the architectures here
+  ...   state, info = s.tell(state, batch, Outcome(jnp.array(rewards)))
+  >>> best = sp.decode(state.best.tokens)
+  >>> s.spent(state), bool(state.best.reward == sum(best.choice))
+  (12, True)
   """
 
   def evaluate(batch: Batch) -> Outcome:

@@ -51,6 +51,16 @@ def run(
 
   Raises:
     ValueError: the journal belongs to another search: it has other tokens for a child of the same id.
+
+  >>> import jax
+  >>> from nas_jax import search, space
+  >>> from nas_jax.types import Outcome
+  >>> sp = space.choice_space({'width': ('16', '32', '64'), 'depth': ('2', '4')})
+  >>> s = search.build(sp, search.Config(m=4, algorithm='random'), lambda batch: Outcome(batch.tokens.sum(1)))
+  >>> hook = search.Hook(children=lambda records: print([record['id'] for record in records]))
+  >>> state = search.run(s, s.init(jax.random.key(0)), [hook], search.Budget(children=8))
+  [0, 1, 2, 3]
+  [4, 5, 6, 7]
   """
   known = known or {}
   seconds = sum(line['seconds'] for line in known.values())
@@ -114,6 +124,15 @@ def run_seeds(search: Search, keys: Key, steps: int) -> tuple[SearchState, tuple
 
   Returns:
     The final states, and (tokens [n, steps, m, T], outcomes) of all children. All have the leading axis n.
+
+  >>> import jax
+  >>> from nas_jax import search, space
+  >>> from nas_jax.types import Outcome
+  >>> sp = space.choice_space({'width': ('16', '32', '64'), 'depth': ('2', '4')})
+  >>> s = search.build(sp, search.Config(m=4, algorithm='random'), lambda batch: Outcome(batch.tokens.sum(1)))
+  >>> states, (tokens, outcomes) = search.run_seeds(s, jax.random.split(jax.random.key(0), 3), steps=2)
+  >>> states.best.reward.shape, tokens.shape, outcomes.reward.shape
+  ((3,), (3, 2, 4, 2), (3, 2, 4))
   """
 
   def one(_, key):

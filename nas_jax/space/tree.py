@@ -41,6 +41,13 @@ def tree_cell_space(
 
   Raises:
     ValueError: base is no power of two; or an operation is unknown, missing or named twice, or cannot be used.
+
+  >>> from nas_jax import published, space
+  >>> sp = space.tree_cell_space(base=8)
+  >>> sp.length, sp.size() == 8**16 * 15**2
+  (34, True)
+  >>> sp.decode(sp.encode(published.NASCELL)) == published.NASCELL
+  True
   """
   if not isinstance(base, int) or base < 2 or base & (base - 1):
     raise ValueError(f'base (={base}) must be a power of two from 2: 2, 4, 8, 16, ...')

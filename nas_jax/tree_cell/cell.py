@@ -42,6 +42,12 @@ def init(
 
   Returns:
     {'kernel': [in_features, n * H], 'recurrent_kernel': [H, n * H]}.
+
+  >>> import jax
+  >>> from nas_jax import tree_cell
+  >>> params = tree_cell.init(jax.random.key(0), tree_cell.NASCELL, in_features=3, features=4)
+  >>> {name: weights.shape for name, weights in params.items()}  # NASCELL has 8 leaves
+  {'kernel': (3, 32), 'recurrent_kernel': (4, 32)}
   """
   return recurrent.init(key, in_features, features, leaves(arch), bias=bias, scale=scale)
 
@@ -56,6 +62,14 @@ def apply(
 
   Raises:
     ValueError: a static arch holds an operation that is neither built in nor among `operations`.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from nas_jax import tree_cell
+  >>> params = tree_cell.init(jax.random.key(0), tree_cell.NASCELL, in_features=3, features=4)
+  >>> zeros = jnp.zeros((2, 4))  # a batch of two
+  >>> (c, h), y = tree_cell.apply(params, tree_cell.NASCELL, (zeros, zeros), jnp.ones((2, 3)))
+  >>> c.shape, bool((y == h).all())
+  ((2, 4), True)
   """
   return recurrent.step(*_cell(arch, operations, _if), params, carry, x)
 
@@ -92,6 +106,14 @@ def unroll(
 
   Raises:
     ValueError: as `apply` does.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from nas_jax import tree_cell
+  >>> params = tree_cell.init(jax.random.key(0), tree_cell.NASCELL, in_features=3, features=4)
+  >>> zeros = jnp.zeros((2, 4))  # a batch of two
+  >>> (c, h), ys = tree_cell.unroll(params, tree_cell.NASCELL, (zeros, zeros), jnp.ones((5, 2, 3)))  # five time steps
+  >>> ys.shape, bool((ys[-1] == h).all())
+  ((5, 2, 4), True)
   """
   cell, backward_cell = _cell(arch, operations, _if), _cell(arch, operations, _if_again)[0]
   return recurrent.unroll(
@@ -107,6 +129,14 @@ class TreeCell(nn.RNNCellBase):
     arch: static, so that each cell is its own program.
     bias: whether to add the one bias [n * H] that TensorFlow's NASCell offers.
     operations: where operations of your own that the arch holds are found.
+
+  >>> import flax.linen as nn
+  >>> import jax, jax.numpy as jnp
+  >>> from nas_jax import tree_cell
+  >>> rnn = nn.RNN(tree_cell.TreeCell(features=4, arch=tree_cell.LSTM))
+  >>> xs = jnp.ones((2, 5, 3))  # batch, time, features
+  >>> rnn.apply(rnn.init(jax.random.key(0), xs), xs).shape
+  (2, 5, 4)
   """
 
   features: int

@@ -21,6 +21,13 @@ class NNXTreeCell(nnx.RNNCellBase):
     bias: whether to add the one bias [n * H] that TensorFlow's NASCell offers.
     operations: where operations of your own that the arch holds are found.
     rngs: gives the key of the parameters.
+
+  >>> from flax import nnx
+  >>> import jax.numpy as jnp
+  >>> from nas_jax import tree_cell
+  >>> rnn = nnx.RNN(tree_cell.NNXTreeCell(3, 4, tree_cell.LSTM, rngs=nnx.Rngs(0)))
+  >>> rnn(jnp.ones((2, 5, 3))).shape  # batch, time, features
+  (2, 5, 4)
   """
 
   def __init__(

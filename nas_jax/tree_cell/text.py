@@ -27,6 +27,14 @@ def equations(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
 
   Raises:
     ValueError: the cell holds an operation that is neither built in nor among `operations`.
+
+  >>> from nas_jax import tree_cell
+  >>> cell = tree_cell.TreeArch(combine=(0, 1, 0), activate=(1, 3, 2), inject=(0, 3), index=(1, 0))
+  >>> print(tree_cell.equations(cell))
+  a0 = relu(tanh(W0 x + U0 h) + c)
+  c_t = (W1 x) * (U1 h)
+  a1 = relu((W1 x) * (U1 h))
+  h_t = sigmoid(a0 + a1)
   """
   words = _Words('W{i} x', 'U{i} h', lambda operation: operation.name)
   return '\n'.join(f'{name} = {value}' for name, value in _statements(arch, operations, words))
@@ -44,6 +52,13 @@ def to_source(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
 
   Raises:
     ValueError: the cell holds an operation that is neither built in nor among `operations`.
+
+  >>> from nas_jax import tree_cell
+  >>> cell = tree_cell.TreeArch(combine=(0, 1, 0), activate=(1, 3, 2), inject=(0, 3), index=(1, 0))
+  >>> module = {}
+  >>> exec(tree_cell.to_source(cell), module)
+  >>> sorted(name for name in ('init', 'step', 'unroll') if name in module)
+  ['init', 'step', 'unroll']
   """
   definitions: dict[str, str] = {}
 
