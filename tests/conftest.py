@@ -1,6 +1,5 @@
 """One JAX for all tests: four host devices, and no silent rank promotion."""
 
-import ctypes
 from importlib import metadata
 import os
 
@@ -16,6 +15,7 @@ os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # for the launchers that t
 import jax
 import numpy as np
 import pytest
+import testing
 
 jax.config.update('jax_num_cpu_devices', 4)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -32,10 +32,7 @@ def same_numbers(request):
 def no_programs_left():
   """Drops what a module compiled once its tests are over: the programs of all modules together are several GB."""
   yield
-  jax.clear_caches()
-  libc = ctypes.CDLL(None)
-  if hasattr(libc, 'malloc_trim'):  # of glibc, which keeps much of what is freed
-    libc.malloc_trim(0)
+  testing.drop_programs()
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """Small things that several tests share."""
 
+import ctypes
 import itertools
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from nas_jax import search
@@ -14,6 +16,14 @@ from nas_jax.space.base import Kind, Slot, Space
 from nas_jax.space.choice import choice_space
 from nas_jax.space.conv import conv_space
 from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell
+
+
+def drop_programs() -> None:
+  """Frees the memory of all programs compiled so far; those that are called again are compiled again."""
+  jax.clear_caches()
+  libc = ctypes.CDLL(None)
+  if hasattr(libc, 'malloc_trim'):  # of glibc, which keeps much of what is freed
+    libc.malloc_trim(0)
 
 
 def text(length: int = 600, vocabulary: int = 5) -> Text:

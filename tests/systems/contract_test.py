@@ -105,7 +105,10 @@ def built(name, algorithm):
 
 @pytest.fixture(scope='module', params=itertools.product(SYSTEMS, ALGORITHMS), ids='-'.join)
 def s(request):
-  return built(*request.param)
+  name, algorithm = request.param
+  yield built(name, algorithm)
+  if algorithm == tuple(ALGORITHMS)[-1]:  # what trains children serves all algorithms
+    testing.drop_programs()
 
 
 def numbers(state):
