@@ -50,7 +50,7 @@ class Config(Limits, state_lib.Config):
   )
   rank_children: int = field(30, 'random architectures trained by themselves after the search, 0 for none', low=0)
   max_children: int = field(
-    0, 'architectures scored until the search ends, 0 for those of all passes', low=0, budget=True
+    0, 'architectures scored until the search ends, 0 for those of all passes', low=0, budget=True, first=True
   )
 
   @property

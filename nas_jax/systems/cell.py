@@ -26,24 +26,26 @@ class Config(language.Children, Limits, search.Config):
 
   base: int = field(8, 'leaves of the tree, a power of two, Sec. 4.2', low=2)
   combine: tuple[str | Operation, ...] = field(
-    ('add', 'mult'), f'combinations, of {", ".join(space.COMBINE)}; Sec. 4.2', also=Operation
+    ('add', 'mult'), f'combination functions to choose from, of {", ".join(space.COMBINE)}; Sec. 4.2', also=Operation
   )
   activate: tuple[str | Operation, ...] = field(
-    ('identity', 'tanh', 'sigmoid', 'relu'), f'activations, of {", ".join(space.ACTIVATE)}; Sec. 4.2', also=Operation
+    ('identity', 'tanh', 'sigmoid', 'relu'),
+    f'activation functions to choose from, of {", ".join(space.ACTIVATE)}; Sec. 4.2',
+    also=Operation,
   )
-  hidden: int = field(32, 'width of the cells', low=1)
+  hidden: int = field(32, 'hidden units of a cell', low=1)
   parameters: int = field(0, 'weights of the network: hidden is set to come nearest; 0 to take hidden as given', low=0)
   steps: int = field(100, 'training steps of a child, if epochs is 0', low=1)
-  steps_per_call: int = field(500, 'training steps in one program call', low=1)
+  steps_per_call: int = field(500, 'training steps in one call of the compiled program', low=1)
   child_program: str = field(
     'generic',
     "how children are compiled: 'generic', one program for all cells; 'specialised', one for each; 'auto', the faster "
     'of the two as measured when the search begins',
     choices=timing.PROGRAMS,
   )
-  reward_c: float = field(80.0, 'reward = c / perplexity^2, Sec. 4.2', above=0.0)
+  reward_c: float = field(80.0, 'c of the reward, c / perplexity^2; 80 in Sec. 4.2', above=0.0)
   reward_limit: float = field(0.0, 'greatest reward; 0 for no limit', low=0.0)
-  max_children: int = field(500, 'children to train', low=1, budget=True)
+  max_children: int = field(500, 'children to train', low=1, budget=True, first=True)
   reliability_children: int = field(
     60,
     'random cells trained twice before the search, to see how reliable the reward is; 0 for none',

@@ -43,7 +43,7 @@ class Config(classifier.Config, Limits, per_layer.Config):
   last_epochs: int = field(1, 'how many of the last epochs are scored on validation; the best accuracy counts', low=1)
   reward_power: float = field(1.0, 'the reward is the validation accuracy to this power', above=0.0)
   max_children: int = field(
-    437, 'children to train, which are prefixes of all lengths; as many as Xu', low=1, budget=True
+    437, 'children to train, which are prefixes of all lengths; as many as Xu', low=1, budget=True, first=True
   )
   reliability_children: int = field(
     20,

@@ -27,6 +27,7 @@ class Config:
   dataset: str = field(
     'digits',
     "images: 'digits', which come with scikit-learn, or a set of TensorFlow Datasets in data_dir, as 'cifar10'",
+    first=True,
   )
   resize: int = field(0, 'height and width to resize images to; 0 to leave them as they are', low=0)
   max_examples: int = field(0, 'images to take for training and validation together; 0 for all', low=0)
@@ -47,7 +48,7 @@ class Config:
     0, 'zeros put around training images before a random crop to their size, as Pham et al. (2018); 0 for none', low=0
   )
   norm_first: bool = field(True, 'batch norm before the ReLU; if false, after it')
-  batch: int = field(64, 'images of a training step, as Huang et al. (2016)', low=1)
+  batch: int = field(64, 'images in a training step (batch size), as Huang et al. (2016)', low=1)
   epochs: int = field(50, 'passes over the training images, Sec. 4.1', low=1)
   momentum: float = field(0.9, 'Nesterov momentum, Sec. 4.1', low=0.0, high=1.0)
   schedule: str = field(
@@ -58,7 +59,7 @@ class Config:
     choices=schedules.SCHEDULES,
   )
   lr_decay: float = field(0.1, 'factor by which the learning rate decays, as Huang et al. (2016)', above=0.0, high=1.0)
-  score_batch: int = field(500, 'images of a validation step', low=1)
+  score_batch: int = field(500, 'images in a validation step', low=1)
 
   removed: ClassVar[dict[str, Any]] = {'block': 1, 'pool_at': [0]}  # see `config.without_removed`
 

@@ -61,7 +61,7 @@ class Config(classifier.BlockConfig, Limits, search.Config):
     "'auto', the faster of the two as measured when the search begins",
     choices=timing.PROGRAMS,
   )
-  max_children: int = field(12_800, 'children to train, Sec. 4.1', low=1, budget=True)
+  max_children: int = field(12_800, 'children to train, Sec. 4.1', low=1, budget=True, first=True)
   reliability_children: int = field(
     20,
     'random networks trained twice before the search, to see how reliable the reward is; 0 for none',

@@ -24,9 +24,11 @@ class Config(language.Children, weight_sharing.Config):
 
   nodes: int = field(12, 'nodes of a cell, N', low=1)
   activate: tuple[str | Operation, ...] = field(
-    ('tanh', 'relu', 'identity', 'sigmoid'), f'activations, of {", ".join(space.ACTIVATE)}', also=Operation
+    ('tanh', 'relu', 'identity', 'sigmoid'),
+    f'activation functions to choose from, of {", ".join(space.ACTIVATE)}',
+    also=Operation,
   )
-  hidden: int = field(1000, 'width of the cells', low=1)
+  hidden: int = field(1000, 'hidden units of a cell', low=1)
   epochs: int = field(10, 'passes over the text that train a cell by itself, to compare', low=1)
   lr: float = field(20.0, 'learning rate of the shared weights', above=0.0)
   decay_epoch: float = field(15.0, "epochs until the learning rate first decays, in the schedule 'epochs'", low=0.0)
@@ -36,7 +38,7 @@ class Config(language.Children, weight_sharing.Config):
   score_windows: int = field(
     1, 'windows of bptt time steps that a reward is measured on, starting from a state of zeros', low=1
   )
-  reward_c: float = field(80.0, 'reward = c / perplexity', above=0.0)
+  reward_c: float = field(80.0, 'c of the reward, c / perplexity; 80 in Pham et al. (2018)', above=0.0)
 
 
 def paper() -> Config:

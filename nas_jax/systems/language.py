@@ -27,9 +27,13 @@ class Config:
   dataset: str = field(
     'pydoc',
     "text: 'pydoc', Python's own help; 'tiny_shakespeare' of TFDS; or the prefix of three files in data_dir, as 'ptb'",
+    first=True,
   )
   level: str = field(
-    'char', "what a token of the text is: a character, or a 'word' between white space", choices=('char', 'word')
+    'char',
+    "what a token of the text is: a character, or a 'word' between white space",
+    choices=('char', 'word'),
+    first=True,
   )
   vocabulary: int = field(0, 'rows of the embedding; 0 for as many as the text has different tokens', low=0)
   embedding: int = field(0, 'width of the embedding; 0 for the width of the cells', low=0)

@@ -37,11 +37,18 @@ CHILD, GRID, REPEAT = range(3)  # numbers of trainings, each from initial weight
 class Config(retrain_cell.Config):
   """How cells are trained to the end, by which grid, and which shorter trainings are compared with that."""
 
-  budgets: tuple[int, ...] = field((100, 300, 800, 2000), 'training steps of children to compare', low=1, budget=True)
+  budgets: tuple[int, ...] = field(
+    (100, 300, 800, 2000),
+    'numbers of training steps of children to compare with the full training',
+    low=1,
+    budget=True,
+    first=True,
+  )
   recipes: tuple[str, ...] = field(
     (FINAL, SEARCH),
     f'recipes of children to compare: {FINAL!r} trains them as in the end, {SEARCH!r} as the search_preset does',
     budget=True,
+    first=True,
   )
   search_preset: str = field('demo', 'preset of the cell search whose recipe is compared', choices=tuple(cell.PRESETS))
   search_lr: tuple[float, ...] = field((0.01,), 'learning rates to try in the recipe of the search', above=0.0)

@@ -19,7 +19,7 @@ from nas_jax.types import PyTree
 class Config:
   """What every retraining has to say. The config of a recipe adds the data, the network and the lists of its grid."""
 
-  seed: int = field(0, 'of the whole run', low=0)
+  seed: int = field(0, 'seed of the whole run', low=0, first=True)
   epochs: int = field(1, 'passes over the training data in each training', low=1)
   grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for as many as in the other trainings', low=0)
   repeats: int = field(1, 'trainings of the best point of the grid at each size, from different seeds', low=1)

@@ -29,6 +29,7 @@ class Config(language.Config, retrain.Config):
     ('32',),
     'sizes to train: widths of the cells, or numbers of weights as 4.65M; the grid is at the first',
     budget=True,
+    first=True,
   )
   lr: tuple[float, ...] = field((0.01,), 'learning rates to try', above=0.0)
   decay_epoch: tuple[float, ...] = field(

@@ -31,6 +31,7 @@ class Config(classifier.BlockConfig, retrain.Config):
     'sizes to train: filters added to every layer, 40 in the third experiment; the grid is at the first',
     low=0,
     budget=True,
+    first=True,
   )
   lr: tuple[float, ...] = field((0.1,), 'learning rates to try', above=0.0)
   decay_epoch: tuple[float, ...] = field(

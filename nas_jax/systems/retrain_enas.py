@@ -24,7 +24,7 @@ class Config(retrain_conv.Config):
   """The config of `retrain_conv`, with the sizes of ENAS instead. Fields that mean nothing here keep their defaults."""
 
   filters: tuple[int, ...] = field(
-    (36,), 'sizes to train: filters of the first layers; the grid is at the first', low=1, budget=True
+    (36,), 'sizes to train: filters of the first layers; the grid is at the first', low=1, budget=True, first=True
   )
   cells: int = field(15, 'normal cells of a network of cells', low=1)
   keep: float = field(

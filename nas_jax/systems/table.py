@@ -20,8 +20,8 @@ from nas_jax.types import Array, Batch, Outcome
 class Config(search.Config):
   """The defaults suit searches of a few hundred evaluations in any table."""
 
-  m: int = field(1, 'children per update', low=1)
-  controller_init: float = field(0.2, 'weights start uniform within +-this', above=0.0)
+  m: int = field(1, 'children per update of the controller', low=1)
+  controller_init: float = field(0.2, "the controller's weights start uniform in [-x, x] for this x", above=0.0)
   controller_lr: float = field(1e-2, 'learning rate of the controller, by Adam', above=0.0)
   baseline_decay: float = field(
     0.8, 'decay of the moving averages of rewards and of squared advantages', low=0.0, high=1.0

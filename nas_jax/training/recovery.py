@@ -20,16 +20,23 @@ class Limits:
   """What ends a child, or a search, before its time."""
 
   child_timeout: float = field(
-    0.0, 'seconds of training that a child may take, looked at between program calls; 0 for no end', low=0.0
+    0.0, 'seconds of training after which a child fails, checked between calls of the program; 0 for no limit', low=0.0
   )
   child_starts: int = field(
-    3, 'times that a child is begun, the process dying before any of its training was kept, until it fails; 0: no end',
+    3,
+    'a child fails when the process has crashed in its training this many times, with no progress saved; '
+    '0 for no limit',
     low=0,
-  )  # fmt: skip
-  max_seconds: float = field(
-    0.0, 'of training in all, after which the search ends with the update it is at; 0 for no end', low=0.0, budget=True
   )
-  target_reward: float = field(0.0, 'likewise, once a child has earned it; 0 for none', low=0.0, budget=True)
+  max_seconds: float = field(
+    0.0,
+    'seconds of training, all children together, after which the search ends with its current update; 0 for no limit',
+    low=0.0,
+    budget=True,
+  )
+  target_reward: float = field(
+    0.0, 'reward at which the search ends, once a child has earned it; 0 for none', low=0.0, budget=True
+  )
 
 
 class Stopped(Exception):

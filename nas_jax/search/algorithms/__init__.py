@@ -23,7 +23,7 @@ ALGORITHMS: dict[str, Callable[[Space, 'Config'], Algorithm]] = {
 class Config(reinforce.Config):
   """Which algorithm searches, and the settings of all of them; each reads its own."""
 
-  algorithm: str = field('reinforce', 'what chooses the architectures to try', choices=tuple(ALGORITHMS))
+  algorithm: str = field('reinforce', 'what chooses the architectures to try', choices=tuple(ALGORITHMS), first=True)
 
 
 def build(space: Space, cfg: Config) -> Algorithm:
