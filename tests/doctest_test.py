@@ -19,6 +19,12 @@ PROMISED = {
   'tree_cell': ('init', 'apply', 'unroll', 'TreeCell', 'NNXTreeCell', 'equations', 'draw', 'to_source'),
   'search': ('build', 'ask_tell', 'run', 'run_seeds'),
   'published': ('',),
+  'systems.cell': ('build',),
+  'systems.chain': ('build',),
+  'systems.conv': ('build',),
+  'systems.enas_images': ('make_problem',),
+  'systems.enas_rnn': ('make_problem',),
+  'systems.table': ('build',),
 }
 MODULES = [
   module.name

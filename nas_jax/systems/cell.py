@@ -153,7 +153,16 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
 def build(
   cfg: Config, text: text_lib.Text, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> search.Search:
-  """Returns the search. Raises ValueError as `make_problem`."""
+  """Returns the search. Raises ValueError as `make_problem`.
+
+  >>> import jax
+  >>> from nas_jax.systems import cell, language
+  >>> cfg = cell.smoke()
+  >>> s = cell.build(cfg, language.load(cfg))
+  >>> batch = s.ask(s.init(jax.random.key(cfg.seed)))
+  >>> cfg.m, batch.tokens.shape
+  (2, (2, 10))
+  """
   problem = make_problem(cfg, text)
   return search.build(problem.space, cfg, evaluators.build(problem, mesh, recovery))
 

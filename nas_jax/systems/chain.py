@@ -163,7 +163,16 @@ def check(cfg: Config) -> None:
 def build(
   cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> search.Search:
-  """Returns the search. Raises ValueError as `make_problem`."""
+  """Returns the search. Raises ValueError as `make_problem`.
+
+  >>> import jax
+  >>> from nas_jax.systems import chain, classifier
+  >>> cfg = chain.smoke()
+  >>> s = chain.build(cfg, classifier.load(cfg))
+  >>> batch = s.ask(s.init(jax.random.key(cfg.seed)))
+  >>> cfg.m, batch.tokens.shape
+  (2, (2, 2))
+  """
   problem = make_problem(cfg, images)
   return build_search(problem.space, cfg, build_evaluator(problem, mesh, recovery))
 

@@ -184,7 +184,16 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
 def build(
   cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
 ) -> search.Search:
-  """Returns the search. Raises ValueError as `make_problem`."""
+  """Returns the search. Raises ValueError as `make_problem`.
+
+  >>> import jax
+  >>> from nas_jax.systems import classifier, conv
+  >>> cfg = conv.smoke()
+  >>> s = conv.build(cfg, classifier.load(cfg))
+  >>> batch = s.ask(s.init(jax.random.key(cfg.seed)))
+  >>> cfg.m, batch.tokens.shape
+  (2, (2, 7))
+  """
   problem = make_problem(cfg, images)
   return search.build(problem.space, cfg, evaluators.build(problem, mesh, recovery))
 

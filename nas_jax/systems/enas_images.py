@@ -180,7 +180,14 @@ def check(cfg: Config) -> None:
 
 
 def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
-  """Returns what the children learn. Raises ValueError as `check`."""
+  """Returns what the children learn. Raises ValueError as `check`.
+
+  >>> from nas_jax.systems import classifier, enas_images
+  >>> cfg = enas_images.smoke_macro()
+  >>> problem = enas_images.make_problem(cfg, classifier.load(cfg))
+  >>> cfg.layers, len(cfg.operations), problem.space.size() == 2**3 * 2**3
+  (3, 2, True)
+  """
   check(cfg)
   setup = classifier.set_up(cfg, images)
   own = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)

@@ -106,6 +106,12 @@ def make_problem(cfg: Config, text: text_lib.Text) -> Problem:
   """Returns what the children learn.
 
   Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit.
+
+  >>> from nas_jax.systems import enas_rnn, language
+  >>> cfg = enas_rnn.smoke()
+  >>> problem = enas_rnn.make_problem(cfg, language.load(cfg))
+  >>> cfg.nodes, problem.space.length
+  (2, 3)
   """
   config.check(cfg)
   made = make_space(cfg)

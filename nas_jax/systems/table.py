@@ -112,6 +112,15 @@ def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | N
   """Returns a search whose evaluator looks tokens up among the rows `ops` [A, T]; those that are not there earn 0.
 
   `evaluate` is jittable; its metrics are `row` (-1 if missing) and, if `test` is given, `test` (0 if missing).
+
+  >>> import jax, numpy as np
+  >>> from nas_jax import search
+  >>> from nas_jax.systems import table
+  >>> ops, reward = np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), np.array([0.1, 0.9, 0.3, 0.2])
+  >>> s = table.build(table.Config(m=4, algorithm='random'), ops, reward)
+  >>> state = search.run(s, s.init(jax.random.key(0)), [], search.Budget(children=40))
+  >>> s.space.size(), float(state.best.reward) in reward.astype(np.float32)
+  (4, True)
   """
   known = distinct(ops, reward, test)
   widths = known.ops.max(0) + 1
