@@ -112,7 +112,7 @@ def test_one_process_a_workdir(cell_search, tmp_path):
   until((tmp_path / 'run' / 'started.jsonl').exists, first)
   before = (tmp_path / 'run' / 'origin.json').read_bytes()
   _, said = ends(cell_search('--steps=2000000', '--max_children=9'), 2)
-  assert 'is in use by another process: wait for its end, or take another --workdir.' in said
+  assert 'is in use by another process: wait for its end, or name another --workdir.' in said
   assert (tmp_path / 'run' / 'origin.json').read_bytes() == before and first.poll() is None
   first.kill()  # whatever ends it, the folder is free again
   first.communicate()
