@@ -12,7 +12,7 @@ from nas_jax.types import Array
 
 # Drawn beforehand: a permutation in the program is a sort in every step, and a hash takes as long to compile as layers.
 ORDERS = 64
-WHITENINGS = ('image', 'zca')
+WHITENINGS = ('image', 'channel', 'zca')
 
 
 class Data(NamedTuple):
@@ -29,10 +29,14 @@ class Data(NamedTuple):
 def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str = 'image') -> list[Data]:
   """Images for the trainer: one Data for each of `scored`, all with the same training images.
 
-  'image' leaves pixels as they are, to be whitened where they are used; 'zca' turns all by what decorrelates the
-  training images, as floats.
+  Args:
+    train: the training images.
+    scored: the splits to score.
+    score_batch: images in a scoring step.
+    whiten: 'image': pixels stay uint8, and each image is standardized where it is used. 'channel': `channel` fitted on
+      the training images, as float32. 'zca': ZCA whitening fitted on the training images, as float32.
   """
-  turn = zca(train.images) if whiten == 'zca' else lambda images: images
+  turn = {'channel': channel, 'zca': zca}[whiten](train.images) if whiten != 'image' else lambda images: images
 
   def filled(images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
     count = -(-len(labels) // score_batch) * score_batch
@@ -44,6 +48,21 @@ def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str
   orders = rng.permuted(np.tile(np.arange(len(train.labels), dtype=np.int32), (ORDERS, 1)), axis=1)
   tables = jnp.asarray(orders), jnp.asarray(rng.integers(2**32, size=orders.shape, dtype=np.uint32))
   return [Data(images, labels, *filled(*split), *tables) for split in scored]
+
+
+def channel(images: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns what subtracts the mean of each channel of [n, H, W, C] uint8 and divides by its standard deviation.
+
+  So are images prepared in the code of Pham et al. (2018). A channel that does not vary is divided by 1.
+  """
+  levels = np.arange(256)
+  # Counting the pixels of each level takes no array of floats as large as the images.
+  channels = np.moveaxis(images, -1, 0).reshape(images.shape[-1], -1)
+  shares = np.stack([np.bincount(pixels, minlength=256) for pixels in channels]) / channels.shape[1]
+  mean = shares @ levels
+  deviation = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(1))
+  shift, scale = mean.astype(np.float32), np.where(deviation > 0.0, deviation, 1.0).astype(np.float32)
+  return lambda images: (images.astype(np.float32) - shift) / scale
 
 
 def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.ndarray]:
