@@ -87,8 +87,11 @@ def as_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(config_class: type, saved: Mapping[str, Any]) -> Any:
-  """The inverse of `as_json`. A field that `saved` lacks keeps its default; what is no field is left out."""
-  names = {item.name for item in dataclasses.fields(config_class)}
+  """The inverse of `as_json`. A field that `saved` lacks keeps its default; what is no field is left out.
+
+  A field that is newer than `saved` has the value that the program had no choice of then: see `with_added`.
+  """
+  saved, names = with_added(saved, config_class), {item.name for item in dataclasses.fields(config_class)}
   values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
   return config_class(**{name: value for name, value in values.items() if name in names})
 
@@ -110,12 +113,25 @@ def without_removed(saved: Mapping[str, Any], config_class: type) -> dict[str, A
   return {name: value for name, value in saved.items() if name not in removed or value != removed[name]}
 
 
+def with_added(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+  """A saved config with the fields that have been added since, at the values by which the program worked before.
+
+  A config class says in `added` which of its own fields are newer than some workdirs, and these values as JSON has
+  them. So a search that was begun before is resumed as it was, or refused where the field now has another value.
+  """
+  added = dict[str, Any]()
+  for one in reversed(config_class.__mro__):
+    added |= vars(one).get('added', {})
+  return {**added, **saved}
+
+
 def differences(old: Mapping[str, Any], new: Any) -> list[str]:
   """The fields, budgets apart, in which a saved config differs from `new`, as 'name (old -> new)'.
 
-  A field that no longer exists is no difference if it was at its default: see `without_removed`.
+  A field that no longer exists is no difference if it was at its default: see `without_removed`. A field that did not
+  exist yet has the value of `with_added`.
   """
-  old = without_removed(old, type(new))
+  old = with_added(without_removed(old, type(new)), type(new))
   now, budgets = as_json(new), {item.name for item in dataclasses.fields(new) if item.metadata['budget']}
   names = [name for name in {**old, **now} if name not in budgets and old.get(name) != now.get(name)]
   return [f'{name} ({old.get(name)} -> {now.get(name)})' for name in names]

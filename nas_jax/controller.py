@@ -279,19 +279,25 @@ def _make(space: Space, table: _Table, widest: int, init, write, read) -> Contro
   )
 
 
-def divergence(space: Space, probabilities: Array, target: float) -> Array:
-  """[] KL(p || target) in nats, summed over the links of a string: Pham et al. (2018) keep networks sparse by it.
+PENALTIES = ('sum', 'mean')
+
+
+def divergence(space: Space, probabilities: Array, target: float, penalty: str = 'sum') -> Array:
+  """Returns the penalty [] in nats that keeps networks sparse in Pham et al. (2018): KL(p || target) of the links.
 
   Args:
-    space: of the string.
+    space: of the token sequence.
     probabilities: [S, K] of `Score`.
-    target: the probability of a link to be drawn to.
+    target: the probability that links are drawn towards.
+    penalty: 'sum' over all links, or 'mean', the mean over the layers that have links of the sum over a layer's links.
+      The paper does not say which; its released code takes the mean.
   """
   width = np.array([slot.width if slot.kind == Kind.LINK else 0 for slot in space.slots])
   is_link = np.arange(probabilities.shape[1])[None] < width[:, None]
   # A sigmoid can round to 0 or 1, where the logarithm has no gradient.
   p = jnp.clip(jnp.where(is_link, probabilities, target), 1e-6, 1.0 - 1e-6)
-  return jnp.sum(p * jnp.log(p / target) + (1.0 - p) * jnp.log((1.0 - p) / (1.0 - target)), where=is_link)
+  total = jnp.sum(p * jnp.log(p / target) + (1.0 - p) * jnp.log((1.0 - p) / (1.0 - target)), where=is_link)
+  return total / max(1, (width > 0).sum()) if penalty == 'mean' else total
 
 
 def policy_summary(controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:

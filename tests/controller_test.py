@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from testing import LAYERED, SPACES, TinyArch, strings
 
-from nas_jax.controller import Controller, divergence, lstm_controller, policy_summary, uniform_controller
+from nas_jax.controller import PENALTIES, Controller, divergence, lstm_controller, policy_summary, uniform_controller
 from nas_jax.space import Kind, Slot, Space, conv_space, enas_macro_space, enas_rnn_space, tree_cell_space
 from nas_jax.types import Array, Key, PyTree
 
@@ -243,6 +243,20 @@ def test_divergence_of_links_by_hand(x64):
   assert float(divergence(made, probabilities, 0.4)) == pytest.approx(wanted, rel=1e-4)
   gradient = jax.grad(divergence, 1)(made, probabilities, 0.4)
   assert np.isfinite(gradient).all() and not gradient[jnp.array([0, 1, 2, 4])].any()
+  assert float(divergence(made, probabilities, 0.4, 'mean')) == pytest.approx(wanted / 2, rel=1e-4)
+
+
+def test_the_mean_divergence_is_that_of_the_released_code(x64):
+  """There: for each layer but the first, which has no skips, the sum over its skips; of these the mean."""
+  made, rng = enas_macro_space(12), np.random.default_rng(0)
+  probabilities, penalties = np.zeros((24, 11)), []
+  for layer in range(1, 12):
+    odds = rng.uniform(0.05, 0.95, layer)
+    probabilities[2 * layer + 1, :layer] = odds
+    penalties.append(np.sum(odds * np.log(odds / 0.4) + (1 - odds) * np.log((1 - odds) / 0.6)))
+  found = {penalty: float(divergence(made, jnp.asarray(probabilities), 0.4, penalty)) for penalty in PENALTIES}
+  assert found == pytest.approx({'sum': np.sum(penalties), 'mean': np.mean(penalties)}, rel=1e-6)
+  assert found['sum'] == pytest.approx(11 * found['mean'])
 
 
 # -- depth ------------------------------------------------------------------------------------------------------------

@@ -137,10 +137,15 @@ def unmoved(params: PyTree) -> PyTree:
   return conv.unmoved({name: tree for name, tree in params.items() if not name.startswith('softmax')})
 
 
-def decayed(params: PyTree) -> PyTree:
-  """Which of the weights are kernels, or the classifier's: those that weight decay is for."""
+def decayed(params: PyTree, norms: bool = False) -> PyTree:
+  """Returns a bool for each weight, whether weight decay acts on it.
+
+  Args:
+    params: the weights.
+    norms: true for all weights, as in the released code; false for kernels and the classifier's matrix alone.
+  """
   names = 'kernel', 'depthwise', 'softmax'
-  return jax.tree.map_with_path(lambda path, _: path[-1].key in names, params)
+  return jax.tree.map_with_path(lambda path, _: norms or path[-1].key in names, params)
 
 
 def capacity(

@@ -29,7 +29,7 @@ IDENTITY = MICRO_OPERATIONS.index('identity')
 
 
 class NetworkOptions(NamedTuple):
-  """What a network makes of its architecture; the paper's search has 6 cells, 20 filters, keeps .9 and paths .6."""
+  """What a network makes of its architecture; the search of the paper has 6 cells, 20 filters and keeps .9."""
 
   cells: int  # normal ones
   filters: int  # of the first

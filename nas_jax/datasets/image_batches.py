@@ -10,9 +10,10 @@ import numpy as np
 from nas_jax.datasets.images import Split
 from nas_jax.types import Array
 
-# Drawn beforehand: a permutation in the program is a sort in every step, and a hash takes as long to compile as layers.
+# Orders of the images are drawn before training: a permutation inside the program would be a sort in every step, and
+# random bits would take as long to compile as several layers.
 ORDERS = 64
-WHITENINGS = ('image', 'zca')
+WHITENINGS = ('image', 'channel', 'zca')
 
 
 class Data(NamedTuple):
@@ -22,17 +23,21 @@ class Data(NamedTuple):
   labels: Array
   valid_images: Array  # a multiple of the score batch, filled up by repeating
   valid_labels: Array  # -1 where filled up
-  orders: Array  # [ORDERS, n] int32: the images of an epoch in turn; the orders come round again
-  draws: Array  # [ORDERS, n] uint32: what happens to these, see `augmented`
+  orders: Array  # [ORDERS, n] int32, the order of images in each epoch; after ORDERS epochs the first is used again
+  draws: Array  # [ORDERS, n] uint32, random bits that say how each image is augmented, see `augmented`
 
 
 def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str = 'image') -> list[Data]:
-  """Images for the trainer: one Data for each of `scored`, all with the same training images.
+  """Returns a Data for each of the splits `scored`, all with the same training images.
 
-  'image' leaves pixels as they are, to be whitened where they are used; 'zca' turns all by what decorrelates the
-  training images, as floats.
+  Args:
+    train: the training images.
+    scored: the splits to score.
+    score_batch: images in a scoring step.
+    whiten: 'image': pixels stay uint8, and each image is standardized where it is used. 'channel': `channel` fitted on
+      the training images, as float32. 'zca': ZCA whitening fitted on the training images, as float32.
   """
-  turn = zca(train.images) if whiten == 'zca' else lambda images: images
+  turn = {'channel': channel, 'zca': zca}[whiten](train.images) if whiten != 'image' else lambda images: images
 
   def filled(images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
     count = -(-len(labels) // score_batch) * score_batch
@@ -46,10 +51,26 @@ def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str
   return [Data(images, labels, *filled(*split), *tables) for split in scored]
 
 
-def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.ndarray]:
-  """What makes the pixels of [n, H, W, C] uint8 uncorrelated, of variance 1, and otherwise as like as can be.
+def channel(images: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns the standardization of channels by their mean and standard deviation in images [n, H, W, C] uint8.
 
-  `least` is added to the variances: directions that hardly vary (pixels here go from 0 to 1) are noise.
+  The code of Pham et al. (2018) prepares images so. A channel that does not vary is divided by 1.
+  """
+  levels = np.arange(256)
+  # Counting the pixels of each level takes no array of floats as large as the images.
+  channels = np.moveaxis(images, -1, 0).reshape(images.shape[-1], -1)
+  shares = np.stack([np.bincount(pixels, minlength=256) for pixels in channels]) / channels.shape[1]
+  mean = shares @ levels
+  deviation = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(1))
+  shift, scale = mean.astype(np.float32), np.where(deviation > 0.0, deviation, 1.0).astype(np.float32)
+  return lambda images: (images.astype(np.float32) - shift) / scale
+
+
+def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns ZCA whitening fitted on images [n, H, W, C] uint8: pixels become uncorrelated, with variance 1.
+
+  Of all such maps ZCA changes the images least. `least` is added to the variances, of pixels from 0 to 1, so that
+  directions that hardly vary are not scaled up: they are noise.
   """
   flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
   mean = flat.mean(0)
@@ -72,7 +93,7 @@ class Augment(NamedTuple):
 
 
 def whitened(images: Array) -> Array:
-  """uint8 to floats, each image with mean 0 and variance 1; floats are whitened already."""
+  """Returns uint8 images as floats, each scaled to mean 0 and variance 1; floats are taken as whitened already."""
   if images.dtype != jnp.uint8:
     return images
   x = images.astype(float) / 255.0
@@ -81,12 +102,13 @@ def whitened(images: Array) -> Array:
 
 
 def augmented(draws: Array, images: Array, augment: Augment) -> Array:
-  """Enlarged and cropped, and turned left to right, each image at random.
+  """Returns images that are enlarged or padded, cropped and flipped, each at random.
 
   Args:
-    draws: [B] uint32. The lowest bit turns an image, the next 15 say how far down it is cut and the rest how far right.
+    draws: [B] uint32, random bits. The lowest one flips an image, the next 15 choose the row of its crop, and the
+      others the column.
     images: [B, H, W, C].
-    augment: what happens at all.
+    augment: which of these are done.
   """
   batch, height, width, channels = images.shape
   if augment.upsample:
@@ -108,9 +130,10 @@ def augmented(draws: Array, images: Array, augment: Augment) -> Array:
 
 
 def drawn(data: Data, batch: int, step: Array, augment: Augment) -> tuple[Array, Array]:
-  """The images and labels of a training step, the same for all children.
+  """Returns the augmented images and the labels of a training step, which are the same for all children.
 
-  When the orders come round again the draws are one further: they meet anew after ORDERS^2 epochs.
+  When the orders are used again, each meets the random bits of another epoch, so that an epoch is repeated exactly only
+  after ORDERS^2 epochs.
   """
   count = len(data.labels) // batch
   epoch, start = step // count, step % count * batch

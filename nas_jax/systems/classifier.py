@@ -36,8 +36,9 @@ class Config:
   )
   whiten: str = field(
     'image',
-    "'image': each image is scaled to mean 0 and variance 1; 'zca': ZCA whitening fitted on the training images. "
-    'Sec. 4.1 says neither',
+    "'image': each image is scaled to mean 0 and variance 1; 'channel': each channel, by its mean and deviation in the "
+    "training images, as in the code of Pham et al. (2018); 'zca': ZCA whitening fitted on the training images. "
+    'Zoph & Le (2017), Sec. 4.1, do not say which',
     choices=image_batches.WHITENINGS,
   )
   upsample: int = field(
@@ -124,6 +125,7 @@ def set_up(
   train: images_lib.Split | None = None,
   *scored: images_lib.Split,
   decayed: Callable[[PyTree], PyTree] | None = None,
+  least: float = 0.0,
 ) -> Setup:
   """Lays images out for training and makes the optimizer.
 
@@ -134,6 +136,7 @@ def set_up(
     *scored: the splits to score; the validation split by default.
     decayed: (params) -> a bool for each weight, whether the optimizer decays it. It is for a child whose loss has no
       weight decay, and does not work with `quick` of `fitter`.
+    least: the learning rate that cosines end at.
   """
   spec = inputs(cfg, images)
   data = image_batches.lay_out(train or images.train, scored or (images.valid,), spec.score_batch, cfg.whiten)
@@ -141,7 +144,7 @@ def set_up(
 
   def optimizer(steps: int) -> Callable[[conv.Hyperparameters], optax.GradientTransformation]:
     def of(own: conv.Hyperparameters) -> optax.GradientTransformation:
-      rate = schedules.rate(cfg.schedule, own.lr, steps, pass_steps, own.decay_epoch, cfg.lr_decay)
+      rate = schedules.rate(cfg.schedule, own.lr, steps, pass_steps, own.decay_epoch, cfg.lr_decay, least)
       descent = optax.sgd(rate, momentum=cfg.momentum, nesterov=True)
       return optax.chain(optax.add_decayed_weights(own.weight_decay, decayed), descent) if decayed else descent
 

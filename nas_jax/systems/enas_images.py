@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, ClassVar
 
 import jax
 import optax
@@ -10,6 +11,7 @@ import optax
 from nas_jax import config, search, space
 from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.config import field
+from nas_jax.controller import PENALTIES
 from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
 from nas_jax.search import weight_sharing
@@ -42,9 +44,23 @@ class Config(classifier.Config, weight_sharing.Config):
     above=0.0,
   )
   clip: float = field(5.0, 'norm to which the gradient of the shared weights is clipped', above=0.0)
-  weight_decay: float = field(2.5e-4, 'L2 regularization of all kernels, whether a child uses them or not', low=0.0)
+  weight_decay: float = field(
+    5e-4,
+    'L2 regularization: this times the shared weights, whether a child uses them or not, is added to the gradient. The '
+    "code of Pham et al. (2018) adds 2.5e-4 times the weights' squares to the loss in macro search and 1e-4 in micro "
+    'search, which is twice that in the gradient',
+    low=0.0,
+  )
+  decay_norms: bool = field(
+    True, 'apply weight_decay to batch norm and biases too, as the code of Pham et al. (2018), and not to kernels alone'
+  )
+  decay_before_clip: bool = field(
+    True, 'add weight_decay to the gradient before it is clipped, as the code of Pham et al. (2018), and not after'
+  )
   epsilon: float = field(1e-5, 'added to the variance in batch norm', above=0.0)
   reward_power: float = field(1.0, 'the reward is the validation accuracy to this power', above=0.0)
+
+  added: ClassVar[dict[str, Any]] = {'decay_norms': False, 'decay_before_clip': False}  # see `config.with_added`
 
 
 @dataclasses.dataclass
@@ -54,9 +70,13 @@ class MacroConfig(Config):
   layers: int = field(12, 'layers of a network, L', low=1)
   operations: tuple[str, ...] = field(space.enas.MACRO_OPERATIONS, 'operations to choose from for each layer')
   skip_weight: float = field(
-    0.8,
-    'weight in the loss of the KL divergence of skip probabilities from skip_target, summed over the tokens',
-    low=0.0,
+    0.8, 'weight in the loss of the KL divergence of skip probabilities from skip_target, in nats', low=0.0
+  )
+  skip_penalty: str = field(
+    'mean',
+    "what skip_weight multiplies: the 'mean' over layers of the divergence of a layer's skips, as in the code of Pham "
+    "et al. (2018), or the 'sum' over layers",
+    choices=PENALTIES,
   )
 
 
@@ -68,34 +88,53 @@ class MicroConfig(Config):
   cells: int = field(6, 'normal cells of a network; two reduction cells come in between', low=1)
   operations: tuple[str, ...] = field(space.enas.MICRO_OPERATIONS, 'operations to choose from in each block')
   drop_path: float = field(
-    0.6, 'share of images for which drop path lets an operation of the last cell act in training', above=0.0, high=1.0
+    1.0,
+    'share of images for which drop path lets an operation of the last cell act in training; 1 for no drop path, as in '
+    'the searches of Pham et al. (2018)',
+    above=0.0,
+    high=1.0,
   )
+
+
+# The paper says 0.1 for the weight of the entropy, but not of which entropy. With the entropy of a whole token sequence
+# this outweighs rewards from 0 to 1, and the controller learns nothing. The weight is that of the released scripts.
+_PAPER: dict[str, Any] = enas.PAPER | {
+  'dataset': 'cifar10',
+  'whiten': 'channel',
+  'pad': 4,
+  'flip': True,
+  'schedule': 'restarts',
+  'entropy_weight': 1e-4,
+}
 
 
 def paper_macro() -> MacroConfig:
   """CIFAR-10 as in Sec. 3.2, 310 passes. Not run here at this size."""
-  return MacroConfig(
-    dataset='cifar10', pad=4, flip=True, batch=128, passes=310, schedule='restarts', norm='moving', entropy_weight=0.1,
-    **enas.PAPER,
-  )  # fmt: skip
+  return MacroConfig(batch=128, passes=310, norm='moving', **_PAPER)
 
 
 def paper_micro() -> MicroConfig:
   """CIFAR-10 as in Sec. 3.2, 150 passes, without the paper's auxiliary classifier. Not run here at this size."""
-  return MicroConfig(
-    dataset='cifar10', pad=4, flip=True, batch=160, passes=150, schedule='restarts', filters=20, weight_decay=1e-4,
-    entropy_weight=0.1, **enas.PAPER,
-  )  # fmt: skip
+  return MicroConfig(batch=160, passes=150, filters=20, weight_decay=2e-4, **_PAPER)
 
 
-_COSINE: dict[str, Any] = {'schedule': 'cosine', 'lr_end': 0.0}
+# For short searches. The weight decay, unlike that of the paper, is of kernels alone and not part of what is clipped:
+# the results in docs/results.md were measured so.
+_SHORT: dict[str, Any] = enas.SHORT | {
+  'schedule': 'cosine',
+  'lr_end': 0.0,
+  'weight_decay': 2.5e-4,
+  'decay_norms': False,
+  'decay_before_clip': False,
+}
+_SHORT_MACRO: dict[str, Any] = _SHORT | {'skip_weight': 0.1, 'skip_penalty': 'sum'}
 
 
 def small_macro() -> MacroConfig:
   """CIFAR-10 at 16 x 16, a fifth of the images: about an hour on two cores."""
   return MacroConfig(
     layers=6, filters=16, dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=64, passes=20,
-    controller_updates=50, skip_weight=0.1, score_batch=250, **_COSINE, **enas.SHORT,
+    controller_updates=50, score_batch=250, **_SHORT_MACRO,
   )  # fmt: skip
 
 
@@ -103,23 +142,23 @@ def small_micro() -> MicroConfig:
   """The search for cells on the same images, in about the same time."""
   return MicroConfig(
     blocks=3, cells=3, filters=8, dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=64, passes=20,
-    controller_updates=50, drop_path=1.0, score_batch=250, **_COSINE, **enas.SHORT,
+    controller_updates=50, score_batch=250, **_SHORT,
   )  # fmt: skip
 
 
 def demo_macro() -> MacroConfig:
   """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
   return MacroConfig(
-    layers=4, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, skip_weight=0.1, lr=0.1,
-    score_batch=90, **_COSINE, **enas.SHORT,
+    layers=4, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, lr=0.1, score_batch=90,
+    **_SHORT_MACRO,
   )  # fmt: skip
 
 
 def demo_micro() -> MicroConfig:
   """The search for cells on the same images."""
   return MicroConfig(
-    blocks=2, cells=2, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, drop_path=1.0, lr=0.1,
-    score_batch=90, **_COSINE, **enas.SHORT,
+    blocks=2, cells=2, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, lr=0.1, score_batch=90,
+    **_SHORT,
   )  # fmt: skip
 
 
@@ -198,11 +237,12 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
   def optimizer(steps: int) -> Callable[[PyTree], optax.GradientTransformation]:
     """Makes the optimizer of the shared weights, or of the weights of a network trained by itself."""
     rate = schedules.rate(cfg.schedule, cfg.lr, steps, setup.pass_steps, cfg.decay_epoch, cfg.lr_decay, cfg.lr_end)
-    made = optax.chain(
-      optax.clip_by_global_norm(cfg.clip),
-      optax.add_decayed_weights(cfg.weight_decay, mask=enas_layers.decayed),
-      optax.sgd(rate, momentum=cfg.momentum, nesterov=True),
+    clip = optax.clip_by_global_norm(cfg.clip)
+    decay = optax.add_decayed_weights(
+      cfg.weight_decay, mask=functools.partial(enas_layers.decayed, norms=cfg.decay_norms)
     )
+    before = (decay, clip) if cfg.decay_before_clip else (clip, decay)
+    made = optax.chain(*before, optax.sgd(rate, momentum=cfg.momentum, nesterov=True))
     return lambda arch: made
 
   steps, size = cfg.pass_steps or setup.pass_steps, setup.inputs.score_batch

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any, ClassVar
 
 import jax
 from jax.sharding import Mesh
@@ -57,7 +58,12 @@ class Config:
   )
   clip: float = field(1.0, "norm to which a child's gradient is clipped", above=0.0)
   weight_decay: float = field(0.0, 'L2 regularization: this times the weights is added to the gradient', low=0.0)
+  decay_before_clip: bool = field(
+    False, 'add weight_decay to the gradient before it is clipped, as the code of Pham et al. (2018), and not after'
+  )
   score_batch: int = field(100, 'streams of text that are scored side by side in validation', low=1)
+
+  added: ClassVar[dict[str, Any]] = {'decay_before_clip': False}  # see `config.with_added`
 
 
 @dataclasses.dataclass
@@ -154,7 +160,8 @@ def optimizer(
     decay = [optax.add_decayed_weights(cfg.weight_decay)] if cfg.weight_decay else []
     rate = schedules.rate(cfg.schedule, hyperparameters.lr, steps, epoch, hyperparameters.decay_epoch, cfg.lr_decay)
     step = optax.adam(rate) if cfg.optimizer == 'adam' else optax.sgd(rate)
-    return optax.chain(*scale, optax.clip_by_global_norm(cfg.clip), *decay, step)
+    clip = [optax.clip_by_global_norm(cfg.clip)]
+    return optax.chain(*scale, *(decay + clip if cfg.decay_before_clip else clip + decay), step)
 
   return make
 

@@ -129,6 +129,7 @@ def training(
   final: bool,
   mesh: Mesh | None,
   decayed: Callable[[PyTree], PyTree] | None = None,
+  least: float = 0.0,
 ) -> full_training.Task:
   """A network of a static architecture, to be trained for `epochs` passes over the images.
 
@@ -147,11 +148,12 @@ def training(
     final: whether the network will be tested, and not compared with others.
     mesh: the devices to train on, all of them by default.
     decayed: as in `classifier.set_up`.
+    least: as in `classifier.set_up`.
   """
   train, everything = images.train, final and cfg.train_on_all
   if everything:
     train = images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
-  setup = classifier.set_up(cfg, images, train, images.valid, images.test, decayed=decayed)
+  setup = classifier.set_up(cfg, images, train, images.valid, images.test, decayed=decayed, least=least)
   data, test = setup.data
   own = child_lib.bind_arch(network, lambda hyperparameters: conv.ChildSpec(arch, hyperparameters))
   programs = classifier.fitter(setup, own, lambda hyperparameters: hyperparameters, epochs * setup.pass_steps, mesh)

@@ -19,18 +19,22 @@ def rate(
   decay: float = 0.5,
   least: float = 0.0,
 ) -> float | Array | Callable[[Array], float | Array]:
-  """What optax takes as a learning rate.
+  """Returns a learning rate as optax takes it: a number, or a function of the step.
 
   Args:
-    schedule: 'cosine' to `least` over all steps; 'epochs': times `decay` after each epoch from `decay_epoch` on;
-      'twice': times `decay` once `decay_epoch` epochs are over and again after half as many more, as 150 and 225 of
-      300; 'restarts': cosines to `least`, the first over `decay_epoch` epochs, each next one twice as long.
-    lr: at the start; this, `steps` and `decay_epoch` may be arrays.
-    steps: of the whole training.
-    epoch: steps of a pass over the data.
-    decay_epoch: epochs at the rate of the start.
-    decay: a factor.
-    least: the rate at the end of a cosine.
+    schedule: one of SCHEDULES. 'constant' stays at `lr`. 'cosine' falls from `lr` to `least` over the whole training.
+      'epochs' is multiplied by `decay` after each epoch from `decay_epoch` on. 'twice' is multiplied by `decay` after
+      `decay_epoch` epochs, and again after 1.5 times as many. 'restarts' falls from `lr` to `least` over
+      `decay_epoch` epochs and starts again at `lr`; each fall takes twice as long as the one before.
+    lr: the rate of the first step, a number or an array.
+    steps: training steps in all, a number or an array.
+    epoch: training steps in a pass over the data.
+    decay_epoch: epochs until the rate first decays, or of the first fall of 'restarts'; a number or an array.
+    decay: the factor of 'epochs' and 'twice'.
+    least: the least rate of 'cosine' and 'restarts'.
+
+  Raises:
+    ValueError: there is no such schedule.
   """
   if schedule == 'constant':
     return lr
@@ -46,9 +50,8 @@ def rate(
     first = epoch * decay_epoch
 
     def turn(step: Array) -> Array:
-      number = jnp.floor(
-        jnp.log2(step / first + 1.0)
-      )  # how many cosines are over: they took 2^number - 1 times the first
+      # The cosines that are over took 2^number - 1 times as long as the first.
+      number = jnp.floor(jnp.log2(step / first + 1.0))
       done = (step / first + 1.0) / 2.0**number - 1.0
       return least + 0.5 * (lr - least) * (1.0 + jnp.cos(jnp.pi * done))
 

@@ -289,6 +289,23 @@ def test_scored_images_are_filled_up_to_whole_batches():
   np.testing.assert_array_equal(np.sort(one.orders, axis=1), np.tile(np.arange(7), (image_batches.ORDERS, 1)))
 
 
+def test_channels_are_standardized_by_the_training_images():
+  """As in Pham et al. (2018): mean and deviation are of all training pixels of a channel, whatever is scored."""
+  images = RNG.integers(0, 256, (50, 4, 3, 3)).astype(np.uint8) // np.array([1, 2, 4], np.uint8)
+  images[..., 2] = 7  # this channel does not vary
+  train, scored = Split(images, np.zeros(50, np.int32)), Split(images[:9] // 2, np.zeros(9, np.int32))
+  (data,) = image_batches.lay_out(train, [scored], 9, 'channel')
+  mean, deviation = images.mean((0, 1, 2)), images.std((0, 1, 2))
+  np.testing.assert_allclose(data.images[..., :2].mean((0, 1, 2)), 0, atol=1e-5)
+  np.testing.assert_allclose(data.images[..., :2].std((0, 1, 2)), 1, rtol=1e-5)
+  wanted = (images[:9] // 2 - mean)[..., :2] / deviation[:2]
+  np.testing.assert_allclose(data.valid_images[..., :2], wanted, rtol=1e-4, atol=1e-5)
+  assert not np.asarray(data.images[..., 2]).any() and np.isfinite(data.valid_images).all()
+  # Images keep their differences in brightness, and what is whitened beforehand is used as it is.
+  assert image_batches.whitened(data.images) is data.images
+  assert np.asarray(data.images).mean((1, 2, 3)).std() > 0.05
+
+
 def test_zca_decorrelates_the_training_images():
   sources = RNG.normal(size=(4000, 12))
   mixed = sources @ RNG.normal(size=(12, 12)) * 8 + 128

@@ -18,7 +18,7 @@ from nas_jax import config
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
 from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
-from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell, retrain_conv, table
+from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell, retrain_conv, retrain_enas, table
 
 
 def leave(monkeypatch, capsys, caplog, launcher, *args):
@@ -280,6 +280,30 @@ def test_a_workdir_with_fields_that_were_removed_since_is_resumed(tmp_path, cfg)
   path.write_text(json.dumps(config.as_json(conv.smoke())))
   with pytest.raises(ValueError, match=r'block \(1 -> 3\)'):
     workdirs.open_config(str(tmp_path), dataclasses.replace(conv.smoke(), block=3))
+
+
+@pytest.mark.parametrize('cfg', [enas_images.demo_macro(), enas_images.small_micro(), cell.demo(), retrain_enas.demo()])
+def test_a_workdir_without_fields_that_were_added_since_is_resumed(tmp_path, cfg):
+  """If the config has the values by which the program worked before there was a choice."""
+  new = ('skip_penalty', 'decay_norms', 'decay_before_clip', 'lr_min')
+  saved = {name: value for name, value in config.as_json(cfg).items() if name not in new}
+  assert len(saved) < len(config.as_json(cfg))
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  assert workdirs.open_config(str(tmp_path), cfg) == cfg and config.from_json(type(cfg), saved) == cfg
+
+
+def test_a_workdir_without_fields_that_were_added_since_is_refused_if_they_matter(tmp_path):
+  """It is never continued by other rules; the message names the fields and what they were."""
+  cfg = enas_images.paper_macro()
+  new = {'skip_penalty': 'sum', 'decay_norms': False, 'decay_before_clip': False}
+  saved = {name: value for name, value in config.as_json(cfg).items() if name not in new}
+  (tmp_path / 'config.json').write_text(json.dumps(saved))
+  with pytest.raises(ValueError, match=r'skip_penalty \(sum -> mean\)') as error:
+    workdirs.open_config(str(tmp_path), cfg)
+  for name in ('decay_norms', 'decay_before_clip'):
+    assert f'{name} (False -> True)' in str(error.value)
+  old = dataclasses.replace(cfg, **new)
+  assert workdirs.open_config(str(tmp_path), old) == old
 
 
 @pytest.mark.parametrize(

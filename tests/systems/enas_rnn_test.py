@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import testing
 
@@ -16,8 +17,8 @@ from nas_jax import published, space
 from nas_jax.datasets import image_batches, text_batches
 from nas_jax.datasets import text as text_lib
 from nas_jax.search import journal
-from nas_jax.systems import classifier, enas_images, enas_rnn
-from nas_jax.training import evaluators
+from nas_jax.systems import classifier, enas_images, enas_rnn, retrain_cell
+from nas_jax.training import evaluators, schedules
 from nas_jax.types import Batch
 
 IMAGES, TEXT = testing.pictures(), testing.text()
@@ -83,6 +84,74 @@ def test_a_wrong_flag_is_one_line(monkeypatch, tmp_path, flags, words):
     enas_search.prepare(['enas_search', f'--workdir={tmp_path}/run', *preset, *flags])
   assert all(word in str(error.value) for word in words), error.value
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('norms', [True, False])
+@pytest.mark.parametrize('first', [True, False])
+def test_weight_decay_of_shared_weights(norms, first):
+  """As in the released code, lambda times the sum of all squares is part of the loss whose gradient is clipped.
+
+  So where the loss has no gradient and momentum is fresh, a step of Nesterov is 1.9 times the rate along 2 lambda w.
+  """
+  lamb, clip, lr = 0.05, 0.3, 0.5
+  cfg = testing.macro_config(
+    weight_decay=2 * lamb, decay_norms=norms, decay_before_clip=first, clip=clip, lr=lr, schedule='constant'
+  )
+  params = {'stem': {'kernel': jnp.array([3.0, 4.0]), 'scale': jnp.array([2.0]), 'shift': jnp.array([1.0])}}
+  optimizer = enas_images.make_problem(cfg, IMAGES).optimizer(1)(())
+  found, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+  whole = jax.grad(lambda params: lamb * sum((leaf**2).sum() for leaf in jax.tree.leaves(params)))(params)
+  if not norms:
+    whole['stem'] |= {'scale': jnp.zeros(1), 'shift': jnp.zeros(1)}
+  norm = optax.tree.norm(whole)
+  assert norm > clip
+  scale = clip / norm if first else 1.0
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, -lr * 1.9 * scale * b, rtol=1e-5), found, whole)
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_weight_decay_of_recurrent_cells(first):
+  cfg = testing.rnn_config(optimizer='sgd', schedule='constant', lr=1.0, clip=0.5, weight_decay=0.1)
+  cfg = dataclasses.replace(cfg, decay_before_clip=first)
+  optimizer = enas_rnn.make_problem(cfg, TEXT).optimizer(1)(())
+  weights, grads = jnp.array([30.0, 40.0]), jnp.array([0.3, 0.0])
+  found, _ = optimizer.update(grads, optimizer.init(weights), weights)
+  wanted = grads + 0.1 * weights
+  np.testing.assert_allclose(found, -(0.5 * wanted / jnp.linalg.norm(wanted) if first else wanted), rtol=1e-5)
+
+
+def test_the_papers_presets_have_the_numbers_of_the_released_code():
+  """Of scripts/*.sh of that code, where L2 is lambda times the sum of squares and dropout is a share that is kept."""
+  macro, micro, code = enas_images.paper_macro(), enas_images.paper_micro(), enas_rnn.code()
+  for cfg, lamb in ((macro, 2.5e-4), (micro, 1e-4)):
+    assert cfg.entropy_weight == 1e-4 and cfg.weight_decay == pytest.approx(2 * lamb)
+    assert cfg.decay_norms and cfg.decay_before_clip and cfg.whiten == 'channel'
+  assert (macro.skip_weight, macro.skip_target, macro.skip_penalty) == (0.8, 0.4, 'mean')
+  for preset in enas_images.MICRO_PRESETS.values():  # the code has drop path in the final network alone
+    assert preset().drop_path == 1.0
+  assert (code.controller_updates, code.m, code.batch, code.hidden, code.passes) == (100, 10, 20, 720, 100)
+  assert (code.lr, code.lr_decay, code.clip, code.bptt) == (0.25, 0.95, 10.0, 35)
+  rates = code.dropout_embedding, code.dropout_input, code.dropout_recurrent, code.dropout_output
+  assert rates == (1 - 0.75, 1 - 0.25, 1 - 0.75, 1 - 0.25)
+  # Its rate is 0.25 * 0.95^max(0, epoch - 12), with epochs counted from 0.
+  rate = schedules.rate(code.schedule, code.lr, 100 * 7, 7, code.decay_epoch, code.lr_decay)
+  found = [float(rate(7 * epoch)) for epoch in range(20)]
+  np.testing.assert_allclose(found, [0.25 * 0.95 ** max(0, epoch - 12) for epoch in range(20)], rtol=1e-6)
+
+
+def test_the_loss_of_recurrent_cells_is_summed_over_time_as_in_their_retraining():
+  """At one rate and clipping norm, a mean would make steps of small gradients 35 times smaller."""
+  final = retrain_cell.enas()
+  for cfg in (enas_rnn.paper(), enas_rnn.code()):
+    assert cfg.sum_over_time and cfg.bptt == final.bptt == 35
+  assert (enas_rnn.paper().lr, enas_rnn.paper().clip) == (final.lr[0], final.clip) and final.sum_over_time
+  text = text_lib.Text(*(np.arange(9_000, dtype=np.int32) % 7 for _ in range(3)), tuple('abcdefg'), 'none')
+  cfg = dataclasses.replace(enas_rnn.paper(), hidden=4, weight_decay=0.0, schedule='constant')
+  steps = []
+  for one in (cfg, dataclasses.replace(cfg, sum_over_time=False)):
+    optimizer = enas_rnn.make_problem(one, text).optimizer(1)(())
+    steps.append(optimizer.update(jnp.array([1e-3]), optimizer.init(jnp.ones(1)), jnp.ones(1))[0])
+  np.testing.assert_allclose(steps[0], 35 * steps[1], rtol=1e-5)
 
 
 def test_a_minibatch_is_a_part_of_the_validation_split():

@@ -9,7 +9,7 @@ import testing
 from nas_jax import published, space
 from nas_jax.children import enas_layers
 from nas_jax.systems import retrain, retrain_conv, retrain_enas
-from nas_jax.training import fit, full_training
+from nas_jax.training import fit, full_training, schedules
 
 IMAGES = testing.pictures()
 MACRO = space.MacroArch((5, 4, 5), (1, 0, 1))
@@ -54,10 +54,40 @@ def test_the_optimizer_decays_kernels_and_the_classifier(task):
     np.testing.assert_allclose(two[1] - two[0], -0.05 * 0.1 * 1.9 * one[0] * kernel, atol=1e-6)
 
 
+def test_weight_decay_may_act_on_batch_norm_too():
+  params = {'stem': enas_layers.capacity(3, 1, 2, True), 'softmax': np.zeros(3), 'softmax_bias': np.zeros(3)}
+  assert all(jax.tree.leaves(enas_layers.decayed(params, norms=True)))
+  task = retrain_enas.task(config(decay_norms=True), IMAGES, MACRO, '4', 3, mesh=fit.child_mesh(jax.devices()[:1]))
+  points = retrain_conv.hyperparameters([retrain_conv.Point(0.05, 1.0, decay, 1e-3) for decay in (0.0, 0.1)])
+  keys = jnp.repeat(jax.random.split(jax.random.key(0), 1), 2)
+  progress, archs, keys = full_training.start(task, points, keys, 1)
+  first = jax.tree.map(np.asarray, progress.states.params)
+  after = task.programs.chunk(task.data, jnp.asarray(1), progress.states, archs, keys).params
+  for one, two in zip(*map(jax.tree.leaves, (first, after)), strict=True):
+    np.testing.assert_allclose(two[1] - two[0], -0.05 * 0.1 * 1.9 * one[0], atol=1e-6)
+
+
+def test_cosines_end_at_lr_min(monkeypatch):
+  """In the released code at 0.0001 for networks of cells and at 0.001 for whole networks."""
+  assert (retrain_enas.paper().lr_min, retrain_enas.paper_macro().lr_min) == (1e-4, 1e-3)
+  asked = []
+  rate = schedules.rate
+  monkeypatch.setattr(schedules, 'rate', lambda *args: asked.append(args) or rate(*args))
+  cfg = config(schedule='cosine', lr_min=0.001, lr=(0.05,))
+  task = retrain_enas.task(cfg, IMAGES, MACRO, '4', 2, mesh=fit.child_mesh(jax.devices()[:1]))
+  points = retrain_conv.hyperparameters(retrain.grid(retrain_conv.Point, cfg))
+  fit.shapes(task.programs, points, jax.random.split(jax.random.key(0), 1))
+  (schedule, _, steps, *more), *_ = asked
+  found = rate(schedule, 0.05, steps, *more)
+  assert float(found(0)) == pytest.approx(0.05) and float(found(steps)) == pytest.approx(0.001)
+
+
 @pytest.mark.parametrize('preset', retrain_enas.PRESETS)
 def test_presets_are_sound(preset):
   cfg = retrain_enas.PRESETS[preset]()
   retrain_enas.check(cfg)
+  if preset in ('paper', 'paper_macro'):  # lambda is 2e-4 in both scripts, times the sum of squares
+    assert cfg.weight_decay == (4e-4,) and cfg.decay_norms and cfg.whiten == 'channel'
   for arch in (MACRO, published.ENAS_MICRO):
     retrain_enas.validate(cfg, IMAGES, arch)
 

@@ -5,7 +5,7 @@ The gradient of J(theta) = E[R] is estimated by (1/m) sum_k sum_t grad log P(a_t
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import chex
 import jax
@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from nas_jax.config import field
-from nas_jax.controller import Controller, divergence, lstm_controller, policy_summary
+from nas_jax.controller import PENALTIES, Controller, divergence, lstm_controller, policy_summary
 from nas_jax.search.algorithms import baseline as baseline_lib
 from nas_jax.search.algorithms.base import Algorithm, Credit, map_sequences
 from nas_jax.space import Space
@@ -53,8 +53,16 @@ class Config(baseline_lib.Config):
     0.4, 'probability of a link that skip_weight draws towards; 0.4 in Pham et al. (2018)', above=0.0, high=0.99
   )
   skip_weight: float = field(
-    0.0, 'weight of the KL divergence of all links from skip_target; 0.8 in Pham et al. (2018)', low=0.0
+    0.0, 'weight of the KL divergence of links from skip_target; 0.8 in Pham et al. (2018)', low=0.0
   )
+  skip_penalty: str = field(
+    'sum',
+    "what skip_weight multiplies: the 'sum' of the divergences of all links, or the 'mean' over the layers that have "
+    "links of each layer's sum, as in the code of Pham et al. (2018)",
+    choices=PENALTIES,
+  )
+
+  added: ClassVar[dict[str, Any]] = {'skip_penalty': 'sum'}  # see `config.with_added`
 
 
 class State(NamedTuple):
@@ -87,7 +95,7 @@ def build(space: Space, cfg: Config) -> Algorithm:
       if cfg.entropy_weight:
         total -= cfg.entropy_weight * score.entropy.sum(1).mean()
       if cfg.skip_weight:
-        apart = jax.vmap(lambda odds: divergence(space, odds, cfg.skip_target))(score.probabilities)
+        apart = jax.vmap(lambda odds: divergence(space, odds, cfg.skip_target, cfg.skip_penalty))(score.probabilities)
         total += cfg.skip_weight * apart.mean()
       return total
 

@@ -157,6 +157,17 @@ def test_links_are_drawn_to_their_target():
   np.testing.assert_allclose(odds(), 0.2, atol=0.05)
 
 
+def test_the_penalty_of_links_is_the_sum_or_the_mean_over_layers():
+  """Where all children earn the same, the gradient is that of the penalty alone: two layers have links."""
+  made, grads = enas_macro_space(3, ('conv 3', 'max pool 3')), {}
+  for penalty in ('sum', 'mean'):
+    s = search.ask_tell(made, testing.search_config(m=4, skip_weight=0.8, skip_penalty=penalty))
+    state = s.init(jax.random.key(0))
+    grads[penalty] = s.gradient(state, s.ask(state), Outcome(jnp.ones(4)))
+  assert optax.tree.norm(grads['sum']) > 0
+  chex.assert_trees_all_close(grads['sum'], jax.tree.map(lambda x: 2 * x, grads['mean']), rtol=1e-4, atol=1e-7)
+
+
 def test_a_planted_reward_is_learned():
   state, reward = planted_reward.run(3, 50, controller_lr=5e-3)
   assert reward[:, 0].mean() == pytest.approx(0.357, abs=0.08)
