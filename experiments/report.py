@@ -109,6 +109,7 @@ def read(workdir: str) -> page.Report:
     views=[view for view in views if view[1]],
     remembered=_remembered(os.path.join(workdir, 'replay.json'), made),
     shared=system.alone is None,
+    converged=_converged(workdir, system),
   )
 
 
@@ -164,6 +165,12 @@ def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlatio
   training, longer = system.length(cfg), system.length(system.alone.scale_budget(cfg, 5))
   between = f'two seeds, {found["children"]} children', f'{training} and {longer}, half of them'
   return [page.Correlation(between[0], found['seeds'], 0.7), page.Correlation(between[1], found['budget'], 0.5)]
+
+
+def _converged(workdir: str, system: System) -> Mapping[str, Any] | None:
+  """Returns the table of the final choice, None where none has been made."""
+  path = os.path.join(workdir, 'final', 'result.json')
+  return {**_retrained(path), 'metric': system.retrain.metric} if os.path.exists(path) else None
 
 
 def _retrained(path: str) -> Mapping[str, Any]:

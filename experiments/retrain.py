@@ -145,29 +145,105 @@ def run(
   path, setting = os.path.join(results, 'result.json'), system.retrain.setting(cfg, data)
   rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
   for name, arch in archs.items():
-    digest = hashlib.sha256(repr(arch).encode()).hexdigest()[:8]
-    folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
-    os.makedirs(folder, exist_ok=True)
-    found = retrain_arch(system.retrain, cfg, data, name, arch, folder, check)
+    found = retrain_arch(system.retrain, cfg, data, name, arch, _folder(results, name, arch), check)
     rows = [row for row in rows if row['name'] != name] + found
     workdirs.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
   print(f'\n{table(rows, system)}\n{setting}')
 
 
+def choose(
+  system: System,
+  cfg: retrain.Config,
+  data: Any,
+  groups: Mapping[str, Mapping[str, retrain.Arch]],
+  results: str,
+  check: launch.Check = lambda: None,
+) -> dict[str, Any]:
+  """Trains the grid of every architecture, and then retrains the best of each group by validation.
+
+  Args:
+    system: of the architectures.
+    cfg: of its recipe.
+    data: as the system's `load` returns it.
+    groups: architectures by name, for each group; an empty group gives no row.
+    results: the folder of results. What stands there is not trained again.
+    check: raises `Stopped` if the process was asked to end.
+
+  Returns:
+    What result.json then holds: the `rows` of those that were chosen, in the order of groups, their `setting`, and of
+    each group the `candidates`, names and best validation losses in the grid.
+  """
+  rows, candidates = list[dict[str, Any]](), dict[str, dict[str, float]]()
+  first: dict[str, str] = {}  # the name under which an architecture is trained, which several groups may hold
+
+  def folder(name: str, arch: retrain.Arch) -> str:
+    return _folder(results, first.setdefault(repr(arch), name), arch)
+
+  for group, archs in groups.items():
+    candidates[group] = {
+      name: train_grid(system.retrain, cfg, data, name, arch, folder(name, arch), check)[1]
+      for name, arch in archs.items()
+    }
+  for group, archs in groups.items():
+    if archs:
+      name = min(archs, key=candidates[group].__getitem__)
+      rows += retrain_arch(system.retrain, cfg, data, name, archs[name], folder(name, archs[name]), check)
+  result = {'rows': rows, 'setting': system.retrain.setting(cfg, data), 'candidates': candidates}
+  workdirs.write(os.path.join(results, 'result.json'), json.dumps(result) + '\n')
+  return result
+
+
+def _folder(results: str, name: str, arch: retrain.Arch) -> str:
+  """Makes the folder of the trainings of an architecture, if need be, and returns its path."""
+  digest = hashlib.sha256(repr(arch).encode()).hexdigest()[:8]
+  folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
+  os.makedirs(folder, exist_ok=True)
+  return folder
+
+
+def candidates(result: Mapping[str, Any], system: System) -> str:
+  """Says among which architectures `choose` chose, for each group of more than one."""
+  found = [
+    f'{name}: ' + ', '.join(f'{who.removeprefix(name).strip()} {rankings.word(loss)}' for who, loss in losses.items())
+    for name, losses in result['candidates'].items()
+    if len(losses) > 1
+  ]
+  return f'validation {system.retrain.metric} of the candidates; ' + '; '.join(found) if found else ''
+
+
 def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
-  """The results as a table; 'bits' is the mean of log2 of the test perplexity, the bits for each token."""
+  """The results as a table, means and standard deviations over trainings.
+
+  Its 'bits' are the mean of log2 of the test perplexity, the bits for each token.
+  """
   metric = system.retrain.metric
   header = [system.noun, 'size', 'weights', f'validation {metric}', f'test {metric}', 'trainings', 'settings']
   lines = []
   for row in rows:
-    valid = float(np.mean(row['valid'])) if row['valid'] else float('nan')
-    scores = [valid, float(np.mean(row['test']))]
+    scores = [rankings.spread(row['valid']), rankings.spread(row['test'])]
     lines.append([row['name'], row['size'], row['parameters'], *scores, row['repeats'], row['settings']])
     if metric == 'perplexity':
       lines[-1].insert(5, float(np.mean(np.log2(row['test']))))
   if metric == 'perplexity':
     header.insert(5, 'bits')
   return rankings.table(header, lines)
+
+
+def train_grid(
+  recipe: retrain.Recipe,
+  cfg: retrain.Config,
+  data: Any,
+  name: str,
+  arch: retrain.Arch,
+  folder: str,
+  check: launch.Check,
+) -> tuple[Any, float]:
+  """Trains all points of the grid at the first size; returns the best point by validation, and its loss there."""
+  points, size = retrain.grid(recipe.point, cfg), recipe.sizes(cfg)[0]
+  stage = Stage(f'{name}: grid', size, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
+  found = _train_once(recipe, cfg, data, arch, f'grid at {size}', stage, folder, check)
+  lowest = int(np.argmin(found['valid']))
+  return points[lowest], found['valid'][lowest]
 
 
 class Stage(NamedTuple):
@@ -190,34 +266,42 @@ def retrain_arch(
   folder: str,
   check: launch.Check,
 ) -> list[dict[str, Any]]:
-  """Trains the grid at the first size, then the best point of it at every size.
+  """Trains the grid at the first size if it has several points, then the best point of it at every size.
 
   What is trained stands in trainings.json of the folder, and is not trained again.
 
   Returns:
     A row of result.json for each size.
   """
-  path, points, sizes = os.path.join(folder, 'trainings.json'), retrain.grid(recipe.point, cfg), recipe.sizes(cfg)
+  points, sizes = retrain.grid(recipe.point, cfg), recipe.sizes(cfg)
   best, validated = points[0], list[float]()
-
-  def trained(key: str, stage: Stage) -> dict[str, Any]:
-    measures = {key: lambda: train_stage(recipe, cfg, data, arch, stage, folder, check)}
-    return workdirs.cached_each(path, measures)[key]
-
   if len(points) > 1:
-    stage = Stage(f'{name}: grid', sizes[0], cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
-    found = trained(f'grid at {sizes[0]}', stage)
-    lowest = int(np.argmin(found['valid']))
-    best, validated = points[lowest], [found['valid'][lowest]]
+    best, loss = train_grid(recipe, cfg, data, name, arch, folder, check)
+    validated = [loss]
   rows, settings = [], recipe.describe(best)
   for size in sizes:
     stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True)
     row = {'name': name, 'settings': settings, 'epochs': cfg.epochs, 'repeats': cfg.repeats}
-    row |= trained(f'{size}, {settings}', stage)
+    row |= _train_once(recipe, cfg, data, arch, f'{size}, {settings}', stage, folder, check)
     # A training on the validation images too has no score there: the grid's stands for it, at the size of the grid.
     row.setdefault('valid', validated if size == sizes[0] else [])
     rows.append(row)
   return rows
+
+
+def _train_once(
+  recipe: retrain.Recipe,
+  cfg: retrain.Config,
+  data: Any,
+  arch: retrain.Arch,
+  key: str,
+  stage: Stage,
+  folder: str,
+  check: launch.Check,
+) -> dict[str, Any]:
+  """Returns the entry `key` of trainings.json in the folder; on the first time it is trained."""
+  measures = {key: lambda: train_stage(recipe, cfg, data, arch, stage, folder, check)}
+  return workdirs.cached_each(os.path.join(folder, 'trainings.json'), measures)[key]
 
 
 def train_stage(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import workdirs
+from experiments.common import final_choice, workdirs
 from experiments.common.stages import Found, Run, Stages, Summary
 from experiments.common.systems import FromScratch
 from nas_jax import draw, space
@@ -102,6 +102,7 @@ def summary(run: Run, alone: FromScratch, train: Evaluate, found: Mapping[str, F
     rankings.standings(records, scores, made, key, lower),
     f'top 5 and 15: mean over different {system.noun}s; short budgets favour fast learners',
     in_common(run, found[cfg.algorithm]),
+    final_choice.run(run, found),
   )
 
 

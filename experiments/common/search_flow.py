@@ -8,7 +8,7 @@ from absl import flags
 import jax
 
 from experiments import report as report_page
-from experiments.common import from_scratch, launch, recovery_files, run_search, weight_sharing, workdirs
+from experiments.common import final_choice, from_scratch, launch, recovery_files, run_search, weight_sharing, workdirs
 from experiments.common.stages import Found, Run, Stages
 from experiments.common.systems import Arch, Config, Data, System, check_workdir
 from nas_jax.report import rankings
@@ -56,6 +56,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax()
   problem = system.make_problem(cfg, data)
+  final_choice.of(system, cfg, data)  # raises ValueError if it cannot be made
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
   facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
@@ -130,10 +131,10 @@ def run(
     folder = os.path.join(workdir, 'control')
     workdirs.open_config(folder, control)
     found['random'] = _one(begun, stages, control, folder)
-  best, scores, rows, note, rest = stages.summary(found)
+  best, scores, rows, note, rest, converged = stages.summary(found)
   table = rankings.table((scores, *rankings.HEADER), rows)
   facts = f'{cfg.dataset}, sha256 {data.sha256[:12]}; seed {cfg.seed}; {note}'
-  summary = '\n'.join([best, '', table, facts, *([said] if said else []), rest])
+  summary = '\n'.join([*([converged] if converged else []), best, '', table, facts, *([said] if said else []), rest])
   workdirs.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
   report_page.write(workdir, report_page.make(workdir))

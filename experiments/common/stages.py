@@ -37,11 +37,12 @@ class Found(NamedTuple):
 class Summary(NamedTuple):
   """What a search and its random-search baseline found, in words."""
 
-  best: str  # the best architecture
+  best: str  # the best architecture by the scores of the search
   scores: str  # head of the table's first column: what its scores are
   rows: Sequence[Sequence[Any]]  # of the table, whose other heads are `rankings.HEADER`
   note: str  # how to read the table
   rest: str  # what follows
+  converged: str = ''  # how the best did that were trained to convergence; '' if none were
 
 
 class Stages(NamedTuple):

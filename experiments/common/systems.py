@@ -24,7 +24,7 @@ from nas_jax.systems import (
   retrain_conv,
   retrain_enas,
 )
-from nas_jax.systems.retrain import Recipe
+from nas_jax.systems.retrain import FinalChoice, Recipe
 from nas_jax.training import evaluators
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
@@ -43,6 +43,7 @@ class FromScratch(NamedTuple):
   scale_budget: Callable[[Config, int], Config]  # (cfg, times) -> cfg of children trained so many times as long
   why_unsupported: Callable[[Config, Arch], str]  # why no child program of the config can train it; '' if one can
   references: Callable[[Config, Data, Evaluate, Recovery], Mapping[str, evaluators.Known]]  # by the search's evaluator
+  final: Callable[[Config, Data], FinalChoice] | None = None  # how the best are trained to the end; None for not at all
 
 
 class System(NamedTuple):
@@ -79,7 +80,9 @@ CELL = System(
   lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
   cell.length,
   retrain_cell.RECIPE,
-  FromScratch(evaluators.build, search.build, cell.scale_budget, cell.why_unsupported, cell.references),
+  FromScratch(
+    evaluators.build, search.build, cell.scale_budget, cell.why_unsupported, cell.references, cell.final_choice
+  ),
 )
 CONV = System(
   'conv_search',

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nas_jax.report import charts, probabilities
-from nas_jax.report.rankings import word
+from nas_jax.report.rankings import spread, word
 from nas_jax.report.style import STYLE
 from nas_jax.search.journal import Record
 from nas_jax.space import Slot
@@ -74,11 +74,13 @@ class Report(NamedTuple):
   views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # what children have in common: its name, rows
   remembered: str = ''  # an <svg> of the replay tree
   shared: bool = False  # whether children share weights
+  converged: Mapping[str, Any] | None = None  # as one of `retrained`, with its 'metric': the best, trained to the end
 
 
 def render(report: Report) -> str:
   """The whole page. The same report gives the same bytes."""
   sections = (
+    _section('Trained to convergence', _converged(report)),
     _section('How the search went', _course(report)),
     _section('What the controller came to prefer', _preferences(report)),
     _section('Is the reward a signal?', _reliability(report)),
@@ -99,7 +101,15 @@ def render(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-  """What was found, in one sentence."""
+  """What was found, in one sentence: after training to convergence if that has been done, else by the search."""
+  if not (report.converged and report.converged['rows']):
+    return in_the_search(report)
+  scores = [f'{spread(row["test"])} for {row["name"]}' for row in report.converged['rows']]
+  return f'Trained to convergence: a test {report.converged["metric"]} of {", ".join(scores)}.'
+
+
+def in_the_search(report: Report) -> str:
+  """What the search found by its own scores, in one sentence."""
   if not report.runs or not report.runs[0].records:
     return 'No child has been trained yet.'
   own, *others = report.runs
@@ -119,7 +129,7 @@ def headline(report: Report) -> str:
 
 def _lede(report: Report) -> list[str]:
   """How far it is, and when the search passed its control."""
-  words = []
+  words = [in_the_search(report)] if report.converged and report.converged['rows'] else []
   for run in report.runs:
     if len(run.records) < report.budget:
       of = f'{len(run.records)} of {_children(report.budget)}'
@@ -237,12 +247,18 @@ def _winners(winners: Sequence[Winner]) -> str:
   return f'<div class="winners">{"".join(map(card, winners))}</div>' if winners else ''
 
 
-def _retrained(result: Mapping[str, Any]) -> str:
-  def spread(values: Sequence[float]) -> str:
-    if not values:
-      return '-'
-    return f'{np.mean(values):.3f}' + (f' ± {np.std(values, ddof=1):.3f}' if len(values) > 1 else '')
+def _converged(report: Report) -> str:
+  if not report.converged:
+    return ''
+  note = (
+    'Each was the best by validation of several candidates, trained in the same way. The scores in the rest of this '
+    'page are those of the short trainings in the search, which favour what learns fast: they differ from these, and '
+    'their order may too.'
+  )
+  return f'{_retrained(report.converged)}<p class="note">{_e(note)}</p>'
 
+
+def _retrained(result: Mapping[str, Any]) -> str:
   header = ('', 'size', 'parameters', 'epochs', 'trainings', 'validation', 'test')
   rows = []
   for row in result['rows']:

@@ -139,6 +139,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
   return '\n'.join(join(line).rstrip() for line in lines)
 
 
+def spread(values: Sequence[float]) -> str:
+  """Returns mean and standard deviation of some scores as '3.294 ± 0.012'; without the latter if there is only one."""
+  if not values:
+    return '-'
+  return word(float(np.mean(values))) + (f' ± {word(float(np.std(values, ddof=1)))}' if len(values) > 1 else '')
+
+
 def word(cell: object) -> str:
   """What a table says of a cell: floats with three digits, NaN as a dash."""
   if isinstance(cell, float):

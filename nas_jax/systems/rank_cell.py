@@ -64,10 +64,7 @@ def demo() -> Config:
 
 def small() -> Config:
   """Words of Penn Treebank, one layer of width 64, SGD."""
-  return _extended(
-    retrain_cell.zaremba_small(), sizes=('64',), layers=1, epochs=3, lr=(0.3, 1.0, 3.0), schedule='cosine',
-    score_batch=100, repeats=2, budgets=(200, 800, 2000), search_preset='small',
-  )  # fmt: skip
+  return _extended(retrain_cell.small(), budgets=(200, 800, 2000), search_preset='small')
 
 
 def smoke() -> Config:

@@ -26,6 +26,15 @@ class Config:
 
 
 Arch = Any  # a static architecture, or the name of a standard one that has no tokens, such as 'LSTM'
+
+
+class FinalChoice(NamedTuple):
+  """How the best children of a search are compared by training them to the end, beside known architectures."""
+
+  cfg: Config  # of the recipe of the system that was searched with
+  references: Mapping[str, Arch]
+
+
 Cfg = TypeVar('Cfg', bound=Config)
 Data = TypeVar('Data')
 Point = TypeVar('Point', bound=tuple[Any, ...])

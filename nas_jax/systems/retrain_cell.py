@@ -98,6 +98,19 @@ def demo() -> Config:
   )  # fmt: skip
 
 
+def small() -> Config:
+  """Words of Penn Treebank, one layer of width 64, SGD as in Zaremba et al. (2014), annealed over three epochs."""
+  return dataclasses.replace(
+    zaremba_small(), sizes=('64',), layers=1, epochs=3, lr=(0.3, 1.0, 3.0), schedule='cosine', score_batch=100,
+    repeats=2,
+  )  # fmt: skip
+
+
+def final() -> Config:
+  """The recipe by which a demo search of cells chooses in the end: that of `demo`, each rate tried to the end."""
+  return dataclasses.replace(demo(), lr=(0.006, 0.01), dropout=('0',), grid_epochs=0)
+
+
 def smoke() -> Config:
   """Seconds: does everything run?"""
   return Config(sizes=('8', '12'), batch=400, bptt=100, epochs=2, lr=(0.01, 0.02), grid_epochs=1, test_batch=20)
@@ -108,7 +121,9 @@ PRESETS = {
   'zaremba_medium': zaremba_medium,
   'enas': enas,
   'char': char,
+  'small': small,
   'demo': demo,
+  'final': final,
   'smoke': smoke,
 }
 
@@ -195,6 +210,12 @@ def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
   return hidden
 
 
+def weights(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
+  """Returns the number of weights of a network of this size. Raises ValueError as `width`."""
+  hidden, (cell, form) = width(cfg, text, arch, size), _cell(arch)
+  return language.weights(language.build(cfg, text, cell, hidden), form)
+
+
 def task(
   cfg: Config, text: text_lib.Text, arch: Arch, size: str, epochs: int, final: bool = False, mesh: Mesh | None = None
 ) -> full_training.Task:
@@ -211,8 +232,9 @@ def task(
   epoch = len(data.train)
   programs = language.fitter(cfg, data, own, lambda hyperparameters: hyperparameters, epochs * epoch, epoch, mesh)
   test = data._replace(valid=text_batches.windows(text.test, cfg.test_batch, cfg.bptt))
-  weights = language.weights(network, form)
-  return full_training.Task(str(hidden), weights, programs, data, test, lambda scores: scores['perplexity'])
+  return full_training.Task(
+    str(hidden), language.weights(network, form), programs, data, test, lambda scores: scores['perplexity']
+  )
 
 
 def _cell(arch: Arch) -> tuple[language_model.Cell, TreeArch | RnnArch]:

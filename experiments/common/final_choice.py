@@ -1,0 +1,78 @@
+"""The final choice of a search: its best children are trained to convergence, and the best of them is compared.
+
+The short training of children does not tell the best few of them apart, so they are trained by the recipe of `retrain`
+and one is chosen by its validation score. The same is done for the random-search baseline. The two that are chosen are
+then trained again from new seeds, beside known architectures with as many weights.
+"""
+
+from collections.abc import Mapping
+import os
+
+from experiments import retrain
+from experiments.common import workdirs
+from experiments.common.stages import Found, Run
+from experiments.common.systems import Arch, Config, Data, System
+from nas_jax import draw
+from nas_jax.report import rankings
+from nas_jax.search import journal
+from nas_jax.systems.retrain import FinalChoice
+
+
+def of(system: System, cfg: Config, data: Data) -> FinalChoice | None:
+  """Returns how the final choice of a search is made, None if it makes none.
+
+  Raises:
+    ValueError: it cannot be made with this data; nothing has been compiled then.
+  """
+  if not (system.alone and system.alone.final and cfg.final_children):
+    return None
+  try:
+    return system.alone.final(cfg, data)
+  except ValueError as error:
+    raise ValueError(f'final_children (={cfg.final_children}): {error} Or leave it out: --final_children=0.') from None
+
+
+def run(run: Run, found: Mapping[str, Found]) -> str:
+  """Makes the final choice, or the rest of it, and returns it in words; '' if the search makes none.
+
+  The folder `final` of the workdir keeps every training, so that none is repeated.
+
+  The folder holds what a folder of results of `retrain` holds, and best.json with the child that was chosen.
+
+  Args:
+    run: the search.
+    found: the search and its random-search baseline, by the name of the algorithm.
+  """
+  system, choice = run.system, of(run.system, run.cfg, run.data)
+  if choice is None:
+    return ''
+  folder, made, key = os.path.join(run.workdir, 'final'), run.problem.space, run.system.metric
+  workdirs.open_config(folder, choice.cfg)
+  records: dict[str, journal.Record] = {}
+  groups: dict[str, Mapping[str, Arch]] = {}
+  for name, searched in found.items():
+    best = rankings.ranking(searched.records, made, key.key, key.lower)[: run.cfg.final_children]
+    named = {f'{name} child {record["id"]}': record for record in best}
+    groups[name] = {who: rankings.arch_of(made, record) for who, record in named.items()}
+    records |= named
+  groups |= {name: {name: arch} for name, arch in choice.references.items()}
+  result = retrain.choose(system, choice.cfg, run.data, groups, folder, run.recovery.check)
+  chosen = [row['name'] for row in result['rows'] if row['name'] in records]
+  own = [f'{who}:\n{draw.describe(rankings.arch_of(made, records[who]))}' for who in chosen[:1]]
+  if chosen:
+    workdirs.write(os.path.join(folder, 'best.json'), rankings.best_json(made, records[chosen[0]]))
+  return '\n'.join(
+    [
+      f'Trained to convergence, mean and standard deviation over {choice.cfg.repeats} trainings:',
+      '',
+      retrain.table(result['rows'], system),
+      result['setting'],
+      retrain.candidates(result, system),
+      *own,
+      '',
+      f'The scores that follow are those of the search itself, {system.length(run.cfg)} for each {system.noun}.',
+      f'So short a training favours {system.noun}s that learn fast: these scores differ from those above, and their order '
+      'may too.',
+      '',
+    ]
+  )
