@@ -71,8 +71,8 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
       *own,
       '',
       f'The scores that follow are those of the search itself, {system.length(run.cfg)} for each {system.noun}.',
-      f'So short a training favours {system.noun}s that learn fast: these scores differ from those above, and their order '
-      'may too.',
+      f'So short a training favours {system.noun}s that learn fast: these scores differ from those above, and so may '
+      'their order.',
       '',
     ]
   )
