@@ -46,8 +46,8 @@ class Config(language.Children, Limits, search.Config):
   reward_c: float = field(80.0, 'c of the reward, c / perplexity^2; 80 in Sec. 4.2', above=0.0)
   reward_limit: float = field(
     0.0,
-    'greatest reward, 0 for no limit; with reward_c=80 a limit of 2 is reached at perplexity 6.3, below which all '
-    'children earn the same, so raise it where children train for more than some hundred steps',
+    'greatest reward, 0 for no limit. With reward_c=80 a limit of 2 is reached at a perplexity of 6.3, and all better '
+    'children earn the same: raise it where children train for more than a few hundred steps',
     low=0.0,
   )
   max_children: int = field(500, 'children to train', low=1, budget=True, first=True)
@@ -134,7 +134,7 @@ def smoke() -> Config:
   """Seconds: does everything run?"""
   children = Config(m=2, base=2, controller_units=8, hidden=8, batch=4, bptt=8, steps=4)
   return dataclasses.replace(
-    children, max_children=8, reliability_children=8, yardstick_repeats=1, final_children=2, final_preset='smoke'
+    children, max_children=8, reliability_children=8, yardstick_repeats=1, final_children=1, final_preset='smoke'
   )
 
 

@@ -19,7 +19,14 @@ from nas_jax.search import journal
 
 ROOT = pathlib.Path(__file__).parents[2]
 # As long as it takes for signals to come in the middle; the same flags for all, so that compiled programs are shared.
-FLAGS = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardstick_repeats=0', '--steps_per_call=2')
+FLAGS = (
+  '--preset=smoke',
+  '--nocontrol',
+  '--reliability_children=0',
+  '--yardstick_repeats=0',
+  '--final_children=0',
+  '--steps_per_call=2',
+)
 
 
 @pytest.fixture(scope='module')
