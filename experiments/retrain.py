@@ -97,7 +97,7 @@ def system_of(source: str) -> System:
 
 
 def agreed(systems: Mapping[str, System]) -> System:
-  """The first system, by what is of it; the others must have the same recipe, so that one table can hold them all."""
+  """Returns the system of all sources. Raises ValueError if two of them are retrained by different recipes."""
   (first, chosen), *others = systems.items()
   for source, system in others:
     if system.retrain is not chosen.retrain:
@@ -141,7 +141,7 @@ def run(
   results: str,
   check: launch.Check = lambda: None,
 ) -> None:
-  """Retrains one architecture after the other and prints the table of all that the folder of results then holds."""
+  """Retrains architectures one by one, and prints the table of all that the folder of results holds then."""
   path, setting = os.path.join(results, 'result.json'), system.retrain.setting(cfg, data)
   rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
   for name, arch in archs.items():
@@ -313,11 +313,11 @@ def train_stage(
   folder: str,
   check: launch.Check,
 ) -> dict[str, Any]:
-  """Trains all points of a stage to the end. A stage that was cut off goes on after its last whole epoch.
+  """Trains all points of a stage to the end. A stage that was cut off continues after its last whole epoch.
 
   Returns:
-    The entry of trainings.json: the loss of each training on validation after each epoch, the least of these if the
-    weights of that epoch are kept, and the loss on the test split if the stage is final.
+    The entry of trainings.json: 'curve', the validation loss of each training after each epoch; 'valid', the least of
+    these, if the weights of that epoch are kept; 'test', the loss on the test split, if the stage is final.
   """
   task = recipe.task(cfg, data, arch, stage.size, stage.epochs, stage.final)
   m, begun = len(stage.points), time.perf_counter()

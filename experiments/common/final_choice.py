@@ -57,7 +57,7 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
     records |= named
   groups |= {name: {name: arch} for name, arch in choice.references.items()}
   result = retrain.choose(system, choice.cfg, run.data, groups, folder, run.recovery.check)
-  chosen = [row['name'] for row in result['rows'] if row['name'] in records]
+  chosen = [row['name'] for row in result['rows'] if row['name'] in groups[run.cfg.algorithm]]
   own = [f'{who}:\n{draw.describe(rankings.arch_of(made, records[who]))}' for who in chosen[:1]]
   if chosen:
     workdirs.write(os.path.join(folder, 'best.json'), rankings.best_json(made, records[chosen[0]]))

@@ -1,4 +1,4 @@
-"""Which short training of children ranks cells as training to the end does: the trainings that tell.
+"""The trainings that show which short training of children ranks cells as a full training does.
 
 A search trains its children briefly and ranks cells by that; what it finds is then trained to the end by another recipe
 (`retrain_cell`). Here the same cells are trained in both ways, and `candidates` says how each short way scores them.
@@ -91,7 +91,7 @@ def check(cfg: Config) -> None:
 
 
 class Recipe(NamedTuple):
-  """A way to train cells, but for what is different from training to training."""
+  """A way to train cells: all that its trainings have in common, and the settings to try."""
 
   cfg: language.Config
   hidden: int  # width of the cells
@@ -100,7 +100,7 @@ class Recipe(NamedTuple):
 
 
 def recipe(cfg: Config, name: str, text: text_lib.Text, arch: TreeArch) -> Recipe:
-  """A recipe by its name; `arch` is any of the cells, for the width that a number of weights means."""
+  """Returns a recipe by its name. `arch` is any of the cells: a size given as a number of weights needs one."""
   if name == FINAL:
     points = retrain.grid(retrain_cell.Point, cfg)
     hidden = retrain_cell.width(cfg, text, arch, cfg.sizes[0])
@@ -122,7 +122,7 @@ class Job(NamedTuple):
 
 
 class Training(NamedTuple):
-  """What the trainer calls the arch of a child."""
+  """What a child of these programs takes as its architecture."""
 
   arch: TreeArch
   hyperparameters: language_model.Hyperparameters
@@ -130,7 +130,7 @@ class Training(NamedTuple):
 
 
 class Programs(NamedTuple):
-  """All that trains cells by one recipe."""
+  """The compiled programs and the data that train cells by one recipe."""
 
   recipe: Recipe
   fitter: fit.Fit
@@ -237,7 +237,7 @@ def child_jobs(cfg: Config, name: str, made: Programs, cells: Cells) -> list[Job
 
 
 def repeat_jobs(cfg: Config, made: Programs, cells: Cells, done: Mapping[Job, Line]) -> list[Job]:
-  """Further full trainings of each cell by the settings that were best for it in the grid, if any did not fail."""
+  """Full trainings from new seeds by the settings that were best in the grid; none of a cell that always failed."""
   grid = _scores(grid_jobs(cfg, made, cells), done)
   best = grid.argmin(0)
   return [
