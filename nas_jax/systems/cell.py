@@ -106,6 +106,7 @@ def paper() -> Config:
     clip=5.0,
     score_batch=20,
     max_children=15_000,  # Sec. 4.2
+    final_preset='zaremba_medium',
   )
 
 

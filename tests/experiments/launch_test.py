@@ -380,7 +380,7 @@ def test_help_is_grouped_and_shows_what_fits_and_what_presets_have(capsys, monke
   assert list(shown) == list(usage.GROUPS)
   assert list(shown[usage.FIRST])[:4] == ['preset', 'workdir', 'data_dir', 'control']
   assert shown[usage.FIRST]['preset'].endswith('(one of demo, paper, small, smoke) [demo]')
-  assert shown[usage.CHILDREN]['optimizer'].endswith('(one of adam, sgd) [paper: sgd; small, demo, smoke: adam]')
+  assert shown[usage.CHILDREN]['optimizer'].endswith('(one of adam, sgd) [paper, small: sgd; demo, smoke: adam]')
   assert shown[usage.CHILDREN]['tied'].endswith('[false]')
   assert shown[usage.CONTROLLER]['baseline_decay'].endswith('(at least 0 and at most 1) [0.95]')
   assert shown[usage.LIMITS]['child_starts'].endswith('(at least 0) [3]')
