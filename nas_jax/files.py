@@ -11,7 +11,7 @@ Schema = Any  # see `mismatch`
 
 
 class Unusable(ValueError):
-  """A folder holds results that this command must not go on with. Nothing of the folder has been changed."""
+  """A folder holds results that this command cannot go on with."""
 
 
 def write(path: str, content: str | bytes) -> None:

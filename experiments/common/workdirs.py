@@ -165,12 +165,12 @@ def peek(path: str) -> Any:
   """Returns the JSON value in a file as `read` does, but moves nothing.
 
   Raises:
-    ValueError: the file is damaged; the message names it.
+    files.Unusable: the file is damaged; the message names it.
   """
   try:
     return files.read(path, schemas.of(path))
   except (OSError, ValueError) as error:
-    raise ValueError(f'{path} cannot be read ({error}): restore or remove it.') from None
+    raise files.Unusable(f'{path} cannot be read ({error}): restore or remove it.') from None
 
 
 def cached(path: str, measure: Callable[[], Any]) -> Any:
