@@ -123,7 +123,7 @@ def _caveat(system: System, training: str) -> str:
 def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
   found = journal.read(os.path.join(folder, 'children.jsonl'), schema=journal.child_of(made))
   records = [found[number] for number in sorted(found)]
-  updates = journal.read(os.path.join(folder, 'updates.jsonl'), by='step')
+  updates = journal.read(os.path.join(folder, 'updates.jsonl'), by='step', schema=journal.update_of(made))
   key, lower = system.metric.key, system.metric.lower
   best, top = (rankings.progress(records, made, key, lower, k) for k in (1, 5))
   return page.Run(name, records, best, top, [updates[step] for step in sorted(updates)])

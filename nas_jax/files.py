@@ -15,7 +15,12 @@ class Unusable(ValueError):
 
 
 def write(path: str, content: str | bytes) -> None:
-  """Writes a file whole or not at all. A link at `path`, or at the temporary file beside it, is not followed."""
+  """Writes a file whole or not at all.
+
+  A link at `path`, or at the temporary file beside it, is not followed; a folder at `path` is moved to `damaged`.
+  """
+  if os.path.isdir(path) and not os.path.islink(path):
+    set_aside(path, os.path.join(os.path.dirname(path), 'damaged'))
   part = path + '.part'
   remove(part)
   with open(part, 'xb') as file:

@@ -9,6 +9,7 @@ import numpy as np
 
 from nas_jax import search
 from nas_jax.search import journal
+from nas_jax.space import Space
 
 SAMPLES = 64  # token sequences that the controller's entropy and probabilities are means over
 POINTS = 100  # its probabilities are written about this many times in a run
@@ -29,7 +30,7 @@ def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple
     done: how many it has trained.
   """
   write = journal.writer(os.path.join(workdir, 'updates.jsonl'))
-  show_children, show_updates, close = events(workdir)
+  show_children, show_updates, close = events(workdir, s.space)
   # A key of its own: nothing here is seen by the search.
   keys, looked = jax.random.split(jax.random.key(0), SAMPLES), done * POINTS // children
 
@@ -51,16 +52,21 @@ def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple
 Show = Callable[[list[journal.Record]], None]
 
 
-def events(workdir: str) -> tuple[Show, Show, Callable[[], None]]:
+def events(workdir: str, made: Space) -> tuple[Show, Show, Callable[[], None]]:
   """Returns functions that write scalars for TensorBoard to `workdir`/events: for children, for updates, and to close.
 
   The x axis is the number of children so far. The first call writes all that children.jsonl and updates.jsonl hold,
   later calls what is new. So an interrupted search loses no point, and its new file tells TensorBoard to forget those
   of the old one.
+
+  Args:
+    workdir: the folder.
+    made: the space of the children.
   """
   writer: Any = None
   folder, shown = os.path.join(workdir, 'events'), set[tuple[str, int]]()
-  by, files = {'child': 'id', 'update': 'step'}, {'child': 'children.jsonl', 'update': 'updates.jsonl'}
+  by, names = {'child': 'id', 'update': 'step'}, {'child': 'children.jsonl', 'update': 'updates.jsonl'}
+  schemas = {'child': journal.child_of(made), 'update': journal.update_of(made)}
 
   def add(kind: str, lines: Iterable[journal.Record]) -> None:
     for line in lines:
@@ -79,8 +85,8 @@ def events(workdir: str) -> tuple[Show, Show, Callable[[], None]]:
         from tensorboardX import SummaryWriter  # a third of a second, so not on import
 
         writer = SummaryWriter(folder, purge_step=0 if os.path.isdir(folder) else None, flush_secs=5)
-        for each, file in files.items():
-          add(each, journal.read(os.path.join(workdir, file), by[each]).values())
+        for each, name in names.items():
+          add(each, journal.read(os.path.join(workdir, name), by[each], schemas[each]).values())
       add(kind, lines)
 
     return call

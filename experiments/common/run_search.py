@@ -58,7 +58,7 @@ def run(
   """
   path, checkpoints = os.path.join(folder, 'children.jsonl'), os.path.join(folder, 'checkpoints')
   os.makedirs(folder, exist_ok=True)
-  known = _known(path, s)
+  known = workdirs.read_children(path, s.space)
   state = _restored(checkpoints, s, seed, known)
   lost = _missing(s, state, known)
   if lost:  # only where children share weights: their scores cannot be had without repeating the whole search
@@ -105,14 +105,6 @@ def run(
       close()
   found = journal.read(path, schema=journal.child_of(s.space))
   return [found[number] for number in sorted(found) if number < s.spent(state)]
-
-
-def _known(path: str, s: search.Search) -> dict[int, journal.Record]:
-  """Returns the children in the journal. Damaged lines are moved aside with a warning."""
-  fits, aside = journal.child_of(s.space), os.path.join(os.path.dirname(path), 'damaged')
-  if count := journal.drop_damaged_lines(path, aside, fits):
-    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}; their children are trained again.', stacklevel=3)
-  return journal.read(path, schema=fits)
 
 
 def _missing(s: search.Search, state: search.SearchState, known: Mapping[int, journal.Record]) -> list[int]:

@@ -130,7 +130,7 @@ def train_alone(run: Run) -> list[journal.Record]:
   once = evaluators.random_batch(problem.space, key, cfg.rank_children)
   batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), once._replace(depth=None, extra=()))
   batch = batch._replace(ids=jnp.arange(count), keys=jax.random.split(jax.random.fold_in(key, 1), count))
-  known, write = journal.read(path, schema=journal.child_of(problem.space)), journal.writer(path)
+  known, write = workdirs.read_children(path, problem.space), journal.writer(path)
   known = {number: line for number, line in known.items() if problem.metric in line}
   train = functools.cache(lambda: evaluators.build(problem, recovery=run.recovery))
   for start in range(0, count, cfg.m):

@@ -15,6 +15,8 @@ import jax
 from experiments.common import schemas
 from nas_jax import config, files
 from nas_jax.files import write
+from nas_jax.search import journal
+from nas_jax.space import Space
 
 # No space, no quota, or a file too large: the same command goes on once there is space.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -171,6 +173,14 @@ def peek(path: str) -> Any:
     return files.read(path, schemas.of(path))
   except (OSError, ValueError) as error:
     raise files.Unusable(f'{path} cannot be read ({error}): restore or remove it.') from None
+
+
+def read_children(path: str, made: Space) -> dict[int, journal.Record]:
+  """Returns the children of a space in a journal, by id. Damaged lines are moved aside with a warning."""
+  fits, aside = journal.child_of(made), os.path.join(os.path.dirname(path), 'damaged')
+  if count := journal.drop_damaged_lines(path, aside, fits):
+    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}; their children are trained again.', stacklevel=3)
+  return journal.read(path, schema=fits)
 
 
 def cached(path: str, measure: Callable[[], Any]) -> Any:

@@ -52,6 +52,20 @@ def child_of(space: Space) -> Callable[[Record], bool]:
   return fits
 
 
+def update_of(space: Space) -> Callable[[Record], bool]:
+  """Returns the schema of an update of a search in a space: it has a probability for each label of each slot."""
+  widths = [slot.width for slot in space.slots]
+
+  def fits(record: Record) -> bool:
+    return (
+      not files.mismatch(record, UPDATE)
+      and [len(row) for row in record.get('probabilities', [])] in (widths, [])
+      and all(value is None or is_number(value) for name, value in record.items() if name != 'probabilities')
+    )
+
+  return fits
+
+
 _NO_METRICS = ('tokens', 'failed')
 
 
