@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -273,8 +274,8 @@ def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path,
       raise KeyboardInterrupt  # the process ends here
     shutil.rmtree(path, ignore_errors=True)
 
-  monkeypatch.setattr(retrain_launcher, 'train_stage', stage)
-  monkeypatch.setattr(launcher.files, 'remove', remove)
+  monkeypatch.setattr(launcher, 'train_stage', stage)
+  monkeypatch.setattr(launcher, 'files', types.SimpleNamespace(remove=remove))
   cfg = testing.retrain_config(lr=(0.1, 0.2))
 
   def run():
