@@ -1,6 +1,7 @@
 """Launchers: flags from configs, workdirs, and one clear line for whatever is wrong."""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import pytest
 from experiments import cell_search, conv_search, enas_search, table_search
 from experiments import retrain as retrain_launcher
 from experiments.common import launch, systems, usage, workdirs
-from nas_jax import config
+from nas_jax import config, files
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
 from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
@@ -421,3 +422,49 @@ def test_an_int_is_a_float_but_a_bool_is_no_int():
     config.check(cell.Config(m=True))
   with pytest.raises(ValueError, match='combine'):
     config.check(cell.Config(combine='add'))
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'words'),
+  [
+    (KeyboardInterrupt(), 130, 'stopped by SIGINT'),
+    (OSError(errno.EBUSY, 'Device or resource busy'), 2, 'a file cannot be used'),
+  ],
+)
+def test_what_ends_it_in_start_up_is_one_line(monkeypatch, capsys, error, code, words):
+  def prepare(argv):
+    raise error
+
+  with pytest.raises(SystemExit) as left:
+    launch.main(prepare)
+  said = capsys.readouterr().err
+  assert left.value.code == code and words in said and said.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  ('error', 'code'),
+  [
+    (files.Unusable('other results'), 2),
+    (OSError(errno.ESTALE, 'Stale file handle'), 74),
+    (OSError(errno.ENOSPC, 'No space left on device'), 74),
+  ],
+)
+def test_what_ends_the_work_is_one_line(monkeypatch, capsys, error, code):
+  def work(check):
+    raise error
+
+  monkeypatch.setattr(os, '_exit', sys.exit)
+  with pytest.raises(SystemExit) as left:
+    launch.main(lambda argv: work)
+  said = capsys.readouterr().err
+  assert left.value.code == code and said.count('\n') == 1 and str(error.args[-1]) in said
+
+
+def test_a_full_disk_is_no_wrong_flag(monkeypatch, capsys):
+  def prepare(argv):
+    raise OSError(errno.ENOSPC, 'No space left on device', 'config.json.part')
+
+  monkeypatch.setattr(os, '_exit', sys.exit)
+  with pytest.raises(SystemExit) as left:
+    launch.main(prepare)
+  assert left.value.code == 74 and 'config.json.part cannot be written' in capsys.readouterr().err

@@ -141,15 +141,6 @@ def test_streams_that_nobody_reads_end_no_search(cell_search, tmp_path, unbroken
   assert (tmp_path / 'run' / 'report.html').exists() and earned(tmp_path / 'run') == earned(unbroken)
 
 
-def test_interrupted_in_start_up_it_says_so(cell_search, tmp_path):
-  process = cell_search()
-  until(lambda: '/libjax' in pathlib.Path(f'/proc/{process.pid}/maps').read_text(), process)
-  time.sleep(2.0)
-  process.send_signal(signal.SIGINT)
-  _, said = ends(process, 130)
-  assert 'stopped by SIGINT' in said
-
-
 def test_one_process_a_workdir(cell_search, tmp_path):
   first = cell_search('--steps=2000000')
   until((tmp_path / 'run' / 'started.jsonl').exists, first)
