@@ -212,9 +212,9 @@ def test_other_architectures_given_to_retrain(refuse, tmp_path):
   assert 'conv.json' in refuse(retrain_launcher, '--preset=smoke', f'--arch={path}', f'--results={tmp_path}/run')
   # A search with fewer sound cells than asked for.
   cell_space = tree_cell_space(2)
-  record = {'id': 0, 'tokens': [0] * cell_space.length, 'reward': 1.0, 'perplexity': 9.0, 'failed': None}
+  record = {'id': 0, 'tokens': [0] * cell_space.length, 'reward': 1.0, 'perplexity': 9.0, 'failed': None, 'seconds': 1}
   (tmp_path / 'best.json').write_text(rankings.best_json(cell_space, record))
-  (tmp_path / 'children.jsonl').write_text(json.dumps(record))
+  (tmp_path / 'children.jsonl').write_text(json.dumps(record) + '\n')
   args = ('--preset=smoke', f'--workdir={tmp_path}', f'--results={tmp_path}/run')
   assert 'only 1 different' in refuse(retrain_launcher, *args, '--top=2')
   retrain_launcher.prepare(['retrain', *args])

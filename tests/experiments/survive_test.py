@@ -179,7 +179,7 @@ def test_a_full_disk_ends_it_in_one_line_and_it_resumes(cell_search, tmp_path, u
   resource.prlimit(cut.pid, resource.RLIMIT_FSIZE, (room, room))
   _, said = ends(cut, 74)
   assert 'cannot be written' in said and said.endswith('once that is mended the same command goes on.')
-  full = cell_search('--max_children=20', preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+  full = cell_search('--max_children=20', preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)))
   _, said = ends(full, 74)
   assert 'cannot be written' in said and 'None' not in said
   assert lines(tmp_path / 'run') < 20
