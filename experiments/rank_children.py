@@ -22,14 +22,24 @@ import numpy as np
 from experiments import retrain
 from experiments.common import launch, workdirs
 from experiments.common.systems import CELL
-from nas_jax import published, space
+from nas_jax import files, published, space
+from nas_jax.files import is_count, is_number
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal
 from nas_jax.systems import cell, rank_cell
 from nas_jax.systems.rank_cell import FINAL, Cells, Config, Job, Line, Programs
 from nas_jax.training import evaluators
 
-NEED = (*Job._fields, 'perplexity', 'curve', 'failed')  # entries of a line
+TRAINING: files.Schema = {
+  'recipe': str,
+  'cell': str,
+  'point': str,
+  'steps': is_count,
+  'training': is_count,
+  'perplexity': (is_number, None),
+  'curve': [(is_number, None)],
+  'failed': object,
+}  # of a line of trainings.jsonl
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -121,12 +131,9 @@ def gather(cfg: Config, values: flags.FlagValues) -> Cells:
 
 def read(path: str) -> dict[Job, Line]:
   """The trainings that are done."""
-  if count := journal.drop_damaged_lines(path, os.path.join(os.path.dirname(path), 'damaged'), NEED):
+  if count := journal.drop_damaged_lines(path, os.path.join(os.path.dirname(path), 'damaged'), TRAINING):
     print(f'{path}: {count} damaged lines moved aside.')
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding='utf-8') as file:
-    lines = [json.loads(line) for line in file]
+  lines = journal.read_lines(path, TRAINING)
   return {Job(*(line[name] for name in Job._fields)): line for line in lines}
 
 

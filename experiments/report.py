@@ -8,7 +8,6 @@ Examples:
 from collections.abc import Mapping, Sequence
 import functools
 import glob
-import json
 import os
 from typing import Any
 
@@ -71,10 +70,10 @@ def write(workdir: str, text: str) -> None:
 
 def read(workdir: str) -> page.Report:
   """What a workdir holds, as the page says it. Raises ValueError, naming the file, on what is damaged or missing."""
-  saved = _json(os.path.join(workdir, 'config.json'))
+  saved = workdirs.peek(os.path.join(workdir, 'config.json'))
   if saved is None:
     raise ValueError(f'workdir (={workdir!r}) holds no search: there is no config.json in it. Name one that does.')
-  origin = _json(os.path.join(workdir, 'origin.json')) or {}
+  origin = workdirs.peek(os.path.join(workdir, 'origin.json')) or {}
   system = system_of(saved, origin)
   if system is None:
     raise ValueError(f'{workdir}/config.json is of no system known here: it has the fields {", ".join(saved)}.')
@@ -83,11 +82,11 @@ def read(workdir: str) -> page.Report:
   runs = {cfg.algorithm: _run(workdir, system, made, cfg.algorithm)}
   if os.path.isdir(control := os.path.join(workdir, 'control')):
     runs['random'] = _run(control, system, made, 'random')
-  known = _json(os.path.join(workdir, 'yardsticks.json')) or {}
+  known = workdirs.peek(os.path.join(workdir, 'yardsticks.json')) or {}
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = rankings.standings(records, known, made, system.metric.key, system.metric.lower)
   for name, folder in (cfg.algorithm, workdir), ('random', control):
-    rows += rankings.derived(name, _json(os.path.join(folder, 'derived.json')) or [], system.metric.key)
+    rows += rankings.derived(name, workdirs.peek(os.path.join(folder, 'derived.json')) or [], system.metric.key)
   training = system.length(cfg)
   children, (key, _, lower) = runs[cfg.algorithm].records, system.metric
   views = [(name, rankings.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
@@ -102,7 +101,7 @@ def read(workdir: str) -> page.Report:
     reliability=_reliability(workdir, system, cfg),
     winners=_winners(workdir, system, made, runs[cfg.algorithm].records),
     standings=((f'{system.metric.name}, {training}', *rankings.HEADER), rows),
-    retrained=[result for path in sorted(glob.glob(retrained)) if (result := _retrained(path))['rows']],
+    retrained=[result for path in sorted(glob.glob(retrained)) if (result := workdirs.peek(path))['rows']],
     facts=_facts(cfg, origin, made, runs),
     config=saved,
     caveat=_caveat(system, training),
@@ -123,9 +122,9 @@ def _caveat(system: System, training: str) -> str:
 
 
 def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
-  found = journal.read(os.path.join(folder, 'children.jsonl'))
+  found = journal.read(os.path.join(folder, 'children.jsonl'), schema=journal.child_of(made))
   records = [found[number] for number in sorted(found)]
-  updates = journal.read(os.path.join(folder, 'updates.jsonl'), by='step')
+  updates = journal.read(os.path.join(folder, 'updates.jsonl'), by='step', schema=journal.update_of(made))
   key, lower = system.metric.key, system.metric.lower
   best, top = (rankings.progress(records, made, key, lower, k) for k in (1, 5))
   return page.Run(name, records, best, top, [updates[step] for step in sorted(updates)])
@@ -133,7 +132,7 @@ def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
 
 def _winners(workdir: str, system: System, made: space.Space, records: Sequence[journal.Record]) -> list[page.Winner]:
   """The best three: of those derived after the search where weights are shared, else of all children."""
-  derived, winners = _json(os.path.join(workdir, 'derived.json')), []
+  derived, winners = workdirs.peek(os.path.join(workdir, 'derived.json')), []
   best = rankings.ranking(derived or records, made, system.metric.key, system.metric.lower)
   for place, record in enumerate(best[:3], 1):
     arch = rankings.arch_of(made, record)
@@ -152,14 +151,14 @@ def _remembered(path: str, made: space.Space) -> str:
 
 
 def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlation]:
-  if ranks := _json(os.path.join(workdir, 'ranks.json')):
+  if ranks := workdirs.peek(os.path.join(workdir, 'ranks.json')):
     alone = f'{ranks["passes"]} passes alone, {ranks["children"]} random ones (Kendall)'
     names = {'two seeds': f'two seeds of {alone}'}
     return [
       page.Correlation(names.get(name, f'weights shared by {name} and {alone}'), value)
       for name, value in ranks['kendall'].items()
     ]
-  found = _json(os.path.join(workdir, 'reliability.json'))
+  found = workdirs.peek(os.path.join(workdir, 'reliability.json'))
   if found is None or system.alone is None:
     return []
   training, longer = system.length(cfg), system.length(system.alone.scale_budget(cfg, 5))
@@ -170,18 +169,8 @@ def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlatio
 def _converged(workdir: str, system: System) -> Mapping[str, Any] | None:
   """Returns the table of the final choice, None where none has been made."""
   path = os.path.join(workdir, 'final', 'result.json')
-  return {**_retrained(path), 'metric': system.retrain.metric} if os.path.exists(path) else None
-
-
-def _retrained(path: str) -> Mapping[str, Any]:
-  result = _json(path)
-  try:
-    for row in result['rows']:
-      f'{row["name"]} {row["size"]} {row["epochs"]} {row["repeats"]} {row["parameters"]:,}'
-      sum(row['valid'] + row['test'], start=0.0)
-    return {'rows': result['rows'], 'setting': str(result['setting'])}
-  except (TypeError, KeyError, ValueError) as error:
-    raise ValueError(f'{path} is no result of a retraining ({error}): remove it, or retrain.') from None
+  result = workdirs.peek(path) if os.path.exists(path) else None
+  return {**result, 'metric': system.retrain.metric} if result and result['rows'] else None
 
 
 def _facts(
@@ -199,17 +188,6 @@ def _facts(
     ('training of children', f'{spent:.1f} minutes{both}'),
     ('devices', f'{origin.get("devices", unknown)}, jax {origin.get("jax", unknown)}'),
   ]
-
-
-def _json(path: str) -> Any:
-  """What the file holds, None if there is none. Raises ValueError, naming it, if it is damaged."""
-  try:
-    with open(path, encoding='utf-8') as file:
-      return json.load(file)
-  except FileNotFoundError:
-    return None
-  except (OSError, ValueError) as error:
-    raise ValueError(f'{path} cannot be read ({error}): restore or remove it.') from None
 
 
 if __name__ == '__main__':

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import hashlib
 import json
 import os
-import shutil
 import time
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from experiments import report as report_page
 from experiments.common import launch, workdirs
 from experiments.common.systems import SYSTEMS, System
-from nas_jax import space
+from nas_jax import files, space
 from nas_jax.report import rankings
 from nas_jax.search import journal
 from nas_jax.systems import retrain
@@ -123,9 +122,10 @@ def best_of(workdir: str, top: int, system: System) -> dict[str, retrain.Arch]:
   made = launch.read_file(os.path.join(workdir, 'best.json'), space.space_of)
   path, who = os.path.join(workdir, 'derived.json'), 'derived'
   if os.path.exists(path):
-    records = launch.read_file(path, json.loads)
+    records = workdirs.peek(path)
   else:
-    records, who = journal.read(os.path.join(workdir, 'children.jsonl')).values(), 'child'
+    path, who = os.path.join(workdir, 'children.jsonl'), 'child'
+    records = journal.read(path, schema=journal.child_of(made)).values()
   ranked = rankings.ranking(records, made, system.metric.key, system.metric.lower)
   if len(ranked) < top:
     found = f'only {len(ranked)} different {system.noun}s that trained'
@@ -221,7 +221,7 @@ def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
   lines = []
   for row in rows:
     scores = [rankings.spread(row['valid']), rankings.spread(row['test'])]
-    lines.append([row['name'], row['size'], row['parameters'], *scores, row['repeats'], row['settings']])
+    lines.append([row['name'], row['size'], row['parameters'], *scores, row['repeats'], row.get('settings', '')])
     if metric == 'perplexity':
       lines[-1].insert(5, float(np.mean(np.log2(row['test']))))
   if metric == 'perplexity':
@@ -300,8 +300,23 @@ def _train_once(
   check: launch.Check,
 ) -> dict[str, Any]:
   """Returns the entry `key` of trainings.json in the folder; on the first time it is trained."""
-  measures = {key: lambda: train_stage(recipe, cfg, data, arch, stage, folder, check)}
-  return workdirs.cached_each(os.path.join(folder, 'trainings.json'), measures)[key]
+  running = _running(folder, key)
+  measures = {key: lambda: train_stage(recipe, cfg, data, arch, stage, running, check)}
+  found = workdirs.cached_each(os.path.join(folder, 'trainings.json'), measures)[key]
+  files.remove(running)  # not before what it led to is written
+  return found
+
+
+def _running(folder: str, key: str) -> str:
+  """Returns the folder for the state of a stage under way, one for each entry of trainings.json.
+
+  Earlier versions had one for all, which held the state of the first stage that is not in trainings.json.
+  """
+  running = os.path.join(folder, 'running')
+  own = f'{running}-{hashlib.sha256(key.encode()).hexdigest()[:8]}'
+  if os.path.isdir(running) and key not in (workdirs.read(os.path.join(folder, 'trainings.json')) or {}):
+    os.replace(running, own)
+  return own
 
 
 def train_stage(
@@ -310,10 +325,12 @@ def train_stage(
   data: Any,
   arch: retrain.Arch,
   stage: Stage,
-  folder: str,
+  running: str,
   check: launch.Check,
 ) -> dict[str, Any]:
-  """Trains all points of a stage to the end. A stage that was cut off continues after its last whole epoch.
+  """Trains all points of a stage to the end.
+
+  After each epoch the state is saved in the folder `running`, and a stage that was cut off goes on from there.
 
   Returns:
     The entry of trainings.json: 'curve', the validation loss of each training after each epoch; 'valid', the least of
@@ -323,7 +340,6 @@ def train_stage(
   m, begun = len(stage.points), time.perf_counter()
   keys = jax.random.split(jax.random.key(stage.seed), m)
   progress, settings, keys = full_training.start(task, recipe.hyperparameters(stage.points), keys, stage.epochs)
-  running = os.path.join(folder, 'running')
   progress = checkpoint.restore(running, progress) or progress
   save, close = checkpoint.saver(running, keep=1)
   with tqdm(total=stage.epochs, initial=int(progress.done), desc=stage.name, unit='epoch') as bar:
@@ -344,7 +360,6 @@ def train_stage(
     found['valid'] = curve.min(0).tolist()
   if stage.final:
     found['test'] = full_training.score(task, progress, settings, m).tolist()
-  shutil.rmtree(running)
   return found | {'seconds': time.perf_counter() - begun}
 
 

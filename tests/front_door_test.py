@@ -115,7 +115,7 @@ def imports(path):
 
 # The folders and modules of nas_jax from the ground up: each may import its own floor and those below it.
 FLOORS = [
-  ('types', 'config', 'lazy', 'operations'),
+  ('types', 'config', 'files', 'lazy', 'operations'),
   ('space', 'published'),
   ('nn', 'datasets'),
   ('tree_cell', 'controller', 'training'),

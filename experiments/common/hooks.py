@@ -1,4 +1,4 @@
-"""What is noted of a search for people: updates.jsonl and TensorBoard events. The search reads neither."""
+"""Writes what people want to see of a search: updates.jsonl and TensorBoard events. The search reads neither."""
 
 from collections.abc import Callable, Iterable, Mapping
 import os
@@ -9,21 +9,28 @@ import numpy as np
 
 from nas_jax import search
 from nas_jax.search import journal
+from nas_jax.space import Space
 
-SAMPLES = 64  # strings that the controller's entropy and probabilities are means over
-POINTS = 100  # about as many times in a run its probabilities are noted
+SAMPLES = 64  # token sequences that the controller's entropy and probabilities are means over
+POINTS = 100  # its probabilities are written about this many times in a run
 
 
 def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple[search.Hook, Callable[[], None]]:
-  """A hook that notes `s` in `workdir`, and what closes its files; of its `children` so many are `done`.
+  """Returns a hook that writes down what a search does, and a function that closes its files.
 
   Each update becomes a line of updates.jsonl: step, children, mean reward, baseline, advantage (mean absolute),
-  gradient_norm, best reward, entropy (nats a string) and, about a hundred times in a run, `probabilities`: of each
-  slot's labels, given by the controller after the update. A resumed search writes some steps again: the last line of a
-  step counts.
+  gradient_norm, best reward, entropy (nats per token sequence) and, about a hundred times in a run, `probabilities`:
+  those of each slot's labels under the controller after the update. A resumed search writes some steps again; the last
+  line of a step counts.
+
+  Args:
+    workdir: the folder.
+    s: the search.
+    children: how many it will train.
+    done: how many it has trained.
   """
   write = journal.writer(os.path.join(workdir, 'updates.jsonl'))
-  show_children, show_updates, close = events(workdir)
+  show_children, show_updates, close = events(workdir, s.space)
   # A key of its own: nothing here is seen by the search.
   keys, looked = jax.random.split(jax.random.key(0), SAMPLES), done * POINTS // children
 
@@ -45,15 +52,21 @@ def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple
 Show = Callable[[list[journal.Record]], None]
 
 
-def events(workdir: str) -> tuple[Show, Show, Callable[[], None]]:
-  """(children(records), updates(lines), close()): scalars for TensorBoard in `workdir`/events, by children so far.
+def events(workdir: str, made: Space) -> tuple[Show, Show, Callable[[], None]]:
+  """Returns functions that write scalars for TensorBoard to `workdir`/events: for children, for updates, and to close.
 
-  The first call writes all that children.jsonl and updates.jsonl hold, the later ones what is new. So a search that
-  was cut off loses no point, and its new file tells TensorBoard to forget those of the old.
+  The x axis is the number of children so far. The first call writes all that children.jsonl and updates.jsonl hold,
+  later calls what is new. So an interrupted search loses no point, and its new file tells TensorBoard to forget those
+  of the old one.
+
+  Args:
+    workdir: the folder.
+    made: the space of the children.
   """
   writer: Any = None
   folder, shown = os.path.join(workdir, 'events'), set[tuple[str, int]]()
-  by, files = {'child': 'id', 'update': 'step'}, {'child': 'children.jsonl', 'update': 'updates.jsonl'}
+  by, names = {'child': 'id', 'update': 'step'}, {'child': 'children.jsonl', 'update': 'updates.jsonl'}
+  schemas = {'child': journal.child_of(made), 'update': journal.update_of(made)}
 
   def add(kind: str, lines: Iterable[journal.Record]) -> None:
     for line in lines:
@@ -72,8 +85,8 @@ def events(workdir: str) -> tuple[Show, Show, Callable[[], None]]:
         from tensorboardX import SummaryWriter  # a third of a second, so not on import
 
         writer = SummaryWriter(folder, purge_step=0 if os.path.isdir(folder) else None, flush_secs=5)
-        for each, file in files.items():
-          add(each, journal.read(os.path.join(workdir, file), by[each]).values())
+        for each, name in names.items():
+          add(each, journal.read(os.path.join(workdir, name), by[each], schemas[each]).values())
       add(kind, lines)
 
     return call

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import errno
 import functools
+import logging
 import os
 import signal
 import sys
@@ -17,15 +17,12 @@ from absl import flags
 from absl import logging as absl_logging
 import jax
 
-from experiments.common import usage
-from nas_jax import config, space
+from experiments.common import streams, usage, workdirs
+from nas_jax import config, files, space
 from nas_jax.training.recovery import Stopped
 
 Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
 Work = Callable[[Check], None]
-# What stands in the way of writing: no space or quota, read-only, too large, broken, forbidden.
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM}
-
 _DEFINE: dict[type, Callable[..., Any]] = {
   bool: flags.DEFINE_boolean,
   int: flags.DEFINE_integer,
@@ -41,38 +38,56 @@ def main(prepare: Callable[[Sequence[str]], Work]) -> None:
   Each of these ends it with one line on stderr: whatever is wrong with the input, exit code 2; a file that cannot be
   written, 74; SIGTERM, 143, and Ctrl-C, 130, as soon as what runs is over, and at once the second time.
   """
-  absl_logging.set_verbosity(absl_logging.ERROR)
-  with _one_line_each():
+  absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax logs it also raises
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  with streams.tolerant(), _one_line_each():
     try:
       work = prepare(sys.argv)
     except (flags.Error, ValueError, ImportError) as error:
       _leave(2, str(error))
     except OSError as error:
-      _leave(2, f'{error.filename} cannot be used ({error.strerror})')
+      if error.errno in workdirs.FULL:
+        _cannot_write(error)
+      _leave(2, f'{error.filename or "a file"} cannot be used ({error.strerror})')
+    except KeyboardInterrupt:
+      _leave(130, 'stopped by SIGINT before anything was begun.')
     with _signals() as asked:
       try:
         work(functools.partial(_check, asked))
       except Stopped:
         _leave(128 + asked[0], f'stopped by {signal.Signals(asked[0]).name}; the same command goes on.')
+      except files.Unusable as error:
+        _leave(2, str(error))
       except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno is None:
           raise
-        what = error.filename or 'a file of results'
-        _say(f'{what} cannot be written ({error.strerror}); once that is mended the same command goes on.')
-        os._exit(74)  # what would be written on the way out cannot be either
+        _cannot_write(error)
+
+
+def _cannot_write(error: OSError) -> NoReturn:
+  what = error.filename or 'a file of results'
+  _say(f'{what} cannot be written ({error.strerror}); once that is mended the same command goes on.')
+  os._exit(74)  # what would be written on the way out cannot be either
 
 
 @contextlib.contextmanager
 def _one_line_each() -> Iterator[None]:
-  """Warnings, and what goes wrong in threads beside the search, such as TensorBoard's writer, as single lines."""
-  before = threading.excepthook
+  """Prints warnings, and errors in threads beside the search or in destructors, as single lines, each of them once."""
+  before, said = (threading.excepthook, sys.unraisablehook), set[str]()
+
+  def once(message: str) -> None:
+    if message not in said:
+      said.add(message)
+      _say(message)
+
   with warnings.catch_warnings():
     warnings.showwarning = lambda message, *_, **__: _say(str(message))
-    threading.excepthook = lambda failed: _say(f'{failed.thread and failed.thread.name} failed: {failed.exc_value}')
+    threading.excepthook = lambda failed: once(f'{failed.thread and failed.thread.name} failed: {failed.exc_value}')
+    sys.unraisablehook = lambda failed: once(f'{failed.err_msg or "in a destructor"}: {failed.exc_value}')
     try:
       yield
     finally:
-      threading.excepthook = before
+      threading.excepthook, sys.unraisablehook = before
 
 
 @contextlib.contextmanager
@@ -83,7 +98,8 @@ def _signals() -> Iterator[list[int]]:
   def ask(number: int, frame: Any) -> None:
     asked.append(number)
     signal.signal(number, signal.SIG_DFL)
-    os.write(2, b'stopping as soon as what runs now is over; once more ends it at once\n')
+    with contextlib.suppress(OSError):
+      os.write(2, b'stopping as soon as what runs now is over; once more ends it at once\n')
 
   before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
   try:

@@ -1,8 +1,24 @@
-"""What a workdir keeps of trainings under way, so that none is lost when the process ends."""
+"""What a workdir keeps of trainings under way, so that little is lost when the process ends, and who it died of.
+
+started.jsonl has lines of these kinds:
+
+* `process`: a process began, in this control group, when the kernel had counted so many out-of-memory `kills` in it.
+* `training` with `calls`: a training was begun, or gone on with after so many calls of its program.
+* `training` with `kept`: its state after so many calls is in training/.
+* `training` with `metrics`: it ended and gave these.
+* `training` with `left`: it is over and gave nothing that could be recalled.
+* `died`: the process before crashed, and of what.
+
+A crash is told from a kill by crash.txt. While a search runs, Python's faulthandler is set to write to it, which it
+does on the signals of a crash (SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL) and on no other. So SIGKILL, a preempted
+machine or a second Ctrl-C leave nothing there. An out-of-memory kill by the kernel is a SIGKILL too; it is told by a
+counter of the control group.
+"""
 
 from collections import Counter
-from collections.abc import Callable
-import json
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import faulthandler
 import math
 import os
 import shutil
@@ -15,12 +31,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax import files
+from nas_jax.files import is_count
 from nas_jax.search import journal
 from nas_jax.training import checkpoint
+from nas_jax.training.fit import Status
 from nas_jax.training.recovery import Limits, Metrics, Recovery, Stopped
 from nas_jax.types import Array, PyTree
 
-SECONDS = 60  # of training, after which it is kept where it stands, in between
+SECONDS = 60  # of training, after which its state is saved before it has ended
 
 
 class Standing(NamedTuple):
@@ -30,20 +49,50 @@ class Standing(NamedTuple):
   states: PyTree
 
 
-def recovery(workdir: str, limits: Limits, check: Callable[[], None]) -> Recovery:
-  """A keeper with files: started.jsonl, starts and ends of trainings, and training/, where long ones stand.
+class History(NamedTuple):
+  """What started.jsonl says of trainings, by their names."""
 
-  started.jsonl has lines of three kinds: a `training` by its name, begun after so many `calls`; one that was `kept`
-  after so many; and the `metrics` that one gave. `check` raises `Stopped` if the process was asked to end.
+  ended: dict[str, Metrics]
+  crashes: Counter[str]  # of the process while it was the only training under way, since its state was last saved
+  suspects: set[str]  # the process crashed while they and others were under way
+
+
+@contextlib.contextmanager
+def recording_crashes(workdir: str) -> Iterator[None]:
+  """Lets a crash of this process leave a trace in crash.txt of the workdir, for `recovery` of the next process."""
+  before = faulthandler.is_enabled()
+  with open(os.path.join(workdir, 'crash.txt'), 'ab') as file:
+    faulthandler.enable(file)
+    try:
+      yield
+    finally:
+      faulthandler.disable()
+      if before:
+        faulthandler.enable()
+
+
+def recovery(workdir: str, limits: Limits, check: Callable[[], None]) -> Recovery:
+  """Returns a recovery that keeps started.jsonl and, for long trainings, their states in training/.
+
+  Args:
+    workdir: the folder.
+    limits: of a child.
+    check: raises `Stopped` if the process was asked to end.
   """
   path, folder = os.path.join(workdir, 'started.jsonl'), os.path.join(workdir, 'training')
-  lock, kept = threading.Lock(), dict[str, float]()  # when each was kept the last time
-  ended, failed_starts = _history(path, os.path.join(workdir, 'damaged'))
+  lock, kept = threading.Lock(), dict[str, float]()  # when each was saved the last time
 
   def note(line: dict[str, Any]) -> None:
-    # Not forced to the disk: that the process dies does not lose it, and a lost line costs one training.
+    # Not forced to the disk: the end of the process does not lose it, and a lost line costs one training.
     with lock, open(path, 'a', encoding='utf-8') as file:
-      file.write(json.dumps(line) + '\n')
+      file.write(journal.encode(line) + '\n')
+
+  lines, group = _read(path, os.path.join(workdir, 'damaged')), control_group()
+  if died := _crash(os.path.join(workdir, 'crash.txt')) or _out_of_memory(lines, group):
+    lines.append({'died': died})
+    note(lines[-1])
+  note({'process': group.name, 'kills': group.kills})
+  ended, crashes, suspects = history(lines)
 
   def begin(name: str, fresh: PyTree) -> tuple[int, PyTree]:
     check()
@@ -73,25 +122,122 @@ def recovery(workdir: str, limits: Limits, check: Callable[[], None]) -> Recover
     note({'training': name, 'metrics': {key: [str(value.dtype), value.tolist()] for key, value in metrics.items()}})
     shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
+  def leave(name: str) -> None:
+    note({'training': name, 'left': True})
+
   timeout = limits.child_timeout or math.inf
-  return Recovery(ended.get, lambda name: failed_starts[name], begin, keep, end, check, timeout, limits.child_starts)
+  return Recovery(
+    ended.get,
+    lambda name: crashes[name],
+    begin,
+    keep,
+    end,
+    leave,
+    check,
+    timeout,
+    limits.child_starts,
+    suspects.__contains__,
+  )
 
 
-def _history(path: str, aside: str) -> tuple[dict[str, Metrics], Counter[str]]:
-  """What trainings gave that ended, and how often others were begun since they last got anywhere."""
-  if count := journal.drop_damaged_lines(path, aside, ('training',)):
-    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}.', stacklevel=3)
-  ended, failed_starts = dict[str, Metrics](), Counter[str]()
-  lines = list[dict[str, Any]]()
-  if os.path.exists(path):
-    with open(path, encoding='utf-8') as file:
-      lines = [json.loads(line) for line in file]
+def history(lines: Iterable[dict[str, Any]]) -> History:
+  """Returns what the lines of started.jsonl say, in their order."""
+  found, under_way = History({}, Counter(), set()), set[str]()
   for line in lines:
-    name = str(line['training'])
-    failed_starts[name] = failed_starts[name] + 1 if 'calls' in line else 0
-    try:
-      if 'metrics' in line:
-        ended[name] = {key: np.array(values, dtype) for key, (dtype, values) in line['metrics'].items()}
-    except (TypeError, ValueError, AttributeError):
-      continue  # no metrics, whatever happened to the line: it costs one training
-  return ended, failed_starts
+    name = line.get('training', '')
+    if 'process' in line:
+      under_way = set()
+    elif 'died' in line and len(under_way) == 1:
+      found.crashes.update(under_way)
+    elif 'died' in line:
+      found.suspects.update(under_way)
+    elif 'metrics' in line:
+      found.ended[name] = {key: np.array(values, dtype) for key, (dtype, values) in line['metrics'].items()}
+      under_way.discard(name)
+    elif 'left' in line:
+      under_way.discard(name)
+    elif 'kept' in line:  # it gets on, so that nothing is wrong with it
+      found.crashes[name] = 0
+      under_way.discard(name)
+    else:
+      under_way.add(name)
+  return found
+
+
+def _read(path: str, aside: str) -> list[dict[str, Any]]:
+  if count := journal.drop_damaged_lines(path, aside, STARTED):
+    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}.', stacklevel=3)
+  return journal.read_lines(path, STARTED)
+
+
+def _are_metrics(value: Any) -> bool:
+  """Says whether a JSON value is what `end` writes: for each name a type of numbers and as many of them."""
+  try:
+    arrays = {name: np.array(values, np.dtype(str(dtype))) for name, (dtype, values) in value.items()}
+    known = all(status in set(Status) for status in arrays['failed'].tolist())
+  except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+    return False
+  shapes = {array.shape for array in arrays.values()}
+  return known and shapes == {(len(arrays['failed']),)} and all(array.dtype.kind in 'fiub' for array in arrays.values())
+
+
+STARTED: files.Schema = (
+  {'training': str, 'calls': is_count},
+  {'training': str, 'kept': is_count},
+  {'training': str, 'metrics': _are_metrics},
+  {'training': str, 'left': bool},
+  {'process': str, 'kills': is_count},
+  {'died': str},
+)
+
+
+def _crash(path: str) -> str:
+  """Returns of what the process before crashed, '' if it did not, and empties the file that says so."""
+  if not os.path.isfile(path):
+    return ''
+  with open(path, errors='replace') as file:
+    said = file.readline().strip()
+  os.truncate(path, 0)
+  return said
+
+
+class ControlGroup(NamedTuple):
+  """The control group of this process."""
+
+  name: str  # one of its own for each boot and container; '' if it is not known
+  kills: int  # of processes in it, for want of memory
+
+
+def control_group(groups: str = '/proc/self/cgroup', root: str = '/sys/fs/cgroup') -> ControlGroup:
+  """Returns the control group of this process, of either version, as Linux tells it under these paths."""
+  places = [(root, 'memory.events'), (os.path.join(root, 'memory'), 'memory.oom_control')]
+  with contextlib.suppress(OSError):
+    with open(groups) as file:
+      own = [line.strip().split(':', 2) for line in file]
+    paths = {kinds: path.lstrip('/') for _, kinds, path in own if kinds in ('', 'memory')}
+    places = [
+      *((os.path.join(root, path), 'memory.events') for kinds, path in paths.items() if not kinds),
+      *(
+        (os.path.join(root, 'memory', path), 'memory.oom_control') for kinds, path in paths.items() if kinds == 'memory'
+      ),
+      *places,  # in a container, whose root is the group itself
+    ]
+  for folder, name in places:
+    with contextlib.suppress(OSError, ValueError):
+      with open(os.path.join(folder, name)) as file:
+        counts = dict(line.split() for line in file)
+      boot = _text('/proc/sys/kernel/random/boot_id')
+      return ControlGroup(f'{boot} {os.stat(folder).st_ino}', int(counts.get('oom_kill', 0)))
+  return ControlGroup('', 0)
+
+
+def _text(path: str) -> str:
+  with open(path) as file:
+    return file.read().strip()
+
+
+def _out_of_memory(lines: Iterable[dict[str, Any]], now: ControlGroup) -> str:
+  """Returns 'out of memory' if the kernel has counted such a kill since the process before began, else ''."""
+  before = [line for line in lines if 'process' in line][-1:]
+  killed = any(line['process'] == now.name and line['kills'] < now.kills for line in before)
+  return 'out of memory' if killed and now.name else ''

@@ -10,10 +10,11 @@ from typing import Any
 import warnings
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from experiments.common import hooks, workdirs
-from nas_jax import search
+from nas_jax import files, search
 from nas_jax.report import rankings
 from nas_jax.search import journal, older
 from nas_jax.training import checkpoint
@@ -52,16 +53,19 @@ def run(
     The records of all children, by id.
 
   Raises:
-    Stopped: the process was asked to end. What is done is kept.
+    Stopped: the process was asked to end. What is done is saved.
+    files.Unusable: the journal or the checkpoints are of another search.
   """
   path, checkpoints = os.path.join(folder, 'children.jsonl'), os.path.join(folder, 'checkpoints')
   os.makedirs(folder, exist_ok=True)
-  aside = os.path.join(folder, 'damaged')
-  if count := journal.drop_damaged_lines(path, aside):
-    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}; their children are trained again.', stacklevel=2)
-  state = s.init(jax.random.key(seed))
-  state = checkpoint.restore(checkpoints, functools.partial(s.sized, state), older.layouts) or state
-  known = journal.read(path)
+  known = workdirs.read_children(path, s.space)
+  state = _restored(checkpoints, s, seed, known)
+  lost = _missing(s, state, known)
+  if lost:  # only where children share weights: their scores cannot be had without repeating the whole search
+    warnings.warn(
+      f'{path}: {len(lost)} children, {lost[0]} the first of them, are lost. The search goes on from its state.',
+      stacklevel=2,
+    )
   save, close = checkpoint.saver(checkpoints)
   watch, stop_watching = hooks.watch(folder, s, budget.children, s.spent(state))
   saved = time.monotonic()
@@ -86,7 +90,7 @@ def run(
       search.Hook(children=journal.writer(path), vital=True),
       watch,  # before the checkpoint: an update that is saved is not repeated, and must be noted already
       search.Hook(step=keep, vital=True),
-      search.Hook(children=_noting_best(folder, s, known), vital=True),
+      search.Hook(children=_noting_best(folder, s, known, not lost), vital=True),
       search.Hook(step=show),
       search.Hook(step=lambda state, info: recovery.check(), vital=True),
     ]
@@ -99,14 +103,47 @@ def run(
     finally:
       stop_watching()
       close()
-  found = journal.read(path)
+  found = journal.read(path, schema=journal.child_of(s.space))
   return [found[number] for number in sorted(found) if number < s.spent(state)]
 
 
+def _missing(s: search.Search, state: search.SearchState, known: Mapping[int, journal.Record]) -> list[int]:
+  """Returns the children before a state that the journal lacks."""
+  return [number for number in range(s.spent(state)) if number not in known]
+
+
+def _restored(checkpoints: str, s: search.Search, seed: int, known: Mapping[int, journal.Record]) -> search.SearchState:
+  """Returns the state that a search goes on from: the newest checkpoint that the journal does not fall short of.
+
+  From a newer one the missing children would never be asked for again. Going on from before the first of them trains
+  them anew; the others are in the journal. Children that share weights depend on all before them, so that this would
+  repeat the whole search: the newest checkpoint is taken then.
+
+  Raises:
+    files.Unusable: a checkpoint is of a search with another seed.
+  """
+  fresh = s.init(jax.random.key(seed))
+
+  def reject(state: search.SearchState) -> str:
+    if not np.array_equal(jax.random.key_data(state.key), jax.random.key_data(fresh.key)):
+      raise files.Unusable(
+        f'{checkpoints} is of a search with another seed than {seed}: put back the one of this search, or take a new '
+        'workdir.'
+      )
+    missing = [] if s.shared else _missing(s, state, known)
+    return f'is ahead of the journal, which lacks child {missing[0]}' if missing else ''
+
+  return checkpoint.restore(checkpoints, functools.partial(s.sized, fresh), older.layouts, reject) or fresh
+
+
 def _noting_best(
-  folder: str, s: search.Search, known: Mapping[int, journal.Record]
+  folder: str, s: search.Search, known: Mapping[int, journal.Record], whole: bool
 ) -> Callable[[Iterable[journal.Record]], None]:
-  """Returns what writes best.json whenever a child is better than all before it, the `known` ones included."""
+  """Returns what writes best.json whenever a child is better than all before it, the `known` ones included.
+
+  If the journal is `whole`, the best of the known ones is written at once: the process may have ended between the
+  journal and best.json. If it is not, the best child may be one that is missing.
+  """
   best = -math.inf
 
   def note(records: Iterable[journal.Record]) -> None:
@@ -116,6 +153,9 @@ def _noting_best(
         best = record['reward']
         workdirs.write(os.path.join(folder, 'best.json'), rankings.best_json(s.space, record))
 
-  if known:  # the process may have ended between the journal and best.json
-    note([max(known.values(), key=lambda record: record['reward'])])
+  first = max(known.values(), key=lambda record: record['reward'], default=None)
+  if first and whole:
+    note([first])
+  elif first:
+    best = first['reward']
   return note

@@ -63,7 +63,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
   workdirs.note_origin(workdir, system.launcher, argv, cfg, **facts)
 
   def work(check: launch.Check) -> None:
-    with lock:
+    with lock, recovery_files.recording_crashes(workdir):
       run(system, cfg, data, workdir, beside, values.control, check, problem)
 
   return work

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 import dataclasses
-import json
 import os
 import types
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from nas_jax import config, search, space
+from experiments.common import schemas
+from nas_jax import config, files, search, space
 from nas_jax.report import page
 from nas_jax.systems import (
   cell,
@@ -187,10 +187,8 @@ def check_workdir(workdir: str, system: System) -> None:
 
 
 def _object_in(path: str) -> dict[str, Any]:
-  """The JSON object in a file; an empty one if there is none."""
+  """Returns the JSON object in a file; an empty one if there is none that could be read."""
   try:
-    with open(path, encoding='utf-8') as file:
-      found = json.load(file)
+    return files.read(path, schemas.of(path)) or {}
   except (OSError, ValueError):
     return {}
-  return found if isinstance(found, dict) else {}

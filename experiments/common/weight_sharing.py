@@ -45,7 +45,9 @@ def derive(run: Run, programs: weight_sharing.Programs, cfg: Config, found: Foun
   """Samples architectures from the controller at its end, scored by shared weights: derived.json and best.json."""
   problem, state = run.problem, _last_state(found, cfg)
   path, step = os.path.join(found.folder, 'derived.json'), int(state.step)
-  lines = workdirs.read(path) or []
+  lines, fits = workdirs.read(path) or [], journal.child_of(problem.space)
+  if not all(fits({'seconds': 0, **line}) and run.system.metric.key in line for line in lines):
+    lines = []
   if len(lines) < cfg.derive_children or lines[0]['step'] != step:
     key = jax.random.fold_in(jax.random.key(cfg.seed), 4)
     derived = weight_sharing.derive(
@@ -128,7 +130,8 @@ def train_alone(run: Run) -> list[journal.Record]:
   once = evaluators.random_batch(problem.space, key, cfg.rank_children)
   batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), once._replace(depth=None, extra=()))
   batch = batch._replace(ids=jnp.arange(count), keys=jax.random.split(jax.random.fold_in(key, 1), count))
-  known, write = journal.read(path), journal.writer(path)
+  known, write = workdirs.read_children(path, problem.space), journal.writer(path)
+  known = {number: line for number, line in known.items() if problem.metric in line}
   train = functools.cache(lambda: evaluators.build(problem, recovery=run.recovery))
   for start in range(0, count, cfg.m):
     indices = jnp.arange(start, start + cfg.m) % count  # the last are filled up from the front
@@ -150,8 +153,7 @@ def _last_state(found: Found, cfg: Config) -> search.SearchState:
 
 
 def _derived(folder: str) -> list[dict[str, Any]]:
-  with open(os.path.join(folder, 'derived.json'), encoding='utf-8') as file:
-    return json.load(file)
+  return workdirs.peek(os.path.join(folder, 'derived.json'))
 
 
 def _write_best(run: Run, path: str, record: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -11,18 +12,33 @@ import warnings
 import filelock
 import jax
 
-from nas_jax import config
+from experiments.common import schemas
+from nas_jax import config, files
+from nas_jax.files import write
+from nas_jax.search import journal
+from nas_jax.space import Space
+
+# No space, no quota, or a file too large: the same command goes on once there is space.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# JAX's settings that decide random numbers or how they are computed with, and their defaults.
+JAX_SETTINGS = {
+  'jax_threefry_partitionable': True,
+  'jax_default_prng_impl': 'threefry2x32',
+  'jax_enable_x64': False,
+  'jax_default_matmul_precision': None,
+}
 
 
 def lock(workdir: str, flag: str = 'workdir') -> contextlib.AbstractContextManager[Any]:
-  """Makes the folder, if need be, and takes it for this process, for as long as what is returned lives.
+  """Makes the folder, if need be, and locks it for this process for as long as the returned object lives.
 
   Args:
     workdir: the folder.
     flag: the flag that names it, for error messages.
 
   Raises:
-    ValueError: it cannot be written, or another process has it.
+    ValueError: it cannot be written, or another process uses it.
+    OSError: there is no space for the lock.
   """
   try:
     os.makedirs(workdir, exist_ok=True)
@@ -40,14 +56,17 @@ def lock(workdir: str, flag: str = 'workdir') -> contextlib.AbstractContextManag
   return lock
 
 
-def _unusable(workdir: str, error: OSError, flag: str) -> ValueError:
+def _unusable(workdir: str, error: OSError, flag: str) -> Exception:
+  if error.errno in FULL:
+    return OSError(error.errno, error.strerror, error.filename or workdir)
   return ValueError(f'{flag} (={workdir!r}) cannot be used ({error.strerror}): name one that can be written.')
 
 
 def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
   """Makes the folder and writes config.json; in a folder that has one, checks that it is the same config.
 
-  A config.json that is missing or damaged is written again from the copy in origin.json, or else from `cfg`.
+  JAX's settings are compared first: see `JAX_SETTINGS`. A config.json that is missing or damaged is written again from
+  the copy in origin.json, or else from `cfg`. One that differs from `cfg` counts as damaged if the copy does not.
 
   Args:
     workdir: the folder.
@@ -58,23 +77,30 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
     `cfg`, with the fields that are 'auto' as they were settled in this folder, if they were.
 
   Raises:
-    ValueError: the folder cannot be written, or holds results of another config; the message says how they differ.
+    ValueError: the folder cannot be written, or holds results of another config or of other settings of JAX; the
+      message says how they differ.
+    OSError: there is no space for config.json.
   """
   path = os.path.join(workdir, 'config.json')
   try:
     os.makedirs(workdir, exist_ok=True)
-    old = read(path)
-    if not isinstance(old, dict):
-      origin = read(os.path.join(workdir, 'origin.json'))
-      copy = origin.get('config') if isinstance(origin, dict) else None
-      if os.path.exists(os.path.join(workdir, 'children.jsonl')):
-        warnings.warn(f'{path} is missing: taken from {"origin.json" if copy else "the flags"}.', stacklevel=2)
+    begun = os.path.lexists(path) or os.path.lexists(os.path.join(workdir, 'children.jsonl'))
+    origin = read(os.path.join(workdir, 'origin.json')) or {}
+    _check_jax_settings(workdir, origin, begun, flag)
+    old, copy = read(path), origin.get('config')
+    if old is None and begun:
+      warnings.warn(f'{path} is missing: taken from {"origin.json" if copy else "the flags"}.', stacklevel=2)
+    if old and copy and _differences(old, cfg) and not _differences(copy, cfg):
+      warnings.warn(f'{path} is damaged: taken from origin.json.', stacklevel=2)
+      old = None
+    if old is None:
       old = copy or config.as_json(cfg)
       write(path, json.dumps(old, indent=2) + '\n')
+    if 'jax_settings' not in origin:
+      _add_to_origin(workdir, jax_settings=jax_settings())
   except OSError as error:
     raise _unusable(workdir, error, flag) from None
-  cfg = config.settled(cfg, old)
-  different = config.differences(old, cfg)
+  different, cfg = _differences(old, cfg), config.settled(cfg, old)
   if different:
     unknown = [name for name in config.without_removed(old, type(cfg)) if not hasattr(cfg, name)]
     if unknown:  # nearly all fields differ: to list them would help nobody
@@ -85,48 +111,80 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
   return cfg
 
 
+def _differences(old: Mapping[str, Any], cfg: Any) -> list[str]:
+  return config.differences(old, config.settled(cfg, old))
+
+
+def jax_settings() -> dict[str, Any]:
+  """Returns the settings of JAX that decide the bits of a result, by name."""
+  return {name: getattr(jax.config, name) for name in JAX_SETTINGS}
+
+
+def _check_jax_settings(workdir: str, origin: Mapping[str, Any], begun: bool, flag: str) -> None:
+  """Raises ValueError if a folder has results of other settings; where none are noted, of others than the defaults."""
+  now = jax_settings()
+  old = (JAX_SETTINGS | origin.get('jax_settings', {})) if begun else now
+  different = [f'{name} ({old[name]} -> {now[name]})' for name in now if old[name] != now[name]]
+  if different:
+    raise ValueError(
+      f'{flag} (={workdir!r}) holds results of other settings of JAX: {", ".join(different)}. Set them as they were, '
+      f'or name another --{flag}.'
+    )
+
+
 def write_config(workdir: str, cfg: Any) -> None:
   """Writes config.json, and its copy in origin.json."""
   write(os.path.join(workdir, 'config.json'), json.dumps(config.as_json(cfg), indent=2) + '\n')
-  path = os.path.join(workdir, 'origin.json')
-  if origin := read(path):
-    write(path, json.dumps(origin | {'config': config.as_json(cfg)}, indent=2) + '\n')
+  _add_to_origin(workdir, config=config.as_json(cfg))
 
 
 def note_origin(workdir: str, launcher: str, argv: Sequence[str], cfg: Any, **facts: Any) -> None:
-  """Notes in origin.json what a report should say of where its numbers come from: the command, and `facts`."""
+  """Writes to origin.json where the results come from, for the report: the command, and `facts`."""
   command = shlex.join(['python', '-m', f'experiments.{launcher}', *argv[1:]])
   devices = f'{len(jax.local_devices())} {jax.default_backend()}'
-  origin = {'command': command, **facts, 'devices': devices, 'jax': jax.__version__, 'config': config.as_json(cfg)}
-  write(os.path.join(workdir, 'origin.json'), json.dumps(origin, indent=2) + '\n')
+  _add_to_origin(workdir, command=command, **facts, devices=devices, jax=jax.__version__, config=config.as_json(cfg))
 
 
-def write(path: str, text: str) -> None:
-  """Writes a file whole or not at all."""
-  with open(path + '.part', 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(path + '.part', path)
+def _add_to_origin(workdir: str, **entries: Any) -> None:
+  path = os.path.join(workdir, 'origin.json')
+  write(path, json.dumps((read(path) or {}) | entries, indent=2) + '\n')
 
 
 def read(path: str) -> Any:
-  """The JSON in `path`, or None if there is none; a file that is no JSON is moved aside, and said so by a warning."""
-  if not os.path.exists(path):
-    return None
+  """Returns the JSON value in a file of a workdir, or None if there is none.
+
+  A file that is no JSON, or not of its schema, is moved to the folder `damaged` beside it, with a warning.
+  """
   try:
-    with open(path, encoding='utf-8') as file:
-      return json.load(file)
-  except ValueError:
-    aside = os.path.join(os.path.dirname(path), 'damaged', os.path.basename(path))
-    os.makedirs(os.path.dirname(aside), exist_ok=True)
-    os.replace(path, aside)
-    warnings.warn(f'{path} is damaged: moved to {aside}.', stacklevel=2)
+    return files.read(path, schemas.of(path))
+  except (ValueError, IsADirectoryError) as error:
+    aside = files.set_aside(path, os.path.join(os.path.dirname(path), 'damaged'))
+    warnings.warn(f'{path} is damaged ({error}): moved to {aside}.', stacklevel=2)
     return None
+
+
+def peek(path: str) -> Any:
+  """Returns the JSON value in a file as `read` does, but moves nothing.
+
+  Raises:
+    files.Unusable: the file is damaged; the message names it.
+  """
+  try:
+    return files.read(path, schemas.of(path))
+  except (OSError, ValueError) as error:
+    raise files.Unusable(f'{path} cannot be read ({error}): restore or remove it.') from None
+
+
+def read_children(path: str, made: Space) -> dict[int, journal.Record]:
+  """Returns the children of a space in a journal, by id. Damaged lines are moved aside with a warning."""
+  fits, aside = journal.child_of(made), os.path.join(os.path.dirname(path), 'damaged')
+  if count := journal.drop_damaged_lines(path, aside, fits):
+    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}; their children are trained again.', stacklevel=3)
+  return journal.read(path, schema=fits)
 
 
 def cached(path: str, measure: Callable[[], Any]) -> Any:
-  """The JSON in `path`; on the first time, what `measure` returns, written there."""
+  """Returns the JSON value in `path`. If there is none, `measure` is called and what it returns is written there."""
   found = read(path)
   if found is None:
     write(path, json.dumps(measure(), indent=2) + '\n')
@@ -135,7 +193,7 @@ def cached(path: str, measure: Callable[[], Any]) -> Any:
 
 
 def cached_each(path: str, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-  """The entries of the JSON in `path` that are asked for; those not there yet are measured and added."""
+  """Returns the entries of the JSON object in `path` that are asked for. Missing ones are measured and added."""
   found = read(path) or {}
   for name, measure in measures.items():
     if name not in found:

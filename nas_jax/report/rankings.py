@@ -29,7 +29,7 @@ def arch_of(space: Space, record: Record) -> Any:
 
 def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = True) -> list[Record]:
   """The children that did not fail, best first by `metric`, of each architecture (canonical form) the best one."""
-  sound = [record for record in records if record['failed'] is None and record[metric] is not None]
+  sound = [record for record in records if record['failed'] is None and record.get(metric) is not None]
   first: dict[object, Record] = {}
   for record in sorted(sound, key=lambda record: record[metric] if lower else -record[metric]):
     first.setdefault(canonical(arch_of(space, record)), record)
@@ -53,7 +53,7 @@ def progress(records: Sequence[Record], space: Space, metric: str, lower: bool =
   best: dict[object, float] = {}
   top, found = list[float](), list[float]()
   for record in records:
-    if record['failed'] is None and record[metric] is not None:
+    if record['failed'] is None and record.get(metric) is not None:
       value, form = (record[metric] if lower else -record[metric]), canonical(arch_of(space, record))
       if value < best.get(form, np.inf):
         best[form] = value
@@ -77,7 +77,7 @@ def grouped(
   """
   kinds: dict[str, list[float]] = {}
   for record in records:
-    if record['failed'] is None and record[metric] is not None:
+    if record['failed'] is None and record.get(metric) is not None:
       kinds.setdefault(name(arch_of(space, record)), []).append(record[metric])
   best = min if lower else max
   return [(kind, len(values), best(values), float(np.mean(values))) for kind, values in sorted(kinds.items())]

@@ -1,18 +1,72 @@
-"""The journal: one line of JSON for every child that was trained, written as soon as it is scored."""
+"""The journal: one line of JSON for every child that was trained, written as soon as it is scored.
+
+Every line of a .jsonl file ends with a checksum of the rest of it, under the key `CHECKSUM`. Readers verify it and
+leave it out of what they return. Files from before lines had checksums are read too: lines without one count until the
+first line that has one.
+"""
 
 from collections.abc import Callable, Sequence
 import json
 import math
 import os
 from typing import Any
+import zlib
 
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax import files
+from nas_jax.files import is_count, is_number
+from nas_jax.space import Kind, Space
 from nas_jax.training.fit import Status
 from nas_jax.types import Batch, Outcome
 
 Record = dict[str, Any]
+CHECKSUM = 'crc32'  # the last key of a line: 8 hexadecimal digits
+CHILD: files.Schema = {
+  'id': is_count,
+  'tokens': [is_count],
+  'reward': (is_number, [is_number]),
+  'depth?': is_count,
+  'failed': (str, None),
+  'seconds': lambda value: is_number(value) and 0 <= value < math.inf,
+}
+UPDATE: files.Schema = {'step': is_count, 'children': is_count, 'probabilities?': [[is_number]]}
+
+
+def child_of(space: Space) -> Callable[[Record], bool]:
+  """Returns the schema of a child of a space with one reward: its tokens are in range, its metrics are numbers."""
+  limits = [2 if space.slots[i].kind == Kind.LINK else space.slots[i].width for i in space.owner]
+
+  def fits(record: Record) -> bool:
+    if files.mismatch(record, CHILD) or not is_number(record['reward']):
+      return False
+    tokens, metrics = record['tokens'], (value for name, value in record.items() if name not in _NO_METRICS)
+    return (
+      len(tokens) == len(limits)
+      and all(token < limit for token, limit in zip(tokens, limits, strict=True))
+      and 1 <= record.get('depth', 1) <= space.layers
+      and all(value is None or is_number(value) for value in metrics)
+    )
+
+  return fits
+
+
+def update_of(space: Space) -> Callable[[Record], bool]:
+  """Returns the schema of an update of a search in a space: it has a probability for each label of each slot."""
+  widths = [slot.width for slot in space.slots]
+
+  def fits(record: Record) -> bool:
+    return (
+      not files.mismatch(record, UPDATE)
+      and [len(row) for row in record.get('probabilities', [])] in (widths, [])
+      and all(value is None or is_number(value) for name, value in record.items() if name != 'probabilities')
+    )
+
+  return fits
+
+
+_NO_METRICS = ('tokens', 'failed')
 
 
 def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
@@ -35,62 +89,94 @@ def outcome(lines: Sequence[Record]) -> Outcome:
 
 
 def agree(lines: Sequence[Record], batch: Batch) -> None:
-  """Raises ValueError if a record has other tokens than the child of its id: the journal is of another search."""
+  """Raises `files.Unusable` if a record has other tokens than the child of its id: the journal is of another search."""
   tokens = dict(zip(batch.ids.tolist(), np.asarray(batch.tokens).tolist(), strict=True))
   for line in lines:
     if line.get('tokens') != tokens[line['id']]:
-      raise ValueError(
+      raise files.Unusable(
         f'the journal has other tokens for child {line["id"]} than this search asks for: it is of another search; '
         'take a new workdir.'
       )
 
 
-def drop_damaged_lines(
-  path: str, aside: str, need: Sequence[str] = ('id', 'tokens', 'reward', 'failed', 'seconds')
-) -> int:
-  """Moves damaged lines of `path` to a file of the same name in the folder `aside`, and returns how many there were.
+def encode(record: Record) -> str:
+  """Returns a record as a line with its checksum, without the end of the line."""
+  text = json.dumps(record)
+  return f'{text[:-1]}{_tail(text.encode())}'
 
-  A line is damaged if it is not a JSON object with all entries of `need`, such as the last line of a killed process.
-  """
-  if not os.path.exists(path):
-    return 0
+
+def _tail(text: bytes) -> str:
+  return f', "{CHECKSUM}": "{zlib.crc32(text):08x}"}}'
+
+
+_TAIL = len(_tail(b''))
+
+
+def _decode(line: bytes) -> tuple[Record | None, bool]:
+  """Returns the record of a line and whether it has a checksum. The record is None if the line is damaged."""
+  line = line.rstrip(b'\r\n')
+  text = line[:-_TAIL] + b'}'
+  checked = line[-_TAIL:] == _tail(text).encode()
+  try:
+    record = files.parse(text if checked else line)
+  except ValueError:
+    return None, checked
+  # A checksum that does not fit stays an entry of the record.
+  sound = isinstance(record, dict) and (checked or CHECKSUM not in record)
+  return (record if sound else None), checked
+
+
+def _lines(path: str, schema: files.Schema) -> list[tuple[bytes, Record | None]]:
+  """Returns the lines of a file with their records, None for those that are damaged or not of the schema."""
+  if not os.path.isfile(path):
+    return []
   with open(path, 'rb') as file:
     lines = file.read().splitlines(keepends=True)
-  records = [_record(line) if line.endswith(b'\n') else None for line in lines]
-  sound = [record is not None and all(name in record for name in need) for record in records]
-  if not all(sound):
+  found, checksums = list[tuple[bytes, Record | None]](), False
+  for line in lines:
+    record, checked = _decode(line)
+    torn = not line.endswith(b'\n') or (checksums and not checked)
+    checksums |= checked
+    found.append((line, None if torn or record is None or files.mismatch(record, schema) else record))
+  return found
+
+
+def read_lines(path: str, schema: files.Schema) -> list[Record]:
+  """Returns the records of a schema in a file, in order. Damaged lines are left out."""
+  return [record for _, record in _lines(path, schema) if record is not None]
+
+
+def drop_damaged_lines(path: str, aside: str, schema: files.Schema = CHILD) -> int:
+  """Moves damaged lines of `path` to a file of the same name in the folder `aside`, and returns how many there were.
+
+  A line is damaged if its checksum does not fit, if it has no end, as the last line of a killed process, or if it is
+  not of the schema. Something else than a file at `path` is moved as a whole.
+  """
+  if os.path.lexists(path) and not os.path.isfile(path):
+    files.set_aside(path, aside)
+    return 1
+  lines = _lines(path, schema)
+  damaged = [line for line, record in lines if record is None]
+  if damaged:
     os.makedirs(aside, exist_ok=True)
     with open(os.path.join(aside, os.path.basename(path)), 'ab') as file:
-      file.writelines(line.rstrip(b'\n') + b'\n' for line, fine in zip(lines, sound, strict=True) if not fine)
-    with open(path + '.part', 'wb') as file:
-      file.writelines(line for line, fine in zip(lines, sound, strict=True) if fine)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(path + '.part', path)
-  return sound.count(False)
+      file.writelines(line.rstrip(b'\n') + b'\n' for line in damaged)
+    files.write(path, b''.join(line for line, record in lines if record is not None))
+  return len(damaged)
 
 
-def _record(line: bytes | str) -> Record | None:
-  try:
-    record = json.loads(line)
-  except ValueError:
-    return None
-  return record if isinstance(record, dict) else None
-
-
-def read(path: str, by: str = 'id') -> dict[int, Record]:
-  """Returns the records by id, or by another number that all have. Of several with one number the last counts.
+def read(path: str, by: str = 'id', schema: files.Schema = None) -> dict[int, Record]:
+  """Returns the records by id, or by the step of an update. Of several with one number the last counts.
 
   Damaged lines, such as the last one of a killed process, are left out.
+
+  Args:
+    path: of the file.
+    by: 'id' for children, 'step' for updates.
+    schema: of the records; by default `CHILD` or `UPDATE`.
   """
-  found: dict[int, Record] = {}
-  if os.path.exists(path):
-    with open(path, encoding='utf-8', errors='replace') as file:
-      for line in file:
-        record = _record(line)
-        if record is not None and isinstance(record.get(by), int):
-          found[record[by]] = record
-  return found
+  schema = schema or (CHILD if by == 'id' else UPDATE)
+  return {record[by]: record for record in read_lines(path, schema)}
 
 
 def writer(path: str) -> Callable[[list[Record]], None]:
@@ -100,7 +186,7 @@ def writer(path: str) -> Callable[[list[Record]], None]:
     torn = os.path.exists(path) and os.path.getsize(path) > 0 and not _ends_line(path)
     with open(path, 'a', encoding='utf-8') as file:
       file.write('\n' if torn else '')
-      file.writelines(json.dumps(line) + '\n' for line in lines)
+      file.writelines(encode(line) + '\n' for line in lines)
       file.flush()
       os.fsync(file.fileno())
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from nas_jax import files
 from nas_jax.types import PyTree
 
 
@@ -49,39 +50,77 @@ Layouts = list[tuple[PyTree, Callable[[Any], PyTree]]]  # trees of other shapes,
 
 
 def restore(
-  folder: str, like: PyTree | Callable[[int], PyTree], older: Callable[[Any], Layouts] = lambda like: []
+  folder: str,
+  like: PyTree | Callable[[int], PyTree],
+  older: Callable[[Any], Layouts] = lambda like: [],
+  reject: Callable[[Any], str] = lambda state: '',
 ) -> PyTree | None:
   """Returns the newest sound state in `folder`, or None if there is none.
 
-  A checkpoint that cannot be read, or whose digest does not fit, is moved to `<folder>/../damaged/` with a warning.
+  A checkpoint that cannot be read, whose digest does not fit, or that is rejected, is moved to `<folder>/../damaged/`
+  with a warning, and so is whatever else in the folder only looks like a checkpoint.
 
   Args:
     folder: where `saver` wrote.
     like: a state of the same shape, or a function from a step to one, for states that grow.
     older: maps such a state to the layouts in which earlier versions may have saved it.
+    reject: maps a sound state to the reason why an earlier one is wanted, '' if it is wanted. What it raises is raised.
   """
-  if not os.path.isdir(folder):
-    return None
-  for step in sorted((int(name) for name in os.listdir(folder) if name.isdigit()), reverse=True):
-    manager = _manager(folder, None)
+  damaged = os.path.join(os.path.dirname(os.path.abspath(folder)), 'damaged')
+  for name in _strangers(folder):
+    aside = files.set_aside(name, damaged)
+    warnings.warn(f'{name} is no checkpoint: moved to {aside}.', stacklevel=2)
+  for step in sorted(_steps(folder), reverse=True):
+    state, why = None, ''
     try:
-      wanted = like(step) if callable(like) else like
-      try:
-        return _read(manager, step, wanted)
-      except Exception:
-        for layout, convert in older(wanted):
-          with contextlib.suppress(Exception):
-            return convert(_read(manager, step, layout))
-        raise
-    except Exception as error:
-      damaged = os.path.join(os.path.dirname(os.path.abspath(folder)), 'damaged')
-      os.makedirs(damaged, exist_ok=True)
-      aside = tempfile.mkdtemp(prefix=f'{step}-', dir=damaged)
-      os.replace(os.path.join(folder, str(step)), aside)
-      warnings.warn(f'checkpoint {step} is damaged ({_first_line(error)}): moved to {aside}.', stacklevel=2)
-    finally:
-      manager.close()
+      state = _sound(folder, step, like, older)
+    except Exception as error:  # whatever Orbax makes of damaged files
+      why = f'is damaged ({_first_line(error)})'
+    if not (why := why or reject(state)):
+      return state
+    aside = tempfile.mkdtemp(prefix=f'{step}-', dir=_made(damaged))
+    os.replace(os.path.join(folder, str(step)), aside)
+    warnings.warn(f'checkpoint {step} {why}: moved to {aside}.', stacklevel=2)
   return None
+
+
+def _made(folder: str) -> str:
+  os.makedirs(folder, exist_ok=True)
+  return folder
+
+
+def _is_step(name: str) -> bool:
+  return name.isascii() and name.isdecimal() and len(name) < 19 and name == str(int(name))
+
+
+def _steps(folder: str) -> list[int]:
+  return [int(name) for name in os.listdir(folder) if _is_step(name)] if os.path.isdir(folder) else []
+
+
+def _strangers(folder: str) -> list[str]:
+  """Returns the paths that Orbax would stumble over: digits that are no ASCII ones, files where folders belong."""
+  if not os.path.isdir(folder):
+    return [folder] if os.path.lexists(folder) else []
+  paths = {name: os.path.join(folder, name) for name in os.listdir(folder)}
+  ends = {name: name.rsplit('_')[-1] for name in paths}
+  odd = [name for name, end in ends.items() if end.isdigit() and not (_is_step(name) and os.path.isdir(paths[name]))]
+  return [paths[name] for name in odd]
+
+
+def _sound(folder: str, step: int, like: PyTree | Callable[[int], PyTree], older: Callable[[Any], Layouts]) -> PyTree:
+  """Returns the state of a step. Raises an exception of any kind if it cannot be had."""
+  manager = _manager(folder, None)
+  try:
+    wanted = like(step) if callable(like) else like
+    try:
+      return _read(manager, step, wanted)
+    except Exception:
+      for layout, convert in older(wanted):
+        with contextlib.suppress(Exception):
+          return convert(_read(manager, step, layout))
+      raise
+  finally:
+    manager.close()
 
 
 def _read(manager: ocp.CheckpointManager, step: int, wanted: PyTree) -> PyTree:

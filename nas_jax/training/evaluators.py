@@ -117,6 +117,7 @@ def attempt(
     no_memory = 'RESOURCE_EXHAUSTED' in why or 'out of memory' in why.lower()
     if not (no_memory or own_program):
       raise
+    recovery.leave(name)
     warnings.warn(f'a child failed: {why.splitlines()[0]}', stacklevel=2)
     return failed(fit.Status.NO_MEMORY if no_memory else fit.Status.NO_PROGRAM)
   recovery.end(name, metrics)
@@ -167,7 +168,8 @@ def static_programs(
   """Trains each child by a program of its own, whose architecture is static.
 
   No operation is chosen while such a program runs, but each child costs a compilation. A child whose program does not
-  fit in memory, or cannot be compiled, fails alone. Each device takes the next child as soon as it is free.
+  fit in memory, or cannot be compiled, fails alone. Each device takes the next child as soon as it is free. If the
+  process has crashed while several were trained, these are trained one at a time, which finds the one that crashes.
 
   Args:
     programs: the programs of one child.
@@ -184,18 +186,25 @@ def static_programs(
   def evaluate(batch: Batch) -> Outcome:
     double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64  # a thread has a context of its own
 
-    def train(arch: PyTree, key: Key) -> Metrics:
+    def train(arch: PyTree, key: Key, alone: bool = False) -> Metrics | None:
       mesh, local = place = free.get()
       try:
         with jax.enable_x64(double):
           made = programs(arch, mesh)
-          return attempt(made, (), key, local, recovery, _name(made, (), key, arch=arch), recovery.starts).metrics
+          name = _name(made, (), key, arch=arch)
+          if recovery.is_suspect(name) and not alone:
+            return None
+          return attempt(made, (), key, local, recovery, name, recovery.starts).metrics
       finally:
         free.put(place)
 
-    keys = (batch.keys[k : k + 1] for k in range(len(batch.keys)))
+    archs, keys = unstack(batch.archs), [batch.keys[k : k + 1] for k in range(len(batch.keys))]
     with ThreadPoolExecutor(len(meshes)) as threads:
-      return _outcome(list(threads.map(train, unstack(batch.archs), keys)), reward)
+      found = list(threads.map(train, archs, keys))
+    # If the process has died while several were trained, each of them is trained with no other beside it.
+    for k, metrics in enumerate(found):
+      found[k] = metrics or train(archs[k], keys[k], alone=True)
+    return _outcome([metrics for metrics in found if metrics], reward)
 
   return evaluate
 
@@ -221,7 +230,8 @@ def warm_started(
     recovery: keeps trainings. It recalls none, since the next child needs the weights and not only the metrics.
   """
   mesh = fit.child_mesh([device or jax.local_devices()[0]])
-  data, forgetful = fit.share(data, mesh), recovery._replace(recall=NO_RECOVERY.recall, end=NO_RECOVERY.end)
+  data = fit.share(data, mesh)
+  forgetful = recovery._replace(recall=NO_RECOVERY.recall, end=lambda name, metrics: recovery.leave(name))
 
   def evaluate(batch: Batch) -> Outcome:
     found, parent = list[Metrics](), None

@@ -1,4 +1,4 @@
-"""What keeps trainings: where they stand, what they gave, and when they must end."""
+"""What evaluators ask and tell about trainings: how far they are, what they gave, when they must end."""
 
 from collections.abc import Callable
 import dataclasses
@@ -40,30 +40,34 @@ class Limits:
 
 
 class Stopped(Exception):
-  """The process was asked to end. All that is finished is kept, and how far the rest was trained."""
+  """The process was asked to end. What is finished is saved, and so is the state of what is under way."""
 
 
 def _nothing(*_) -> None:
-  """Keeps nothing."""
+  """Does nothing."""
 
 
 class Recovery(NamedTuple):
-  """What is told of trainings, and asked. Each has a name, into which goes all that decides its outcome.
+  """What evaluators ask and tell about trainings.
+
+  Each training has a name, a fingerprint of all that decides its outcome.
 
   `NO_RECOVERY` keeps nothing, stops nothing, and ends no training before its time.
   """
 
-  recall: Callable[[str], Metrics | None] = _nothing  # what a training gave that ended
-  failed_starts: Callable[[str], int] = lambda name: 0  # times it was begun and got nowhere
-  begin: Callable[[str, PyTree], tuple[int, PyTree]] = lambda name, fresh: (0, fresh)  # program calls done, and what
-  keep: Callable[[str, int, PyTree], None] = _nothing  # they led to, as told after each but the last; raises Stopped
+  recall: Callable[[str], Metrics | None] = _nothing  # the metrics of a training that has ended before
+  failed_starts: Callable[[str], int] = lambda name: 0  # crashes of the process while only it was under way
+  begin: Callable[[str, PyTree], tuple[int, PyTree]] = lambda name, fresh: (0, fresh)  # program calls done, and their
+  keep: Callable[[str, int, PyTree], None] = _nothing  # states; told after each call but the last; raises Stopped
   end: Callable[[str, Metrics], None] = _nothing
+  leave: Callable[[str], None] = _nothing  # the training is over, and there is nothing to recall
   check: Callable[[], None] = _nothing  # raises Stopped
-  timeout: float = math.inf  # seconds of training a child
-  starts: int = 0  # in vain, after which a child fails; 0: no end
+  timeout: float = math.inf  # seconds of training for each child
+  starts: int = 0  # failed ones after which a child fails; 0: no limit
+  is_suspect: Callable[[str], bool] = lambda name: False  # the process has crashed while it and others were under way
 
   def crashes_process(self, name: str, starts: int) -> bool:
-    """Whether a training was begun in vain so many times that it is not begun again; 0: never."""
+    """Says whether the process has crashed so often in a training that it is not begun again; 0: never."""
     return bool(starts) and self.failed_starts(name) >= starts
 
 
@@ -71,7 +75,7 @@ NO_RECOVERY = Recovery()
 
 
 def fingerprint(*parts: PyTree) -> str:
-  """A name for trees of arrays, shapes and plain values: the same for the same ones."""
+  """Returns a name for trees of arrays, shapes and plain values: equal trees have equal names."""
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_flatten_with_path(parts)[0]:
     if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

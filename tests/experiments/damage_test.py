@@ -10,7 +10,7 @@ import pytest
 import testing
 
 from experiments.common import run_search, workdirs
-from nas_jax import search
+from nas_jax import files, search
 from nas_jax.search import journal
 from nas_jax.systems import cell
 from nas_jax.training import checkpoint
@@ -21,6 +21,7 @@ pytestmark = [
   pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
 ]
 CONFIG = testing.cell_config()
+MEASURED = {'seeds': 0.5, 'budget': 0.25, 'children': 8}
 
 
 @pytest.fixture(scope='module')
@@ -160,6 +161,98 @@ def test_a_torn_journal(s, half, whole, tmp_path, lines, lost):
   assert (folder / 'damaged' / 'children.jsonl').read_text().startswith('{"id"')
 
 
+def misspelt(path, key='"id"', at=1):
+  lines = path.read_text().splitlines(keepends=True)
+  lines[at] = lines[at].replace(key, '"ix"')
+  path.write_text(''.join(lines))
+
+
+def without_checksums(path):
+  """As an earlier version wrote it, which damage of the right shape goes unnoticed in."""
+  path.write_text(''.join(json.dumps(line) + '\n' for line in journal.read(str(path)).values()))
+
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('damage', [misspelt, emptied, pathlib.Path.unlink])
+def test_a_child_that_the_journal_lost_is_had_again(s, half, whole, tmp_path, damage, old):
+  """Of a search that is over, with all of its checkpoints, which are ahead of what is left of the journal."""
+  folder = tmp_path / 'run'
+  shutil.copytree(half, folder)
+  run(s, folder, 12)
+  if old:
+    without_checksums(folder / 'children.jsonl')
+  damage(folder / 'children.jsonl')
+  with pytest.warns(UserWarning) as said:
+    assert len(run(s, folder, 12)) == 12
+  lost = 1 if damage is misspelt else 0
+  assert f'is ahead of the journal, which lacks child {lost}: moved to' in str(said[-1].message)
+  assert ending(s, folder) == whole
+
+
+def test_a_lost_child_of_shared_weights_leaves_best_json_alone(s, half, tmp_path):
+  """To have its score again, the whole search would have to be repeated."""
+  folder = tmp_path / 'run'
+  shutil.copytree(half, folder)
+  best = json.loads((folder / 'best.json').read_text())
+  misspelt(folder / 'children.jsonl', at=best['id'])
+  with pytest.warns(UserWarning) as said:
+    run(s._replace(shared=True), folder, 6)
+  assert [f'1 children, {best["id"]} the first of them, are lost' in str(one.message) for one in said] == [False, True]
+  assert json.loads((folder / 'best.json').read_text()) == best
+  assert (folder / 'checkpoints' / '3').is_dir()
+
+
+def test_checkpoints_of_another_seed_are_refused(s, half, tmp_path):
+  folder = tmp_path / 'run'
+  shutil.copytree(half, folder)
+  before = sorted(path for path in folder.rglob('*'))
+  with pytest.raises(files.Unusable, match='checkpoints is of a search with another seed than 1'):
+    run_search.run(str(folder), s, 1, search.Budget(12))
+  assert sorted(path for path in folder.rglob('*')) == before
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'), [('jax_threefry_partitionable', False), ('jax_default_prng_impl', 'rbg'), ('jax_enable_x64', True)]
+)
+@pytest.mark.parametrize('noted', [True, False])
+def test_other_settings_of_jax_are_refused_and_nothing_is_moved(half, tmp_path, name, value, noted):
+  folder = tmp_path / 'run'
+  shutil.copytree(half, folder)
+  if not noted:  # by an earlier version, which did not note them
+    (folder / 'origin.json').unlink()
+  before = sorted(path for path in folder.rglob('*'))
+  default = getattr(jax.config, name)
+  jax.config.update(name, value)
+  try:
+    with pytest.raises(ValueError, match=f'holds results of other settings of JAX: {name}') as error:
+      workdirs.open_config(str(folder), CONFIG)
+    assert '\n' not in str(error.value)
+    workdirs.open_config(str(tmp_path / 'new'), CONFIG)
+  finally:
+    jax.config.update(name, default)
+  assert sorted(path for path in folder.rglob('*')) == before
+  with pytest.raises(ValueError, match=f'other settings of JAX: {name}'):
+    workdirs.open_config(str(tmp_path / 'new'), CONFIG)
+
+
+@pytest.mark.parametrize(('old', 'new'), [('"hidden"', '"hiddem"'), (': 4,', ': 5,')])
+def test_a_config_that_only_its_copy_contradicts_is_taken_from_there(half, tmp_path, old, new):
+  folder = tmp_path / 'run'
+  shutil.copytree(half, folder)
+  sound = (folder / 'config.json').read_text()
+  (folder / 'config.json').write_text(sound.replace(old, new))
+  with pytest.warns(UserWarning, match='config.json is damaged: taken from origin.json'):
+    workdirs.open_config(str(folder), CONFIG)
+  assert (folder / 'config.json').read_text() == sound
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path):
+  (tmp_path / 'other').write_text('precious')
+  (tmp_path / 'best.json.part').symlink_to(tmp_path / 'other')
+  workdirs.write(str(tmp_path / 'best.json'), 'new')
+  assert (tmp_path / 'other').read_text() == 'precious' and (tmp_path / 'best.json').read_text() == 'new'
+
+
 @pytest.mark.parametrize('damage', [pathlib.Path.unlink, truncated, emptied])
 @pytest.mark.parametrize('copy', [True, False])
 def test_a_config_that_is_gone(s, half, whole, tmp_path, damage, copy):
@@ -173,7 +266,7 @@ def test_a_config_that_is_gone(s, half, whole, tmp_path, damage, copy):
     run(s, folder, 12)
   words = [str(one.message) for one in said]
   assert words[-1].endswith(f'config.json is missing: taken from {source}.')
-  assert len(words) == 1 if damage is pathlib.Path.unlink else re.search('is damaged: moved to', words[0])
+  assert len(words) == 1 if damage is pathlib.Path.unlink else re.search(r'is damaged \(.+\): moved to', words[0])
   assert ending(s, folder) == whole
   if copy:  # which still tells another search
     (folder / 'config.json').unlink()
@@ -183,12 +276,12 @@ def test_a_config_that_is_gone(s, half, whole, tmp_path, damage, copy):
 
 @pytest.mark.parametrize('damage', [truncated, emptied])
 def test_measurements_that_are_damaged_are_made_again(tmp_path, damage):
-  path = tmp_path / 'reliability.json'
-  assert workdirs.cached(str(path), lambda: {'seeds': 0.5}) == {'seeds': 0.5}
-  assert workdirs.cached(str(path), lambda: 1 / 0) == {'seeds': 0.5}
+  path, again = tmp_path / 'reliability.json', MEASURED | {'seeds': 0.75}
+  assert workdirs.cached(str(path), lambda: MEASURED) == MEASURED
+  assert workdirs.cached(str(path), lambda: 1 / 0) == MEASURED
   damage(path)
-  with pytest.warns(UserWarning, match='reliability.json is damaged: moved to'):
-    assert workdirs.cached(str(path), lambda: {'seeds': 0.75}) == {'seeds': 0.75}
+  with pytest.warns(UserWarning, match=r'reliability.json is damaged \(.+\): moved to'):
+    assert workdirs.cached(str(path), lambda: again) == again
   workdirs.cached_each(str(tmp_path / 'all.json'), {'a': lambda: 1})
   damage(tmp_path / 'all.json')
   with pytest.warns(UserWarning, match='moved to'):

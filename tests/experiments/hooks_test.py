@@ -258,8 +258,8 @@ def test_a_drawing_is_on_the_page(workdir, monkeypatch):
     (lambda workdir: (workdir / 'config.json').write_text('{"m": '), 'config.json cannot be read'),
     (lambda workdir: (workdir / 'config.json').write_text('{"wings": 2}'), 'wings'),
     (lambda workdir: (workdir / 'reliability.json').write_text('\0'), 'reliability.json cannot be read'),
-    (lambda workdir: retraining(workdir, valid='91'), 'retrain/result.json is no result'),
-    (lambda workdir: retraining(workdir, parameters='many'), 'retrain/result.json is no result'),
+    (lambda workdir: retraining(workdir, valid='91'), 'retrain/result.json cannot be read'),
+    (lambda workdir: retraining(workdir, parameters='many'), 'retrain/result.json cannot be read'),
   ],
 )
 def test_a_workdir_without_a_report_is_one_line(workdir, monkeypatch, capsys, spoil, words):

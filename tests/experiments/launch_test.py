@@ -1,6 +1,7 @@
 """Launchers: flags from configs, workdirs, and one clear line for whatever is wrong."""
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import pytest
 from experiments import cell_search, conv_search, enas_search, table_search
 from experiments import retrain as retrain_launcher
 from experiments.common import launch, systems, usage, workdirs
-from nas_jax import config
+from nas_jax import config, files
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
 from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
@@ -211,9 +212,9 @@ def test_other_architectures_given_to_retrain(refuse, tmp_path):
   assert 'conv.json' in refuse(retrain_launcher, '--preset=smoke', f'--arch={path}', f'--results={tmp_path}/run')
   # A search with fewer sound cells than asked for.
   cell_space = tree_cell_space(2)
-  record = {'id': 0, 'tokens': [0] * cell_space.length, 'reward': 1.0, 'perplexity': 9.0, 'failed': None}
+  record = {'id': 0, 'tokens': [0] * cell_space.length, 'reward': 1.0, 'perplexity': 9.0, 'failed': None, 'seconds': 1}
   (tmp_path / 'best.json').write_text(rankings.best_json(cell_space, record))
-  (tmp_path / 'children.jsonl').write_text(json.dumps(record))
+  (tmp_path / 'children.jsonl').write_text(json.dumps(record) + '\n')
   args = ('--preset=smoke', f'--workdir={tmp_path}', f'--results={tmp_path}/run')
   assert 'only 1 different' in refuse(retrain_launcher, *args, '--top=2')
   retrain_launcher.prepare(['retrain', *args])
@@ -421,3 +422,49 @@ def test_an_int_is_a_float_but_a_bool_is_no_int():
     config.check(cell.Config(m=True))
   with pytest.raises(ValueError, match='combine'):
     config.check(cell.Config(combine='add'))
+
+
+@pytest.mark.parametrize(
+  ('error', 'code', 'words'),
+  [
+    (KeyboardInterrupt(), 130, 'stopped by SIGINT'),
+    (OSError(errno.EBUSY, 'Device or resource busy'), 2, 'a file cannot be used'),
+  ],
+)
+def test_what_ends_it_in_start_up_is_one_line(monkeypatch, capsys, error, code, words):
+  def prepare(argv):
+    raise error
+
+  with pytest.raises(SystemExit) as left:
+    launch.main(prepare)
+  said = capsys.readouterr().err
+  assert left.value.code == code and words in said and said.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  ('error', 'code'),
+  [
+    (files.Unusable('other results'), 2),
+    (OSError(errno.ESTALE, 'Stale file handle'), 74),
+    (OSError(errno.ENOSPC, 'No space left on device'), 74),
+  ],
+)
+def test_what_ends_the_work_is_one_line(monkeypatch, capsys, error, code):
+  def work(check):
+    raise error
+
+  monkeypatch.setattr(os, '_exit', sys.exit)
+  with pytest.raises(SystemExit) as left:
+    launch.main(lambda argv: work)
+  said = capsys.readouterr().err
+  assert left.value.code == code and said.count('\n') == 1 and str(error.args[-1]) in said
+
+
+def test_a_full_disk_is_no_wrong_flag(monkeypatch, capsys):
+  def prepare(argv):
+    raise OSError(errno.ENOSPC, 'No space left on device', 'config.json.part')
+
+  monkeypatch.setattr(os, '_exit', sys.exit)
+  with pytest.raises(SystemExit) as left:
+    launch.main(prepare)
+  assert left.value.code == 74 and 'config.json.part cannot be written' in capsys.readouterr().err

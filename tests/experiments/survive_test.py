@@ -14,7 +14,7 @@ import time
 import pytest
 from tools import kill
 
-from experiments.common import workdirs
+from experiments.common import recovery_files, workdirs
 from nas_jax.search import journal
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -57,7 +57,7 @@ def ends(process, code):
   """Its stdout and the last line of its stderr, once it has ended as it should."""
   shown, error = process.communicate(timeout=300)
   assert process.returncode == code, error
-  assert 'Traceback' not in error
+  assert 'Traceback' not in error and error.count('\n') < 12, error
   return shown, error.strip().splitlines()[-1]
 
 
@@ -91,7 +91,7 @@ def test_told_to_end_it_ends_soon_and_is_gone_on_with(cell_search, tmp_path, unb
   """Children of 10,000 calls, of which none would be over in time; then short ones, to compare what is resumed."""
   endless = cell_search('--steps=2000000', workdir='endless')
   started = tmp_path / 'endless' / 'started.jsonl'
-  until(started.exists, endless)
+  until(lambda: started.exists() and '"calls"' in started.read_text(), endless)
   time.sleep(1.0)
   endless.send_signal(number)
   _, said = ends(endless, code)
@@ -112,6 +112,40 @@ def test_stopped_between_children_it_ends_as_if_unbroken(cell_search, tmp_path, 
   assert 6 <= lines(tmp_path / 'run') < 20
   ends(cell_search('--max_children=20'), 0)
   assert earned(tmp_path / 'run') == earned(unbroken)
+
+
+def test_killed_three_times_in_one_training_it_fails_no_child(cell_search, tmp_path, unbroken):
+  """As a preempted machine does. A process that aborts in one leaves a trace, and a child that fails in the end."""
+  started = tmp_path / 'run' / 'started.jsonl'
+  for k in range(4):
+    endless = cell_search('--steps=2000000')
+    until(lambda k=k: started.exists() and started.read_text().count('"calls"') > k, endless)
+    endless.kill()
+    endless.communicate()
+  found = recovery_files.history(journal.read_lines(str(started), recovery_files.STARTED))
+  assert not found.crashes and not found.suspects and not found.ended
+  endless = cell_search('--steps=2000000')
+  until(lambda: started.read_text().count('"calls"') > 4, endless)
+  endless.send_signal(signal.SIGABRT)
+  endless.communicate()
+  again = cell_search('--steps=2000000')
+  until(lambda: started.read_text().count('"calls"') > 5, again)
+  found = recovery_files.history(journal.read_lines(str(started), recovery_files.STARTED))
+  assert list(found.crashes.values()) == [1]
+
+
+@pytest.mark.parametrize('broken', ['stdout', 'stderr', 'closed'])
+def test_streams_that_nobody_reads_end_no_search(cell_search, tmp_path, unbroken, broken):
+  """Its report is written all the same, and nothing that is printed gets into its files."""
+  if broken == 'closed':
+    process = cell_search('--max_children=20', preexec_fn=lambda: (os.close(1), os.close(2)))
+  else:
+    process = cell_search('--max_children=20')
+    getattr(process, broken).close()
+    setattr(process, broken, None)
+  process.communicate(timeout=300)
+  assert process.returncode == 0
+  assert (tmp_path / 'run' / 'report.html').exists() and earned(tmp_path / 'run') == earned(unbroken)
 
 
 def test_one_process_a_workdir(cell_search, tmp_path):
@@ -152,6 +186,9 @@ def test_a_full_disk_ends_it_in_one_line_and_it_resumes(cell_search, tmp_path, u
   resource.prlimit(cut.pid, resource.RLIMIT_FSIZE, (room, room))
   _, said = ends(cut, 74)
   assert 'cannot be written' in said and said.endswith('once that is mended the same command goes on.')
+  full = cell_search('--max_children=20', preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)))
+  _, said = ends(full, 74)
+  assert 'cannot be written' in said and 'None' not in said
   assert lines(tmp_path / 'run') < 20
   ends(cell_search('--max_children=20'), 0)
   assert earned(tmp_path / 'run') == earned(unbroken)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nas_jax import space
 from nas_jax.search import journal
 from nas_jax.training import fit
 from nas_jax.types import Batch, Outcome
@@ -63,11 +64,14 @@ def test_a_torn_line_is_left_out_and_written_over(tmp_path, torn):
 def test_of_several_lines_of_a_step_the_last_counts(tmp_path):
   path = tmp_path / 'updates.jsonl'
   write = journal.writer(str(path))
-  write([{'step': 1, 'reward': 0.5}, {'step': 2, 'reward': 0.25}])
+  first, second, again = (
+    {'step': step, 'children': 2 * step, 'reward': x} for step, x in ((1, 0.5), (2, 0.25), (2, 1))
+  )
+  write([first, second])
   with open(path, 'a') as file:
     file.write('{"step": 3, "rew')  # killed here, and resumed from step 1
-  write([{'step': 2, 'reward': 0.75}])
-  assert journal.read(str(path), by='step') == {1: {'step': 1, 'reward': 0.5}, 2: {'step': 2, 'reward': 0.75}}
+  write([again])
+  assert journal.read(str(path), by='step') == {1: first, 2: again}
   assert journal.read(str(path)) == {}
 
 
@@ -102,3 +106,51 @@ def test_damaged_lines_are_moved_aside(tmp_path, damaged, last):
     4
   ]
   assert journal.drop_damaged_lines(str(tmp_path / 'none'), str(tmp_path / 'damaged')) == 0
+
+
+def test_no_flipped_bit_is_another_record(tmp_path):
+  """Each bit of a journal in turn: the line is damaged, or what is read is what was written."""
+  path = tmp_path / 'children.jsonl'
+  journal.writer(str(path))(journal.records(batch(), outcome(), 1.0))
+  content, wanted = path.read_bytes(), journal.read(str(path))
+  fewer = 0
+  for bit in range(8 * len(content)):
+    flipped = bytearray(content)
+    flipped[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(flipped)
+    found = journal.read(str(path))
+    fewer += len(found) < len(wanted)
+    for number, record in found.items():  # where the name of the checksum itself is hit, it is one more entry
+      assert {name: record.get(name) for name in wanted[number]} == wanted[number], bytes(flipped)
+  assert fewer > 7 * len(content)
+
+
+def test_lines_without_a_checksum_are_older_ones(tmp_path):
+  path = tmp_path / 'children.jsonl'
+  old, new = ({'id': k, 'tokens': [0], 'reward': 0.5, 'failed': None, 'seconds': 0.1} for k in (0, 1))
+  path.write_text(json.dumps(old) + '\n')
+  assert journal.read(str(path)) == {0: old}
+  journal.writer(str(path))([new])
+  assert journal.read(str(path)) == {0: old, 1: new}
+  with open(path, 'a') as file:  # not an older one, after a line that has one
+    file.write(json.dumps(old | {'id': 2}) + '\n')
+  assert journal.read(str(path)) == {0: old, 1: new}
+  assert journal.drop_damaged_lines(str(path), str(tmp_path / 'damaged')) == 1
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'id': '0'}, {'id': True}, {'id': -1}, {'id': 2**40}, {'tokens': 'ab'}, {'tokens': [0.0, 1]}, {'tokens': [0]},
+    {'tokens': [0, 9]}, {'tokens': [0, -1]}, {'reward': '0.5'}, {'reward': None}, {'reward': [0.5]}, {'reward': {}},
+    {'seconds': None}, {'seconds': -1}, {'failed': 3}, {'depth': 0}, {'depth': 3}, {'perplexity': '3'},
+    {'perplexity': [3.5]}, {'reward': 10**30},
+  ],
+)  # fmt: skip
+def test_a_child_has_a_schema(change):
+  fits = journal.child_of(space.choice_space({'a': 'xy', 'b': 'xyz'}))
+  record = {'id': 0, 'tokens': [1, 2], 'reward': 0.5, 'depth': 1, 'perplexity': 3.5, 'failed': None, 'seconds': 0.1}
+  assert fits(record) and fits(record | {'perplexity': None, 'failed': 'out of memory'})
+  assert not fits(record | change)
+  for name in ('id', 'tokens', 'reward', 'failed', 'seconds'):
+    assert not fits({key: value for key, value in record.items() if key != name})

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -246,7 +248,7 @@ def test_killed_in_the_middle_of_a_training_it_resumes_as_if_unbroken(tmp_path):
   process = subprocess.Popen(command(tmp_path / 'broken'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   limit = time.monotonic() + 240
   while process.poll() is None and time.monotonic() < limit:
-    if any(name.isdigit() for path in (tmp_path / 'broken').glob('cell*/running') for name in os.listdir(path)):
+    if any(name.isdigit() for path in (tmp_path / 'broken').glob('cell*/running-*') for name in os.listdir(path)):
       process.send_signal(signal.SIGKILL)
     time.sleep(0.01)
   assert process.wait() == -signal.SIGKILL
@@ -254,3 +256,36 @@ def test_killed_in_the_middle_of_a_training_it_resumes_as_if_unbroken(tmp_path):
   results = [json.loads((tmp_path / name / 'result.json').read_text()) for name in ('unbroken', 'broken')]
   one, other = ([{**row, 'seconds': 0} for row in found['rows']] for found in results)
   assert one == other
+
+
+@pytest.mark.parametrize('older', [False, True])
+def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path, monkeypatch, older):
+  """The process ends after each step in turn that changes files; an earlier version's state is gone on with."""
+  folder, began, removed = str(tmp_path), [], []
+
+  def stage(recipe, cfg, data, arch, stage, running, check):
+    began.append((stage.name, os.path.isdir(running)))
+    os.makedirs(running, exist_ok=True)
+    return {'size': '4', 'parameters': 1, 'curve': [[1.0]], 'valid': [1.0], 'test': [1.0], 'seconds': 0.0}
+
+  def remove(path):
+    removed.append(path)
+    if len(removed) == 1:
+      raise KeyboardInterrupt  # the process ends here
+    shutil.rmtree(path, ignore_errors=True)
+
+  monkeypatch.setattr(launcher, 'train_stage', stage)
+  monkeypatch.setattr(launcher, 'files', types.SimpleNamespace(remove=remove))
+  cfg = testing.retrain_config(lr=(0.1, 0.2))
+
+  def run():
+    recipe = CELL.retrain
+    return launcher.retrain_arch(recipe, cfg, None, 'cell', None, folder, lambda: None)
+
+  if older:
+    (tmp_path / 'running' / '1').mkdir(parents=True)
+  with pytest.raises(KeyboardInterrupt):
+    run()
+  assert list(json.loads((tmp_path / 'trainings.json').read_text())) == ['grid at 4']
+  run()
+  assert began == [('cell: grid', older), ('cell: 4', False)] and not list(tmp_path.glob('running*'))

@@ -18,25 +18,25 @@ import time
 from nas_jax.search import journal
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Small searches of children long enough to be hit; processes that are killed are none that died of a child.
-COMMON = ('--preset=smoke', '--child_starts=0', '--nocontrol')
+# Small searches whose children train long enough to be hit. --child_starts is at its default: a kill is no crash.
+COMMON = ('--preset=smoke', '--nocontrol')
 ALONE = ('--reliability_children=4', '--yardstick_repeats=0')
 FLAGS = {
   'cell': ('cell_search', *ALONE, '--max_children=40', '--steps=40', '--steps_per_call=10'),
   'conv': ('conv_search', *ALONE, '--max_children=8', '--epochs=3'),
   'shared': ('enas_search', '--variant=recurrent', '--passes=6', '--controller_updates=4', '--rank_children=0'),
 }
-CLOCKS = ('seconds', 'children_per_hour')  # what no two runs have in common
+CLOCKS = ('seconds', 'children_per_hour')  # differ between any two runs
 
 
 def command(system: str, workdir: pathlib.Path) -> list[str]:
-  """What runs a search there, or goes on with it."""
+  """Returns the command that runs a search there, or resumes it."""
   launcher, *flags = FLAGS[system]
   return [sys.executable, '-m', f'experiments.{launcher}', *COMMON, *flags, f'--workdir={workdir}']
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, object]:
-  """All that a search leaves, clocks left out: journals, the best, checkpoints' digests, tables."""
+  """Returns what a search leaves, without clocks: journals, best architectures, tables, the last state's digest."""
   found: dict[str, object] = {}
   for path in sorted(path for path in workdir.rglob('*') if 'damaged' not in path.parts):
     name = str(path.relative_to(workdir))
@@ -59,7 +59,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, object]:
 
 
 def run(system: str, workdir: pathlib.Path, kill_after: float | None = None) -> float:
-  """Runs a search; kills it after so many seconds, if it takes that long. Returns the seconds it took, 0 if killed."""
+  """Runs a search and kills it after so many seconds. Returns the seconds it took, 0 if it was killed."""
   begun = time.monotonic()
   with open(workdir.with_suffix('.log'), 'ab') as log:
     process = subprocess.Popen(command(system, workdir), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
@@ -75,7 +75,7 @@ def run(system: str, workdir: pathlib.Path, kill_after: float | None = None) -> 
 
 
 def trial(system: str, kills: int, seed: int, folder: pathlib.Path, say=print) -> int:
-  """Kills one search again and again until it has been hit so often; begins another when it ends before. Compares each.
+  """Kills a search and resumes it until it ends, and compares it with an unbroken one; so on until enough kills.
 
   Returns how many searches were compared.
   """

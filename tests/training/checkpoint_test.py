@@ -110,3 +110,34 @@ def test_damage_is_moved_aside_and_the_one_before_taken(folder, states, damage):
   assert same(found, states[0])
   (aside,) = pathlib.Path(folder, '..', 'damaged').iterdir()
   assert aside.name.startswith('2-') and (aside / 'state').is_dir()
+
+
+def test_what_only_looks_like_a_checkpoint_is_moved_aside(folder, states):
+  pathlib.Path(folder, '\u00b2').mkdir()
+  pathlib.Path(folder, '007').mkdir()
+  pathlib.Path(folder, '9').write_text('')
+  with pytest.warns(UserWarning, match='is no checkpoint: moved to'):
+    assert same(checkpoint.restore(folder, states[0]), states[1])
+  assert sorted(path.name for path in pathlib.Path(folder, '..', 'damaged').iterdir()) == ['007', '9', '\u00b2']
+
+
+def test_a_file_in_place_of_the_folder_is_moved_aside(tmp_path, states):
+  (tmp_path / 'checkpoints').write_text('x')
+  with pytest.warns(UserWarning, match='is no checkpoint'):
+    assert checkpoint.restore(str(tmp_path / 'checkpoints'), states[0]) is None
+  checkpoint.saver(str(tmp_path / 'checkpoints'))[1]()
+
+
+def test_a_state_that_is_not_wanted_makes_place_for_the_one_before(folder, states):
+  with pytest.warns(UserWarning, match='checkpoint 2 is too new: moved to'):
+    found = checkpoint.restore(folder, states[0], reject=lambda state: '' if same(state, states[0]) else 'is too new')
+  assert same(found, states[0])
+
+
+def test_what_refuses_a_state_moves_nothing(folder, states):
+  def refuse(state):
+    raise ValueError('of another search')
+
+  with pytest.raises(ValueError, match='of another search'):
+    checkpoint.restore(folder, states[0], reject=refuse)
+  assert sorted(os.listdir(folder)) == ['1', '2'] and not os.path.exists(os.path.join(folder, '..', 'damaged'))

@@ -217,13 +217,16 @@ def dying(programs, who, die=died):
   return programs._replace(chunk=chunk)
 
 
-def processes(evaluate, at_most):
-  """Starts one process after another until one ends of itself; how many died, and what came out."""
+def processes(evaluate, at_most, folder, trace='Fatal Python error: Aborted'):
+  """Starts one process after another until one ends of itself; how many died, and what came out.
+
+  A process that dies leaves the trace in crash.txt of the folder; '' is that of one that was killed.
+  """
   for count in range(at_most):
     try:
       return count, evaluate()
     except Died:
-      continue
+      (folder / 'crash.txt').write_text(trace)
   return at_most, None
 
 
@@ -232,7 +235,7 @@ def test_the_child_that_the_process_dies_of_is_found(programs, whole, tmp_path, 
   """All are begun together but for the last time; alone, its siblings earn to the bit what they earn beside it."""
   fatal = dying(programs, 2.0)
   count, outcome = processes(
-    lambda: evaluators.from_scratch(fatal, DATA, reward, kept(tmp_path, child_starts=starts))(batch()), 6
+    lambda: evaluators.from_scratch(fatal, DATA, reward, kept(tmp_path, child_starts=starts))(batch()), 6, tmp_path
   )
   assert count == deaths
   assert [fit.Status(code).reason for code in outcome.metrics['failed']] == ['', 'the process died of it', '']
@@ -241,8 +244,91 @@ def test_the_child_that_the_process_dies_of_is_found(programs, whole, tmp_path, 
 
 def test_a_process_may_die_as_often_as_one_likes_if_so_asked(programs, tmp_path):
   fatal = dying(programs, 2.0)
-  count, _ = processes(lambda: evaluators.from_scratch(fatal, DATA, reward, kept(tmp_path, child_starts=0))(batch()), 6)
+  count, _ = processes(
+    lambda: evaluators.from_scratch(fatal, DATA, reward, kept(tmp_path, child_starts=0))(batch()), 6, tmp_path
+  )
   assert count == 6
+
+
+@pytest.mark.parametrize('limits', [{}, {'child_starts': 1}])
+def test_a_process_that_is_killed_fails_no_child(programs, whole, tmp_path, limits):
+  """However often, and whatever is trained then: SIGKILL leaves no trace."""
+  fatal = dying(programs, 2.0)
+  count, _ = processes(
+    lambda: evaluators.from_scratch(fatal, DATA, reward, kept(tmp_path, **limits))(batch()), 5, tmp_path, trace=''
+  )
+  assert count == 5
+  outcome = evaluators.from_scratch(programs, DATA, reward, kept(tmp_path, **limits))(batch())
+  np.testing.assert_array_equal(outcome.reward, whole.reward)
+
+
+def test_siblings_with_programs_of_their_own_are_not_blamed(tmp_path):
+  """While the deadly child and a long sibling are trained side by side it is not known of whom the process dies."""
+  lines = [{'process': 'a', 'kills': 0}, *({'training': name, 'calls': 0} for name in 'xy'), {'died': 'Aborted'}]
+  found = recovery_files.history(lines * 5)
+  assert found.suspects == {'x', 'y'} and not found.crashes
+  alone = [{'process': 'a', 'kills': 0}, {'training': 'x', 'calls': 0}, {'died': 'Aborted'}]
+  assert recovery_files.history(lines + alone * 2).crashes == {'x': 2}
+
+
+def test_history_by_hand():
+  begun, died, process = {'training': 'x', 'calls': 0}, {'died': 'Aborted'}, {'process': 'a', 'kills': 0}
+  metrics = {'training': 'x', 'metrics': {'failed': ['int32', [0]]}}
+  for lines, crashes in (
+    ([process, begun, process, begun, process, begun], 0),  # killed
+    ([process, begun, died, process, begun, died], 2),
+    ([process, begun, {'training': 'x', 'kept': 3}, died], 0),
+    ([process, begun, died, process, begun, {'training': 'x', 'kept': 3}, process, begun, died], 1),
+    ([process, begun, metrics, died], 0),
+    ([process, begun, {'training': 'x', 'left': True}, died], 0),
+    ([process, begun, process, died], 0),  # before anything was begun
+    ([begun, begun, begun, begun], 0),  # as earlier versions wrote of any end
+  ):
+    assert recovery_files.history(lines).crashes['x'] == crashes, lines
+
+
+def test_out_of_memory_kills_are_counted(tmp_path, monkeypatch):
+  group = tmp_path / 'pod'
+  group.mkdir()
+  (tmp_path / 'groups').write_text('0::/pod\n')
+  count = recovery_files.control_group
+
+  def kills(number, name='memory.events'):
+    (group / name).write_text(f'low 0\noom 7\noom_kill {number}\n')
+    return count(str(tmp_path / 'groups'), str(tmp_path))
+
+  assert kills(3).kills == 3 and kills(3) == kills(3) and kills(4).name == kills(3).name
+  assert count(str(tmp_path / 'none'), str(tmp_path / 'none')) == ('', 0)
+  (group / 'memory.events').unlink()
+  (tmp_path / 'groups').write_text('9:cpu:/\n4:memory:/pod\n')
+  (tmp_path / 'memory').symlink_to(tmp_path)
+  assert kills(5, 'memory.oom_control').kills == 5
+  # A process that ends while a child is trained alone fails it if the kernel counted a kill, and else does not.
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  for number in (0, 0, 1, 2):
+    monkeypatch.setattr(recovery_files, 'control_group', lambda number=number: recovery_files.ControlGroup('a', number))
+    recovery = kept(workdir)
+    recovery.begin('x', jnp.zeros(()))
+  assert recovery.failed_starts('x') == 2
+  monkeypatch.setattr(recovery_files, 'control_group', lambda: recovery_files.ControlGroup('another', 9))
+  assert kept(workdir).failed_starts('x') == 2
+
+
+@pytest.mark.parametrize(
+  ('number', 'crashed'), [('SIGKILL', 0), ('SIGTERM', 0), ('SIGINT', 0), ('SIGSEGV', 1), ('SIGABRT', 1)]
+)
+def test_the_signals_of_a_crash_leave_a_trace(tmp_path, number, crashed):
+  code = (
+    'import os, signal, sys; from experiments.common import recovery_files as r\n'
+    'with r.recording_crashes(sys.argv[1]):\n'
+    '  signal.signal(signal.SIGINT, signal.SIG_DFL); os.kill(os.getpid(), signal.' + number + ')'
+  )
+  kept(tmp_path).begin('x', jnp.zeros(()))
+  ended = subprocess.run([sys.executable, '-c', code, tmp_path], cwd=ROOT, capture_output=True, timeout=300)
+  assert ended.returncode == -getattr(signal, number), ended.stderr
+  for _ in range(2):  # a trace counts once
+    assert kept(tmp_path).failed_starts('x') == crashed
 
 
 def test_a_training_that_gets_on_is_not_begun_in_vain(programs, whole, tmp_path, monkeypatch):
@@ -263,7 +349,7 @@ def test_a_training_that_gets_on_is_not_begun_in_vain(programs, whole, tmp_path,
   def evaluate():
     return evaluators.from_scratch(mortal(2), DATA, reward, kept(tmp_path, child_starts=1))(batch())
 
-  count, outcome = processes(evaluate, 10)
+  count, outcome = processes(evaluate, 10, tmp_path)
   assert count == 2  # two of six calls each time
   np.testing.assert_array_equal(outcome.reward, whole.reward)
 
@@ -276,8 +362,9 @@ def test_a_child_of_its_own_program_is_failed_alone(tmp_path):
   def killed(*_):
     raise Died
 
-  count, outcome = processes(lambda: alone(tmp_path, made=fatal)(static_batch()), 6)
-  assert count == 3
+  count, outcome = processes(lambda: alone(tmp_path, made=fatal)(static_batch()), 9, tmp_path)
+  # Three times alone, before which it may have been one of two.
+  assert count in (3, 4)
   assert [fit.Status(code).reason for code in outcome.metrics['failed']] == ['', 'the process died of it', '']
 
 
@@ -293,6 +380,7 @@ def test_a_child_that_aborts_the_process(programs, whole, tmp_path):
     'import os, jax; jax.config.update("jax_num_cpu_devices", 4); import recovery_test as k;'
     'made = k.fit.fitter(k.child(), lambda arch: k.optax.adam(0.1), k.STEPS, 1,'
     ' k.fit.child_mesh(jax.devices()[: k.DEVICES]), scored=2);'
+    f'trace = k.recovery_files.recording_crashes({str(tmp_path)!r}); trace.__enter__();'
     f'keeper = k.kept({str(tmp_path)!r});'
     'outcome = k.evaluators.from_scratch(k.dying(made, 2.0, os.abort), k.DATA, k.reward, keeper)(k.batch());'
     'print(outcome.reward.tolist(), outcome.metrics["failed"].tolist())'
@@ -305,4 +393,4 @@ def test_a_child_that_aborts_the_process(programs, whole, tmp_path):
     ended = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=300)
     assert ended.returncode == (-signal.SIGABRT if starts < 3 else 0), ended.stderr[-2000:]
   wanted = np.where(np.arange(M) == 1, 0.0, whole.reward)
-  assert ended.stdout.strip() == f'{wanted.astype(np.float32).tolist()} {[0, fit.DEADLY, 0]}'
+  assert ended.stdout.strip() == f'{wanted.astype(np.float32).tolist()} {[0, int(fit.Status.CRASHED), 0]}'

@@ -1,0 +1,79 @@
+"""The schema of each JSON file of a workdir, by its name; see `files.mismatch`. Those of journals are in `journal`."""
+
+from collections.abc import Mapping
+import os
+import types
+from typing import Any
+
+from nas_jax import files
+from nas_jax.files import Each, is_count, is_number
+
+_NUMBERS = [is_number]
+_RESULT: files.Schema = {'parameters': int, 'size': (str, is_count), 'valid?': _NUMBERS, 'test?': _NUMBERS}
+
+
+def _some_numbers(value: Any) -> bool:
+  return isinstance(value, list) and bool(value) and not files.mismatch(value, _NUMBERS)
+
+
+def _derived(value: Any) -> bool:
+  line: files.Schema = {'id': is_count, 'tokens': [is_count], 'reward': is_number, 'failed': None, 'step': is_count}
+  return isinstance(value, list) and bool(value) and not files.mismatch(value, [line])
+
+
+def _trainings(value: Any) -> bool:
+  """The grid, which is chosen from by its validation scores, has these; other trainings have test scores."""
+  return not files.mismatch(value, Each({**_RESULT, 'curve': [_NUMBERS]})) and all(
+    _some_numbers(entry.get('valid' if key.startswith('grid at ') else 'test')) for key, entry in value.items()
+  )
+
+
+SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
+  {
+    'config.json': {},
+    'origin.json': {
+      'config?': {},
+      'jax_settings?': {},
+      'kind?': str,
+      'command?': str,
+      'dataset?': str,
+      'sha256?': str,
+      'devices?': str,
+      'jax?': str,
+      'max_children?': is_count,
+    },
+    'best.json': {'kind': str, 'arch': {}},
+    'reliability.json': {'seeds': is_number, 'budget': is_number, 'children': is_count},
+    'yardsticks.json': Each(_some_numbers),
+    'derived.json': _derived,
+    'ranks.json': {
+      'children': is_count,
+      'passes': is_count,
+      'kendall': Each(is_number),
+      'spearman': Each(is_number),
+      'seconds': is_number,
+      'step': [is_count],
+    },
+    'trainings.json': _trainings,
+    'result.json': {
+      'rows': [
+        {
+          **_RESULT,
+          'name': str,
+          'epochs': is_count,
+          'repeats': is_count,
+          'settings?': str,
+          'valid': _NUMBERS,
+          'test': _some_numbers,
+        }
+      ],
+      'setting': str,
+    },
+    'cells.json': Each({}),
+  }
+)
+
+
+def of(path: str) -> files.Schema:
+  """Returns the schema of a file of JSON; `object`, which takes everything, if its name is none of a workdir."""
+  return SCHEMAS.get(os.path.basename(path), object)

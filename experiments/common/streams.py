@@ -1,0 +1,59 @@
+"""Standard streams that nobody reads any more: what is printed then is lost, and the program goes on."""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import os
+import sys
+from typing import Any
+
+GONE = {errno.EPIPE, errno.EBADF, errno.EIO, errno.ENXIO}  # the reader, or the terminal
+
+
+@contextlib.contextmanager
+def tolerant() -> Iterator[None]:
+  """Lets sys.stdout and sys.stderr, be they closed or break later, take what is printed without an error."""
+  for number in (0, 1, 2):
+    try:
+      os.fstat(number)
+    except OSError:  # a file of results, opened next, would have the number of the stream
+      os.open(os.devnull, os.O_RDWR)
+  before = sys.stdout, sys.stderr
+  sys.stdout, sys.stderr = (Tolerant(stream or open(os.devnull, 'w')) for stream in before)  # type: ignore[assignment]
+  try:
+    yield
+  finally:
+    sys.stdout.flush()
+    sys.stdout, sys.stderr = before
+
+
+class Tolerant:
+  """A text stream that writes to the null device from the first time that nobody can read it."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """Writes the text, or drops it."""
+    with self._silent_if_gone():
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self) -> None:
+    """Writes what has not been written yet, or drops it."""
+    with self._silent_if_gone():
+      self._stream.flush()
+
+  @contextlib.contextmanager
+  def _silent_if_gone(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as error:
+      if error.errno not in GONE:
+        raise
+      null = os.open(os.devnull, os.O_WRONLY)
+      os.dup2(null, self._stream.fileno())  # what is still in the buffer goes there too
+      os.close(null)

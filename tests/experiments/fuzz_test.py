@@ -1,0 +1,147 @@
+"""Files of workdirs whose values are changed at random, each still being JSON: resumed, or refused in one line."""
+
+import json
+import pathlib
+import random
+import shutil
+import warnings
+
+import pytest
+import testing
+
+from experiments import report
+from experiments.common import search_flow, systems, workdirs
+from nas_jax import files
+from nas_jax.search import journal
+
+pytestmark = pytest.mark.filterwarnings('ignore')
+ALONE = {'reliability_children': 4, 'yardstick_repeats': 1, 'max_children': 4, 'm': 2}
+SYSTEMS = {
+  'cell': (systems.CELL, testing.cell_config(**ALONE), testing.text),
+  'conv': (systems.CONV, testing.conv_config(**ALONE, child_program='generic'), testing.pictures),
+  'chain': (systems.CHAIN, testing.chain_config(**ALONE), testing.pictures),
+  'macro': (systems.MACRO, testing.macro_config(), testing.pictures),
+  'micro': (systems.MICRO, testing.micro_config(), testing.pictures),
+  'recurrent': (systems.RECURRENT, testing.rnn_config(), testing.text),
+}
+VALUES = (None, True, -1, 0, 7, 1.5, float('nan'), 2**70, 'x', '', [], [None], ['x'], {}, {'x': 1})
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+  """Finished searches by system, each made once; and what goes on with a copy of one."""
+  kept = {}
+
+  def of(name):
+    if name not in kept:
+      system, cfg, load = SYSTEMS[name]
+      data, folder, searches = load(), tmp_path_factory.mktemp(name) / 'run', {}
+      if system.alone:  # one compiled search for all that go on with it
+        build = system.alone.search
+
+        def once(space, cfg, evaluate):
+          return searches.setdefault(cfg.algorithm, build(space, cfg, evaluate))
+
+        system = system._replace(alone=system.alone._replace(search=once))
+      problem = system.make_problem(cfg, data)
+
+      def go_on(folder, cfg=cfg):
+        now = workdirs.open_config(str(folder), cfg)
+        facts = {'kind': system.kind, 'dataset': 'none', 'sha256': data.sha256, 'max_children': system.children(cfg)}
+        workdirs.note_origin(str(folder), system.launcher, ['x'], now, **facts)
+        search_flow.run(system, now, data, str(folder), problem=problem)
+
+      go_on(folder)
+      kept[name] = folder, go_on
+    return kept[name]
+
+  return of
+
+
+def places(value, at=()):
+  """All places in a JSON value, as the keys on the way there."""
+  found = [at]
+  if isinstance(value, dict | list):
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+      found += places(inner, (*at, key))
+  return found
+
+
+def changed(value, rng):
+  """The value with something else in one place, or without it, or under another name."""
+  *way, last = ('all', *rng.choice(places(value)))
+  whole = inner = {'all': value}
+  for key in way:
+    inner = inner[key]
+  kind = rng.randrange(4)
+  if kind == 0 and way:
+    del inner[last]
+  elif kind == 1 and isinstance(inner, dict) and way:
+    inner[f'{last}x'] = inner.pop(last)
+  else:
+    inner[last] = rng.choice(VALUES)
+  return whole['all']
+
+
+def mutate(path, rng):
+  """Changes a file; returns what it was and has become, for the message of a failing test."""
+  kind, before = rng.random(), path.read_text()
+  if kind < 0.05:
+    path.unlink()
+    path.mkdir()
+    return f'{path} is a folder'
+  if kind < 0.1:
+    path.write_text('[' * 200_000)
+    return f'{path} is deep'
+  if path.suffix == '.json':
+    path.write_text(json.dumps(changed(json.loads(before), rng)))
+  else:
+    lines = before.splitlines()
+    at = rng.randrange(len(lines))
+    record = changed({key: value for key, value in json.loads(lines[at]).items() if key != journal.CHECKSUM}, rng)
+    # As damage that no checksum shows: from before there were any, or by somebody's hand.
+    lines[at] = journal.encode(record) if isinstance(record, dict) and record else json.dumps(record)
+    path.write_text('\n'.join(lines) + '\n')
+  return f'{path}: {before[:2000]} -> {path.read_text()[:2000]}'
+
+
+def trial(source, go_on, folder, seed):
+  """Changes a file of a copy and goes on with it, and reads it for a report before and after."""
+  rng = random.Random(seed)
+  shutil.rmtree(folder, ignore_errors=True)
+  shutil.copytree(source, folder)
+  names = sorted(path for path in folder.rglob('*.json*') if not {'checkpoints', 'damaged'} & set(path.parts))
+  said = mutate(rng.choice(names), rng)
+  for act in (report.make, go_on, report.make):
+    try:
+      act(str(folder))
+    except Exception as error:
+      # A launcher that only reads may raise any ValueError; one that works, these.
+      refused = isinstance(error, ValueError if act is report.make else files.Unusable) or ' holds ' in str(error)
+      if not refused or '\n' in str(error):
+        raise AssertionError(f'seed {seed}, {said}: {error!r}') from error
+
+
+@pytest.mark.parametrize('seed', range(12, 24))
+def test_changed_values_are_resumed_or_refused(made, tmp_path, seed):
+  source, go_on = made('cell')
+  trial(source, go_on, tmp_path / 'run', seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', SYSTEMS)
+def test_changed_values_in_all_systems(made, tmp_path, name):
+  source, go_on = made(name)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    for seed in range(150):
+      trial(source, go_on, tmp_path / 'run', 1000 + seed)
+
+
+def test_every_file_is_met(made):
+  """The files that are changed are all that a search leaves but those that it does not read."""
+  source, _ = made('cell')
+  found = {str(path.relative_to(source)) for path in pathlib.Path(source).rglob('*.json*')}
+  wanted = {'config.json', 'origin.json', 'best.json', 'children.jsonl', 'updates.jsonl', 'started.jsonl'}
+  wanted |= {'reliability.json', 'yardsticks.json', 'control/children.jsonl', 'control/config.json'}
+  assert wanted <= found
