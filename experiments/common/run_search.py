@@ -106,16 +106,21 @@ def run(
 def _noting_best(
   folder: str, s: search.Search, known: Mapping[int, journal.Record]
 ) -> Callable[[Iterable[journal.Record]], None]:
-  """Returns what writes best.json whenever a child is better than all before it, the `known` ones included."""
+  """Returns what writes best.json whenever a child is better than all before it, the `known` ones included.
+
+  A child that failed is never the best.
+  """
   best = -math.inf
 
   def note(records: Iterable[journal.Record]) -> None:
     nonlocal best
     for record in records:
-      if record['reward'] > best:
+      if record['failed'] is None and record['reward'] > best:
         best = record['reward']
         workdirs.write(os.path.join(folder, 'best.json'), rankings.best_json(s.space, record))
 
-  if known:  # the process may have ended between the journal and best.json
-    note([max(known.values(), key=lambda record: record['reward'])])
+  # The process may have ended between the journal and best.json.
+  sound = [record for record in known.values() if record['failed'] is None]
+  if sound:
+    note([max(sound, key=lambda record: record['reward'])])
   return note

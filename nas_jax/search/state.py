@@ -26,10 +26,10 @@ class Config(algorithms.Config):
 
 
 class Best(NamedTuple):
-  """The best child so far."""
+  """The best child so far, of those that did not fail."""
 
-  reward: Array  # []; minus infinity before the first child
-  id: Array  # [] int32; -1 before the first child
+  reward: Array  # []; minus infinity if there is none
+  id: Array  # [] int32; -1 if there is none
   tokens: Array  # [T] int32
   depth: Array  # [] int32, layers
 
@@ -41,5 +41,6 @@ class SearchState(NamedTuple):
   key: Key  # the run's key, which never changes: steps and children fold their numbers into it
   algorithm: PyTree  # what the search algorithm keeps: controller, optimizer, baseline
   best: Best
+  worst: Array  # [] the least reward of all children that trained; infinity before the first
   children: PyTree = ()  # the weights, if children share them; () if each trains its own
   replay: PyTree = ()  # what a search with rewards for every layer remembers of earlier architectures, else ()

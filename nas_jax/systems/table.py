@@ -109,9 +109,9 @@ def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:
 
 
 def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> search.Search:
-  """Returns a search whose evaluator looks tokens up among the rows `ops` [A, T]; those that are not there earn 0.
+  """Returns a search whose evaluator looks tokens up among the rows `ops` [A, T]; those that are not there fail.
 
-  `evaluate` is jittable; its metrics are `row` (-1 if missing) and, if `test` is given, `test` (0 if missing).
+  `evaluate` is jittable; its metrics are `row` (-1 if missing) and, if `test` is given, `test` (NaN if missing).
 
   >>> import jax, numpy as np
   >>> from nas_jax import search
@@ -132,8 +132,8 @@ def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | N
 
   def evaluate(batch: Batch) -> Outcome:
     row, there = jax.vmap(lambda tokens: lookup(rows, tokens))(batch.tokens)
-    found = {name: jnp.where(there, values[row], 0.0) for name, values in columns.items()}
-    return Outcome(found.pop('reward'), found | {'row': jnp.where(there, row, -1)})
+    found = {name: jnp.where(there, values[row], jnp.nan) for name, values in columns.items()}
+    return Outcome(found.pop('reward'), found | {'row': jnp.where(there, row, -1)}, failed=~there)
 
   return search.build(space, cfg, evaluate)
 
@@ -143,19 +143,29 @@ def summary(outcomes: Outcome, evaluations: int) -> dict[str, Any]:
 
   Returns:
     reward_mean, reward_std, test_mean, test_std: means and deviations, over seeds, of the numbers of the architecture
-    with the best reward, the first of equals. curve, curve_test: these means after 1, 2, ... evaluations. Entries of
-    `test` are None if the table has none.
+    with the best reward, the first of equals. curve, curve_test: these means after 1, 2, ... evaluations. A seed is
+    left out of the means for as long as all its children failed, such as those that are not in the table; where that
+    leaves none the entry is None. Entries of `test` are None if the table has none.
   """
   reward = np.asarray(outcomes.reward, np.float64).reshape(len(outcomes.reward), -1)[:, :evaluations]
-  best = np.maximum.accumulate(reward, axis=1)
-  found = {'reward_mean': best[:, -1].mean().item(), 'reward_std': best[:, -1].std().item()}
-  found |= {'test_mean': None, 'test_std': None, 'curve': best.mean(0).tolist(), 'curve_test': None}
+  failed = ~np.isfinite(reward)
+  if outcomes.failed is not None:
+    failed |= np.asarray(outcomes.failed, bool).reshape(len(reward), -1)[:, :evaluations]
+  best = np.maximum.accumulate(np.where(failed, -np.inf, reward), axis=1)
+  some = np.isfinite(best)
+
+  def of_seeds(name: str, curve: str, values: np.ndarray) -> dict[str, Any]:
+    """Returns the means after each evaluation, and mean and deviation at the end, over seeds that have found any."""
+    means = [column[there].mean().item() if there.any() else None for column, there in zip(values.T, some.T)]
+    last = values[some[:, -1], -1]
+    return {f'{name}_mean': means[-1], f'{name}_std': last.std().item() if len(last) else None, curve: means}
+
+  found = of_seeds('reward', 'curve', best) | {'test_mean': None, 'test_std': None, 'curve_test': None}
   if 'test' in outcomes.metrics:
     test = np.asarray(outcomes.metrics['test'], np.float64).reshape(len(reward), -1)[:, :evaluations]
     # The place of the first child that reached the best so far moves only where the best rises.
-    rises = np.diff(best, axis=1, prepend=-np.inf) > 0
+    rises = np.hstack([some[:, :1], best[:, 1:] > best[:, :-1]])
     place = np.maximum.accumulate(np.where(rises, np.arange(best.shape[1]), 0), axis=1)
     test = np.take_along_axis(test, place, axis=1)
-    found |= {'test_mean': test[:, -1].mean().item(), 'test_std': test[:, -1].std().item()}
-    found |= {'curve_test': test.mean(0).tolist()}
+    found |= of_seeds('test', 'curve_test', test)
   return found
