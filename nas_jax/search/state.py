@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from nas_jax.config import field
+from nas_jax.config import LAST_SEED, field
 from nas_jax.search import algorithms
 from nas_jax.types import Array, Key, PyTree
 
@@ -16,7 +16,7 @@ class Config(algorithms.Config):
   replicas with one child each and a rate of 5e-4.
   """
 
-  seed: int = field(0, 'seed of the whole run', low=0, first=True)
+  seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
   m: int = field(8, 'children per update of the controller; 8 in each replica on CIFAR-10, Sec. 4.1', low=1)
   depth_start: int = field(
     0, 'layers of the first children, which then grow deeper, 0 for max_depth from the start; 6 in Sec. 4.1', low=0

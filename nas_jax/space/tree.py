@@ -14,6 +14,8 @@ from nas_jax.space.base import Kind, Slot, Space, canonical, is_static
 COMBINE = tuple(operation.name for operation in COMBINATIONS)
 ACTIVATE = tuple(operation.name for operation in ACTIVATIONS)
 
+MOST_LEAVES = 512  # of a cell; the labels of the two indices are then 2046, and a program has some thousand operations
+
 
 class TreeArch(NamedTuple):
   """A cell of n leaves and N = 2n - 1 nodes, leaves first, root last; node n + k combines nodes 2k and 2k + 1."""
@@ -42,7 +44,8 @@ def tree_cell_space(
       control experiment.
 
   Raises:
-    ValueError: base is no power of two; or an operation is unknown, missing or named twice, or cannot be used.
+    ValueError: base is no power of two or too large; or an operation is unknown, missing or named twice, or cannot be
+      used.
 
   >>> from nas_jax import published, space
   >>> sp = space.tree_cell_space(base=8)
@@ -51,8 +54,8 @@ def tree_cell_space(
   >>> sp.decode(sp.encode(published.NASCELL)) == published.NASCELL
   True
   """
-  if not isinstance(base, int) or base < 2 or base & (base - 1):
-    raise ValueError(f'base (={base}) must be a power of two from 2: 2, 4, 8, 16, ...')
+  if not isinstance(base, int) or not 2 <= base <= MOST_LEAVES or base & (base - 1):
+    raise ValueError(f'base (={base}) must be a power of two from 2 to {MOST_LEAVES}: 2, 4, 8, 16, ...')
   by_id = {
     'combine': operations_lib.by_id('combine', combine),
     'activate': operations_lib.by_id('activate', activate),
@@ -123,7 +126,7 @@ def check_tree(arch: TreeArch, operations: Operations | None = BUILT_IN) -> None
       what = f'of shape {values.shape}' if hasattr(values, 'shape') else f'a {type(values).__name__}'
       raise ValueError(
         f'arch field {name!r} is {what} in a traced architecture: want an array [N]. Name the argument in '
-        'static_argnums of jax.jit for a program of this cell alone, or make arrays by space.stack and jax.vmap over them.'
+        'static_argnums of jax.jit for a program of this cell alone, or make arrays by space.stack for jax.vmap.'
       )
   nodes = len(arch.combine)
   if nodes < 3 or (nodes + 1) & nodes:

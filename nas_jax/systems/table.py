@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from typing import Any, NamedTuple
 import zipfile
 import zlib
@@ -32,6 +33,10 @@ class Config(search.Config):
   entropy_weight: float = field(0.2, 'weight of the entropy bonus, in normalized reward per nat', low=0.0)
 
 
+LARGEST = 2**31  # bytes of all arrays of a table
+MOST_CHOICES = 2**18  # of all tokens together: the controller has some hundred weights for each
+
+
 class Table(NamedTuple):
   """Distinct token sequences in lexicographic order, and what each earns."""
 
@@ -49,7 +54,10 @@ def load(path: str) -> Table:
     # np.load of the path would also take a lone array, and leave a broken file open.
     with zipfile.ZipFile(path) as file:
       members = [name for name in ('ops', 'reward', 'test') if f'{name}.npy' in file.namelist()]
-      arrays = {name: np.load(io.BytesIO(file.read(f'{name}.npy')), allow_pickle=False) for name in members}
+      size = sum(file.getinfo(f'{name}.npy').file_size for name in members)
+      if size > LARGEST:
+        raise ValueError(f'it unpacks to {size} bytes, more than {LARGEST}')
+      arrays = {name: _array(file.read(f'{name}.npy')) for name in members}
   except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
     raise ValueError(
       f'table {path} cannot be read ({error}): want an .npz with ops, reward and perhaps test.'
@@ -64,8 +72,13 @@ def load(path: str) -> Table:
     )
   if ops.max() > np.iinfo(np.int32).max:
     raise ValueError(f'ops of table {path} has a {ops.max()}: want ints that fit 32 bits.')
+  if (choices := int((ops.max(0).astype(np.int64) + 1).sum())) > MOST_CHOICES:
+    raise ValueError(
+      f'ops of table {path} has {choices} choices, the greatest token + 1 summed over its {ops.shape[1]} columns: '
+      f'want at most {MOST_CHOICES}; number the tokens of each column from 0.'
+    )
   for name, values in arrays.items():
-    if values.shape != (len(ops),) or values.dtype.kind not in 'iuf':
+    if values.shape != (len(ops),) or values.dtype.kind not in 'iuf' or values.dtype.itemsize > 8:
       raise ValueError(
         f'{name} of table {path} is {values.dtype} {values.shape}, ops has {len(ops)} rows: want one number a row.'
       )
@@ -75,6 +88,19 @@ def load(path: str) -> Table:
         f'{name} of table {path} is {values[row]} in row {row}: want finite numbers; leave such rows out.'
       )
   return distinct(ops, arrays['reward'], arrays.get('test'))
+
+
+def _array(content: bytes) -> np.ndarray:
+  """Returns the array of an .npy file. Raises ValueError if its header asks for more than there is."""
+  file = io.BytesIO(content)
+  version = np.lib.format.read_magic(file)
+  headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+  if version not in headers:
+    raise ValueError(f'an array has format {version}, want 1.0 or 2.0')
+  shape, _, dtype = headers[version](file)
+  if math.prod(shape) * dtype.itemsize > len(content):
+    raise ValueError(f'an array of shape {shape} has only {len(content)} bytes')
+  return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def distinct(ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> Table:

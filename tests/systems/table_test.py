@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,8 @@ OPS = np.array([[0, 1], [1, 0]])
     ({'reward': [1j, 1.0]}, 'reward of .* complex128'),
     ({'test': [1.0]}, r'test of .* is float64 \(1,\)'),
     ({'test': [np.nan, 1.0]}, 'test of .* is nan in row 0'),
+    ({'reward': np.array([0.1, 0.2], np.longdouble)}, 'reward of .* is float128'),
+    ({'ops': [[0, 1], [10**9, 0]]}, 'ops of .* has 1000000003 choices.*at most'),
     ({'test': ['a', 'b']}, 'test of .* <U1'),
     ({'ops': OPS.astype(float)}, 'ops of .* is float64'),
     ({'ops': OPS.astype(bool)}, 'ops of .* is bool'),
@@ -163,6 +166,24 @@ def _bytes(save, *arrays, **named):
 WHOLE = _bytes(np.savez, ops=OPS, reward=[0.1, 0.2])
 
 
+def _asking_for_more():
+  file, header = io.BytesIO(), io.BytesIO()
+  np.lib.format.write_array_header_1_0(header, {'descr': '<i8', 'fortran_order': False, 'shape': (10**12, 2)})
+  with zipfile.ZipFile(file, 'w') as made:
+    made.writestr('ops.npy', header.getvalue())
+    made.writestr('reward.npy', _bytes(np.save, np.ones(2)))
+  return file.getvalue()
+
+
+def test_a_table_that_unpacks_to_more_than_the_bound_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(table, 'LARGEST', 10_000)
+  path = tmp_path / 'bomb.npz'
+  np.savez_compressed(path, ops=np.zeros((5000, 2), np.int32), reward=np.zeros(5000))
+  assert path.stat().st_size < 10_000
+  with pytest.raises(ValueError, match='cannot be read .it unpacks to .* bytes, more than 10000'):
+    table.load(str(path))
+
+
 @pytest.mark.parametrize(
   'spoil',
   [
@@ -173,6 +194,7 @@ WHOLE = _bytes(np.savez, ops=OPS, reward=[0.1, 0.2])
     lambda path: path.write_bytes(_bytes(np.save, OPS)),  # a lone array
     lambda path: path.write_bytes(_bytes(np.save, OPS.astype(object))),  # a pickle
     lambda path: path.write_bytes(WHOLE[:-40]),  # cut short
+    lambda path: path.write_bytes(_asking_for_more()),  # a header of 10^12 rows
     lambda path: path.write_bytes(WHOLE.replace(b'NUMPY', b'NUMPX')),  # a wrong checksum
   ],
 )
