@@ -55,6 +55,13 @@ def test_a_home_folder_in_a_flag_is_expanded(monkeypatch):
   assert launch.parse(['x'], '', own).workdir == ''
 
 
+def test_a_field_that_did_not_exist_yet_is_at_its_default():
+  saved = config.as_json(cell.smoke())
+  del saved['min_count'], saved['max_vocabulary']
+  assert not config.differences(saved, cell.smoke())
+  assert config.differences(saved, dataclasses.replace(cell.smoke(), min_count=3)) == ['min_count (0 -> 3)']
+
+
 def test_cores_are_counted_on_every_system(monkeypatch):
   assert launch.cores() >= 1
   monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
@@ -141,6 +148,7 @@ def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
 @pytest.mark.parametrize(
   ('flag', 'words'),
   [
+    ('--resize=2147483648', ('resize (=2147483648)', 'at most 4096')),
     ('--filter_heights=2,3', ('filter_heights', 'odd')),
     ('--filter_widths=0', ('filter_widths', 'at least 1')),
     ('--filters=many', ('filters', 'ints')),
@@ -183,6 +191,7 @@ def test_a_wrong_flag_of_retraining_a_network_is_one_line(refuse, tmp_path, flag
     ('--lr=0.1,fast', ('lr', 'floats')),
     ('--lr=0.1,-1', ('lr (=-1.0)', 'greater than 0')),
     ('--sizes=', ('sizes', 'empty list')),
+    ('--sizes=78823', ('weights', 'GiB', '500k')),
     ('--sizes=8,big', ('sizes', "'big'", '4.65M')),
     ('--sizes=0', ('sizes', "'0'")),
     ('--sizes=100', ('tied', 'embedding (=7)')),
