@@ -115,12 +115,10 @@ def standings(
 
 def derived(name: str, lines: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[object, ...]]:
   """The row, as those of `standings`, of architectures derived after a search, best first; none if there are none."""
+  if not lines:
+    return []
   scores = [line[metric] for line in lines]
-  return (
-    [(f'{name}, derived', scores[0], '', '', f'{counted(len(scores), "sample")}, mean {np.mean(scores):.3f}')]
-    if lines
-    else []
-  )
+  return [(f'{name}, derived', scores[0], '', '', f'{counted(len(scores), "sample")}, mean {np.mean(scores):.3f}')]
 
 
 def best_json(space: Space, record: Record) -> str:
