@@ -184,7 +184,7 @@ def _facts(
     ('data', f'{cfg.dataset}, sha256 {origin.get("sha256", unknown)}'),
     ('seed', str(cfg.seed)),
     ('budget', f'{origin.get("max_children", cfg.max_children)} children{each}'),
-    ('space', f'{made.size():.2e} strings'),
+    ('space', rankings.counted(made.size(), 'token sequence')),
     ('training of children', f'{spent:.1f} minutes{both}'),
     ('devices', f'{origin.get("devices", unknown)}, jax {origin.get("jax", unknown)}'),
   ]

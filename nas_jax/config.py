@@ -9,6 +9,9 @@ import difflib
 import json
 from typing import Any
 
+LARGEST = 1e30  # of a float field: products of settings must still fit 32 bits
+LAST_SEED = 2**32 - 1  # JAX makes keys of the lowest 32 bits of a seed: a greater one would repeat a smaller one
+
 
 def field(
   default: Any,
@@ -60,6 +63,8 @@ def _check_value(name: str, value: Any, wanted: type, rules: Mapping[str, Any]) 
   fits = bounds(rules)
   if not all(holds(value) for holds in fits.values()):
     raise ValueError(f'{name} (={value}) must be {" and ".join(fits)}: {rules["help"]}.')
+  if isinstance(value, float) and not abs(value) <= LARGEST:
+    raise ValueError(f'{name} (={value}) must be a number of at most {LARGEST:g}: {rules["help"]}.')
 
 
 def bounds(rules: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
@@ -71,7 +76,7 @@ def bounds(rules: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
   if above is not None:
     fits[f'greater than {above:g}'] = lambda value: value > above
   if high is not None:
-    fits[f'at most {high:g}'] = lambda value: value <= high
+    fits[f'at most {high:g}' if isinstance(high, float) else f'at most {high}'] = lambda value: value <= high
   if choices:
     fits[f'one of {", ".join(choices)}'] = lambda value: value in choices
   return fits

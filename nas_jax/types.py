@@ -33,11 +33,16 @@ class Batch(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What an evaluator answers."""
+  """What an evaluator answers.
 
-  reward: Array  # [m], or [m, L] with one reward a layer; a child that failed earns 0, as does one that is not finite
+  A child fails if `failed` says so, or if its reward is not finite. The reward of a failed child is not read: the
+  search replaces it by one that is never better than that of a child that trained, see `search.core.settle`.
+  """
+
+  reward: Array  # [m], or [m, L] with one reward a layer
   metrics: PyTree = ()  # dict of [m] arrays, reported and journalled, never read by the update
   children: PyTree = ()  # what the evaluator changed and `tell` keeps: shared weights
+  failed: Array | None = None  # [m] bool, or of the shape of `reward`; None if no child failed
 
 
 Evaluate = Callable[[Batch], Outcome]  # trains and scores the children of a batch

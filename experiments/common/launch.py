@@ -162,7 +162,18 @@ def parse(
     setattr(values, words, rest[1:])
   elif len(rest) > 1:
     raise ValueError(f'{rest[1]!r} is no flag: write --name=value; --help lists the names.')
+  for name in names:
+    _expand_home(values, name)
   return values
+
+
+def _expand_home(values: flags.FlagValues, name: str) -> None:
+  """Replaces a leading ~ of a flag by the user's folder: a shell does so only at the beginning of a word."""
+  given = values[name].value
+  if isinstance(given, str):
+    values[name].value = os.path.expanduser(given)
+  elif isinstance(given, list):
+    values[name].value = [os.path.expanduser(entry) for entry in given]
 
 
 def search_flags(presets: Mapping[str, Any], launcher: str) -> Callable[[flags.FlagValues], None]:
@@ -231,13 +242,20 @@ def _entries(item: Any, given: Sequence[str]) -> Any:
   raise ValueError(f'{item.name} (={",".join(given)}) must be {what}.')
 
 
+def cores() -> int:
+  """Returns how many cores this process may use; where the system cannot say so, how many the machine has."""
+  if hasattr(os, 'sched_getaffinity'):  # on Linux alone
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def set_up_jax(at_most: int | None = None) -> None:
   """Makes each core of a CPU machine a device (`at_most` so many), and keeps compiled programs for the next time.
 
   Before JAX is first used; accelerators do not care for the former. Programs are kept in nas_jax of the user's cache
   folder, or where JAX_COMPILATION_CACHE_DIR says; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
   """
-  jax.config.update('jax_num_cpu_devices', min(len(os.sched_getaffinity(0)), at_most or 1000))
+  jax.config.update('jax_num_cpu_devices', min(cores(), at_most or 1000))
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'nas_jax'))

@@ -141,19 +141,20 @@ def _noting_best(
 ) -> Callable[[Iterable[journal.Record]], None]:
   """Returns what writes best.json whenever a child is better than all before it, the `known` ones included.
 
-  If the journal is `whole`, the best of the known ones is written at once: the process may have ended between the
-  journal and best.json. If it is not, the best child may be one that is missing.
+  A child that failed is never the best. If the journal is `whole`, the best of the known ones is written at once: the
+  process may have ended between the journal and best.json. If it is not, the best child may be one that is missing.
   """
   best = -math.inf
 
   def note(records: Iterable[journal.Record]) -> None:
     nonlocal best
     for record in records:
-      if record['reward'] > best:
+      if record['failed'] is None and record['reward'] > best:
         best = record['reward']
         workdirs.write(os.path.join(folder, 'best.json'), rankings.best_json(s.space, record))
 
-  first = max(known.values(), key=lambda record: record['reward'], default=None)
+  sound = [record for record in known.values() if record['failed'] is None]
+  first = max(sound, key=lambda record: record['reward'], default=None)
   if first and whole:
     note([first])
   elif first:

@@ -118,7 +118,7 @@ def run(
   stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
   cfg = stages.cfg
   print(
-    f'{problem.space.size():.2e} {system.noun}s; {stages.children} on {system.about(cfg, data)}; '
+    f'{rankings.counted(problem.space.size(), system.noun)}; {stages.children} on {system.about(cfg, data)}; '
     f'{len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
     flush=True,
   )

@@ -77,7 +77,7 @@ CELL = System(
   cell.make_space,
   language.load,
   cell.make_problem,
-  lambda cfg, text: f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s',
+  language.about,
   cell.length,
   retrain_cell.RECIPE,
   FromScratch(

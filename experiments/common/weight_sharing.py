@@ -168,5 +168,5 @@ def _in_words(run: Run, ranks: Mapping[str, Any], records: Sequence[journal.Reco
   return (
     f'Kendall rank correlation with {ranks["passes"]} passes alone, {ranks["children"]} random {noun}s: {agree}\n'
     f'the search took {spent:.0f} s; its {len(records)} {noun}s alone, {one:.2f} s each, would have taken '
-    f'{apart:.0f} s: {apart / spent:.1f} times as long\n'
+    f'{apart:.0f} s: {apart / spent:.2g} times as long\n'
   )

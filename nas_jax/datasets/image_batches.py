@@ -1,6 +1,7 @@
 """Images on the device: laid out, whitened, augmented (Zoph & Le 2017, Sec. 4.1)."""
 
 from collections.abc import Callable, Sequence
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from nas_jax.types import Array
 # Orders of the images are drawn before training: a permutation inside the program would be a sort in every step, and
 # random bits would take as long to compile as several layers.
 ORDERS = 64
+MOST_PIXELS = 2**14  # of an image, times channels, that ZCA takes: its matrix is then 1 GiB
 WHITENINGS = ('image', 'channel', 'zca')
 
 
@@ -72,6 +74,13 @@ def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.nd
   Of all such maps ZCA changes the images least. `least` is added to the variances, of pixels from 0 to 1, so that
   directions that hardly vary are not scaled up: they are noise.
   """
+  pixels = math.prod(images.shape[1:])
+  if pixels > MOST_PIXELS:
+    raise ValueError(
+      f"whiten (='zca') needs a matrix of {pixels} x {pixels} for images {images.shape[1:]}, "
+      f'{4 * pixels**2 / 2**30:.0f} GiB: want at most {MOST_PIXELS} pixels times channels; take a '
+      "smaller resize, or 'image'."
+    )
   flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
   mean = flat.mean(0)
   values, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))

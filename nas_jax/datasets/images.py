@@ -1,6 +1,6 @@
 """Images as arrays. Nothing is downloaded: the digits are part of scikit-learn, other sets are read from a folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import hashlib
 from typing import NamedTuple
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from nas_jax import lazy
 from nas_jax.datasets import tfds
+
+LARGEST = 2**35  # bytes of resized images
 
 
 class Split(NamedTuple):
@@ -22,7 +24,7 @@ class Images(NamedTuple):
 
   train: Split
   valid: Split
-  test: Split
+  test: Split  # without images if the set has no such split: a search does not need one
   classes: int
   sha256: str  # of what was read, for results
 
@@ -40,16 +42,19 @@ def load_images(
   max_examples: int = 0,
   seed: int = 0,
 ) -> Images:
-  """Reads a set of images; the validation split is drawn at random from the training images (Sec. 4.1).
+  """Reads a set of images.
+
+  The validation split is that of the set. If it has none, it is drawn at random from the training images (Sec. 4.1).
 
   Args:
     dataset: 'digits' is the set of scikit-learn: 1,797 images of 8 x 8 pixels, a fifth of them for testing. Anything
       else is the name of a set of TensorFlow Datasets with images and labels, as 'cifar10', prepared in `data_dir`.
     data_dir: the folder of prepared sets; not used by 'digits'.
-    valid_share: share of the training images to validate with; a tenth is the paper's 5,000 of 50,000.
+    valid_share: share of the training images to validate with, if the set has no validation split of its own; a tenth
+      is the paper's 5,000 of 50,000.
     resize: height and width in pixels to scale the images to; 0 leaves them.
-    max_examples: how many training images to take, those to validate with included, and at most as many for testing; 0
-      takes all.
+    max_examples: how many training images to take, those to validate with included, and at most as many of the other
+      splits of the set; 0 takes all.
     seed: of the random choice of the images to take and to validate with.
 
   Raises:
@@ -57,52 +62,77 @@ def load_images(
   """
   if dataset == 'digits':
     parts, classes = _digits(), 10
+    if resize:
+      parts = {name: part._replace(images=_resized(part.images, resize)) for name, part in parts.items()}
   else:
     source = tfds.prepared(dataset, data_dir, "or take dataset 'digits', which needs no folder")
-    parts = {name: _decoded(source, name, dataset, max_examples, seed) for name in ('train', 'test')}
+    names = ['train', *(name for name in ('test', 'validation') if name in source)]
+    parts = {name: _decoded(source, name, dataset, max_examples, seed, resize) for name in names}
     classes = source['train'].dataset_info.features['label'].num_classes
-  if resize:
-    parts = {name: part._replace(images=_resized(part.images, resize)) for name, part in parts.items()}
-  return split_images(parts['train'], parts['test'], classes, valid_share, max_examples, seed)
+  return split_images(
+    parts['train'], parts.get('test'), classes, valid_share, max_examples, seed, parts.get('validation')
+  )
 
 
 def split_images(
-  train: Split, test: Split, classes: int, valid_share: float = 0.1, max_examples: int = 0, seed: int = 0
+  train: Split,
+  test: Split | None,
+  classes: int,
+  valid_share: float = 0.1,
+  max_examples: int = 0,
+  seed: int = 0,
+  valid: Split | None = None,
 ) -> Images:
-  """Makes `Images` of images of your own; the last three arguments are those of `load_images`.
+  """Makes `Images` of images of your own.
+
+  Args:
+    train: the images to train with.
+    test: the images to test with; None if there are none, which is enough for a search.
+    classes: how many there are.
+    valid_share: as in `load_images`.
+    max_examples: as in `load_images`.
+    seed: as in `load_images`.
+    valid: the images to validate with; None to draw them from the training images.
 
   Raises:
-    ValueError: in one line, there are pixels that are not finite or not uint8, labels out of range, fewer than two
-      classes, images smaller than 4 x 4 or of different shapes, or a split without images.
+    ValueError: in one line, there are pixels that are not finite or not uint8, labels that are no ints [n] or out of
+      range, fewer than two classes, images smaller than 4 x 4 or of different shapes, or a split without images.
   """
-  for name, part in (('train', train), ('test', test)):
+  given = {'train': train, 'test': test, 'validation': valid}
+  parts = {name: part for name, part in given.items() if part is not None}
+  for name, part in parts.items():
     _check(name, part, classes)
-  if train.images.shape[1:] != test.images.shape[1:]:
-    shapes = f'{train.images.shape[1:]} in train and {test.images.shape[1:]} in test'
-    raise ValueError(f'the images are {shapes}: want one shape.')
+    if train.images.shape[1:] != part.images.shape[1:]:
+      shapes = f'{train.images.shape[1:]} in train and {part.images.shape[1:]} in {name}'
+      raise ValueError(f'the images are {shapes}: want one shape.')
   order = np.random.default_rng(seed).permutation(len(train.labels))[: max_examples or None]
-  valid = round(valid_share * len(order))
-  if not 1 <= valid < len(order):
+  cut = 0 if valid else round(valid_share * len(order))
+  if not valid and not 1 <= cut < len(order):
     raise ValueError(
       f'valid_share (={valid_share}) of {len(order)} training images leaves a split without any: take another share, '
       'or more examples.'
     )
   digest = hashlib.sha256()
-  for part in (train, test):
+  for part in parts.values():
     digest.update(part.images.tobytes())
     digest.update(part.labels.tobytes())
 
   def taken(part: Split, at: np.ndarray | slice) -> Split:
     return Split(part.images[at], part.labels[at].astype(np.int32))
 
-  kept = taken(test, slice(max_examples or None))
-  return Images(taken(train, order[valid:]), taken(train, order[:valid]), kept, classes, digest.hexdigest())
+  some = slice(max_examples or None)
+  chosen = taken(valid, some) if valid else taken(train, order[:cut])
+  kept = taken(test, some) if test else taken(train, slice(0))
+  return Images(taken(train, order[cut:]), chosen, kept, classes, digest.hexdigest())
 
 
 def _check(name: str, part: Split, classes: int) -> None:
   images, labels = part
   where = f'the {name} split'
-  if images.ndim != 4 or len(images) != len(labels) or not len(labels):
+  if labels.ndim == 2 and len(images) == len(labels):
+    way = 'labels[:, 0]' if labels.shape[1] == 1 else 'labels.argmax(1), if they are one-hot'
+    raise ValueError(f'{where} has labels {labels.shape}: want the number of a class for each image, [n]; take {way}.')
+  if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
     raise ValueError(f'{where} has images {images.shape} and labels {labels.shape}: want [n, H, W, C] and [n], n > 0.')
   if min(images.shape[1:3]) < 4:
     raise ValueError(f'{where} has images of {images.shape[1]} x {images.shape[2]} pixels: want at least 4 x 4.')
@@ -111,6 +141,8 @@ def _check(name: str, part: Split, classes: int) -> None:
     raise ValueError(f'{where} has pixels that are not finite, first in image {first}: want numbers.')
   if images.dtype != np.uint8:
     raise ValueError(f'{where} has pixels of type {images.dtype}: want uint8, 0 to 255.')
+  if not np.issubdtype(labels.dtype, np.integer):
+    raise ValueError(f'{where} has labels of type {labels.dtype}: want ints, 0 to {classes - 1}.')
   if classes < 2 or len(np.unique(labels)) < 2:
     raise ValueError(f'{where} has {len(np.unique(labels))} of {classes} classes: want at least two to tell apart.')
   if labels.min() < 0 or labels.max() >= classes:
@@ -131,17 +163,35 @@ def _digits() -> dict[str, Split]:
   }
 
 
-def _decoded(source: Mapping, name: str, dataset: str, max_examples: int, seed: int) -> Split:
+def _decoded(source: Mapping, name: str, dataset: str, max_examples: int, seed: int, resize: int) -> Split:
   if name not in source or not {'image', 'label'} <= set(source[name].dataset_info.features):
     raise ValueError(f'dataset {dataset!r} has no {name} split with image and label: want a set for classification.')
   # Only what is wanted: decoding takes longer than all the rest.
   order = np.random.default_rng(seed).permutation(len(source[name]))[: max_examples or None]
   rows = source[name].__getitems__(np.sort(order).tolist())
-  return Split(np.stack([row['image'] for row in rows]), np.array([row['label'] for row in rows]))
+  images, labels = [row['image'] for row in rows], np.array([row['label'] for row in rows])
+  if resize:
+    return Split(_resized(images, resize), labels)
+  if len(shapes := {image.shape for image in images}) > 1:
+    few = ', '.join(map(str, sorted(shapes)[:3]))
+    raise ValueError(f'the {name} split of {dataset!r} has images of {len(shapes)} shapes ({few}): set resize.')
+  return Split(np.stack(images), labels)
 
 
-def _resized(images: np.ndarray, size: int) -> np.ndarray:
-  """[n, size, size, C], smoothed where that is smaller."""
+def _resized(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
+  """Returns n images [H, W, C], which may differ in size, as [n, size, size, C], smoothed where that is smaller.
+
+  Raises:
+    ValueError: they would take more than LARGEST bytes, or are not uint8.
+  """
+  needed = len(images) * size**2 * images[0].shape[-1]
+  if needed > LARGEST:
+    raise ValueError(
+      f'resize (={size}) makes {needed / 2**30:.0f} GiB of {len(images)} images: want at most '
+      f'{LARGEST / 2**30:.0f} GiB; take a smaller one, or fewer max_examples.'
+    )
+  if images[0].dtype != np.uint8:
+    raise ValueError(f'the images have pixels of type {images[0].dtype}: want uint8, 0 to 255.')
   lazy.require('PIL', 'resizing images')
   from PIL import Image
 
@@ -149,4 +199,4 @@ def _resized(images: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
   # Not by JAX: this is before a launcher has said on which devices it runs.
-  return np.stack([np.stack([channel(image[..., c]) for c in range(images.shape[-1])], -1) for image in images])
+  return np.stack([np.stack([channel(image[..., c]) for c in range(image.shape[-1])], -1) for image in images])

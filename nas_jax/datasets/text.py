@@ -1,9 +1,12 @@
 """Texts as arrays. Nothing is downloaded: the default text is part of Python, others are read from a folder."""
 
+import collections
+from collections.abc import Mapping
 import gzip
 import hashlib
 import os
 from typing import NamedTuple
+import zlib
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from nas_jax.datasets import tfds
 
 SPLITS = ('train', 'valid', 'test')
 UNKNOWN, END = '<unk>', '<eos>'
+LARGEST = 2**29  # bytes of a file; as a list of tokens a text takes many times as many
 
 
 class Text(NamedTuple):
@@ -23,8 +27,15 @@ class Text(NamedTuple):
   vocabulary: tuple[str, ...]  # the different tokens of the training split, and <unk> if another split has others
   sha256: str  # of the whole text, to be named in results: that of the default text differs by Python version
 
+  def unknown(self, split: str) -> float:
+    """Returns the share of the tokens of 'train', 'valid' or 'test' that are <unk>."""
+    number = self.vocabulary.index(UNKNOWN) if UNKNOWN in self.vocabulary else -1
+    return float(np.mean(getattr(self, split) == number))
 
-def load_text(dataset: str = 'pydoc', data_dir: str = '', level: str = 'char') -> Text:
+
+def load_text(
+  dataset: str = 'pydoc', data_dir: str = '', level: str = 'char', min_count: int = 0, max_vocabulary: int = 0
+) -> Text:
   """Reads a text.
 
   Args:
@@ -35,9 +46,14 @@ def load_text(dataset: str = 'pydoc', data_dir: str = '', level: str = 'char') -
     data_dir: the folder of those files; not used by 'pydoc'.
     level: what a token is. 'char': every character. 'word': what stands between white space, and <eos> at the end of
       each line.
+    min_count: tokens that the training split has fewer times than this are replaced by <unk>. 0 means 2 for a text of
+      words of your own in which <unk> would otherwise never be trained, though other splits need it; else 1.
+    max_vocabulary: how many different tokens there may be, <unk> included; the most frequent ones are kept, and of
+      equally frequent ones the first in the order of the alphabet. 0 for no limit.
 
   Raises:
-    ValueError: there is no such text, or one of its files is missing, empty or not UTF-8; or as `tfds.prepared`.
+    ValueError: there is no such text, or one of its files is missing, empty, too large or not UTF-8; or as
+      `tfds.prepared`.
   """
   if dataset == 'pydoc':
     parts = _pydoc()
@@ -46,16 +62,29 @@ def load_text(dataset: str = 'pydoc', data_dir: str = '', level: str = 'char') -
     parts = [source[split][0]['text'].decode('utf-8') for split in ('train', 'validation', 'test')]
   else:
     parts = _files(dataset, data_dir)
-  digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
   tokens = [list(part) if level == 'char' else part.replace('\n', f' {END} ').split() for part in parts]
-  words = set(tokens[0])
-  if any(not words.issuperset(part) for part in tokens[1:]):
-    words.add(UNKNOWN)
-  vocabulary = tuple(sorted(words))
+  counts = collections.Counter(tokens[0])
+  untrained = UNKNOWN not in counts and any(not counts.keys() >= set(part) for part in tokens[1:])
+  least = min_count or (2 if untrained and level == 'word' and dataset != 'pydoc' else 1)
+  words = _frequent(counts, least, max_vocabulary)
+  replaced = len(words) < len(counts)
+  # A text with replaced words is another one: a search in it must not go on with a search in the whole text.
+  parts += [f'{UNKNOWN} {" ".join(sorted(words))}'] * replaced
+  digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
+  vocabulary = tuple(sorted(words | {UNKNOWN} if untrained or replaced else words))
   number = {word: i for i, word in enumerate(vocabulary)}
   unknown = number.get(UNKNOWN, -1)
   train, valid, test = (np.array([number.get(word, unknown) for word in part], np.int32) for part in tokens)
   return Text(train, valid, test, vocabulary, digest)
+
+
+def _frequent(counts: Mapping[str, int], least: int, most: int) -> set[str]:
+  """Returns the tokens that a vocabulary keeps: see `load_text`. An <unk> of the text itself is always kept."""
+  words = sorted((word for word in counts if word != UNKNOWN and counts[word] >= least), key=lambda w: (-counts[w], w))
+  own = {UNKNOWN} & counts.keys()
+  if most and len(words) + len(own) > most:
+    words = words[: most - 1]
+  return set(words) | own
 
 
 def _pydoc() -> list[str]:
@@ -84,16 +113,18 @@ def _files(dataset: str, data_dir: str) -> list[str]:
 
 
 def _read(path: str) -> str:
-  """A file of text, or the compressed one beside where it would be. Raises ValueError if it is empty or not UTF-8."""
+  """Returns the text of a file, or of the compressed one beside where it would be, without a byte-order mark.
+
+  Raises:
+    ValueError: it is empty, larger than LARGEST or not UTF-8.
+  """
   try:
-    if os.path.exists(path):
-      with open(path, 'rb') as file:
-        content = file.read()
-    else:
-      with gzip.open(f'{path}.gz') as file:
-        content = file.read()
-    text = content.decode('utf-8')
-  except (OSError, EOFError, UnicodeDecodeError) as error:
+    with open(path, 'rb') if os.path.exists(path) else gzip.open(f'{path}.gz') as file:
+      content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+      raise ValueError(f'{path} has more than {LARGEST} bytes: take a part of it.')
+    text = content.decode('utf-8-sig')
+  except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
     raise ValueError(f'{path} cannot be read as UTF-8 text ({error}): convert or replace it.') from None
   if not text.strip():
     raise ValueError(f'{path} is empty: want some text in each of train, valid and test.')

@@ -27,7 +27,7 @@ def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
     score_batch: streams side by side in validation.
 
   Raises:
-    ValueError: the training split is too short for one step.
+    ValueError: the training split is too short for one step, or the validation split has fewer than two tokens.
   """
   steps = (len(text.train) // batch - 1) // bptt
   if steps < 1:
@@ -52,8 +52,15 @@ def windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, ..
   Returns:
     Inputs and targets, [windows, bptt, C] int32, and weights of the same shape, float32: 1 for a prediction that
     counts, 0 for the padding at the end.
+
+  Raises:
+    ValueError: there are fewer than two tokens.
   """
   count = len(tokens) - 1
+  if count < 1:
+    raise ValueError(
+      f'a split to score has {len(tokens)} token: want at least 2, since each but the first is predicted.'
+    )
   streams = min(streams, count)
   length = -(-count // streams)
   length += -length % bptt

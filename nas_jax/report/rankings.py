@@ -105,20 +105,20 @@ def standings(
   rows: list[tuple[object, ...]] = []
   for name, records in found.items():
     at = standing(records, space, metric, lower)
-    of = f'{at.children} children, {at.unique} different, {at.failed} failed'
+    of = f'{counted(at.children, "child", "children")}, {at.unique} different, {at.failed} failed'
     rows.append((name, at.best, at.top5, at.top15, of))
   for name, scores in known.items():
     best = min(scores) if lower else max(scores)
-    rows.append((name, best, '', '', f'{len(scores)} trainings, mean {np.mean(scores):.3f}'))
+    rows.append((name, best, '', '', f'{counted(len(scores), "training")}, mean {np.mean(scores):.3f}'))
   return rows
 
 
 def derived(name: str, lines: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[object, ...]]:
   """The row, as those of `standings`, of architectures derived after a search, best first; none if there are none."""
+  if not lines:
+    return []
   scores = [line[metric] for line in lines]
-  return (
-    [(f'{name}, derived', scores[0], '', '', f'{len(scores)} samples, mean {np.mean(scores):.3f}')] if lines else []
-  )
+  return [(f'{name}, derived', scores[0], '', '', f'{counted(len(scores), "sample")}, mean {np.mean(scores):.3f}')]
 
 
 def best_json(space: Space, record: Record) -> str:
@@ -126,6 +126,12 @@ def best_json(space: Space, record: Record) -> str:
   arch = json.loads(space.to_json(arch_of(space, record)))
   found = arch | {'space': dict(space.spec), **{name: record[name] for name in ('tokens', 'reward', 'id')}}
   return json.dumps(found) + '\n'
+
+
+def counted(number: int, one: str, many: str = '') -> str:
+  """Returns a number with its noun, such as '1 training' or '1,296 trainings'; from a million on as '6.34e+16'."""
+  digits = f'{number:,}' if number < 10**6 else f'{number:.2e}'
+  return f'{digits} {one if number == 1 else many or one + "s"}'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -85,7 +85,7 @@ def layout(tree: Tree, labels: Sequence[str], most: int = 40) -> Layout:
   shown = _chosen(tree, most)
   hidden = _hidden(tree, shown)
   layers = [called[node] for node in shown]
-  means = ['', *(f'{tree.reward[node]:#.3g}' if tree.trained[node] else 'untrained' for node in shown[1:])]
+  means = ['', *(_mean(tree, node) for node in shown[1:])]
   more = [f'+{hidden[node]}' if hidden[node] else '' for node in shown]
   rewards = [f'{mean}  {rest}' for mean, rest in zip(means, more, strict=True)]
   wide = 2 * _PAD + max(
@@ -104,6 +104,13 @@ def layout(tree: Tree, labels: Sequence[str], most: int = 40) -> Layout:
   return Layout(max(right, _EDGE + below) + _EDGE, top + _EDGE, wide, tuple(boxes), foot)
 
 
+def _mean(tree: Tree, node: int) -> str:
+  """The mean reward of a node in words."""
+  if not tree.trained[node]:
+    return 'untrained'
+  return f'{tree.reward[node]:#.3g}' if np.isfinite(tree.reward[node]) else 'failed'
+
+
 def _next(tree: Tree, node: int) -> list[int]:
   """The children of a node in the order of their tokens."""
   return [child for child in tree.children[node].tolist() if child]
@@ -115,7 +122,7 @@ def _chosen(tree: Tree, most: int) -> list[int]:
   while waiting and len(shown) <= most:
     shown.append(heapq.heappop(waiting)[-1])
     for child in _next(tree, shown[-1]):
-      heapq.heappush(waiting, (-int(tree.used[child]), -float(tree.reward[child]), child))
+      heapq.heappush(waiting, (-int(tree.used[child]), -float(np.nan_to_num(tree.reward[child])), child))
   return shown
 
 
@@ -143,8 +150,8 @@ def _rows(tree: Tree, shown: Sequence[int]) -> dict[int, float]:
 
 
 def _trained(tree: Tree, shown: Sequence[int]) -> np.ndarray:
-  """Rewards of those nodes that were trained."""
-  return np.array([tree.reward[node] for node in shown if tree.trained[node]])
+  """Rewards of those nodes that were trained and did not fail."""
+  return np.array([tree.reward[node] for node in shown if tree.trained[node] and np.isfinite(tree.reward[node])])
 
 
 def _shades(tree: Tree, shown: Sequence[int]) -> list[float]:
@@ -155,7 +162,7 @@ def _shades(tree: Tree, shown: Sequence[int]) -> list[float]:
 
   def shade(node: int) -> float:
     reward = float(tree.reward[node])
-    if not tree.trained[node] or reward <= 0:
+    if not tree.trained[node] or not reward > 0:
       return 0.0 if tree.trained[node] else -1.0
     return (reward - least) / (greatest - least) if greatest > least else 1.0
 

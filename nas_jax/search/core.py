@@ -3,12 +3,13 @@
 `evaluate` alone takes long and may depend on the machine; `search.run` calls the functions in turn.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from nas_jax import config
 from nas_jax.search import algorithms
@@ -103,7 +104,6 @@ def build(
 
   >>> import jax
   >>> from nas_jax import search, space
-  >>> from nas_jax.types import Outcome
   >>> sp = space.choice_space({'width': ('16', '32', '64'), 'depth': ('2', '4')})
   >>> s = search.build(sp, search.Config(m=4, algorithm='random'), lambda batch: Outcome(batch.tokens.sum(1)))
   >>> state = s.init(jax.random.key(0))
@@ -118,8 +118,9 @@ def build(
   def init(key: Key) -> SearchState:
     run_key, own_key = jax.random.split(key)
     step = jnp.zeros((), jnp.int32)
-    nothing = Best(jnp.asarray(-jnp.inf, jnp.float32), step - 1, jnp.zeros(space.length, jnp.int32), step)
-    return SearchState(step, run_key, algorithm.init(own_key), nothing)
+    infinite = jnp.asarray(jnp.inf, jnp.float32)
+    nothing = Best(-infinite, step - 1, jnp.zeros(space.length, jnp.int32), step)
+    return SearchState(step, run_key, algorithm.init(own_key), nothing, worst=infinite)
 
   def ask(state: SearchState, depth: int | None = None) -> Batch:
     ids, own_keys, child_keys = identify(state, cfg.m)
@@ -127,23 +128,29 @@ def build(
     return Batch(ids, child_keys, tokens, space.decode_batch(tokens, depth), depth)
 
   def tell(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[SearchState, Info]:
-    told = algorithm.update(state.algorithm, batch, finite(outcome), functools.partial(credit, state, batch))
+    settled = settle(state.worst, batch, outcome)[0]
+    told = algorithm.update(state.algorithm, batch, settled, functools.partial(credit, state, batch))
     return after(state, batch, outcome, *told)
 
   def gradient(own: Callable[..., PyTree], state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
-    return own(state.algorithm, batch, finite(outcome), functools.partial(credit, state, batch))
+    settled = settle(state.worst, batch, outcome)[0]
+    return own(state.algorithm, batch, settled, functools.partial(credit, state, batch))
 
   def apply(own: Callable[..., tuple[PyTree, Info]], state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
-    return after(state, batch, outcome, *own(state.algorithm, grads, batch, finite(outcome)))
+    settled = settle(state.worst, batch, outcome)[0]
+    return after(state, batch, outcome, *own(state.algorithm, grads, batch, settled))
 
   def after(state: SearchState, batch: Batch, outcome: Outcome, kept: PyTree, info: Info) -> tuple[SearchState, Info]:
-    reward = finite(outcome).reward
-    exists = layers_exist(batch, reward)
-    found = _best(space, batch, reward, exists)
+    settled, worst = settle(state.worst, batch, outcome)
+    found = _best(space, batch, settled)
     better = found.reward > state.best.reward
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, state.best)
-    state = remember(state, batch, outcome)._replace(step=state.step + 1, algorithm=kept, best=best)
-    return state, {'reward': jnp.mean(reward, where=exists)} | info
+    state = remember(state, batch, settled)._replace(step=state.step + 1, algorithm=kept, best=best, worst=worst)
+    return state, {'reward': jnp.mean(settled.reward, where=layers_exist(batch, settled.reward))} | info
+
+  def checked(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `compiled`, whose last two arguments are a batch and its outcome, with the outcome checked first."""
+    return lambda *args: compiled(*args[:-1], as_outcome(space, args[-2], args[-1]))
 
   asked = jax.jit(ask, static_argnums=1)  # the depth decides the shapes of architectures: one program for each
   return Search(
@@ -153,16 +160,65 @@ def build(
     init=jax.jit(init),
     ask=(lambda state: asked(state, int(depth_of(cfg, space, int(state.step) * cfg.m)))) if cfg.depth_start else asked,
     evaluate=evaluate,
-    tell=jax.jit(tell),
-    gradient=jax.jit(functools.partial(gradient, algorithm.gradient)) if algorithm.gradient else None,
-    apply=jax.jit(functools.partial(apply, algorithm.apply)) if algorithm.apply else None,
+    tell=checked(jax.jit(tell)),
+    gradient=checked(jax.jit(functools.partial(gradient, algorithm.gradient))) if algorithm.gradient else None,
+    apply=checked(jax.jit(functools.partial(apply, algorithm.apply))) if algorithm.apply else None,
     policy_summary=jax.jit(lambda state, keys: algorithm.summary(state.algorithm, keys)),
   )
 
 
-def finite(outcome: Outcome) -> Outcome:
-  """Returns the outcome with 0 for rewards that are not finite."""
-  return outcome._replace(reward=jnp.where(jnp.isfinite(outcome.reward), outcome.reward, 0.0))
+def settle(worst: Array, batch: Batch, outcome: Outcome) -> tuple[Outcome, Array]:
+  """Returns the outcome with what failed children earn, and the worst reward of all that trained, these included.
+
+  A failed child earns 0 or, if a child that trained has earned less than 0, the worst reward of all that trained so
+  far. So failing never pays: with rewards that cannot be negative, such as accuracies, it earns 0.
+
+  Args:
+    worst: [] the worst reward before this batch; infinity if none has trained.
+    batch: the children.
+    outcome: of the batch. The result has `failed` in the shape of `reward`.
+  """
+  failed = ~jnp.isfinite(outcome.reward)
+  if outcome.failed is not None:
+    marked = jnp.asarray(outcome.failed, bool)
+    failed |= marked if marked.ndim == failed.ndim else marked[:, None]
+  exists = layers_exist(batch, outcome.reward)
+  trained = ~failed if exists is None else exists & ~failed
+  worst = jnp.minimum(worst, jnp.min(outcome.reward, where=trained, initial=jnp.inf)).astype(worst.dtype)
+  reward = jnp.where(failed, jnp.minimum(worst, 0.0).astype(outcome.reward.dtype), outcome.reward)
+  return outcome._replace(reward=reward, failed=failed), worst
+
+
+def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence[float]) -> Outcome:
+  """Returns an outcome as arrays, with rewards as floats.
+
+  Args:
+    space: of the children.
+    batch: the m children that were scored.
+    given: their outcome, or only their rewards, such as a list of m numbers. A number that is not finite, such as NaN,
+      says that the child failed.
+
+  Raises:
+    ValueError: the rewards are not numbers, or not one for each child (or for each layer of each child).
+  """
+  outcome = given if isinstance(given, Outcome) else Outcome(given)  # type: ignore[arg-type]
+  m = len(batch.tokens)
+  try:
+    reward = jnp.asarray(outcome.reward)
+    failed = None if outcome.failed is None else jnp.asarray(outcome.failed, bool)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f'the rewards are not numbers ({" ".join(str(error).split())[:200]}): want {m}, one for each child.'
+    ) from None
+  if reward.shape not in ((m,), (m, space.layers)):
+    raise ValueError(
+      f'the rewards have shape {reward.shape} for a batch of {m} children: want one for each child, [{m}], NaN for one '
+      f'that failed, or one for each of its layers, [{m}, {space.layers}].'
+    )
+  if failed is not None and failed.shape not in ((m,), reward.shape):
+    raise ValueError(f'`failed` has shape {failed.shape} for a batch of {m} children: want one for each child, [{m}].')
+  real = reward if jnp.issubdtype(reward.dtype, jnp.floating) else reward.astype(float)
+  return outcome._replace(reward=real, failed=failed)
 
 
 def identify(state: SearchState, m: int) -> tuple[Array, Key, Key]:
@@ -182,12 +238,13 @@ def depth_of(cfg: Config, space: Space, children: int | Array) -> Array:
 def ask_tell(space: Space, cfg: Config) -> Search:
   """Returns a search without an evaluator, for training code of your own.
 
-  Raises:
-    ValueError: as `check`.
+  `tell` takes an `Outcome` or only the rewards, one for each child. The reward of a child that failed is NaN.
 
-  >>> import jax, jax.numpy as jnp
+  Raises:
+    ValueError: as `check`; and `tell` as `as_outcome`.
+
+  >>> import jax
   >>> from nas_jax import search, space
-  >>> from nas_jax.types import Outcome
   >>> sp = space.choice_space({'width': ('16', '32', '64'), 'depth': ('2', '4')})
   >>> s = search.ask_tell(sp, search.Config(m=4, controller_units=8))
   >>> state = s.init(jax.random.key(0))
@@ -195,7 +252,7 @@ def ask_tell(space: Space, cfg: Config) -> Search:
   ...   batch = s.ask(state)
   ...   archs = [sp.decode(tokens) for tokens in batch.tokens]
   ...   rewards = [float(sum(arch.choice)) for arch in archs]  # train the architectures here
-  ...   state, info = s.tell(state, batch, Outcome(jnp.array(rewards)))
+  ...   state, info = s.tell(state, batch, rewards)
   >>> best = sp.decode(state.best.tokens)
   >>> s.spent(state), bool(state.best.reward == sum(best.choice))
   (12, True)
@@ -207,8 +264,13 @@ def ask_tell(space: Space, cfg: Config) -> Search:
   return build(space, cfg, evaluate)
 
 
-def _best(space: Space, batch: Batch, reward: Array, exists: Array | None) -> Best:
-  """Returns the best child of a batch; where every layer has a reward, the best prefix."""
+def _best(space: Space, batch: Batch, settled: Outcome) -> Best:
+  """Returns the best child of a batch that did not fail, with reward minus infinity if all did.
+
+  Where every layer has a reward, it is the best prefix.
+  """
+  assert settled.failed is not None, 'the outcome of `settle`'
+  reward, exists = jnp.where(settled.failed, -jnp.inf, settled.reward), layers_exist(batch, settled.reward)
   depth = jnp.broadcast_to(space.layers if batch.depth is None else batch.depth, len(reward)).astype(jnp.int32)
   if reward.ndim == 1:
     first = jnp.argmax(reward)

@@ -67,25 +67,32 @@ def update_of(space: Space) -> Callable[[Record], bool]:
 
 
 _NO_METRICS = ('tokens', 'failed')
+REWARD_MISSING = 'no finite reward'  # why a child failed whose training did not say
 
 
 def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
-  """Returns a record for each child: id, tokens, reward, metrics, why it failed (or null), and its wall seconds."""
+  """Returns a record for each child: id, tokens, reward, metrics, why it failed (or null), and its wall seconds.
+
+  The reward of a child that failed is noted as 0, and nothing reads it.
+  """
   columns = {name: np.asarray(values) for name, values in dict(outcome.metrics or {}).items()}
-  failed = columns.pop('failed', np.zeros(len(batch.ids), np.int32))
   reward, found = np.asarray(outcome.reward), []
+  failed = ~np.isfinite(reward) if outcome.failed is None else ~np.isfinite(reward) | np.asarray(outcome.failed, bool)
+  status = columns.pop('failed', np.zeros(len(batch.ids), np.int32))
   for k, (number, tokens) in enumerate(zip(np.asarray(batch.ids), np.asarray(batch.tokens), strict=True)):
-    record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': reward[k].tolist()}
+    why = Status(int(status[k])).reason or (REWARD_MISSING if failed[k] else None)
+    record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': 0.0 if why else reward[k].tolist()}
     record |= {} if batch.depth is None else {'depth': int(np.broadcast_to(batch.depth, len(batch.ids))[k])}
     record |= {name: plain(values[k]) for name, values in columns.items()}
-    record |= {'failed': Status(int(failed[k])).reason or None, 'seconds': round(seconds / len(batch.ids), 4)}
+    record |= {'failed': why, 'seconds': round(seconds / len(batch.ids), 4)}
     found.append(record)
   return found
 
 
 def outcome(lines: Sequence[Record]) -> Outcome:
   """Returns the outcome that was journalled. Its rewards are equal to the bit; it has no metrics."""
-  return Outcome(jnp.asarray([line['reward'] for line in lines], jnp.float32))
+  failed = jnp.asarray([line['failed'] is not None for line in lines])
+  return Outcome(jnp.asarray([line['reward'] for line in lines], jnp.float32), failed=failed)
 
 
 def agree(lines: Sequence[Record], batch: Batch) -> None:

@@ -66,7 +66,7 @@ class Asked(NamedTuple):
   """What the evaluator needs to know of a batch of token sequences."""
 
   known: Array  # [m, T] bool, prefixes that need no training
-  reward: Array  # [m, T] what these earned
+  reward: Array  # [m, T] what these earned; NaN for those that failed
   trained: Array  # [] int32, children so far
   length: Array  # [] int32, how long children are trained now
 
@@ -112,9 +112,9 @@ def build(
     fresh, (tree, trained, idle) = outcome.children, state.replay
     if isinstance(fresh, tuple):
       return state  # nothing was trained: the caller of `tell` has made up the rewards
-    tree = replay_tree.insert_all(
-      tree, batch.tokens, jnp.asarray(batch.depth), outcome.reward, fresh, batch.extra.length
-    )
+    assert outcome.failed is not None, 'the outcome of `core.settle`'
+    reward = jnp.where(outcome.failed, jnp.nan, outcome.reward)
+    tree = replay_tree.insert_all(tree, batch.tokens, jnp.asarray(batch.depth), reward, fresh, batch.extra.length)
     count = fresh.sum(dtype=jnp.int32)
     return state._replace(replay=Memory(tree, trained + count, jnp.where(count > 0, 0, idle + 1)))
 
@@ -222,7 +222,8 @@ def prefixes(space: Space, batch: Batch) -> list[Batch]:
 def join(batch: Batch, groups: list[Batch], outcomes: list[Outcome]) -> Outcome:
   """Returns what the sequences of a batch earned: a reward for each layer, 0 for layers that do not exist.
 
-  `children` of the result, [m, T] bool, says which of these rewards come from a training just now.
+  The reward of a prefix that failed is NaN, now or when it was trained. `children` of the result, [m, T] bool, says
+  which of these rewards come from a training just now.
 
   Args:
     batch: m token sequences.
@@ -231,8 +232,11 @@ def join(batch: Batch, groups: list[Batch], outcomes: list[Outcome]) -> Outcome:
   """
   earned = dict[tuple[int, ...], tuple[float, int]]()
   for group, outcome in zip(groups, outcomes, strict=True):
-    tokens, reward = np.asarray(group.tokens).tolist(), np.asarray(outcome.reward).tolist()
-    for own, depth, each in zip(tokens, np.asarray(group.depth).tolist(), reward, strict=True):
+    reward = np.asarray(outcome.reward, np.float32)
+    if outcome.failed is not None:
+      reward = np.where(outcome.failed, np.float32(np.nan), reward)
+    columns = np.asarray(group.tokens).tolist(), np.asarray(group.depth).tolist(), reward.tolist()
+    for own, depth, each in zip(*columns, strict=True):
       earned[tuple(own[:depth])] = each, group.extra.string
   rewards, fresh = np.zeros(batch.tokens.shape, np.float32), np.zeros(batch.tokens.shape, bool)
   before, ids = np.asarray(batch.extra.reward), batch.ids.tolist()

@@ -11,6 +11,7 @@ mean over its longest trainings only, because children are trained for longer as
 
 from collections.abc import Sequence
 import json
+import math
 from typing import Any, NamedTuple
 
 import chex
@@ -27,7 +28,7 @@ class Tree(NamedTuple):
   children: Array  # [N, K] int32, the node that each next token leads to; 0 where there is none
   parent: Array  # [N] int32
   token: Array  # [N] int32, the token that leads to the node
-  reward: Array  # [N] float32, mean over the node's trainings
+  reward: Array  # [N] float32, mean over the node's trainings that did not fail; NaN if all of them failed
   trained: Array  # [N] int32, how many trainings the mean is over
   used: Array  # [N] int32, how many token sequences went through the node
   length: Array  # [N] int32, epochs of each of these trainings
@@ -97,8 +98,9 @@ def insert(tree: Tree, tokens: Array, depth: int | Array, rewards: Array, fresh:
   """Returns the tree after one more token sequence: missing nodes are added, counts and rewards updated.
 
   A reward from a longer training than before replaces a node's mean, one from an equally long training is averaged
-  with it, one from a shorter training is ignored. A reward that is not finite counts as 0. If the tree is full, the
-  missing nodes are dropped while the others are updated: call `grow` in time.
+  with it, one from a shorter training is ignored. A reward that is not finite says that the training failed. It counts
+  only at a node without a reward from an equally long training, and is replaced as soon as there is one. If the tree is
+  full, the missing nodes are dropped while the others are updated: call `grow` in time.
 
   Args:
     tree: the tree before.
@@ -121,11 +123,11 @@ def insert(tree: Tree, tokens: Array, depth: int | Array, rewards: Array, fresh:
   fits = added < nowhere
 
   known = tree.length[node]
-  equal = known == length
+  equal = (known == length) & (tree.trained[node] > 0) & jnp.isfinite(tree.reward[node])
   mean = jnp.where(equal, tree.reward[node], 0.0)
   trained = jnp.where(equal, tree.trained[node], 0) + 1
-  rewards = jnp.where(jnp.isfinite(rewards), rewards, 0.0).astype(jnp.float32)
-  learns = jnp.where(fresh & (known <= length), node, nowhere)
+  rewards = jnp.where(jnp.isfinite(rewards), rewards, jnp.nan).astype(jnp.float32)
+  learns = jnp.where(fresh & (known <= length) & (jnp.isfinite(rewards) | ~equal), node, nowhere)
   return Tree(
     children=tree.children.at[jnp.where(fits, before, nowhere), tokens].set(node, mode='drop'),
     parent=tree.parent.at[added].set(before, mode='drop'),
@@ -229,7 +231,7 @@ def as_json(tree: Tree, labels: Sequence[str]) -> str:
   """Returns the tree as nested JSON.
 
   A node is {'layer': label, 'reward', 'trained', 'used', 'length', 'next': [nodes]}, its children in the order of
-  tokens. The root, which is no layer, only has 'next'.
+  tokens. The reward is null if all trainings of the node failed. The root, which is no layer, only has 'next'.
 
   Args:
     tree: the tree to write.
@@ -244,7 +246,8 @@ def as_json(tree: Tree, labels: Sequence[str]) -> str:
     return [
       {
         'layer': layers[node],
-        'reward': float(str(tree.reward[node])),  # the shortest that is the same float32
+        # The shortest that is the same float32.
+        'reward': float(str(tree.reward[node])) if np.isfinite(tree.reward[node]) else None,
         **{name: int(getattr(tree, name)[node]) for name in ('trained', 'used', 'length')},
         'next': nodes(node),
       }
@@ -263,7 +266,8 @@ def from_json(text: str, labels: Sequence[str]) -> Tree:
     while waiting:
       parent, node = waiting.pop(0)
       waiting += [(len(rows), after) for after in node['next']]
-      rows.append((parent, tokens[node['layer']], *(node[n] for n in ('reward', 'trained', 'used', 'length'))))
+      reward = math.nan if node['reward'] is None else node['reward']
+      rows.append((parent, tokens[node['layer']], reward, *(node[n] for n in ('trained', 'used', 'length'))))
     children = np.zeros((len(rows), len(labels)), np.int32)
     for number, (parent, token, *_) in enumerate(rows[1:], 1):
       children[parent, token] = number

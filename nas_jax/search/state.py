@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from nas_jax.config import field
+from nas_jax.config import LAST_SEED, field
 from nas_jax.search import algorithms
 from nas_jax.types import Array, Key, PyTree
 
@@ -16,7 +16,7 @@ class Config(algorithms.Config):
   replicas with one child each and a rate of 5e-4.
   """
 
-  seed: int = field(0, 'seed of the whole run', low=0, first=True)
+  seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
   m: int = field(8, 'children per update of the controller; 8 in each replica on CIFAR-10, Sec. 4.1', low=1)
   depth_start: int = field(
     0, 'layers of the first children, which then grow deeper, 0 for max_depth from the start; 6 in Sec. 4.1', low=0
@@ -26,10 +26,10 @@ class Config(algorithms.Config):
 
 
 class Best(NamedTuple):
-  """The best child so far."""
+  """The best child so far, of those that did not fail."""
 
-  reward: Array  # []; minus infinity before the first child
-  id: Array  # [] int32; -1 before the first child
+  reward: Array  # []; minus infinity if there is none
+  id: Array  # [] int32; -1 if there is none
   tokens: Array  # [T] int32
   depth: Array  # [] int32, layers
 
@@ -41,5 +41,6 @@ class SearchState(NamedTuple):
   key: Key  # the run's key, which never changes: steps and children fold their numbers into it
   algorithm: PyTree  # what the search algorithm keeps: controller, optimizer, baseline
   best: Best
+  worst: Array  # [] the least reward of all children that trained; infinity before the first
   children: PyTree = ()  # the weights, if children share them; () if each trains its own
   replay: PyTree = ()  # what a search with rewards for every layer remembers of earlier architectures, else ()

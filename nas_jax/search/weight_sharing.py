@@ -179,7 +179,7 @@ def build(
     space: of the children.
     cfg: the algorithm and its settings, and how the phases alternate.
     programs: the phases, for children of that space.
-    reward: maps metrics [m] to rewards; a child that failed earns 0.
+    reward: maps metrics [m] to rewards. It is not asked about children that failed.
     check: called between program calls; it may raise `recovery.Stopped`.
 
   Raises:
@@ -201,7 +201,8 @@ def build(
     rewards = earned(metrics, reward)
     # These two describe the weights, not the child: the loss of their last step, and the steps left out so far.
     metrics |= {'loss': np.full(len(rewards), weights.loss), 'left_out': np.full(len(rewards), weights.failed)}
-    return Outcome(jnp.asarray(rewards, jnp.float32), metrics, weights)
+    failed = jnp.asarray(metrics['failed'] != fit.Status.OK)
+    return Outcome(jnp.asarray(rewards, jnp.float32), metrics, weights, failed)
 
   s = core.build(space, cfg, evaluate, remember=remember)
 
@@ -218,6 +219,7 @@ def build(
     return s.ask(state._replace(children=()))._replace(extra=Turn(state.algorithm, state.children))
 
   def tell(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[SearchState, Any]:
+    outcome = core.as_outcome(space, batch, outcome)
     alone = state._replace(children=()), batch._replace(extra=()), outcome._replace(children=())
     told, info = s.tell(*alone)
     return remember(told._replace(children=state.children), batch, outcome), info
@@ -244,24 +246,25 @@ def derive(
   count: int,
   m: int,
 ) -> list[Derived]:
-  """Samples `count` architectures and scores them with the shared weights, m at a time. Returns them best first.
+  """Samples `count` architectures and scores them with the shared weights, m at a time.
+
+  Returns them best first, and those that failed, whose metrics are not finite, last.
 
   The paper scores them on one minibatch of the validation split, we score them on all of it.
   """
   tokens = jax.jit(algorithm.propose, static_argnums=2)(state.algorithm, jax.random.split(key, count), None)
   metrics = score(space, programs, state, tokens, m)
-  rewards = earned(metrics, reward)
-  del metrics['failed']
+  rewards, failed = earned(metrics, reward), metrics.pop('failed') != fit.Status.OK
   return [
     Derived(
       int(k), np.asarray(tokens[k]), {name: float(value[k]) for name, value in metrics.items()}, float(rewards[k])
     )
-    for k in np.argsort(-rewards, kind='stable')
+    for k in np.lexsort((-rewards, failed | ~np.isfinite(rewards)))
   ]
 
 
 def earned(metrics: dict[str, np.ndarray], reward: Reward) -> np.ndarray:
-  """Returns rewards [m]; a child that failed earns 0."""
+  """Returns rewards [m], which are 0 where the child failed."""
   with np.errstate(all='ignore'):  # the metrics of a child that failed may be anything
     return np.where(metrics['failed'] == fit.Status.OK, reward(metrics), 0.0)
 

@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 import json
 from typing import NamedTuple
 
+import numpy as np
+
 from nas_jax import operations as operations_lib
 from nas_jax.operations import ACTIVATIONS, BUILT_IN, COMBINATIONS, IDENTITY, Operation, Operations
-from nas_jax.space.base import Kind, Slot, Space, canonical
+from nas_jax.space.base import Kind, Slot, Space, canonical, is_static
 
 # The names of the built-in operations, each at the place that is its id.
 COMBINE = tuple(operation.name for operation in COMBINATIONS)
 ACTIVATE = tuple(operation.name for operation in ACTIVATIONS)
+
+MOST_LEAVES = 512  # of a cell; the labels of the two indices are then 2046, and a program has some thousand operations
 
 
 class TreeArch(NamedTuple):
@@ -40,7 +44,8 @@ def tree_cell_space(
       control experiment.
 
   Raises:
-    ValueError: base is no power of two; or an operation is unknown, missing or named twice, or cannot be used.
+    ValueError: base is no power of two or too large; or an operation is unknown, missing or named twice, or cannot be
+      used.
 
   >>> from nas_jax import published, space
   >>> sp = space.tree_cell_space(base=8)
@@ -49,8 +54,8 @@ def tree_cell_space(
   >>> sp.decode(sp.encode(published.NASCELL)) == published.NASCELL
   True
   """
-  if not isinstance(base, int) or base < 2 or base & (base - 1):
-    raise ValueError(f'base (={base}) must be a power of two from 2: 2, 4, 8, 16, ...')
+  if not isinstance(base, int) or not 2 <= base <= MOST_LEAVES or base & (base - 1):
+    raise ValueError(f'base (={base}) must be a power of two from 2 to {MOST_LEAVES}: 2, 4, 8, 16, ...')
   by_id = {
     'combine': operations_lib.by_id('combine', combine),
     'activate': operations_lib.by_id('activate', activate),
@@ -98,6 +103,56 @@ def tree_from_json(text: str, operations: Operations = BUILT_IN) -> TreeArch:
   if nodes < 3 or (nodes + 1) & nodes:
     raise ValueError(f"arch field 'combine' has {nodes} entries: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
   return tree_cell_space((nodes + 1) // 2, *operations_lib.with_built_in(operations)).from_json(text)
+
+
+def check_tree(arch: TreeArch, operations: Operations | None = BUILT_IN) -> None:
+  """Checks an architecture where it is used. This costs nothing in a compiled program.
+
+  Args:
+    arch: static or traced, of any base.
+    operations: where operations of your own that it may hold are found; None if only the number of leaves matters.
+
+  Raises:
+    ValueError: in one line, `arch` is no TreeArch; a field has a wrong type or length; or an entry of a static
+      architecture is out of range. The values of a traced architecture are not known, so they are not checked.
+  """
+  if not isinstance(arch, TreeArch):
+    raise ValueError(f'the architecture is a {type(arch).__name__}: want a TreeArch, as tree_cell.NASCELL.')
+  static = is_static(arch)
+  for name, values in arch._asdict().items():
+    if static and not isinstance(values, tuple):
+      raise ValueError(f'arch field {name!r} is a {type(values).__name__}: want a tuple of ints, which can be hashed.')
+    if not static and getattr(values, 'ndim', None) != 1:
+      what = f'of shape {values.shape}' if hasattr(values, 'shape') else f'a {type(values).__name__}'
+      raise ValueError(
+        f'arch field {name!r} is {what} in a traced architecture: want an array [N]. Name the argument in '
+        'static_argnums of jax.jit for a program of this cell alone, or make arrays by space.stack for jax.vmap.'
+      )
+  nodes = len(arch.combine)
+  if nodes < 3 or (nodes + 1) & nodes:
+    raise ValueError(f"arch field 'combine' has {nodes} entries: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
+  for name, want in (('activate', nodes), ('inject', 2), ('index', 2)):
+    if len(getattr(arch, name)) != want:
+      raise ValueError(f'arch field {name!r} has {len(getattr(arch, name))} entries: want {want}.')
+  if static and operations:
+    _check_entries(arch, operations)
+
+
+def _check_entries(arch: TreeArch, operations: Operations) -> None:
+  """Raises ValueError, in one line, if an entry of a static architecture is no int or out of range."""
+  held = operations_lib.with_built_in(operations)
+  kinds = {'combine': ('combine',) * len(arch.combine), 'activate': ('activate',) * len(arch.activate)}
+  kinds |= {'inject': ('combine', 'activate'), 'index': ('index', 'index')}
+  known = {kind: operations_lib.by_id(kind, getattr(held, kind)) for kind in Operations._fields}
+  for name, values in arch._asdict().items():
+    for entry, (kind, value) in enumerate(zip(kinds[name], values, strict=True)):
+      where = f'arch field {name!r}, entry {entry}'
+      if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise ValueError(f'{where} is {value!r}, a {type(value).__name__}: want an int.')
+      if kind == 'index' and not 0 <= value < len(arch.combine):
+        raise ValueError(f'{where} is {value}: want the number of a node, 0 to {len(arch.combine) - 1}.')
+      if kind != 'index' and value not in known[kind]:
+        operations_lib.find(kind, operations, int(value))  # raises the error
 
 
 def leaves(arch: TreeArch) -> int:

@@ -29,7 +29,7 @@ class Config:
     "images: 'digits', which come with scikit-learn, or a set of TensorFlow Datasets in data_dir, as 'cifar10'",
     first=True,
   )
-  resize: int = field(0, 'height and width to resize images to; 0 to leave them as they are', low=0)
+  resize: int = field(0, 'height and width to resize images to; 0 to leave them as they are', low=0, high=4096)
   max_examples: int = field(0, 'images to take for training and validation together; 0 for all', low=0)
   valid_share: float = field(
     0.1, 'share of the training images to validate with; 5,000 of 50,000 in Sec. 4.1', above=0.0

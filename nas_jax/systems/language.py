@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 import optax
@@ -19,6 +21,8 @@ from nas_jax.training import fit, schedules
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.types import Array, PyTree
+
+MOST_WEIGHTS = 2**31  # of a network, 8 GiB; gradients and optimizers take several times as much
 
 
 @dataclasses.dataclass
@@ -35,6 +39,15 @@ class Config:
     "what a token of the text is: a character, or a 'word' between white space",
     choices=('char', 'word'),
     first=True,
+  )
+  min_count: int = field(
+    0,
+    'training tokens that occur fewer times than this stand for <unk>. 0 means 2 for words of your own if <unk> would '
+    'not be trained otherwise, else 1',
+    low=0,
+  )
+  max_vocabulary: int = field(
+    0, 'how many of the most frequent tokens to keep, <unk> included, which the others stand for; 0 for all', low=0
   )
   vocabulary: int = field(0, 'rows of the embedding; 0 for as many as the text has different tokens', low=0)
   embedding: int = field(0, 'width of the embedding; 0 for the width of the cells', low=0)
@@ -63,7 +76,8 @@ class Config:
   )
   score_batch: int = field(100, 'streams of text that are scored side by side in validation', low=1)
 
-  added: ClassVar[dict[str, Any]] = {'decay_before_clip': False}  # see `config.with_added`
+  # See `config.with_added`.
+  added: ClassVar[dict[str, Any]] = {'decay_before_clip': False, 'min_count': 0, 'max_vocabulary': 0}
 
 
 @dataclasses.dataclass
@@ -96,13 +110,32 @@ def load(cfg: Config, data_dir: str = '') -> text_lib.Text:
   Raises:
     ValueError: as `text.load_text`, or the text has more different tokens than the embedding has rows.
   """
-  text = text_lib.load_text(cfg.dataset, data_dir, cfg.level)
+  text = text_lib.load_text(cfg.dataset, data_dir, cfg.level, cfg.min_count, cfg.max_vocabulary)
   if 0 < cfg.vocabulary < len(text.vocabulary):
     raise ValueError(
       f'the text has {len(text.vocabulary)} different {cfg.level}s, the embedding vocabulary (={cfg.vocabulary}) rows: '
       'take more of them, or 0 for as many as there are.'
     )
   return text
+
+
+def about(cfg: Config, text: text_lib.Text) -> str:
+  """Returns what children learn, in words, and how much of the validation split is unknown, if anything is."""
+  words, share = f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s', text.unknown('valid')
+  if share:
+    words += f', {share:.2%} of the validation split unknown'
+    words += '' if text.unknown('train') else ' and never trained (--min_count trains it)'
+  return words
+
+
+def check_size(init: Callable[[], PyTree]) -> None:
+  """Raises ValueError if the weights that `init` returns are too many to be made; nothing is compiled or allocated."""
+  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(init)))
+  if count > MOST_WEIGHTS:
+    raise ValueError(
+      f'the network would have {count} weights, {4 * count / 2**30:.0f} GiB: want at most {MOST_WEIGHTS}; take '
+      'narrower cells, fewer layers or a smaller vocabulary. (In sizes, 200 is a width, 500k or 4.65M are weights.)'
+    )
 
 
 def hyperparameters(cfg: Children, hidden: int) -> language_model.Hyperparameters:
@@ -185,10 +218,12 @@ def make_problem(
     reward: validation perplexities [m] -> rewards [m].
 
   Raises:
-    ValueError: the text is too short for one training step, or there is no such network.
+    ValueError: the text is too short for one training step, or there is no such network, or it is too large.
   """
   data, plain = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch), hyperparameters(cfg, hidden)
   child = child_lib.bind_arch(build(cfg, text, cell, hidden), lambda arch: language_model.ChildSpec(arch, plain))
+
+  check_size(lambda: child.init(space.decode_batch(jnp.zeros(space.length, jnp.int32)), jax.random.key(0)))
 
   def optimizer_of(steps: int) -> Callable[[PyTree], optax.GradientTransformation]:
     made = optimizer(cfg, steps, len(data.train))(plain)

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from nas_jax.config import field
+from nas_jax.config import LAST_SEED, field
 from nas_jax.training import full_training
 from nas_jax.types import PyTree
 
@@ -19,7 +19,7 @@ from nas_jax.types import PyTree
 class Config:
   """What every retraining has to say. The config of a recipe adds the data, the network and the lists of its grid."""
 
-  seed: int = field(0, 'seed of the whole run', low=0, first=True)
+  seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
   epochs: int = field(1, 'passes over the training data in each training', low=1)
   grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for as many as in the other trainings', low=0)
   repeats: int = field(1, 'trainings of the best point of the grid at each size, from different seeds', low=1)

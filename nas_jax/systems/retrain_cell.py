@@ -4,6 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -206,7 +207,9 @@ def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
   hidden, parameters = parse_size(size)
   cell, form = _cell(arch)
   hidden = hidden or language.width(cfg, text, cell, form, parameters)
-  language.build(cfg, text, cell, hidden)
+  child = language.build(cfg, text, cell, hidden)
+  spec = language_model.ChildSpec(form, language_model.Hyperparameters(0.0, 0.0, 0.0, 0.0))
+  language.check_size(lambda: child.init(spec, jax.random.key(0)))
   return hidden
 
 

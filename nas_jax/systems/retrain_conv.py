@@ -97,8 +97,15 @@ def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
   return conv.Hyperparameters(*map(jnp.array, zip(*points, strict=True)))
 
 
+def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
+  """Raises ValueError if there are no images to test with, which a search does not need."""
+  if not len(images.test.labels):
+    raise ValueError(f'dataset {cfg.dataset!r} has no test split: a network trained to the end is scored on one.')
+
+
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network at the greatest width."""
+  """Raises ValueError, before anything compiles, if the greatest width has no network or the set no test split."""
+  check_test_split(cfg, images)
   count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters)))
 
 

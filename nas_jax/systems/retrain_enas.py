@@ -108,7 +108,8 @@ def check(cfg: Config) -> None:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network."""
+  """Raises ValueError, before anything compiles, if there is no such network, or no test split."""
+  retrain_conv.check_test_split(cfg, images)
   _weights(_build(cfg, images, arch, cfg.filters[0]), arch)
 
 

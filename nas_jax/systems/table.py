@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from typing import Any, NamedTuple
 import zipfile
 import zlib
@@ -32,6 +33,10 @@ class Config(search.Config):
   entropy_weight: float = field(0.2, 'weight of the entropy bonus, in normalized reward per nat', low=0.0)
 
 
+LARGEST = 2**31  # bytes of all arrays of a table
+MOST_CHOICES = 2**18  # of all tokens together: the controller has some hundred weights for each
+
+
 class Table(NamedTuple):
   """Distinct token sequences in lexicographic order, and what each earns."""
 
@@ -49,7 +54,10 @@ def load(path: str) -> Table:
     # np.load of the path would also take a lone array, and leave a broken file open.
     with zipfile.ZipFile(path) as file:
       members = [name for name in ('ops', 'reward', 'test') if f'{name}.npy' in file.namelist()]
-      arrays = {name: np.load(io.BytesIO(file.read(f'{name}.npy')), allow_pickle=False) for name in members}
+      size = sum(file.getinfo(f'{name}.npy').file_size for name in members)
+      if size > LARGEST:
+        raise ValueError(f'it unpacks to {size} bytes, more than {LARGEST}')
+      arrays = {name: _array(file.read(f'{name}.npy')) for name in members}
   except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
     raise ValueError(
       f'table {path} cannot be read ({error}): want an .npz with ops, reward and perhaps test.'
@@ -64,8 +72,13 @@ def load(path: str) -> Table:
     )
   if ops.max() > np.iinfo(np.int32).max:
     raise ValueError(f'ops of table {path} has a {ops.max()}: want ints that fit 32 bits.')
+  if (choices := int((ops.max(0).astype(np.int64) + 1).sum())) > MOST_CHOICES:
+    raise ValueError(
+      f'ops of table {path} has {choices} choices, the greatest token + 1 summed over its {ops.shape[1]} columns: '
+      f'want at most {MOST_CHOICES}; number the tokens of each column from 0.'
+    )
   for name, values in arrays.items():
-    if values.shape != (len(ops),) or values.dtype.kind not in 'iuf':
+    if values.shape != (len(ops),) or values.dtype.kind not in 'iuf' or values.dtype.itemsize > 8:
       raise ValueError(
         f'{name} of table {path} is {values.dtype} {values.shape}, ops has {len(ops)} rows: want one number a row.'
       )
@@ -75,6 +88,19 @@ def load(path: str) -> Table:
         f'{name} of table {path} is {values[row]} in row {row}: want finite numbers; leave such rows out.'
       )
   return distinct(ops, arrays['reward'], arrays.get('test'))
+
+
+def _array(content: bytes) -> np.ndarray:
+  """Returns the array of an .npy file. Raises ValueError if its header asks for more than there is."""
+  file = io.BytesIO(content)
+  version = np.lib.format.read_magic(file)
+  headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+  if version not in headers:
+    raise ValueError(f'an array has format {version}, want 1.0 or 2.0')
+  shape, _, dtype = headers[version](file)
+  if math.prod(shape) * dtype.itemsize > len(content):
+    raise ValueError(f'an array of shape {shape} has only {len(content)} bytes')
+  return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def distinct(ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> Table:
@@ -109,9 +135,9 @@ def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:
 
 
 def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> search.Search:
-  """Returns a search whose evaluator looks tokens up among the rows `ops` [A, T]; those that are not there earn 0.
+  """Returns a search whose evaluator looks tokens up among the rows `ops` [A, T]; those that are not there fail.
 
-  `evaluate` is jittable; its metrics are `row` (-1 if missing) and, if `test` is given, `test` (0 if missing).
+  `evaluate` is jittable; its metrics are `row` (-1 if missing) and, if `test` is given, `test` (NaN if missing).
 
   >>> import jax, numpy as np
   >>> from nas_jax import search
@@ -132,8 +158,8 @@ def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | N
 
   def evaluate(batch: Batch) -> Outcome:
     row, there = jax.vmap(lambda tokens: lookup(rows, tokens))(batch.tokens)
-    found = {name: jnp.where(there, values[row], 0.0) for name, values in columns.items()}
-    return Outcome(found.pop('reward'), found | {'row': jnp.where(there, row, -1)})
+    found = {name: jnp.where(there, values[row], jnp.nan) for name, values in columns.items()}
+    return Outcome(found.pop('reward'), found | {'row': jnp.where(there, row, -1)}, failed=~there)
 
   return search.build(space, cfg, evaluate)
 
@@ -143,19 +169,29 @@ def summary(outcomes: Outcome, evaluations: int) -> dict[str, Any]:
 
   Returns:
     reward_mean, reward_std, test_mean, test_std: means and deviations, over seeds, of the numbers of the architecture
-    with the best reward, the first of equals. curve, curve_test: these means after 1, 2, ... evaluations. Entries of
-    `test` are None if the table has none.
+    with the best reward, the first of equals. curve, curve_test: these means after 1, 2, ... evaluations. A seed is
+    left out of the means for as long as all its children failed, such as those that are not in the table; where that
+    leaves none the entry is None. Entries of `test` are None if the table has none.
   """
   reward = np.asarray(outcomes.reward, np.float64).reshape(len(outcomes.reward), -1)[:, :evaluations]
-  best = np.maximum.accumulate(reward, axis=1)
-  found = {'reward_mean': best[:, -1].mean().item(), 'reward_std': best[:, -1].std().item()}
-  found |= {'test_mean': None, 'test_std': None, 'curve': best.mean(0).tolist(), 'curve_test': None}
+  failed = ~np.isfinite(reward)
+  if outcomes.failed is not None:
+    failed |= np.asarray(outcomes.failed, bool).reshape(len(reward), -1)[:, :evaluations]
+  best = np.maximum.accumulate(np.where(failed, -np.inf, reward), axis=1)
+  some = np.isfinite(best)
+
+  def of_seeds(name: str, curve: str, values: np.ndarray) -> dict[str, Any]:
+    """Returns the means after each evaluation, and mean and deviation at the end, over seeds that have found any."""
+    means = [column[there].mean().item() if there.any() else None for column, there in zip(values.T, some.T)]
+    last = values[some[:, -1], -1]
+    return {f'{name}_mean': means[-1], f'{name}_std': last.std().item() if len(last) else None, curve: means}
+
+  found = of_seeds('reward', 'curve', best) | {'test_mean': None, 'test_std': None, 'curve_test': None}
   if 'test' in outcomes.metrics:
     test = np.asarray(outcomes.metrics['test'], np.float64).reshape(len(reward), -1)[:, :evaluations]
     # The place of the first child that reached the best so far moves only where the best rises.
-    rises = np.diff(best, axis=1, prepend=-np.inf) > 0
+    rises = np.hstack([some[:, :1], best[:, 1:] > best[:, :-1]])
     place = np.maximum.accumulate(np.where(rises, np.arange(best.shape[1]), 0), axis=1)
     test = np.take_along_axis(test, place, axis=1)
-    found |= {'test_mean': test[:, -1].mean().item(), 'test_std': test[:, -1].std().item()}
-    found |= {'curve_test': test.mean(0).tolist()}
+    found |= of_seeds('test', 'curve_test', test)
   return found

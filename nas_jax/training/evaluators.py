@@ -134,7 +134,7 @@ def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Reco
   Args:
     programs: of `fit.fitter`.
     data: as the child takes it.
-    reward: of the metrics; a child that failed earns 0.
+    reward: of the metrics. It is not asked about children that failed.
     recovery: recalls, keeps and ends trainings.
   """
   data = fit.share(data, programs.mesh)
@@ -266,7 +266,7 @@ def _outcome(parts: Sequence[Metrics], reward: Reward) -> Outcome:
   sound = metrics['failed'] == fit.Status.OK
   with np.errstate(all='ignore'):  # a failed child may have scored anything
     earned = np.where(sound, reward(metrics), 0.0) if sound.any() else np.zeros(len(sound))
-  return Outcome(jnp.asarray(earned, jnp.float32), metrics)
+  return Outcome(jnp.asarray(earned, jnp.float32), metrics, failed=jnp.asarray(~sound))
 
 
 def random_batch(space: Space, key: Key, m: int) -> Batch:

@@ -23,7 +23,7 @@ from nas_jax.nn.recurrent import Carry
 from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.published import NASCELL
 from nas_jax.space.base import is_static
-from nas_jax.space.tree import TreeArch, leaves
+from nas_jax.space.tree import TreeArch, check_tree, leaves
 from nas_jax.types import Array, Key
 
 
@@ -43,12 +43,16 @@ def init(
   Returns:
     {'kernel': [in_features, n * H], 'recurrent_kernel': [H, n * H]}.
 
+  Raises:
+    ValueError: `arch` is no architecture of a cell, see `space.tree.check_tree`.
+
   >>> import jax
   >>> from nas_jax import tree_cell
   >>> params = tree_cell.init(jax.random.key(0), tree_cell.NASCELL, in_features=3, features=4)
   >>> {name: weights.shape for name, weights in params.items()}  # NASCELL has 8 leaves
   {'kernel': (3, 32), 'recurrent_kernel': (4, 32)}
   """
+  check_tree(arch, None)
   return recurrent.init(key, in_features, features, leaves(arch), bias=bias, scale=scale)
 
 
@@ -61,7 +65,8 @@ def apply(
   a static arch it matters only if the arch holds operations of your own.
 
   Raises:
-    ValueError: a static arch holds an operation that is neither built in nor among `operations`.
+    ValueError: `arch` is no architecture of a cell, such as a static one with an operation that is neither built in nor
+      among `operations`, or a traced one that no `space.stack` made; see `space.tree.check_tree`.
 
   >>> import jax, jax.numpy as jnp
   >>> from nas_jax import tree_cell
@@ -152,6 +157,7 @@ class TreeCell(nn.RNNCellBase):
       limit = self.features**-0.5
       return self.param(name, lambda key: jax.random.uniform(key, shape, minval=-limit, maxval=limit))
 
+    check_tree(self.arch, self.operations)
     width = leaves(self.arch) * self.features
     params = {
       'kernel': make('kernel', (inputs.shape[-1], width)),
@@ -175,7 +181,8 @@ class TreeCell(nn.RNNCellBase):
 
 
 def _cell(arch: TreeArch, operations: Operations, if_: Callable) -> tuple[recurrent.Cell, TreeArch | None]:
-  """A tree as `recurrence` takes it. A static arch enters by closure: as an argument it would become traced."""
+  """A tree as `recurrent` takes it. A static arch enters by closure: as an argument it would become traced."""
+  check_tree(arch, operations)
   if is_static(arch):
     return lambda _, x, h, c: _static_tree(arch, operations, x, h, c), None
   return lambda traced, x, h, c: _traced_tree(traced, operations, if_, x, h, c), arch

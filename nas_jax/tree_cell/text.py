@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from nas_jax import operations as operations_lib
 from nas_jax.operations import BUILT_IN, IDENTITY, Operation, Operations
-from nas_jax.space.tree import TreeArch, leaves
+from nas_jax.space.tree import TreeArch, check_tree, leaves
 
 
 class _Words(NamedTuple):
@@ -77,6 +77,7 @@ def to_source(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
 
 def _statements(arch: TreeArch, operations: Operations, words: _Words) -> Iterator[tuple[str, str]]:
   """(name, expression) in the order of evaluation; the last is h_t."""
+  check_tree(arch, operations)
   n = leaves(arch)
   combine, activate = (functools.partial(operations_lib.find, kind, operations) for kind in Operations._fields)
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from nas_jax.datasets import images
+from nas_jax.datasets import image_batches, images
 from nas_jax.datasets.images import Split
+from nas_jax.systems import retrain_conv
 
 RNG = np.random.default_rng(0)
 
@@ -53,6 +54,10 @@ def test_a_split_is_drawn_from_the_training_images():
     (lambda part: part._replace(images=part.images / 255), 'float64'),
     (lambda part: part._replace(labels=part.labels + 1), 'labels from 1 to 3: want 0 to 2'),
     (lambda part: part._replace(labels=part.labels * 0), '1 of 3 classes'),
+    (lambda part: part._replace(labels=np.eye(3, dtype=int)[part.labels]), r'labels \(\d+, 3\).*argmax\(1\)'),
+    (lambda part: part._replace(labels=part.labels[:, None]), r'take labels\[:, 0\]'),
+    (lambda part: part._replace(labels=part.labels + 0.5), 'labels of type float64: want ints'),
+    (lambda part: part._replace(labels=np.where(part.labels == 2, np.nan, part.labels)), 'labels of type float64'),
     (lambda part: part._replace(labels=part.labels[:-1]), r'want \[n, H, W, C\]'),
     (lambda part: Split(part.images[:0], part.labels[:0]), 'n > 0'),
   ],
@@ -69,6 +74,47 @@ def test_unequal_shapes_and_shares_that_leave_nothing():
     images.split_images(some(40), some(10, (6, 4, 1)), 3)
   with pytest.raises(ValueError, match=r'valid_share \(=0.0\)'):
     images.split_images(some(40), some(10), 3, valid_share=0.0)
+
+
+def test_a_validation_split_of_ones_own_is_used():
+  train, test, valid = some(40), some(10), some(7)
+  found = images.split_images(train, test, 3, valid=valid)
+  assert len(found.train.labels) == 40
+  np.testing.assert_array_equal(found.valid.images, valid.images)
+  with pytest.raises(ValueError, match='the validation split has labels from 1 to 3'):
+    images.split_images(train, test, 3, valid=valid._replace(labels=valid.labels + 1))
+  assert found.sha256 != images.split_images(train, test, 3).sha256
+
+
+def test_a_search_needs_no_test_split():
+  found = images.split_images(some(40), None, 3)
+  assert found.test.images.shape == (0, 5, 4, 1) and [len(part.labels) for part in found[:2]] == [36, 4]
+  with pytest.raises(ValueError, match='no test split'):
+    retrain_conv.check_test_split(retrain_conv.Config(), found)
+
+
+def test_images_of_several_sizes_are_resized_and_need_it():
+  rows = [{'image': some(1, (5 + k, 4, 1)).images[0], 'label': k % 3} for k in range(6)]
+
+  class Source(list):
+    dataset_info = type('Info', (), {'features': {'image': None, 'label': type('Label', (), {'num_classes': 3})}})
+
+    def __getitems__(self, places):
+      return [self[place] for place in places]
+
+  source = {'train': Source(rows)}
+  part = images._decoded(source, 'train', 'mine', 0, 0, resize=4)
+  assert part.images.shape == (6, 4, 4, 1)
+  with pytest.raises(ValueError, match=r"of 'mine' has images of 6 shapes .*: set resize") as error:
+    images._decoded(source, 'train', 'mine', 0, 0, resize=0)
+  assert '\n' not in str(error.value)
+
+
+def test_what_would_not_fit_into_memory_is_refused():
+  with pytest.raises(ValueError, match=r'resize \(=2147483647\) makes'):
+    images._resized(some(3).images, 2**31 - 1)
+  with pytest.raises(ValueError, match=r"whiten \(='zca'\) needs a matrix of 150528 x 150528 .* 84 GiB"):
+    image_batches.zca(np.zeros((2, 224, 224, 3), np.uint8))
 
 
 def prepare(folder, train, test, dataset='mnist'):

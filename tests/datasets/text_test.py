@@ -3,9 +3,12 @@
 import gzip
 import json
 
+import numpy as np
 import pytest
 
 from nas_jax.datasets import text as text_lib
+from nas_jax.datasets import text_batches
+from nas_jax.systems import language
 
 
 def write(folder, train='a b\nc\n', valid='b c\n', test='a z\n', prefix=''):
@@ -24,12 +27,73 @@ def test_the_default_text_needs_no_file():
 
 
 def test_words_by_hand(tmp_path):
-  text = text_lib.load_text('text', write(tmp_path), 'word')
+  text = text_lib.load_text('text', write(tmp_path), 'word', min_count=1)
   # 'z' is not in the training split: <unk> joins the vocabulary.
   assert text.vocabulary == ('<eos>', '<unk>', 'a', 'b', 'c')
   assert text.train.tolist() == [2, 3, 0, 4, 0]
   assert text.valid.tolist() == [3, 4, 0]
   assert text.test.tolist() == [2, 1, 0]
+
+
+def test_rare_training_words_stand_for_unknown_ones(tmp_path):
+  folder = write(tmp_path, train='a b\na c\n', valid='a z\n', test='c\n')
+  text = text_lib.load_text('text', folder, 'word')
+  assert text.vocabulary == ('<eos>', '<unk>', 'a')  # b and c are there once
+  assert text.train.tolist() == [2, 1, 0, 2, 1, 0] and text.valid.tolist() == [2, 1, 0] and text.test.tolist() == [1, 0]
+  assert text.unknown('valid') == text.unknown('train') == pytest.approx(1 / 3)
+  whole = text_lib.load_text('text', folder, 'word', min_count=1)
+  assert (whole.unknown('train'), whole.sha256 == text.sha256) == (0.0, False)
+  # A text whose other splits know all words, or that has <unk> itself, is left as it is.
+  assert text_lib.load_text('text', write(tmp_path, valid='b', test='c'), 'word').vocabulary == ('<eos>', 'a', 'b', 'c')
+  own = text_lib.load_text('text', write(tmp_path, train='a <unk>\n', valid='z', test='a'), 'word')
+  assert own.vocabulary == ('<eos>', '<unk>', 'a') and own.train.tolist() == [2, 1, 0] and own.valid.tolist() == [1]
+
+
+def test_a_vocabulary_has_a_cap(tmp_path):
+  folder = write(tmp_path, train='a a a b b c c d\n\n\n\n', valid='a d\n', test='c')
+  for most, words in ((7, '<eos> a b c d'), (5, '<eos> a b c d'), (4, '<eos> <unk> a b'), (3, '<eos> <unk> a')):
+    text = text_lib.load_text('text', folder, 'word', max_vocabulary=most)
+    assert text.vocabulary == tuple(words.split())
+  assert text.unknown('valid') == pytest.approx(1 / 3) and text.test.tolist() == [1]
+  assert text_lib.load_text('text', folder, 'word', min_count=3).vocabulary == ('<eos>', '<unk>', 'a')
+
+
+def test_a_byte_order_mark_is_not_part_of_a_word(tmp_path):
+  text = text_lib.load_text('text', write(tmp_path, train=b'\xef\xbb\xbfa b\n', valid='a', test='b'), 'word')
+  assert text.vocabulary == ('<eos>', 'a', 'b')
+
+
+def test_what_is_unknown_is_said(tmp_path):
+  cfg = language.Children(dataset='text', level='word')
+  folder = write(tmp_path, train='a b\na c\n', valid='a z\n', test='c\n')
+  assert language.about(cfg, language.load(cfg, folder)) == (
+    'text, 3 different words, 33.33% of the validation split unknown'
+  )
+  cfg.min_count = 1
+  said = language.about(cfg, language.load(cfg, folder))
+  assert said.endswith('unknown and never trained (--min_count trains it)')
+  assert language.about(language.Children(), language.load(language.Children())).endswith('different chars')
+
+
+@pytest.mark.parametrize('tokens', [[], [3]])
+def test_a_split_of_one_token_cannot_be_scored(tokens):
+  with pytest.raises(ValueError, match='at least 2') as error:
+    text_batches.windows(np.array(tokens, np.int32), 4, 5)
+  assert '\n' not in str(error.value)
+
+
+def test_a_file_that_unpacks_to_more_than_the_bound_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(text_lib, 'LARGEST', 1000)
+  write(tmp_path)
+  (tmp_path / 'train.txt').unlink()
+  for content, words in ((gzip.compress(b'a ' * 10_000), 'more than 1000 bytes'), (None, 'cannot be read')):
+    if content is None:  # a flipped bit
+      content = bytearray(gzip.compress(bytes(range(97, 123)) * 30))
+      content[len(content) // 2] ^= 16
+    (tmp_path / 'train.txt.gz').write_bytes(content)
+    with pytest.raises(ValueError, match=words) as error:
+      text_lib.load_text('text', str(tmp_path), 'word')
+    assert '\n' not in str(error.value)
 
 
 def test_characters_by_hand(tmp_path):
@@ -42,7 +106,7 @@ def test_a_prefix_and_gzip(tmp_path):
   write(tmp_path, prefix='ptb.')
   (tmp_path / 'ptb.valid.txt').unlink()
   (tmp_path / 'ptb.valid.txt.gz').write_bytes(gzip.compress(b'c c\n'))
-  assert text_lib.load_text('ptb', str(tmp_path), 'word').valid.tolist() == [4, 4, 0]
+  assert text_lib.load_text('ptb', str(tmp_path), 'word', min_count=1).valid.tolist() == [4, 4, 0]
 
 
 @pytest.mark.parametrize(

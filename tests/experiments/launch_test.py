@@ -42,9 +42,42 @@ def refuse(monkeypatch, capsys, caplog):
   return lambda launcher, *args: leave(monkeypatch, capsys, caplog, launcher, *args)
 
 
+def test_a_home_folder_in_a_flag_is_expanded(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/someone')
+  monkeypatch.setenv('USERPROFILE', '/home/someone')
+
+  def own(values):
+    launch.flags.DEFINE_string('workdir', '', 'folder', flag_values=values)
+    launch.flags.DEFINE_list('arch', [], 'files', flag_values=values)
+
+  values = launch.parse(['x', '--workdir=~/runs', '--arch=~/a.json,LSTM'], '', own)
+  assert values.workdir == '/home/someone/runs' and values.arch == ['/home/someone/a.json', 'LSTM']
+  assert launch.parse(['x', '~/b.json', 'c~'], '', own, words='arch').arch == ['/home/someone/b.json', 'c~']
+  assert launch.parse(['x'], '', own).workdir == ''
+
+
+def test_a_field_that_did_not_exist_yet_is_at_its_default():
+  saved = config.as_json(cell.smoke())
+  del saved['min_count'], saved['max_vocabulary']
+  assert not config.differences(saved, cell.smoke())
+  assert config.differences(saved, dataclasses.replace(cell.smoke(), min_count=3)) == ['min_count (0 -> 3)']
+
+
+def test_cores_are_counted_on_every_system(monkeypatch):
+  assert launch.cores() >= 1
+  monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+  assert launch.cores() == os.cpu_count()
+
+
 @pytest.mark.parametrize(
   ('flag', 'words'),
   [
+    ('--base=65536', ('base (=65536)', 'power of two from 2 to 512')),
+    ('--hidden=1000000', ('weights', 'GiB')),
+    ('--seed=9223372036854775808', ('seed', 'at most 4294967295')),
+    ('--seed=4294967296', ('seed (=4294967296)', 'at most 4294967295')),
+    ('--controller_lr=inf', ('controller_lr (=inf)', 'at most 1e+30')),
+    ('--entropy_weight=1e308', ('entropy_weight (=1e+308)', 'at most 1e+30')),
     ('--base=6', ('base (=6)', 'power of two')),
     ('--base=0', ('base (=0)', 'at least 2')),
     ('--combine=add,plus', ('combine', 'mult')),
@@ -116,6 +149,7 @@ def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
 @pytest.mark.parametrize(
   ('flag', 'words'),
   [
+    ('--resize=2147483648', ('resize (=2147483648)', 'at most 4096')),
     ('--filter_heights=2,3', ('filter_heights', 'odd')),
     ('--filter_widths=0', ('filter_widths', 'at least 1')),
     ('--filters=many', ('filters', 'ints')),
@@ -158,6 +192,7 @@ def test_a_wrong_flag_of_retraining_a_network_is_one_line(refuse, tmp_path, flag
     ('--lr=0.1,fast', ('lr', 'floats')),
     ('--lr=0.1,-1', ('lr (=-1.0)', 'greater than 0')),
     ('--sizes=', ('sizes', 'empty list')),
+    ('--sizes=78823', ('weights', 'GiB', '500k')),
     ('--sizes=8,big', ('sizes', "'big'", '4.65M')),
     ('--sizes=0', ('sizes', "'0'")),
     ('--sizes=100', ('tied', 'embedding (=7)')),

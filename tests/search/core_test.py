@@ -10,7 +10,8 @@ import pytest
 import testing
 from testing import LAYERED, one_line
 
-from nas_jax import search
+from nas_jax import search, space
+from nas_jax.search import algorithms
 from nas_jax.types import Outcome
 
 
@@ -87,13 +88,90 @@ def test_the_best_of_rewards_by_layer():
   assert (after.best.reward, after.best.id) == (2.0, 1)
 
 
-def test_a_reward_that_is_not_finite_counts_as_none():
+def equal(state, other):
+  jax.tree.map(np.testing.assert_array_equal, state._replace(key=()), other._replace(key=()))
+
+
+FAILURES = [Outcome(jnp.array([1.0, jnp.nan, 2.0])), Outcome(jnp.array([1.0, 9.0, 2.0]), failed=[False, True, False])]
+
+
+@pytest.mark.parametrize('outcome', FAILURES)
+def test_a_failed_child_earns_0_among_rewards_that_are_not_negative(outcome):
   s, state = built()
   batch = s.ask(state)
-  zero = jnp.arange(float(s.m)).at[-1].set(0.0)
-  told, _ = s.tell(state, batch, Outcome(zero.at[-1].set(jnp.nan)))
-  wanted, _ = s.tell(state, batch, Outcome(zero))
-  jax.tree.map(np.testing.assert_array_equal, told._replace(key=()), wanted._replace(key=()))
+  (told, info), (wanted, _) = s.tell(state, batch, outcome), s.tell(state, batch, Outcome(jnp.array([1.0, 0.0, 2.0])))
+  jax.tree.map(np.testing.assert_array_equal, told.algorithm, wanted.algorithm)
+  assert float(info['reward']) == 1.0 and (float(told.worst), float(wanted.worst)) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize('outcome', FAILURES)
+def test_a_failed_child_earns_the_worst_reward_where_rewards_are_negative(outcome):
+  s, state = built()
+  (before,) = tell(s, state, [-3.0, -1.0, -2.0])
+  batch, outcome = s.ask(before), outcome._replace(reward=outcome.reward - 3)
+  told, _ = s.tell(before, batch, outcome)
+  wanted, _ = s.tell(before, batch, Outcome(jnp.array([-2.0, -3.0, -1.0])))
+  equal(told, wanted)
+  grads = s.gradient(before, batch, outcome)
+  chex.assert_trees_all_close(grads, s.gradient(before, batch, Outcome(jnp.array([-2.0, -3.0, -1.0]))))
+
+
+@pytest.mark.parametrize('algorithm', algorithms.ALGORITHMS)
+@pytest.mark.parametrize('scale', [1.0, -1.0])
+def test_a_failed_child_is_never_the_best(algorithm, scale):
+  s, state = built(algorithm=algorithm)
+  (all_failed,) = tell(s, state, [jnp.nan, jnp.inf, -jnp.inf])
+  assert (float(all_failed.best.reward), int(all_failed.best.id)) == (-jnp.inf, -1)
+  for states in (tell(s, state, [-1.0, -0.5, jnp.nan]), tell(s, all_failed, [-1.0, -0.5, jnp.nan])):
+    assert float(states[-1].best.reward) == -0.5
+  rewards = scale * jnp.array([[3.0, jnp.nan, 1.0], [2.0, 4.0, jnp.nan], [jnp.nan, 1.0, 2.0]])
+  state = tell(s, state, *rewards)[-1]
+  assert float(state.best.reward) == float(jnp.nanmax(rewards)) and float(state.worst) == float(jnp.nanmin(rewards))
+
+
+def test_of_rewards_by_layer_those_that_failed_are_never_the_best():
+  s, state = built()
+  rewards = jnp.array([[-2.0, jnp.nan, -0.5], [-2.0, -3.0, -4.0], [jnp.nan, -1.0, -1.5]])
+  after, _ = s.tell(state, s.ask(state), Outcome(rewards, failed=[True, False, False]))
+  assert (float(after.best.reward), int(after.best.id), float(after.worst)) == (-1.0, 2, -4.0)
+
+
+def test_reinforce_learns_to_avoid_a_child_that_fails():
+  s = search.ask_tell(space.choice_space({'width': ('16', '32', '64')}), testing.search_config(m=4, controller_lr=0.1))
+  state = s.init(jax.random.key(0))
+  earned = np.array([-1.0, -0.5, np.nan])
+  for _ in range(60):
+    batch = s.ask(state)
+    state, _ = s.tell(state, batch, earned[np.asarray(batch.tokens)[:, 0]].tolist())
+  assert state.best.tokens.tolist() == [1]
+  assert (np.asarray(batch.tokens) != 2).all()
+
+
+@pytest.mark.parametrize('given', [[0.5, 2, 1], (0.5, 2.0, 1.0), np.array([0.5, 2.0, 1.0]), Outcome([0.5, 2.0, 1.0])])
+def test_rewards_may_be_told_as_any_sequence_of_numbers(given):
+  s, state = built()
+  batch = s.ask(state)
+  equal(s.tell(state, batch, given)[0], s.tell(state, batch, Outcome(jnp.array([0.5, 2.0, 1.0])))[0])
+
+
+@pytest.mark.parametrize(
+  ('given', 'words'),
+  [
+    ([1.0, 2.0], r'shape \(2,\) for a batch of 3 children: want one for each child, \[3\]'),
+    (1.0, r'shape \(\)'),
+    ([[1.0], [2.0], [3.0]], r'shape \(3, 1\)'),
+    ([1.0, None, 2.0], 'not numbers'),
+    (['one', 'two', 'three'], 'not numbers'),
+    ([[1.0], [2.0, 3.0], []], 'not numbers'),
+    (None, 'not numbers'),
+    (Outcome([1.0, 2.0, 3.0], failed=[True]), r'`failed` has shape \(1,\) for a batch of 3'),
+  ],
+)
+def test_rewards_that_do_not_fit_the_batch_are_refused(given, words):
+  s, state = built()
+  with pytest.raises(ValueError, match=words) as error:
+    s.tell(state, s.ask(state), given)
+  one_line(error)
 
 
 def test_ask_tell_has_no_evaluator():

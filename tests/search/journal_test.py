@@ -39,10 +39,19 @@ def test_records_by_hand():
   assert second['failed'] == 'loss or gradient not finite' and second['perplexity'] is None
 
 
+def test_failure_is_noted_beside_the_reward_and_read_back():
+  found = journal.records(batch(), outcome(), 1.0)
+  assert journal.outcome(found).failed.tolist() == [False, True]
+  own = Outcome(jnp.array([jnp.nan, -2.0]), failed=jnp.array([False, True]))  # of an evaluator without a `Status`
+  lines = journal.records(batch(), own, 1.0)
+  assert [(line['reward'], line['failed']) for line in lines] == [(0.0, journal.REWARD_MISSING)] * 2
+  assert journal.records(batch(), Outcome(jnp.array([-1.0, -2.0])), 1.0)[1]['failed'] is None
+
+
 def test_written_read_and_given_back_to_the_bit(tmp_path):
   path = str(tmp_path / 'children.jsonl')
   rewards = jnp.array([1 / 3, math.pi], jnp.float32)
-  journal.writer(path)(journal.records(batch(), outcome()._replace(reward=rewards), 1.0))
+  journal.writer(path)(journal.records(batch(), Outcome(rewards), 1.0))
   found = journal.read(path)
   assert (journal.outcome([found[4], found[5]]).reward == rewards).all()
 

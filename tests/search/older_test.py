@@ -12,7 +12,7 @@ from testing import LAYERED
 from nas_jax import search
 from nas_jax.search import older
 from nas_jax.search.algorithms import reinforce
-from nas_jax.search.older import FlatState
+from nas_jax.search.older import FlatState, WithoutWorst
 from nas_jax.training import checkpoint
 from nas_jax.types import Outcome
 
@@ -25,7 +25,8 @@ def leaves(state):
 
 @pytest.mark.parametrize('clip', [0.0, 2.0])
 @pytest.mark.parametrize('algorithm', ['reinforce', 'random'])
-def test_a_search_of_before_goes_on(tmp_path, algorithm, clip):
+@pytest.mark.parametrize('layout', ['flat', 'without worst'])
+def test_a_search_of_before_goes_on(tmp_path, algorithm, clip, layout):
   cfg = testing.search_config(algorithm=algorithm, controller_clip=clip)
   s = search.ask_tell(LAYERED, cfg)
   state = s.init(jax.random.key(0))
@@ -36,6 +37,9 @@ def test_a_search_of_before_goes_on(tmp_path, algorithm, clip):
     old = FlatState(state.step, state.key, (), opt_state, state.algorithm, state.best, (), ())
   else:
     old = FlatState(state.step, state.key, *state.algorithm, state.best, (), ())
+  if layout == 'without worst':
+    old = WithoutWorst(state.step, state.key, state.algorithm, state.best, (), ())
+  state = state._replace(worst=jnp.asarray(jnp.inf))  # it was not kept
   save, close = checkpoint.saver(str(tmp_path / 'checkpoints'))
   save(1, old)
   close()

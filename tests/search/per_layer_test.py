@@ -311,3 +311,24 @@ def test_children_of_a_step_that_was_cut_off_are_trained_again_group_by_group(jo
 def test_a_space_with_more_than_one_choice_a_layer_is_refused():
   with pytest.raises(ValueError, match='one choice a layer'):
     per_layer.build(space.conv_space(3), CONFIG, Trainer())
+
+
+def test_a_prefix_that_failed_stays_failed_when_it_is_known():
+  """Prefixes that begin with layer 1 fail; all others earn less than 0. Each is trained once, replayed often."""
+
+  def train(batch):
+    failed = batch.tokens[:, 0] == 1
+    return Outcome(jnp.where(failed, 0.0, -1.0 - batch.depth), failed=failed)
+
+  s = per_layer.build(SPACE, dataclasses.replace(CONFIG, replay=0.5, m=2, patience=5), train)
+  state = s.init(jax.random.key(0))
+  lines = []
+  state = search.run(s, state, [search.Hook(children=lines.extend)], search.Budget(1000))
+  assert {line['failed'] is None for line in lines if line['tokens'][0] == 1} == {False}
+  assert float(state.best.reward) == -2.0 and state.best.tokens.tolist() == [0, 0, 0] and float(state.worst) == -4.0
+  tree = state.replay.tree
+  assert np.isnan(tree.reward[tree.children[0, 1]]) and float(tree.reward[tree.children[0, 0]]) == -2.0
+  batch = asked(state, (1, 0, 0))
+  known = batch.extra._replace(known=jnp.ones((1, 3), bool), reward=jnp.full((1, 3), jnp.nan))
+  after, _ = s.tell(state, batch, per_layer.join(batch._replace(extra=known), [], []))
+  assert after.best.reward == state.best.reward and float(after.algorithm.baseline.value) > -4.0

@@ -38,11 +38,11 @@ class Plain:
           return
         self.nodes[prefix] = [np.float32(0), 0, 0, 0]
       node, reward = self.nodes[prefix], np.float32(rewards[end - 1])
-      reward = reward if np.isfinite(reward) else np.float32(0)
+      reward = reward if np.isfinite(reward) else np.float32(np.nan)
       node[2] += 1
-      if fresh[end - 1] and length > node[3]:
+      if fresh[end - 1] and (length > node[3] or (length == node[3] and np.isnan(node[0]))):
         node[0], node[1], node[3] = reward, 1, length
-      elif fresh[end - 1] and length == node[3]:
+      elif fresh[end - 1] and length == node[3] and np.isfinite(reward):
         node[1] += 1
         node[0] += (reward - node[0]) / np.float32(node[1])
 
@@ -58,12 +58,17 @@ class Plain:
     """Of one more step, to this prefix."""
     if prefix not in self.nodes:
       return 0.0
-    weights = {p: float(self.nodes[p][0]) ** power for p in self.next(prefix[:-1])}
+    weights = {p: float(np.nan_to_num(self.nodes[p][0])) ** power for p in self.next(prefix[:-1])}
     return weights[prefix] / sum(weights.values()) if sum(weights.values()) else 1 / len(weights)
 
   def nested(self, prefix=()):
     return [
-      {'layer': LABELS[p[-1]], **dict(zip(FIELDS, self.nodes[p], strict=True)), 'next': self.nested(p)}
+      {
+        'layer': LABELS[p[-1]],
+        **dict(zip(FIELDS, self.nodes[p], strict=True)),
+        'reward': None if np.isnan(self.nodes[p][0]) else self.nodes[p][0],
+        'next': self.nested(p),
+      }
       for p in self.next(prefix)
     ]
 
@@ -84,7 +89,7 @@ def prefixes(tree):
 def same(tree, plain):
   assert prefixes(tree) == [(), *plain.nodes]
   columns = zip(*(np.asarray(getattr(tree, name))[1 : len(plain.nodes) + 1] for name in FIELDS), strict=True)
-  assert [list(values) for values in columns] == list(plain.nodes.values())
+  np.testing.assert_equal([list(values) for values in columns], list(plain.nodes.values()))
 
 
 def strings(tokens, rewards, fresh):
@@ -266,8 +271,10 @@ def test_the_longest_trainings_are_averaged():
   assert node(tree) == [0.5, 2, 3, 2]
   tree = train(train(tree, 1.0, 1), math.nan, 1)  # shorter
   assert node(tree) == [0.5, 2, 5, 2]
-  tree = train(train(tree, 0.75, 3), math.nan, 3)  # longer, and once failed
-  assert node(tree) == [0.375, 2, 7, 3]
+  tree = train(tree, math.nan, 3)  # longer, but it failed: nothing is known of this length
+  assert math.isnan(node(tree)[0]) and node(tree)[1:] == [1, 6, 3]
+  tree = train(train(tree, 0.75, 3), math.nan, 3)  # one that failed does not change the mean of the others
+  assert node(tree) == [0.75, 1, 8, 3]
 
 
 def test_a_full_tree_keeps_what_it_has():
@@ -338,6 +345,9 @@ def test_what_is_written_is_read_again():
   path = jnp.array([1, 0, 2])
   assert (again.reward[replay_tree.lookup(again, path, 3)] == tree.reward[replay_tree.lookup(tree, path, 3)]).all()
   assert replay_tree.from_json('{"next": []}', labels).size == 1
+  failed = replay_tree.insert(tree, jnp.array([2, 0, 0]), 1, jnp.full(3, jnp.nan), jnp.ones(3, bool), 2)
+  text = replay_tree.as_json(failed, labels)
+  assert '"reward": null' in text and replay_tree.as_json(replay_tree.from_json(text, labels), labels) == text
   for wrong in ('', '[]', '{"next": [{"layer": "z"}]}', '{"next": [{"layer": "a", "next": []}]}'):
     with pytest.raises(ValueError, match='not a replay tree of these 3 layers'):
       replay_tree.from_json(wrong, labels)

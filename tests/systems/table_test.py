@@ -3,6 +3,7 @@
 import io
 import itertools
 import re
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -78,19 +79,20 @@ def test_lookup_agrees_with_a_dictionary_on_every_string(widths, share):
     assert ((row >= 0) & (row < len(ops))).all()
 
 
-def test_evaluate_gives_missing_strings_nothing():
+def test_token_sequences_that_are_missing_fail():
   ops = np.array([[0, 1], [1, 0], [1, 2]], np.int32)
   tokens = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]], np.int32)
   batch = Batch(jnp.arange(5), jax.random.split(jax.random.key(0), 5), tokens, None)
   for test in (np.array([5.0, 6.0, 7.0]), None):
     s = table.build(table.Config(), ops, np.array([0.5, 0.25, -1.0]), test)
     outcome = jax.jit(s.evaluate)(batch)
-    np.testing.assert_array_equal(outcome.reward, [0, 0.5, 0.25, 0, -1])
+    np.testing.assert_array_equal(outcome.reward, [np.nan, 0.5, 0.25, np.nan, -1])
+    np.testing.assert_array_equal(outcome.failed, [True, False, False, True, False])
     np.testing.assert_array_equal(outcome.metrics['row'], [-1, 0, 1, -1, 2])
     if test is None:
       assert 'test' not in outcome.metrics
     else:
-      np.testing.assert_array_equal(outcome.metrics['test'], [0, 5, 6, 0, 7])
+      np.testing.assert_array_equal(outcome.metrics['test'], [np.nan, 5, 6, np.nan, 7])
 
 
 def test_slots_are_as_wide_as_the_table(additive):
@@ -133,6 +135,8 @@ OPS = np.array([[0, 1], [1, 0]])
     ({'reward': [1j, 1.0]}, 'reward of .* complex128'),
     ({'test': [1.0]}, r'test of .* is float64 \(1,\)'),
     ({'test': [np.nan, 1.0]}, 'test of .* is nan in row 0'),
+    ({'reward': np.array([0.1, 0.2], np.longdouble)}, 'reward of .* is float128'),
+    ({'ops': [[0, 1], [10**9, 0]]}, 'ops of .* has 1000000003 choices.*at most'),
     ({'test': ['a', 'b']}, 'test of .* <U1'),
     ({'ops': OPS.astype(float)}, 'ops of .* is float64'),
     ({'ops': OPS.astype(bool)}, 'ops of .* is bool'),
@@ -162,6 +166,24 @@ def _bytes(save, *arrays, **named):
 WHOLE = _bytes(np.savez, ops=OPS, reward=[0.1, 0.2])
 
 
+def _asking_for_more():
+  file, header = io.BytesIO(), io.BytesIO()
+  np.lib.format.write_array_header_1_0(header, {'descr': '<i8', 'fortran_order': False, 'shape': (10**12, 2)})
+  with zipfile.ZipFile(file, 'w') as made:
+    made.writestr('ops.npy', header.getvalue())
+    made.writestr('reward.npy', _bytes(np.save, np.ones(2)))
+  return file.getvalue()
+
+
+def test_a_table_that_unpacks_to_more_than_the_bound_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(table, 'LARGEST', 10_000)
+  path = tmp_path / 'bomb.npz'
+  np.savez_compressed(path, ops=np.zeros((5000, 2), np.int32), reward=np.zeros(5000))
+  assert path.stat().st_size < 10_000
+  with pytest.raises(ValueError, match='cannot be read .it unpacks to .* bytes, more than 10000'):
+    table.load(str(path))
+
+
 @pytest.mark.parametrize(
   'spoil',
   [
@@ -172,6 +194,7 @@ WHOLE = _bytes(np.savez, ops=OPS, reward=[0.1, 0.2])
     lambda path: path.write_bytes(_bytes(np.save, OPS)),  # a lone array
     lambda path: path.write_bytes(_bytes(np.save, OPS.astype(object))),  # a pickle
     lambda path: path.write_bytes(WHOLE[:-40]),  # cut short
+    lambda path: path.write_bytes(_asking_for_more()),  # a header of 10^12 rows
     lambda path: path.write_bytes(WHOLE.replace(b'NUMPY', b'NUMPX')),  # a wrong checksum
   ],
 )
@@ -220,7 +243,31 @@ def test_summary_without_test_scores():
   assert summary['test_mean'] is summary['test_std'] is summary['curve_test'] is None
 
 
+def test_what_failed_is_not_in_the_summary():
+  outcomes = Outcome(
+    jnp.array([[[0.0], [-3.0], [0.0]], [[0.0], [0.0], [-1.0]]]),
+    {'test': jnp.array([[[9.0], [5.0], [9.0]], [[9.0], [9.0], [7.0]]])},
+    failed=jnp.array([[[True], [False], [True]], [[True], [True], [False]]]),
+  )
+  found = table.summary(outcomes, 3)
+  assert found['curve'] == [None, -3.0, -2.0] and found['curve_test'] == [None, 5.0, 6.0]
+  assert (found['reward_mean'], found['reward_std'], found['test_mean']) == (-2.0, 1.0, 6.0)
+  assert table.summary(outcomes, 1)['reward_mean'] is None
+
+
 # whole searches
+
+
+def test_a_row_that_is_missing_fails_and_is_never_the_best():
+  ops, reward = np.array([[0, 0], [0, 1], [1, 0]], np.int32), np.array([-3.0, -1.0, -2.0])
+  s = table.build(table.Config(m=4), ops, reward)
+  state, (tokens, outcomes) = search.run_seeds(s, jax.random.split(jax.random.key(0), 2), 20)
+  missing = (np.asarray(tokens) == 1).all(-1)
+  assert missing.any()
+  np.testing.assert_array_equal(outcomes.failed, missing)
+  np.testing.assert_array_equal(state.best.tokens, [[0, 1]] * 2)
+  np.testing.assert_array_equal(state.best.reward, -1.0)
+  assert table.summary(outcomes, 80)['reward_mean'] == -1.0
 
 
 def test_seeds_differ_and_repeat(small):
