@@ -10,7 +10,7 @@ import os
 from nas_jax import tree_cell
 from nas_jax.draw import conv, enas, tree
 from nas_jax.nn import enas_cell
-from nas_jax.space import network
+from nas_jax.space import Space, network
 from nas_jax.space.chain import ChainArch
 from nas_jax.space.conv import ConvArch
 from nas_jax.space.enas import MacroArch, MicroArch, RnnArch
@@ -43,6 +43,11 @@ def draw(arch, path: str | os.PathLike[str]) -> None:
   Raises ValueError if the path ends in anything else, or if the architecture is of a type that has no picture.
   """
   raise _unknown(arch, draw, 'picture')
+
+
+def words(arch, space: Space) -> str:
+  """An architecture in text by `describe`, or by the space that it is of if its type has no text of its own."""
+  return describe(arch) if type(arch) in describe.registry else space.describe(arch)
 
 
 def _unknown(arch, function, noun: str) -> ValueError:

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from nas_jax.draw import pen, routing
-from nas_jax.space.conv import CONV, NORM
+from nas_jax.space.conv import AVERAGE_POOL, CONV, MAX_POOL
 from nas_jax.space.network import NAMES, Arch, Layer, Network, NetworkOptions, network, stride_words
 
 _HIGH = 32.0  # points, the least height of a box of two lines
@@ -54,7 +54,7 @@ def _words(layer: Layer) -> tuple[str, str]:
   """What a box says, and under it."""
   name, stride = NAMES[layer.kind], stride_words(layer, '×')
   if not layer.filters:
-    return name if layer.kind == NORM else f'{name} {layer.window[0]}', stride
+    return f'{name} {layer.window[0]}' if layer.kind in (MAX_POOL, AVERAGE_POOL) else name, stride
   notes = ['' if layer.kind == CONV else name, stride]
   return f'{layer.window[0]}×{layer.window[1]}, {layer.filters}', ', '.join(filter(None, notes))
 

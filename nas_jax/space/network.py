@@ -69,10 +69,10 @@ def _linked(arch: ConvArch) -> tuple[Layer, ...]:
     if kind == CONV:
       stride = (arch.stride_height[i], arch.stride_width[i]) if arch.stride_height else (1, 1)
       found.append(Layer(kind, reads, (arch.filter_height[i], arch.filter_width[i]), stride, arch.filters[i]))
-    elif kind == NORM:
-      found.append(Layer(kind, reads, (1, 1), (1, 1), 0))
-    else:
+    elif kind in (MAX_POOL, AVERAGE_POOL):
       found.append(Layer(kind, reads, (arch.pool[i],) * 2, (arch.pool[i],) * 2, 0))
+    else:
+      found.append(Layer(kind, reads, (1, 1), (1, 1), 0))
   return tuple(found)
 
 
@@ -155,10 +155,11 @@ def describe(arch: Arch, options: NetworkOptions = NetworkOptions()) -> str:  # 
 
 def _words(layer: Layer) -> str:
   name, stride = NAMES[layer.kind], stride_words(layer)
-  if layer.kind == NORM:
-    return name
-  size = f'{layer.window[0]}x{layer.window[1]}, {layer.filters} filters' if layer.filters else layer.window[0]
-  return f'{name} {size}' + (f', {stride}' if stride else '')
+  if layer.filters:
+    name += f' {layer.window[0]}x{layer.window[1]}, {layer.filters} filters'
+  elif layer.kind in (MAX_POOL, AVERAGE_POOL):
+    name += f' {layer.window[0]}'
+  return name + (f', {stride}' if stride else '')
 
 
 def stride_words(layer: Layer, times: str = 'x') -> str:
