@@ -283,7 +283,7 @@ def test_the_ids_that_are_promised():
 @pytest.mark.parametrize(
   'kind, given, says',
   [
-    ('activate', ('gelux',), r"activate .*'gelux'.* one of your own is handed in as an Operation"),
+    ('activate', ('gelux',), r"activate .*'gelux'.* hand in one of your own as an Operation"),
     ('activate', (SWISH, SWISH), 'each once'),
     ('activate', (SWISH._replace(name='tanh'),), "'tanh' must have a name"),
     ('activate', (SWISH._replace(name='my swish'),), "'my swish' must have a name that is a Python identifier"),

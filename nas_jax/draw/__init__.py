@@ -1,7 +1,7 @@
-"""Static architectures for people: in text, as pictures in files, and as pictures for a page.
+"""Descriptions and pictures of static architectures, the pictures for files or for HTML pages.
 
-Each function looks at the type of the architecture, as `space.canonical` does, and calls the function for that type
-with all its arguments. A type of your own joins by, say, `draw.svg.register(MyArch, my_svg)`.
+Each function calls the function for the type of the architecture with all its arguments. To add a type of your own,
+register a function for it, as in `draw.svg.register(MyArch, my_svg)`.
 """
 
 import functools
@@ -20,33 +20,33 @@ from nas_jax.space.tree import TreeArch
 
 @functools.singledispatch
 def describe(arch) -> str:
-  """An architecture in text: the equations of a recurrent cell, or a line for each layer or block of a network.
+  """Describes an architecture: the equations of a recurrent cell, or a line for each layer or block of a network.
 
-  Raises ValueError if the architecture is of a type that has no text.
+  Raises ValueError if there is no function for the type of the architecture.
   """
   raise _unknown(arch, describe, 'text')
 
 
 @functools.singledispatch
 def svg(arch) -> str:
-  """The picture of an architecture as an <svg> element to put into HTML, in the text colour of the page around it.
+  """Returns a picture of an architecture as an <svg> element for an HTML page, in the text colour of that page.
 
-  Raises ValueError if the architecture is of a type that has no picture.
+  Raises ValueError if there is no function for the type of the architecture.
   """
   raise _unknown(arch, svg, 'picture')
 
 
 @functools.singledispatch
 def draw(arch, path: str | os.PathLike[str]) -> None:
-  """Draws an architecture into a file, dark on white; the path ends in .svg, .png or .pdf.
+  """Draws an architecture into a file, dark on white. The path ends in .svg, .png or .pdf.
 
-  Raises ValueError if the path ends in anything else, or if the architecture is of a type that has no picture.
+  Raises ValueError if the path ends in anything else, or if there is no function for the type of the architecture.
   """
   raise _unknown(arch, draw, 'picture')
 
 
 def words(arch, space: Space) -> str:
-  """An architecture in text by `describe`, or by the space that it is of if its type has no text of its own."""
+  """Describes an architecture by `describe`, or by its space if `describe` has no function for its type."""
   return describe(arch) if type(arch) in describe.registry else space.describe(arch)
 
 

@@ -1,4 +1,4 @@
-"""The look of the page: light and dark, wide and narrow, screen and paper; and its pictures as files."""
+"""The style sheet of the page, for light and dark, wide and narrow, screen and paper; and its pictures as files."""
 
 import re
 
