@@ -138,7 +138,8 @@ def _winners(workdir: str, system: System, made: space.Space, records: Sequence[
     arch = rankings.arch_of(made, record)
     who = 'Derived after the search' if derived else f'Child {record["id"]}'
     title = f'{place}. {who}, {system.metric.name} {rankings.word(record[system.metric.key])}'
-    winners.append(page.Winner(title, draw.describe(arch), draw.svg(arch)))
+    picture = draw.svg(arch) if type(arch) in draw.svg.registry else ''
+    winners.append(page.Winner(title, draw.words(arch, made), picture))
   return winners
 
 
@@ -170,7 +171,7 @@ def _converged(workdir: str, system: System) -> Mapping[str, Any] | None:
   """Returns the table of the final choice, None where none has been made."""
   path = os.path.join(workdir, 'final', 'result.json')
   result = workdirs.peek(path) if os.path.exists(path) else None
-  return {**result, 'metric': system.retrain.metric} if result and result['rows'] else None
+  return {**result, 'metric': system.retrain.metric} if result and system.retrain and result['rows'] else None
 
 
 def _facts(

@@ -28,10 +28,12 @@ from nas_jax.search import journal
 from nas_jax.systems import retrain
 from nas_jax.training import checkpoint, full_training
 
+RECIPES = {system.kind: system.retrain for system in SYSTEMS if system.retrain}
+
 
 def own_flags(values: flags.FlagValues) -> None:
   """What retraining takes beside the fields of its configs."""
-  presets = sorted({name for system in SYSTEMS for name in system.retrain.presets})
+  presets = sorted({name for recipe in RECIPES.values() for name in recipe.presets})
   flags.DEFINE_enum(
     'preset', 'demo', presets, 'named configuration that the other flags are laid over', flag_values=values
   )
@@ -47,10 +49,10 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads flags, architectures and data, and opens the folder of results."""
-  alike: dict[type, list[System]] = {}  # systems that are retrained by one config
-  for system in SYSTEMS:
-    alike.setdefault(system.retrain.config, []).append(system)
-  configs = {', '.join(system.kind for system in some): some[0].retrain.presets for some in alike.values()}
+  alike: dict[type, list[str]] = {}  # kinds of architectures that are retrained by one config
+  for kind, recipe in RECIPES.items():
+    alike.setdefault(recipe.config, []).append(kind)
+  configs = {', '.join(kinds): RECIPES[kinds[0]].presets for kinds in alike.values()}
   values = launch.parse(argv, __doc__, own_flags, configs)
   sources = [*values.arch, *([os.path.join(values.workdir, 'best.json')] if values.workdir else [])]
   if not sources:
@@ -58,7 +60,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   archs = {name: launch.named_arch(name, known_archs()) for name in values.arch}
   systems = {source: system_of(source) for source in sources}
   system = agreed(systems)
-  recipe, cfg = system.retrain, configure(values, system)
+  recipe, cfg = RECIPES[system.kind], configure(values, system)
   if values.workdir:
     archs |= best_of(values.workdir, values.top, systems[sources[-1]])
   data = system.load(cfg, values.data_dir)
@@ -80,35 +82,37 @@ def prepare(argv: Sequence[str]) -> launch.Work:
 
 def known_archs() -> dict[str, retrain.Arch]:
   """The published architectures of all systems, by name."""
-  return {name: arch for system in SYSTEMS for name, arch in system.retrain.known.items()}
+  return {name: arch for recipe in RECIPES.values() for name, arch in recipe.known.items()}
 
 
 def system_of(source: str) -> System:
   """The system of a known name, or of the architecture in a file."""
   for system in SYSTEMS:
-    if source in system.retrain.known:
+    if system.kind in RECIPES and source in RECIPES[system.kind].known:
       return system
   kind = launch.read_file(source, space.kind_of)
   for system in SYSTEMS:
-    if system.kind == kind:
+    if system.kind == kind and kind in RECIPES:
       return system
-  raise ValueError(f'{source} is of kind {kind!r}: want one of {", ".join(system.kind for system in SYSTEMS)}.')
+  raise ValueError(f'{source} is of kind {kind!r}: want one of {", ".join(RECIPES)}.')
 
 
 def agreed(systems: Mapping[str, System]) -> System:
   """Returns the system of all sources. Raises ValueError if two of them are retrained by different recipes."""
   (first, chosen), *others = systems.items()
   for source, system in others:
-    if system.retrain is not chosen.retrain:
+    if RECIPES[system.kind] is not RECIPES[chosen.kind]:
       raise ValueError(f'{source} is a {system.noun}, {first} a {chosen.noun}: train those of one kind at a time.')
   return chosen
 
 
 def configure(values: flags.FlagValues, system: System) -> retrain.Config:
   """The config of the chosen preset with the given flags laid over it, checked."""
-  recipe = system.retrain
+  recipe = RECIPES[system.kind]
   launch.own_preset(values, recipe.presets, f'{system.noun}s')
-  launch.own_fields(values, recipe.config, {f'{other.noun}s': other.retrain.config for other in SYSTEMS})
+  launch.own_fields(
+    values, recipe.config, {f'{other.noun}s': other.retrain.config for other in SYSTEMS if other.retrain}
+  )
   cfg = launch.configure(values, recipe.presets)
   recipe.check(cfg)
   return cfg
@@ -142,10 +146,10 @@ def run(
   check: launch.Check = lambda: None,
 ) -> None:
   """Retrains architectures one by one, and prints the table of all that the folder of results holds then."""
-  path, setting = os.path.join(results, 'result.json'), system.retrain.setting(cfg, data)
+  path, setting = os.path.join(results, 'result.json'), RECIPES[system.kind].setting(cfg, data)
   rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
   for name, arch in archs.items():
-    found = retrain_arch(system.retrain, cfg, data, name, arch, _folder(results, name, arch), check)
+    found = retrain_arch(RECIPES[system.kind], cfg, data, name, arch, _folder(results, name, arch), check)
     rows = [row for row in rows if row['name'] != name] + found
     workdirs.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
   print(f'\n{table(rows, system)}\n{setting}')
@@ -181,14 +185,14 @@ def choose(
 
   for group, archs in groups.items():
     candidates[group] = {
-      name: train_grid(system.retrain, cfg, data, name, arch, folder(name, arch), check)[1]
+      name: train_grid(RECIPES[system.kind], cfg, data, name, arch, folder(name, arch), check)[1]
       for name, arch in archs.items()
     }
   for group, archs in groups.items():
     if archs:
       name = min(archs, key=candidates[group].__getitem__)
-      rows += retrain_arch(system.retrain, cfg, data, name, archs[name], folder(name, archs[name]), check)
-  result = {'rows': rows, 'setting': system.retrain.setting(cfg, data), 'candidates': candidates}
+      rows += retrain_arch(RECIPES[system.kind], cfg, data, name, archs[name], folder(name, archs[name]), check)
+  result = {'rows': rows, 'setting': RECIPES[system.kind].setting(cfg, data), 'candidates': candidates}
   workdirs.write(os.path.join(results, 'result.json'), json.dumps(result) + '\n')
   return result
 
@@ -208,7 +212,7 @@ def candidates(result: Mapping[str, Any], system: System) -> str:
     for name, losses in result['candidates'].items()
     if len(losses) > 1
   ]
-  return f'validation {system.retrain.metric} of the candidates; ' + '; '.join(found) if found else ''
+  return f'validation {RECIPES[system.kind].metric} of the candidates; ' + '; '.join(found) if found else ''
 
 
 def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
@@ -216,7 +220,7 @@ def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
 
   Its 'bits' are the mean of log2 of the test perplexity, the bits for each token.
   """
-  metric = system.retrain.metric
+  metric = RECIPES[system.kind].metric
   header = [system.noun, 'size', 'weights', f'validation {metric}', f'test {metric}', 'trainings', 'settings']
   lines = []
   for row in rows:

@@ -25,30 +25,30 @@ def field(
   first: bool = False,
   also: type | None = None,
 ) -> Any:
-  """A dataclass field with what people and `check` need to know of it.
+  """Returns a dataclass field with its help text and its bounds.
 
   Args:
-    default: its value where nothing else is said.
-    help: one line: what it is, its unit, its source.
+    default: the default value.
+    help: one line that says what the field is, its unit and the source of its default.
     low: the least value allowed.
     above: a value it must exceed.
     high: the greatest value allowed.
     choices: the words allowed.
-    budget: whether it only says when to stop, so that a search resumes though it changed.
+    budget: whether it only says when to stop. A search can be resumed with another value of such a field.
     first: whether it is among the few that people set first, which --help shows first.
-    also: for a list of words, a type that may stand in place of a word; JSON has the `name` of such an entry.
+    also: for a list of words, another type that entries may have; JSON has the `name` of such an entry.
   """
   fits = {'low': low, 'above': above, 'high': high, 'choices': choices, 'also': also}
   return dataclasses.field(default=default, metadata={'help': help, 'budget': budget, 'first': first, **fits})
 
 
 def check(config: Any) -> None:
-  """Raises ValueError, naming the field and what fits, on the first value of a wrong type or out of range."""
+  """Raises ValueError on the first value of a wrong type or out of range; it names the field and what it may be."""
   for item in dataclasses.fields(config):
     value = getattr(config, item.name)
     if isinstance(item.default, tuple) and isinstance(value, tuple):
       if not value:
-        raise ValueError(f'{item.name} is an empty list, it must hold at least one: {item.metadata["help"]}.')
+        raise ValueError(f'{item.name} is an empty list and must have at least one entry: {item.metadata["help"]}.')
       for entry in value:
         if item.metadata.get('also') and isinstance(entry, item.metadata['also']):
           continue
@@ -68,7 +68,7 @@ def _check_value(name: str, value: Any, wanted: type, rules: Mapping[str, Any]) 
 
 
 def bounds(rules: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
-  """The bounds of a field, from its metadata: each as people say it, such as 'at least 1', with the test for it."""
+  """Returns the bounds of a field, from its metadata: a test for each, by a phrase such as 'at least 1'."""
   low, above, high, choices = (rules[name] for name in ('low', 'above', 'high', 'choices'))
   fits: dict[str, Callable[[Any], bool]] = {}
   if low is not None:
@@ -83,7 +83,7 @@ def bounds(rules: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
 
 
 def as_json(config: Any) -> dict[str, Any]:
-  """The fields as JSON gives them back: tuples are lists, and what stands in place of a word is there by its name."""
+  """Returns the fields as JSON would: tuples become lists, and entries that are no words become their `name`."""
 
   def plain(value: Any) -> Any:
     return [getattr(entry, 'name', entry) for entry in value] if isinstance(value, tuple) else value
@@ -92,9 +92,9 @@ def as_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(config_class: type, saved: Mapping[str, Any]) -> Any:
-  """The inverse of `as_json`. A field that `saved` lacks keeps its default; what is no field is left out.
+  """The inverse of `as_json`. Fields that `saved` lacks get their defaults; entries that are no fields are ignored.
 
-  A field that is newer than `saved` has the value that the program had no choice of then: see `with_added`.
+  A field that is newer than `saved` gets the value that had its effect before: see `with_added`.
   """
   saved, names = with_added(saved, config_class), {item.name for item in dataclasses.fields(config_class)}
   values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
@@ -102,16 +102,16 @@ def from_json(config_class: type, saved: Mapping[str, Any]) -> Any:
 
 
 def settled(config: Any, old: Mapping[str, Any]) -> Any:
-  """`config` with the values of `old` in the fields that are 'auto': what was measured once is not measured again."""
+  """Returns `config` with each 'auto' replaced by the value in `old`, so that it is not measured again."""
   names = [item.name for item in dataclasses.fields(config) if getattr(config, item.name) == 'auto']
   return dataclasses.replace(config, **{name: old[name] for name in names if name in old})
 
 
 def without_removed(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-  """The fields of a saved config without those that have been removed since and were at their defaults.
+  """Returns a saved config without the fields that have been removed since and had their default values.
 
-  A config class says in `removed` which fields it once had, and their defaults as JSON has them. At its default such a
-  field had no effect, so that a search that was begun with it can be resumed without it.
+  The attribute `removed` of a config class has the fields that it once had, with their defaults as in JSON. A default
+  had no effect, so a search that was started with such a field can be resumed without it.
   """
   names = {item.name for item in dataclasses.fields(config_class)}
   removed = {name: value for name, value in getattr(config_class, 'removed', {}).items() if name not in names}
@@ -119,10 +119,10 @@ def without_removed(saved: Mapping[str, Any], config_class: type) -> dict[str, A
 
 
 def with_added(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-  """A saved config with the fields that have been added since, at the values by which the program worked before.
+  """Returns a saved config with the fields that have been added since, at the values that had their effect before.
 
-  A config class says in `added` which of its own fields are newer than some workdirs, and these values as JSON has
-  them. So a search that was begun before is resumed as it was, or refused where the field now has another value.
+  The attribute `added` of a config class has the fields that are newer than some workdirs, with these values as in
+  JSON. So an older search is resumed unchanged, or is refused if the field now has another value.
   """
   added = dict[str, Any]()
   for one in reversed(config_class.__mro__):
@@ -131,10 +131,10 @@ def with_added(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Any) -> list[str]:
-  """The fields, budgets apart, in which a saved config differs from `new`, as 'name (old -> new)'.
+  """Returns the fields in which a saved config differs from `new`, as 'name (old -> new)'.
 
-  A field that no longer exists is no difference if it was at its default: see `without_removed`. A field that did not
-  exist yet has the value of `with_added`.
+  Budgets do not count, nor do fields that no longer exist and had their default values: see `without_removed`. A field
+  that did not exist yet has the value of `with_added`.
   """
   old = with_added(without_removed(old, type(new)), type(new))
   now, budgets = as_json(new), {item.name for item in dataclasses.fields(new) if item.metadata['budget']}

@@ -1,7 +1,7 @@
 """The controller: a recurrent network that writes an architecture, token by token (Zoph & Le 2017, Sec. 3.1 and 3.3).
 
-All functions are for one architecture; the caller vmaps. Sampling and scoring walk the same slot table by the same
-functions of a slot, so they cannot drift apart. Where tokens are given, only the LSTM is in the loop.
+All functions are for one architecture; the caller vmaps them. Sampling and scoring go through the same table of slots
+by the same functions, so they agree. Scoring knows all tokens beforehand, so its loop contains only the LSTM.
 """
 
 from collections.abc import Callable
@@ -17,42 +17,42 @@ from nas_jax.types import Array, Key, PyTree
 
 
 class Score(NamedTuple):
-  """What a controller says of a string."""
+  """The probabilities that a controller gives to a token sequence and its alternatives."""
 
   log_prob: Array  # [T] log P(a_t | a_<t), nats
-  entropy: Array  # [T] of each token given those before, nats
-  probabilities: Array  # [S, K] of each label given the tokens before
+  entropy: Array  # [T] entropy of each token given the tokens before it, nats
+  probabilities: Array  # [S, K] probability of each label given the tokens before it
 
 
 class Controller(NamedTuple):
-  """A distribution over the strings of a space.
+  """A distribution over the token sequences of a space.
 
-  `depth` (an int, or a traced one) is the number of layers that exist; the tokens of deeper ones are 0, with
-  log-probability, entropy and probabilities 0. The probabilities of a CHOICE or POINTER add up to 1, those of a LINK
-  are each link's own; beyond a slot's width they are 0.
+  `depth` (an int, static or traced) is the number of layers that exist. Tokens of deeper layers are 0, and so are their
+  log-probabilities, entropies and probabilities. The probabilities of a CHOICE or a POINTER sum to 1; those of a LINK
+  are independent, one for each link. Beyond the width of a slot they are 0.
   """
 
   init: Callable[[Key], PyTree]  # key -> theta
   sample: Callable[..., Array]  # (theta, key, depth=None) -> tokens [T] int32
-  score: Callable[..., Score]  # (theta, tokens, depth=None); in a program what is not looked at costs nothing
-  log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], as the next, part of the score
-  entropy: Callable[..., Array]
+  score: Callable[..., Score]  # (theta, tokens, depth=None) -> Score; under `jit` unused parts cost nothing
+  log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], that part of the score
+  entropy: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], that part of the score
 
 
 class _Table(NamedTuple):
-  """The slot table as arrays [S], one row a step of the controller."""
+  """The table of slots as arrays. A row is one step of the controller."""
 
   kind: np.ndarray  # [S]
   width: np.ndarray  # [S]
-  head: np.ndarray  # [S] number of the head
-  start: np.ndarray  # [S] first candidate anchor
-  anchor: np.ndarray  # [S] the anchor it writes, or `anchors`, which is out of range and dropped
+  head: np.ndarray  # [S] index of the head
+  start: np.ndarray  # [S] index of the first candidate anchor
+  anchor: np.ndarray  # [S] index of the anchor written; if none, the number of anchors: out of range, so it is dropped
   selects: np.ndarray  # [S] bool
-  allowed: np.ndarray  # [S, K] bool, tokens of the selecting slot for which it exists
+  allowed: np.ndarray  # [S, K] bool, for which tokens of the selecting slot it exists
 
 
 def _table(space: Space) -> tuple[_Table, int, int, int]:
-  """The table, the number of heads, of anchors, and the widest choice K."""
+  """Returns the table, the number of heads, the number of anchors, and K, the widest choice."""
   heads = sorted({slot.head for slot in space.slots})
   anchors = sum(slot.anchor for slot in space.slots)
   written = np.cumsum([slot.anchor for slot in space.slots]) - 1
@@ -76,24 +76,24 @@ def lstm_controller(
   temperature: float = 1.0,
   tanh_constant: float = 0.0,
 ) -> Controller:
-  """The paper's controller: an LSTM over slots, each token fed back as the next step's input.
+  """Returns the paper's controller: an LSTM with one step for each slot, whose input is the token before.
 
-  A CHOICE is a softmax over its labels from the top state. LINK and POINTER attend to the states h_j kept at earlier
-  anchors, with one set of W_prev, W_curr, v: u_j = v . tanh(W_prev h_j + W_curr h_i); a LINK takes each j with
-  probability sigmoid(u_j), a POINTER one of them by softmax(u). After a CHOICE the next input is its token's embedding,
-  after a POINTER the anchor's state, after a LINK the mean of the chosen anchors' states (zeros if none); the paper
-  leaves the last two open.
+  A CHOICE is a softmax over its labels, computed from the top layer's state. A LINK or a POINTER attends to the states
+  h_j at earlier anchors: u_j = v . tanh(W_prev h_j + W_curr h_i), with the same W_prev, W_curr and v for all slots. A
+  LINK includes each j with probability sigmoid(u_j); a POINTER selects one j by softmax(u). The next input is the
+  embedding of the token after a CHOICE, the state of the anchor after a POINTER, and the mean of the states of the
+  chosen anchors after a LINK (zeros if there are none). The paper does not say what it is in the last two cases.
 
   Args:
-    space: its slot table is all that is used.
+    space: only its table of slots is used.
     units: width of each LSTM layer, 35 in Sec. 4.1.
     layers: LSTM layers, 2 in Sec. 4.1.
     init_scale: all weights start uniform in [-init_scale, init_scale], 0.08 in Sec. 4.1.
-    temperature: T; all logits, those of links too, are divided by it: 5 in Pham et al. (2018).
-    tanh_constant: c; if not 0, logits become c tanh(u / T), so that none runs away: 2.5 in Pham et al.
+    temperature: T; all logits, also those of links, are divided by it; 5 in Pham et al. (2018).
+    tanh_constant: c; if not 0, logits are c tanh(u / T), which bounds them; 2.5 in Pham et al. (2018).
 
   Raises:
-    ValueError: units or layers below 1.
+    ValueError: `units` or `layers` is less than 1.
 
   >>> import jax
   >>> from nas_jax import controller, space
@@ -126,7 +126,7 @@ def lstm_controller(
     return tanh_constant * jnp.tanh(logits) if tanh_constant else logits
 
   def start(theta):
-    """The LSTM's state, its input, and the states of anchors."""
+    """Returns the initial state of the LSTM, its first input, and the states of the anchors."""
     return jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((anchors, units))
 
   def write(theta, choose, noise):
@@ -137,7 +137,7 @@ def lstm_controller(
       tokens = jnp.where(slot.allowed[governor], choose(shaped(_logits(theta, slot, h, projected)), slot, noise), 0)
       own, share = _next_input(theta, slot, tokens, anchors)
       x = own + share @ states
-      if anchors:  # what attention needs of each, worked out once for all who look back
+      if anchors:  # what attention needs of an anchor is computed once, when it is written
         states = states.at[slot.anchor].set(h, mode='drop')
         projected = projected.at[slot.anchor].set(h @ theta['w_prev'], mode='drop')
       return ((state, x, states), projected, jnp.where(slot.selects, tokens[0], governor)), tokens
@@ -161,14 +161,14 @@ def lstm_controller(
 
 
 def _uniform(key: Key, shapes: dict[str, tuple[int, ...]], scale: float) -> PyTree:
-  """Weights in [-scale, scale], by one draw for all: each array of its own would cost half a second of compiling."""
+  """Returns weights in [-scale, scale] by a single draw; each separate draw would take half a second to compile."""
   ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
   parts = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-scale, maxval=scale), ends[:-1])
   return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _lstm(theta: PyTree, state: Array, x: Array) -> tuple[Array, Array]:
-  """One step of the stacked LSTM: its state [layers, 2, units], a (c, h) for each layer, and the top layer's h."""
+  """One step of the stacked LSTM. Returns its state [layers, 2, units], (c, h) of each layer, and the top layer's h."""
   new = []
   for kernel, bias, (c, h) in zip(theta['lstm'], theta['lstm_bias'], state, strict=True):
     i, g, f, o = jnp.split(jnp.concatenate([x, h]) @ kernel + bias, 4)
@@ -179,7 +179,7 @@ def _lstm(theta: PyTree, state: Array, x: Array) -> tuple[Array, Array]:
 
 
 def _logits(theta: PyTree, slot: _Table, h: Array, projected: Array) -> Array:
-  """[K] of a slot, from the top state there and the anchors' h w_prev [A, units]."""
+  """Returns the logits [K] of a slot, from the top state there and h w_prev [A, units] of the anchors."""
   logits = h @ theta['softmax'][slot.head] + theta['softmax_bias'][slot.head]
   if not len(projected):
     return logits
@@ -189,7 +189,7 @@ def _logits(theta: PyTree, slot: _Table, h: Array, projected: Array) -> Array:
 
 
 def _next_input(theta: PyTree, slot: _Table, tokens: Array, anchors: int) -> tuple[Array, Array]:
-  """What the step after a slot is given: a vector [units], to which come the anchors' states by shares [A]."""
+  """Returns the parts of the next input: a vector [units], and weights [A] by which states of anchors are added."""
   own, place = theta['embedding'][slot.head, tokens[0]], jnp.arange(len(tokens))
   if not anchors:
     return own, jnp.zeros(0, own.dtype)
@@ -201,7 +201,7 @@ def _next_input(theta: PyTree, slot: _Table, tokens: Array, anchors: int) -> tup
 
 
 def uniform_controller(space: Space) -> Controller:
-  """Random search: every token uniform, every link present with probability 1/2, nothing to learn (theta is ())."""
+  """Returns a controller without parameters (theta is ()) that samples uniformly; a link has probability 1/2."""
   table, _, _, widest = _table(space)
 
   def write(theta, choose, noise):
@@ -216,19 +216,24 @@ def uniform_controller(space: Space) -> Controller:
 
 
 def _make(space: Space, table: _Table, widest: int, init, write, read) -> Controller:
-  """A controller of `init` and two functions.
+  """Returns a controller, given how its parameters are made and two functions.
 
-  write(theta, choose, noise [S, ...]) -> tokens [S, K], which choose(logits [K], slot, noise) takes, slot by slot; and
-  read(theta, tokens [S, K]) -> logits [S, K].
+  Args:
+    space: of the token sequences.
+    table: the slots as arrays.
+    widest: K.
+    init: (key) -> theta.
+    write: (theta, choose, noise [S, ...]) -> tokens [S, K]. It calls choose(logits [K], slot, noise) for each slot.
+    read: (theta, tokens [S, K]) -> logits [S, K].
   """
-  # Token t of the flat string is entry `place[t]` of what slot `owner[t]` emits.
+  # Token t of the flat sequence is entry `place[t]` of the tokens of slot `owner[t]`.
   owner = space.owner
   place = (np.arange(space.length) - np.searchsorted(owner, owner)).astype(np.int32)
 
   def distribution(logits, slot, tokens):
-    """Of a slot, each [K]: log P and entropy in every entry for a LINK, in the first for others."""
+    """Returns the score of one slot, [K] each. Only a LINK has log P and entropy in entries other than the first."""
     place = jnp.arange(widest)
-    # A LINK of width 0 has no label; one stands in for it, so that no softmax is over nothing.
+    # A LINK of width 0 has no label. It is treated as if it had one, so that no softmax is empty.
     exists = place < jnp.maximum(slot.width, 1)
     log_p = jax.nn.log_softmax(jnp.where(exists, logits, -jnp.inf))
     softmax_entropy = -jnp.sum(jnp.exp(log_p) * jnp.where(exists, log_p, 0.0))
@@ -254,7 +259,7 @@ def _make(space: Space, table: _Table, widest: int, init, write, read) -> Contro
     return jnp.where(space.exists(tokens, depth), values, jnp.zeros_like(values))
 
   def sample(theta, key, depth=None):
-    noise = jax.vmap(noises)(jax.random.split(key, len(space.slots)))  # in the loop it would take a good part of it
+    noise = jax.vmap(noises)(jax.random.split(key, len(space.slots)))  # outside of the loop, where it is faster
     tokens = write(theta, choose, noise)[owner, place]
     return existing(tokens, tokens, depth)
 
@@ -268,7 +273,7 @@ def _make(space: Space, table: _Table, widest: int, init, write, read) -> Contro
     exist = space.slots_exist(tokens, depth)[:, None]
     return Score(log_prob, entropy, jnp.where(exist, found.probabilities, 0.0))
 
-  # Compiled: a scan that is called by itself would be compiled again each time.
+  # A scan outside of `jit` would be compiled again at each call.
   score = jax.jit(score)
   return Controller(
     init=init,
@@ -301,11 +306,11 @@ def divergence(space: Space, probabilities: Array, target: float, penalty: str =
 
 
 def policy_summary(controller: Controller, theta: PyTree, keys: Key) -> tuple[Array, Array]:
-  """What `theta` would write, from one string sampled with each of `keys` [n].
+  """Estimates what a controller prefers, from one token sequence sampled with each of `keys` [n].
 
   Returns:
-    [] the entropy of a string in nats, and [S, K] the probability of each label of each slot; means over the strings,
-    so unbiased.
+    The entropy of a token sequence in nats, [], and the probability of each label of each slot, [S, K]. Both are means
+    over the samples, so they are unbiased.
   """
 
   def one(key):

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def modules(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-  """`__getattr__` and `__dir__` for a package that offers the modules `names`."""
+  """Returns `__getattr__` and `__dir__` for a package whose modules `names` are imported on first use."""
 
   def load(name: str) -> Any:
     if name not in names:

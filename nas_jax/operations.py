@@ -1,17 +1,17 @@
-"""The operations that recurrent cells are made of: combinations of two values and activations of one, entry by entry.
+"""The operations that recurrent cells are made of: elementwise combinations of two values and activations of one.
 
 The two tables below are the only place that lists them. Spaces, flags, cells, equations, source files and drawings all
-read the tables, so one more line here is one more operation everywhere. An operation of your own needs no change here:
-hand an `Operation` to whatever makes a space or a cell.
+read the tables, so one more line here adds an operation everywhere. An operation of your own needs no change here: give
+an `Operation` to the function that makes a space or a cell.
 
   swish = Operation('swish', lambda x: x * jax.nn.sigmoid(2 * x), 'lambda x: x * jax.nn.sigmoid(2 * x)')
   cells = space.tree_cell_space(base=2, activate=('tanh', swish))
   arch = cells.decode(tokens)
   tree_cell.apply(params, arch, carry, x, operations=cells.operations)
 
-Architectures hold ids. The id of a built-in operation is its place in its table, and never changes. Your own operations
-take the ids after the last built-in one, in the order in which you hand them in; whoever reads such an architecture
-needs the same operations in the same order, which `Space.operations` holds. JSON holds their names instead of ids.
+Architectures hold ids. The id of a built-in operation is its index in its table and never changes. Your own operations
+get the ids after the last built-in one, in the order in which you give them. To read such an architecture one needs the
+same operations in the same order: `Space.operations`. JSON has their names instead of ids.
 """
 
 import ast
@@ -28,7 +28,7 @@ from nas_jax.types import Array
 
 
 class Rescaled(NamedTuple):
-  """An activation as another one with its input and output rescaled: f(x) = shift + scale * function(inner * x)."""
+  """An activation written as a rescaled version of another one: f(x) = shift + scale * function(inner * x)."""
 
   function: Callable[[Array], Array]
   inner: float
@@ -39,17 +39,17 @@ class Rescaled(NamedTuple):
 class Operation(NamedTuple):
   """A combination of two values or an activation of one."""
 
-  name: str  # an identifier: what spaces, flags and best.json call it, and equations unless it is `infix`
-  function: Callable[..., Array]  # two arrays of one shape, or one array, to an array of that shape and type
+  name: str  # a Python identifier, used in spaces, flags, best.json and, without an `infix`, in equations
+  function: Callable[..., Array]  # maps two arrays of one shape, or one array, to an array of that shape and type
   source: str  # the function as a Python expression of `jax` and `jnp`: 'jnp.tanh', 'lambda x: x * jnp.tanh(x)'
-  infix: str = ''  # the operator by which equations and source files write a combination, if there is one
-  sign: str = ''  # what drawings write; by default `infix`, or else the name
-  symmetric: bool = False  # whether a combination is commutative and associative; 'canonical' then merges equal cells
-  rescaled: Rescaled | None = None  # how a traced cell may get an activation out of another that it computes anyway
+  infix: str = ''  # the operator that equations and source files use for a combination, if there is one
+  sign: str = ''  # the label in drawings; by default `infix` or, without one, the name
+  symmetric: bool = False  # whether a combination is commutative and associative, which `canonical` makes use of
+  rescaled: Rescaled | None = None  # lets a traced cell compute the activation from another one that it needs anyway
 
   @property
   def label(self) -> str:
-    """What drawings write."""
+    """The label in drawings."""
     return self.sign or self.infix or self.name
 
 
@@ -66,13 +66,13 @@ ACTIVATIONS = (
   Operation('sin', jnp.sin, 'jnp.sin'),
 )
 
-# The ids of those that the code names.
+# The ids of the operations that the code refers to by name.
 ADD, MULT, MAX = range(3)
 IDENTITY, TANH, SIGMOID, RELU, SIN = range(5)
 
 
 class Operations(NamedTuple):
-  """The operations that an architecture may hold; a built-in one may be given by its name."""
+  """The operations that an architecture may hold. A built-in one may be given by its name."""
 
   combine: tuple[Operation | str, ...] = COMBINATIONS
   activate: tuple[Operation | str, ...] = ACTIVATIONS
@@ -82,14 +82,14 @@ BUILT_IN = Operations()
 
 
 def by_id(kind: str, given: Sequence[Operation | str]) -> dict[int, Operation]:
-  """The given operations by their ids, in the order given.
+  """Returns the given operations by their ids, in the order given.
 
   Args:
     kind: 'combine' or 'activate'.
     given: names of built-in operations, and operations of the user's own.
 
   Raises:
-    ValueError: an operation is unknown, missing or named twice, or a user's own one cannot be used.
+    ValueError: there is no operation, one is unknown or given twice, or one of the user's own cannot be used.
   """
   built_in = {operation.name: operation for operation in getattr(BUILT_IN, kind)}
   found = [built_in.get(entry, entry) if isinstance(entry, str) else entry for entry in given]
@@ -102,27 +102,27 @@ def by_id(kind: str, given: Sequence[Operation | str]) -> dict[int, Operation]:
   if not names or len(operations) < len(found) or len(set(names)) < len(names):
     known = tuple(operation.name for operation in table)
     raise ValueError(
-      f'{kind} (={names}) must name at least one of {known}, each once; one of your own is handed in as an Operation.'
+      f'{kind} (={names}) must name at least one of {known}, each once; hand in one of your own as an Operation.'
     )
   return {table.index(operation): operation for operation in operations}
 
 
 def with_built_in(operations: Operations) -> Operations:
-  """These operations and all built-in ones, under the same ids."""
+  """Returns these operations and all built-in ones, with unchanged ids."""
   kinds = zip(Operations._fields, BUILT_IN, operations, strict=True)
   return Operations(*(tuple((by_id(kind, known) | by_id(kind, given)).values()) for kind, known, given in kinds))
 
 
 def find(kind: str, operations: Operations, chosen: int) -> Operation:
-  """The operation that an id in a static architecture stands for; the built-in ones are always known.
+  """Returns the operation that an id in a static architecture stands for.
 
   Args:
     kind: 'combine' or 'activate'.
-    operations: where the user's own ones are found.
+    operations: the user's own operations; the built-in ones are always known.
     chosen: the id.
 
   Raises:
-    ValueError: there is no such operation.
+    ValueError: no operation has this id.
   """
   table = by_id(kind, getattr(with_built_in(operations), kind))
   if chosen not in table:
@@ -135,13 +135,15 @@ def find(kind: str, operations: Operations, chosen: int) -> Operation:
 
 
 def combine(operations: Operations, chosen: int | Array, a: Array, b: Array) -> Array:
-  """A combination of two values by its id: an int runs it alone, an array chooses among `operations` as it runs.
+  """Combines two values by the operation with a given id.
+
+  With an int only that operation is computed. With an array all `operations` are computed, and the result is selected.
 
   Args:
-    operations: those that an array may choose among; see `find` for an int.
-    chosen: an id, or ids of a shape that broadcasts with the values.
-    a: any shape.
-    b: the same shape.
+    operations: the operations to select from; for an int, see `find`.
+    chosen: an id, or an array of ids that broadcasts with the values.
+    a: an array of any shape.
+    b: an array of the same shape.
   """
   if not isinstance(chosen, jax.Array | np.ndarray):
     return find('combine', operations, chosen).function(a, b)
@@ -150,10 +152,10 @@ def combine(operations: Operations, chosen: int | Array, a: Array, b: Array) -> 
 
 
 def activate(operations: Operations, chosen: int | Array, x: Array) -> Array:
-  """An activation of a value by its id; arguments as those of `combine`.
+  """Applies the activation with a given id to a value. The arguments are those of `combine`.
 
-  A choice computes every possible activation. Those that are one function rescaled, as tanh and
-  sigmoid(x) = (1 + tanh(x / 2)) / 2, share one call of it, whose input is scaled by what is chosen.
+  With an array every possible activation is computed. Activations that are rescaled versions of one function, such as
+  tanh and sigmoid(x) = (1 + tanh(x / 2)) / 2, share one call of it; its input is scaled as the chosen id requires.
   """
   if not isinstance(chosen, jax.Array | np.ndarray):
     return find('activate', operations, chosen).function(x)
@@ -181,16 +183,16 @@ def _choose(chosen: Array, values: dict[int, Array]) -> Array:
 
 
 def _check(kind: str, operation: Operation, built_in: dict[str, Operation]) -> None:
-  """Raises ValueError if a user's own operation cannot be named, called or written into a file."""
+  """Raises ValueError if an operation of the user's own has a name, a function or a source that cannot be used."""
   name, source = operation.name, operation.source
   if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in built_in:
     raise ValueError(f'{kind} {name!r} must have a name that is a Python identifier and none of {", ".join(built_in)}.')
   if not callable(operation.function):
-    raise ValueError(f'{kind} {name!r} has the function {operation.function!r}: want what takes and returns arrays.')
+    raise ValueError(f'{kind} {name!r} has the function {operation.function!r}: want one of arrays to an array.')
   try:
     nodes = list(ast.walk(ast.parse(source, mode='eval')))
   except (SyntaxError, TypeError, ValueError):
-    raise ValueError(f'{kind} {name!r} has the source {source!r}: want a Python expression, as jnp.tanh.') from None
+    raise ValueError(f'{kind} {name!r} has the source {source!r}: want a Python expression such as jnp.tanh.') from None
   words = [node for node in nodes if isinstance(node, ast.Name)]
   bound = {node.arg for node in nodes if isinstance(node, ast.arg)}
   bound |= {word.id for word in words if isinstance(word.ctx, ast.Store)}

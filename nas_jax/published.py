@@ -28,8 +28,8 @@ NASCELL = TreeArch(
   index=(12, 8),
 )
 
-# An LSTM is in the base-8 space exactly: forget gate from leaves 0 + 1, input gate from 2, candidate from 3, output
-# gate from 4 + 5 + 6 + 7; an LSTM's gate weights are the sums of its leaves' weights.
+# The LSTM as a cell of the base-8 space, exact: the forget gate is leaves 0 + 1, the input gate 2, the candidate 3, the
+# output gate 4 + 5 + 6 + 7. The weights of a gate are the sums of the weights of its leaves.
 LSTM = TreeArch(
   combine=(ADD,) * 9 + (MULT,) + (ADD,) * 4 + (MULT,),
   activate=(
@@ -61,8 +61,8 @@ FIGURE_7 = ConvArch(
   rate=(),
 )
 
-# The best network of Olga Xu's augmented search on CIFAR-10, 86.13%. Kernels of residual blocks are not named, nor is
-# what kind a pool is that is no max pool.
+# The best network of Olga Xu's augmented search on CIFAR-10, 86.13%. Her poster does not name the kernel sizes of the
+# residual blocks, nor the kind of the pools that are not max pools.
 XU_CIFAR10 = ChainArch(
   tuple(
     code(parse(word))
@@ -73,7 +73,7 @@ XU_CIFAR10 = ChainArch(
   )
 )
 
-# The micro cells of the released code of ENAS: a row a block, (reads, operation) twice.
+# The micro cells in the released code of ENAS. A row is a block: (node read, operation) twice.
 _ENAS_NORMAL = ((0, 2, 0, 0), (0, 4, 0, 1), (0, 4, 1, 1), (1, 0, 0, 1), (0, 2, 1, 1))
 _ENAS_REDUCTION = ((1, 0, 1, 0), (0, 3, 0, 2), (1, 1, 3, 1), (1, 0, 0, 4), (0, 3, 1, 1))
 

@@ -32,6 +32,7 @@ SOFTSIGN = Operation('softsign', jax.nn.soft_sign, 'jax.nn.soft_sign')
 SUB = Operation('sub', jnp.subtract, 'jnp.subtract', infix='-', sign='−')
 GATE = Operation('gate', lambda a, b: a * jax.nn.sigmoid(b), 'lambda a, b: a * jax.nn.sigmoid(b)')
 OWN = {'combine': (SUB, GATE), 'activate': (SWISH, SOFTSIGN)}
+SUB_ID, SWISH_ID = len(COMBINATIONS), len(ACTIVATIONS)  # where they are the first of the user's own
 
 EVERY = [
   *(('combine', operation) for operation in (*COMBINATIONS, *OWN['combine'])),
@@ -212,7 +213,7 @@ def test_a_best_json_names_them(searched):
   # Whoever hands them in, in whatever order, reads the same cell.
   held = Operations(combine=(GATE, SUB), activate=(SOFTSIGN, SWISH))
   arch = space.from_json(text, operations=held)
-  assert arch == TreeArch((4,) * 3, (5,) * 3, (4, 5), (0, 0))
+  assert arch == TreeArch((SUB_ID + 1,) * 3, (SWISH_ID,) * 3, (SUB_ID + 1, SWISH_ID), (0, 0))
   assert tree_cell.equations(arch, held) == tree_cell.equations(s.space.decode(tokens), s.space.operations)
   again = space.space_of(text, held)
   assert again.slots == s.space.slots and again.decode(tokens) == s.space.decode(tokens)
@@ -230,11 +231,11 @@ def test_a_search_of_enas_takes_them():
   cfg = testing.rnn_config(activate=('tanh', SWISH))
   cells = enas_rnn.make_problem(cfg, testing.text()).space
   assert cells.slots[0].labels == ('tanh', 'swish')
-  assert cells.decode([1, 0, 1, 1, 0]).activate == (5, 5, 1)
+  assert cells.decode([1, 0, 1, 1, 0]).activate == (SWISH_ID, SWISH_ID, 1)
 
 
 def test_in_the_cells_of_flax():
-  held, arch = Operations(activate=(SWISH,)), TreeArch((0, 1, 0), (5, 3, 2), (0, 5), (1, 0))
+  held, arch = Operations(activate=(SWISH,)), TreeArch((0, 1, 0), (SWISH_ID, 3, 2), (0, SWISH_ID), (1, 0))
   x, carry = normal(0, B, IN), (jnp.ones((B, H)),) * 2
   linen = tree_cell.TreeCell(H, arch, operations=held)
   variables = linen.init(jax.random.key(0), carry, x)
@@ -282,7 +283,7 @@ def test_the_ids_that_are_promised():
 @pytest.mark.parametrize(
   'kind, given, says',
   [
-    ('activate', ('gelux',), r"activate .*'gelux'.* one of your own is handed in as an Operation"),
+    ('activate', ('gelux',), r"activate .*'gelux'.* hand in one of your own as an Operation"),
     ('activate', (SWISH, SWISH), 'each once'),
     ('activate', (SWISH._replace(name='tanh'),), "'tanh' must have a name"),
     ('activate', (SWISH._replace(name='my swish'),), "'my swish' must have a name that is a Python identifier"),
@@ -299,16 +300,16 @@ def test_what_cannot_be_used_is_refused(kind, given, says):
 
 
 def test_an_id_without_its_operation_is_refused():
-  arch = TreeArch((0, 0, 0), (5, 0, 0), (0, 0), (0, 0))
+  arch = TreeArch((0, 0, 0), (SWISH_ID, 0, 0), (0, 0), (0, 0))
   params = tree_cell.init(jax.random.key(0), arch, IN, H)
   for use in (
     tree_cell.equations,
     tree_cell.to_source,
     draw_tree.svg,
     lambda arch: tree_cell.apply(params, arch, (jnp.ones((B, H)),) * 2, jnp.ones((B, IN))),
-    lambda arch: enas_cell.equations(RnnArch((5,), ())),
+    lambda arch: enas_cell.equations(RnnArch((SWISH_ID,), ())),
   ):
-    with pytest.raises(ValueError, match='activate 5 .* hand in the operations of its space') as error:
+    with pytest.raises(ValueError, match=f'activate {SWISH_ID} .* hand in the operations of its space') as error:
       use(arch)
     assert '\n' not in str(error.value)
 

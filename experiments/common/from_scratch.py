@@ -113,7 +113,7 @@ def best_child(run: Run, found: Found) -> str:
   if not ranked:
     return 'no child was trained without failing'
   head = f'best {run.system.noun} (child {ranked[0]["id"]}, {metric.name} {ranked[0][metric.key]:.3f}):'
-  return f'{head}\n{draw.describe(rankings.arch_of(made, ranked[0]))}'
+  return f'{head}\n{draw.words(rankings.arch_of(made, ranked[0]), made)}'
 
 
 def in_common(run: Run, found: Found) -> str:

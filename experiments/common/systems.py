@@ -60,7 +60,7 @@ class System(NamedTuple):
   make_problem: Callable[[Config, Data], Problem]  # raises ValueError, before anything compiles, on what does not fit
   about: Callable[[Config, Data], str]  # what the children learn, in words
   length: Callable[[Config], str]  # how children are trained, in words
-  retrain: Recipe  # how what was found is trained to the end
+  retrain: Recipe | None = None  # how what was found is trained to the end; None if that cannot be done yet
   alone: FromScratch | None = None  # None if children share weights
   variant: str = ''  # which of its launcher's systems it is, if that has several
   children: Callable[[Config], int] = lambda cfg: cfg.max_children  # how many children a search trains

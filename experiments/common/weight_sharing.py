@@ -72,7 +72,7 @@ def summary(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Fou
   for name, lines in derived.items():
     rows += rankings.derived(name, lines, key)
   return Summary(
-    f'{head}\n{draw.describe(rankings.arch_of(made, dict(first)))}',
+    f'{head}\n{draw.words(rankings.arch_of(made, dict(first)), made)}',
     metric,
     rows,
     'in the search on a minibatch each, derived on the whole split',

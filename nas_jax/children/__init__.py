@@ -1,1 +1,1 @@
-"""Child networks."""
+"""Child networks: what the architectures of a search are trained as."""

@@ -1,7 +1,7 @@
-"""The image classifier child: layers that read any of those before them (Zoph & Le 2017, Sec. 3.3 and 4.1), or a chain.
+"""The image classifier child: layers that each read any layers before them (Zoph & Le 2017, Sec. 3.3), or a chain.
 
-Weights come in units: a convolution and the batch norm after it, {'kernel', 'scale', 'shift'}, or such a norm alone. A
-layer has one, a pool {}, and a residual block a list of its two or three.
+A *unit* is a convolution and the batch norm after it, {'kernel', 'scale', 'shift'}, or a batch norm by itself. A layer
+has one unit, a pool has {}, and a residual block has a list of its two or three units.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,43 +23,45 @@ MOMENTUM = 0.9  # of batch norm's moving statistics
 
 
 class Hyperparameters(NamedTuple):
-  """Hyperparameters of a child: numbers, or arrays where one program trains children that differ in them."""
+  """Hyperparameters of a child: numbers, or arrays if one program trains children with different ones."""
 
   lr: float | Array
-  decay_epoch: float | Array  # epochs at that rate, where it decays by epochs
+  decay_epoch: float | Array  # epochs before the learning rate decays, in schedules that count epochs
   weight_decay: float | Array  # of kernels and the classifier, not of batch norm or biases
-  epsilon: float | Array  # of batch norm
+  epsilon: float | Array  # added to the variance in batch norm
 
 
 class ChildSpec(NamedTuple):
-  """All that one child is made from."""
+  """What children may differ in: the architecture and the hyperparameters."""
 
   arch: PyTree  # a ConvArch or a ChainArch
   hyperparameters: Hyperparameters
 
 
 class InputSpec(NamedTuple):
-  """What a network must know of its images, and how its layers treat them."""
+  """The images that networks take, and how they are trained and scored on them."""
 
   image: tuple[int, int, int]  # height, width and channels
-  classes: int  # labels are below it
+  classes: int  # number of classes
   batch: int  # images of a training step
-  score_batch: int  # of a validation step
+  score_batch: int  # images of a validation step
   augment: image_batches.Augment = image_batches.Augment()  # of training images
-  norm_first: bool = True  # convolution, batch norm, ReLU; else ReLU before batch norm
+  norm_first: bool = True  # whether batch norm comes before the ReLU, or after it
 
 
 def build(inputs: InputSpec, options: NetworkOptions = NetworkOptions()) -> Child:  # noqa: B008 - a NamedTuple cannot change
-  """The network of a static arch; what the trainer calls its arch is a `ChildSpec`.
+  """Returns the child of static architectures. The `arch` argument of its functions is a `ChildSpec`.
+
+  An epoch has as many whole batches as there are images for. Each epoch has its own order of the images and its own
+  augmentation, which are the same for all children.
 
   Args:
-    inputs: an epoch is as many whole batches as there are images, in an order of its own, the same for all children
-      as is what happens to each image.
-    options: what the network makes of the arch.
+    inputs: the images.
+    options: what networks have beside the layers of their architecture.
 
   Returns:
-    A child whose score is {'accuracy': ...} over the validation split, batch norm by moving statistics. Its carry is
-    these, a (mean, variance) for each unit.
+    A child whose score is {'accuracy': ...} on the validation split. Its carry are the moving statistics of batch norm,
+    a (mean, variance) for each unit, which are used for scoring.
   """
 
   def forward(params, stats, spec, x, key):
@@ -86,13 +88,13 @@ def classifier(
   decayed: Callable[[PyTree], list[Array]],
   inputs: InputSpec,
 ) -> Child:
-  """The child of a network; `build` says what it does with images.
+  """Returns an image classifier as a child, given its network; see `build` for batches and scores.
 
   Args:
-    init: (plan, key) -> params.
+    init: (spec, key) -> params.
     carry: (params) -> moving statistics.
-    forward: (params, statistics, plan, images, key) -> logits [B, classes], statistics; in evaluation without a key.
-    decayed: (params) -> the weights that weight decay is for, none if the optimizer sees to it.
+    forward: (params, statistics, spec, images, key) -> logits [B, classes], statistics. The key is None in evaluation.
+    decayed: (params) -> the weights that the loss decays; none if the optimizer does so.
     inputs: as in `build`.
   """
 
@@ -123,7 +125,7 @@ def classifier(
 
 
 def unmoved(units: PyTree) -> PyTree:
-  """The moving statistics before training: a (mean, variance) in the place of each unit."""
+  """Returns the moving statistics before training: a (mean, variance) for each unit."""
 
   def fresh(unit):
     return jnp.zeros_like(unit['shift']), jnp.ones_like(unit['shift'])
@@ -136,7 +138,7 @@ def _is_unit(node: PyTree) -> bool:
 
 
 def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: int) -> PyTree:
-  """Kernels by He et al. (2015), batch norm's scale 1 and shift 0, a classifier of zeros."""
+  """Returns initial weights: kernels by He et al. (2015), scale 1 and shift 0 in batch norm, a classifier of zeros."""
   shapes: list[tuple[int, int, int]] = []
   found: list[PyTree] = []
   kernels: list[tuple[dict[str, Array], tuple[int, ...]]] = []
@@ -144,10 +146,10 @@ def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: i
     height, width, channels = joined([image if j == IMAGE else shapes[j] for j in layer.reads])
     out, own = layer.filters or channels, layer.kernels(channels)
     units = [{'scale': jnp.ones(out), 'shift': jnp.zeros(out)} for _ in range(len(own) + (layer.kind == NORM))]
-    kernels += zip(units, own, strict=False)  # a norm alone has none
+    kernels += zip(units, own, strict=False)  # a batch norm by itself has no kernel
     found.append(units if layer.kind == RESIDUAL else units[0] if units else {})
     shapes.append((-(-height // layer.stride[0]), -(-width // layer.stride[1]), out))
-  # One draw for all: each would cost a compilation of its own.
+  # A single draw for all kernels: each draw of its own would have to be compiled.
   drawn, at = jax.random.normal(key, (sum(math.prod(shape) for _, shape in kernels),)), 0
   for unit, shape in kernels:
     kernel = drawn[at : at + math.prod(shape)].reshape(shape)
@@ -158,11 +160,11 @@ def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: i
 
 
 def warm_start_params(fresh: PyTree, old: PyTree) -> PyTree:
-  """The parameters of a chain that begins as another does, from those of that other; its classifier stays fresh.
+  """Returns initial weights of a chain, with the layers that it shares with a shorter chain taken from there.
 
   Args:
-    fresh: of the longer chain, perhaps with leading axes.
-    old: of the shorter one; the same axes.
+    fresh: initial weights of the longer chain, perhaps with leading axes. Its classifier is kept.
+    old: weights of the shorter chain, which the longer one begins with; with the same axes.
   """
   known = len(old['layers'])
   return fresh | {'layers': [*old['layers'], *fresh['layers'][known:]]}
@@ -177,7 +179,7 @@ def run(
   train: bool,
   norm_first: bool = True,
 ) -> tuple[Array, PyTree]:
-  """Logits [B, classes] of images [B, H, W, C], and the moving statistics after them."""
+  """Returns logits [B, classes] of images [B, H, W, C], and the moving statistics after them."""
   outputs, after = list[Array](), []
   for layer, own, moving in zip(made.layers, params['layers'], stats, strict=True):
     y = side_by_side([x if j == IMAGE else outputs[j] for j in layer.reads])
@@ -197,10 +199,10 @@ def run(
 
 
 def residual(x, stride, own, moving, epsilon, train):
-  """A block of He et al. (2016), the ReLU after the sum: y [B, ceil(H / sh), ceil(W / sw), F], and moving statistics.
+  """A residual block (He et al. 2016): y [B, ceil(H / sh), ceil(W / sw), F], and the moving statistics after it.
 
-  Convolution with the stride, batch norm, ReLU, convolution, batch norm, all added to x; where `Layer.kernels` says so,
-  x comes by a 1 x 1 convolution of that stride, and batch norm.
+  Convolution with the stride, batch norm, ReLU, convolution and batch norm are added to x; a ReLU follows. If the block
+  has a third unit, the shortcut is a 1 x 1 convolution with the stride, and batch norm.
   """
 
   def unit(k, x, stride, relu):
@@ -213,7 +215,7 @@ def residual(x, stride, own, moving, epsilon, train):
 
 
 def normed(x, own, moving, epsilon, train, relu):
-  """Batch norm, by the batch or by the moving statistics, and these after it."""
+  """Batch norm, by the batch in training or else by the moving statistics; and the moving statistics after it."""
   if not train:
     return image_ops.normalize(x, own['scale'], own['shift'], *moving, epsilon, relu), moving
   y, mean, variance = image_ops.batch_norm(x, own['scale'], own['shift'], epsilon, relu)
@@ -221,12 +223,12 @@ def normed(x, own, moving, epsilon, train, relu):
 
 
 def moved(moving: PyTree, found: PyTree) -> PyTree:
-  """Moving statistics after those of one more batch."""
+  """Updates moving statistics by those of a batch."""
   return jax.tree.map(lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new, moving, found)
 
 
 def side_by_side(images: Sequence[Array]) -> Array:
-  """The channels of all [B, H, W, C], the smaller in the middle of zeros (the paper's third rule; it names no side)."""
+  """Concatenates the channels of [B, H, W, C]; smaller ones are padded evenly with zeros (the paper's third rule)."""
   height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
 
   def padded(image: Array) -> Array:
@@ -237,9 +239,9 @@ def side_by_side(images: Sequence[Array]) -> Array:
 
 
 def pooled(x: Array, window: tuple[int, int], stride: tuple[int, int], largest: bool) -> Array:
-  """The largest, or the mean, of each window [B, ceil(H / sh), ceil(W / sw), C].
+  """Max pooling or average pooling: [B, ceil(H / sh), ceil(W / sw), C].
 
-  They begin at 0, s, 2 s, ...; those that reach beyond the edge are smaller.
+  Windows begin at 0, s, 2 s, ... and are cut off at the edge.
   """
   size, steps = (1, *window, 1), (1, *stride, 1)
   padding = [(0, max(0, (n - 1) // s * s + k - n)) for n, k, s in zip(x.shape, size, steps, strict=True)]
@@ -249,5 +251,5 @@ def pooled(x: Array, window: tuple[int, int], stride: tuple[int, int], largest: 
   def summed(x):
     return jax.lax.reduce_window(x, 0.0, jax.lax.add, size, steps, padding)
 
-  # One pixel of each place is counted: XLA would count those of the whole batch, once, for seconds.
+  # The sizes of windows are computed for one image: XLA would fold the constants of a whole batch, which takes seconds.
   return summed(x) / summed(jnp.ones((1, *x.shape[1:3], 1), x.dtype))

@@ -1,4 +1,4 @@
-"""The image classifier child for traced architectures: one program trains any network of one depth."""
+"""The image classifier child for traced architectures: one program trains every network of one depth."""
 
 from collections.abc import Sequence
 
@@ -23,22 +23,22 @@ def build(
   skips: bool,
   inputs: InputSpec,
 ) -> Child:
-  """The child of `conv.build`, its arch traced: plain convolutions, each reading any layers before it.
+  """Returns the child of `conv.build` for traced architectures, whose layers are plain convolutions.
 
-  Weights have room for any network of the space. What one does not have starts as 0, does not act and gets no gradient,
-  so it stays 0 and there is nothing to decay.
+  The weights have the shapes of the largest network of the space. Weights that a network does not have are 0, have no
+  effect and get no gradient, so they stay 0.
 
   Args:
     depth: L, layers of every network.
-    filter_heights: labels of the space, as are the next two.
-    filter_widths: labels.
-    filters: labels.
-    skips: whether archs have links; without, each layer reads the one before it.
+    filter_heights: filter heights of the space.
+    filter_widths: filter widths of the space.
+    filters: numbers of filters of the space.
+    skips: whether architectures have links; without them each layer reads the one before it.
     inputs: as in `conv.build`.
 
   Returns:
-    A child whose arch is a `ChildSpec` of hyperparameters and a `ConvArch` of int32 arrays that hold labels alone: an
-    array cannot be checked here. Its carry is the mean and variance [L, F] of every channel.
+    A child whose arch is a `ChildSpec` with a `ConvArch` of int32 arrays. Their values must be of the space, which is
+    not checked. Its carry is the moving mean and variance [L, F] of every channel.
   """
   sizes = Sizes(inputs.image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
   layer, _ = pairs(depth)
@@ -75,7 +75,7 @@ def build(
 
 
 def _wires(arch: ConvArch, depth: int, skips: bool) -> Wires:
-  """The first of the paper's rules: a layer that reads nothing reads the image."""
+  """Returns which layers each layer reads; by the first of the paper's rules one that reads none reads the image."""
   if skips and depth > 1:
     layer, source = pairs(depth - 1)
     links = jnp.zeros((depth, depth), bool).at[layer + 1, source].set(jnp.asarray(arch.links) != 0)
@@ -86,19 +86,19 @@ def _wires(arch: ConvArch, depth: int, skips: bool) -> Wires:
 
 
 def _ends(sizes: Sizes, wires: Wires) -> Array:
-  """[L, F, 1] bool: what the classifier sees, the channels of layers that no other reads."""
+  """[L, F, 1] bool, what the classifier reads: the channels of layers that no other layer reads."""
   own = jnp.arange(max(sizes.filters))[None] < wires.filters[:, None]
   return (own & ~wires.reads[:, 1:].any(0)[:, None])[..., None]
 
 
 def narrowed(params: PyTree, stats: PyTree, arch: ConvArch, channels: int) -> tuple[PyTree, PyTree]:
-  """The weights and moving statistics of one network, of static arch, as the child of `conv.build` has them.
+  """Returns the weights and moving statistics of one network as the child of `conv.build` has them.
 
   Args:
-    params: of the traced child.
-    stats: likewise.
-    arch: the network.
-    channels: of the image.
+    params: weights of the traced child.
+    stats: moving statistics of the traced child.
+    arch: the network, static.
+    channels: channels of the image.
   """
   (layers, ends), (kernels, scale, shift) = network(arch), params['layers']
   found, moving = [], []

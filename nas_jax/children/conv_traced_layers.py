@@ -1,10 +1,10 @@
-"""Convolutions in a row, each reading any of those before it, with the wiring an array: one program for all networks.
+"""Convolutional layers that each read any layers before them, with the links in an array: one program for all networks.
 
-Arrays are as wide as the widest source or layer, and what lies beyond a layer's own channels, or a kernel's own window,
-is 0. Accelerators run each layer as one convolution of the largest window over all that comes before it, which batches
-well. On a CPU only what exists is computed: loops over the layers and over the sources that each reads, with a branch
-for each size of convolution. The branches stand in the program once, not once a layer, so that it compiles as fast for
-deep networks.
+Arrays have the size of the widest layer and of the largest window; entries beyond the channels of a layer or the window
+of a kernel are 0. On accelerators each layer is one convolution of the largest window over all outputs before it, which
+works well under `vmap`. On a CPU only the layers and links that exist are computed: by loops over the layers and over
+the sources of each, with a branch for each size of convolution. The program has each branch once, not once for each
+layer, so deep networks do not take longer to compile.
 """
 
 import functools
@@ -28,19 +28,19 @@ def run(
   epsilon: float | Array,
   moving: tuple[Array, Array] | None,
 ) -> tuple[Array, tuple[Array, Array]]:
-  """Convolution, batch norm and ReLU (or ReLU before batch norm, if not `norm_first`), layer by layer.
+  """Computes convolution, batch norm and ReLU (batch norm last, if not `norm_first`), layer by layer.
 
   Args:
     sizes: static.
     norm_first: static.
-    weights: what the network does not have is not looked at.
+    weights: entries that the network does not have are ignored.
     wires: the network.
-    x: [B, H, W, C] images, which get no gradient.
+    x: [B, H, W, C] images; they get no gradient.
     epsilon: of batch norm.
-    moving: mean and variance, [L, F] each, for evaluation, which is not differentiated; None in training.
+    moving: mean and variance, [L, F] each, in evaluation, which has no gradient; None in training.
 
   Returns:
-    The mean of each layer's output over its pixels, [L, B, F]; and the mean and variance [L, F] that normalized.
+    The mean of each layer's output over its pixels, [L, B, F]; and the mean and variance [L, F] used in batch norm.
   """
   looped = _looped if moving is None else _evaluated
   arguments = weights, wires, x, epsilon, moving
@@ -52,7 +52,7 @@ def run(
 
 
 def _masked(sizes, norm_first, weights, wires, x, epsilon, moving):
-  """Every layer in full width; the weights that are 0 make the network."""
+  """Computes every layer in full size; weights of 0 take the place of those that the network does not have."""
   weights = present(sizes, weights, wires)
   kh, kw, widest, most = sizes.most()
   below, features, used = _widened(x, widest), [], []
@@ -68,7 +68,7 @@ def _masked(sizes, norm_first, weights, wires, x, epsilon, moving):
 
 
 def _normed(norm_first, z, scale, shift, moving, epsilon):
-  """What batch norm got, the layer's output, mean and variance."""
+  """Returns the input of batch norm, the output of the layer, mean and variance."""
   z = z if norm_first else jax.nn.relu(z)
   if moving is None:
     return z, *image_ops.batch_norm(z, scale, shift, epsilon, norm_first)
@@ -76,25 +76,25 @@ def _normed(norm_first, z, scale, shift, moving, epsilon):
 
 
 class _Found(NamedTuple):
-  """What the loop over layers leaves. With N = B H W, an output of f channels is the first N f numbers of its row.
+  """The results of the loop over layers. With N = B H W, an output of f channels is the first N f entries of its row.
 
-  A branch gets a row, and hands it back: of whole tables XLA would make copies.
+  Branches take and return single rows, because XLA would copy whole tables.
   """
 
   outputs: Array  # [L + 1, N C] as [B, H, W, c]: the sources
-  transposed: Array  # [L + 1, N C] the same as [c, H, W, B]
-  normed: Array  # [L, N F] as [B, H, W, f]: what batch norm got
+  transposed: Array  # [L + 1, N C] the same, as [c, H, W, B]
+  normed: Array  # [L, N F] as [B, H, W, f]: the inputs of batch norm
   features: Array  # [L, B, F]
   mean: Array  # [L, F]
   variance: Array
 
 
 class _Place(NamedTuple):
-  """A layer among the others, as indices."""
+  """What a layer reads and what size it has, as indices."""
 
-  first: Array  # pair of this layer and source 0
-  sources: Array  # [L + 1] those that it reads come first
-  reads: Array  # how many these are
+  first: Array  # index of the pair of this layer and source 0
+  sources: Array  # [L + 1] all sources, those that it reads first
+  reads: Array  # the number of sources that it reads
   kinds: Array  # [L + 1] of each source, into Sizes.sources
   window: Array  # into Sizes.windows
   filters: Array  # into Sizes.filters
@@ -114,7 +114,7 @@ def _forward(sizes, norm_first, weights, wires, x, epsilon, moving):
   rows = jnp.zeros((depth + 1, n * widest), x.dtype)
   start = _Found(
     rows.at[0].set(_over(rows[0], x)),
-    rows.at[0].set(_over(rows[0], _turned(x))),
+    rows.at[0].set(_over(rows[0], _transposed(x))),
     jnp.zeros((depth, n * most), x.dtype),
     jnp.zeros((depth, len(x), most), x.dtype),
     *jnp.zeros((2, depth, most), x.dtype),
@@ -129,7 +129,7 @@ def _forward(sizes, norm_first, weights, wires, x, epsilon, moving):
       own = weights.scale[i, :filters], weights.shift[i, :filters]
       stats = None if moving is None else (moving[0][i, :filters], moving[1][i, :filters])
       z, y, *stats = _normed(norm_first, z, *own, stats, epsilon)
-      rows = [_over(row, value) for row, value in zip(rows, (y, _turned(y), z), strict=True)]
+      rows = [_over(row, value) for row, value in zip(rows, (y, _transposed(y), z), strict=True)]
       return *rows, *(_widened(value, most) for value in (y.mean((1, 2)), *stats))
 
     o, t, z, *rest = jax.lax.switch(place.filters, [functools.partial(at_width, f) for f in sizes.filters], *rows)
@@ -141,7 +141,7 @@ def _forward(sizes, norm_first, weights, wires, x, epsilon, moving):
 
 
 def _convolved(sizes, kernels, place, outputs, shape):
-  """The convolutions of one layer [B, H, W, f], summed."""
+  """Returns the sum of the convolutions of one layer, [B, H, W, f]."""
 
   def read(channels, j):
     y = _taken(outputs, j, (*shape[:3], channels))
@@ -190,7 +190,7 @@ def _looped_backward(sizes, norm_first, residuals, cotangents):
       rows = _over(rows[0], dz), _over(rows[1], dz.transpose(1, 2, 0, 3))
       return *rows, *(_widened(value, most) for value in own)
 
-    rows = found.normed[i], found.normed[i]  # only to be written over
+    rows = found.normed[i], found.normed[i]  # their values do not matter
     branches = [functools.partial(at_width, f) for f in sizes.filters]
     *rows, d_scale, d_shift = jax.lax.switch(place.filters, branches, *rows)
     d_outputs, d_kernels = _pulled(
@@ -207,31 +207,31 @@ _looped.defvjp(_looped_forward, _looped_backward)
 
 
 def _pulled(sizes, place, outputs, kernels, rows, shape, state):
-  """Adds the gradients of one layer's convolutions to those of its sources, and puts in those of its kernels.
+  """Adds the gradients of one layer's convolutions to those of its sources, and sets those of its kernels.
 
-  As `image_ops.conv` does it on a CPU, but each array is turned once, not once for each source or each reader.
+  It computes them as `image_ops.conv` does on a CPU, but transposes each array once, not once for each pair.
   """
   kh, kw, widest, most = sizes.most()
   batch, height, width = shape
 
   def read(filters, kind, j, row):
     channels = sizes.sources()[kind]
-    dz, dz_turned = _first(rows[0], (*shape, filters)), _first(rows[1], (height, width, batch, filters))
+    dz, dz_transposed = _first(rows[0], (*shape, filters)), _first(rows[1], (height, width, batch, filters))
     y = _taken(outputs, j, (channels, height, width, batch))
     kernel = _row(kernels, place.first + j)[:, :, :channels, :filters]
 
-    def at_window(size, y, kernel, dz, dz_turned):
+    def at_window(size, y, kernel, dz, dz_transposed):
       before, after = [(s - 1) // 2 for s in size], [s // 2 for s in size]
       begin = corner((kh, kw), size)
-      capacity = [(0, 0), *((b, m - b - s) for b, m, s in zip(begin, (kh, kw), size, strict=True)), (0, 0)]
-      dk = jnp.pad(image_ops.convolved(y, dz_turned, [*zip(before, after, strict=True)]), capacity)
+      padding = [(0, 0), *((b, m - b - s) for b, m, s in zip(begin, (kh, kw), size, strict=True)), (0, 0)]
+      dk = jnp.pad(image_ops.convolved(y, dz_transposed, [*zip(before, after, strict=True)]), padding)
       if kind == 0:
         return dk, ()  # the image
       transposed = _inner(kernel, size)[::-1, ::-1].swapaxes(2, 3)
       return dk, image_ops.convolved(dz, transposed, [*zip(after, before, strict=True)])
 
     branches = [functools.partial(at_window, size) for size in sizes.windows()]
-    dk, dx = jax.lax.switch(place.window, branches, y, kernel, dz, dz_turned)
+    dk, dx = jax.lax.switch(place.window, branches, y, kernel, dz, dz_transposed)
     dk = jnp.pad(dk.transpose(1, 2, 0, 3), [(0, 0), (0, 0), (0, widest - channels), (0, most - filters)])
     return dk, row if kind == 0 else _over(row, _first(row, dx.shape) + dx)
 
@@ -248,7 +248,7 @@ def _pulled(sizes, place, outputs, kernels, rows, shape, state):
 
 
 def _index(values, value):
-  """Where a value that is among them stands."""
+  """Returns the index of a value that is among `values`."""
   return (jnp.asarray(values, jnp.int32) == value).argmax().astype(jnp.int32)
 
 
@@ -267,21 +267,21 @@ def _taken(table, i, shape):
 
 
 def _over(row, value):
-  """The row, its first numbers those of `value`."""
+  """Returns the row with its first entries replaced by those of `value`."""
   return jax.lax.dynamic_update_slice(row, value.reshape(-1), (0,))
 
 
 def _inner(kernel, size):
-  """The window of a size in a kernel [kh, kw, ...]."""
+  """Returns the part of a kernel [kh, kw, ...] that is its own window."""
   top, left = corner(kernel.shape[:2], size)
   return kernel[top : top + size[0], left : left + size[1]]
 
 
-def _turned(x):
-  """[B, H, W, C] as [C, H, W, B]."""
+def _transposed(x):
+  """Transposes [B, H, W, C] to [C, H, W, B]."""
   return x.transpose(3, 1, 2, 0)
 
 
 def _widened(x, most):
-  """Zeros after the channels."""
+  """Pads the channels with zeros."""
   return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, most - x.shape[-1])])

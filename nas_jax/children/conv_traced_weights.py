@@ -1,6 +1,6 @@
-"""Convolutional layers whose wiring is an array: which choices they have, how they are wired, what they weigh.
+"""The sizes, links and weights of convolutional layers whose links are in an array.
 
-Source 0 is the image, source j + 1 is layer j.
+A layer reads sources: source 0 is the image, source j + 1 is layer j.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from nas_jax.types import Array
 
 
 class Sizes(NamedTuple):
-  """What the networks of one program choose from."""
+  """The sizes that the networks of one program choose from."""
 
   channels: int  # of the image
   heights: tuple[int, ...]  # of windows
@@ -20,12 +20,12 @@ class Sizes(NamedTuple):
   filters: tuple[int, ...]
 
   def most(self) -> tuple[int, int, int, int]:
-    """The kernel that has room for any: height, width, channels read, filters."""
+    """The shape of the largest kernel: height, width, channels read, filters."""
     filters = max(self.filters)
     return max(self.heights), max(self.widths), max(self.channels, filters), filters
 
   def windows(self) -> list[tuple[int, int]]:
-    """All heights and widths."""
+    """All pairs of a height and a width."""
     return [(height, width) for height in self.heights for width in self.widths]
 
   def sources(self) -> tuple[int, ...]:
@@ -34,16 +34,16 @@ class Sizes(NamedTuple):
 
 
 class Wires(NamedTuple):
-  """One network of L layers, traced."""
+  """The links and sizes of a network of L layers, traced."""
 
-  reads: Array  # [L, L + 1] bool, whether layer i reads source j; only of j <= i
+  reads: Array  # [L, L + 1] bool, whether layer i reads source j; false if j > i
   height: Array  # [L] int32, of the window
   width: Array
   filters: Array
 
 
 class Weights(NamedTuple):
-  """Of L layers; E = L (L + 1) / 2 pairs of a layer and a source before it, in the order of `pairs`."""
+  """Weights of L layers, with E = L (L + 1) / 2 pairs of a layer and a source, in the order of `pairs`."""
 
   kernels: Array  # [E, kh, kw, C, F], each in the middle of the largest window
   scale: Array  # [L, F]
@@ -51,18 +51,18 @@ class Weights(NamedTuple):
 
 
 def pairs(depth: int) -> tuple[np.ndarray, np.ndarray]:
-  """The layer and the source of each kernel: (0, image), (1, image), (1, layer 0), ..."""
+  """Returns the layer and the source of each kernel: (0, image), (1, image), (1, layer 0), ..."""
   layer, source = np.tril_indices(depth)
   return layer.astype(np.int32), source.astype(np.int32)
 
 
 def corner(most: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
-  """Where a window begins in a larger one, so that both put the same pixel in the middle."""
+  """Returns where a window begins in a larger one with the same pixel in the middle."""
   return tuple((m - 1) // 2 - (s - 1) // 2 for m, s in zip(most, size, strict=True))
 
 
 def present(sizes: Sizes, weights: Weights, wires: Wires) -> Weights:
-  """The weights that a network has, 0 for all others."""
+  """Sets all weights that a network does not have to 0."""
   layer, source = pairs(len(wires.height))
   kh, kw, widest, most = sizes.most()
 

@@ -1,10 +1,11 @@
-"""What the networks of ENAS (Pham et al. 2018) are put together from, for one architecture or for all of them.
+"""The layers of the networks of ENAS (Pham et al. 2018), for a single architecture or for all of them.
 
-As in `conv`, weights come in units, {'kernel', 'scale', 'shift'}: a convolution and the batch norm after it. A
-separable one has a window for each channel before it, 'depthwise'. Its moving statistics, (mean, variance), go along.
+As in `conv`, a *unit* is a convolution and the batch norm after it, {'kernel', 'scale', 'shift'}. The unit of a
+separable convolution also has 'depthwise', a window for each channel. Each unit has moving statistics: (mean,
+variance).
 
-An architecture is *static*, Python ints, and its network has weights of its own and nothing else; or it is *traced*,
-and one tree holds the weights of every network, of which a step takes and moves those that are asked for.
+If an architecture is *static* (Python ints), its network has its own weights only. If it is *traced*, one tree holds
+the weights of all networks; a training step uses and changes only those of its architecture.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,32 +21,30 @@ from nas_jax.space.base import Space, is_static
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
-NORMS = ('moving', 'batch')  # whose statistics normalize in scoring
-TRAIN = 'train'  # the third way: those of the batch, which move the others
+NORMS = ('moving', 'batch')  # the statistics that batch norm uses in scoring
+TRAIN = 'train'  # in training: the statistics of the batch, which also update the moving ones
 
 
-def child(
-  inputs: conv.InputSpec, options: Any, space: Space, capacity: Callable, own: Callable, run: Callable
-) -> Child:
-  """The child of `macro` or `micro`, by what each says of its weights and how they work.
+def child(inputs: conv.InputSpec, options: Any, space: Space, zeros: Callable, own: Callable, run: Callable) -> Child:
+  """Returns the child of `enas_macro` or `enas_micro`, given its weights and its forward pass.
 
-  Weight decay is not in its loss, but the optimizer's: this gradient is 0 for all weights that a network does not have.
+  Weight decay belongs to the optimizer and not to this loss, whose gradient is 0 for weights that a network lacks.
 
   Args:
     inputs: as in `conv.build`.
-    options: of all networks.
-    space: of their architectures; a static one of another is refused.
-    capacity: () -> zeros in the shapes of all weights.
-    own: (tree, static arch) -> those of its network.
-    run: (params, statistics, arch, form, images, epsilon, key or None) -> logits, statistics.
+    options: what all networks have in common.
+    space: of the architectures; a static one of another space is refused.
+    zeros: () -> zeros in the shapes of all weights.
+    own: (tree, static arch) -> the part of the tree that its network uses.
+    run: (params, statistics, arch, options, images, epsilon, key or None) -> logits, statistics.
   """
   mode(options.norm, None)
 
   def init(spec: conv.ChildSpec, key: Key) -> PyTree:
     if not is_static(spec.arch):
-      return drawn(key, jax.eval_shape(capacity))
+      return drawn(key, jax.eval_shape(zeros))
     space.check(spec.arch)
-    return drawn(key, jax.eval_shape(lambda: own(capacity(), spec.arch)))
+    return drawn(key, jax.eval_shape(lambda: own(zeros(), spec.arch)))
 
   def forward(params, stats, spec, x, key):
     return run(params, stats, spec.arch, options, x, spec.hyperparameters.epsilon, key)
@@ -54,40 +53,40 @@ def child(
 
 
 def choose(k: Any, branches: Sequence[Callable], *operands: PyTree) -> Any:
-  """`branches[k](*operands)`; of a traced k that branch alone runs where children run one by one (not under `vmap`)."""
+  """Returns `branches[k](*operands)`. With a traced k only that branch runs, except under `vmap`, where all do."""
   return branches[k](*operands) if is_static(k) else jax.lax.switch(jnp.asarray(k, jnp.int32), branches, *operands)
 
 
 def place(value: Any, values: Sequence[int]) -> Any:
-  """Where `value`, which is one of them, stands among `values`."""
+  """Returns the index of `value` among `values`."""
   return values.index(value) if is_static(value) else (jnp.asarray(values) == value).argmax()
 
 
 def mode(norm: str, key: Key | None) -> str:
-  """How batch norm works: in training there is a key. Raises ValueError if scoring has no such norm."""
+  """Returns how batch norm works: `norm` in scoring, TRAIN if there is a key. Raises ValueError on an unknown norm."""
   if norm not in NORMS:
     raise ValueError(f'norm (={norm!r}) must be one of {", ".join(NORMS)}.')
   return norm if key is None else TRAIN
 
 
 def normed(x: Array, own: PyTree, moving: PyTree, epsilon: Array, how: str, relu: bool = False) -> tuple[Array, PyTree]:
-  """Batch norm, and the moving statistics after it; `how` is one of NORMS or TRAIN."""
+  """Batch norm, and the moving statistics after it; `how` is TRAIN or one of NORMS."""
   y, after = conv.normed(x, own, moving, epsilon, how != 'moving', relu)
   return y, after if how == TRAIN else moving
 
 
 def unit(x: Array, own: PyTree, moving: PyTree, epsilon: Array, how: str, relu: bool = False) -> tuple[Array, PyTree]:
-  """A convolution and batch norm."""
+  """A convolution and batch norm, and the moving statistics after it."""
   if 'depthwise' in own:
     x = image_ops.depthwise(x, own['depthwise'])
   return normed(image_ops.conv(x, own['kernel']), own, moving, epsilon, how, relu)
 
 
 def reduced(x: Array, own: PyTree, moving: PyTree, epsilon: Array, how: str) -> tuple[Array, PyTree]:
-  """Half as high and wide, rounded up, and batch norm.
+  """A factorised reduction to half the height and width, rounded up, and batch norm.
 
-  Half of the filters, rounded down, see the pixels at 0, 2, ... of both sides, the others those at 1, 3, ..., where
-  what is beyond the edge is 0.
+  Half of the filters, rounded down, read the pixels at 0, 2, ... of both axes; the others read those at 1, 3, ..., with
+  zeros beyond the edge.
   """
   half = own['kernel'].shape[3] // 2
   shifted = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])[:, 1:, 1:]
@@ -99,9 +98,9 @@ def reduced(x: Array, own: PyTree, moving: PyTree, epsilon: Array, how: str) -> 
 def joined(
   images: Sequence[Any], taken: Sequence[Any], own: PyTree, moving: PyTree, epsilon: Array, how: str
 ) -> tuple[Array, PyTree]:
-  """The images that are taken, concatenated; ReLU, 1 x 1 convolution, batch norm.
+  """Concatenates the images that are taken, and applies ReLU, a 1 x 1 convolution and batch norm.
 
-  A kernel for all of them, [n, 1, 1, C, F], is a sum over those taken, which is the same.
+  With a kernel for each image, [n, 1, 1, C, F], the same is computed as a sum over the images that are taken.
   """
   if own['kernel'].ndim == 4:
     side_by_side = jnp.concatenate([image for image, take in zip(images, taken, strict=True) if take], -1)
@@ -117,7 +116,7 @@ def joined(
 
 
 def own_joined(tree: PyTree, taken: Sequence[int]) -> PyTree:
-  """The unit of `joined` for those taken alone; statistics, and a batch norm alone, stay as they are."""
+  """Selects from the unit of `joined` the kernels of images that are taken; other trees are returned unchanged."""
   if not isinstance(tree, dict) or 'kernel' not in tree:
     return tree
   kernels = [kernel for kernel, take in zip(tree['kernel'], taken, strict=True) if take]
@@ -125,7 +124,7 @@ def own_joined(tree: PyTree, taken: Sequence[int]) -> PyTree:
 
 
 def classified(params: PyTree, x: Array, keep: float, key: Key | None) -> Array:
-  """Logits [B, classes] of the mean over pixels, of which in training a share `keep` is kept."""
+  """Returns logits [B, classes] from the means over pixels, with dropout that keeps a share `keep` in training."""
   features = x.mean((1, 2))
   if key is not None and keep < 1.0:
     features = jnp.where(jax.random.bernoulli(key, keep, features.shape), features / keep, 0.0)
@@ -133,7 +132,7 @@ def classified(params: PyTree, x: Array, keep: float, key: Key | None) -> Array:
 
 
 def unmoved(params: PyTree) -> PyTree:
-  """The moving statistics before training."""
+  """Returns the moving statistics before training."""
   return conv.unmoved({name: tree for name, tree in params.items() if not name.startswith('softmax')})
 
 
@@ -148,31 +147,31 @@ def decayed(params: PyTree, norms: bool = False) -> PyTree:
   return jax.tree.map_with_path(lambda path, _: norms or path[-1].key in names, params)
 
 
-def capacity(
+def zero_unit(
   window: int, channels: int, filters: int, separable: bool = False, each: Sequence[int] = ()
 ) -> dict[str, Array]:
-  """A unit of zeros; `each` are leading axes, for units of which one is taken, or a kernel's alone in `joined`."""
+  """Returns a unit of zeros; `each` are leading axes, for several units from which one is selected."""
   kernel = (1, 1) if separable else (window, window)
-  found = norm_room(filters, each) | {'kernel': jnp.zeros((*each, *kernel, channels, filters))}
+  found = zero_norm(filters, each) | {'kernel': jnp.zeros((*each, *kernel, channels, filters))}
   return found | ({'depthwise': jnp.zeros((*each, window, window, channels))} if separable else {})
 
 
-def norm_room(filters: int, each: Sequence[int] = ()) -> dict[str, Array]:
-  """A batch norm of zeros."""
+def zero_norm(filters: int, each: Sequence[int] = ()) -> dict[str, Array]:
+  """Returns a batch norm of zeros."""
   return {'scale': jnp.zeros((*each, filters)), 'shift': jnp.zeros((*each, filters))}
 
 
-def joined_room(count: int, filters: int) -> dict[str, Array]:
-  """The unit of `joined` for any of so many images."""
-  return norm_room(filters) | {'kernel': jnp.zeros((count, 1, 1, filters, filters))}
+def zero_joined(count: int, filters: int) -> dict[str, Array]:
+  """Returns the unit of `joined` for `count` images, of zeros."""
+  return zero_norm(filters) | {'kernel': jnp.zeros((count, 1, 1, filters, filters))}
 
 
 def drawn(key: Key, shapes: PyTree) -> PyTree:
-  """Kernels by He et al. (2015), scales of 1, all else 0."""
+  """Returns initial weights: kernels by He et al. (2015), scales of 1, all else 0."""
   leaves, tree = jax.tree.flatten_with_path(shapes)
   fans = {'kernel': slice(-4, -1), 'depthwise': slice(-3, -1)}  # the axes that one output reads
   names = [path[-1].key for path, _ in leaves]
-  # One draw for all: each would cost a compilation of its own.
+  # A single draw for all kernels: each draw of its own would have to be compiled.
   count = sum(leaf.size for name, (_, leaf) in zip(names, leaves, strict=True) if name in fans)
   normal, at, found = jax.random.normal(key, (count,)), 0, []
   for name, (_, leaf) in zip(names, leaves, strict=True):

@@ -1,11 +1,11 @@
-"""The whole networks of ENAS (Pham et al. 2018, Sec. 2.3), one alone or all of them with shared weights.
+"""The whole networks of ENAS (Pham et al. 2018, Sec. 2.3), each by itself or all with shared weights.
 
-After a 3 x 3 convolution each layer is a 1 x 1 convolution, batch norm and ReLU, then its operation; to that the skips
-are added, and batch norm ends it. After a third and two thirds of the layers all outputs so far are halved, each by
-weights of its own.
+A network begins with a 3 x 3 convolution. Each layer is a 1 x 1 convolution, batch norm and ReLU, then its operation;
+the skips are added to the result, and batch norm follows. After a third and after two thirds of the layers all outputs
+so far are reduced to half their height and width, each by its own weights.
 
-Skip j of a layer is the output of layer j, as in `MacroArch`; in the released code it is what stands before layer j.
-There layer 0 has no batch norm at its end.
+Skip j of a layer is the output of layer j, as in `MacroArch`. In the released code it is the input of layer j, and
+layer 0 has no batch norm at its end.
 """
 
 from collections.abc import Sequence
@@ -24,39 +24,39 @@ from nas_jax.types import Array, Key, PyTree
 
 
 class NetworkOptions(NamedTuple):
-  """What a network makes of its architecture; the paper's search has 12 layers of 36 filters and keeps .9."""
+  """What all networks have in common. The paper's search has 12 layers of 36 filters and keep = 0.9."""
 
   layers: int
   filters: int
-  operations: tuple[str, ...] = MACRO_OPERATIONS  # that a traced arch may have
-  keep: float = 1.0  # share of the features that the classifier is left with in training
-  norm: str = 'moving'  # statistics that batch norm takes in scoring: these, or 'batch', those of the images scored
-  double: bool = False  # twice the filters after each reduction, as in the final network
-  concat: bool = False  # skips concatenated, then ReLU, 1 x 1 convolution and batch norm, as there
+  operations: tuple[str, ...] = MACRO_OPERATIONS  # that architectures may have
+  keep: float = 1.0  # share of the classifier's features that dropout keeps in training
+  norm: str = 'moving'  # statistics that batch norm uses in scoring: 'moving', or 'batch', those of the scored images
+  double: bool = False  # twice the filters after each reduction, as in the paper's final network
+  concat: bool = False  # concatenate the skips, then ReLU, 1 x 1 convolution and batch norm, as there; else add them
 
 
 def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
-  """The networks of a form, to be trained one by one or with shared weights.
+  """Returns the child of these networks, which are trained each by itself or with shared weights.
 
   Args:
     inputs: as in `conv.build`; batch norm always comes before the ReLU.
-    options: of all networks.
+    options: what all networks have in common.
 
   Returns:
-    A child whose arch is a `conv.ChildSpec`. With a static `MacroArch` it has that network's weights; with a traced one
-    those of all, and steps touch what `own` takes from them. Its carry is the moving statistics, which move where a
-    network has weights.
+    A child whose arch is a `conv.ChildSpec`. With a static `MacroArch` it has the weights of that network. With a
+    traced one it has those of all networks, and a training step changes the part that `own` selects. Its carry is the
+    moving statistics, of which the same part changes.
 
   Raises:
-    ValueError: a form that cannot be, here; a static arch of another space, in `init`.
+    ValueError: `options` has a value that cannot be; or, in `init`, a static arch is not of the space.
   """
   space = enas_macro_space(options.layers, options.operations)
 
-  return enas_layers.child(inputs, options, space, lambda: _room(inputs, options), own, run)
+  return enas_layers.child(inputs, options, space, lambda: _zeros(inputs, options), own, run)
 
 
 def own(tree: PyTree, arch: MacroArch) -> PyTree:
-  """Of shared weights, or their statistics or gradients, those of the network of a static arch, as that alone has."""
+  """Selects the part of the shared weights (or statistics, or gradients) that one static architecture uses."""
   layers = []
   for i, layer in enumerate(tree['layers']):
     name = MACRO_OPERATIONS[arch.operation[i]]
@@ -72,7 +72,7 @@ def own(tree: PyTree, arch: MacroArch) -> PyTree:
 def run(
   params: PyTree, stats: PyTree, arch: MacroArch, options: NetworkOptions, x: Array, epsilon: Any, key: Key | None
 ) -> tuple[Array, PyTree]:
-  """Logits [B, classes] of images [B, H, W, C], and the moving statistics after them; in training with a key."""
+  """Returns logits [B, classes] of images [B, H, W, C], and the moving statistics; a key means training."""
   how, cuts = enas_layers.mode(options.norm, key), enas.cuts(options.layers)
   ids = [MACRO_OPERATIONS.index(name) for name in options.operations]
   branches = [functools.partial(_branch, name, how) for name in options.operations]
@@ -97,7 +97,7 @@ def run(
 
 
 def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon: Array) -> tuple[Array, PyTree]:
-  """One operation of a layer, and the statistics of all after it."""
+  """Computes one operation of a layer. Returns also the statistics of all operations after it."""
   found = list[PyTree]()
   for part, old in zip(own[name], moving[name], strict=True):
     x, new = enas_layers.unit(x, part, old, epsilon, how, relu=True)
@@ -109,7 +109,7 @@ def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon:
 
 
 def _joined(x, outputs, skips, own, moving, epsilon, how):
-  """What the operation gave, and the skips."""
+  """Joins the result of the operation and the skips, and applies batch norm."""
   if 'kernel' in own:
     return enas_layers.joined([*outputs, x], [*skips, 1], own, moving, epsilon, how)
   for image, skip in zip(outputs, skips, strict=True):
@@ -121,7 +121,7 @@ def _joined(x, outputs, skips, own, moving, epsilon, how):
 
 
 def _reduced(outputs, needed, own, moving, epsilon, how):
-  """All outputs halved, but for those that no later layer reads, and the statistics after it."""
+  """Reduces all outputs that a later layer reads. Returns them and the statistics."""
 
   def halve(x, own, moving):
     return enas_layers.reduced(x, own, moving, epsilon, how)
@@ -140,13 +140,13 @@ def _reduced(outputs, needed, own, moving, epsilon, how):
 
 
 def _skips(arch: MacroArch, i: int) -> Sequence[Any]:
-  """[i] whether layer i adds the output of layer 0, 1, ..."""
+  """Returns [i], whether layer i adds the output of layer 0, 1, ..."""
   first = i * (i - 1) // 2
   return [arch.links[first + j] for j in range(i)]
 
 
 def _needed(arch: MacroArch, layers: int, cut: int) -> list[Any]:
-  """[cut] whether a layer from `cut` on reads the output of layer 0, 1, ...; layer `cut` reads the one before it."""
+  """Returns [cut], whether any layer from `cut` on reads the output of layer 0, 1, ..., cut - 1."""
 
   def read(j):
     links = [_skips(arch, i)[j] for i in range(cut, layers)]
@@ -155,23 +155,23 @@ def _needed(arch: MacroArch, layers: int, cut: int) -> list[Any]:
   return [*map(read, range(cut - 1)), 1]
 
 
-def _room(inputs: conv.InputSpec, options: NetworkOptions) -> PyTree:
-  """Zeros in the shapes of all weights."""
+def _zeros(inputs: conv.InputSpec, options: NetworkOptions) -> PyTree:
+  """Returns zeros in the shapes of all weights."""
 
   def operation(name, channels, filters):
     kind, size = name.rsplit(maxsplit=1)
-    first = enas_layers.capacity(1, channels, filters)
-    return [first] if 'pool' in kind else [first, enas_layers.capacity(int(size), filters, filters, kind == 'sepconv')]
+    first = enas_layers.zero_unit(1, channels, filters)
+    return [first] if 'pool' in kind else [first, enas_layers.zero_unit(int(size), filters, filters, kind == 'sepconv')]
 
   filters, layers, reductions = options.filters, [], []
   for i in range(options.layers):
-    join = enas_layers.joined_room(i + 1, filters) if options.concat else enas_layers.norm_room(filters)
+    join = enas_layers.zero_joined(i + 1, filters) if options.concat else enas_layers.zero_norm(filters)
     layers.append({'branches': {name: operation(name, filters, filters) for name in options.operations}, 'join': join})
     if i + 1 in enas.cuts(options.layers):
       before, filters = filters, filters * (1 + options.double)
-      reductions.append([enas_layers.capacity(1, before, filters) for _ in range(i + 1)])
+      reductions.append([enas_layers.zero_unit(1, before, filters) for _ in range(i + 1)])
   return {
-    'stem': enas_layers.capacity(3, inputs.image[2], options.filters),
+    'stem': enas_layers.zero_unit(3, inputs.image[2], options.filters),
     'layers': layers,
     'reductions': reductions,
     'softmax': jnp.zeros((filters, inputs.classes)),

@@ -1,14 +1,14 @@
-"""The networks of cells of ENAS (Pham et al. 2018, Sec. 2.4), one alone or all of them with shared weights.
+"""The networks of cells of ENAS (Pham et al. 2018, Sec. 2.4), each by itself or all with shared weights.
 
-A 3 x 3 convolution is followed by normal cells with a reduction cell, which halves images and doubles filters, after a
-third and two thirds of them. A cell reads the outputs of the two cells before it. Both are brought to its size and
-filters by a ReLU, a 1 x 1 convolution and batch norm, or where they are too large by a factorised reduction; in the
-released code the newer one, if it has the size and filters, is left as it is. So what a reduction cell halves is its
-inputs, and its operations have stride 1, as in the search of the released code; in the paper those have stride 2.
+A network begins with a 3 x 3 convolution. Normal cells follow, with a reduction cell after a third and after two thirds
+of them, which halves height and width and doubles the filters. A cell reads the outputs of the two cells before it. A
+ReLU, a 1 x 1 convolution and batch norm bring them to its number of filters, or a factorised reduction if they are
+too large. So a reduction cell halves its inputs, and its operations have stride 1, as in the search of the released
+code. In the paper its operations have stride 2. In the released code the newer input is left as it is if it fits.
 
-A separable convolution is ReLU, convolution and batch norm, twice. Nodes that no operation reads, inputs too, are
-concatenated, and a ReLU, a 1 x 1 convolution and batch norm make them the cell's output; in the released code a network
-alone has no such convolution.
+A separable convolution is ReLU, convolution and batch norm, twice. The output of a cell are the nodes that no operation
+reads, inputs too: they are concatenated, and ReLU, a 1 x 1 convolution and batch norm follow. In the released code a
+network that is trained by itself has no such convolution.
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ IDENTITY = MICRO_OPERATIONS.index('identity')
 
 
 class NetworkOptions(NamedTuple):
-  """What a network makes of its architecture; the search of the paper has 6 cells, 20 filters and keeps .9."""
+  """What all networks have in common. The paper's search has 6 cells, 20 filters and keep = 0.9."""
 
-  cells: int  # normal ones
-  filters: int  # of the first
+  cells: int  # number of normal cells
+  filters: int  # of the first cells
   blocks: int = 5
-  operations: tuple[str, ...] = MICRO_OPERATIONS  # that a traced arch may have
-  keep: float = 1.0  # share of the features that the classifier is left with in training
-  drop_path: float = 1.0  # share of images for which an operation of the last cell, but identity, acts in training
-  norm: str = 'moving'  # statistics that batch norm takes in scoring: these, or 'batch', those of the images scored
+  operations: tuple[str, ...] = MICRO_OPERATIONS  # that architectures may have
+  keep: float = 1.0  # share of the classifier's features that dropout keeps in training
+  drop_path: float = 1.0  # probability in training that an operation of the last cell (not identity) is kept
+  norm: str = 'moving'  # statistics that batch norm uses in scoring: 'moving', or 'batch', those of the scored images
 
 
 class Cell(NamedTuple):
@@ -45,36 +45,36 @@ class Cell(NamedTuple):
 
   kind: str  # 'normal' or 'reduction'
   filters: int
-  channels: tuple[int, int]  # of what it reads, the older first
-  halved: tuple[bool, bool]
+  channels: tuple[int, int]  # of its inputs, the older one first
+  halved: tuple[bool, bool]  # whether each input must be halved
 
 
 def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
-  """The networks of a form, to be trained one by one or with shared weights; all as in `enas_macro.build`.
+  """Returns the child of these networks, trained each by itself or with shared weights, as in `enas_macro.build`.
 
-  The separable convolutions of a cell have weights for each node that they may read.
+  Shared separable convolutions have weights of their own for each node that they may read.
 
   Args:
-    inputs: as in `conv.build`; in a cell batch norm comes after the ReLU.
-    options: of all networks.
+    inputs: as in `conv.build`; in a cell batch norm always comes after the ReLU.
+    options: what all networks have in common.
 
   Returns:
     A child whose arch is a `conv.ChildSpec` of a static or traced `MicroArch`.
 
   Raises:
-    ValueError: a form that cannot be, here; a static arch of another space, in `init`.
+    ValueError: `options` has a value that cannot be; or, in `init`, a static arch is not of the space.
   """
   space = enas_micro_space(options.blocks, options.operations)
   if options.cells < 1:
-    raise ValueError(f'cells (={options.cells}) must be from 1 up.')
+    raise ValueError(f'cells (={options.cells}) must be at least 1.')
 
-  return enas_layers.child(inputs, options, space, lambda: _room(inputs, options), own, run)
+  return enas_layers.child(inputs, options, space, lambda: _zeros(inputs, options), own, run)
 
 
 def cells_of(options: NetworkOptions) -> tuple[Cell, ...]:
-  """The cells in turn."""
+  """Returns the cells of a network in order."""
   found = list[Cell]()
-  before = [(options.filters, 0)] * INPUTS  # channels and halvings of what the next cell reads
+  before = [(options.filters, 0)] * INPUTS  # channels of each input of the next cell, and how often it was halved
   for kind in _kinds(options.cells):
     level = before[-1][1] + (kind == 'reduction')
     (older, far), (newer, near) = before
@@ -84,7 +84,7 @@ def cells_of(options: NetworkOptions) -> tuple[Cell, ...]:
 
 
 def _kinds(cells: int) -> list[str]:
-  """Of the cells in turn, where so many are normal."""
+  """Returns the kinds of the cells in order, of which `cells` are normal."""
   found = ['normal'] * cells
   for cut in reversed(cuts(cells)):
     found.insert(cut, 'reduction')
@@ -92,7 +92,7 @@ def _kinds(cells: int) -> list[str]:
 
 
 def own(tree: PyTree, arch: MicroArch) -> PyTree:
-  """Of shared weights, or their statistics or gradients, those of the network of a static arch, as that alone has."""
+  """Selects the part of the shared weights (or statistics, or gradients) that one static architecture uses."""
 
   def side(part, reads, operation):
     name = MICRO_OPERATIONS[operation]
@@ -129,7 +129,7 @@ def run(
 
 
 def _cell(options, cell, how, epsilon, before, reads, operations, acts, own, moving):
-  """A cell's output, and the statistics after it; `acts` [2 B, images] is what operations are multiplied by."""
+  """Returns the output of a cell and its statistics; `acts` [2 B, images] are factors of its operations."""
   nodes, inputs, blocks = [], [], []
   for image, halved, part, old in zip(before, cell.halved, own['inputs'], moving['inputs'], strict=True):
     bring = enas_layers.reduced if halved else enas_layers.unit
@@ -151,7 +151,7 @@ def _cell(options, cell, how, epsilon, before, reads, operations, acts, own, mov
 
 
 def _side(options, how, epsilon, nodes, reads, operation, own, moving):
-  """One operation of a block on the node that it reads, and the statistics after it."""
+  """Applies one operation of a block to the node that it reads. Returns also the statistics after it."""
   x = enas_layers.choose(reads, [functools.partial(_pick, j) for j in range(len(nodes))], *nodes)
   branches = [functools.partial(_branch, name, how) for name in options.operations]
   k = enas_layers.place(operation, [MICRO_OPERATIONS.index(name) for name in options.operations])
@@ -167,7 +167,7 @@ def _pick(j: int, *nodes: Array) -> Array:
 
 
 def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon: Array) -> tuple[Array, PyTree]:
-  """One operation, and the statistics of all after it."""
+  """Computes one operation. Returns also the statistics of all operations after it."""
   found = list[PyTree]()
   for part, old in zip(own[name], moving[name], strict=True):
     x, new = enas_layers.unit(jax.nn.relu(x), part, old, epsilon, how)
@@ -179,39 +179,39 @@ def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon:
 
 
 def _decided(arch: MicroArch, kind: str) -> tuple[Any, Any]:
-  """What the sides of a cell's blocks read, and their operations, [2 B] each."""
+  """Returns the nodes that the operations of a kind of cell read, and the operations, [2 B] each."""
   if kind == 'normal':
     return arch.normal_input, arch.normal_operation
   return arch.reduction_input, arch.reduction_operation
 
 
 def _ends(reads: Any) -> Sequence[Any]:
-  """[2 + B] whether no side reads a node."""
+  """Returns [2 + B], whether no operation reads a node."""
   nodes = INPUTS + len(reads) // 2
   if is_static(reads):
     return [int(node in loose_ends(reads, nodes)) for node in range(nodes)]
   return [(reads != node).all().astype(jnp.int32) for node in range(nodes)]
 
 
-def _room(inputs: conv.InputSpec, options: NetworkOptions) -> PyTree:
-  """Zeros in the shapes of all weights."""
+def _zeros(inputs: conv.InputSpec, options: NetworkOptions) -> PyTree:
+  """Returns zeros in the shapes of all weights."""
 
   def side(filters, nodes):
     def twice(name):
-      return [enas_layers.capacity(int(name.split()[1]), filters, filters, True, (nodes,)) for _ in range(2)]
+      return [enas_layers.zero_unit(int(name.split()[1]), filters, filters, True, (nodes,)) for _ in range(2)]
 
     return {name: twice(name) if name.startswith('sepconv') else [] for name in options.operations}
 
   cells = [
     {
-      'inputs': [enas_layers.capacity(1, channels, cell.filters) for channels in cell.channels],
+      'inputs': [enas_layers.zero_unit(1, channels, cell.filters) for channels in cell.channels],
       'blocks': [[side(cell.filters, INPUTS + b) for _ in range(2)] for b in range(options.blocks)],
-      'ends': enas_layers.joined_room(INPUTS + options.blocks, cell.filters),
+      'ends': enas_layers.zero_joined(INPUTS + options.blocks, cell.filters),
     }
     for cell in cells_of(options)
   ]
   return {
-    'stem': enas_layers.capacity(3, inputs.image[2], options.filters),
+    'stem': enas_layers.zero_unit(3, inputs.image[2], options.filters),
     'cells': cells,
     'softmax': jnp.zeros((cells_of(options)[-1].filters, inputs.classes)),
     'softmax_bias': jnp.zeros(inputs.classes),

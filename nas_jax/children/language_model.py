@@ -1,4 +1,4 @@
-"""The language model child: an embedding, a stack of recurrent cells, a softmax (Zoph & Le 2017, Sec. 4.2)."""
+"""The language model child: an embedding, layers of recurrent cells, a softmax (Zoph & Le 2017, Sec. 4.2)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,17 +18,17 @@ from nas_jax.types import Array, Key, PyTree
 
 
 class Cell(NamedTuple):
-  """A kind of recurrent cell: what `build` stacks."""
+  """A kind of recurrent cell, as functions that `build` makes layers of."""
 
-  # (key, arch, in_features, features, scale) -> params, uniform in [-scale, scale], which may be traced
+  # (key, arch, in_features, features, scale) -> params, uniform in [-scale, scale]; scale may be traced
   init: Callable[[Key, PyTree, int, int, float | Array], PyTree]
   carry: Callable[[int, int], PyTree]  # (batch, features) -> zeros
-  # (params, arch, carry, xs, h_mask [B, H] or None) -> carry, ys; the mask is that of recurrent dropout
+  # (params, arch, carry, xs, h_mask [B, H] or None) -> carry, ys; the mask is for recurrent dropout
   unroll: Callable[[PyTree, PyTree, PyTree, recurrent_lib.Inputs, Array | None], tuple[PyTree, Array]]
 
 
 def tree(operations: Operations = BUILT_IN) -> Cell:
-  """Tree cells; traced ones may hold only the given operations."""
+  """Returns tree cells. Traced ones may hold only the given operations."""
 
   def unroll(params, arch, carry, xs, h_mask):
     return tree_cell.unroll(params, arch, carry, xs, h_mask=h_mask, operations=operations)
@@ -40,9 +40,9 @@ def tree(operations: Operations = BUILT_IN) -> Cell:
 
 
 def enas(operations: Operations = BUILT_IN, normalize: bool = False) -> Cell:
-  """Recurrent cells of ENAS: a traced one among weights that all share, which may hold only the given activations.
+  """Returns recurrent cells of ENAS. Traced ones share their weights and may hold only the given activations.
 
-  `normalize` is batch norm of what each cell hands up, by the streams side by side, as in the paper's search.
+  `normalize` adds batch norm of the outputs over the streams of the batch, as in the paper's search.
   """
 
   def init(key, arch, in_features, features, scale):
@@ -55,7 +55,7 @@ def enas(operations: Operations = BUILT_IN, normalize: bool = False) -> Cell:
 
 
 def lstm() -> Cell:
-  """The standard LSTM with biases, as a yardstick; the arch is ignored."""
+  """Returns the standard LSTM with biases, as a reference. It ignores the arch."""
 
   def init(key, arch, in_features, features, scale):
     del arch
@@ -73,9 +73,9 @@ def _two_zeros(batch: int, features: int) -> PyTree:
 
 
 def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
-  """A Flax cell, e.g. `flax_cell(nn.SimpleCell)`, as a yardstick; the arch is ignored.
+  """Returns a Flax cell, e.g. `flax_cell(nn.SimpleCell)`, as a reference. It ignores the arch.
 
-  It starts by Flax's own init and knows no recurrent dropout.
+  Its weights are initialized by Flax, and it has no recurrent dropout.
   """
 
   def init(key, arch, in_features, features, scale):
@@ -98,34 +98,34 @@ def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
 class Dropout(NamedTuple):
   """Rates of variational dropout (Gal & Ghahramani 2016): one mask for all time steps of a training step.
 
-  A rate that is None costs nothing; others may be traced, and 0.
+  None leaves this dropout out of the program. Other rates may be traced, and may be 0.
   """
 
-  embedding: float | Array | None = None  # whole words of the vocabulary
-  input: float | Array | None = None  # what enters each cell from below
-  recurrent: float | Array | None = None  # h_(t-1) where it enters the cell
-  output: float | Array | None = None  # what enters the softmax
+  embedding: float | Array | None = None  # of whole words of the vocabulary
+  input: float | Array | None = None  # of the input of each cell from the layer below
+  recurrent: float | Array | None = None  # of h_(t-1) where it enters the cell
+  output: float | Array | None = None  # of the input of the softmax
 
 
 class Hyperparameters(NamedTuple):
-  """Hyperparameters of a child: numbers, or arrays where one program trains children that differ in them."""
+  """Hyperparameters of a child: numbers, or arrays if one program trains children with different ones."""
 
-  lr: float | Array  # learning rate at the start
-  decay_epoch: float | Array  # epochs at that rate, where it decays by epochs
-  init_scale: float | Array  # embedding and softmax start uniform within +- this
-  cell_scale: float | Array  # likewise the weights of the cells
+  lr: float | Array  # initial learning rate
+  decay_epoch: float | Array  # epochs before it decays, in schedules that count epochs
+  init_scale: float | Array  # embedding and softmax are initially uniform within +- this
+  cell_scale: float | Array  # the weights of the cells are initially uniform within +- this
   dropout: Dropout = Dropout()
 
 
 class ChildSpec(NamedTuple):
-  """All that one child is made from."""
+  """What children may differ in: the architecture and the hyperparameters."""
 
   arch: PyTree  # static or traced, as the cell takes it
   hyperparameters: Hyperparameters
 
 
 class Masks(NamedTuple):
-  """What dropout leaves, scaled up; None where nothing is dropped."""
+  """The factors of dropout: 0 or 1 / (1 - rate). None if nothing is dropped."""
 
   words: Array | None  # [V, 1]
   between: tuple[Array | None, ...]  # [B, features] below each cell, and above the last
@@ -133,12 +133,12 @@ class Masks(NamedTuple):
 
 
 def no_masks(layers: int) -> Masks:
-  """Evaluation: nothing is dropped."""
+  """Returns the masks of evaluation, where nothing is dropped."""
   return Masks(None, (None,) * (layers + 1), (None,) * layers)
 
 
 def draw_masks(key: Key, dropout: Dropout, vocabulary: int, widths: Sequence[int], batch: int) -> Masks:
-  """The masks of one training step; `widths` are those of what enters each cell, and the softmax."""
+  """Draws the masks of one training step; `widths` are those of the input of each cell and of the softmax."""
   layers = len(widths) - 1
 
   def mask(key: Key, rate: float | Array | None, *shape: int) -> Array | None:
@@ -157,7 +157,7 @@ def draw_masks(key: Key, dropout: Dropout, vocabulary: int, widths: Sequence[int
 def run(
   cell: Cell, params: PyTree, arch: PyTree, carries: list[PyTree], inputs: Array, targets: Array, masks: Masks
 ) -> tuple[Array, list[PyTree]]:
-  """The network over a window: losses [T, B], in nats, of `targets` given `inputs` [T, B]; and the carries after."""
+  """Runs the network over a window. Returns losses [T, B], in nats, of `targets` given `inputs` [T, B]; and carries."""
 
   def dropped(x: Array, mask: Array | None) -> Array:
     return x if mask is None else x * mask[None]
@@ -181,22 +181,23 @@ def run(
 def build(
   vocabulary: int, hidden: int, layers: int, batch: int, cell: Cell, tied: bool = False, embedding: int = 0
 ) -> Child:
-  """The network, for arrays that `text_batches.lay_out` made; what the trainer calls its arch is a `ChildSpec`.
+  """Returns the child, for data of `text_batches.lay_out`. The `arch` argument of its functions is a `ChildSpec`.
 
   Args:
     vocabulary: V.
     hidden: H.
-    layers: cells stacked.
-    batch: B, the training streams.
+    layers: number of layers of cells.
+    batch: B, streams side by side in training.
     cell: the kind of cell.
-    tied: whether the softmax weights are the embedding's ("shared embeddings" in Table 2).
-    embedding: width of the embedding, 0 for H.
+    tied: whether the softmax uses the weights of the embedding ("shared embeddings" in Table 2).
+    embedding: width of the embedding; 0 for H.
 
   Returns:
-    A child whose score is {'perplexity': ...} per token over the whole validation split, the state carried through.
+    A child whose score is {'perplexity': ...} per token over the whole validation split, with the state carried from
+    window to window.
 
   Raises:
-    ValueError: tied weights of an embedding that is not as wide as the cells.
+    ValueError: `tied`, and the embedding is not as wide as the cells.
   """
   embedding = embedding or hidden
   if tied and embedding != hidden:

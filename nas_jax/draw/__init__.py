@@ -1,7 +1,7 @@
-"""Static architectures for people: in text, as pictures in files, and as pictures for a page.
+"""Descriptions and pictures of static architectures, the pictures for files or for HTML pages.
 
-Each function looks at the type of the architecture, as `space.canonical` does, and calls the function for that type
-with all its arguments. A type of your own joins by, say, `draw.svg.register(MyArch, my_svg)`.
+Each function calls the function for the type of the architecture with all its arguments. To add a type of your own,
+register a function for it, as in `draw.svg.register(MyArch, my_svg)`.
 """
 
 import functools
@@ -10,7 +10,7 @@ import os
 from nas_jax import tree_cell
 from nas_jax.draw import conv, enas, tree
 from nas_jax.nn import enas_cell
-from nas_jax.space import network
+from nas_jax.space import Space, network
 from nas_jax.space.chain import ChainArch
 from nas_jax.space.conv import ConvArch
 from nas_jax.space.enas import MacroArch, MicroArch, RnnArch
@@ -20,29 +20,34 @@ from nas_jax.space.tree import TreeArch
 
 @functools.singledispatch
 def describe(arch) -> str:
-  """An architecture in text: the equations of a recurrent cell, or a line for each layer or block of a network.
+  """Describes an architecture: the equations of a recurrent cell, or a line for each layer or block of a network.
 
-  Raises ValueError if the architecture is of a type that has no text.
+  Raises ValueError if there is no function for the type of the architecture.
   """
   raise _unknown(arch, describe, 'text')
 
 
 @functools.singledispatch
 def svg(arch) -> str:
-  """The picture of an architecture as an <svg> element to put into HTML, in the text colour of the page around it.
+  """Returns a picture of an architecture as an <svg> element for an HTML page, in the text colour of that page.
 
-  Raises ValueError if the architecture is of a type that has no picture.
+  Raises ValueError if there is no function for the type of the architecture.
   """
   raise _unknown(arch, svg, 'picture')
 
 
 @functools.singledispatch
 def draw(arch, path: str | os.PathLike[str]) -> None:
-  """Draws an architecture into a file, dark on white; the path ends in .svg, .png or .pdf.
+  """Draws an architecture into a file, dark on white. The path ends in .svg, .png or .pdf.
 
-  Raises ValueError if the path ends in anything else, or if the architecture is of a type that has no picture.
+  Raises ValueError if the path ends in anything else, or if there is no function for the type of the architecture.
   """
   raise _unknown(arch, draw, 'picture')
+
+
+def words(arch, space: Space) -> str:
+  """Describes an architecture by `describe`, or by its space if `describe` has no function for its type."""
+  return describe(arch) if type(arch) in describe.registry else space.describe(arch)
 
 
 def _unknown(arch, function, noun: str) -> ValueError:

@@ -1,4 +1,4 @@
-"""Static architectures of ENAS as pictures: columns with lanes beside them, and trees."""
+"""Draws static architectures of ENAS: networks as columns of boxes, recurrent cells as trees."""
 
 from collections.abc import Sequence
 import functools
@@ -17,36 +17,36 @@ Arch = MacroArch | MicroArch | RnnArch
 # Lengths in points.
 _SUM = 16.0  # the height of a sum
 _NODE, _COLUMN, _RISE = 70.0, 78.0, 26.0  # the width of a node; from column to column; from rank to rank
-_STATE, _BESIDE, _ENTRY = 32.0, 18.0, 7.0  # the width of x and h; how far from the middle they are, and their arrows
+_STATE, _BESIDE, _ENTRY = 32.0, 18.0, 7.0  # the width of x and h; how far they and their arrows are from the middle
 
 
 def draw(arch: Arch, path: str | os.PathLike[str], operations: Operations = BUILT_IN) -> None:
-  """Draws an architecture into a file, dark on white; the format is the path's ending.
+  """Draws an architecture into a file, dark on white. The ending of the path decides the format.
 
-  Numbers are those that `space.enas.describe` calls layers and blocks by. What the operations convolve is white, what
-  they pool or pass on is shaded, sums are round.
+  Layers and blocks have the numbers that `space.enas.describe` uses. Convolutions are white, pools and identities are
+  shaded, sums are round.
 
-  * A network: the image below, softmax on top; + adds the skips to what an operation gives, and broken lines are where
-    all outputs so far are halved. The convolution that every network begins with is not shown.
-  * A micro architecture: its normal cell and its reduction cell. What no block reads goes to `concat`.
-  * A recurrent cell: node 0 reads x_t and h_(t-1); the mean of what no node reads is h_t.
+  * A network has the image below and the softmax on top. A + adds the skips to the result of an operation. A broken
+    line shows where all outputs so far are halved. The first convolution, which every network has, is not shown.
+  * A micro architecture is its normal cell and its reduction cell. `concat` reads the nodes that no block reads.
+  * In a recurrent cell node 0 reads x_t and h_(t-1), and h_t is the mean of the nodes that no node reads.
 
   Args:
-    arch: static.
+    arch: a static architecture.
     path: of the file.
-    operations: where activations of your own that a recurrent cell holds are found; `Space.operations` has them.
+    operations: your own activations, if a recurrent cell holds any; `Space.operations` has them.
 
   Raises:
-    ValueError: the path ends in none of .svg, .png, .pdf; or a recurrent cell holds an activation that is neither built
-      in nor among `operations`.
+    ValueError: the path does not end in .svg, .png or .pdf; or a recurrent cell holds an activation that is neither
+      built in nor among `operations`.
   """
   pen.write(functools.partial(_figure, arch, operations=operations), path, _noun(arch))
 
 
 def svg(arch: Arch, operations: Operations = BUILT_IN) -> str:
-  """The same drawing as an <svg> element to put into HTML; one architecture is always one text.
+  """Returns the drawing as an <svg> element for an HTML page. The same architecture gives the same bytes.
 
-  It is in the text colour of the page, as `pen.element` says.
+  It has the text colour of the page, see `pen.element`.
   """
   widest = f'min(100%, {layout(arch, operations).width:g}pt)'
   make = functools.partial(_figure, arch, operations=operations)
@@ -54,7 +54,7 @@ def svg(arch: Arch, operations: Operations = BUILT_IN) -> str:
 
 
 def layout(arch: Arch, operations: Operations = BUILT_IN) -> Layout:
-  """Where the parts of an architecture are drawn, in points."""
+  """Returns the positions of the parts of a drawing, in points."""
   if isinstance(arch, MacroArch):
     return _macro(arch)
   return draw_enas_micro.layout(arch) if isinstance(arch, MicroArch) else _recurrent(arch, operations)
@@ -69,9 +69,9 @@ def _noun(arch: Arch) -> str:
 
 
 def _macro(arch: MacroArch) -> Layout:
-  """A column of operations, each with a sum on it if there is something to add."""
+  """Returns a column of operations, each with a sum above it if the layer has skips."""
   boxes, reads, marks = [Box('image', round=True)], list[Sequence[int]]([()]), dict[int, str]()
-  outputs = list[int]()  # the place of what each layer gives
+  outputs = list[int]()  # the box with the output of each layer
   for i, (operation, skips) in enumerate(zip(arch.operation, enas.skips_of(arch), strict=True)):
     if i in enas.cuts(len(arch.operation)):
       marks[len(boxes)] = 'half the size'
@@ -86,7 +86,7 @@ def _macro(arch: MacroArch) -> Layout:
 
 
 def _recurrent(arch: RnnArch, operations: Operations) -> Layout:
-  """A tree, its root below: what reads a node stands on it, and over each loose end there is nothing but the mean."""
+  """Returns a tree with its root below. A node is above the node that it reads; the mean is above all."""
   nodes = len(arch.activate)
   readers = [[i for i, j in enumerate(arch.previous, 1) if j == node] for node in range(nodes)]
   ranks, across, ends = [0] * nodes, [0.0] * nodes, list[int]()
@@ -114,7 +114,7 @@ def _recurrent(arch: RnnArch, operations: Operations) -> Layout:
   boxes.append(x._replace(word='$h_t$', x=mean.x, y=mean.top + GAP))
 
   def rise(source: int, target: int, x: float) -> Arrow:
-    """Leaves and arrives upright."""
+    """Returns an arrow that leaves and arrives vertically."""
     (x0, y0), y1 = (boxes[source].x, boxes[source].top), boxes[target].y
     points = ((x0, y0), (x0, (y0 + y1) / 2), (x, (y0 + y1) / 2), (x, y1))
     return Arrow(source, target, -1, points if x0 != x else (points[0], points[-1]))

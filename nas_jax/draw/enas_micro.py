@@ -1,6 +1,6 @@
-"""Where the parts of a picture of ENAS's micro cells are: two columns of blocks, as `lanes` has them.
+"""The layout of a picture of ENAS's micro cells: two columns of blocks, with arrows as in `routing`.
 
-A block is two operations side by side and, on them, their sum.
+A block is two operations side by side, and their sum above them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +14,18 @@ from nas_jax.space.enas import INPUT_NAMES, INPUTS, MICRO_OPERATIONS, MicroArch
 # Lengths in points.
 _OPERATION, _BETWEEN, _SUM = 84.0, 8.0, 16.0  # the width of an operation; between two of them; the height of their sum
 _BLOCK = 2 * _OPERATION + _BETWEEN
-_CHANNEL, _STUB = 30.0, 11.0  # below a block, for what it reads; from the operations to their sum
-_TURNS = 13.0, 20.0  # how far below an operation an arrow turns up to it: the first one, and one that passes below that
-_TITLE, _APART = 18.0, 10.0  # for the name of a cell; between the cells
+_CHANNEL, _STUB = 30.0, 11.0  # below a block, for the arrows to it; from the operations to their sum
+_TURNS = 13.0, 20.0  # how far below an operation its arrow turns upwards: the first arrow, and a second one below it
+_TITLE, _APART = 18.0, 10.0  # the space for the name of a cell; between the cells
 
 Block = Sequence[tuple[int, str]]  # the nodes that its two operations read, and their names
 
 
 def layout(arch: MicroArch) -> Layout:
-  """Both cells, side by side: of each its inputs, left operation, right operation and sum of each block, `concat`.
+  """Returns both cells side by side.
 
-  What comes from the left goes to the left of two operations: a sum may change them.
+  The boxes of a cell are its inputs, for each block its two operations and its sum, and `concat`. The operation whose
+  arrow comes from the left is drawn on the left, since the order of two summands does not matter.
   """
   cells, left, first = list[Layout](), 0.0, 0
   for name, (inputs, operations) in enas.cells_of(arch).items():
@@ -42,7 +43,7 @@ def layout(arch: MicroArch) -> Layout:
 
 
 def _moved(cell: Layout, right: float, first: int) -> Layout:
-  """A cell that much further right, the number of its first box `first`."""
+  """Moves a cell to the right, and numbers its boxes from `first`."""
   return Layout(
     cell.width + right,
     cell.height,
@@ -56,25 +57,25 @@ def _moved(cell: Layout, right: float, first: int) -> Layout:
 
 
 class _Wires(NamedTuple):
-  """How nodes reach their readers: blocks, by the number of their node, and `concat`, by the one after the last."""
+  """How arrows go from nodes to their readers. A reader is the node of a block, or `concat`, which follows the last."""
 
-  upright: Sequence[set[int]]  # [B + 3] what comes to each from straight below
-  both: Sequence[routing.Side]  # what goes left and right of the blocks
-  lanes: Sequence[Mapping[int, int]]
+  upright: Sequence[set[int]]  # [B + 3] the nodes whose arrows come to each reader from straight below
+  both: Sequence[routing.Side]  # the arrows on the left and on the right of the blocks
+  lanes: Sequence[Mapping[int, int]]  # the lane of each source on the left and on the right
 
   def order(self, reader: int, node: int) -> tuple[int, int]:
-    """Sorts what a block reads from left, -1, to right, 1; of one side, what comes by an outer lane is nearer to it."""
+    """Returns a key that sorts the nodes that a block reads by the side, -1 or 1, and the lane of their arrows."""
     if node in self.upright[reader]:
       return 0, node
     return (1, self.lanes[1][node]) if node in self.lanes[1] else (-1, -self.lanes[0][node])
 
 
 def _wires(blocks: Sequence[Block]) -> _Wires:
-  """The first input always goes left, the second right."""
+  """Routes the arrows of a cell. Those of the first input go left, those of the second go right."""
   end = INPUTS + len(blocks)
   reads = [*(set[int]() for _ in range(INPUTS)), *({node for node, _ in block} for block in blocks)]
   reads.append(set(enas.loose_ends(list(set.union(*reads)), end)))
-  # The inputs stand below the operations of the first block, if it reads both; a block on the one before it.
+  # Straight up go the inputs to the first block, if it reads both, and each block to the next one.
   upright = [row & {i - 1} if i > INPUTS else row if len(row) == INPUTS else set() for i, row in enumerate(reads)]
   beside = {j: [i for i in range(INPUTS, end + 1) if j in reads[i] - upright[i]] for j in range(end)}
   both = routing.sides({j: readers for j, readers in beside.items() if readers}, fixed={0: 0, 1: 1})
@@ -82,17 +83,17 @@ def _wires(blocks: Sequence[Block]) -> _Wires:
 
 
 def _cell(name: str, blocks: Sequence[Block]) -> Layout:
-  """One cell, its name below."""
+  """Returns the layout of a cell, with its name below."""
   wires = _wires(blocks)
   blocks = [sorted(block, key=lambda term: wires.order(i, term[0])) for i, block in enumerate(blocks, INPUTS)]
-  rooms = [routing.room(lane) for lane in wires.lanes]
-  middle = EDGE + rooms[0] + _BLOCK / 2
+  widths = [routing.lanes_width(lane) for lane in wires.lanes]
+  middle = EDGE + widths[0] + _BLOCK / 2
   boxes, arrows = _boxes(blocks, wires, middle), list[Arrow]()
   tints, end = routing.colors(wires.both), INPUTS + len(blocks)
   outputs = [*range(INPUTS), *range(INPUTS + 2, len(boxes) - 1, 3)]  # the box that gives each node
 
   def read(node: int, target: int, *way: tuple[float, float]) -> None:
-    """An arrow by the lane of a node, up to the height where the rest of its way begins."""
+    """Adds an arrow by the lane of a node, up to the height where the rest of its way begins."""
     side, box = 0 if node in wires.lanes[0] else 1, boxes[outputs[node]]
     edge, outwards = middle + (side - 0.5) * _BLOCK, 2 * side - 1
     along, low = edge + outwards * (routing.NEAR + routing.LANE * wires.lanes[side][node]), box.y + box.height / 2
@@ -106,7 +107,7 @@ def _cell(name: str, blocks: Sequence[Block]) -> Layout:
       if not come[k]:
         arrows.append(Arrow(outputs[node], target, -1, ((x, boxes[outputs[node]].top), (x, y))))
       else:
-        # Of two from one side, that to the operation away from there passes below the other.
+        # If both arrows come from one side, the one to the farther operation passes below the other.
         passes = come[0] == come[1] == (-1 if k else 1) and block[0][0] != block[1][0]
         read(node, target, (x, y - _TURNS[passes]), (x, y))
       arrows.append(Arrow(target, outputs[i], -1, ((x, boxes[target].top), (x, boxes[outputs[i]].y))))
@@ -116,12 +117,12 @@ def _cell(name: str, blocks: Sequence[Block]) -> Layout:
     ports = routing.ports_of(end, wires.both[side], wires.lanes[side])
     for k, node in enumerate(ports, 1):
       read(node, len(boxes) - 1, (middle + (side - 0.5) * _BLOCK, last.y + last.height * k / (len(ports) + 1)))
-  right = middle + _BLOCK / 2 + rooms[1] + EDGE
+  right = middle + _BLOCK / 2 + widths[1] + EDGE
   return Layout(right, last.top + EDGE, tuple(boxes), tuple(arrows), (Words(middle, EDGE + 4, f'{name} cell'),))
 
 
 def _boxes(blocks: Sequence[Block], wires: _Wires, middle: float) -> list[Box]:
-  """The boxes of a cell, `concat` high enough for what it reads."""
+  """Returns the boxes of a cell; `concat` is high enough for all its arrows."""
   across = [middle + side * (_OPERATION + _BETWEEN) / 2 for side in (-1, 1)]
   boxes = [
     Box(word, round=True, width=_OPERATION, x=x, y=EDGE + _TITLE) for word, x in zip(INPUT_NAMES, across, strict=True)

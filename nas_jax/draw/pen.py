@@ -1,6 +1,6 @@
-"""What drawings of architectures share: a pen in points, files by their ending, and elements for an HTML page.
+"""What all drawings share: a pen that draws in points, and writing into files and HTML pages.
 
-matplotlib is brought in when something is drawn, not before.
+matplotlib is imported when something is drawn.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,21 +17,21 @@ from nas_jax import lazy
 FONT, SMALL = 12.0, 8.5  # points
 
 _ENDINGS = ('.svg', '.png', '.pdf')
-_INK = '#010203'  # found again in an element, to be the page's own
+_INK = '#010203'  # replaced in an element by the text colour of the page
 
-Make = Callable[[str], Any]  # from the colour of the ink, a matplotlib figure
+Make = Callable[[str], Any]  # (colour of lines and text) -> a matplotlib figure
 
 
 def fitting(word: str, width: float, size: float = FONT) -> float:
-  """The size of letters in points, at most `size`, at which a word is about as wide as it may be."""
+  """Returns the font size in points, at most `size`, at which a word is at most about `width` wide."""
   return min(size, width / (0.62 * max(len(word), 1)))  # a letter is about 0.62 as wide as its size
 
 
 def write(make: Make, path: str | os.PathLike[str], noun: str) -> None:
-  """Draws into a file, dark on white; the format is the path's ending.
+  """Draws into a file, dark on white. The ending of the path decides the format.
 
   Raises:
-    ValueError: the path ends in none of .svg, .png, .pdf.
+    ValueError: the path does not end in .svg, .png or .pdf.
   """
   ending = pathlib.Path(path).suffix.lower()
   if ending not in _ENDINGS:
@@ -40,14 +40,22 @@ def write(make: Make, path: str | os.PathLike[str], noun: str) -> None:
 
 
 def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: str = '100%') -> str:
-  """An <svg> element to put into HTML, no wider than `widest`; one `key` is always one text.
+  """Returns a drawing as an <svg> element for an HTML page. The same `key` gives the same bytes.
 
-  It is transparent and in the text colour of the page (`currentColor`), light or dark. Its letters are paths, the same
-  everywhere. Its ids begin with the prefix and a hash of the key, so that a page can hold many.
+  The background is transparent, and lines and text have the text colour of the page (`currentColor`). Letters are
+  paths, so they look the same everywhere. Ids begin with the prefix and a hash of the key, so that a page can have many
+  drawings.
+
+  Args:
+    make: makes the figure.
+    prefix: of ids.
+    key: all that decides what is drawn.
+    label: describes the drawing, for screen readers.
+    widest: the greatest width, in CSS.
   """
   text = _render(make, 'svg', _INK, page='none').decode()
   text = text[text.index('<svg') :].replace(_INK, 'currentColor')
-  text = re.sub(r' *<style.*?</style>\n', '', text, flags=re.DOTALL)  # it would rule the whole page
+  text = re.sub(r' *<style.*?</style>\n', '', text, flags=re.DOTALL)  # it would apply to the whole page
   name = prefix + hashlib.sha256(repr(key).encode()).hexdigest()[:10]
   text = re.sub(r'(\bid="|href="#|url\(#)', rf'\1{name}-', text)
   style = f'max-width: {widest}; height: auto; stroke-linejoin: round'
@@ -56,7 +64,7 @@ def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: s
 
 
 def _render(make: Make, kind: str, ink: str, page: str) -> bytes:
-  """The bytes of a file, the same for the same figure."""
+  """Returns the bytes of a file; the same figure gives the same bytes."""
   lazy.require('matplotlib', 'a drawing')
   import matplotlib
 
@@ -71,7 +79,7 @@ def _render(make: Make, kind: str, ink: str, page: str) -> bytes:
 
 
 class Pen:
-  """Draws in points, y going up, on `figure`, which it makes."""
+  """Draws on a new `figure`, in points, with y upwards."""
 
   def __init__(self, width: float, height: float, ink: str):
     from matplotlib.figure import Figure
@@ -83,13 +91,13 @@ class Pen:
   def line(
     self, *points: tuple[float, float], color: str | None = None, arrow: bool = False, dashed: bool = False
   ) -> None:
-    """Two points: a straight line. Four: a Bezier curve."""
+    """Draws a straight line through two points, or a Bezier curve with four."""
     from matplotlib.path import Path
 
     self._stroke(points, [Path.LINETO if len(points) == 2 else Path.CURVE4] * (len(points) - 1), color, arrow, dashed)
 
   def rise(self, below: tuple[float, float], above: tuple[float, float]) -> None:
-    """A curve that leaves and arrives upright."""
+    """Draws a curve that leaves and arrives vertically."""
     (x0, y0), (x1, y1) = below, above
     middle = (y0 + y1) / 2
     self.line(below, (x0, middle), (x1, middle), above)
@@ -97,7 +105,7 @@ class Pen:
   def bends(
     self, points: Sequence[tuple[float, float]], radius: float, color: str | None = None, arrow: bool = False
   ) -> None:
-    """Straight lines from point to point, the corners between them rounded."""
+    """Draws straight lines from point to point with rounded corners."""
     from matplotlib.path import Path
 
     def towards(start: tuple[float, float], end: tuple[float, float]) -> tuple[float, float]:
@@ -121,20 +129,20 @@ class Pen:
     color: str | None = None,
     fill: float = 0.0,
   ) -> None:
-    """A box with round corners over the middle x of its lower edge, `fill` how much it is shaded."""
+    """Draws a box with rounded corners. (x, y) is the middle of its lower edge, `fill` the opacity of its shade."""
     from matplotlib.patches import FancyBboxPatch
 
     style = f'round,pad=0,rounding_size={radius}'
     self._add(FancyBboxPatch((x - width / 2, y), width, height, style, lw=1.1, **self._colors(color, fill)))
 
   def dot(self, x: float, y: float, color: str) -> None:
-    """Where a wire is tapped."""
+    """Draws a dot, where a line branches off."""
     from matplotlib.patches import Circle
 
     self._add(Circle((x, y), 2.2, lw=0, **self._colors(color, fill=1.0)))
 
   def text(self, x: float, y: float, words: str, align: str = 'center', size: float = FONT, alpha: float = 1.0) -> None:
-    """Words beside or around a point."""
+    """Writes text beside a point, or centred on it."""
     place: dict[str, Any] = {'transform': self._points, 'ha': align, 'va': 'center_baseline'}
     self.figure.text(x, y, words, fontsize=size, color=self.ink, alpha=alpha, **place)
 

@@ -1,7 +1,7 @@
-"""Boxes and the arrows between them, in columns: a box gives to those above it.
+"""Columns of boxes, and the arrows from a box to the boxes above that read it.
 
-To the next box it gives straight up; to all others beside the boxes, in one lane of one colour, of which each reader
-has a branch: an arrow a read, and arrows cross but at right angles.
+An arrow to the next box goes straight up. Arrows to other boxes go beside the column, in a lane of one colour for each
+source, which branches to each reader. Arrows cross only at right angles.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,81 +10,81 @@ from typing import Any, NamedTuple
 
 from nas_jax.draw import pen as pen_lib
 
-# Of lanes; each to be told from a light page and from a dark one.
+# Of lanes. Each is visible on a light page and on a dark one.
 COLORS = ('#2f7fc1', '#d2593b', '#2b9160', '#9466c9', '#a87f1d', '#c9508f', '#7a838d')
 
 # Lengths in points.
 WIDTH, HEIGHT = 104.0, 22.0  # of a box
-GAP, WIDE_GAP = 16.0, 28.0  # between boxes, and where a mark is between them
-PORT, LANE, NEAR = 7.0, 8.0, 18.0  # between arrows at a box, between lanes, from the boxes to the first lane
+GAP, WIDE_GAP = 16.0, 28.0  # between boxes; the same if a mark is between them
+PORT, LANE, NEAR = 7.0, 8.0, 18.0  # from arrow to arrow at a box; from lane to lane; from the boxes to the first lane
 BEND, EDGE = 7.0, 10.0  # the radius of a corner; the margin
-_WORDS, _LINE, _SHIFT = 10.0, 6.0, 7.0  # size of letters; half way from line to line; words right of the number
+_WORDS, _LINE, _SHIFT = 10.0, 6.0, 7.0  # font size; half the distance of two lines; offset of the text from the number
 
-Side = Mapping[int, Sequence[int]]  # what goes beside the boxes at one side: the readers of each source, upwards
+Side = Mapping[int, Sequence[int]]  # the arrows on one side of a column: the readers of each source, lowest first
 
 
 class Box(NamedTuple):
-  """A box with a word in it."""
+  """A box with text in it."""
 
   word: str
-  number: str = ''  # at the left
-  note: str = ''  # under the word
+  number: str = ''  # on the left
+  note: str = ''  # a second line of text
   round: bool = False
   shaded: bool = False
   height: float = HEIGHT
   width: float = WIDTH
-  x: float = 0.0  # its middle
-  y: float = 0.0  # its lower edge
+  x: float = 0.0  # of its middle
+  y: float = 0.0  # of its lower edge
 
   @property
   def top(self) -> float:
-    """Its upper edge."""
+    """The y of its upper edge."""
     return self.y + self.height
 
 
 class Arrow(NamedTuple):
-  """One read."""
+  """An arrow from a box to a box that reads it."""
 
-  source: int  # place of the box that is read
-  target: int
-  color: int  # into COLORS, of an arrow in a lane; -1 for the ink
-  # From the source to the target: in a lane the corners between them, else a line or a Bezier curve of four points.
+  source: int  # index of the box that is read
+  target: int  # index of the box that reads it
+  color: int  # index into COLORS for an arrow in a lane, else -1
+  # From the source to the target. In a lane: the ends and corners; else: a line, or a Bezier curve of four points.
   points: tuple[tuple[float, float], ...]
 
 
 class Words(NamedTuple):
-  """Words outside of the boxes."""
+  """Text outside of the boxes."""
 
   x: float
   y: float
   text: str
-  line: float = 0.0  # where, if anywhere, a broken line under them crosses the whole drawing
+  line: float = 0.0  # y of a broken line below the text across the whole drawing; 0 for none
 
 
 class Layout(NamedTuple):
-  """Where everything is; y goes up."""
+  """The positions of all parts of a drawing, with y upwards."""
 
   width: float
   height: float
   boxes: tuple[Box, ...]
-  arrows: tuple[Arrow, ...]  # of one source: upwards
+  arrows: tuple[Arrow, ...]  # those of one source are sorted by target
   words: tuple[Words, ...] = ()
 
 
 def column(boxes: Sequence[Box], reads: Sequence[Sequence[int]], marks: Mapping[int, str]) -> Layout:
-  """Boxes one above the other.
+  """Lays out boxes one above the other.
 
   Args:
-    boxes: in order, the lowest first; as high as their words need.
-    reads: the places that each of them reads, below its own.
-    marks: words between a box and the one below it.
+    boxes: the lowest first; as high as their text needs.
+    reads: for each box the indices of the boxes that it reads, all below it.
+    marks: text between a box and the one below it.
   """
   beside = {j: [i for i, row in enumerate(reads) if j in row and i > j + 1] for j in range(len(boxes))}
   both = sides({source: targets for source, targets in beside.items() if targets})
   lanes, tints = [lanes_of(side) for side in both], colors(both)
   ports = [[ports_of(i, side, lane) for i in range(len(boxes))] for side, lane in zip(both, lanes, strict=True)]
-  rooms = [room(lane) for lane in lanes]
-  middle = EDGE + rooms[0] + WIDTH / 2
+  widths = [lanes_width(lane) for lane in lanes]
+  middle = EDGE + widths[0] + WIDTH / 2
   placed, words, y = list[Box](), list[Words](), EDGE
   for i, box in enumerate(boxes):
     if i in marks:
@@ -95,7 +95,7 @@ def column(boxes: Sequence[Box], reads: Sequence[Sequence[int]], marks: Mapping[
     y = placed[-1].top + GAP
 
   def level(side: int, i: int, source: int) -> float:
-    """How high the lane of a source meets a box."""
+    """Returns the y at which the lane of a source meets a box."""
     found = ports[side][i]
     return placed[i].y + placed[i].height * (found.index(source) + 1) / (len(found) + 1)
 
@@ -110,11 +110,11 @@ def column(boxes: Sequence[Box], reads: Sequence[Sequence[int]], marks: Mapping[
       along = edge + outwards * (NEAR + lanes[side][source] * LANE)
       low, high = level(side, source, source), level(side, target, source)
       arrows.append(Arrow(source, target, tints[source], ((edge, low), (along, low), (along, high), (edge, high))))
-  return Layout(middle + WIDTH / 2 + rooms[1] + EDGE, y - GAP + EDGE, tuple(placed), tuple(arrows), tuple(words))
+  return Layout(middle + WIDTH / 2 + widths[1] + EDGE, y - GAP + EDGE, tuple(placed), tuple(arrows), tuple(words))
 
 
 def sides(beside: Side, fixed: Mapping[int, int] | None = None) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-  """What goes left and what goes right, but for the `fixed` sources to where fewer arrows meet the readers."""
+  """Assigns each source to the left (0) or right (1): as `fixed`, or to the side with fewer arrows at its readers."""
   found: tuple[dict[int, list[int]], dict[int, list[int]]] = ({}, {})
   readers = list(itertools.chain(*beside.values()))
   crowds = [dict.fromkeys(readers, 0) for _ in found]
@@ -128,7 +128,7 @@ def sides(beside: Side, fixed: Mapping[int, int] | None = None) -> tuple[dict[in
 
 
 def lanes_of(side: Side) -> dict[int, int]:
-  """The lane of each source: inside, where branches cross the fewest others, those with many for their length."""
+  """Assigns lanes: sources with many readers for their length get inner lanes, where branches cross fewer arrows."""
   lanes = dict[int, int]()
   for source in sorted(side, key=lambda source: ((side[source][-1] - source) / len(side[source]), source)):
     taken = {lane for other, lane in lanes.items() if other < side[source][-1] and source < side[other][-1]}
@@ -136,13 +136,13 @@ def lanes_of(side: Side) -> dict[int, int]:
   return lanes
 
 
-def room(lanes: Mapping[int, int]) -> float:
-  """What lanes take beside the boxes."""
+def lanes_width(lanes: Mapping[int, int]) -> float:
+  """Returns the width that lanes need beside the boxes."""
   return NEAR + max(lanes.values()) * LANE if lanes else 0.0
 
 
 def colors(both: Sequence[Side]) -> dict[int, int]:
-  """The colour of each source: if it can, none that its lane meets on its side; of those the one longest unused."""
+  """Returns a colour for each source: if possible unlike those of the lanes beside it, and the one longest unused."""
   found, latest = dict[int, int](), [-1] * len(COLORS)
   for source in sorted(itertools.chain(*both)):
     side = both[0] if source in both[0] else both[1]
@@ -153,13 +153,13 @@ def colors(both: Sequence[Side]) -> dict[int, int]:
 
 
 def ports_of(place: int, side: Side, lanes: Mapping[int, int]) -> list[int]:
-  """The sources whose lanes meet a box, lowest first: inner lanes below outer ones, and its own on top."""
+  """Returns the sources whose lanes meet a box, lowest first: inner lanes, outer lanes, and the box itself on top."""
   found = sorted((source for source, targets in side.items() if place in targets), key=lambda source: lanes[source])
   return found + [place] * (place in side)
 
 
 def figure(place: Layout, ink: str) -> Any:
-  """A matplotlib figure."""
+  """Returns a matplotlib figure."""
   pen = pen_lib.Pen(place.width, place.height, ink)
   last = {arrow.source: arrow for arrow in place.arrows if arrow.color >= 0}
   for words in place.words:
@@ -171,7 +171,7 @@ def figure(place: Layout, ink: str) -> Any:
       pen.line(*arrow.points, arrow=True)
       continue
     corners = arrow.points
-    if arrow != last[arrow.source]:  # what it shares with the last is drawn once
+    if arrow != last[arrow.source]:  # the part that it shares with the last arrow is drawn once
       x, y = corners[2]
       corners = ((x, y - BEND), *corners[2:])
     pen.bends(corners, BEND, COLORS[arrow.color], arrow=True)

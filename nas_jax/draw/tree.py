@@ -1,6 +1,6 @@
-"""Static tree cells as pictures, in the manner of Zoph & Le (2017) Fig. 8: x_t and h_(t-1) below, h_t on top.
+"""Draws static tree cells as in Zoph & Le (2017) Fig. 8: x_t and h_(t-1) below, h_t on top.
 
-matplotlib is brought in when something is drawn, not before.
+matplotlib is imported when something is drawn.
 """
 
 from collections.abc import Iterator
@@ -13,49 +13,49 @@ from nas_jax.draw import pen as pen_lib
 from nas_jax.operations import BUILT_IN, IDENTITY, Operations, find
 from nas_jax.space.tree import TreeArch, leaves
 
-_MEMORY = '#d2593b'  # the way of c, to be told from the ink on a light page and on a dark one
+_MEMORY = '#d2593b'  # the colour of c, visible on a light page and on a dark one
 
 # Lengths in points.
-_WIDTH, _HEIGHT, _WIRE = 36.0, 20.0, 11.0  # of an operation's box, and of the wire between two boxes of a node
-_STUB, _RISE = 14.0, 26.0  # what leaves a level goes straight up, then over to its parent
-_APART = 7.0  # from the middle of a box to where a wire enters
-_ARROW, _SIDE, _EDGE = 18.0, 48.0, 10.0  # the arrows of c; the room that they and their names take; the margin
+_WIDTH, _HEIGHT, _WIRE = 36.0, 20.0, 11.0  # of the box of an operation; of the line between two boxes of a node
+_STUB, _RISE = 14.0, 26.0  # a line out of a level goes straight up, then in a curve to its parent
+_APART = 7.0  # from the middle of a box to where a line enters
+_ARROW, _SIDE, _EDGE = 18.0, 48.0, 10.0  # the arrows of c; the width of these with their names; the margin
 
 
 class Box(NamedTuple):
   """One operation."""
 
-  x: float  # its middle
-  y: float  # its lower edge
+  x: float  # of its middle
+  y: float  # of its lower edge
   word: str
-  combines: bool  # or activates
-  injects: bool  # belongs to Cell Inject
+  combines: bool  # whether it is a combination, or an activation
+  injects: bool  # whether it belongs to Cell Inject
 
 
 class Layout(NamedTuple):
-  """Where everything is; y goes up."""
+  """The positions of all parts of a drawing, with y upwards."""
 
   width: float
   height: float
-  foot: float  # how deep the inputs of the leaves reach below them
+  foot: float  # height of the space for the inputs below the leaves
   nodes: tuple[tuple[Box, ...], ...]  # [N] the operations of each node, lowest first
-  ceilings: tuple[float, ...]  # [N] up to where the wire out of each node is straight
+  ceilings: tuple[float, ...]  # [N] y up to which the line out of each node is straight
 
 
 def draw(arch: TreeArch, path: str | os.PathLike[str], operations: Operations = BUILT_IN) -> None:
-  """Draws a static cell as a tree into a file, dark on white; the format is the path's ending.
+  """Draws a static cell as a tree into a file, dark on white. The ending of the path decides the format.
 
-  The leaves, below, combine W_i x and U_i h. Each node shows its combination and, above it, its activation if that is
-  not the identity; a0, a1, ... are the values that `equations` calls so. In colour: c_(t-1) with the operations of Cell
-  Inject, and c_t where it leaves its node.
+  The leaves, at the bottom, combine W_i x and U_i h. A node has its combination and, above it, its activation if that
+  is not the identity. The values a0, a1, ... are named as in `equations`. In colour are c_(t-1) with the operations of
+  Cell Inject, and c_t at its node.
 
   Args:
-    arch: static.
+    arch: a static architecture.
     path: of the file.
-    operations: where operations of your own that the cell holds are found; `Space.operations` has them.
+    operations: your own operations, if the cell holds any; `Space.operations` has them.
 
   Raises:
-    ValueError: the path ends in none of .svg, .png, .pdf; or the cell holds an operation that is neither built in nor
+    ValueError: the path does not end in .svg, .png or .pdf; or the cell holds an operation that is neither built in nor
       among `operations`.
 
   >>> import os, tempfile
@@ -69,16 +69,16 @@ def draw(arch: TreeArch, path: str | os.PathLike[str], operations: Operations = 
 
 
 def svg(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
-  """The same drawing as an <svg> element to put into HTML; one cell is always one text.
+  """Returns the drawing as an <svg> element for an HTML page. The same cell gives the same bytes.
 
-  It is in the text colour of the page, as `pen.element` says.
+  It has the text colour of the page, see `pen.element`.
   """
   make = functools.partial(_figure, arch, operations=operations)
   return pen_lib.element(make, 'cell', tuple(map(tuple, arch)), 'recurrent cell')
 
 
 def layout(arch: TreeArch, operations: Operations = BUILT_IN) -> Layout:
-  """Where the parts of a static cell are drawn, in points."""
+  """Returns the positions of the parts of a static cell, in points."""
   n = leaves(arch)
   column, foot = (84.0, 34.0) if n <= 8 else (45.0, 50.0)
   gives, takes = arch.index
@@ -102,7 +102,7 @@ def layout(arch: TreeArch, operations: Operations = BUILT_IN) -> Layout:
 
 
 def _boxes(arch: TreeArch, operations: Operations, node: int, x: float, y: float) -> Iterator[Box]:
-  """The operations of one node, lowest first."""
+  """Yields the boxes of one node, lowest first."""
   pairs = [(arch.combine[node], arch.activate[node], False)]
   if node == arch.index[1]:
     pairs.append((arch.inject[0], arch.inject[1], True))
@@ -115,7 +115,7 @@ def _boxes(arch: TreeArch, operations: Operations, node: int, x: float, y: float
 
 
 def _figure(arch: TreeArch, ink: str, operations: Operations = BUILT_IN) -> Any:
-  """A matplotlib figure of a cell."""
+  """Returns a matplotlib figure of a cell."""
   place = layout(arch, operations)
   pen = pen_lib.Pen(place.width, place.height, ink)
   n = leaves(arch)
@@ -149,7 +149,7 @@ def _figure(arch: TreeArch, ink: str, operations: Operations = BUILT_IN) -> Any:
 
 
 def _operation(pen: pen_lib.Pen, box: Box) -> None:
-  """A combination has round ends; an activation is shaded."""
+  """Draws a combination with round ends, or an activation shaded."""
   radius = _HEIGHT / 2 if box.combines else 3.0
   color = _MEMORY if box.injects else None
   pen.box(box.x, box.y, _WIDTH, _HEIGHT, radius, color, fill=0.0 if box.combines else 0.12)
@@ -157,7 +157,7 @@ def _operation(pen: pen_lib.Pen, box: Box) -> None:
 
 
 def _inputs(pen: pen_lib.Pen, leaf: int, box: Box, foot: float) -> None:
-  """What a leaf takes: two words side by side, or in narrow columns one lower than the other."""
+  """Draws the inputs of a leaf, side by side, or in narrow columns one below the other."""
   for side, depth, word in ((-1, 34.0, 'W_{%d} x'), (1, foot, 'U_{%d} h')):
     x = box.x + side * (18.0 if foot < 40 else 10.0)
     pen.rise((x, box.y - depth + 15), (box.x + side * _APART, box.y))

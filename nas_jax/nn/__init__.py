@@ -1,1 +1,1 @@
-"""Neural-network building blocks that know nothing of searches."""
+"""Neural-network building blocks: recurrent cells, convolutions, pools and batch norm."""

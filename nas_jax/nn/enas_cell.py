@@ -1,15 +1,15 @@
 """The recurrent cell of ENAS, Pham et al. (2018) Sec. 2.1: a chain of highway nodes, each reading an earlier one.
 
-A *static* `RnnArch` (Python ints) has weights of its own alone. A *traced* one (int32 arrays, see `space.stack`)
-chooses among weights that all cells of N nodes share, one matrix for each pair of a node and an earlier one: one
-program runs every cell.
+A *static* `RnnArch` (Python ints) has its own weights only. A *traced* one (int32 arrays, see `space.stack`) selects
+from weights that all cells of N nodes share, one matrix for each pair of a node and an earlier one. So one program runs
+every cell.
 
-Node 0 reads x_t and h_(t-1), node l reads node j = previous[l - 1]; f is a node's activation, * goes entry by entry:
+Node 0 reads x_t and h_(t-1), node l reads node j = previous[l - 1]. With the activation f of a node, and * elementwise:
 
   c_0 = sigmoid(x W_c + h U_c),   h_0 = c_0 * f_0(x W_h + h U_h) + (1 - c_0) * h
   c_l = sigmoid(h_j V_c),         h_l = c_l * f_l(h_j V_h) + (1 - c_l) * h_j
 
-h_t is the mean of the nodes that none reads.
+h_t is the mean of the nodes that no other node reads.
 """
 
 import functools
@@ -30,18 +30,19 @@ from nas_jax.types import Array, Key
 def init(
   key: Key, arch: RnnArch, in_features: int, features: int, *, scale: float | Array | None = None
 ) -> dict[str, Array]:
-  """Parameters: for a static arch its own, for a traced one those that all cells of as many nodes share.
+  """Returns the parameters of a static cell, or for a traced arch those that all cells of N nodes share.
 
   Args:
     key: the random key.
-    arch: only whether it is static, and its number of nodes N, matter.
+    arch: only its number of nodes N, and whether it is static, are used.
     in_features: width of x.
     features: H, width of h.
     scale: weights are uniform in [-scale, scale]; by default 1 / sqrt(H).
 
   Returns:
-    {'kernel': [in_features, 2 H], 'recurrent_kernel': [H, 2 H], 'nodes': [k, H, 2 H]}, the columns of c_l before those
-    of f_l; k is N - 1, or N (N - 1) / 2: the matrix of node l reading node j is l (l - 1) / 2 + j.
+    {'kernel': [in_features, 2 H], 'recurrent_kernel': [H, 2 H], 'nodes': [k, H, 2 H]}, with the columns of c_l before
+    those of f_l. For a static arch k is N - 1. For a traced one k is N (N - 1) / 2, and the matrix of node l reading
+    node j has the index l (l - 1) / 2 + j.
   """
   scale = features**-0.5 if scale is None else scale
   ends_key, nodes_key = jax.random.split(key)
@@ -50,7 +51,7 @@ def init(
 
 
 def own(params: dict[str, Array], arch: RnnArch) -> dict[str, Array]:
-  """What a cell, static or traced, has of the shared parameters: those of a static one."""
+  """Selects from shared parameters those of one cell, static or traced. The result is as for a static arch."""
   node = np.arange(1, len(arch.activate), dtype=np.int32)
   pairs = node * (node - 1) // 2 + jnp.asarray(arch.previous, jnp.int32)
   return params | {'nodes': params['nodes'][pairs]}
@@ -70,23 +71,23 @@ def unroll(
   """The cell over a sequence; the input projections of all steps are one product before the loop.
 
   Args:
-    params: as `init` returns them for such an arch. What a traced one chooses is gathered once, before the loop.
+    params: as `init` returns them. With a traced arch the matrices of its cell are gathered once, before the loop.
     arch: static or traced.
     carry: h [B, H].
-    xs: [T, B, in], time first, or which rows of a table they are.
-    h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the products of node 0 (variational dropout).
-    normalize: batch norm of the outputs, by the mean and variance of each step's B rows and without a learned scale, as
-      in the paper's search. What goes on to the next step is not normalised.
-    hoist: one product after the backward loop gives the gradient of each recurrent matrix, rather than a sum of T small
-      ones inside it. That is a `custom_vjp`: forward-mode derivatives want False.
-    operations: those that the arch may hold, as `Space.operations` says: a traced program leaves all others out. For a
-      static arch they matter only if it holds activations of your own.
+    xs: [T, B, in], time first; or `Rows` of a table.
+    h_mask: [B, H] or [H], multiplies h_(t-1) in the products of node 0 (variational dropout).
+    normalize: batch norm of the outputs, by the mean and variance over the B rows of each step and without a learned
+      scale, as in the paper's search. The h that goes on to the next step is not normalized.
+    hoist: computes the gradient of each recurrent matrix as one product after the backward loop, not as a sum of T
+      products inside it. This is a `custom_vjp`, so forward-mode derivatives need False.
+    operations: the operations that the arch may hold, as in `Space.operations`; a traced program computes only these. A
+      static arch needs them only if it holds activations of your own.
 
   Returns:
     The final h and the outputs h_t [T, B, H].
 
   Raises:
-    ValueError: the parameters are not those of such an arch, or a static one holds an unknown activation.
+    ValueError: the parameters do not fit the arch, or a static arch holds an unknown activation.
   """
   static, wanted = is_static(arch), _matrices(arch)
   if len(params['nodes']) != wanted:
@@ -103,9 +104,9 @@ def unroll(
 
 
 def equations(arch: RnnArch, operations: Operations = BUILT_IN) -> str:
-  """A static cell as equations, two lines a node; x and h are x_t and h_(t-1).
+  """Returns the equations of a static cell, two lines for each node; x and h are x_t and h_(t-1).
 
-  Activations of your own are found in `operations`; ValueError if they are not there.
+  Raises ValueError if the cell holds an activation that is neither built in nor among `operations`.
   """
   lines = []
   for node, activate in enumerate(arch.activate):
@@ -119,26 +120,26 @@ def equations(arch: RnnArch, operations: Operations = BUILT_IN) -> str:
 
 
 def _matrices(arch: RnnArch) -> int:
-  """How many matrices the nodes after the first have: their own, or one for each pair."""
+  """Returns the number of matrices of the nodes after the first: one for each, or one for each pair if shared."""
   nodes = len(arch.activate)
   return nodes - 1 if is_static(arch) else nodes * (nodes - 1) // 2
 
 
 def _shares(arch: Any) -> Array:
-  """[N] the part of each node in the mean of those that none reads."""
+  """Returns the weight [N] of each node in h_t: the mean of the nodes that no other node reads."""
   nodes = np.arange(len(arch.activate))
   loose = (jnp.asarray(arch.previous, jnp.int32)[:, None] != nodes[None]).all(0)
   return loose / loose.sum()
 
 
 def _node(operations: Operations, activate: int | Array, sums: Array, before: Array) -> Array:
-  """h_l [B, H] of what enters c_l and f_l, `sums` [B, 2 H], and of the node read."""
+  """Returns h_l [B, H], from the inputs of c_l and f_l, `sums` [B, 2 H], and from the node that it reads."""
   gate, value = jnp.split(sums, 2, -1)
   return before + jax.nn.sigmoid(gate) * (operations_lib.activate(operations, activate, value) - before)
 
 
 def _step(arch, operations, recurrent, nodes, mask, h, x):
-  """One step: h after it, and what the backward pass needs: h before, the sums [N, B, 2 H] and values [N, B, H]."""
+  """One step. Returns h; and for the backward pass h, h before, sums [N, B, 2 H] and values [N, B, H]."""
   static, sums = is_static(arch), [x + (h * mask) @ recurrent]
   values = [_node(operations, arch.activate[0], sums[0], h)]
   for activate, previous, kernel in zip(arch.activate[1:], arch.previous, nodes, strict=True):
@@ -151,13 +152,13 @@ def _step(arch, operations, recurrent, nodes, mask, h, x):
 
 
 def _scan(arch, operations, recurrent, nodes, xs, h, mask):
-  """The loop as it is written; JAX derives its gradient. Returns h [B, H] and the outputs [T, B, H]."""
+  """The plain loop, whose gradient JAX derives. Returns h [B, H] and the outputs [T, B, H]."""
   h, (hs, *_) = jax.lax.scan(functools.partial(_step, arch, operations, recurrent, nodes, mask), h, xs)
   return h, hs
 
 
 def _hoisted_scan(arch, operations, *floats):
-  """`_scan` with the gradients of the matrices taken out of its backward loop."""
+  """`_scan` whose backward loop does not contain the gradients of the matrices."""
   # A static arch enters by closure: as an argument it would become traced.
   fixed, chosen = (arch, None) if is_static(arch) else (None, arch)
 
@@ -174,7 +175,7 @@ def _hoisted_scan(arch, operations, *floats):
     chosen, recurrent, nodes, mask, before, sums, values = residuals
     arch, (dh, dhs) = fixed or chosen, cotangents
     shares = _shares(arch).astype(dh.dtype)[:, None, None]
-    transposed_kernel, turned_nodes = recurrent_lib.transposed(recurrent), recurrent_lib.transposed(nodes)
+    transposed_kernel, transposed_nodes = recurrent_lib.transposed(recurrent), recurrent_lib.transposed(nodes)
 
     def through(activate, sums, before, dvalue):
       return jax.vjp(functools.partial(_node, operations, activate), sums, before)[1](dvalue)
@@ -185,7 +186,7 @@ def _hoisted_scan(arch, operations, *floats):
       for node in reversed(range(1, len(arch.activate))):
         read = arch.previous[node - 1]
         dsum, dread = through(arch.activate[node], sums[node], values[read], dvalues[node])
-        dvalues = dvalues.at[read].add(dread + dsum @ turned_nodes[node - 1])
+        dvalues = dvalues.at[read].add(dread + dsum @ transposed_nodes[node - 1])
         dsums.append(dsum)
       dsum, dh = through(arch.activate[0], sums[0], before, dvalues[0])
       dmasked = dsum @ transposed_kernel

@@ -1,8 +1,8 @@
-"""Convolutions, pools and batch norm, each one function on every platform, with what XLA:CPU needs hidden inside.
+"""Convolutions, pools and batch norm that are fast on every platform, CPUs included.
 
-Images are [B, H, W, C], kernels [kh, kw, C, F]. On a CPU a convolution that JAX derives keeps, inside a loop, layouts
-for which XLA has only a naive kernel; written as convolutions of the usual form its gradients are some ten times
-faster. Sums over all pixels are fastest there as products with rows of ones.
+Images are [B, H, W, C], kernels [kh, kw, C, F]. On a CPU, inside a loop, the gradients of a convolution that JAX
+derives have layouts for which XLA has only a naive kernel. Written as convolutions of the usual layout they are about
+ten times faster. Sums over all pixels are fastest on a CPU as products with rows of ones.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 
 from nas_jax.types import Array, PyTree
 
-LARGE = 2**20  # numbers that are more than caches hold
+LARGE = 2**20  # elements of an array that is larger than the caches of a CPU
 
 
 def compiler_options(platform: str) -> dict[str, Any]:
-  """What XLA is to be told about programs with these in them.
+  """Returns the options of XLA for programs that use these functions.
 
-  Its CPU backend's YNN goes: where there is no AVX-512, those convolutions make a step four times as long.
+  They turn YNN off in the CPU backend: without AVX-512 its convolutions make a training step take four times as long.
   """
   return {'xla_cpu_experimental_ynn_fusion_type': ''} if platform == 'cpu' else {}
 
@@ -29,8 +29,8 @@ def compiler_options(platform: str) -> dict[str, Any]:
 def conv(x: Array, kernel: Array, stride: tuple[int, int] = (1, 1)) -> Array:
   """A convolution [B, ceil(H / sh), ceil(W / sw), F] without bias.
 
-  Padding is (k - 1) // 2 before and k // 2 after, whatever the stride, so a strided output is the one of stride 1 at 0,
-  s, 2 s, ...
+  Padding is (k - 1) // 2 before and k // 2 after for every stride, so the output of stride s is the output of stride 1
+  at 0, s, 2 s, ...
   """
   return _conv(x, kernel, stride)
 
@@ -42,7 +42,7 @@ def _conv(x: Array, kernel: Array, stride: tuple[int, int]) -> Array:
 def convolved(
   x: Array, kernel: Array, padding: Sequence[tuple[int, int]], window_strides: tuple[int, int] = (1, 1), **dilation: Any
 ) -> Array:
-  """XLA's convolution in the form that is fast everywhere. On a CPU its own derivative is not: see `conv`."""
+  """XLA's convolution in its usual layout. Its derivative is slow on a CPU: see `conv`."""
   return jax.lax.conv_general_dilated(
     x, kernel, window_strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **dilation
   )
@@ -66,7 +66,7 @@ conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _image_gradient(shape: tuple[int, ...], kernel: Array, stride: tuple[int, int], dy: Array) -> Array:
-  """The outputs' gradients, spread out by the stride, convolved with the kernel turned round."""
+  """The gradient of the outputs, dilated by the stride, convolved with the flipped and transposed kernel."""
   padding = []
   for n, k, s, m in zip(shape[1:3], kernel.shape[:2], stride, dy.shape[1:3], strict=True):
     before = (k - 1) // 2
@@ -76,7 +76,7 @@ def _image_gradient(shape: tuple[int, ...], kernel: Array, stride: tuple[int, in
 
 
 def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], dy: Array) -> Array:
-  """The images convolved with the outputs' gradients: channels take the place of images, and images of channels."""
+  """The images convolved with the gradient of the outputs, batch and channels being swapped."""
   padding = []
   for n, k, s, m in zip(x.shape[1:3], shape[:2], stride, dy.shape[1:3], strict=True):
     before = (k - 1) // 2
@@ -87,10 +87,10 @@ def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], 
 
 @jax.custom_vjp
 def depthwise(x: Array, kernel: Array) -> Array:
-  """Each channel convolved with its own window, stride 1, zeros around: [B, H, W, C] by [kh, kw, C], both odd.
+  """A depthwise convolution of [B, H, W, C] with [kh, kw, C], both sides odd, at stride 1 with zero padding.
 
-  A sum of shifted images, which every platform fuses; XLA:CPU would take a grouped convolution channel by channel, and
-  some eighty times as long with its gradient.
+  It is a sum of shifted images, which every platform fuses. As a grouped convolution, which XLA:CPU computes channel by
+  channel, it would take about eighty times as long with its gradient.
   """
   kh, kw, _ = kernel.shape
   images = _shifted(x, kh, kw, 0.0)
@@ -106,34 +106,34 @@ def _depthwise_backward(residuals, dy):
   kh, kw, _ = kernel.shape
   wide = _framed(x, kh, kw, 0.0)
 
-  def pulled(k):  # a loop, for what each place costs is one pass over the images in any case, and compiling it
+  def gradient(k):  # in a loop, which compiles faster and runs as fast: each k takes a pass over the images
     return _sum(jax.lax.dynamic_slice(wide, (0, k // kw, k % kw, 0), x.shape) * dy)
 
-  return depthwise(dy, kernel[::-1, ::-1]), jax.lax.map(pulled, jnp.arange(kh * kw)).reshape(kernel.shape)
+  return depthwise(dy, kernel[::-1, ::-1]), jax.lax.map(gradient, jnp.arange(kh * kw)).reshape(kernel.shape)
 
 
 depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _framed(x: Array, kh: int, kw: int, value: float) -> Array:
-  """Images with as much around them as a window of odd sides reaches beyond the edge."""
+  """Pads images by as much as a window of odd sides reaches beyond the edge."""
   return jnp.pad(x, [(0, 0), (kh // 2, kh // 2), (kw // 2, kw // 2), (0, 0)], constant_values=value)
 
 
 def _shifted(x: Array, kh: int, kw: int, around: float) -> list[Array]:
-  """For each place of a window in turn, what stands there for every pixel."""
+  """Returns the images shifted to each position of a window in turn, padded with `around`."""
   wide, (height, width) = _framed(x, kh, kw, around), x.shape[1:3]
   return [wide[:, i : i + height, j : j + width] for i in range(kh) for j in range(kw)]
 
 
 def pool_around(x: Array, size: int, largest: bool) -> Array:
-  """The largest, or the mean, of what the image has in a window of odd `size` around each pixel [B, H, W, C].
+  """Max pooling or average pooling over a window of odd `size` around each pixel, at stride 1: [B, H, W, C].
 
-  Shifted images again, a side at a time: the gradient of XLA:CPU's max pool takes ten times as long. Of equal largest
-  values the last has the gradient.
+  Windows are cut off at the edge. It is computed from shifted images, rows and then columns, because the gradient of
+  XLA:CPU's max pooling takes ten times as long. If several values are largest, the last one gets the gradient.
   """
 
-  # The gradient of a maximum asks which operand equals the result, and one may be computed again, to other bits.
+  # The gradient of jnp.maximum tests which operand equals the result; it fails if one is recomputed with other bits.
   def larger(a: Array, b: Array) -> Array:
     return jnp.where(a > b, a, b)
 
@@ -151,17 +151,17 @@ def pool_around(x: Array, size: int, largest: bool) -> Array:
 def batch_norm(
   x: Array, scale: Array, bias: Array, epsilon: float | Array = 1e-5, relu: bool = False
 ) -> tuple[Array, Array, Array]:
-  """Normalizes each channel over batch and pixels, in training mode (Ioffe & Szegedy 2015), perhaps with a ReLU after.
+  """Batch norm in training mode (Ioffe & Szegedy 2015), over batch and pixels, with a ReLU after it if asked for.
 
   Args:
     x: [B, H, W, C].
     scale: [C] gamma.
     bias: [C] beta.
     epsilon: added to the variance; it gets no gradient.
-    relu: whether negative results become 0.
+    relu: whether a ReLU follows.
 
   Returns:
-    The result, and the mean and the (biased) variance [C] of each channel, which hand on no gradient.
+    The result, and the mean and the (biased) variance [C] of each channel, through which no gradient flows.
   """
   y, mean, variance, *_ = _normalized(x, scale, bias, epsilon, relu)
   return y, mean, variance
@@ -170,7 +170,7 @@ def batch_norm(
 def normalize(
   x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float | Array = 1e-5, relu: bool = False
 ) -> Array:
-  """The same in evaluation mode, with given statistics."""
+  """Batch norm in evaluation mode, with given mean and variance."""
   y = (x - _row(mean)) * _row(scale * jax.lax.rsqrt(variance + epsilon)) + _row(bias)
   return jax.nn.relu(y) if relu else y
 
@@ -198,7 +198,7 @@ def _norm_backward(relu, residuals, cotangents):
 def batch_norm_gradient(
   x: Array, scale: Array, mean: Array, inverse: Array, y: Array | None, dy: Array
 ) -> tuple[Array, Array, Array]:
-  """Gradients of x, scale and bias, from 1 / sqrt(variance + epsilon), and the result `y` where a ReLU made it."""
+  """Returns the gradients of x, scale and bias; `inverse` is 1 / sqrt(variance + epsilon), `y` the result of a ReLU."""
   count = x.size // x.shape[-1]
   if y is not None:
     dy = jnp.where(y > 0, dy, 0.0)
@@ -212,16 +212,17 @@ batch_norm.defvjp(_norm_forward, _norm_backward)
 
 
 def square_sum(tree: PyTree) -> Array:
-  """The sum of all squares."""
+  """The sum of the squares of all entries of all arrays."""
   leaves = jax.tree.leaves(tree)
   return sum((_squares(x) if x.ndim > 3 and x.size >= LARGE else (x**2).sum() for x in leaves), jnp.zeros(()))
 
 
 @jax.custom_jvp
 def _squares(x: Array) -> Array:
-  """Those of a large stack of arrays.
+  """The sum of the squares of a large stack of arrays.
 
-  On a CPU one array after another: XLA without YNN would write all squares to memory first, for ten times as long.
+  On a CPU the arrays are summed one by one, because without YNN XLA would first write all squares to memory, which
+  takes ten times as long.
   """
 
   def one_by_one(x: Array) -> Array:
@@ -237,15 +238,15 @@ def _squares_jvp(primals, tangents):
 
 
 def _row(x: Array) -> Array:
-  """[C] to stand beside [B, H, W, C]."""
+  """Reshapes [C] to broadcast with [B, H, W, C]."""
   return x[None, None, None]
 
 
 def _sum(x: Array) -> Array:
-  """[B, H, W, C] summed to [C].
+  """Sums [B, H, W, C] to [C].
 
-  For a product with one row XLA:CPU makes code of its own, each time; for one with two it calls a library. That is as
-  fast, and a network takes a seventh less time to compile.
+  On a CPU it is a product with two rows of ones: XLA calls a library for it, where it would generate code for one row.
+  This is as fast, and a network compiles in a seventh less time.
   """
   flat = x.reshape(-1, x.shape[-1])
   return jax.lax.platform_dependent(

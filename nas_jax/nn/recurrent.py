@@ -1,8 +1,8 @@
-"""The loop over time, for recurrent cells whose weights only multiply x and h: tree cells and the LSTM.
+"""The loop over time for recurrent cells whose weights only multiply x and h: tree cells and the LSTM.
 
-Such a cell is a function without weights: what x gives to its k gates (or leaves), what h gives, and c_(t-1), to c_t
-and h_t. So the input projections of all steps are one product before the loop, and the gradients of the weights one
-product each after it.
+Such a cell is a function without weights. It maps the projections of x and of h to its k gates (or leaves), and
+c_(t-1), to c_t and h_t. So the projections of all inputs are one product before the loop, and the gradient of each
+weight matrix is one product after it.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from nas_jax.types import Array, Key, PyTree
 
 Carry = tuple[Array, Array]  # (c, h), each [B, H]
-# (arch, x W [B, k * H], h U + b [B, k * H], c [B, H]) -> (c, h); `arch` is the traced arrays it depends on, or None
+# (arch, x W [B, k * H], h U + b [B, k * H], c [B, H]) -> (c, h); `arch` is the traced architecture, or None
 Cell = Callable[[PyTree, Array, Array, Array], Carry]
 
 
 class Rows(NamedTuple):
-  """Inputs that are rows of a table, as words in their embedding."""
+  """Inputs that are rows of a table, such as the embeddings of words."""
 
   table: Array  # [V, in]
   indices: Array  # [T, B] int
@@ -32,7 +32,7 @@ Inputs = Array | Rows  # [T, B, in]
 def init(
   key: Key, in_features: int, features: int, gates: int, *, bias: bool = False, scale: float | Array | None = None
 ) -> dict[str, Array]:
-  """'kernel' [in_features, gates * H] and 'recurrent_kernel' [H, gates * H], uniform in [-scale, scale].
+  """Returns 'kernel' [in_features, gates * H] and 'recurrent_kernel' [H, gates * H], uniform in [-scale, scale].
 
   By default scale is 1 / sqrt(H). `bias` adds a 'bias' [gates * H] of zeros.
   """
@@ -47,7 +47,7 @@ def init(
 
 
 def step(cell: Cell, arch: PyTree, params: dict[str, Array], carry: Carry, x: Array) -> tuple[Carry, Array]:
-  """One time step: carry (c, h) [B, H] and x [B, in] to ((c, h), h)."""
+  """One time step: maps the carry (c, h) [B, H] and x [B, in] to ((c, h), h)."""
   c, h = carry
   recurrent = h @ params['recurrent_kernel'] + _bias(params)[None]
   c, h = cell(arch, *vary_together((x @ params['kernel'], recurrent, c), arch))
@@ -66,22 +66,22 @@ def unroll(
   hoist: bool = True,
   backward_cell: Cell | None = None,
 ) -> tuple[Carry, Array]:
-  """A cell over a sequence.
+  """Runs a cell over a sequence.
 
   Args:
     cell: see `Cell`.
-    arch: the traced arrays it depends on, or None.
+    arch: the traced architecture, or None.
     params: 'kernel' [in, k * H], 'recurrent_kernel' [H, k * H] and perhaps 'bias' [k * H].
     carry: (c, h), each [B, H].
-    xs: [T, B, in], time first, or which rows of a table they are.
+    xs: [T, B, in], time first; or `Rows` of a table.
     h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the cell (variational dropout).
-    length: [B] int, the steps each row takes; afterwards its carry stays as it is.
-    hoist: one product after the backward loop gives the recurrent weights' gradient, and the values inside the cell are
-      computed again rather than stored. That is a `custom_vjp`: forward-mode derivatives want False.
-    backward_cell: the cell for that second time, if another is faster there.
+    length: [B] int, the number of steps of each row; after them its carry stays as it is.
+    hoist: computes the gradient of the recurrent weights as one product after the backward loop, and recomputes the
+      values inside the cell instead of storing them. This is a `custom_vjp`, so forward-mode derivatives need False.
+    backward_cell: the cell to recompute with, if another form of it is faster there.
 
   Returns:
-    The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
+    The final (c, h) and the outputs h_t [T, B, H]; outputs after a row's length have no meaning.
   """
   mask = jnp.broadcast_to(jnp.ones((), carry[1].dtype) if h_mask is None else h_mask, carry[1].shape)
   gates = projected(xs, params['kernel'], hoist)
@@ -100,15 +100,15 @@ def lstm(_: PyTree, x: Array, h: Array, c: Array) -> Carry:
 
 
 def looked_up(xs: Inputs) -> Array:
-  """Inputs [T, B, in] as an array."""
+  """Returns the inputs as an array [T, B, in]."""
   return xs.table[xs.indices] if isinstance(xs, Rows) else xs
 
 
 def projected(xs: Inputs, kernel: Array, hoist: bool = True) -> Array:
-  """x W for all steps [T, B, out]; `hoist` as in `unroll`.
+  """Computes x W for all steps, [T, B, out]; `hoist` as in `unroll`.
 
-  If they are rows of a table that has fewer rows than there are inputs, the table is projected and its rows looked up:
-  the same by fewer operations.
+  If the inputs are rows of a table with fewer rows than there are inputs, the table is projected and its rows are
+  looked up, which gives the same with fewer operations.
   """
   if isinstance(xs, Rows) and len(xs.table) < xs.indices.size:
     return projected(xs.table[None], kernel, hoist)[0][xs.indices]
@@ -118,14 +118,14 @@ def projected(xs: Inputs, kernel: Array, hoist: bool = True) -> Array:
 
 @jax.custom_vjp
 def project(x: Array, kernel: Array) -> Array:
-  """x W for all steps [T, B, in]. XLA:CPU would derive the gradient of W as a product of transposed copies."""
+  """x W for all steps [T, B, in], with the gradient of `weight_gradient`, which is faster on a CPU."""
   return x @ kernel
 
 
 def weight_gradient(x: Array, dy: Array) -> Array:
-  """[in, out] of what all steps [T, B, in] were multiplied with to give [T, B, out].
+  """Returns the gradient [in, out] of weights that map x [T, B, in] to outputs whose gradient is dy [T, B, out].
 
-  As a product of two matrices: XLA:CPU would bring both arrays into another order for a sum over two axes.
+  It is one product of two matrices: for a sum over two axes XLA:CPU would first copy both arrays into another order.
   """
   x, dy = (value.reshape(-1, value.shape[-1]) for value in (x, dy))
   return transposed(x) @ dy
@@ -138,33 +138,34 @@ project.defvjp(
 
 
 def transposed(kernel: Array) -> Array:
-  """W^T [..., out, in] as an array of its own: a product would transpose W itself, in a loop each time, and slower."""
+  """Returns W^T [..., out, in] as an array, so that a loop does not transpose W again in each of its products."""
   return jax.lax.optimization_barrier(kernel.mT)
 
 
 def _bias(params: dict[str, Array]) -> Array:
-  """[k * H], zeros where the cell has none."""
+  """Returns the bias [k * H]; zeros if the cell has none."""
   kernel = params['recurrent_kernel']
   return params['bias'] if 'bias' in params else jnp.zeros(kernel.shape[1:], kernel.dtype)
 
 
 def vary_together(arrays: tuple[Array, ...], others: PyTree) -> tuple[Array, ...]:
-  """Under `shard_map`, makes all arrays vary over the mesh axes that any of them, or of `others`, varies over.
+  """Under `shard_map`, makes all arrays vary over each mesh axis that one of them, or of `others`, varies over.
 
-  A scan wants its carry, and a `custom_vjp` its cotangents, to be of one such type. Elsewhere this adds a constant 0.
+  The carry of a scan and the cotangents of a `custom_vjp` must not change in this respect. Outside of `shard_map` this
+  adds a constant 0.
   """
   zero = sum(jnp.zeros_like(array, shape=()) for array in jax.tree.leaves((arrays, others)))
   return tuple(array + zero for array in arrays)
 
 
 def _scan(cell, arch, keep, kernel, bias, gates, c, h, mask):
-  """The loop as it is written; JAX derives its gradient. Returns c, h [B, H] and the outputs [T, B, H]."""
+  """The plain loop, whose gradient JAX derives. Returns c, h [B, H] and the outputs [T, B, H]."""
   (c, h), (hs, *_) = jax.lax.scan(functools.partial(_step, cell, arch, kernel, bias, mask), (c, h), (gates, keep))
   return c, h, hs
 
 
 def _step(cell, arch, kernel, bias, mask, carry, inputs):
-  """One step: the carry after it, and its output beside what the backward pass needs."""
+  """One step. Returns the carry after it, and its output together with what the backward pass needs."""
   (c, h), (gate, keep) = carry, inputs
   recurrent = (h * mask) @ kernel + bias[None]
   new_c, new_h = cell(arch, gate, recurrent, c)
@@ -173,7 +174,7 @@ def _step(cell, arch, kernel, bias, mask, carry, inputs):
 
 
 def _hoisted_scan(backward_cell, cell, arch, keep, *floats):
-  """`_scan` with the weight gradient taken out of its backward loop, in which the cell is `backward_cell`."""
+  """`_scan` whose backward loop recomputes with `backward_cell` and does not contain the gradient of the weights."""
 
   @jax.custom_vjp
   def scan(arch, keep, kernel, bias, gates, c, h, mask):
@@ -194,7 +195,7 @@ def _hoisted_scan(backward_cell, cell, arch, keep, *floats):
       gate, recurrent, c, keep, dh_out = inputs
       if keep is None:
         past_c = past_h = 0.0
-      else:  # a row past its length hands its cotangent on unchanged
+      else:  # after the length of a row its cotangent is passed on unchanged
         past_c, past_h = jnp.where(keep, 0.0, dc), jnp.where(keep, 0.0, dh)
         dc, dh = jnp.where(keep, dc, 0.0), jnp.where(keep, dh, 0.0)
       _, vjp = jax.vjp(functools.partial(backward_cell, arch), gate, recurrent, c)

@@ -1,1 +1,1 @@
-"""What a search found, for people: rankings, reliability, charts and the HTML page."""
+"""The results of a search: rankings, the reliability of rewards, charts and the HTML page."""

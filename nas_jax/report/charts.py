@@ -1,6 +1,7 @@
-"""Charts as SVG, to stand in a page whose colours they take: text in, `--search`, `--control`, `--grid` for the rest.
+"""Charts as SVG elements for an HTML page, in the colours of that page.
 
-Each function gives one `<svg>` element. The same data give the same bytes.
+Text has the text colour; `--search`, `--control` and `--grid` are the other colours. Each function returns one `<svg>`
+element. The same data give the same bytes.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Matplotlib draws in these colours; in the page they are what stands beside them.
+# Matplotlib draws in the colours on the left; in the page they become those on the right.
 _COLOURS = {
   '#010101': 'currentColor',
   '#010102': 'var(--grid)',
@@ -24,7 +25,7 @@ _RC: dict[Any, Any] = {
   'svg.hashsalt': 'nas_jax',
   'svg.fonttype': 'none',
   'path.simplify': False,
-  'text.parse_math': False,  # a name is no formula
+  'text.parse_math': False,  # names are not formulas
   'font.size': 12,
 }
 
@@ -33,15 +34,15 @@ _LONG = re.compile(r'-?\d+\.\d{2,}')
 
 
 class Line(NamedTuple):
-  """One search in a chart; the first is drawn as the search, the second as its control."""
+  """One search in a chart. The first is the search, the second the random-search baseline."""
 
   name: str
   x: Sequence[float] | np.ndarray
-  y: Sequence[float] | np.ndarray  # NaN where there is nothing
+  y: Sequence[float] | np.ndarray  # NaN for no value
 
 
 def rewards(name: str, label: str, lines: Sequence[Line], baseline: Line) -> str:
-  """Each child's reward as a point, the mean of the last twentieth of them, at least ten, and the baseline."""
+  """Draws rewards: a point for each child, the moving mean over a twentieth (at least ten) of them, the baseline."""
 
   def draw(axes: Any) -> None:
     for side, line in enumerate(lines):
@@ -57,21 +58,21 @@ def rewards(name: str, label: str, lines: Sequence[Line], baseline: Line) -> str
 
 
 def progress(name: str, label: str, ylabel: str, best: Sequence[Line], top: Sequence[Line]) -> str:
-  """The best so far, and thinner the mean of the best few; on a log scale where they span more than a factor."""
+  """Draws the best so far and, as thinner lines, the mean of the best few. The scale may be logarithmic."""
 
   def draw(axes: Any) -> None:
     for side, (line, few) in enumerate(zip(best, top, strict=True)):
       _curve(axes, side, line, drawstyle='steps-post')
       _curve(axes, side, few._replace(name=''), drawstyle='steps-post', linewidth=0.9)
     axes.set(xlabel='children', ylabel=ylabel)
-    # The first children fall from anywhere, and would press all that follows flat.
+    # The scores of the first children vary so much that the rest of the chart would be flat.
     _scale(axes, np.concatenate([np.asarray(line.y, float)[len(line.y) // 20 :] for line in (*best, *top)]))
 
   return _svg(name, label, draw)
 
 
 def quarters(name: str, label: str, ylabel: str, lines: Sequence[Line]) -> str:
-  """For each quarter of a run the median, the middle half (thick) and the middle four fifths (thin) of its scores."""
+  """Draws the scores of each quarter of a run: median, middle half (thick) and middle four fifths (thin)."""
 
   def draw(axes: Any) -> None:
     shown = []
@@ -95,19 +96,19 @@ def quarters(name: str, label: str, ylabel: str, lines: Sequence[Line]) -> str:
 
 
 def entropy(name: str, label: str, lines: Sequence[Line]) -> str:
-  """The controller's entropy, from 0 nats up."""
+  """Draws the entropy of the controller. The axis begins at 0 nats."""
 
   def draw(axes: Any) -> None:
     for side, line in enumerate(lines):
       _curve(axes, side, line)
-    axes.set(xlabel='children', ylabel='nats a string')
+    axes.set(xlabel='children', ylabel='nats')
     axes.set_ylim(bottom=0)
 
   return _svg(name, label, draw)
 
 
 def moving_mean(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
-  """The mean of the last `window` finite values at each place, of those there are at the start."""
+  """Returns at each place the mean of the last `window` values, or of fewer at the start; NaNs are left out."""
   found = np.asarray(values, float)
   finite = np.isfinite(found)
   total = np.cumsum(np.concatenate([[0.0], np.where(finite, found, 0.0)]))
@@ -123,7 +124,7 @@ def _curve(axes: Any, side: int, line: Line, **style: Any) -> None:
 
 
 def _points(axes: Any, side: int, line: Line) -> None:
-  """Dots or squares as one path of strokes without length: a few bytes each."""
+  """Draws dots or squares as one path of strokes without length, which takes a few bytes for each."""
   from matplotlib.patches import PathPatch
   from matplotlib.path import Path
 
@@ -136,7 +137,7 @@ def _points(axes: Any, side: int, line: Line) -> None:
 
 
 def _scale(axes: Any, values: Sequence[float] | np.ndarray) -> None:
-  """Limits round `values`; a log scale where they span more than a factor 2, with numbers as people write them."""
+  """Sets limits around `values`, and a logarithmic scale with round numbers if they span more than a factor of 2."""
   from matplotlib import ticker
 
   finite = np.asarray(values, float)
@@ -145,9 +146,9 @@ def _scale(axes: Any, values: Sequence[float] | np.ndarray) -> None:
     return
   low, high = finite.min(), finite.max()
   if low > 0 and high > 2 * low:
-    room = (high / low) ** 0.06
+    margin = (high / low) ** 0.06
     axes.set_yscale('log')
-    axes.set_ylim(low / room, high * room)
+    axes.set_ylim(low / margin, high * margin)
     steps = (1,) if high > 300 * low else (1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 5, 7)
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=steps, numticks=20))
     axes.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
@@ -157,7 +158,7 @@ def _scale(axes: Any, values: Sequence[float] | np.ndarray) -> None:
 
 
 def _svg(name: str, label: str, draw: Callable[[Any], None]) -> str:
-  """What `draw` puts on axes, as an element whose ids begin with `name`; `label` is for those who do not see it."""
+  """Returns what `draw` puts on axes as an element. Its ids begin with `name`; `label` is for screen readers."""
   import matplotlib
   from matplotlib.figure import Figure
 
@@ -187,9 +188,9 @@ def _themed(svg: str, name: str, label: str) -> str:
   view = re.search(r'viewBox="([^"]*)"', svg)
   body = svg[svg.index('<defs>') :] if '<metadata' not in svg else svg[svg.index('</metadata>') + 11 :]
   body = re.sub(r'<style.*?</style>|<!--.*?-->', '', body, flags=re.DOTALL)
-  body = re.sub(r' ?font-family: [^;"]*;', '', body)  # the page's own
+  body = re.sub(r' ?font-family: [^;"]*;', '', body)  # the page has one
   body = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{name}-', body.replace('xlink:href', 'href'))
-  body = re.sub(r'<[^>]*>', lambda tag: _LONG.sub(_rounded, tag[0]), body)  # numbers that people read stay
+  body = re.sub(r'<[^>]*>', lambda tag: _LONG.sub(_rounded, tag[0]), body)  # numbers in text are not rounded
   for sentinel, colour in _COLOURS.items():
     body = body.replace(sentinel, colour)
   label = html.escape(label)

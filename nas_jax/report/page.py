@@ -1,6 +1,6 @@
-"""The report of a search as one page: data in, HTML out, with nothing fetched from elsewhere.
+"""The report of a search as one HTML page that needs no other file.
 
-Nothing here knows what is searched for: the noun, the metric and its direction, equations and drawings are given.
+It is the same for all systems: `Report` says what a child is called, what the metric is and how architectures look.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,29 +22,29 @@ _NUMBER = re.compile(r'-|[-+±\d.,e ]*')
 
 
 class Metric(NamedTuple):
-  """What children are ranked by."""
+  """The score that children are ranked by."""
 
-  key: str  # in a record
-  name: str  # for people
-  lower: bool = True  # whether less is better
+  key: str  # its name in a record
+  name: str  # its name in text
+  lower: bool = True  # whether lower is better
 
 
 class Run(NamedTuple):
-  """One search. All lists are in the order of children."""
+  """One search. All sequences are in the order of the children."""
 
   name: str  # of its algorithm
   records: Sequence[Record]
-  best: Sequence[float]  # the best so far, NaN before the first that did not fail
-  top: Sequence[float]  # the mean of the best five different ones so far
-  updates: Sequence[Record] = ()  # of updates.jsonl, in order
+  best: Sequence[float]  # the best score so far; NaN before the first child that did not fail
+  top: Sequence[float]  # the mean of the best five different children so far
+  updates: Sequence[Record] = ()  # the lines of updates.jsonl, in order
 
 
 class Winner(NamedTuple):
   """One of the best architectures."""
 
   title: str
-  text: str  # in equations or words
-  drawing: str = ''  # an SVG element, trusted
+  text: str  # equations or a description
+  drawing: str = ''  # an SVG element, which is not escaped
 
 
 class Correlation(NamedTuple):
@@ -52,33 +52,33 @@ class Correlation(NamedTuple):
 
   between: str
   value: float  # NaN if it could not be measured
-  wanted: float = math.nan  # NaN if nothing is
+  wanted: float = math.nan  # the least that is good enough; NaN if there is no such value
 
 
 class Report(NamedTuple):
-  """All that the page says."""
+  """The data of a page."""
 
   title: str
-  noun: str  # what a child is, in the singular: 'cell'
+  noun: str  # what a child is called, in the singular: 'cell'
   metric: Metric
   budget: int  # children planned
-  runs: Sequence[Run]  # the search, and perhaps its control
-  slots: Sequence[Slot]  # what each row of `probabilities` is about
+  runs: Sequence[Run]  # the search and, if there is one, the random-search baseline
+  slots: Sequence[Slot]  # of the space; a row of `probabilities` belongs to each
   reliability: Sequence[Correlation]
   winners: Sequence[Winner]
   standings: tuple[Sequence[str], Sequence[Sequence[object]]]  # header, rows
-  retrained: Sequence[Mapping[str, Any]]  # each {'rows': [...], 'setting': words}
-  facts: Sequence[tuple[str, str]]  # where the numbers come from
+  retrained: Sequence[Mapping[str, Any]]  # each {'rows': [...], 'setting': text}
+  facts: Sequence[tuple[str, str]]  # where the numbers come from: name and value
   config: Mapping[str, Any]
   caveat: str
-  views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # what children have in common: its name, rows
-  remembered: str = ''  # an <svg> of the replay tree
+  views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # tables of kinds of children: name and rows
+  remembered: str = ''  # the replay tree as an <svg> element
   shared: bool = False  # whether children share weights
   converged: Mapping[str, Any] | None = None  # as one of `retrained`, with its 'metric': the best, trained to the end
 
 
 def render(report: Report) -> str:
-  """The whole page. The same report gives the same bytes."""
+  """Returns the page. The same report gives the same bytes."""
   sections = (
     _section('Trained to convergence', _converged(report)),
     _section('How the search went', _course(report)),
@@ -101,7 +101,7 @@ def render(report: Report) -> str:
 
 
 def headline(report: Report) -> str:
-  """What was found, in one sentence: after training to convergence if that has been done, else by the search."""
+  """Returns what was found, in one sentence: after training to convergence, or by the search alone."""
   if not (report.converged and report.converged['rows']):
     return in_the_search(report)
   scores = [f'{spread(row["test"])} for {row["name"]}' for row in report.converged['rows']]
@@ -109,7 +109,7 @@ def headline(report: Report) -> str:
 
 
 def in_the_search(report: Report) -> str:
-  """What the search found by its own scores, in one sentence."""
+  """Returns what the search found by its own scores, in one sentence."""
   if not report.runs or not report.runs[0].records:
     return 'No child has been trained yet.'
   own, *others = report.runs
@@ -128,12 +128,12 @@ def in_the_search(report: Report) -> str:
 
 
 def _lede(report: Report) -> list[str]:
-  """How far it is, and when the search passed its control."""
+  """Returns how far the searches are, and when the search passed the random-search baseline."""
   words = [in_the_search(report)] if report.converged and report.converged['rows'] else []
   for run in report.runs:
     if len(run.records) < report.budget:
       of = f'{len(run.records)} of {_children(report.budget)}'
-      words.append(f'{_capital(_who(run))} is at {of}: this is how it stands.')
+      words.append(f'{_capital(_who(run))} is at {of}, so these results are preliminary.')
   if len(report.runs) > 1 and all(run.records for run in report.runs):
     own, other = (np.asarray(run.best, float) for run in report.runs[:2])
     ahead = own < other[-1] if report.metric.lower else own > other[-1]
@@ -146,13 +146,13 @@ def _lede(report: Report) -> list[str]:
 
 
 def best_so_far(report: Report) -> str:
-  """A chart of the best score so far and of the mean of the best five; an <svg> element."""
+  """Returns a chart of the best score so far and of the mean of the best five, an <svg> element."""
   best, top = _lines(report, lambda run: run.best), _lines(report, lambda run: run.top)
   return charts.progress('best', f'Best {report.metric.name} so far', report.metric.name, best, top)
 
 
 def _lines(report: Report, values: Callable[[Run], Sequence[float]]) -> list[charts.Line]:
-  """A line of a chart for each search that has children, by how many of them were trained."""
+  """Returns a line of a chart for each search that has children, over the number of children."""
   runs = [run for run in report.runs if run.records]
   return [charts.Line(_who(run), [record['id'] + 1 for record in run.records], values(run)) for run in runs]
 
@@ -164,29 +164,29 @@ def _course(report: Report) -> str:
   metric, less = report.metric, 'lower' if report.metric.lower else 'higher'
   scores = _lines(report, lambda run: [_score(record, metric.key) for record in run.records])
   earned = _lines(report, lambda run: [record['reward'] for record in run.records])
-  told = [line for line in runs[0].updates if 'baseline' in line]  # some algorithms have none
-  baseline = charts.Line('baseline', *_columns(told, 'children', 'baseline'))
+  with_baseline = [line for line in runs[0].updates if 'baseline' in line]  # some algorithms have none
+  baseline = charts.Line('baseline', *_columns(with_baseline, 'children', 'baseline'))
   level = (
-    'so do random children, as the weights that they share learn' if report.shared else 'random search stays level'
+    'so do random children, because their shared weights are trained' if report.shared else 'random search does not'
   )
   figures = [
     _figure(
       charts.rewards('reward', 'Reward of each child', earned, baseline),
       'Reward',
-      'Each point is a child, each line the mean of the last few, the dotted one the baseline that the controller is '
-      f'told to beat. A search that learns rises; {level}. Children that failed earned 0.',
+      'Each point is a child, each line a moving mean. The dotted line is the baseline that rewards are compared with. '
+      f'The rewards of a search that learns rise; {level}. Children that failed have reward 0.',
     ),
     _figure(
       best_so_far(report),
       'Best so far',
-      f'{_capital(metric.name)}, {less} is better: the best {report.noun} so far, and thinner the mean of the best '
-      'five different ones. Luck moves the first; learning moves both.',
+      f'{_capital(metric.name)}, {less} is better: the best {report.noun} so far and, as a thinner line, the mean of '
+      'the best five different ones. A lucky child changes the first; learning changes both.',
     ),
     _figure(
       charts.quarters('quarters', f'{metric.name} by quarter of the run', metric.name, scores),
       'By quarter of the run',
-      'Median, middle half (thick) and middle four fifths (thin) of the children in each quarter, failures left out. '
-      'Look for a median that moves and a spread that narrows.',
+      'Median, middle half (thick) and middle four fifths (thin) of the children in each quarter, without failed ones. '
+      'In a search that learns the median improves and the spread shrinks.',
     ),
   ]
   noted = [charts.Line(_who(run), *_columns(run.updates, 'children', 'entropy')) for run in runs if run.updates]
@@ -195,8 +195,8 @@ def _course(report: Report) -> str:
       _figure(
         charts.entropy('entropy', 'Entropy of the controller', noted),
         'Entropy',
-        'How undecided the controller is: the logarithm of how many strings it still chooses among. Near 0 it repeats '
-        'itself and finds nothing new.',
+        'How undecided the controller is: the logarithm of the number of architectures that it still chooses among. '
+        'Near 0 it writes the same one again and again.',
       )
     )
   return f'<div class="charts">{"".join(figures)}</div>'
@@ -208,8 +208,8 @@ def _view(report: Report, name: str, rows: Sequence[Sequence[object]]) -> str:
 
 def _remembered(svg: str) -> str:
   words = (
-    'Every path from the root is an architecture that was trained, every box a layer with the mean reward of the '
-    'network that ends there; the darker, the better. Shown are those that strings went through most.'
+    'Every path from the root is an architecture that was trained. Every box is a layer with the mean reward of the '
+    'network that ends there; darker is better. The boxes that were reached most often are shown.'
   )
   return f'<p>{_e(words)}</p><div class="drawing">{svg}</div>' if svg else ''
 
@@ -223,8 +223,8 @@ def _reliability(report: Report) -> str:
   if not report.reliability:
     return '<p>Not measured in this search.</p>'
   words = (
-    f'The same random {report.noun}s were scored in more than one way. If these do not rank them alike, there is '
-    'nothing to learn from. 1 is the same order, 0 none in common.'
+    f'The same random {report.noun}s were scored in more than one way. If the rankings do not agree, there is nothing '
+    'to learn from. 1 means the same order, 0 means unrelated orders.'
   )
   rows = []
   for each in report.reliability:
@@ -284,7 +284,7 @@ def _figure(svg: str, title: str, caption: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-  """Columns of numbers to the right, of words to the left."""
+  """Returns a table. Columns of numbers are aligned right, others left."""
   cells = [[word(value) for value in row] for row in rows]
   columns = list(zip(*cells, strict=True)) or [()] * len(header)
   sides = [' class="n"' if all(map(_NUMBER.fullmatch, column)) else '' for column in columns]

@@ -1,4 +1,4 @@
-"""What a controller came to prefer: its probabilities over a run, as HTML, a strip for each slot of the space."""
+"""What a controller prefers: its probabilities over a run as HTML, with a strip for each slot of the space."""
 
 from collections.abc import Iterable, Sequence
 import html
@@ -8,11 +8,11 @@ import numpy as np
 from nas_jax.search.journal import Record
 from nas_jax.space import Kind, Slot
 
-_BANDS = 6  # labels that are told apart by colour, the page's `--label-N`; of more each is a row of its own
+_BANDS = 6  # slots of up to so many labels are drawn in the page's colours `--label-N`; others have a row per label
 
 
 def render(slots: Sequence[Slot], updates: Sequence[Record]) -> str:
-  """A strip for each of `slots` from the `probabilities` noted in some of `updates`; '' if there are none."""
+  """Returns a strip for each of `slots`, from the `probabilities` in some of `updates`; '' if there are none."""
   looks = [line for line in updates if len(line.get('probabilities') or ()) == len(slots)]
   if not looks:
     return ''
@@ -38,8 +38,8 @@ def render(slots: Sequence[Slot], updates: Sequence[Record]) -> str:
   )
   words = (
     f'Probabilities from the first update on the left (child {looks[0]["children"]}) to the last on the right '
-    f'({looks[-1]["children"]}), means over strings sampled there. A strip of one colour is a decision made. Decisions '
-    'of many labels, and links, have a row for each, stronger where it is likelier.'
+    f'({looks[-1]["children"]}), means over samples. A strip of one colour is a decision that has been made. Decisions '
+    'with many labels, and links, have a row for each label, which is darker if the label is more likely.'
   )
   return f'<p>{_e(words)}</p>{shown}<div class="cards">{grid}</div>'
 
@@ -60,7 +60,7 @@ def _slot(slot: Slot, x: Sequence[float], shares: np.ndarray, colours: Sequence[
 
 
 def _colours(slots: Sequence[Slot]) -> dict[int, list[int]]:
-  """The colour of each label of the slots that are drawn in bands: one for each word if there are enough for all."""
+  """Returns the colours of the labels of slots that are drawn in bands. If possible each word has one colour."""
   few = {n: slot for n, slot in enumerate(slots) if slot.kind != Kind.LINK and 0 < slot.width <= _BANDS}
   words = list(dict.fromkeys(slot.label(k) for slot in few.values() for k in range(slot.width)))
   if len(words) <= _BANDS:
@@ -74,13 +74,13 @@ def _legend(names: Iterable[str], key: Sequence[tuple[str, int]]) -> str:
 
 
 def _bands(label: str, x: Sequence[float], shares: np.ndarray, colours: Sequence[int]) -> str:
-  """Probabilities that add up to 1, stacked over time, the first label on top; as wide and high as the page has it.
+  """Draws probabilities that sum to 1, stacked over time, with the first label on top. The page sets the size.
 
   Args:
-    label: for those who do not see it.
+    label: for screen readers.
     x: [P] ascending.
     shares: [P, K].
-    colours: [K] numbers of the page's `--label-N`.
+    colours: [K] indices N of the page's colours `--label-N`.
   """
   if len(x) == 1:  # one look is a strip of one colour each
     x, shares = [0, 1], np.repeat(shares, 2, 0)
@@ -95,9 +95,9 @@ def _bands(label: str, x: Sequence[float], shares: np.ndarray, colours: Sequence
 
 
 def _heat(label: str, shares: np.ndarray) -> str:
-  """Probabilities [P, K] over time as rows of cells, stronger where greater: for many labels, or for links.
+  """Draws probabilities [P, K] over time as rows of cells, darker for greater ones: for many labels, or for links.
 
-  The first label is on top; at most 50 columns are drawn.
+  The first label is on top. There are at most 50 columns.
   """
   places = np.linspace(0, len(shares) - 1, min(50, len(shares))).round().astype(int)
   width = 100 / len(places)

@@ -1,4 +1,4 @@
-"""What a search found, from its journal: the best architectures and tables of numbers."""
+"""The results of a search from its journal: the best architectures, and tables of scores."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import heapq
@@ -12,7 +12,7 @@ from nas_jax.space import Space, canonical
 
 
 class Standing(NamedTuple):
-  """How well a set of children did by one metric."""
+  """The scores of a set of children by one metric."""
 
   best: float
   top5: float  # mean over the best 5 different architectures; NaN if there are fewer
@@ -23,12 +23,12 @@ class Standing(NamedTuple):
 
 
 def arch_of(space: Space, record: Record) -> Any:
-  """The architecture of a child."""
+  """Returns the architecture of a child."""
   return space.decode(record['tokens'], record.get('depth'))
 
 
 def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = True) -> list[Record]:
-  """The children that did not fail, best first by `metric`, of each architecture (canonical form) the best one."""
+  """Returns the children that did not fail, best first; of each architecture (canonical form) only the best one."""
   sound = [record for record in records if record['failed'] is None and record.get(metric) is not None]
   first: dict[object, Record] = {}
   for record in sorted(sound, key=lambda record: record[metric] if lower else -record[metric]):
@@ -37,7 +37,7 @@ def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = 
 
 
 def standing(records: Sequence[Record], space: Space, metric: str, lower: bool = True) -> Standing:
-  """`ranking` in numbers."""
+  """Returns the scores of the best children, and how many children there are."""
   values = [record[metric] for record in ranking(records, space, metric, lower)]
 
   def top(k: int) -> float:
@@ -49,7 +49,7 @@ def standing(records: Sequence[Record], space: Space, metric: str, lower: bool =
 
 
 def progress(records: Sequence[Record], space: Space, metric: str, lower: bool = True, k: int = 1) -> list[float]:
-  """After each child, the mean over the best k different architectures so far; NaN while there are fewer."""
+  """Returns after each child the mean over the best k different architectures so far; NaN if there are fewer."""
   best: dict[object, float] = {}
   top, found = list[float](), list[float]()
   for record in records:
@@ -66,14 +66,14 @@ def progress(records: Sequence[Record], space: Space, metric: str, lower: bool =
 def grouped(
   records: Iterable[Record], space: Space, metric: str, lower: bool, name: Callable[[Any], str]
 ) -> list[tuple[object, ...]]:
-  """A row for each kind of child that did not fail: its name, how many, the best, the mean; in the order of names.
+  """Groups the children that did not fail. Returns for each kind its name, number, best and mean, sorted by name.
 
   Args:
-    records: of children.
-    space: of these.
-    metric: what they scored.
-    lower: whether less of it is better.
-    name: of the kind that an architecture is of.
+    records: of the children.
+    space: of the children.
+    metric: the name of the score.
+    lower: whether lower is better.
+    name: (architecture) -> the name of its kind.
   """
   kinds: dict[str, list[float]] = {}
   for record in records:
@@ -93,14 +93,14 @@ def standings(
   metric: str,
   lower: bool = True,
 ) -> list[tuple[object, ...]]:
-  """The rows of the table a result must stand in: a name, then as `HEADER`.
+  """Returns the rows of the table of results: a name, and what `HEADER` says.
 
   Args:
-    found: the journal of the search and of its control.
-    known: the scores of known architectures, trained just as the children were.
+    found: the records of the search and of the random-search baseline, by name.
+    known: the scores of known architectures, which were trained as the children were, by name.
     space: of the children.
-    metric: what the scores are.
-    lower: whether less of it is better.
+    metric: the name of the score.
+    lower: whether lower is better.
   """
   rows: list[tuple[object, ...]] = []
   for name, records in found.items():
@@ -114,7 +114,7 @@ def standings(
 
 
 def derived(name: str, lines: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[object, ...]]:
-  """The row, as those of `standings`, of architectures derived after a search, best first; none if there are none."""
+  """Returns a row as in `standings` for architectures derived after a search, best first; no row if there are none."""
   if not lines:
     return []
   scores = [line[metric] for line in lines]
@@ -122,7 +122,7 @@ def derived(name: str, lines: Sequence[Mapping[str, Any]], metric: str) -> list[
 
 
 def best_json(space: Space, record: Record) -> str:
-  """The architecture of a child as `best.json` holds it; `space.from_json` reads it back."""
+  """Returns the text of best.json for a child. `space.from_json` reads the architecture from it."""
   arch = json.loads(space.to_json(arch_of(space, record)))
   found = arch | {'space': dict(space.spec), **{name: record[name] for name in ('tokens', 'reward', 'id')}}
   return json.dumps(found) + '\n'
@@ -135,7 +135,7 @@ def counted(number: int, one: str, many: str = '') -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-  """Text columns: the first to the left, the others to the right; floats with three digits, NaN as a dash."""
+  """Returns a table as text. The first column is aligned left, others right; for the cells see `word`."""
   lines = [list(header), *([word(cell) for cell in row] for row in rows)]
   widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 
@@ -153,7 +153,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def word(cell: object) -> str:
-  """What a table says of a cell: floats with three digits, NaN as a dash."""
+  """Returns the text of a cell of a table: floats have three digits, NaN is a dash."""
   if isinstance(cell, float):
     return f'{cell:.3f}' if np.isfinite(cell) else '-'
   return str(cell)

@@ -1,4 +1,4 @@
-"""Is the reward a signal? Rank correlations to look at before any search is compared with another."""
+"""Is the reward a signal? Rank correlations, to be looked at before searches are compared."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,7 +18,7 @@ class Reliability(NamedTuple):
 
   seeds: float  # two trainings from different initial weights; aim at 0.7 or more
   budget: float  # the search's training against a longer one; aim at 0.5 or more; NaN if not measured
-  children: int  # how many the first is over
+  children: int  # number of children of `seeds`
 
 
 def measure(
@@ -30,9 +30,9 @@ def measure(
   longer: Callable[[Batch], Outcome] | None = None,
   longer_children: int = 0,
 ) -> Reliability:
-  """Trains `children` uniform samples twice with `evaluate`, and the first `longer_children` of them with `longer`.
+  """Trains `children` random architectures twice with `evaluate`, and `longer_children` of them with `longer`.
 
-  All go in batches of m, so that a search compiled for m needs no other program.
+  They are trained in batches of m, as in the search, so that no other program has to be compiled.
   """
   tokens = jax.vmap(lambda k: uniform_controller(space).sample((), k))(
     jax.random.split(jax.random.fold_in(key, 0), children)
@@ -55,17 +55,17 @@ def measure(
 
 
 class Agreement(NamedTuple):
-  """How well a cheap score ranks architectures that an expensive one ranks for certain."""
+  """How well a cheap score of architectures agrees with an expensive one, which counts as the truth."""
 
-  failed: int  # architectures that the cheap one fails and the expensive one does not
-  everywhere: float  # Spearman's rank correlation over all that do not fail the expensive one
-  quarter: float  # the same within the quarter that the expensive one ranks best
-  regret: float  # how much worse, relatively, its choice is than the best by the expensive one; infinite if that fails
-  regret5: float  # the same if the expensive one chooses among its best five
+  failed: int  # architectures that fail by the cheap score and not by the expensive one
+  everywhere: float  # Spearman's rank correlation over all that do not fail by the expensive score
+  quarter: float  # the same within the best quarter by the expensive score
+  regret: float  # relative loss in the expensive score of the cheap score's best; infinite if that one fails
+  regret5: float  # the same for the best by the expensive score among the five best by the cheap one
 
 
 def agreement(sure: np.ndarray, cheap: np.ndarray) -> Agreement:
-  """Compares two scores [n] of the same architectures, lower is better and infinite is failed."""
+  """Compares two scores [n] of the same architectures. Lower is better, and infinity means failed."""
   sound = np.isfinite(sure)
   if sound.sum() < 2:
     return Agreement(0, *[float('nan')] * 4)
@@ -82,14 +82,14 @@ def agreement(sure: np.ndarray, cheap: np.ndarray) -> Agreement:
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
-  """Kendall's tau-b: the share of pairs in the same order less that of the others; NaN if either is constant."""
+  """Kendall's tau-b: the share of pairs in the same order minus that of the others; NaN if a or b is constant."""
   if np.ptp(a) == 0 or np.ptp(b) == 0:
     return float('nan')
   return float(stats.kendalltau(a, b).statistic)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-  """Rank correlation, ties at their mean rank; NaN if either is constant."""
+  """Spearman's rank correlation, with mean ranks for ties; NaN if a or b is constant."""
   if np.ptp(a) == 0 or np.ptp(b) == 0:
     return float('nan')
   return float(stats.spearmanr(a, b).statistic)

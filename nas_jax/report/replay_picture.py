@@ -1,6 +1,6 @@
-"""Replay trees as pictures: the root left, a column a layer, a box a node, shaded by its mean reward.
+"""Draws replay trees: the root on the left, a column for each layer, a box for each node, shaded by its mean reward.
 
-Of a large tree the nodes that strings went through most are shown, and in each how many come after it that are not.
+Of a large tree only the nodes that were reached most often are shown, with the number of hidden nodes after each.
 """
 
 from collections.abc import Sequence
@@ -16,50 +16,50 @@ import numpy as np
 from nas_jax.draw import pen as pen_lib
 from nas_jax.search.replay_tree import Tree, names
 
-_SHADE, _WIRE = '#2f7fc1', '#7a838d'  # each to be told from a light page and from a dark one
-_FILL = 0.55  # of the best; words stay clear on it
+_SHADE, _WIRE = '#2f7fc1', '#7a838d'  # both visible on a light page and on a dark one
+_FILL = 0.55  # opacity for the best reward; text is legible on it
 
 # Lengths in points.
 _HEIGHT, _ROW = 27.0, 36.0  # of a box; from one to the next
 _GAP, _EDGE = 26.0, 10.0  # between columns; the margin
-_WORDS, _LINE, _PAD = 9.5, 5.5, 6.0  # size of letters; half way from line to line; beside words
-_LETTER = 0.62  # width of most letters, by their size
+_WORDS, _LINE, _PAD = 9.5, 5.5, 6.0  # font size; half the distance of two lines; margin beside text
+_LETTER = 0.62  # width of most letters, relative to the font size
 _FOOT = 13.0  # from line to line below the tree
 
 
 class Box(NamedTuple):
-  """A node; the root, which is the first, has no words."""
+  """A node. The root, which comes first, has no text."""
 
-  x: float  # its middle
-  y: float  # its lower edge
-  parent: int  # place of its parent's box; the root's is its own
+  x: float  # of its middle
+  y: float  # of its lower edge
+  parent: int  # index of the box of its parent; the root is its own parent
   word: str  # its layer
-  mean: str  # its mean reward, or that it was never trained
-  more: str  # how many come after it that are not shown, or ''
-  shade: float  # from 0 for the least reward to 1 for the greatest; -1 if it was never trained
+  mean: str  # its mean reward, or 'untrained'
+  more: str  # number of hidden nodes after it, or ''
+  shade: float  # from 0 for the least reward to 1 for the greatest; -1 if it was not trained
 
 
 class Layout(NamedTuple):
-  """Where everything is; y goes up."""
+  """The positions of all parts of a drawing, with y upwards."""
 
   width: float
   height: float
-  wide: float  # of all boxes
+  wide: float  # width of a box
   boxes: tuple[Box, ...]  # parents before their children
-  foot: tuple[str, ...]  # lines of words below the tree
+  foot: tuple[str, ...]  # lines of text below the tree
 
 
 def draw(tree: Tree, labels: Sequence[str], path: str | os.PathLike[str], most: int = 40) -> None:
-  """Draws a replay tree into a file, dark on white; the format is the path's ending.
+  """Draws a replay tree into a file, dark on white. The ending of the path decides the format.
 
-  A box has the label of its layer, the mean reward of the network that ends there and, as +n, the number of nodes that
-  come after it but are not shown.
+  A box has the label of its layer, the mean reward of the network that ends there and, as +n, the number of hidden
+  nodes after it.
 
   Args:
     tree: what to draw.
-    labels: [K] what each token is called.
+    labels: [K] the name of each token.
     path: ends in .svg, .png or .pdf.
-    most: how many nodes to show, those that strings went through most often, of equals the better.
+    most: how many nodes to show: those reached most often, and among equals those with better rewards.
 
   Raises:
     ValueError: the path has another ending, there are not as many labels as choices, or `most` is below 1.
@@ -68,9 +68,9 @@ def draw(tree: Tree, labels: Sequence[str], path: str | os.PathLike[str], most: 
 
 
 def svg(tree: Tree, labels: Sequence[str], most: int = 40) -> str:
-  """The same drawing as an <svg> element to put into HTML; one tree is always one text.
+  """Returns the drawing as an <svg> element for an HTML page. The same tree gives the same bytes.
 
-  It is in the text colour of the page, as `pen.element` says. Raises ValueError as `draw`.
+  It has the text colour of the page, see `pen.element`. Raises ValueError as `draw`.
   """
   place = layout(tree, labels, most)
   widest = f'min(100%, {place.width:g}pt)'
@@ -78,7 +78,7 @@ def svg(tree: Tree, labels: Sequence[str], most: int = 40) -> str:
 
 
 def layout(tree: Tree, labels: Sequence[str], most: int = 40) -> Layout:
-  """Where the parts of a replay tree are drawn, in points. Raises ValueError as `draw`."""
+  """Returns the positions of the parts of a drawing, in points. Raises ValueError as `draw`."""
   if most < 1:
     raise ValueError(f'most (={most}) must be at least 1: how many nodes to show.')
   called, tree = names(tree, labels), jax.device_get(tree)
@@ -112,12 +112,12 @@ def _mean(tree: Tree, node: int) -> str:
 
 
 def _next(tree: Tree, node: int) -> list[int]:
-  """The children of a node in the order of their tokens."""
+  """Returns the children of a node in the order of their tokens."""
   return [child for child in tree.children[node].tolist() if child]
 
 
 def _chosen(tree: Tree, most: int) -> list[int]:
-  """The root and the most used nodes, parents before their children."""
+  """Returns the root and the nodes that were reached most often, parents before their children."""
   shown, waiting = list[int](), [(0, 0.0, 0)]
   while waiting and len(shown) <= most:
     shown.append(heapq.heappop(waiting)[-1])
@@ -127,7 +127,7 @@ def _chosen(tree: Tree, most: int) -> list[int]:
 
 
 def _hidden(tree: Tree, shown: Sequence[int]) -> dict[int, int]:
-  """How many nodes that are not shown come after each that is, counted at the last one before them."""
+  """Returns for each node that is shown the number of hidden nodes after it, counted at the nearest one only."""
   hidden, last = dict.fromkeys(shown, 0), {node: node for node in shown}
   for node in range(1, int(tree.size)):  # parents come first
     if node not in last:
@@ -137,7 +137,7 @@ def _hidden(tree: Tree, shown: Sequence[int]) -> dict[int, int]:
 
 
 def _rows(tree: Tree, shown: Sequence[int]) -> dict[int, float]:
-  """How far each node is below the top: the last ones one under another, others in the middle of theirs."""
+  """Returns how far each node is below the top: leaves one below another, others in the middle of their children."""
   rows, kept, below = dict[int, float](), set(shown), itertools.count()
 
   def visit(node: int) -> float:
@@ -150,12 +150,12 @@ def _rows(tree: Tree, shown: Sequence[int]) -> dict[int, float]:
 
 
 def _trained(tree: Tree, shown: Sequence[int]) -> np.ndarray:
-  """Rewards of those nodes that were trained and did not fail."""
+  """Returns the rewards of the nodes that were trained and did not fail."""
   return np.array([tree.reward[node] for node in shown if tree.trained[node] and np.isfinite(tree.reward[node])])
 
 
 def _shades(tree: Tree, shown: Sequence[int]) -> list[float]:
-  """By reward, the least above 0 being the lightest: children that failed must not press all others together."""
+  """Returns shades by reward. The lightest is the least reward above 0, since failed children have reward 0."""
   earned = _trained(tree, shown)
   earned = earned[earned > 0]
   least, greatest = (float(earned.min()), float(earned.max())) if len(earned) else (0.0, 0.0)
@@ -170,7 +170,7 @@ def _shades(tree: Tree, shown: Sequence[int]) -> list[float]:
 
 
 def _foot(tree: Tree, shown: Sequence[int]) -> tuple[str, ...]:
-  """What must be said below."""
+  """Returns the lines of text below the tree."""
   nodes, earned = int(tree.size) - 1, _trained(tree, shown)
   hidden = nodes - len(shown) + 1
   count = f'{nodes} node' + 's' * (nodes != 1)
@@ -186,7 +186,7 @@ def _wide(words: str, size: float) -> float:
 
 
 def _figure(place: Layout, ink: str) -> Any:
-  """A matplotlib figure of a tree."""
+  """Returns a matplotlib figure of a tree."""
   pen = pen_lib.Pen(place.width, place.height, ink)
   root, *others = place.boxes
   half = place.wide / 2

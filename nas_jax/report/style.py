@@ -1,4 +1,4 @@
-"""The look of the page: light and dark, wide and narrow, screen and paper; and its pictures as files."""
+"""The style sheet of the page, for light and dark, wide and narrow, screen and paper; and its pictures as files."""
 
 import re
 
@@ -107,10 +107,16 @@ summary { cursor: pointer; color: var(--soft); font-size: 0.925rem; margin-botto
 
 
 def as_file(svg: str) -> str:
-  """An SVG element of the page as the text of an SVG file: in the page's light colours, on white, sans-serif."""
+  """Turns an SVG element of the page into the text of an SVG file that any renderer shows, on white.
+
+  The file uses no style sheet of a page: variables and `currentColor` become the light colours of `STYLE`, and the size
+  stands as `width` and `height`. (Some renderers read the CSS rule `height: auto` as a height of 0.)
+  """
   colours = dict(re.findall(r'(--[\w-]+): (#\w+)', STYLE[: STYLE.index('@media')]))
   svg = re.sub(r'var\((--[\w-]+)\)', lambda found: colours[found[1]], svg).replace('currentColor', colours['--ink'])
   head, body = svg.split('>', 1)
-  space = '' if 'xmlns=' in head else ' xmlns="http://www.w3.org/2000/svg"'
+  head = re.sub(r' (style|class|width|height|xmlns)="[^"]*"', '', head)
+  *_, width, height = head.split('viewBox="')[1].split('"')[0].split()
+  look = 'stroke-linejoin="round" font-family="system-ui, sans-serif"'
   paper = f'<rect width="100%" height="100%" fill="{colours["--paper"]}"/>'
-  return f'{head}{space} font-family="system-ui, sans-serif">{paper}{body}\n'
+  return f'{head} xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" {look}>{paper}{body}\n'

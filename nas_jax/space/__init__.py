@@ -1,4 +1,4 @@
-"""Spaces of architectures: what each token means, and how architectures are written, counted and compared."""
+"""Spaces of architectures: what each token means, and how architectures are encoded, counted and compared."""
 
 from nas_jax.operations import Operation, Operations
 from nas_jax.space.base import Kind, Slot, Space, canonical, is_static, stack, unstack

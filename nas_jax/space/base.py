@@ -1,9 +1,9 @@
 """A space: a flat table of slots, and what each token in them means.
 
-Three kinds of slot are enough for every system here. A CHOICE is one softmax over labels; a POINTER is one softmax
-over earlier anchors; a LINK is a set of independent sigmoids, one to each earlier anchor, emitted as one vector. The
-controller reads only this table. An architecture is a NamedTuple of tuples of Python ints, hashable, holding real
-values (a filter height of 7, not the number of its token), so that it means the same without its space.
+There are three kinds of slot. A CHOICE is one softmax over labels. A POINTER is one softmax over earlier anchors. A
+LINK is a set of independent sigmoids, one for each earlier anchor, emitted as one vector. The controller reads only
+this table. An architecture is a NamedTuple of tuples of Python ints, so it is hashable. It holds real values (a filter
+height of 7, not the index of its token), so it means the same without its space.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,45 +33,45 @@ class Kind(enum.IntEnum):
 class Slot(NamedTuple):
   """One decision of the controller: one token, or `width` tokens of 0 or 1 for a LINK.
 
-  A LINK of width 0 emits nothing and only leaves an anchor: the first layer's anchor point.
+  A LINK of width 0 emits no token and only sets an anchor. The anchor point of the first layer is one.
   """
 
-  group: str  # what the decision belongs to, as people say it: 'node 3', 'layer 2'
+  group: str  # what the decision belongs to, in words: 'node 3', 'layer 2'
   name: str  # the decision within the group, '' if it is the only one: 'activate', 'filter height'
   kind: Kind
   width: int  # labels of a CHOICE; candidates of a LINK or POINTER: anchors start .. start + width - 1
-  field: str  # the arch field that its value is appended to
+  field: str  # the field of the architecture that its value is appended to
   values: tuple[int, ...] = ()  # CHOICE: the real value of each token
-  labels: tuple[str, ...] = ()  # CHOICE: the word for each token
+  labels: tuple[str, ...] = ()  # CHOICE: the name of each token
   head: str = ''  # slots with one head share softmax weights and token embeddings
   start: int = 0  # first candidate anchor of a LINK or POINTER
   anchor: bool = False  # whether the hidden state here becomes the next anchor
-  layer: int = 0  # the layer that gets the credit; it exists when layer < depth
-  selects: bool = False  # whether it is a CHOICE that later slots of its layer depend on, up to the next selecting slot
-  active_if: tuple[int, ...] = ()  # tokens of the selecting slot for which this one exists; () if it always does
-  own: tuple[str, ...] | None = None  # CHOICE of an operation: labels of the user's own, which JSON has in place of ids
+  layer: int = 0  # the layer that it is credited to; the slot exists when layer < depth
+  selects: bool = False  # whether the slots after it, up to the next such slot of its layer, depend on its token
+  active_if: tuple[int, ...] = ()  # tokens of the selecting slot for which this one exists; () for all
+  own: tuple[str, ...] | None = None  # CHOICE of an operation: labels of the user's own; JSON has them and not ids
 
   @property
   def title(self) -> str:
-    """Group and name, for people."""
+    """Group and name."""
     return f'{self.group} {self.name}'.strip()
 
   @property
   def tokens(self) -> int:
-    """Tokens this slot emits."""
+    """Number of tokens of this slot."""
     return self.width if self.kind == Kind.LINK else 1
 
   @property
   def options(self) -> int:
-    """Different outcomes of this slot, exact."""
+    """Number of different outcomes of this slot, exact."""
     return 2**self.width if self.kind == Kind.LINK else self.width
 
   def exists(self, governor: int) -> bool:
-    """Whether it exists, given the token of the selecting slot."""
+    """Whether the slot exists, given the token of the selecting slot."""
     return not self.active_if or governor in self.active_if
 
   def label(self, token: int) -> str:
-    """The word for one token; that of an anchor is its number."""
+    """The name of one token; that of an anchor is its index."""
     return self.labels[token] if self.labels else str(self.start + token)
 
 
@@ -96,24 +96,24 @@ class Space:
   """
 
   kind: str  # 'tree_cell', 'choice', ...
-  spec: Mapping[str, Any]  # the arguments it was made with, for JSON
+  spec: Mapping[str, Any]  # the arguments that it was made with, as in JSON
   arch_type: type  # the NamedTuple of its architectures
   slots: tuple[Slot, ...]
-  operations: Operations = BUILT_IN  # those that its architectures may hold, if they hold any
+  operations: Operations = BUILT_IN  # the operations that its architectures may hold, if they hold any
 
   @functools.cached_property
   def owner(self) -> np.ndarray:
-    """[T] int32, the slot that emits each token."""
+    """[T] int32, index of the slot of each token."""
     return np.repeat(np.arange(len(self.slots), dtype=np.int32), [slot.tokens for slot in self.slots])
 
   @property
   def length(self) -> int:
-    """T, the tokens of the deepest string."""
+    """T, the length of the longest token sequence."""
     return len(self.owner)
 
   @property
   def layers(self) -> int:
-    """L, the number of layers that can get credit of their own."""
+    """L, the number of layers that can be credited by themselves."""
     return 1 + max(slot.layer for slot in self.slots)
 
   def layer_of_token(self) -> np.ndarray:
@@ -122,30 +122,30 @@ class Space:
 
   @functools.cached_property
   def allowed(self) -> np.ndarray:
-    """[S, K] bool, the tokens of the selecting slot for which each slot exists."""
+    """[S, K] bool, for which tokens of the selecting slot each slot exists."""
     widest = max(slot.width for slot in self.slots)
     return np.array([[slot.exists(token) for token in range(widest)] for slot in self.slots])
 
   @functools.cached_property
   def governor(self) -> np.ndarray:
-    """[S] int32, the position of the token that selects each slot; 0 where none does."""
+    """[S] int32, position of the token that decides whether each slot exists; 0 where no token does."""
     starts = np.cumsum([0, *(slot.tokens for slot in self.slots)])[:-1]
     selects = np.array([slot.selects for slot in self.slots])
     return np.maximum.accumulate(np.where(selects, starts, 0)).astype(np.int32)
 
   def slots_exist(self, tokens, depth=None) -> Array:
-    """[..., S] bool, which slots exist in strings [..., T] of `depth` layers (all by default; may be traced)."""
+    """[..., S] bool, which slots exist in token sequences [..., T] of `depth` layers (all if None; may be traced)."""
     governors = jnp.asarray(tokens, jnp.int32)[..., self.governor]
     here = jnp.asarray(self.allowed)[np.arange(len(self.slots), dtype=np.int32), governors]
     shallow = jnp.array([slot.layer for slot in self.slots]) < (self.layers if depth is None else depth)
     return here & jnp.broadcast_to(shallow, here.shape)
 
   def exists(self, tokens, depth=None) -> Array:
-    """[..., T] bool, which of the tokens [..., T] do; the others stand as 0 and mean nothing."""
+    """[..., T] bool, which of the tokens [..., T] exist; the others are 0 and mean nothing."""
     return self.slots_exist(tokens, depth)[..., self.owner]
 
   def size(self, depth: int | None = None) -> int:
-    """Number of token strings at `depth`, exact."""
+    """Returns the number of token sequences at `depth`, exact."""
     depth, total = self._depth(depth), 1
     slots = [slot for slot in self.slots if slot.layer < depth]
     while slots:
@@ -160,12 +160,12 @@ class Space:
     return total
 
   def decode(self, tokens: Sequence[int] | np.ndarray | Array, depth: int | None = None):
-    """The architecture a string [T] stands for, as Python ints. Raises ValueError on a token out of range."""
+    """Returns the architecture of a token sequence [T], as Python ints. Raises ValueError on a token out of range."""
     tokens, depth = np.asarray(tokens), self._depth(depth)
     if tokens.shape != (self.length,) or not np.issubdtype(tokens.dtype, np.integer):
       raise ValueError(
         f'tokens is {tokens.dtype} of shape {tokens.shape}, this {self.kind} space wants ints of shape '
-        f'({self.length},): decode one string at a time, or use decode_batch.'
+        f'({self.length},): decode one token sequence at a time, or use decode_batch.'
       )
     fields: dict[str, list[int]] = {name: [] for name in self._fields}
     governor = 0
@@ -182,7 +182,7 @@ class Space:
     return self.arch_type(**{name: tuple(values) for name, values in fields.items()})
 
   def decode_batch(self, tokens: Array, depth: int | None = None) -> PyTree:
-    """Strings [..., T] to the traced form: the same NamedTuple holding int32 arrays [..., len(field)]."""
+    """Decodes token sequences [..., T] into the traced form: the NamedTuple of int32 arrays [..., len(field)]."""
     depth = self._depth(depth)
     fields: dict[str, list[Array]] = {name: [] for name in self._fields}
     exists = self.exists(tokens, depth)
@@ -196,7 +196,7 @@ class Space:
     return self.arch_type(**{name: jnp.stack(values, -1) if values else none for name, values in fields.items()})
 
   def encode(self, arch) -> np.ndarray:
-    """The string [T] of an architecture, zeros where it is not that deep. Raises ValueError as `check` does."""
+    """Returns the token sequence [T] of an architecture, 0 for layers that it lacks. Raises ValueError as `check`."""
     depth = self.check(arch)
     queues = {name: list(getattr(arch, name)) for name in self._fields}
     tokens, governor = list[int](), 0
@@ -210,7 +210,7 @@ class Space:
     return np.array(tokens, np.int32)
 
   def check(self, arch) -> int:
-    """The depth of an architecture of this space. Raises ValueError saying which entry is wrong and what fits."""
+    """Returns the depth of an architecture. Raises ValueError if it is not of this space, saying where and why."""
     if not isinstance(arch, self.arch_type):
       raise ValueError(f'a {self.kind} space wants a {self.arch_type.__name__}, not a {type(arch).__name__}.')
     lengths = {name: len(getattr(arch, name)) for name in self._fields}
@@ -239,7 +239,7 @@ class Space:
     return depth
 
   def describe(self, arch) -> str:
-    """The architecture in words, a line a group."""
+    """Describes an architecture in words, one line for each group of decisions."""
     depth, lines, governor = self.check(arch), dict[str, list[str]](), 0
     for slot, part in self._split(self.encode(arch)):
       governor = int(part[0]) if slot.selects else governor
@@ -252,7 +252,7 @@ class Space:
     return '\n'.join(f'{group}: {", ".join(words)}' for group, words in lines.items())
 
   def to_json(self, arch) -> str:
-    """One line of JSON, `{"kind": ..., "arch": {field: [ints]}}`; a user's own operation stands there by its name."""
+    """Returns a line of JSON, `{"kind": ..., "arch": {field: [ints]}}`; a user's own operations are names there."""
     fields: dict[str, list[int | str]] = {name: [] for name in self._fields}
     for slot, entry in self._entries(self.check(arch)):
       value, own = int(getattr(arch, slot.field)[entry]), slot.own or ()
@@ -261,9 +261,9 @@ class Space:
     return json.dumps({'kind': self.kind, 'arch': fields})
 
   def from_json(self, text: str):
-    """The architecture in `text`, checked; an operation may stand there by its id or by its name.
+    """Reads and checks an architecture from JSON, where an operation may be an id or a name.
 
-    Raises ValueError, in one line, on anything that is none of this space.
+    Raises ValueError, in one line, if the text is not an architecture of this space.
     """
     try:
       data = json.loads(text)
@@ -300,7 +300,7 @@ class Space:
     return depth
 
   def _entries(self, depth: int) -> Iterator[tuple[Slot, int]]:
-    """For each entry of an architecture of `depth` layers its slot, and its place in the slot's field."""
+    """Yields for each entry of an architecture of `depth` layers its slot and its index in the field of the slot."""
     filled = dict.fromkeys(self._fields, 0)
     for slot in self.slots:
       for _ in range(slot.tokens if slot.layer < depth else 0):
@@ -320,7 +320,7 @@ class Space:
 
 
 def stack(archs: Sequence[PyTree]) -> PyTree:
-  """Architectures of one depth to the traced form: the same NamedTuple with int32 arrays [m, ...].
+  """Returns the traced form of architectures of one depth: the same NamedTuple with int32 arrays [m, ...].
 
   >>> from nas_jax import space
   >>> sp = space.choice_space({'width': ('16', '32'), 'norm': ('none', 'layer', 'batch')})
@@ -340,7 +340,7 @@ def stack(archs: Sequence[PyTree]) -> PyTree:
 
 
 def unstack(archs: PyTree) -> list[PyTree]:
-  """The inverse of `stack`: m static architectures."""
+  """The inverse of `stack`: returns m static architectures."""
   columns = [np.asarray(column).tolist() for column in archs]
   return [type(archs)(*map(tuple, row)) for row in zip(*columns, strict=True)]
 
@@ -352,7 +352,7 @@ def is_static(arch) -> bool:
 
 @functools.singledispatch
 def canonical(arch):
-  """One form for all strings that mean the same network; families without symmetries return `arch` itself.
+  """Returns one form for all architectures that mean the same network; without symmetries, `arch` itself.
 
   >>> from nas_jax import space
   >>> cell = space.TreeArch(combine=(0, 1, 1), activate=(1, 2, 0), inject=(0, 1), index=(0, 1))

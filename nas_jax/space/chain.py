@@ -13,20 +13,20 @@ KINDS = ('conv', 'residual', 'average pool', 'max pool')
 class ChainArch(NamedTuple):
   """A network of L layers, each reading the one before it."""
 
-  layers: tuple[int, ...]  # [L] codes, see `code`; 0 is no layer: chains of one stack are padded with it
+  layers: tuple[int, ...]  # [L] codes, see `code`; 0 is no layer, and pads the chains of one `stack` to one length
 
 
 class ChainLayer(NamedTuple):
-  """One layer, all decided."""
+  """One layer of a chain."""
 
   kind: int  # id into KINDS
-  channels: int  # 0 for a pool, which keeps what it reads
+  channels: int  # 0 for a pool, which keeps the number of channels
   kernel: int  # height and width; of both convolutions of a residual block
   stride: int
 
 
 def default_layers() -> tuple[str, ...]:
-  """24 choices. The poster names kinds and some sizes of 24, not the list: this is ours that agrees with it."""
+  """Returns 24 layers to choose from. Xu's poster names only some of its 24; this list agrees with what it says."""
   convolutions = [f'conv {channels} {kernel} {stride}' for channels in (32, 64, 128) for kernel in (3, 4, 5)
                   for stride in (1, 2)]  # fmt: skip
   residual = [f'residual {channels} 3 1' for channels in (32, 64, 128)]
@@ -34,15 +34,15 @@ def default_layers() -> tuple[str, ...]:
 
 
 def chain_space(layers: Sequence[str] | None = None, max_depth: int = 15) -> Space:
-  """All chains of up to `max_depth` layers; 24^15 of the deepest with the default ones.
+  """Returns the space of all chains of up to `max_depth` layers. By default 24^15 chains have 15 layers.
 
   Args:
-    layers: the choices of each token: 'conv CHANNELS KERNEL STRIDE', 'residual CHANNELS KERNEL STRIDE', 'average pool
-      KERNEL STRIDE' or 'max pool KERNEL STRIDE'; by default `default_layers`.
+    layers: the layers that each token chooses from: 'conv CHANNELS KERNEL STRIDE', 'residual CHANNELS KERNEL STRIDE',
+      'average pool KERNEL STRIDE' or 'max pool KERNEL STRIDE'; by default `default_layers`.
     max_depth: layers of the deepest chain.
 
   Raises:
-    ValueError: names the layer and what fits.
+    ValueError: a layer is unknown or named twice, or there is none; the message says which and what fits.
 
   >>> from nas_jax import space
   >>> sp = space.chain_space(['conv 8 3 1', 'conv 16 3 2', 'max pool 2 2'], max_depth=3)
@@ -56,7 +56,7 @@ def chain_space(layers: Sequence[str] | None = None, max_depth: int = 15) -> Spa
   words = tuple(default_layers() if layers is None else layers)
   codes = tuple(code(parse(word)) for word in words)
   if not codes or len(set(codes)) < len(codes):
-    raise ValueError(f'layers (={words}) must be at least one, each once.')
+    raise ValueError(f'layers (={words}) must name at least one layer, each once.')
   if not isinstance(max_depth, int) or max_depth < 1:
     raise ValueError(f'max_depth (={max_depth}) must be an int from 1 up: the layers of the deepest chain.')
   slots = [
@@ -67,17 +67,17 @@ def chain_space(layers: Sequence[str] | None = None, max_depth: int = 15) -> Spa
 
 
 def chain_from_json(text: str) -> ChainArch:
-  """A chain of any layers from JSON, checked. Raises ValueError, in one line, on anything that is none."""
+  """Reads and checks a chain from JSON. Raises ValueError, in one line, if the text is not a chain."""
   try:
     codes = json.loads(text)['arch']['layers']
     words = tuple(dict.fromkeys(word_of(code) for code in codes))
   except (TypeError, KeyError, json.JSONDecodeError, RecursionError):
-    return chain_space(max_depth=1).from_json(text)  # no chain at all: the smallest space says what is wrong
+    return chain_space(max_depth=1).from_json(text)  # not a chain: the check of the smallest space says what is wrong
   return chain_space(words or None, max(len(codes), 1)).from_json(text)
 
 
 def parse(word: str) -> ChainLayer:
-  """The layer that words such as 'conv 64 3 1' or 'max pool 2 2' mean. Raises ValueError on others."""
+  """Reads a layer such as 'conv 64 3 1' or 'max pool 2 2'. Raises ValueError if `word` is not a layer."""
   for kind, name in enumerate(KINDS):
     if isinstance(word, str) and word.startswith(f'{name} '):
       numbers = word.removeprefix(name).split()
@@ -93,12 +93,12 @@ def parse(word: str) -> ChainLayer:
 
 
 def code(layer: ChainLayer) -> int:
-  """One number for a layer, the same in every space: its digits are kind, three of channels, kernel, stride."""
+  """Returns a layer as one number, the same in every space. Its digits: kind, channels (three), kernel, stride."""
   return ((layer.kind * 1000 + layer.channels) * 10 + layer.kernel) * 10 + layer.stride
 
 
 def word_of(number: int) -> str:
-  """What `parse` reads as the layer of a code. Raises ValueError if it is the code of none."""
+  """Returns the words of the layer with a given code, as `parse` reads them. Raises ValueError on other numbers."""
   if isinstance(number, int) and 0 <= number < code(ChainLayer(len(KINDS), 0, 0, 0)):
     layer = layer_of(number)
     word = ' '.join(map(str, (KINDS[layer.kind], *(layer[1:] if layer.channels else layer[2:]))))

@@ -1,4 +1,4 @@
-"""Any independent choices, for searches of one's own and for tables."""
+"""Independent named choices, for searches of your own and for tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,15 +7,15 @@ from nas_jax.space.base import Kind, Slot, Space
 
 
 class ChoiceArch(NamedTuple):
-  """The number of the label chosen in each slot, in the order of the space's slots."""
+  """The index of the chosen label in each slot, in the order of the slots."""
 
   choice: tuple[int, ...]
 
 
 def choice_space(choices: Mapping[str, Sequence[str]]) -> Space:
-  """One token a named choice, e.g. `choice_space({'edge0': ('none', 'skip', 'conv3'), 'width': ('16', '32')})`.
+  """Returns a space with one token for each named choice, whose labels are the values of `choices`.
 
-  Raises ValueError if there is no choice, or one without labels, or with the same label twice.
+  Raises ValueError if there is no choice, or if a choice has no labels or the same label twice.
 
   >>> from nas_jax import space
   >>> sp = space.choice_space({'width': ('16', '32'), 'norm': ('none', 'layer', 'batch')})

@@ -8,19 +8,19 @@ from nas_jax.space.base import Kind, Slot, Space
 
 LAYER_TYPES = ('conv', 'max pool', 'average pool', 'norm')
 CONV, MAX_POOL, AVERAGE_POOL, NORM = range(4)
-IMAGE = -1  # what a layer reads where it is told to read none
+IMAGE = -1  # stands for the image among the layers that a layer reads
 
 
 class ConvArch(NamedTuple):
-  """A network of L layers, each field a tuple with an entry a layer; a field that the space does not decide is ()."""
+  """A network of L layers. A field has an entry for each layer; it is () if the space leaves no choice."""
 
-  layer_type: tuple[int, ...]  # ids into LAYER_TYPES; () where all are convolutions
-  filter_height: tuple[int, ...]  # 0 in a layer that does not convolve, as in the four below
+  layer_type: tuple[int, ...]  # indices into LAYER_TYPES; () if all layers are convolutions
+  filter_height: tuple[int, ...]  # this and the next four are 0 in a layer that is not a convolution
   filter_width: tuple[int, ...]
-  stride_height: tuple[int, ...]  # () where all are 1
+  stride_height: tuple[int, ...]  # () if all are 1
   stride_width: tuple[int, ...]
   filters: tuple[int, ...]
-  pool: tuple[int, ...]  # window, and stride, of a pooling layer, 0 in others
+  pool: tuple[int, ...]  # window and stride of a pooling layer; 0 in other layers
   links: tuple[int, ...]  # [L (L - 1) / 2] whether layer 1 reads 0, layer 2 reads 0, 1, layer 3 ...; () without skips
   rate: tuple[int, ...]  # [1] learning rate in millionths, or ()
 
@@ -36,25 +36,25 @@ def conv_space(
   rates: Sequence[float] | None = None,
   skips: bool = True,
 ) -> Space:
-  """All networks of up to `max_depth` layers, in the paper's order of emission (Sec. 4.1).
+  """Returns the space of all networks of up to `max_depth` layers, with tokens in the paper's order (Sec. 4.1).
 
-  A layer emits its filter height and width, its stride height and width, its number of filters, and then its anchor
-  point: a vector with a link to each earlier layer. At 15 layers without strides there are 64^15 * 2^105 = 2^195.
+  The tokens of a layer are its filter height and width, its stride height and width, its number of filters, and its
+  anchor point: a link to each earlier layer. Without strides 64^15 * 2^105 = 2^195 networks have 15 layers.
 
   Args:
     max_depth: layers of the deepest network.
-    filter_heights: labels, odd.
-    filter_widths: likewise.
-    filters: labels, numbers of filters.
-    strides: labels of stride height and width, (1, 2, 3) in Sec. 4.1; None leaves all at 1 and emits no such token.
-    layer_types: names from LAYER_TYPES that a first token of each layer chooses from; None makes all convolutions. The
-      other tokens of a layer exist where its type has them.
-    pools: labels of the window and stride of pooling layers, if a type is one.
-    rates: learning rates that one first token chooses from; None for no such token.
-    skips: without them a layer reads the one before it and emits no anchor point.
+    filter_heights: odd numbers to choose from.
+    filter_widths: odd numbers to choose from.
+    filters: numbers of filters to choose from.
+    strides: stride heights and widths to choose from, (1, 2, 3) in Sec. 4.1; None for stride 1 without a token.
+    layer_types: names from LAYER_TYPES that the first token of a layer chooses from; None if all are convolutions. Of
+      the other tokens of a layer only those exist that its type uses.
+    pools: windows of pooling layers to choose from, which are their strides too.
+    rates: learning rates that the first token of all chooses from; None for no such token.
+    skips: whether layers have anchor points; without them each layer reads the one before it.
 
   Raises:
-    ValueError: names the argument and what fits.
+    ValueError: an argument has a value that cannot be; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> space.conv_space().size() == 2**195
@@ -101,16 +101,16 @@ def conv_space(
 
 
 class _Choice(NamedTuple):
-  """A hyperparameter of a layer."""
+  """A setting of a layer that has a token of its own."""
 
   name: str
   field: str
   labels: Sequence[int]
-  types: tuple[int, ...]  # tokens of the types of layer that have it
+  types: tuple[int, ...]  # tokens of the layer types that have this setting
 
 
 def _layer_slots(layer: int, types: Sequence[int], choices: Sequence[_Choice], skips: bool) -> Iterator[Slot]:
-  """What a layer emits: its type, if `types` has any, its hyperparameters, and its anchor point."""
+  """Yields the slots of a layer: its type, if `types` has any, its settings, and its anchor point."""
 
   def choice(name: str, field: str, values: Sequence[int], words: Iterable[str], **more: Any) -> Slot:
     more |= {'head': name, 'layer': layer}
@@ -125,17 +125,17 @@ def _layer_slots(layer: int, types: Sequence[int], choices: Sequence[_Choice], s
 
 
 def conv_from_json(text: str) -> ConvArch:
-  """A network of any labels from JSON, checked. Raises ValueError, in one line, on anything that is none."""
+  """Reads and checks a network from JSON. Raises ValueError, in one line, if the text is not a network."""
   try:
     arch = json.loads(text)['arch']
     labels = {name: sorted({int(value) for value in arch[name]} - {0}) for name in ConvArch._fields}
     depth, types = max(len(arch['layer_type']), len(arch['filters'])), {LAYER_TYPES[k] for k in arch['layer_type']}
-    # In a space of several types every layer has an entry for what any of them needs.
+    # In a space of several types every layer has an entry for each setting that any of the types has.
     types |= {LAYER_TYPES[kind] for kind, name in ((CONV, 'filters'), (MAX_POOL, 'pool')) if types and arch[name]}
     strides = sorted({*labels['stride_height'], *labels['stride_width']})
     rates = [rate / 1e6 for rate in labels['rate']]
   except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
-    return conv_space(1).from_json(text)  # no network at all: the smallest space says what is wrong
+    return conv_space(1).from_json(text)  # not a network: the check of the smallest space says what is wrong
   return conv_space(
     depth,
     labels['filter_height'] or (1,),

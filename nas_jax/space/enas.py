@@ -9,21 +9,22 @@ from nas_jax.operations import BUILT_IN, Operation, Operations
 from nas_jax.space.base import Kind, Slot, Space
 from nas_jax.space.tree import ids_of, operation_slot
 
+# Ids are indices into these tuples.
 MACRO_OPERATIONS = ('conv 3', 'sepconv 3', 'conv 5', 'sepconv 5', 'average pool 3', 'max pool 3')
-MICRO_OPERATIONS = ('sepconv 3', 'sepconv 5', 'average pool 3', 'max pool 3', 'identity')  # an id is its place here
-INPUT_NAMES = ('h[k-2]', 'h[k-1]')  # of a micro cell: the outputs of the two cells before it
+MICRO_OPERATIONS = ('sepconv 3', 'sepconv 5', 'average pool 3', 'max pool 3', 'identity')
+INPUT_NAMES = ('h[k-2]', 'h[k-1]')  # inputs of a micro cell: the outputs of the two cells before it
 INPUTS = len(INPUT_NAMES)
 
 
 class MacroArch(NamedTuple):
-  """A network of L layers; each reads the one before it, and its skips are added to what its operation gives."""
+  """A network of L layers. A layer applies its operation to the layer before it and adds its skips."""
 
   operation: tuple[int, ...]  # [L] ids into MACRO_OPERATIONS
   links: tuple[int, ...]  # [L (L - 1) / 2] whether layer 1 adds 0, layer 2 adds 0, 1, layer 3 ...
 
 
 class MicroArch(NamedTuple):
-  """Two cells of B blocks; node 0 and 1 are a cell's inputs, node 2 + b is block b, the sum of two operations."""
+  """Two cells of B blocks. Nodes 0 and 1 are the inputs of a cell; node 2 + b is block b, the sum of two operations."""
 
   normal_input: tuple[int, ...]  # [2 B] the node that each operation reads
   normal_operation: tuple[int, ...]  # [2 B] ids into MICRO_OPERATIONS
@@ -32,21 +33,21 @@ class MicroArch(NamedTuple):
 
 
 class RnnArch(NamedTuple):
-  """A recurrent cell of N nodes; node 0 reads x and h, every other one an earlier node."""
+  """A recurrent cell of N nodes. Node 0 reads x and h, every other node reads an earlier one."""
 
   activate: tuple[int, ...]  # [N] ids of activations, see `nas_jax.operations`
-  previous: tuple[int, ...]  # [N - 1] what node 1, 2, ... reads
+  previous: tuple[int, ...]  # [N - 1] the nodes that node 1, 2, ... read
 
 
 def enas_macro_space(layers: int = 12, operations: Sequence[str] = MACRO_OPERATIONS) -> Space:
-  """Whole networks: 6^L 2^(L (L - 1) / 2) of them, 1.6e29 at 12 layers.
+  """Returns the space of whole networks: 6^L 2^(L (L - 1) / 2) of them, 1.6e29 at 12 layers.
 
   Args:
     layers: L.
     operations: names from MACRO_OPERATIONS, in the order of their tokens.
 
   Raises:
-    ValueError: names the argument and what fits.
+    ValueError: an argument has a value that cannot be; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> sp = space.enas_macro_space(layers=3, operations=('conv 3', 'max pool 3'))
@@ -67,17 +68,17 @@ def enas_macro_space(layers: int = 12, operations: Sequence[str] = MACRO_OPERATI
 
 
 def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIONS) -> Space:
-  """A normal and a reduction cell.
+  """Returns the space of a normal cell and a reduction cell.
 
-  A block is two nodes to read and two operations, in this order: (5^B (B + 1)!)^4 strings, 2.6e25 at 5 blocks. The
-  paper counts (5 (B - 2)!)^4 for B nodes, inputs among them, 1.3e11 at 7, which is fewer than it can write.
+  The tokens of a block are two nodes to read and then two operations. There are (5^B (B + 1)!)^4 token sequences,
+  2.6e25 for 5 blocks. The paper counts (5 (B - 2)!)^4 for B nodes with the inputs, 1.3e11 for 7, which is too few.
 
   Args:
-    blocks: of each cell.
+    blocks: B, blocks of each cell.
     operations: names from MICRO_OPERATIONS, in the order of their tokens.
 
   Raises:
-    ValueError: names the argument and what fits.
+    ValueError: an argument has a value that cannot be; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> sp = space.enas_micro_space(blocks=1)
@@ -90,7 +91,7 @@ def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIO
   _positive('blocks', blocks)
 
   def cell(name: str, start: int) -> Iterator[Slot]:
-    for i in range(INPUTS):  # no decision, but a state to point at
+    for i in range(INPUTS):  # not a decision, but an anchor to point at
       yield Slot(f'{name} input {i}', '', Kind.LINK, 0, f'{name}_input', head='input', anchor=True)
     for b in range(blocks):
       group = f'{name} block {b}'
@@ -107,14 +108,14 @@ def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIO
 def enas_rnn_space(
   nodes: int = 12, activate: Sequence[Operation | str] = ('tanh', 'relu', 'identity', 'sigmoid')
 ) -> Space:
-  """Recurrent cells: 4^N (N - 1)! strings, 6.7e14 at 12 nodes. (The paper counts 4^N N!, "about 1e15".)
+  """Returns the space of recurrent cells: 4^N (N - 1)!, 6.7e14 at 12 nodes. (The paper counts 4^N N!, "about 1e15".)
 
   Args:
     nodes: N.
     activate: activations in the order of their tokens: names of built-in ones, and operations of your own.
 
   Raises:
-    ValueError: names the argument and what fits.
+    ValueError: an argument has a value that cannot be; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> sp = space.enas_rnn_space(nodes=3)
@@ -137,29 +138,29 @@ def enas_rnn_space(
 
 
 def rnn_from_json(text: str, operations: Operations = BUILT_IN) -> RnnArch:
-  """A cell of any number of nodes from JSON, checked; arguments and errors as those of `tree_from_json`."""
+  """Reads and checks a cell from JSON. Arguments and errors are those of `tree_from_json`."""
   known = operations_lib.with_built_in(operations)
   return enas_rnn_space(_length(text, 'activate'), known.activate).from_json(text)
 
 
 def loose_ends(inputs: Sequence[int], nodes: int) -> tuple[int, ...]:
-  """The nodes, of so many, that none of `inputs` names: what a cell's output is made of."""
+  """Returns which of `nodes` nodes are not among `inputs`, so that nothing reads them: they make the cell's output."""
   return tuple(i for i in range(nodes) if i not in inputs)
 
 
 def cuts(count: int) -> tuple[int, ...]:
-  """How many of so many layers or cells stand before each of the two reductions; fewer than three have none."""
+  """Returns how many of `count` layers or cells come before each of the two reductions; () for fewer than 3."""
   return (count // 3, 2 * count // 3) if count >= 3 else ()
 
 
 def skips_of(arch: MacroArch) -> list[tuple[int, ...]]:
-  """The layers that each layer adds."""
+  """Returns for each layer the layers that it adds."""
   rows = [arch.links[i * (i - 1) // 2 : i * (i + 1) // 2] for i in range(len(arch.operation))]
   return [tuple(j for j, link in enumerate(row) if link) for row in rows]
 
 
 def cells_of(arch: MicroArch) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-  """Inputs and operations of each cell."""
+  """Returns the inputs and the operations of each cell, by its name."""
   return {
     'normal': (arch.normal_input, arch.normal_operation),
     'reduction': (arch.reduction_input, arch.reduction_operation),
@@ -167,19 +168,19 @@ def cells_of(arch: MicroArch) -> dict[str, tuple[tuple[int, ...], tuple[int, ...
 
 
 def macro_from_json(text: str) -> MacroArch:
-  """A network of any number of layers from JSON, checked. Raises ValueError as `Space.from_json` does."""
+  """Reads and checks a network from JSON. Raises ValueError as `Space.from_json`."""
   return enas_macro_space(_length(text, 'operation')).from_json(text)
 
 
 def micro_from_json(text: str) -> MicroArch:
-  """Cells of any number of blocks from JSON, checked. Raises ValueError as `Space.from_json` does."""
+  """Reads and checks cells from JSON. Raises ValueError as `Space.from_json`."""
   return enas_micro_space(_length(text, 'normal_operation', each=2)).from_json(text)
 
 
 def describe(arch: MacroArch | MicroArch) -> str:
-  """A network or its cells in words: a line for each layer or block, and what follows from them.
+  """Describes a network or its cells in words: a line for each layer or block, and what follows from them.
 
-  `Space.describe` tells what was decided, in the words of the controller's decisions.
+  (`Space.describe` lists the decisions of the controller.)
   """
   return '\n'.join(_macro_lines(arch) if isinstance(arch, MacroArch) else _micro_lines(arch))
 
@@ -206,7 +207,7 @@ def _micro_lines(arch: MicroArch) -> Iterator[str]:
 
 
 def _length(text: str, field: str, each: int = 1) -> int:
-  """How many layers or blocks a field has entries for; 1, the smallest space, which says what is wrong, if none."""
+  """Returns the number of layers or blocks in JSON; 1 if it cannot be read: the smallest space says why."""
   try:
     return max(len(json.loads(text)['arch'][field]) // each, 1)
   except (ValueError, TypeError, KeyError, RecursionError):

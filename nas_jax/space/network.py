@@ -1,4 +1,4 @@
-"""From an architecture of layers to a network: the rules of Zoph & Le (2017), chains, and what a network costs."""
+"""From architectures to networks of layers, by the rules of Zoph & Le (2017) Sec. 3.3; and what a network costs."""
 
 from collections.abc import Sequence
 import math
@@ -14,19 +14,22 @@ Arch = ConvArch | ChainArch
 
 
 class Layer(NamedTuple):
-  """One layer of a network, all decided."""
+  """One layer of a network."""
 
   kind: int  # id into NAMES
-  reads: tuple[int, ...]  # layers, or IMAGE alone; several are concatenated
+  reads: tuple[int, ...]  # the layers that it reads, which are concatenated; or IMAGE alone
   window: tuple[int, int]
   stride: tuple[int, int]
-  filters: int  # 0 if as many as it reads
+  filters: int  # 0 for as many channels as it reads
 
   def kernels(self, channels: int) -> tuple[tuple[int, ...], ...]:
-    """The shapes [kh, kw, in, out] of its convolutions, each with a batch norm after it, where it reads `channels`.
+    """Returns the shapes [kh, kw, in, out] of its convolutions, each of which has a batch norm after it.
 
-    Those of a residual block (He et al. 2016) are its two and, where it has other channels than it reads or a stride,
-    the one that brings what it reads to the shape of what is added to it.
+    A residual block (He et al. 2016) has two convolutions, and a third one in its shortcut if it has a stride or
+    another number of filters than channels.
+
+    Args:
+      channels: how many the layer reads.
     """
     if self.kind not in (CONV, RESIDUAL):
       return ()
@@ -40,9 +43,10 @@ class Layer(NamedTuple):
 
 
 def layers_of(arch: Arch) -> tuple[Layer, ...]:
-  """The layers of a static network, after the first of the paper's rules: one that reads nothing reads the image.
+  """Returns the layers of a static architecture.
 
-  Each layer of a chain reads the one before it; a code of 0 is no layer. Raises ValueError if a chain has none.
+  By the first of the paper's rules a layer that reads no other layer reads the image. Each layer of a chain reads the
+  one before it, and a code of 0 is no layer. Raises ValueError if a chain has no layer.
   """
   return _chained(arch) if isinstance(arch, ChainArch) else _linked(arch)
 
@@ -69,38 +73,39 @@ def _linked(arch: ConvArch) -> tuple[Layer, ...]:
     if kind == CONV:
       stride = (arch.stride_height[i], arch.stride_width[i]) if arch.stride_height else (1, 1)
       found.append(Layer(kind, reads, (arch.filter_height[i], arch.filter_width[i]), stride, arch.filters[i]))
-    elif kind == NORM:
-      found.append(Layer(kind, reads, (1, 1), (1, 1), 0))
-    else:
+    elif kind in (MAX_POOL, AVERAGE_POOL):
       found.append(Layer(kind, reads, (arch.pool[i],) * 2, (arch.pool[i],) * 2, 0))
+    else:
+      found.append(Layer(kind, reads, (1, 1), (1, 1), 0))
   return tuple(found)
 
 
 class NetworkOptions(NamedTuple):
-  """What a network makes of the layers that the controller wrote. The third experiment of Sec. 4.1 has all of it.
+  """What a network has beside the predicted layers. The third experiment of Sec. 4.1 uses all of it.
 
-  Chains have neither blocks nor pools but those written.
+  A chain can only have `add_filters`: its residual blocks and pools are predicted layers.
   """
 
-  block: int = 1  # layers that one convolution stands for: each reads what the first does, and those before it
-  pools: tuple[int, ...] = ()  # places from 1 up: from that layer on, all that comes from before is max pooled by 2
-  add_filters: int = 0  # more in every convolution and residual block than were written
+  block: int = 1  # layers for each predicted convolution; each reads the same inputs and the earlier ones of the block
+  pools: tuple[int, ...] = ()  # layers, counted from 1, before which all earlier outputs are max pooled by 2
+  add_filters: int = 0  # added to the filters of every convolution and residual block
 
 
 class Network(NamedTuple):
-  """Layers in an order in which they can run."""
+  """Layers in the order in which they run."""
 
   layers: tuple[Layer, ...]
-  ends: tuple[int, ...]  # what the classifier reads
+  ends: tuple[int, ...]  # the layers that the classifier reads
 
 
 def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network:  # noqa: B008 - a NamedTuple cannot change
-  """The network of a static architecture.
+  """Returns the network of a static architecture.
 
-  By the paper's second rule the classifier reads what no layer does. What others read of a block is all of its layers.
+  By the paper's second rule the classifier reads the layers that no other layer reads. Whoever reads a block reads all
+  of its layers.
 
   Raises:
-    ValueError: a chain has no layer, or is to have a form that is for a `ConvArch`.
+    ValueError: a chain has no layer, or `options` has blocks or pools for a chain.
   """
   if isinstance(arch, ChainArch) and (options.block != 1 or options.pools):
     raise ValueError(
@@ -108,7 +113,7 @@ def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network: 
     )
   written = layers_of(arch)
   consumed = {j for layer in written for j in layer.reads}
-  found, floor = list[Layer](), {IMAGE: 0}  # floor: the pools on the way to each layer
+  found, floor = list[Layer](), {IMAGE: 0}  # floor: how many pools come before each layer
   pooled: dict[int, int] = {}
   outputs: dict[int, tuple[int, ...]] = {IMAGE: (IMAGE,)}
 
@@ -118,7 +123,7 @@ def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network: 
     return len(found) - 1
 
   def brought(j: int, level: int) -> int:
-    """Layer j after as many pools as `level`."""
+    """Returns the layer that is layer j after `level` pools."""
     while floor[j] < level:
       if j not in pooled:
         pooled[j] = add(Layer(MAX_POOL, (j,), (2, 2), (2, 2), 0), floor[j] + 1)
@@ -141,9 +146,9 @@ def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network: 
 
 
 def describe(arch: Arch, options: NetworkOptions = NetworkOptions()) -> str:  # noqa: B008 - a NamedTuple cannot change
-  """A network in words: a line for each layer, one for the classifier, and a first one for the learning rate if any.
+  """Describes a network in words: the learning rate if it was chosen, then the layers and the classifier.
 
-  `Space.describe` tells what was decided; this, what follows from it by the paper's rules.
+  (`Space.describe` lists the decisions of the controller; this says what follows from them by the paper's rules.)
   """
   made = network(arch, options)
   rate = arch.rate if isinstance(arch, ConvArch) else ()
@@ -155,14 +160,15 @@ def describe(arch: Arch, options: NetworkOptions = NetworkOptions()) -> str:  # 
 
 def _words(layer: Layer) -> str:
   name, stride = NAMES[layer.kind], stride_words(layer)
-  if layer.kind == NORM:
-    return name
-  size = f'{layer.window[0]}x{layer.window[1]}, {layer.filters} filters' if layer.filters else layer.window[0]
-  return f'{name} {size}' + (f', {stride}' if stride else '')
+  if layer.filters:
+    name += f' {layer.window[0]}x{layer.window[1]}, {layer.filters} filters'
+  elif layer.kind in (MAX_POOL, AVERAGE_POOL):
+    name += f' {layer.window[0]}'
+  return name + (f', {stride}' if stride else '')
 
 
 def stride_words(layer: Layer, times: str = 'x') -> str:
-  """A stride such as 'stride 2x1', '' where it goes without saying: 1, and that of a pool its window."""
+  """Returns a stride in words, such as 'stride 2x1'; '' for stride 1, or for a pool whose stride is its window."""
   usual = layer.window if layer.kind in (MAX_POOL, AVERAGE_POOL) else (1, 1)
   return '' if layer.stride == usual else f'stride {layer.stride[0]}{times}{layer.stride[1]}'
 
@@ -172,11 +178,11 @@ def _reads(reads: Sequence[int]) -> str:
 
 
 class Counts(NamedTuple):
-  """What a network costs, from its architecture alone."""
+  """The size and the cost of a network."""
 
   conv_weights: int
-  params: int  # with batch norm's scales and shifts and the classifier
-  macs: int  # multiply-adds of one image
+  params: int  # all parameters: also those of batch norm and of the classifier
+  macs: int  # multiply-adds for one image
   shapes: tuple[tuple[int, int, int], ...]  # [L] height, width, channels of each layer's output
 
 
@@ -186,9 +192,10 @@ def count(
   classes: int = 10,
   options: NetworkOptions = NetworkOptions(),  # noqa: B008 - a NamedTuple cannot change
 ) -> Counts:
-  """Sizes of `network`: convolutions without bias, batch norm after each and as a layer, one dense layer at the end.
+  """Counts weights and multiply-adds of a network, and the shapes of its outputs.
 
-  An output of stride s is ceil(n / s) high or wide; inputs of unequal size are as large as the largest, by zeros.
+  Convolutions have no bias and a batch norm after each; there is one dense layer at the end. The output of a layer with
+  stride s is ceil(n / s) high or wide. Inputs of different sizes are padded with zeros to the largest.
 
   >>> from nas_jax import published, space
   >>> counts = space.count(published.FIGURE_7, image=(32, 32, 3), classes=10)
@@ -210,6 +217,6 @@ def count(
 
 
 def joined(shapes: Sequence[tuple[int, int, int]]) -> tuple[int, int, int]:
-  """The shape of outputs side by side: as high and wide as the largest (the third rule), all channels."""
+  """Returns the shape of concatenated outputs: the greatest height and width (the paper's third rule), all channels."""
   heights, widths, channels = zip(*shapes, strict=True)
   return max(heights), max(widths), sum(channels)

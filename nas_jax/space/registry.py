@@ -1,4 +1,4 @@
-"""Architectures in files: of which kind each is, which architecture, and which space it was found in."""
+"""Reads files of architectures: the kind, the architecture, and the space that it was found in."""
 
 from collections.abc import Callable
 import json
@@ -21,11 +21,11 @@ from nas_jax.space.tree import tree_cell_space, tree_from_json
 
 
 class _Family(NamedTuple):
-  """The architectures of one kind."""
+  """How files hold the architectures of one kind."""
 
-  make_space: Callable[..., Space]  # from the "space" of a best.json
-  from_json: Callable[..., Any] | None  # the architecture in a text; None if it means nothing without its space
-  of_operations: bool = False  # whether `from_json` takes the `Operations` that the architecture may hold, too
+  make_space: Callable[..., Space]  # takes the entries of "space" in a best.json
+  from_json: Callable[..., Any] | None  # (text) -> the architecture; None if it means nothing without its space
+  of_operations: bool = False  # whether `from_json` also takes the `Operations` that the architecture may hold
 
 
 _FAMILIES = {
@@ -43,15 +43,15 @@ def from_json(text: str, kind: str = '', operations: Operations = BUILT_IN) -> A
   """Reads an architecture of any kind and any size, from the text of a best.json or of `Space.to_json`.
 
   Args:
-    text: JSON with "kind" and "arch"; what else it holds is ignored, but for the "space" of a `ChoiceArch`.
-    kind: the only kind to take, such as 'tree_cell'; '' takes every kind.
-    operations: where operations of your own that a recurrent cell holds are found by their names.
+    text: JSON with "kind" and "arch", and for a `ChoiceArch` with "space"; other entries are ignored.
+    kind: the kind that is wanted, such as 'tree_cell'; '' for any kind.
+    operations: your own operations, which a recurrent cell may hold by name.
 
   Returns:
     The NamedTuple of its kind (`TreeArch`, `ConvArch`, ...), checked.
 
   Raises:
-    ValueError: in one line, the text holds no architecture, one of another kind, or one that cannot be.
+    ValueError: in one line, the text has no architecture, one of another kind, or one that is not possible.
   """
   found = kind_of(text)
   if found not in ((kind,) if kind else _FAMILIES):
@@ -63,7 +63,7 @@ def from_json(text: str, kind: str = '', operations: Operations = BUILT_IN) -> A
 
 
 def kind_of(text: str) -> str:
-  """The kind of the architecture in `text`, JSON as `Space.to_json` writes. Raises ValueError if it is none."""
+  """Returns the kind of an architecture in JSON, as `Space.to_json` writes it. Raises ValueError on other texts."""
   try:
     return str(json.loads(text)['kind'])
   except (ValueError, TypeError, KeyError, RecursionError):
@@ -71,14 +71,14 @@ def kind_of(text: str) -> str:
 
 
 def space_of(text: str, operations: Operations = BUILT_IN) -> Space:
-  """The space that a best.json was found in.
+  """Returns the space of a search, from the text of its best.json.
 
   Args:
     text: of the file.
-    operations: where operations of your own that the space has are found by their names.
+    operations: your own operations, which the space may have by name.
 
   Raises:
-    ValueError: the text describes no space, or one with an operation that is unknown.
+    ValueError: the text describes no space, or a space with an unknown operation.
   """
   kind = kind_of(text)
   try:
@@ -93,13 +93,13 @@ def space_of(text: str, operations: Operations = BUILT_IN) -> Space:
 
 
 def _handed_in(field: str, names: list[str], operations: Operations) -> list[Operation | str]:
-  """The operations of one kind that a file names: those of the user's own as they were handed in, others by name."""
+  """Returns the operations of one kind that a file names, with the user's own ones in place of their names."""
   own = {operation.name: operation for operation in by_id(field, getattr(operations, field)).values()}
   return [own.get(name, name) for name in names]
 
 
 def _modest(value: object) -> bool:
-  """Whether a space so described can be built at all: a file may say anything."""
+  """Whether a description is small enough to build a space from it: a file may say anything."""
   if isinstance(value, (list, dict)):
     return len(value) <= 1000 and all(map(_modest, value.values() if isinstance(value, dict) else value))
   return not isinstance(value, (int, float)) or abs(value) <= 10_000

@@ -10,7 +10,7 @@ from nas_jax import operations as operations_lib
 from nas_jax.operations import ACTIVATIONS, BUILT_IN, COMBINATIONS, IDENTITY, Operation, Operations
 from nas_jax.space.base import Kind, Slot, Space, canonical, is_static
 
-# The names of the built-in operations, each at the place that is its id.
+# The names of the built-in operations; the index of a name is its id.
 COMBINE = tuple(operation.name for operation in COMBINATIONS)
 ACTIVATE = tuple(operation.name for operation in ACTIVATIONS)
 
@@ -18,7 +18,7 @@ MOST_LEAVES = 512  # of a cell; the labels of the two indices are then 2046, and
 
 
 class TreeArch(NamedTuple):
-  """A cell of n leaves and N = 2n - 1 nodes, leaves first, root last; node n + k combines nodes 2k and 2k + 1."""
+  """A cell of n leaves and N = 2n - 1 nodes: leaves first, root last. Node n + k combines nodes 2k and 2k + 1."""
 
   combine: tuple[int, ...]  # [N] ids of combinations, see `nas_jax.operations`
   activate: tuple[int, ...]  # [N] ids of activations
@@ -31,21 +31,22 @@ def tree_cell_space(
   combine: Sequence[Operation | str] = ('add', 'mult'),
   activate: Sequence[Operation | str] = ('identity', 'tanh', 'sigmoid', 'relu'),
 ) -> Space:
-  """All cells of `base` leaves, in the paper's order of emission: 4 * base + 2 tokens, 34 for base 8.
+  """Returns the space of all cells of `base` leaves. A cell has 4 * base + 2 tokens, 34 for base 8.
 
-  (combination, activation) of each node, leaves first and root last; (combination, activation) of Cell Inject; the node
-  that gives c_t; the node that takes c_(t-1). At base 8 there are 8^16 * 15^2 = 6.3e16 strings (the paper: 6e16).
+  In the paper's order they are: combination and activation of each node, leaves first and root last; combination and
+  activation of Cell Inject; the node that gives c_t; the node that takes c_(t-1). At base 8 there are 8^16 * 15^2 =
+  6.3e16 token sequences (the paper: 6e16).
 
   Args:
     base: leaves, a power of two from 2.
-    combine: combinations in the order of their tokens: names from COMBINE, and operations of your own. 'max' is in the
-      paper's control experiment.
-    activate: activations in the order of their tokens: names from ACTIVATE, and operations of your own. 'sin' is in the
-      control experiment.
+    combine: combinations in the order of their tokens: names from COMBINE, or operations of your own. The paper's
+      control experiment adds 'max'.
+    activate: activations in the order of their tokens: names from ACTIVATE, or operations of your own. The control
+      experiment adds 'sin'.
 
   Raises:
-    ValueError: base is no power of two or too large; or an operation is unknown, missing or named twice, or cannot be
-      used.
+    ValueError: `base` is no power of two or is too large, or an operation is unknown, given twice or cannot be used, or
+      there is none.
 
   >>> from nas_jax import published, space
   >>> sp = space.tree_cell_space(base=8)
@@ -78,7 +79,7 @@ def tree_cell_space(
 
 
 def operation_slot(group: str, kind: str, field: str, table: Mapping[int, Operation], head: str) -> Slot:
-  """The choice of an operation of one kind, 'combine' or 'activate', from a table by ids."""
+  """Returns the slot that chooses an operation of one kind, 'combine' or 'activate', from a table by ids."""
   built_in = getattr(BUILT_IN, kind)
   labels = tuple(operation.name for operation in table.values())
   own = tuple(operation.name for operation in table.values() if operation not in built_in)
@@ -86,12 +87,11 @@ def operation_slot(group: str, kind: str, field: str, table: Mapping[int, Operat
 
 
 def tree_from_json(text: str, operations: Operations = BUILT_IN) -> TreeArch:
-  """A cell of any base from JSON, checked.
+  """Reads and checks a cell of any base from JSON.
 
   Args:
-    text: as `Space.to_json` writes, or a best.json.
-    operations: where operations of your own that the cell may hold are found by their names; the built-in ones are
-      always known.
+    text: as `Space.to_json` writes it, or a best.json.
+    operations: your own operations, which the cell may hold by name; the built-in ones are always known.
 
   Raises:
     ValueError: as `Space.from_json` does.
@@ -99,7 +99,7 @@ def tree_from_json(text: str, operations: Operations = BUILT_IN) -> TreeArch:
   try:
     nodes = len(json.loads(text)['arch']['combine'])
   except (ValueError, TypeError, KeyError, RecursionError):
-    nodes = 3  # no cell at all: the smallest space says what is wrong
+    nodes = 3  # not a cell: the check of the smallest space says what is wrong
   if nodes < 3 or (nodes + 1) & nodes:
     raise ValueError(f"arch field 'combine' has {nodes} entries: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
   return tree_cell_space((nodes + 1) // 2, *operations_lib.with_built_in(operations)).from_json(text)
@@ -156,7 +156,7 @@ def _check_entries(arch: TreeArch, operations: Operations) -> None:
 
 
 def leaves(arch: TreeArch) -> int:
-  """n, the base number of a cell."""
+  """Returns n, the number of leaves of a cell."""
   return (len(arch.combine) + 1) // 2
 
 
@@ -166,13 +166,13 @@ def _canonical_tree(arch: TreeArch) -> TreeArch:
 
 
 def canonical_with_leaves(arch: TreeArch) -> tuple[TreeArch, tuple[int, ...]]:
-  """The canonical cell, and for each of its leaves the leaf of `arch` whose weights it takes.
+  """Returns the canonical form of a cell, and for each of its leaves the leaf of `arch` with the same weights.
 
-  Where a combination is symmetric (`Operation.symmetric`), the two subtrees of a node may change places; and where a
-  child only passes its parent's combination on (same combination, identity, neither read for c_t nor injected), the
-  subtrees of one height below may be shared out anew. Cells that differ only so are one network: with their leaves'
-  weights renamed they compute the same up to rounding. Of a user's own combination, which an architecture knows by its
-  id alone, nothing is assumed.
+  If a combination is symmetric (`Operation.symmetric`), the two subtrees of a node can be swapped. A child with the
+  combination of its parent and the identity, which is neither read for c_t nor injected, only continues the sum or
+  product of its parent; then the subtrees of one height below the parent can be exchanged. Cells that differ only in
+  these ways compute the same up to rounding, if the weights of their leaves are exchanged too. A user's own combination
+  counts as not symmetric, because an architecture holds only its id.
   """
   n = leaves(arch)
 
@@ -186,7 +186,7 @@ def canonical_with_leaves(arch: TreeArch) -> tuple[TreeArch, tuple[int, ...]]:
     return node >= n and arch.combine[node] == combine and arch.activate[node] == IDENTITY and node not in arch.index
 
   def sort(node: int) -> tuple[tuple, tuple]:
-    """(signature, nested (node, left, right)): equal signatures at one height mean interchangeable subtrees."""
+    """Returns (signature, nested (node, left, right)). Subtrees of one height are equal if their signatures are."""
     own = (arch.combine[node], arch.activate[node], node == arch.index[0], node == arch.index[1])
     if node < n:
       return own, (node,)
@@ -218,7 +218,7 @@ def canonical_with_leaves(arch: TreeArch) -> tuple[TreeArch, tuple[int, ...]]:
 
 
 def ids_of(field: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[int, ...]:
-  """The ids of names, their places in `known`. Raises ValueError, naming the field, on one that is not there."""
+  """Returns the indices of names in `known`. Raises ValueError, naming the field, if a name is not there."""
   unknown = [name for name in names if name not in known]
   if unknown or not names or len(set(names)) < len(names):
     raise ValueError(f'{field} (={tuple(names)}) must name at least one of {known}, each once.')

@@ -1,4 +1,4 @@
-"""The cell-tree compiler: a `TreeArch` to a recurrent cell, Zoph & Le (2017) Sec. 3.4; brings in JAX and Flax alone."""
+"""Compiles tree architectures to recurrent cells, Zoph & Le (2017) Sec. 3.4. It imports JAX and Flax only."""
 
 import importlib
 from typing import Any
@@ -9,7 +9,7 @@ from nas_jax.space.tree import TreeArch
 from nas_jax.tree_cell.cell import Carry, TreeCell, apply, init, unroll
 from nas_jax.tree_cell.text import equations, to_source
 
-# These load when they are first used: flax.nnx brings in optax, and pictures bring in matplotlib.
+# These are imported on first use: flax.nnx imports optax, and pictures need matplotlib.
 _LATER = {'NNXTreeCell': 'nas_jax.tree_cell.nnx', 'draw': 'nas_jax.draw.tree'}
 
 __all__ = [

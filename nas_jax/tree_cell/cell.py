@@ -1,12 +1,12 @@
-"""The cell-tree compiler: a `TreeArch` to a recurrent cell, Zoph & Le (2017) Sec. 3.4.
+"""Compiles a `TreeArch` to a recurrent cell, Zoph & Le (2017) Sec. 3.4.
 
-A *static* arch (Python ints) compiles to its own operations and nothing else. A *traced* arch (int32 arrays, see
-`space.stack`) makes one program for every cell, which chooses the operations as it runs.
+A *static* arch (Python ints) compiles to a program of its own operations only. With a *traced* arch (int32 arrays, see
+`space.stack`) one program runs every cell and selects the operations as it runs.
 
 Leaf i combines x W_i and h_(t-1) U_i; an inner node combines its two children; each node then applies its activation.
 Cell Inject: the value of node index[1], after its activation, is combined with c_(t-1) and activated once more. Cell
-Index: c_t is the value of node index[0] before its activation, so before injection if both indices name one node. h_t
-is the value of the root, injected if it is the root that takes c_(t-1).
+Index: c_t is the value of node index[0] before its activation, hence before injection if both indices are the same
+node. h_t is the value of the root, after injection if the root is node index[1].
 """
 
 from collections.abc import Callable
@@ -30,14 +30,14 @@ from nas_jax.types import Array, Key
 def init(
   key: Key, arch: TreeArch, in_features: int, features: int, *, bias: bool = False, scale: float | None = None
 ) -> dict[str, Array]:
-  """Parameters in the layout of TensorFlow's NASCell: n leaves side by side, in index order.
+  """Returns parameters in the layout of TensorFlow's NASCell: the columns of the n leaves in order.
 
   Args:
     key: the random key.
-    arch: static or traced; only its number of leaves n matters.
+    arch: static or traced; only its number of leaves n is used.
     in_features: width of x.
     features: H, width of c and h.
-    bias: adds a 'bias' [n * H] of zeros, which the paper's cells do not have; as in TensorFlow it joins h U, not x W.
+    bias: adds a 'bias' [n * H] of zeros, which the paper's cells do not have. As in TensorFlow it is added to h U.
     scale: weights are uniform in [-scale, scale]; by default 1 / sqrt(H).
 
   Returns:
@@ -59,10 +59,10 @@ def init(
 def apply(
   params: dict[str, Array], arch: TreeArch, carry: Carry, x: Array, *, operations: Operations = BUILT_IN
 ) -> tuple[Carry, Array]:
-  """One time step: carry (c, h) [B, H] and x [B, in] to ((c, h), h).
+  """One time step: maps the carry (c, h) [B, H] and x [B, in] to ((c, h), h).
 
-  `operations` are those that the arch may hold, as `Space.operations` says: a traced program leaves all others out. For
-  a static arch it matters only if the arch holds operations of your own.
+  `operations` are the operations that the arch may hold, as in `Space.operations`; a traced program computes only
+  these. A static arch needs them only if it holds operations of your own.
 
   Raises:
     ValueError: `arch` is no architecture of a cell, such as a static one with an operation that is neither built in nor
@@ -90,24 +90,24 @@ def unroll(
   hoist: bool = True,
   operations: Operations = BUILT_IN,
 ) -> tuple[Carry, Array]:
-  """The cell over a sequence; the input projections of all steps are one product before the loop.
+  """Runs the cell over a sequence. The projections of all inputs are one product before the loop.
 
-  With `hoist` the gradient of the recurrent weights is one product after the backward loop rather than a sum of T small
-  ones inside it, and the values inside the tree are computed again rather than stored. That is a `custom_vjp`: take
-  `hoist=False` for forward-mode derivatives.
+  With `hoist` the gradient of the recurrent weights is one product after the backward loop, not a sum of T products
+  inside it, and the values inside the tree are recomputed, not stored. This is a `custom_vjp`: take `hoist=False` for
+  forward-mode derivatives.
 
   Args:
     params: as `init` returns them.
     arch: static or traced.
     carry: (c, h), each [B, H].
-    xs: [T, B, in], time first, or which rows of a table they are.
+    xs: [T, B, in], time first; or `nn.recurrent.Rows` of a table.
     h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the leaves (variational dropout).
-    length: [B] int, the steps each row takes; afterwards its carry stays as it is.
+    length: [B] int, the number of steps of each row; after them its carry stays as it is.
     hoist: see above.
-    operations: those that the arch may hold, see `apply`.
+    operations: the operations that the arch may hold, see `apply`.
 
   Returns:
-    The final (c, h) and the outputs h_t [T, B, H]; those past a row's length mean nothing.
+    The final (c, h) and the outputs h_t [T, B, H]; outputs after a row's length have no meaning.
 
   Raises:
     ValueError: as `apply` does.
@@ -127,13 +127,13 @@ def unroll(
 
 
 class TreeCell(nn.RNNCellBase):
-  """A cell as a Flax (linen) recurrent cell, for `nn.RNN` and friends: carry (c, h), parameters as `init` names them.
+  """A tree cell for Flax linen, e.g. for `nn.RNN`. The carry is (c, h); parameters are named as by `init`.
 
   Attributes:
     features: H.
-    arch: static, so that each cell is its own program.
+    arch: a static architecture.
     bias: whether to add the one bias [n * H] that TensorFlow's NASCell offers.
-    operations: where operations of your own that the arch holds are found.
+    operations: your own operations, if the arch holds any.
 
   >>> import flax.linen as nn
   >>> import jax, jax.numpy as jnp
@@ -181,7 +181,7 @@ class TreeCell(nn.RNNCellBase):
 
 
 def _cell(arch: TreeArch, operations: Operations, if_: Callable) -> tuple[recurrent.Cell, TreeArch | None]:
-  """A tree as `recurrent` takes it. A static arch enters by closure: as an argument it would become traced."""
+  """Returns a cell as `nn.recurrent` takes it. A static arch is closed over: as an argument it would be traced."""
   check_tree(arch, operations)
   if is_static(arch):
     return lambda _, x, h, c: _static_tree(arch, operations, x, h, c), None
@@ -208,9 +208,10 @@ def _static_tree(arch: TreeArch, operations: Operations, x: Array, h: Array, c: 
 
 
 def _traced_tree(arch: Any, operations: Operations, if_: Callable, x: Array, h: Array, c: Array) -> Carry:
-  """The same, a level of the tree at a time: few wide operations, each a choice among the possible ones.
+  """Computes the tree level by level: a few wide operations, each of which selects from the possible ones.
 
-  Injection touches one node, so its level branches: under `lax.map` the other levels skip it, under `vmap` they select.
+  Only one node is injected, so each level has a conditional: under `lax.map` the other levels skip the injection, under
+  `vmap` it becomes a select.
   """
   n = leaves(arch)
   left, right = (value.reshape(*value.shape[:-1], n, -1) for value in (x, h))
@@ -245,15 +246,16 @@ def _traced_tree(arch: Any, operations: Operations, if_: Callable, x: Array, h: 
 
 
 def _if(function: Callable, inside: Array, how: Any, value: Array, other: Array) -> Array:
-  """`function(how, value, other)` if `inside`, else `value`."""
+  """Returns `function(how, value, other)` if `inside`, else `value`."""
   return jax.lax.cond(inside, lambda *both: function(how, *both), lambda value, _: value, value, other)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _if_again(function: Callable, inside: Array, how: Any, value: Array, other: Array) -> Array:
-  """`_if` for the backward loop, where it saves 2 to 5 % of a step at H = 64: its gradient works the branch out again.
+  """`_if` for the backward loop. Its gradient recomputes the branch, which saves 2 to 5 % of a step at H = 64.
 
-  What JAX derives has both branches hand on what the gradient of one needs, so that the other must make such arrays.
+  In the gradient that JAX derives, both branches return what the gradient of either one needs, so the branch that does
+  nothing has to make such arrays too.
   """
   return _if(function, inside, how, value, other)
 
@@ -277,5 +279,5 @@ _if_again.defvjp(_if_forward, _if_backward)
 
 
 def _beside(chosen: Array, value: Array) -> Array:
-  """[k] operations, shaped to stand beside the nodes of `value` [..., k, H]."""
+  """Reshapes the ids [k] to broadcast with the nodes of `value` [..., k, H]."""
   return chosen.reshape((1,) * (value.ndim - 2) + (-1, 1))

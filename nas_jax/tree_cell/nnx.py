@@ -1,4 +1,4 @@
-"""A tree cell for Flax NNX; apart from `tree_cell` because `flax.nnx` brings in optax."""
+"""A tree cell for Flax NNX. It has a module of its own because `flax.nnx` imports optax."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from nas_jax.types import Array
 
 
 class NNXTreeCell(nnx.RNNCellBase):
-  """`tree_cell.TreeCell` for `nnx.RNN`: carry (c, h), parameters as `tree_cell.init` makes and names them.
+  """A tree cell for `nnx.RNN`. The carry is (c, h); parameters are made and named as by `tree_cell.init`.
 
   Args:
     in_features: width of the inputs.
     hidden_features: H.
-    arch: static.
+    arch: a static architecture.
     bias: whether to add the one bias [n * H] that TensorFlow's NASCell offers.
-    operations: where operations of your own that the arch holds are found.
+    operations: your own operations, if the arch holds any.
     rngs: gives the key of the parameters.
 
   >>> from flax import nnx

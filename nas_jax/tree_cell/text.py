@@ -1,4 +1,4 @@
-"""Static tree cells as text: equations for people, a Python file for other projects."""
+"""Static tree cells as text: as equations, and as a Python file for other projects."""
 
 from collections.abc import Callable, Iterator
 import functools
@@ -11,19 +11,19 @@ from nas_jax.space.tree import TreeArch, check_tree, leaves
 
 
 class _Words(NamedTuple):
-  """How a cell is spelled."""
+  """How the parts of a cell are written."""
 
-  x: str  # what the input gives to leaf {i}
-  h: str  # what the state gives to leaf {i}
-  function: Callable[[Operation], str]  # what is called in the place of an operation
+  x: str  # the projection of the input for leaf {i}
+  h: str  # the projection of the state for leaf {i}
+  function: Callable[[Operation], str]  # the name of the function of an operation
 
 
 def equations(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
-  """A static cell as equations, a line a node; x and h are x_t and h_(t-1), c is c_(t-1).
+  """Returns the equations of a static cell, a line for each node; x is x_t, h is h_(t-1) and c is c_(t-1).
 
   Args:
-    arch: static.
-    operations: where operations of your own that the cell holds are found; `Space.operations` has them.
+    arch: a static architecture.
+    operations: your own operations, if the cell holds any; `Space.operations` has them.
 
   Raises:
     ValueError: the cell holds an operation that is neither built in nor among `operations`.
@@ -41,14 +41,14 @@ def equations(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
 
 
 def to_source(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
-  """A static cell as a Python file that needs only JAX: `init`, `step` and `unroll`.
+  """Returns a Python file that implements a static cell and needs only JAX. It has `init`, `step` and `unroll`.
 
-  Its parameters are those of `tree_cell`, so weights trained here work there and the other way round. A function that
-  is no more than a name, as jnp.tanh, is called where it is used; others are defined above by `Operation.source`.
+  Its parameters are those of `tree_cell`, so weights can be exchanged in both directions. Operations whose source is a
+  plain name, such as jnp.tanh, are called directly; others are defined at the top of the file.
 
   Args:
-    arch: static.
-    operations: where operations of your own that the cell holds are found; `Space.operations` has them.
+    arch: a static architecture.
+    operations: your own operations, if the cell holds any; `Space.operations` has them.
 
   Raises:
     ValueError: the cell holds an operation that is neither built in nor among `operations`.
@@ -76,7 +76,7 @@ def to_source(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
 
 
 def _statements(arch: TreeArch, operations: Operations, words: _Words) -> Iterator[tuple[str, str]]:
-  """(name, expression) in the order of evaluation; the last is h_t."""
+  """Yields (name, expression) in the order of evaluation; the last name is h_t."""
   check_tree(arch, operations)
   n = leaves(arch)
   combine, activate = (functools.partial(operations_lib.find, kind, operations) for kind in Operations._fields)

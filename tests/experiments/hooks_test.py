@@ -217,8 +217,12 @@ def test_pictures_of_a_search_stand_alone(workdir, monkeypatch, capsys):
   assert str(pictures / 'best.svg') in capsys.readouterr().out
   for name, word in (('best.svg', 'recurrent cell'), ('search.svg', 'random search')):
     text = (pictures / name).read_text()
-    assert ElementTree.fromstring(text).tag == '{http://www.w3.org/2000/svg}svg'
+    root = ElementTree.fromstring(text)
+    assert root.tag == '{http://www.w3.org/2000/svg}svg'
     assert word in text and 'var(' not in text and 'currentColor' not in text  # there is no page to take colours from
+    # Nor one to be as wide as: cairo shows nothing of a file whose root has the style `height: auto`.
+    assert [root.get(side) for side in ('width', 'height')] == root.get('viewBox').split()[2:]
+    assert 'style' not in root.attrib
 
 
 def test_pictures_want_a_folder_and_a_child(tmp_path, workdir, monkeypatch, capsys):

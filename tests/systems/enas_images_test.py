@@ -144,7 +144,7 @@ def test_reductions_by_hand_and_of_odd_sizes():
 
 def test_a_sum_over_those_taken_is_their_concatenation():
   images = [jnp.asarray(RNG.normal(size=(B, 3, 2, 2)), jnp.float32) for _ in range(4)]
-  shared = numbers(enas_layers.joined_room(4, 2))
+  shared = numbers(enas_layers.zero_joined(4, 2))
   moving = jnp.zeros(2), jnp.ones(2)
   run = jax.jit(lambda taken: enas_layers.joined(images, list(taken), shared, moving, 1e-3, 'train'))
   for taken in ((1, 0, 0, 1), (0, 0, 1, 0), (1, 1, 1, 1)):

@@ -38,7 +38,7 @@ def test_a_network_is_trained_at_every_point_of_the_grid(task):
 
 
 def test_the_optimizer_decays_kernels_and_the_classifier(task):
-  params = {'stem': enas_layers.capacity(3, 1, 2, True), 'softmax': np.zeros(3), 'softmax_bias': np.zeros(3)}
+  params = {'stem': enas_layers.zero_unit(3, 1, 2, True), 'softmax': np.zeros(3), 'softmax_bias': np.zeros(3)}
   assert enas_layers.decayed(params) == {
     'stem': {'kernel': True, 'depthwise': True, 'scale': False, 'shift': False},
     'softmax': True,
