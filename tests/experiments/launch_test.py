@@ -209,7 +209,7 @@ def test_a_wrong_flag_of_retraining_a_network_is_one_line(refuse, tmp_path, flag
     ('--arch=NASCEL', ('NASCEL is neither', 'did you mean NASCELL?', 'ENAS_RNN', 'FIGURE_7', 'ENAS_MICRO')),
     ('--arch=enas_rnn', ('did you mean ENAS_RNN', 'LSTM')),
     ('--preset=char', ('data_dir', 'ptb.char')),
-    ('--preset=small', ('small', 'none for cells')),
+    ('--preset=paper', ('paper', 'none for cells')),
     ('--add_filters=3', ('--add_filters', 'networks')),
     ('--weight_decay=1,2', ('weight_decay (=1,2)', 'one float')),
     ('--arch=NASCELL,FIGURE_7', ('FIGURE_7 is a network', 'NASCELL a cell')),
