@@ -76,12 +76,14 @@ def test_a_search_end_to_end_and_again(tmp_path):
     'cell.json',
   ):
     assert words in first.stdout
-  assert '<h1>In 8 children' in (tmp_path / 'report.html').read_text()
+  page = (tmp_path / 'report.html').read_text()
+  assert '<h1>Trained to convergence: a test perplexity of ' in page and '<p class="lede">In 8 children' in page
   assert (tmp_path / 'events').is_dir() and (tmp_path / 'control' / 'events').is_dir()
   before = files(tmp_path), files(tmp_path / 'control')
   (tmp_path / 'best.json').unlink()  # as if killed between the journal and this file
   second = python(*args)
-  assert second.stdout.split('best cell')[1] == first.stdout.split('best cell')[1]
+  converged = 'Trained to convergence'
+  assert second.stdout.split(converged)[1] == first.stdout.split(converged)[1]
   assert (files(tmp_path), files(tmp_path / 'control')) == before
   assert [line['id'] for line in before[0][0]] == list(range(8))
 
