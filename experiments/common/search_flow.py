@@ -59,6 +59,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
   final_choice.of(system, cfg, data)  # raises ValueError if it cannot be made
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
+  workdirs.check_data(workdir, data.sha256)
   facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
   workdirs.note_origin(workdir, system.launcher, argv, cfg, **facts)
 

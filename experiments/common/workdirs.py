@@ -132,6 +132,16 @@ def _check_jax_settings(workdir: str, origin: Mapping[str, Any], begun: bool, fl
     )
 
 
+def check_data(workdir: str, sha256: str, flag: str = 'workdir') -> None:
+  """Raises ValueError if the results in a folder are of other data than those with this digest."""
+  old = (read(os.path.join(workdir, 'origin.json')) or {}).get('sha256', sha256)
+  if old != sha256:
+    raise ValueError(
+      f'{flag} (={workdir!r}) holds results of other data (sha256 {old[:12]}, not {sha256[:12]}): give the data that '
+      f'they are of, or name another --{flag}.'
+    )
+
+
 def write_config(workdir: str, cfg: Any) -> None:
   """Writes config.json, and its copy in origin.json."""
   write(os.path.join(workdir, 'config.json'), json.dumps(config.as_json(cfg), indent=2) + '\n')

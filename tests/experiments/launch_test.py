@@ -292,6 +292,20 @@ def test_a_folder_of_other_results_is_refused_by_retrain(refuse, tmp_path):
   assert 'in use' in error and '--results' in error and 'workdir' not in error
 
 
+def test_a_workdir_of_other_data_is_refused(refuse, tmp_path):
+  """The config is the same, but the text in the folder has changed since."""
+  data, workdir = tmp_path / 'data', tmp_path / 'run'
+  data.mkdir()
+  flags = ('--preset=smoke', '--dataset=text', f'--data_dir={data}', f'--workdir={workdir}', '--final_children=0')
+  for name in ('train', 'valid', 'test'):
+    (data / f'{name}.txt').write_text('abcab' * 200)
+  work = cell_search.prepare(['cell_search', *flags])
+  del work  # and with it the lock of the folder
+  (data / 'train.txt').write_text('abcba' * 200)
+  said = refuse(cell_search, *flags)
+  assert 'holds results of other data' in said and 'name another --workdir' in said
+
+
 def test_a_workdir_of_another_config_is_refused(refuse, tmp_path):
   workdirs.open_config(str(tmp_path), cell.smoke())
   error = refuse(cell_search, '--preset=smoke', f'--workdir={tmp_path}', '--m=3', '--lr=0.5')
