@@ -106,10 +106,10 @@ def wanted(module, name, x, parts):
 @pytest.mark.parametrize('module, names', [(enas_macro, MACRO_OPERATIONS), (enas_micro, MICRO_OPERATIONS)])
 def test_each_operation_by_hand(module, names):
   if module is enas_macro:
-    room = enas_macro._room(PROBLEM, enas_macro.NetworkOptions(1, 3))['layers'][0]['branches']
+    room = enas_macro._zeros(PROBLEM, enas_macro.NetworkOptions(1, 3))['layers'][0]['branches']
   else:
     room = jax.tree.map(
-      lambda x: x[0], enas_micro._room(PROBLEM, enas_micro.NetworkOptions(1, 3))['cells'][0]['blocks'][0][0]
+      lambda x: x[0], enas_micro._zeros(PROBLEM, enas_micro.NetworkOptions(1, 3))['cells'][0]['blocks'][0][0]
     )
   own, x = numbers(room), np.asarray(RNG.normal(size=(B, 6, 5, 3)), np.float32)
   moving = conv.unmoved(own)

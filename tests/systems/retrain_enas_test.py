@@ -55,7 +55,7 @@ def test_the_optimizer_decays_kernels_and_the_classifier(task):
 
 
 def test_weight_decay_may_act_on_batch_norm_too():
-  params = {'stem': enas_layers.capacity(3, 1, 2, True), 'softmax': np.zeros(3), 'softmax_bias': np.zeros(3)}
+  params = {'stem': enas_layers.zero_unit(3, 1, 2, True), 'softmax': np.zeros(3), 'softmax_bias': np.zeros(3)}
   assert all(jax.tree.leaves(enas_layers.decayed(params, norms=True)))
   task = retrain_enas.task(config(decay_norms=True), IMAGES, MACRO, '4', 3, mesh=fit.child_mesh(jax.devices()[:1]))
   points = retrain_conv.hyperparameters([retrain_conv.Point(0.05, 1.0, decay, 1e-3) for decay in (0.0, 0.1)])
