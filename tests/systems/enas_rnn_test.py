@@ -231,7 +231,7 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   assert all(-1 <= value <= 1 for value in ranks['kendall'].values())
   page = (workdir / 'report.html').read_text()
   wanted = ('Derived after the search', 'Scores are by weights shared for 2 passes', 'Kendall', 'random, derived')
-  for words in (*wanted, 'the weights that they share learn', '<svg'):
+  for words in (*wanted, 'because their shared weights are trained', '<svg'):
     assert words in page, words
   named = retrain.best_of(str(workdir), 1, RECURRENT)
   assert named == {f'derived {derived[0]["id"]}': space.from_json(json.dumps(best))}
