@@ -114,7 +114,8 @@ def without_removed(saved: Mapping[str, Any], config_class: type) -> dict[str, A
   had no effect, so a search that was started with such a field can be resumed without it.
   """
   names = {item.name for item in dataclasses.fields(config_class)}
-  removed = {name: value for name, value in getattr(config_class, 'removed', {}).items() if name not in names}
+  every = [item for one in reversed(config_class.__mro__) for item in vars(one).get('removed', {}).items()]
+  removed = {name: value for name, value in every if name not in names}
   return {name: value for name, value in saved.items() if name not in removed or value != removed[name]}
 
 

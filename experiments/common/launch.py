@@ -181,7 +181,11 @@ def search_flags(presets: Mapping[str, Any], launcher: str) -> Callable[[flags.F
 
   def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
-      'preset', 'demo', sorted(presets), 'named configuration that the other flags are laid over', flag_values=values
+      'preset',
+      'demo' if 'demo' in presets else next(iter(presets)),
+      sorted(presets),
+      'named configuration that the other flags are laid over',
+      flag_values=values,
     )
     flags.DEFINE_string(
       'workdir',

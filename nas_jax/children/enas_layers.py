@@ -63,7 +63,11 @@ def place(value: Any, values: Sequence[int]) -> Any:
 
 
 def mode(norm: str, key: Key | None) -> str:
-  """Returns how batch norm works: `norm` in scoring, TRAIN if there is a key. Raises ValueError on an unknown norm."""
+  """Returns the mode of batch norm: TRAIN if there is a key, as in training, else `norm`.
+
+  Raises:
+    ValueError: `norm` is unknown.
+  """
   if norm not in NORMS:
     raise ValueError(f'norm (={norm!r}) must be one of {", ".join(NORMS)}.')
   return norm if key is None else TRAIN

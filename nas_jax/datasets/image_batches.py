@@ -19,7 +19,7 @@ WHITENINGS = ('image', 'channel', 'zca')
 
 
 class Data(NamedTuple):
-  """Images as they lie on the device, [n, H, W, C] uint8 (or whitened already), and their classes [n] int32."""
+  """Images on the device, [n, H, W, C] uint8 (float32 if whitened already), and their classes, [n] int32."""
 
   images: Array
   labels: Array

@@ -214,8 +214,10 @@ def check(cfg: Config, images: images_lib.Images) -> None:
 
 def needs_own_programs(cfg: Config) -> str:
   """Says what keeps one program from training every network of the space; '' if nothing does."""
-  if cfg.strides != (1,) or cfg.layer_types != ('conv',):
-    return 'strides and types of layers other than convolutions'
+  if cfg.strides != (1,):
+    return 'strides'
+  if cfg.layer_types != ('conv',):
+    return 'types of layers other than convolutions'
   if cfg.block > 1 or any(cfg.pool_at):
     return 'blocks and pools at fixed places'
   return ''

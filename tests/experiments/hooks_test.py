@@ -251,7 +251,11 @@ def test_the_page_of_a_search_from_before_a_field_was_added(workdir):
 
 
 def test_a_drawing_is_on_the_page(workdir, monkeypatch):
-  monkeypatch.setattr(draw, 'svg', lambda arch: f'<svg><title>{len(arch.combine)} nodes</title></svg>')
+  def drawn(arch):
+    return f'<svg><title>{len(arch.combine)} nodes</title></svg>'
+
+  drawn.registry = draw.svg.registry
+  monkeypatch.setattr(draw, 'svg', drawn)
   assert page.render(report.read(str(workdir))).count('<title>3 nodes</title>') == 3
 
 

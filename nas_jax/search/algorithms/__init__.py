@@ -2,7 +2,7 @@
 
 To add one, write a file with a function `build(space, cfg) -> Algorithm` and list it in ALGORITHMS. If it has settings
 of its own, define them in that file, as a dataclass `Config`, and add this to the bases of `Config` below. The tests in
-`tests/search/algorithms_test.py` and `tests/systems/contract_test.py` run for every algorithm of the list.
+`tests/systems/contract_test.py` run for every algorithm of the list.
 """
 
 from collections.abc import Callable

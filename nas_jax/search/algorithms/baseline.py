@@ -18,7 +18,7 @@ class Config:
   """How the baseline and the advantage are computed."""
 
   baseline: str = field(
-    'moving', "the baseline b: a 'moving' average of rewards, or the average of 'all' so far", choices=('moving', 'all')
+    'moving', "the baseline b, a 'moving' average of rewards or the average of 'all' so far", choices=('moving', 'all')
   )
   baseline_decay: float = field(
     0.95, 'decay of the moving average of rewards, once per update (the paper does not say)', low=0.0, high=1.0
