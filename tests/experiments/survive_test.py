@@ -41,8 +41,16 @@ def cell_search(tmp_path, cache):
   """Starts a search in tmp_path/run, and ends it with the test."""
   begun = []
 
-  def start(*flags, workdir='run', **kwargs):
-    command = [sys.executable, '-m', 'experiments.cell_search', *FLAGS, f'--workdir={tmp_path / workdir}', *flags]
+  def start(*flags, workdir='run', within=(), **kwargs):
+    command = [
+      *within,
+      sys.executable,
+      '-m',
+      'experiments.cell_search',
+      *FLAGS,
+      f'--workdir={tmp_path / workdir}',
+      *flags,
+    ]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
     begun.append(subprocess.Popen(command, cwd=ROOT, env=cache, **pipes, **kwargs))
     return begun[-1]
@@ -138,7 +146,7 @@ def test_killed_three_times_in_one_training_it_fails_no_child(cell_search, tmp_p
 def test_streams_that_nobody_reads_end_no_search(cell_search, tmp_path, unbroken, broken):
   """Its report is written all the same, and nothing that is printed gets into its files."""
   if broken == 'closed':
-    process = cell_search('--max_children=20', preexec_fn=lambda: (os.close(1), os.close(2)))
+    process = cell_search('--max_children=20', within=('sh', '-c', 'exec "$0" "$@" >&- 2>&-'))
   else:
     process = cell_search('--max_children=20')
     getattr(process, broken).close()
@@ -186,7 +194,10 @@ def test_a_full_disk_ends_it_in_one_line_and_it_resumes(cell_search, tmp_path, u
   resource.prlimit(cut.pid, resource.RLIMIT_FSIZE, (room, room))
   _, said = ends(cut, 74)
   assert 'cannot be written' in said and said.endswith('once that is mended the same command goes on.')
-  full = cell_search('--max_children=20', preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)))
+  # Not by a function before exec: that forks, of which JAX warns once it has threads.
+  limit = 'resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512))'
+  code = f'import os, resource, sys; {limit}; os.execv(sys.argv[1], sys.argv[1:])'
+  full = cell_search('--max_children=20', within=(sys.executable, '-c', code))
   _, said = ends(full, 74)
   assert 'cannot be written' in said and 'None' not in said
   assert lines(tmp_path / 'run') < 20
