@@ -223,13 +223,7 @@ def test_killed_once_it_ends_as_if_unbroken(system, tmp_path, cache, monkeypatch
 @pytest.mark.long
 def test_memory_stays_where_it_is():
   """In a process of its own: at most a tenth above the level after the first tenth."""
-  shown = subprocess.run(
-    [sys.executable, 'tests/tools/leaks.py'],
-    cwd=ROOT,
-    env={**os.environ, 'PYTHONPATH': '.'},
-    capture_output=True,
-    text=True,
-  )
+  shown = subprocess.run([sys.executable, 'tests/tools/leaks.py'], cwd=ROOT, capture_output=True, text=True)
   found = re.findall(r'(\w+): at most (\S+)%', shown.stdout)
   assert [kind for kind, _ in found] == ['generic', 'specialised'], shown.stderr[-2000:]
   assert all(float(percent) <= 10 for _, percent in found), shown.stdout

@@ -4,6 +4,7 @@ Not a test: PyTorch is none of the requirements. It prints validation accuracy a
   python tests/tools/beside_torch.py DATA_DIR
 """
 
+import pathlib
 import sys
 
 import jax
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 import torch.nn.functional as F
+
+sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().parents[1:3])  # tests/ and the checkout
 
 from nas_jax.children import conv
 from nas_jax.datasets import image_batches

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 
+sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().parents[1:3])  # tests/ and the checkout
+
 from nas_jax.search import journal
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -7,12 +7,16 @@ Example, minutes:
 import argparse
 import gc
 import os
+import pathlib
+import sys
 import tempfile
 
 import jax
 
 if __name__ == '__main__':
   jax.config.update('jax_num_cpu_devices', 2)
+
+sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().parents[1:3])  # tests/ and the checkout
 
 import testing
 

@@ -6,8 +6,12 @@ Example, minutes:
 
 import argparse
 from collections import Counter
+import pathlib
+import sys
 import tempfile
 import time
+
+sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().parents[1:3])  # tests/ and the checkout
 
 from experiments.common import hooks, launch, recovery_files, run_search, workdirs
 from nas_jax import search

@@ -5,8 +5,13 @@ seeds, for the paper's learning rate, for the demo's, and for random search. Of 
 (16 * (1/2 + 1/4) + 2 * 1/15) / 34 = 0.357.
 """
 
+import pathlib
+import sys
+
 import jax
 import jax.numpy as jnp
+
+sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().parents[1:3])  # tests/ and the checkout
 
 from nas_jax import search
 from nas_jax.published import NASCELL
