@@ -111,7 +111,8 @@ def test_an_architecture_of_two_groups_is_trained_once(tmp_path, monkeypatch):
 
   def train_stage(recipe, cfg, data, arch, stage, folder, check):
     trained.append((arch, stage.final))
-    return {'size': '4', 'parameters': 9, 'valid': [2.0, 1.0], 'test': [1.5, 1.5], 'seconds': 0.0}
+    scores = {'curve': [[2.0, 1.0]], 'valid': [2.0, 1.0], 'test': [1.5, 1.5]}
+    return {'size': '4', 'parameters': 9, 'seconds': 0.0, **scores}
 
   monkeypatch.setattr(retrain, 'train_stage', train_stage)
   groups = {'reinforce': {'mine': 'LSTM'}, 'random': {'theirs': 'LSTM'}, 'none': {}}

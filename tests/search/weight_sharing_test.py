@@ -214,7 +214,7 @@ def test_cut_off_it_goes_on_as_if_unbroken(s, tmp_path, monkeypatch):
 
   def lines(folder):
     text = (tmp_path / folder / 'children.jsonl').read_text()
-    return [json.loads(line) | {'seconds': 0} for line in text.splitlines()]
+    return [json.loads(line) | {'seconds': 0, journal.CHECKSUM: ''} for line in text.splitlines()]
 
   run('unbroken', 12)
   run('broken', 4)
@@ -259,8 +259,9 @@ def test_a_journal_of_another_search_is_refused(s, tmp_path):
   run_search.run(str(tmp_path), s, 0, search.Budget(4))
   text = (tmp_path / 'children.jsonl').read_text()
   first = json.loads(text.splitlines()[0])
+  del first[journal.CHECKSUM]
   wrong = first | {'tokens': [1 - min(first['tokens'][0], 1), *first['tokens'][1:]]}
-  (tmp_path / 'children.jsonl').write_text(json.dumps(wrong) + '\n')
+  (tmp_path / 'children.jsonl').write_text(journal.encode(wrong) + '\n')
   shutil.rmtree(tmp_path / 'checkpoints')
   with pytest.raises(ValueError, match='of another search'):
     run_search.run(str(tmp_path), s, 0, search.Budget(4))
