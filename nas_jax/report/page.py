@@ -253,7 +253,7 @@ def _converged(report: Report) -> str:
   note = (
     'Each was the best by validation of several candidates, trained in the same way. The scores in the rest of this '
     'page are those of the short trainings in the search, which favour what learns fast: they differ from these, and '
-    'their order may too.'
+    'so may their order.'
   )
   return f'{_retrained(report.converged)}<p class="note">{_e(note)}</p>'
 
