@@ -1,35 +1,43 @@
 """The report of a search as a page: reads a workdir, writes report.html there. The search may still be running.
 
+Two workdirs are compared: the page is then beside-NAME.html in the first of them, with the name of the second.
+
 Examples:
   python -m experiments.report --workdir=runs/cell_search-demo
   python -m experiments.report --workdir=runs/cell_search-demo --pictures=docs
+  python -m experiments.report runs/first runs/second
 """
 
 from collections.abc import Mapping, Sequence
 import functools
 import glob
 import os
+import re
+import time
 from typing import Any
 
 from absl import flags
 
 from experiments.common import launch, workdirs
 from experiments.common.systems import System, system_of
-from nas_jax import config, draw, space
-from nas_jax.report import page, rankings, replay_picture, style
+from nas_jax import config, draw, search, space
+from nas_jax.report import comparison, headline, model, page, rankings, replay_picture, style
 from nas_jax.search import journal, replay_tree
 
 
 def own_flags(values: flags.FlagValues) -> None:
   """What this launcher takes."""
   flags.DEFINE_string('workdir', '', 'folder of the search', flag_values=values)
+  flags.DEFINE_list('compare', [], 'folders of two searches to compare; plain words mean the same', flag_values=values)
   help = 'folder for two pictures: best.svg, the best architecture, and search.svg, the best score so far'
   flags.DEFINE_string('pictures', '', help, flag_values=values)
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads the workdir."""
-  values = launch.parse(argv, __doc__, own_flags)
+  values = launch.parse(argv, __doc__, own_flags, words='compare')
+  if values.compare:
+    return _prepare_comparison(values)
   if not values.workdir:
     raise ValueError('--workdir is missing: name the folder of a search.')
   if values.pictures and not os.path.isdir(values.pictures):
@@ -48,7 +56,18 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   return work
 
 
-def pictures(report: page.Report) -> dict[str, str]:
+def _prepare_comparison(values: flags.FlagValues) -> launch.Work:
+  if len(values.compare) != 2 or values.workdir or values.pictures:
+    raise ValueError(
+      f'compare (={",".join(values.compare)}) must be the folders of two searches, and no other flag beside it; the '
+      'report of one search takes --workdir=FOLDER.'
+    )
+  first, second = (os.path.abspath(folder) for folder in values.compare)
+  text = comparison.render(read(first), read(second))
+  return lambda check: write(first, text, f'beside-{os.path.basename(second)}.html')
+
+
+def pictures(report: model.Report) -> dict[str, str]:
   """The best architecture and the course of the search, by file name. Raises ValueError if there is none yet."""
   if not report.winners:
     raise ValueError('there is nothing to draw: no child has been trained without failing yet.')
@@ -61,14 +80,27 @@ def make(workdir: str) -> str:
   return page.render(read(workdir))
 
 
-def write(workdir: str, text: str) -> None:
-  """Writes report.html and says where."""
-  path = os.path.join(workdir, 'report.html')
+def refresher(workdir: str) -> search.Hook:
+  """Returns a hook that writes the page of a search that runs, each time that its last version is a minute old."""
+  written = time.monotonic()
+
+  def step(state: search.SearchState, info: Mapping[str, Any]) -> None:
+    nonlocal written
+    if time.monotonic() - written > page.REFRESH:
+      workdirs.write(os.path.join(workdir, 'report.html'), page.render(read(workdir), page.REFRESH))
+      written = time.monotonic()
+
+  return search.Hook(step=step)
+
+
+def write(workdir: str, text: str, name: str = 'report.html') -> None:
+  """Writes a page into a workdir and says where it is."""
+  path = os.path.join(workdir, name)
   workdirs.write(path, text)
   print(f'report: {path}')
 
 
-def read(workdir: str) -> page.Report:
+def read(workdir: str) -> model.Report:
   """What a workdir holds, as the page says it. Raises ValueError, naming the file, on what is damaged or missing."""
   saved = workdirs.peek(os.path.join(workdir, 'config.json'))
   if saved is None:
@@ -87,11 +119,12 @@ def read(workdir: str) -> page.Report:
   rows = rankings.standings(records, known, made, system.metric.key, system.metric.lower)
   for name, folder in (cfg.algorithm, workdir), ('random', control):
     rows += rankings.derived(name, workdirs.peek(os.path.join(folder, 'derived.json')) or [], system.metric.key)
-  training = system.length(cfg)
+  training, each = system.length(cfg), ' each' if len(runs) > 1 else ''
   children, (key, _, lower) = runs[cfg.algorithm].records, system.metric
   views = [(name, rankings.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
   retrained = os.path.join(workdir, 'retrain*', 'result.json')
-  return page.Report(
+  converged = _converged(workdir, system)
+  return model.Report(
     title=f'Search for a {system.noun}, {os.path.basename(os.path.abspath(workdir))}',
     noun=system.noun,
     metric=system.metric,
@@ -99,7 +132,7 @@ def read(workdir: str) -> page.Report:
     runs=tuple(runs.values()),
     slots=made.slots,
     reliability=_reliability(workdir, system, cfg),
-    winners=_winners(workdir, system, made, runs[cfg.algorithm].records),
+    winners=_winners(workdir, system, made, runs[cfg.algorithm].records, converged),
     standings=((f'{system.metric.name}, {training}', *rankings.HEADER), rows),
     retrained=[result for path in sorted(glob.glob(retrained)) if (result := workdirs.peek(path))['rows']],
     facts=_facts(cfg, origin, made, runs),
@@ -108,7 +141,11 @@ def read(workdir: str) -> page.Report:
     views=[view for view in views if view[1]],
     remembered=_remembered(os.path.join(workdir, 'replay.json'), made),
     shared=system.alone is None,
-    converged=_converged(workdir, system),
+    converged=converged,
+    glance=_glance(system, cfg, origin, made, each),
+    use=_use(workdir, system, origin),
+    links=[name for name in LINKS if os.path.exists(os.path.join(workdir, name))],
+    explained=system.explained if known else '',
   )
 
 
@@ -121,26 +158,46 @@ def _caveat(system: System, training: str) -> str:
   )
 
 
-def _run(folder: str, system: System, made: space.Space, name: str) -> page.Run:
+def _run(folder: str, system: System, made: space.Space, name: str) -> model.Run:
   found = journal.read(os.path.join(folder, 'children.jsonl'), schema=journal.child_of(made))
   records = [found[number] for number in sorted(found)]
   updates = journal.read(os.path.join(folder, 'updates.jsonl'), by='step', schema=journal.update_of(made))
   key, lower = system.metric.key, system.metric.lower
   best, top = (rankings.progress(records, made, key, lower, k) for k in (1, 5))
-  return page.Run(name, records, best, top, [updates[step] for step in sorted(updates)])
+  return model.Run(name, records, best, top, [updates[step] for step in sorted(updates)])
 
 
-def _winners(workdir: str, system: System, made: space.Space, records: Sequence[journal.Record]) -> list[page.Winner]:
-  """The best three: of those derived after the search where weights are shared, else of all children."""
-  derived, winners = workdirs.peek(os.path.join(workdir, 'derived.json')), []
+def _winners(
+  workdir: str,
+  system: System,
+  made: space.Space,
+  records: Sequence[journal.Record],
+  converged: Mapping[str, Any] | None,
+) -> list[model.Winner]:
+  """The child that was chosen after training to convergence, if one was, and the best three by the search's scores.
+
+  Where weights are shared, the three are those derived after the search.
+  """
+  derived, winners = workdirs.peek(os.path.join(workdir, 'derived.json')), list[model.Winner]()
+  path = os.path.join(workdir, 'final', 'best.json')
+  chosen = workdirs.peek(path) if converged and os.path.exists(path) else None
+  if chosen and converged:
+    first = converged['rows'][0]
+    score = f'test {converged["metric"]} {rankings.spread(first["test"])}'
+    title = f'{headline.capital(headline.called(first["name"]))}, {score}'
+    winners.append(_winner(title, launch.read_arch(path, made.kind), made))
   best = rankings.ranking(derived or records, made, system.metric.key, system.metric.lower)
   for place, record in enumerate(best[:3], 1):
-    arch = rankings.arch_of(made, record)
     who = 'Derived after the search' if derived else f'Child {record["id"]}'
     title = f'{place}. {who}, {system.metric.name} {rankings.word(record[system.metric.key])}'
-    picture = draw.svg(arch) if type(arch) in draw.svg.registry else ''
-    winners.append(page.Winner(title, draw.words(arch, made), picture))
+    if not chosen or derived or record['id'] != chosen['id']:
+      winners.append(_winner(title, rankings.arch_of(made, record), made))
   return winners
+
+
+def _winner(title: str, arch: Any, made: space.Space) -> model.Winner:
+  picture = draw.svg(arch) if type(arch) in draw.svg.registry else ''
+  return model.Winner(title, draw.words(arch, made), picture)
 
 
 def _remembered(path: str, made: space.Space) -> str:
@@ -151,12 +208,12 @@ def _remembered(path: str, made: space.Space) -> str:
   return replay_picture.svg(launch.read_file(path, functools.partial(replay_tree.from_json, labels=labels)), labels)
 
 
-def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlation]:
+def _reliability(workdir: str, system: System, cfg: Any) -> list[model.Correlation]:
   if ranks := workdirs.peek(os.path.join(workdir, 'ranks.json')):
     alone = f'{ranks["passes"]} passes alone, {ranks["children"]} random ones (Kendall)'
     names = {'two seeds': f'two seeds of {alone}'}
     return [
-      page.Correlation(names.get(name, f'weights shared by {name} and {alone}'), value)
+      model.Correlation(names.get(name, f'weights shared by {name} and {alone}'), value)
       for name, value in ranks['kendall'].items()
     ]
   found = workdirs.peek(os.path.join(workdir, 'reliability.json'))
@@ -164,7 +221,7 @@ def _reliability(workdir: str, system: System, cfg: Any) -> list[page.Correlatio
     return []
   training, longer = system.length(cfg), system.length(system.alone.scale_budget(cfg, 5))
   between = f'two seeds, {found["children"]} children', f'{training} and {longer}, half of them'
-  return [page.Correlation(between[0], found['seeds'], 0.7), page.Correlation(between[1], found['budget'], 0.5)]
+  return [model.Correlation(between[0], found['seeds'], 0.7), model.Correlation(between[1], found['budget'], 0.5)]
 
 
 def _converged(workdir: str, system: System) -> Mapping[str, Any] | None:
@@ -174,18 +231,53 @@ def _converged(workdir: str, system: System) -> Mapping[str, Any] | None:
   return {**result, 'metric': system.retrain.metric} if result and system.retrain and result['rows'] else None
 
 
+def _glance(system: System, cfg: Any, origin: Mapping[str, Any], made: space.Space, each: str) -> list[tuple[str, str]]:
+  """What a reader must know first."""
+  return [
+    ('data', cfg.dataset),
+    ('space', rankings.counted(made.size(), system.noun)),
+    ('search', cfg.algorithm),
+    ('budget', f'{origin.get("max_children", cfg.max_children)} children{each}, {system.length(cfg)}'),
+    ('reward', system.reward(cfg)),
+  ]
+
+
+LINKS = ('best.json', 'final/best.json', 'children.jsonl', 'config.json', 'summary.txt')  # files that people open
+
+
+def _use(workdir: str, system: System, origin: Mapping[str, Any]) -> list[model.Use]:
+  """How to go on with the best architecture; nothing if there is none yet."""
+  places = [os.path.join(workdir, name) for name in ('final/best.json', 'best.json')]
+  best = next((path for path in places if os.path.exists(path)), None)
+  if best is None:
+    return []
+  lines = [
+    'from nas_jax import draw, space',
+    f"arch = space.from_json(open('{best}').read())",
+    'print(draw.describe(arch))',
+  ]
+  if system.kind == 'tree_cell':
+    lines = ['import flax.linen as nn', 'from nas_jax import space, tree_cell', lines[1]]
+    lines += ['layer = nn.RNN(tree_cell.TreeCell(features=64, arch=arch))']
+  found = [model.Use('Use it in Python', '\n'.join(lines))]
+  if system.retrain:
+    given = re.search(r'--preset[= ](\w+)', origin.get('command', ''))
+    preset = given[1] if given and given[1] in system.retrain.presets else 'demo'
+    found.append(model.Use('Train it to the end', f'python -m experiments.retrain --preset={preset} --arch={best}'))
+  return found
+
+
 def _facts(
-  cfg: Any, origin: Mapping[str, Any], made: space.Space, runs: Mapping[str, page.Run]
+  cfg: Any, origin: Mapping[str, Any], made: space.Space, runs: Mapping[str, model.Run]
 ) -> list[tuple[str, str]]:
   unknown = 'not recorded'
   spent = sum(record['seconds'] for run in runs.values() for record in run.records) / 60
-  each, both = (' each', ', control included') if len(runs) > 1 else ('', '')
+  both = ', random search included' if len(runs) > 1 else ''
   return [
     ('command', origin.get('command', unknown)),
-    ('data', f'{cfg.dataset}, sha256 {origin.get("sha256", unknown)}'),
+    ('sha256 of the data', origin.get('sha256', unknown)),
     ('seed', str(cfg.seed)),
-    ('budget', f'{origin.get("max_children", cfg.max_children)} children{each}'),
-    ('space', rankings.counted(made.size(), 'token sequence')),
+    ('token sequences', rankings.counted(made.size(), 'token sequence')),
     ('training of children', f'{spent:.1f} minutes{both}'),
     ('devices', f'{origin.get("devices", unknown)}, jax {origin.get("jax", unknown)}'),
   ]

@@ -1,6 +1,6 @@
 """Runs one search in a folder, from its beginning or from where it stopped."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 import math
 import os
@@ -35,6 +35,7 @@ def run(
   budget: search.Budget,
   name: str = 'search',
   recovery: Recovery = NO_RECOVERY,
+  watchers: Sequence[search.Hook] = (),
 ) -> list[journal.Record]:
   """Runs a search in a folder until the budget is spent, from wherever the folder says that it stands.
 
@@ -48,6 +49,7 @@ def run(
     budget: when it ends.
     name: of the progress bar.
     recovery: asked before each update whether the process should end.
+    watchers: hooks that are called after all others.
 
   Returns:
     The records of all children, by id.
@@ -93,6 +95,7 @@ def run(
       search.Hook(children=_noting_best(folder, s, known, not lost), vital=True),
       search.Hook(step=show),
       search.Hook(step=lambda state, info: recovery.check(), vital=True),
+      *watchers,
     ]
     try:
       search.run(s, state, listeners, budget, known)

@@ -144,7 +144,8 @@ def run(
 def _one(begun: Run, stages: Stages, cfg: Config, folder: str) -> Found:
   """Runs one search to its end, and what follows it at once."""
   s, budget = stages.search(cfg), run_search.budget_of(cfg, begun.system.children(cfg))
-  records = run_search.run(folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery)
+  watchers = [report_page.refresher(begun.workdir)]
+  records = run_search.run(folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery, watchers)
   found = Found(folder, s, records)
   stages.after(cfg, found)
   return found

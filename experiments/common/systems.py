@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from experiments.common import schemas
 from nas_jax import config, files, search, space
-from nas_jax.report import page
+from nas_jax.report import model
 from nas_jax.systems import (
   cell,
   chain,
@@ -25,7 +25,7 @@ from nas_jax.systems import (
   retrain_enas,
 )
 from nas_jax.systems.retrain import FinalChoice, Recipe
-from nas_jax.training import evaluators
+from nas_jax.training import evaluators, rewards
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Evaluate
@@ -54,7 +54,7 @@ class System(NamedTuple):
   noun: str  # what a child is, in the singular
   config: type
   presets: Mapping[str, Callable[[], Config]]
-  metric: page.Metric
+  metric: model.Metric
   make_space: Callable[[Config], space.Space]
   load: Callable[[Config, str], Data]  # (cfg, data_dir)
   make_problem: Callable[[Config, Data], Problem]  # raises ValueError, before anything compiles, on what does not fit
@@ -64,6 +64,8 @@ class System(NamedTuple):
   alone: FromScratch | None = None  # None if children share weights
   variant: str = ''  # which of its launcher's systems it is, if that has several
   children: Callable[[Config], int] = lambda cfg: cfg.max_children  # how many children a search trains
+  reward: Callable[[Config], str] = lambda cfg: ''  # the formula of the reward, in words
+  explained: str = ''  # what the known architectures are that are trained beside the children
   views: Mapping[str, Callable[[Arch], str]] = types.MappingProxyType({})  # the kind that an arch is of, to compare
 
 
@@ -73,7 +75,7 @@ CELL = System(
   'cell',
   cell.Config,
   cell.PRESETS,
-  page.Metric('perplexity', 'validation perplexity'),
+  model.Metric('perplexity', 'validation perplexity'),
   cell.make_space,
   language.load,
   cell.make_problem,
@@ -83,6 +85,9 @@ CELL = System(
   FromScratch(
     evaluators.build, search.build, cell.scale_budget, cell.why_unsupported, cell.references, cell.final_choice
   ),
+  reward=lambda cfg: rewards.perplexity_formula(cfg.reward_c, cfg.reward_limit),
+  explained='NASCELL is the cell that Zoph & Le (2017) found, LSTM an LSTM written as a tree of the space. The '
+  'standard LSTM and SimpleCell are those of Flax. All were trained just as the children were.',
 )
 CONV = System(
   'conv_search',
@@ -90,7 +95,7 @@ CONV = System(
   'network',
   conv.Config,
   conv.PRESETS,
-  page.Metric('accuracy', 'validation accuracy', lower=False),
+  model.Metric('accuracy', 'validation accuracy', lower=False),
   conv.make_space,
   classifier.load,
   conv.make_problem,
@@ -98,6 +103,8 @@ CONV = System(
   conv.length,
   retrain_conv.RECIPE,
   FromScratch(evaluators.build, search.build, conv.scale_budget, conv.why_unsupported, conv.references),
+  reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power),
+  explained='The known networks are plain ones that nobody searched for, trained just as the children were.',
 )
 CHAIN = System(
   'per_layer_search',
@@ -105,7 +112,7 @@ CHAIN = System(
   'chain',
   chain.Config,
   chain.PRESETS,
-  page.Metric('accuracy', 'validation accuracy', lower=False),
+  model.Metric('accuracy', 'validation accuracy', lower=False),
   chain.make_space,
   classifier.load,
   chain.make_problem,
@@ -113,6 +120,8 @@ CHAIN = System(
   chain.length,
   retrain_conv.RECIPE,
   FromScratch(chain.build_evaluator, chain.build_search, chain.scale_budget, chain.why_unsupported, chain.references),
+  reward=CONV.reward,
+  explained=CONV.explained,
   views={
     'first layer': lambda arch: space.chain.KINDS[space.chain.layer_of(arch.layers[0]).kind],
     'layers': lambda arch: f'{len(arch.layers):2}',
@@ -124,7 +133,7 @@ MACRO = System(
   'network',
   enas_images.MacroConfig,
   enas_images.MACRO_PRESETS,
-  page.Metric('shared_accuracy', 'shared-weight validation accuracy', lower=False),
+  model.Metric('shared_accuracy', 'shared-weight validation accuracy', lower=False),
   enas_images.make_space,
   classifier.load,
   enas_images.make_problem,
@@ -133,6 +142,7 @@ MACRO = System(
   retrain_enas.RECIPE,
   variant='macro',
   children=lambda cfg: cfg.samples,
+  reward=CONV.reward,
 )
 MICRO = MACRO._replace(
   kind='enas_micro',
@@ -147,7 +157,7 @@ RECURRENT = System(
   'cell',
   enas_rnn.Config,
   enas_rnn.PRESETS,
-  page.Metric('shared_perplexity', 'shared-weight validation perplexity'),
+  model.Metric('shared_perplexity', 'shared-weight validation perplexity'),
   enas_rnn.make_space,
   language.load,
   enas_rnn.make_problem,
@@ -156,6 +166,7 @@ RECURRENT = System(
   retrain_cell.RECIPE,
   variant='recurrent',
   children=MACRO.children,
+  reward=lambda cfg: rewards.perplexity_formula(cfg.reward_c, power=1.0),
 )
 ENAS = (MACRO, MICRO, RECURRENT)
 SYSTEMS = (CELL, CONV, CHAIN, *ENAS)

@@ -15,6 +15,7 @@ from typing import Any
 from nas_jax import lazy
 
 FONT, SMALL = 12.0, 8.5  # points
+LEGIBLE = 9.0  # CSS pixels, the least height of letters on a page
 
 _ENDINGS = ('.svg', '.png', '.pdf')
 _INK = '#010203'  # replaced in an element by the text colour of the page
@@ -42,6 +43,7 @@ def write(make: Make, path: str | os.PathLike[str], noun: str) -> None:
 def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: str = '100%') -> str:
   """Returns a drawing as an <svg> element for an HTML page. The same `key` gives the same bytes.
 
+  The element is at least so wide that its smallest letters are `LEGIBLE` high: on a narrow page it must be scrolled.
   The background is transparent, and lines and text have the text colour of the page (`currentColor`). Letters are
   paths, so they look the same everywhere. Ids begin with the prefix and a hash of the key, so that a page can have many
   drawings.
@@ -58,8 +60,12 @@ def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: s
   text = re.sub(r' *<style.*?</style>\n', '', text, flags=re.DOTALL)  # it would apply to the whole page
   name = prefix + hashlib.sha256(repr(key).encode()).hexdigest()[:10]
   text = re.sub(r'(\bid="|href="#|url\(#)', rf'\1{name}-', text)
-  style = f'max-width: {widest}; height: auto; stroke-linejoin: round'
-  head = rf'width="\1" height="\2" style="{style}" role="img" aria-label="{label}"'
+
+  def head(size: re.Match[str]) -> str:
+    least = f'{math.ceil(float(size[1]) * LEGIBLE / SMALL)}px'
+    style = f'max-width: max({widest}, {least}); min-width: {least}; height: auto; stroke-linejoin: round'
+    return f'width="{size[1]}" height="{size[2]}" style="{style}" role="img" aria-label="{label}"'
+
   return re.sub(r'width="([\d.]+)pt" height="([\d.]+)pt"', head, text, count=1)
 
 

@@ -1,12 +1,15 @@
 """Charts as SVG elements for an HTML page, in the colours of that page.
 
 Text has the text colour; `--search`, `--control` and `--grid` are the other colours. Each function returns one `<svg>`
-element. The same data give the same bytes.
+element. The same data give the same bytes. The element has the values of its points in words, for the script of the
+page to show: its attribute `data-points` is a list of [x, y, words], with x and y in the units of the drawing.
 """
 
 from collections.abc import Callable, Sequence
 import html
 import io
+import json
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -31,6 +34,11 @@ _RC: dict[Any, Any] = {
 
 
 _LONG = re.compile(r'-?\d+\.\d{2,}')
+_SIZE = (6.2, 4.0)  # inches
+_MOST = 2000  # points with words
+_POINTS = 72  # units of the drawing in an inch
+
+Point = tuple[float, float, str]  # x and y in the units of the data, and the words for them
 
 
 class Line(NamedTuple):
@@ -44,7 +52,7 @@ class Line(NamedTuple):
 def rewards(name: str, label: str, lines: Sequence[Line], baseline: Line) -> str:
   """Draws rewards: a point for each child, the moving mean over a twentieth (at least ten) of them, the baseline."""
 
-  def draw(axes: Any) -> None:
+  def draw(axes: Any) -> list[Point]:
     for side, line in enumerate(lines):
       _points(axes, side, line)
     for side, line in enumerate(lines):
@@ -52,21 +60,26 @@ def rewards(name: str, label: str, lines: Sequence[Line], baseline: Line) -> str
     if len(baseline.x):
       axes.plot(baseline.x, baseline.y, color=_INK, linestyle=':', linewidth=1.6, label=baseline.name)
     axes.autoscale_view()
-    axes.set(xlabel='children', ylabel='reward')
+    _name_axes(axes, 'children', 'reward')
+    return [point for line in lines for point in _named(line, 'reward')]
 
   return _svg(name, label, draw)
 
 
-def progress(name: str, label: str, ylabel: str, best: Sequence[Line], top: Sequence[Line]) -> str:
+def progress(
+  name: str, label: str, ylabel: str, best: Sequence[Line], top: Sequence[Line], xlabel: str = 'children'
+) -> str:
   """Draws the best so far and, as thinner lines, the mean of the best few. The scale may be logarithmic."""
 
-  def draw(axes: Any) -> None:
-    for side, (line, few) in enumerate(zip(best, top, strict=True)):
+  def draw(axes: Any) -> list[Point]:
+    for side, line in enumerate(best):
       _curve(axes, side, line, drawstyle='steps-post')
+    for side, few in enumerate(top):
       _curve(axes, side, few._replace(name=''), drawstyle='steps-post', linewidth=0.9)
-    axes.set(xlabel='children', ylabel=ylabel)
+    _name_axes(axes, xlabel, ylabel)
     # The scores of the first children vary so much that the rest of the chart would be flat.
     _scale(axes, np.concatenate([np.asarray(line.y, float)[len(line.y) // 20 :] for line in (*best, *top)]))
+    return [point for line in best for point in _named(_steps(line), 'best so far', xlabel)]
 
   return _svg(name, label, draw)
 
@@ -74,8 +87,8 @@ def progress(name: str, label: str, ylabel: str, best: Sequence[Line], top: Sequ
 def quarters(name: str, label: str, ylabel: str, lines: Sequence[Line]) -> str:
   """Draws the scores of each quarter of a run: median, middle half (thick) and middle four fifths (thin)."""
 
-  def draw(axes: Any) -> None:
-    shown = []
+  def draw(axes: Any) -> list[Point]:
+    shown, points = list[float](), list[Point]()
     for side, line in enumerate(lines):
       for quarter, part in enumerate(np.array_split(np.asarray(line.y, float), 4)):
         part = part[np.isfinite(part)]
@@ -87,10 +100,12 @@ def quarters(name: str, label: str, ylabel: str, lines: Sequence[Line]) -> str:
           name = line.name if not quarter else None
           axes.plot([x], [middle], color=colour, marker=_MARKERS[side], markersize=7, linestyle='', label=name)
           shown += [low, high]
+          points.append((x, middle, f'{line.name}: median {middle:.4g}, middle half {first:.4g} to {third:.4g}'))
     axes.set_xticks(range(4), ['first quarter', 'second', 'third', 'last'])
     axes.set_xlim(-0.6, 3.6)
     axes.set(ylabel=ylabel)
     _scale(axes, shown)
+    return points
 
   return _svg(name, label, draw)
 
@@ -98,11 +113,12 @@ def quarters(name: str, label: str, ylabel: str, lines: Sequence[Line]) -> str:
 def entropy(name: str, label: str, lines: Sequence[Line]) -> str:
   """Draws the entropy of the controller. The axis begins at 0 nats."""
 
-  def draw(axes: Any) -> None:
+  def draw(axes: Any) -> list[Point]:
     for side, line in enumerate(lines):
       _curve(axes, side, line)
-    axes.set(xlabel='children', ylabel='nats')
+    _name_axes(axes, 'children', 'nats')
     axes.set_ylim(bottom=0)
+    return [point for line in lines for point in _named(line, 'entropy in nats')]
 
   return _svg(name, label, draw)
 
@@ -116,6 +132,31 @@ def moving_mean(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray
   start = np.maximum(np.arange(1, len(found) + 1) - window, 0)
   with np.errstate(invalid='ignore'):
     return (total[1:] - total[start]) / (count[1:] - count[start])
+
+
+def _named(line: Line, what: str, xlabel: str = 'children') -> list[Point]:
+  """Returns the points of a line that have a value, in words."""
+  return [
+    (float(x), float(y), f'{line.name}, after {float(x):.4g} {xlabel}: {what} {float(y):.4g}')
+    for x, y in zip(line.x, line.y, strict=True)
+    if np.isfinite(y)
+  ]
+
+
+def _steps(line: Line) -> Line:
+  """Returns the points of a line at which its value changes."""
+  y = np.asarray(line.y, float)
+  changes = np.flatnonzero(np.diff(y, prepend=np.nan) != 0)
+  return line._replace(x=np.asarray(line.x)[changes], y=y[changes])
+
+
+def _name_axes(axes: Any, xlabel: str, ylabel: str) -> None:
+  """Names the axes of a chart. Children are counted in whole numbers."""
+  from matplotlib import ticker
+
+  axes.set(xlabel=xlabel, ylabel=ylabel)
+  if xlabel == 'children':
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
 
 
 def _curve(axes: Any, side: int, line: Line, **style: Any) -> None:
@@ -157,15 +198,18 @@ def _scale(axes: Any, values: Sequence[float] | np.ndarray) -> None:
     axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
 
 
-def _svg(name: str, label: str, draw: Callable[[Any], None]) -> str:
-  """Returns what `draw` puts on axes as an element. Its ids begin with `name`; `label` is for screen readers."""
+def _svg(name: str, label: str, draw: Callable[[Any], Sequence[Point]]) -> str:
+  """Returns what `draw` puts on axes as an element, with the points that `draw` returns.
+
+  The ids of the element begin with `name`; `label` is for screen readers.
+  """
   import matplotlib
   from matplotlib.figure import Figure
 
   with matplotlib.rc_context(_RC):
-    figure = Figure(figsize=(6.2, 4.0))
+    figure = Figure(figsize=_SIZE, dpi=_POINTS)
     axes = figure.add_axes((0.155, 0.14, 0.825, 0.74))
-    draw(axes)
+    points = draw(axes)
     axes.grid(axis='y', color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(color=_GRID, labelcolor=_INK, length=3)
@@ -177,14 +221,29 @@ def _svg(name: str, label: str, draw: Callable[[Any], None]) -> str:
       axes.legend(loc='lower left', bbox_to_anchor=(-0.02, 1.0), ncols=3, frameon=False, labelcolor=_INK)
     file = io.StringIO()
     figure.savefig(file, format='svg', transparent=True, metadata={'Date': None, 'Creator': None})
-  return _themed(file.getvalue(), name, label)
+  return _themed(file.getvalue(), name, label, _placed(axes, points))
+
+
+def _placed(axes: Any, points: Sequence[Point]) -> str:
+  """Returns points as JSON, with their places in the drawing; those outside of the axes are left out.
+
+  Of more than `_MOST` only every second, third, ... is there, so that the page stays small.
+  """
+  (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+  inside = [point for point in points if left <= point[0] <= right and low <= point[1] <= high]
+  if not inside:
+    return '[]'
+  inside = inside[:: math.ceil(len(inside) / _MOST)]
+  places = axes.transData.transform(np.array([point[:2] for point in inside]))
+  places[:, 1] = _SIZE[1] * _POINTS - places[:, 1]
+  return json.dumps([[*place, words] for place, (_, _, words) in zip(places.round().astype(int).tolist(), inside)])
 
 
 def _rounded(number: re.Match[str]) -> str:
   return f'{float(number[0]):.2f}'.rstrip('0').rstrip('.')
 
 
-def _themed(svg: str, name: str, label: str) -> str:
+def _themed(svg: str, name: str, label: str, points: str) -> str:
   view = re.search(r'viewBox="([^"]*)"', svg)
   body = svg[svg.index('<defs>') :] if '<metadata' not in svg else svg[svg.index('</metadata>') + 11 :]
   body = re.sub(r'<style.*?</style>|<!--.*?-->', '', body, flags=re.DOTALL)
@@ -195,6 +254,7 @@ def _themed(svg: str, name: str, label: str) -> str:
     body = body.replace(sentinel, colour)
   label = html.escape(label)
   head = (
-    f'<svg class="chart" role="img" viewBox="{view[1] if view else ""}" aria-label="{label}"><title>{label}</title>'
+    f'<svg class="chart" role="img" viewBox="{view[1] if view else ""}" aria-label="{label}" '
+    f'data-points="{html.escape(points)}">'
   )
   return head + re.sub(r'\s*\n\s*', '\n', body).strip()

@@ -63,11 +63,36 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .legend > span:first-child { color: var(--soft); white-space: normal; }
 .legend i { display: inline-block; width: 0.75em; height: 0.75em; margin-right: 0.35em; }
 .winners { display: grid; gap: 2.5rem; }
-.winners .card { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 3fr); gap: 0.5rem 2rem; }
+.winners .card { display: grid; grid-template-columns: minmax(0, 2fr) minmax(0, 1fr); gap: 0.5rem 1.5rem; }
 .winners h3, .winners pre:nth-child(2) { grid-column: 1 / -1; }
 .drawing { align-self: center; }
 .view + .view { margin-top: 1.5rem; }
+.drawing { overflow-x: auto; }
 .drawing svg { display: block; width: 100%; max-width: 44rem; height: auto; margin: 0 auto; }
+.glance { margin-top: 2rem; }
+.glance .two { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem 2rem; }
+.glance .two > div { min-width: 0; }
+.glance dl { margin: 0 0 1.25rem; }
+.glance pre { overflow-wrap: anywhere; margin-bottom: 1rem; }
+.bars dd { display: flex; align-items: center; gap: 0.6rem; }
+.bar { display: inline-block; height: 0.8em; min-width: 1px; max-width: 60%; background: var(--search); }
+.tall { max-height: 28rem; overflow: auto; }
+.tall thead th { position: sticky; top: 0; background: var(--paper); }
+.tall td:last-child { white-space: nowrap; color: var(--soft); font-size: 0.8rem; }
+th button { all: unset; cursor: pointer; font-weight: 500; }
+th button:focus-visible { outline: 2px solid var(--search); }
+th[aria-sort="ascending"] button::after { content: " \\2191"; }
+th[aria-sort="descending"] button::after { content: " \\2193"; }
+.filter { display: block; color: var(--soft); font-size: 0.875rem; margin-bottom: 0.75rem; }
+.filter input {
+  font: inherit; width: min(100%, 20rem); padding: 0.25rem 0.5rem; color: var(--ink); background: var(--tint);
+  border: 1px solid var(--grid);
+}
+.tip {
+  position: absolute; padding: 0.2rem 0.55rem; background: var(--ink); color: var(--paper); font-size: 0.8rem;
+  pointer-events: none; max-width: 22rem;
+}
+a { color: var(--search); }
 pre {
   font: 0.8rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; margin: 0; padding: 0.9rem 1rem;
   background: var(--tint); white-space: pre-wrap;
@@ -92,6 +117,7 @@ summary { cursor: pointer; color: var(--soft); font-size: 0.925rem; margin-botto
   .winners .card { grid-template-columns: minmax(0, 1fr); }
   th, td { padding-right: 0.9rem; }
   table:has(th:nth-child(5)) { min-width: 34rem; }
+  td:first-child { min-width: 8rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 0.6rem; }
 }
@@ -101,7 +127,9 @@ summary { cursor: pointer; color: var(--soft); font-size: 0.925rem; margin-botto
   .charts { grid-template-columns: 1fr 1fr; }
   .cards { grid-template-columns: repeat(4, 1fr); }
   h2, h3 { break-after: avoid; }
-  .strip, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .filter, .tip { display: none; }
+  .tall { max-height: none; }
+  .strip, .bar, .legend i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 }
 """
 

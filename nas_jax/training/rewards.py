@@ -19,3 +19,13 @@ def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0, p
 def of_accuracy(accuracy: np.ndarray, power: float = 3.0) -> np.ndarray:
   """Validation accuracy from 0 to 1, cubed: Zoph & Le (2017) Sec. 4.1."""
   return accuracy**power
+
+
+def perplexity_formula(c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> str:
+  """Returns `of_perplexity` in words."""
+  return f'{c:g} / perplexity' + (f'^{power:g}' if power != 1 else '') + (f', at most {limit:g}' if limit else '')
+
+
+def accuracy_formula(power: float = 3.0) -> str:
+  """Returns `of_accuracy` in words."""
+  return 'accuracy' + (f'^{power:g}' if power != 1 else '')

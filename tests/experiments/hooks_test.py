@@ -191,7 +191,7 @@ def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
   text = (workdir / 'report.html').read_text()
   best = min(record['perplexity'] for record in without_clock(workdir).values() if not record['failed'])
   for words in (
-    f'In 20 children (4 failed) the controller found a cell of validation perplexity {best:.3f}.',
+    f'In 20 children (4 failed) the search found a cell of validation perplexity {best:.3f}.',
     'h_t = ',
     '<td class="n">0.625</td>',
     'could not be measured',
@@ -200,7 +200,9 @@ def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
     '88.250',
     'other',
     'As in Table 2.',
-    'sha256 5ad',
+    '<dt>sha256 of the data</dt><dd>5ad</dd>',
+    '80 / perplexity^2',
+    'best.json&#x27;).read())',
     'python -m experiments.cell_search --seed=0 &#x27;--beside=a b&#x27;',
     'c_t from node',
   ):
@@ -223,6 +225,35 @@ def test_pictures_of_a_search_stand_alone(workdir, monkeypatch, capsys):
     # Nor one to be as wide as: cairo shows nothing of a file whose root has the style `height: auto`.
     assert [root.get(side) for side in ('width', 'height')] == root.get('viewBox').split()[2:]
     assert 'style' not in root.attrib
+
+
+def test_two_searches_are_compared(tmp_path, workdir, monkeypatch, capsys):
+  shutil.copytree(workdir, tmp_path / 'second')
+  launched(monkeypatch, str(workdir), str(tmp_path / 'second'))
+  path = workdir / 'beside-second.html'
+  assert str(path) in capsys.readouterr().out
+  assert 'All settings are the same.' in path.read_text() and 'both have found' in path.read_text()
+  for args in ((str(workdir),), (str(workdir), f'--workdir={workdir}'), ('a', 'b', 'c')):
+    with pytest.raises(SystemExit) as left:
+      launched(monkeypatch, *args)
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.count('\n') == 1 and 'folders of two searches' in error
+
+
+def test_the_page_of_a_running_search_is_written_once_a_minute(workdir, monkeypatch):
+  now = iter([0.0, 59.0, 61.0, 61.0, 100.0])
+  hook = report.refresher(str(workdir))
+  path = workdir / 'report.html'
+  path.unlink(missing_ok=True)
+  monkeypatch.setattr(report.time, 'monotonic', lambda: next(now))
+  hook = report.refresher(str(workdir))
+  hook.step(None, {})
+  assert not path.exists()
+  hook.step(None, {})
+  assert 'http-equiv="refresh"' in path.read_text()
+  path.unlink()
+  hook.step(None, {})
+  assert not path.exists()
 
 
 def test_pictures_want_a_folder_and_a_child(tmp_path, workdir, monkeypatch, capsys):

@@ -1,13 +1,17 @@
 """The report as a page: what it says, that it is sound HTML, and that it stands alone."""
 
+import html
 from html.parser import HTMLParser
+import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
 
 from nas_jax import space
-from nas_jax.report import charts, page, probabilities, rankings
+from nas_jax.report import charts, comparison, importance, model, page, probabilities, rankings
 from nas_jax.space import Kind, Slot
 
 SPACE = space.choice_space({'a': 'xyz', 'b': 'pq'})
@@ -24,7 +28,7 @@ def record(number, score, tokens=(0, 0)):
 def run(name, scores, updates=(), lower=True):
   records = [record(k, score, (k % 3, k % 2)) for k, score in enumerate(scores)]
   best, top = (rankings.progress(records, SPACE, 'score', lower, k) for k in (1, 5))
-  return page.Run(name, records, best, top, updates)
+  return model.Run(name, records, best, top, updates)
 
 
 def update(step, shares=((0.2, 0.3, 0.5), (0.9, 0.1))):
@@ -33,18 +37,18 @@ def update(step, shares=((0.2, 0.3, 0.5), (0.9, 0.1))):
 
 
 def build(**changes):
-  lower = changes.get('metric', page.Metric('score', 'score')).lower
+  lower = changes.get('metric', model.Metric('score', 'score')).lower
   own = run('reinforce', [9.0, None, 4.5, 3.25], [update(1), update(2, None), update(3)], lower)
   control = run('random', [8.0, 7.5, None, None], [update(1), update(2)], lower)
-  whole = page.Report(
+  whole = model.Report(
     title='Search for a thing',
     noun='thing',
-    metric=page.Metric('score', 'score'),
+    metric=model.Metric('score', 'score'),
     budget=4,
     runs=(own, control),
     slots=SPACE.slots,
-    reliability=[page.Correlation('two seeds', 0.61, 0.7), page.Correlation('short and long', 0.75, 0.5)],
-    winners=[page.Winner('1. Child 3', 'y = x < 1'), page.Winner('2. Child 2', 'y', '<svg id="mine"></svg>')],
+    reliability=[model.Correlation('two seeds', 0.61, 0.7), model.Correlation('short and long', 0.75, 0.5)],
+    winners=[model.Winner('1. Child 3', 'y = x < 1'), model.Winner('2. Child 2', 'y', '<svg id="mine"></svg>')],
     standings=(('score', 'best'), [('reinforce', 3.25), ('random', 7.5), ('known', '')]),
     retrained=[
       {
@@ -65,6 +69,10 @@ def build(**changes):
     facts=[('seed', '17'), ('command', 'python -m x')],
     config={'lr': 0.125, 'word': 'plain'},
     caveat='short budgets',
+    glance=[('reward', '1 / score')],
+    use=[model.Use('Use it', 'load(1 < 2)')],
+    links=['best.json'],
+    explained='known is what is known',
   )
   return whole._replace(**changes)
 
@@ -88,16 +96,19 @@ VARIANTS = {
   'hostile': {
     'title': HOSTILE,
     'noun': HOSTILE,
-    'metric': page.Metric('score', HOSTILE),
+    'metric': model.Metric('score', HOSTILE),
     'runs': (run(HOSTILE, [9.0, 2.0], [update(1)]),),
     'slots': [Slot(HOSTILE, HOSTILE, Kind.CHOICE, 3, 'a', labels=(HOSTILE, 'y', 'z')), SPACE.slots[1]],
-    'reliability': [page.Correlation(HOSTILE, NAN, 0.5)],
-    'winners': [page.Winner(HOSTILE, HOSTILE)],
+    'reliability': [model.Correlation(HOSTILE, NAN, 0.5)],
+    'winners': [model.Winner(HOSTILE, HOSTILE)],
     'standings': ((HOSTILE,), [(HOSTILE,)]),
     'retrained': [{'setting': HOSTILE, 'rows': []}],
     'facts': [(HOSTILE, HOSTILE)],
     'config': {HOSTILE: HOSTILE},
     'caveat': HOSTILE,
+    'glance': [(HOSTILE, HOSTILE)],
+    'use': [model.Use(HOSTILE, HOSTILE)],
+    'explained': HOSTILE,
   },
 }
 
@@ -135,17 +146,17 @@ class Checker(HTMLParser):
     assert self.open.pop() == tag
 
   def handle_data(self, data):
-    if self.open[-1:] != ['style']:
+    if self.open[-1:] not in (['style'], ['script']):
       self.text += data + ' '
 
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_it_nests_stands_alone_and_has_unique_ids(pages, name):
   found = Checker(pages[name])
-  assert not found.tags & {'script', 'link', 'iframe', 'img', 'object'}
+  assert not found.tags & {'link', 'iframe', 'img', 'object'} and pages[name].count('<script') == 1
   assert len(set(found.ids)) == len(found.ids)
-  # What is drawn refers to what is on the page, and to nothing else.
-  assert all(value[0] == '#' and value[1:] in found.ids for value in found.references)
+  # What is drawn refers to what is on the page, and to nothing else. The one link is to a file beside it.
+  assert all(value == 'best.json' or (value[0] == '#' and value[1:] in found.ids) for value in found.references)
   assert '@import' not in pages[name] and 'url(' not in re.search(r'<style>(.*?)</style>', pages[name], re.DOTALL)[1]
   assert '#01010' not in pages[name]  # every colour of the drawing became one of the page
   assert not re.search(r'\b(nan|inf|None)\b', found.text)
@@ -155,13 +166,12 @@ def test_it_nests_stands_alone_and_has_unique_ids(pages, name):
 def test_it_says_the_numbers(pages):
   words = ' '.join(Checker(pages['whole']).text.split())
   for part in (
-    'In 4 children (1 failed) the controller found a thing of score 3.250; '
-    'random search, in 4 (2 failed), one of 7.500.',
-    'The controller passed the best of random search (4 children) after 3 children.',
+    'In 4 children (1 failed) the search found a thing of score 3.250; random search, in 4 (2 failed), one of 7.500.',
+    'The search passed the best of random search (4 children) after 3 children.',
     'two seeds 0.610 at least 0.7 too little',
     'short and long 0.750 at least 0.5 enough',
     'y = x < 1',
-    'reinforce 3.250',
+    'the search 3.250',
     '91.000 ± 1.414',  # (90 + 92) / 2, and sqrt 2 with one degree of freedom
     '1,234,567',
     'Words of 20 epochs',
@@ -170,6 +180,9 @@ def test_it_says_the_numbers(pages):
     'short budgets',
     'z 0.50',
     'p 0.90',
+    'reward 1 / score',
+    'Use it load(1 < 2)',
+    'known is what is known',
   ):
     assert part in words
   assert '<svg id="mine"></svg>' in pages['whole']
@@ -178,9 +191,9 @@ def test_it_says_the_numbers(pages):
 @pytest.mark.parametrize(
   ('name', 'words'),
   [
-    ('no control', 'In 2 children (0 failed) the controller found a thing of score 8.000.'),
-    ('one child', 'In 1 child (0 failed) the controller found'),
-    ('all failed', 'In 2 children (2 failed) the controller found no thing that could be scored.'),
+    ('no control', 'In 2 children (0 failed) the search found a thing of score 8.000.'),
+    ('one child', 'In 1 child (0 failed) the search found'),
+    ('all failed', 'In 2 children (2 failed) the search found no thing that could be scored.'),
     ('nothing yet', 'No child has been trained yet.'),
   ],
 )
@@ -189,27 +202,127 @@ def test_headlines(pages, name, words):
 
 
 def test_an_unfinished_search_says_so(pages):
-  assert 'The controller is at 2 of 4 children' in pages['no control']
+  assert 'The search is at 2 of 4 children' in pages['no control']
   assert 'Random search is at 0 of 4 children' in pages['control not begun']
   assert ' is at ' not in Checker(pages['whole']).text
 
 
 def test_more_is_better_where_it_is():
-  metric = page.Metric('score', 'accuracy', lower=False)
+  metric = model.Metric('score', 'accuracy', lower=False)
   runs = run('reinforce', [0.5, 0.7, 0.6], lower=False), run('random', [0.4, 0.9, None], lower=False)
   text = page.render(build(metric=metric, runs=runs, budget=3))
   assert 'found a thing of accuracy 0.700' in text and 'one of 0.900' in text
-  assert 'The controller has not passed the best of random search' in text
+  assert 'The search has not passed the best of random search' in text
 
 
 def test_the_same_report_is_the_same_bytes(pages):
   assert page.render(build()) == pages['whole']
 
 
+def test_the_page_of_a_running_search_is_read_again(pages):
+  assert '<meta http-equiv="refresh" content="60">' in page.render(build(), refresh=60)
+  assert 'refresh' not in pages['whole']
+
+
+def test_values_stand_where_they_are_drawn():
+  line = charts.Line('a', [1, 2, 3], [0.0, 5.0, 10.0])
+  svg = charts.entropy('entropy', 'label', [line])
+  points = json.loads(html.unescape(re.search(r'data-points="([^"]*)"', svg)[1]))
+  assert [words for *_, words in points] == [
+    f'a, after {n} children: entropy in nats {y}' for n, y in ((1, 0), (2, 5), (3, 10))
+  ]
+  # The line is drawn in the same units: M x y L x y L x y.
+  drawn = re.search(r'd="M ([\d.]+) ([\d.]+)\s+L ([\d.]+) ([\d.]+)\s+L ([\d.]+) ([\d.]+)\s*"[^>]*clip-path', svg)
+  np.testing.assert_allclose([float(x) for x in drawn.groups()], np.ravel([point[:2] for point in points]), atol=0.51)
+
+
+def test_all_children_stand_in_the_table_best_first_and_failed_last(pages):
+  table = re.search(r'<table class="sortable".*?</table>', pages['whole'])[0]
+  rows = [re.findall(r'<td[^>]*>(.*?)</td>', row) for row in table.split('<tr>')[2:]]
+  assert [(row[0], row[1], row[2]) for row in rows[:3]] == [
+    ('3', 'the search', '3.250'), ('2', 'the search', '4.500'), ('1', 'random search', '7.500'),
+  ]  # fmt: skip
+  assert len(rows) == 8 and [row[-2] for row in rows] == [''] * 5 + ['time'] * 3
+  assert rows[-1][2:4] == ['', '']  # no score and no reward, rather than 0
+
+
+def test_importance_by_hand():
+  # The score is decided by `a` alone; `b` is balanced within each label of it.
+  scores = {0: 1.0, 1: 2.0, 2: 3.0}
+  lines = [record(k, scores[k % 3] + 1e-3 * (k // 6), (k % 3, k // 3 % 2)) for k in range(60)]
+  first, second = importance.measure(SPACE.slots, lines, 'score', True)
+  assert (first.name, first.best) == ('a', 'x') and first.share > 0.85
+  assert second.name == 'b' and second.share < 0.05
+  # More is better: the best label is the other end.
+  assert importance.measure(SPACE.slots, lines, 'score', False)[0].best == 'z'
+  # Omega squared of two groups of ten with ranks 1 to 10 and 11 to 20, by its definition.
+  half = [record(k, 1.0 + k, (0 if k < 10 else 1, 0)) for k in range(20)]
+  (only,) = importance.measure(SPACE.slots, half, 'score', True)
+  between, total = 10 * (5.5 - 10.5) ** 2 + 10 * (15.5 - 10.5) ** 2, sum((r - 10.5) ** 2 for r in range(1, 21))
+  within = (total - between) / 18
+  assert only.share == pytest.approx((between - within) / (total + within))
+  assert importance.measure(SPACE.slots, half[:19], 'score', True) == []  # too few to say anything
+
+
+def test_importance_leaves_out_what_does_not_exist():
+  deep = [record(k, 1.0 + k % 7, (k % 3, k % 2)) | {'depth': 1} for k in range(30)]
+  layered = [slot._replace(layer=number) for number, slot in enumerate(SPACE.slots)]
+  assert [one.name for one in importance.measure(layered, deep, 'score', True)] == ['a']
+
+
+def test_two_searches_side_by_side():
+  other = build(
+    title='Another', config={'lr': 0.5, 'word': 'plain', 'new': 1}, runs=(run('reinforce', [8.0, 2.0, 9.0]),)
+  )
+  found = Checker(comparison.render(build(), other))
+  words = ' '.join(found.text.split())
+  # After three children, which both have, the first is at 4.5 and the second at 2.
+  assert 'After 3 children Another has found a score of 2.000, Search for a thing one of 4.500.' in words
+  assert 'lr 0.125 0.5' in words and 'new no such setting 1' in words and 'word' not in words.split('Settings')[1][:60]
+  assert len(set(found.ids)) == len(found.ids)
+  with pytest.raises(ValueError, match='only searches of one system'):
+    comparison.render(build(), other._replace(metric=model.Metric('loss', 'loss')))
+  with pytest.raises(ValueError, match='different names'):
+    comparison.render(build(), build())
+
+
+CLICKS = """
+<script>
+const said = [];
+addEventListener('error', event => said.push(event.message));
+addEventListener('load', () => {
+  const table = document.querySelector('table.sortable'), column = k => [...table.tBodies[0].rows]
+    .filter(row => !row.hidden).map(row => row.cells[k].textContent).join();
+  const head = table.tHead.rows[0].cells[0].firstChild, input = document.querySelector('.filter input');
+  head.click(); said.push(column(0));
+  head.click(); said.push(column(0));
+  input.value = 'random time'; input.dispatchEvent(new Event('input')); said.push(column(5));
+  document.title = said.join(' | ');
+});
+</script>
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which('chromium'), reason='needs Chromium')
+@pytest.mark.parametrize('dark', [False, True])
+def test_in_a_browser_it_sorts_and_filters_without_an_error(pages, tmp_path, dark):
+  path = tmp_path / 'page.html'
+  path.write_text(pages['whole'].replace('<main>', f'{CLICKS}<main>'))
+  command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--dump-dom']
+  command += ['--blink-settings=preferredColorScheme=0'] * dark + [f'file://{path}']
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+  title = html.unescape(re.search(r'<title>(.*?)</title>', done.stdout)[1])
+  assert title == '0,0,1,1,2,2,3,3 | 3,3,2,2,1,1,0,0 | time,time'
+  assert 'CONSOLE' not in done.stderr
+
+
 def test_charts_say_what_they_are(pages):
-  assert len(re.findall(r'<svg class="chart" role="img"[^>]* aria-label="[^"]+"><title>', pages['whole'])) == 4
-  assert pages['whole'].count('<figcaption>') == 4
-  assert pages['no updates'].count('<figcaption>') == 3  # no entropy was noted
+  assert (
+    len(re.findall(r'<svg class="chart" role="img"[^>]* aria-label="[^"]+" data-points="\[\[', pages['whole'])) == 5
+  )
+  assert pages['whole'].count('<figcaption>') == 5
+  assert pages['no updates'].count('<figcaption>') == 4  # no entropy was noted
 
 
 def test_many_children_are_a_page_that_can_be_sent():
@@ -250,4 +363,5 @@ def test_small_numbers_are_not_rounded_away():
   lines = [charts.Line('x', [1, 2, 3], [1e-4, 3e-4, 5e-4])]
   svg = charts.rewards('a', 'label', lines, charts.Line('baseline', [], []))
   assert '>0.0002<' in svg and '>0.0005<' in svg
-  assert not re.findall(r'<[^>]*\d\.\d{3,}[^>]*>', svg)  # but where things stand is
+  drawn = re.sub(r' data-points="[^"]*"', '', svg)
+  assert not re.findall(r'<[^>]*\d\.\d{3,}[^>]*>', drawn)  # but where things stand is

@@ -1,0 +1,56 @@
+"""The table of all children of a report, which a reader can sort and filter."""
+
+from collections.abc import Sequence
+import html
+
+from nas_jax.report.rankings import word
+from nas_jax.search.journal import Record
+
+
+def render(runs: Sequence[tuple[str, Sequence[Record]]], key: str, metric: str, lower: bool) -> str:
+  """Returns a table of children, best first and those that failed last; '' if there are none.
+
+  The script of the page sorts it by the column whose heading is pressed, and shows only the rows with a word.
+
+  Args:
+    runs: the records of each search, with its name.
+    key: the name of the score in the records.
+    metric: its name in words.
+    lower: whether lower is better.
+  """
+  children = [(name, record) for name, records in runs for record in records]
+  if not children:
+    return ''
+
+  def place(child: tuple[str, Record]) -> tuple[bool, float]:
+    score = _score(child[1], key)
+    return score is None, 0.0 if score is None else score if lower else -score
+
+  deep = any('depth' in record for _, record in children)
+  header = ['child', 'search', metric, 'reward', *(['layers'] if deep else []), 'seconds', 'failed', 'tokens']
+  heads = ''.join(f'<th{"" if name in _WORDS else _RIGHT}>{html.escape(name)}</th>' for name in header)
+  rows = []
+  for name, record in sorted(children, key=place):
+    earned = '' if record['failed'] else word(record['reward'])
+    cells = [str(record['id']), name, word(_score(record, key) or ''), earned]
+    cells += [str(record.get('depth', ''))] if deep else []
+    cells += [f'{record["seconds"]:.2f}', record['failed'] or '', ' '.join(map(str, record['tokens']))]
+    columns = zip(header, cells, strict=True)
+    rows.append(
+      '<tr>'
+      + ''.join(f'<td{"" if name in _WORDS else _RIGHT}>{html.escape(cell)}</td>' for name, cell in columns)
+      + '</tr>'
+    )
+  return (
+    '<div class="table tall" tabindex="0"><table class="sortable" data-noun="children">'
+    f'<thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+  )
+
+
+_WORDS = ('search', 'failed', 'tokens')  # columns of text, which are aligned left
+_RIGHT = ' class="n"'
+
+
+def _score(record: Record, key: str) -> float | None:
+  """Returns the score of a child, None if it failed or has none."""
+  return None if record['failed'] else record.get(key)

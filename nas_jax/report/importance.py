@@ -1,0 +1,92 @@
+"""Which decisions mattered: how much of the differences between children each single decision explains."""
+
+from collections.abc import Sequence
+import html
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from nas_jax.search.journal import Record
+from nas_jax.space import Kind, Slot
+
+FEWEST = 20  # children; fewer say nothing
+
+
+class Decision(NamedTuple):
+  """One token of the sequence, and what it explains."""
+
+  name: str
+  share: float  # of the variance of ranks, 0 to 1
+  best: str  # the label whose children rank best in the mean
+
+
+def measure(slots: Sequence[Slot], records: Sequence[Record], key: str, lower: bool) -> list[Decision]:
+  """Returns the share of the variance of the children's ranks that each token explains by itself, greatest first.
+
+  It is the omega squared of a one-way analysis of variance over the labels of the token, which is 0 in the mean for a
+  token that does not matter. Scores are replaced by their ranks, so that no outlier decides. Children that failed are
+  left out, and so are those that do not have the token, because they are too shallow or because another token rules it
+  out. Effects of several tokens together are not seen.
+
+  Args:
+    slots: of the space.
+    records: of the children. Those of random search are best: a controller that has learned draws tokens together.
+    key: the name of the score.
+    lower: whether lower is better.
+
+  Returns:
+    One entry for each token that some children have with different labels; none for fewer than `FEWEST` children.
+  """
+  sound = [record for record in records if record['failed'] is None and record.get(key) is not None]
+  if len(sound) < FEWEST:
+    return []
+  scores = np.array([record[key] for record in sound], float)
+  ranks = stats.rankdata(scores if lower else -scores)
+  tokens = np.array([record['tokens'] for record in sound])
+  depths = np.array([record.get('depth', len(slots)) for record in sound])
+  found, position, governor = list[Decision](), 0, 0
+  for slot in slots:
+    governor = position if slot.selects else governor
+    for k in range(slot.tokens):
+      column = tokens[:, position]
+      there = (slot.layer < depths) & np.array([slot.selects or slot.exists(token) for token in tokens[:, governor]])
+      name = f'{slot.title}, {slot.label(k)}' if slot.kind == Kind.LINK else slot.title
+      labels = ('no link', 'link') if slot.kind == Kind.LINK else [slot.label(token) for token in range(slot.width)]
+      position += 1
+      if len(np.unique(column[there])) > 1:
+        share, best = _explained(column[there], ranks[there])
+        found.append(Decision(name, share, labels[best]))
+  return sorted(found, key=lambda decision: -decision.share)
+
+
+def _explained(labels: np.ndarray, ranks: np.ndarray) -> tuple[float, int]:
+  """Returns omega squared of the labels, and the label with the least mean rank."""
+  groups = {label: ranks[labels == label] for label in np.unique(labels)}
+  total = ((ranks - ranks.mean()) ** 2).sum()
+  between = sum(len(group) * (group.mean() - ranks.mean()) ** 2 for group in groups.values())
+  within = (total - between) / max(len(ranks) - len(groups), 1)
+  share = (between - (len(groups) - 1) * within) / (total + within) if total + within > 0 else 0.0
+  return float(np.clip(share, 0.0, 1.0)), int(min(groups, key=lambda label: groups[label].mean()))
+
+
+def render(decisions: Sequence[Decision], whose: str, most: int = 12) -> str:
+  """Returns the decisions that explain most as bars of HTML, at most `most` of them; '' if there are none.
+
+  Args:
+    decisions: as `measure` returns them.
+    whose: whose children they were measured on.
+    most: how many to show.
+  """
+  if not decisions:
+    return ''
+  rows = ''.join(
+    f'<dt>{html.escape(one.name)}</dt><dd><span class="bar" style="width:{100 * one.share:.1f}%"></span> '
+    f'{one.share:.0%}, best: {html.escape(one.best)}</dd>'
+    for one in decisions[:most]
+  )
+  words = (
+    f'How much of the differences in rank between the children of {whose} each decision explains by itself, without '
+    'the others (omega squared of its labels). A decision that only matters together with another is not seen.'
+  )
+  return f'<p>{html.escape(words)}</p><dl class="bars">{rows}</dl>'
