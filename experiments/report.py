@@ -145,6 +145,7 @@ def read(workdir: str) -> model.Report:
     glance=_glance(system, cfg, origin, made, each),
     use=_use(workdir, system, origin),
     links=[name for name in LINKS if os.path.exists(os.path.join(workdir, name))],
+    name=os.path.basename(os.path.abspath(workdir)),
     explained=system.explained if known else '',
   )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 import json
 
 from nas_jax.report import charts
-from nas_jax.report.headline import capital, children, in_the_search, who
+from nas_jax.report.headline import called, capital, children, in_the_search, who
 from nas_jax.report.model import Report, Run
 from nas_jax.report.parts import escape, figure, frame, section, table
 from nas_jax.report.rankings import spread
@@ -14,17 +14,17 @@ def render(first: Report, second: Report) -> str:
   """Returns a page that compares two searches, the random-search baselines left out of its charts.
 
   Raises:
-    ValueError: they have other metrics, or the same title.
+    ValueError: they have other metrics, or folders of the same name.
   """
   both = (first, second)
   if first.metric != second.metric:
     raise ValueError(
-      f'{first.title} is ranked by {first.metric.name}, {second.title} by {second.metric.name}: only searches of one '
+      f'{first.name} is ranked by {first.metric.name}, {second.name} by {second.metric.name}: only searches of one '
       'system can be compared.'
     )
-  if first.title == second.title:
-    raise ValueError(f'both searches are called {first.title!r}: compare two folders with different names.')
-  sentences = ''.join(f'<p class="lede">{escape(f"{report.title}: {in_the_search(report)}")}</p>' for report in both)
+  if first.name == second.name:
+    raise ValueError(f'both searches are called {first.name!r}: compare two folders with different names.')
+  sentences = ''.join(f'<p class="lede">{escape(f"{report.name}: {in_the_search(report)}")}</p>' for report in both)
   sections = (
     section('How the searches went', _course(both)),
     section('Standings', _standings(both)),
@@ -37,7 +37,7 @@ def render(first: Report, second: Report) -> str:
 
 def _headline(both: Sequence[Report]) -> str:
   first, second = both
-  names = f'{first.title} and {second.title}'
+  names = f'{first.name} and {second.name}'
   runs = [report.runs[0] for report in both if report.runs and report.runs[0].records]
   if len(runs) < 2:
     return f'{names}: one of them has no child yet.'
@@ -49,8 +49,8 @@ def _headline(both: Sequence[Report]) -> str:
     return f'After {children(same)} both have found a {first.metric.name} of {scores[0]:.3f}.'
   ahead = int((scores[1] < scores[0]) == first.metric.lower)
   return (
-    f'After {children(same)} {both[ahead].title} has found a {first.metric.name} of {scores[ahead]:.3f}, '
-    f'{both[1 - ahead].title} one of {scores[1 - ahead]:.3f}.'
+    f'After {children(same)} {both[ahead].name} has found a {first.metric.name} of {scores[ahead]:.3f}, '
+    f'{both[1 - ahead].name} one of {scores[1 - ahead]:.3f}.'
   )
 
 
@@ -59,7 +59,7 @@ def _course(both: Sequence[Report]) -> str:
 
   def lines(values: Callable[[Run], Sequence[float]]) -> list[charts.Line]:
     return [
-      charts.Line(report.title, [record['id'] + 1 for record in run.records], values(run))
+      charts.Line(report.name, [record['id'] + 1 for record in run.records], values(run))
       for report in both
       for run in report.runs[:1]
       if run.records
@@ -89,14 +89,14 @@ def _standings(both: Sequence[Report]) -> str:
   rows = []
   for report in both:
     names = {run.name: who(run) for run in report.runs}
-    rows += [(report.title, names.get(str(row[0]), row[0]), *row[1:]) for row in report.standings[1]]
+    rows += [(report.name, names.get(str(row[0]), row[0]), *row[1:]) for row in report.standings[1]]
   header = ('', both[0].metric.name, *both[0].standings[0][1:])
   return table(header, rows) if rows else ''
 
 
 def _converged(both: Sequence[Report]) -> str:
   rows = [
-    (report.title, row['name'], row['size'], f'{row["parameters"]:,}', spread(row['valid']), spread(row['test']))
+    (report.name, called(row['name']), row['size'], f'{row["parameters"]:,}', spread(row['valid']), spread(row['test']))
     for report in both
     for row in (report.converged or {'rows': []})['rows']
   ]
@@ -113,7 +113,7 @@ def _differences(both: Sequence[Report]) -> str:
   ]
   if not rows:
     return '<p>All settings are the same.</p>'
-  return table(('field', *(report.title for report in both)), rows)
+  return table(('field', *(report.name for report in both)), rows)
 
 
 def _origin(both: Sequence[Report]) -> str:
@@ -124,7 +124,7 @@ def _origin(both: Sequence[Report]) -> str:
     '<p>The two searches had different data, so that their scores cannot be compared.</p>' if len(data) > 1 else ''
   )
   rows = [(name, *(column.get(name, '') for column in columns)) for name in names]
-  return warning + table(('', *(report.title for report in both)), rows)
+  return warning + table(('', *(report.name for report in both)), rows)
 
 
 def _score(record: dict, key: str) -> float:

@@ -82,7 +82,7 @@ def render(decisions: Sequence[Decision], whose: str, most: int = 12) -> str:
     return ''
   rows = ''.join(
     f'<dt>{html.escape(one.name)}</dt><dd><span class="bar" style="width:{100 * one.share:.1f}%"></span> '
-    f'{one.share:.0%}, best: {html.escape(one.best)}</dd>'
+    f'{one.share:.1%}, best: {html.escape(one.best)}</dd>'
     for one in decisions[:most]
   )
   words = (

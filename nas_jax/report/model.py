@@ -72,4 +72,5 @@ class Report(NamedTuple):
   glance: Sequence[tuple[str, str]] = ()  # data, budget, reward: what a reader must know first
   use: Sequence[Use] = ()  # what to do with the best architecture
   links: Sequence[str] = ()  # files beside the page
+  name: str = ''  # of the folder, beside another search
   explained: str = ''  # what the known architectures of the standings are

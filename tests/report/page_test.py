@@ -72,6 +72,7 @@ def build(**changes):
     glance=[('reward', '1 / score')],
     use=[model.Use('Use it', 'load(1 < 2)')],
     links=['best.json'],
+    name='first',
     explained='known is what is known',
   )
   return whole._replace(**changes)
@@ -271,13 +272,11 @@ def test_importance_leaves_out_what_does_not_exist():
 
 
 def test_two_searches_side_by_side():
-  other = build(
-    title='Another', config={'lr': 0.5, 'word': 'plain', 'new': 1}, runs=(run('reinforce', [8.0, 2.0, 9.0]),)
-  )
+  other = build(name='second', config={'lr': 0.5, 'word': 'plain', 'new': 1}, runs=(run('reinforce', [8.0, 2.0, 9.0]),))
   found = Checker(comparison.render(build(), other))
   words = ' '.join(found.text.split())
   # After three children, which both have, the first is at 4.5 and the second at 2.
-  assert 'After 3 children Another has found a score of 2.000, Search for a thing one of 4.500.' in words
+  assert 'After 3 children second has found a score of 2.000, first one of 4.500.' in words
   assert 'lr 0.125 0.5' in words and 'new no such setting 1' in words and 'word' not in words.split('Settings')[1][:60]
   assert len(set(found.ids)) == len(found.ids)
   with pytest.raises(ValueError, match='only searches of one system'):
