@@ -16,6 +16,15 @@ Depth = int | Array | None  # the number of layers, an int or traced; None for a
 Info = dict[str, Array]  # numbers that an update reports, by name; they do not influence the search
 
 
+class Repeats(NamedTuple):
+  """Which children of a batch repeat an earlier one, whose reward stands for theirs, so that they are not trained."""
+
+  known: Array  # [m] bool, whether the child needs no training
+  source: Array  # [m] int32, the id of the child that was trained, which may be an earlier one of the same batch
+  reward: Array  # [m] what was measured: the mean over trainings that did not fail; read only if `source` was told
+  failed: Array  # [m] bool, whether all these trainings failed
+
+
 class Batch(NamedTuple):
   """The m children that a search asks to have evaluated."""
 
@@ -25,6 +34,7 @@ class Batch(NamedTuple):
   archs: PyTree  # the space's NamedTuple with int32 arrays [m, ...]
   depth: int | Array | None = None  # layers of all children, or [m] of each; None for all layers of the space
   extra: PyTree = ()  # what an evaluator needs from the state of the search, such as shared weights or counters
+  repeats: Repeats | None = None  # children that need no training; None if all are to be trained
 
   @property
   def deep(self) -> bool:

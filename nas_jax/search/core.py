@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nas_jax import config
-from nas_jax.search import algorithms
+from nas_jax.search import algorithms, history
 from nas_jax.search.algorithms.base import Algorithm, layers_exist
 from nas_jax.search.state import Best, Config, SearchState
 from nas_jax.space import Space
@@ -52,6 +52,9 @@ class Search(NamedTuple):
   gradient: Callable[[SearchState, Batch, Outcome], PyTree] | None
   apply: Callable[[SearchState, PyTree, Batch, Outcome], tuple[SearchState, Info]] | None
   policy_summary: Callable[[SearchState, Key], tuple[Array, Array]]  # for reports: `Algorithm.summary`
+  # (state, batch) -> the state that knows that a batch was asked for and will be told later: the next `ask` asks for
+  # other children. Batches may be told in any order. None if the search has no record of its children.
+  reserve: Callable[[SearchState, Batch], SearchState] | None = None
   parts: Parts | None = None  # None if every token sequence is one child
   shared: bool = False  # whether children share weights, so that a reward depends on all that came before
 
@@ -69,8 +72,16 @@ class Search(NamedTuple):
     return self.spent(state) >= children or (self.parts is not None and self.parts.exhausted(state))
 
   def sized(self, state: SearchState, step: int) -> SearchState:
-    """Returns the state with arrays of the sizes that they have after so many updates."""
-    return self.parts.grow(state, step) if self.parts else state
+    """Returns the state with arrays of the sizes that they have after so many updates.
+
+    Batches that are reserved count as updates. `tell` and `reserve` do this by themselves, unless they are traced: a
+    search within one program needs it once, before, for all its updates.
+    """
+    if self.parts:
+      return self.parts.grow(state, step)
+    if not isinstance(state.history, history.History):
+      return state
+    return state._replace(history=history.grow(state.history, history.capacity_for((step + 1) * self.m)))
 
 
 def check(space: Space, cfg: Config) -> None:
@@ -114,34 +125,46 @@ def build(
   """
   check(space, cfg)
   algorithm = algorithms.build(space, cfg)
+  remembers = cfg.known != 'train'
 
   def init(key: Key) -> SearchState:
     run_key, own_key = jax.random.split(key)
     step = jnp.zeros((), jnp.int32)
     infinite = jnp.asarray(jnp.inf, jnp.float32)
     nothing = Best(-infinite, step - 1, jnp.zeros(space.length, jnp.int32), step)
-    return SearchState(step, run_key, algorithm.init(own_key), nothing, worst=infinite)
+    record = history.empty(space.length, history.capacity_for(cfg.m)) if remembers else ()
+    return SearchState(step, run_key, algorithm.init(own_key), nothing, worst=infinite, history=record)
 
   def ask(state: SearchState, depth: int | None = None) -> Batch:
     ids, own_keys, child_keys = identify(state, cfg.m)
-    tokens = algorithm.propose(state.algorithm, own_keys, depth)
-    return Batch(ids, child_keys, tokens, space.decode_batch(tokens, depth), depth)
+    repeats, layers = None, space.layers if depth is None else depth
+    if cfg.known == 'avoid':
+      is_known = functools.partial(history.are_known, state.history, depth=layers)
+      tokens = history.draw_unseen(is_known, algorithm.propose, state.algorithm, own_keys, depth)
+    else:
+      tokens = algorithm.propose(state.algorithm, own_keys, depth)
+    if remembers:
+      repeats = history.repeats(state.history, tokens, layers, ids)
+    return Batch(ids, child_keys, tokens, space.decode_batch(tokens, depth), depth, repeats=repeats)
 
   def tell(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[SearchState, Info]:
-    settled = settle(state.worst, batch, outcome)[0]
+    settled = settle(state.worst, batch, history.fill(batch, outcome))[0]
     told = algorithm.update(state.algorithm, batch, settled, functools.partial(credit, state, batch))
     return after(state, batch, outcome, *told)
 
   def gradient(own: Callable[..., PyTree], state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
-    settled = settle(state.worst, batch, outcome)[0]
+    settled = settle(state.worst, batch, history.fill(batch, outcome))[0]
     return own(state.algorithm, batch, settled, functools.partial(credit, state, batch))
 
   def apply(own: Callable[..., tuple[PyTree, Info]], state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
-    settled = settle(state.worst, batch, outcome)[0]
+    settled = settle(state.worst, batch, history.fill(batch, outcome))[0]
     return after(state, batch, outcome, *own(state.algorithm, grads, batch, settled))
 
   def after(state: SearchState, batch: Batch, outcome: Outcome, kept: PyTree, info: Info) -> tuple[SearchState, Info]:
-    settled, worst = settle(state.worst, batch, outcome)
+    settled, worst = settle(state.worst, batch, history.fill(batch, outcome))
+    if remembers:
+      state = state._replace(history=history.tell(space, state.history, batches(state) * cfg.m, batch, settled))
+      info |= {} if batch.repeats is None else {'repeats': batch.repeats.known.sum()}
     found = _best(space, batch, settled)
     better = found.reward > state.best.reward
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, state.best)
@@ -152,19 +175,39 @@ def build(
     """Returns `compiled`, whose last two arguments are a batch and its outcome, with the outcome checked first."""
     return lambda *args: compiled(*args[:-1], as_outcome(space, args[-2], args[-1]))
 
+  def reserve(state: SearchState, batch: Batch) -> SearchState:
+    return state._replace(history=history.reserve(space, state.history, batch))
+
+  def growing(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `compiled`, which maps a state and more to a state and perhaps more, with room for the next batch."""
+
+    def grown(state: SearchState, *args: Any) -> Any:
+      found = compiled(state, *args)
+      if not remembers or isinstance(state.step, jax.core.Tracer):
+        return found
+      size = functools.partial(s.sized, step=int(batches(state)) + 1)
+      return size(found) if isinstance(found, SearchState) else (size(found[0]), *found[1:])
+
+    return grown
+
+  def growing_deeper(state: SearchState) -> Batch:
+    return asked(state, int(depth_of(cfg, space, int(batches(state)) * cfg.m)))
+
   asked = jax.jit(ask, static_argnums=1)  # the depth decides the shapes of architectures: one program for each
-  return Search(
+  s = Search(
     space,
     algorithm,
     cfg.m,
     init=jax.jit(init),
-    ask=(lambda state: asked(state, int(depth_of(cfg, space, int(state.step) * cfg.m)))) if cfg.depth_start else asked,
-    evaluate=evaluate,
-    tell=checked(jax.jit(tell)),
+    ask=growing_deeper if cfg.depth_start else asked,
+    evaluate=history.reusing(evaluate) if remembers else evaluate,
+    tell=growing(checked(jax.jit(tell))),
     gradient=checked(jax.jit(functools.partial(gradient, algorithm.gradient))) if algorithm.gradient else None,
-    apply=checked(jax.jit(functools.partial(apply, algorithm.apply))) if algorithm.apply else None,
+    apply=growing(checked(jax.jit(functools.partial(apply, algorithm.apply)))) if algorithm.apply else None,
     policy_summary=jax.jit(lambda state, keys: algorithm.summary(state.algorithm, keys)),
+    reserve=growing(jax.jit(reserve)) if remembers else None,
   )
+  return s
 
 
 def settle(worst: Array, batch: Batch, outcome: Outcome) -> tuple[Outcome, Array]:
@@ -199,7 +242,8 @@ def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence
       says that the child failed.
 
   Raises:
-    ValueError: the rewards are not numbers, or not one for each child (or for each layer of each child).
+    ValueError: the rewards are not numbers, or not one for each child (or for each layer of each child, if children
+      that repeat an earlier one are trained again).
   """
   outcome = given if isinstance(given, Outcome) else Outcome(given)  # type: ignore[arg-type]
   m = len(batch.tokens)
@@ -215,6 +259,11 @@ def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence
       f'the rewards have shape {reward.shape} for a batch of {m} children: want one for each child, [{m}], NaN for one '
       f'that failed, or one for each of its layers, [{m}, {space.layers}].'
     )
+  if reward.ndim == 2 and batch.repeats is not None:
+    raise ValueError(
+      f'the rewards have shape {reward.shape}, one for each layer: known=reuse and known=avoid want one for each '
+      'child; take known=train.'
+    )
   if failed is not None and failed.shape not in ((m,), reward.shape):
     raise ValueError(f'`failed` has shape {failed.shape} for a batch of {m} children: want one for each child, [{m}].')
   real = reward if jnp.issubdtype(reward.dtype, jnp.floating) else reward.astype(float)
@@ -224,9 +273,15 @@ def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence
 def identify(state: SearchState, m: int) -> tuple[Array, Key, Key]:
   """Returns the ids [m] of the next token sequences, keys [m] to choose them with, and keys [m] for their children."""
   # fold_in, not split(key, m): the key of a child must not depend on how many siblings it has.
-  step_key = jax.random.fold_in(state.key, state.step)
+  number = batches(state)
+  step_key = jax.random.fold_in(state.key, number)
   keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(step_key, k)))(jnp.arange(m))
-  return state.step * m + jnp.arange(m, dtype=jnp.int32), keys[:, 0], keys[:, 1]
+  return number * m + jnp.arange(m, dtype=jnp.int32), keys[:, 0], keys[:, 1]
+
+
+def batches(state: SearchState) -> Array:
+  """Returns how many batches have been asked for and told, or reserved."""
+  return state.step + state.history.waiting if isinstance(state.history, history.History) else state.step
 
 
 def depth_of(cfg: Config, space: Space, children: int | Array) -> Array:

@@ -5,7 +5,7 @@ leave it out of what they return. Files from before lines had checksums are read
 first line that has one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import math
 import os
@@ -67,26 +67,54 @@ def update_of(space: Space) -> Callable[[Record], bool]:
 
 
 _NO_METRICS = ('tokens', 'failed')
+REPEAT = 'repeat_of'  # in the record of a child that was not trained: the id of the child whose training it stands for
 REWARD_MISSING = 'no finite reward'  # why a child failed whose training did not say
 
 
-def records(batch: Batch, outcome: Outcome, seconds: float) -> list[Record]:
+def records(
+  batch: Batch, outcome: Outcome, seconds: float, measured: Mapping[int, Record] | None = None
+) -> list[Record]:
   """Returns a record for each child: id, tokens, reward, metrics, why it failed (or null), and its wall seconds.
 
-  The reward of a child that failed is noted as 0, and nothing reads it.
+  The reward of a child that failed is noted as 0, and nothing reads it. A child that repeats an earlier one has the
+  metrics of that one, no seconds, and the earlier child's id as the metric `REPEAT`.
+
+  Args:
+    batch: the children.
+    outcome: of the batch.
+    seconds: that the children took together.
+    measured: the records of earlier children by id, for those that repeat one.
   """
   columns = {name: np.asarray(values) for name, values in dict(outcome.metrics or {}).items()}
   reward, found = np.asarray(outcome.reward), []
   failed = ~np.isfinite(reward) if outcome.failed is None else ~np.isfinite(reward) | np.asarray(outcome.failed, bool)
   status = columns.pop('failed', np.zeros(len(batch.ids), np.int32))
+  source = _sources(batch)
+  each, earlier = seconds / max(1, len(batch.ids) - len(source)), dict(measured or {})
   for k, (number, tokens) in enumerate(zip(np.asarray(batch.ids), np.asarray(batch.tokens), strict=True)):
-    why = Status(int(status[k])).reason or (REWARD_MISSING if failed[k] else None)
-    record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': 0.0 if why else reward[k].tolist()}
+    record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': 0.0 if failed[k] else reward[k].tolist()}
     record |= {} if batch.depth is None else {'depth': int(np.broadcast_to(batch.depth, len(batch.ids))[k])}
-    record |= {name: plain(values[k]) for name, values in columns.items()}
-    record |= {'failed': why, 'seconds': round(seconds / len(batch.ids), 4)}
+    why = REWARD_MISSING if failed[k] else None
+    if k in source:
+      first = earlier.get(source[k], {})
+      record |= {name: value for name, value in first.items() if name not in (*record, 'depth', 'failed', 'seconds')}
+      record |= {REPEAT: source[k], 'failed': why and first.get('failed', why), 'seconds': 0.0}
+    else:
+      why = Status(int(status[k])).reason or why
+      record |= {'reward': 0.0} if why else {}
+      record |= {name: plain(values[k]) for name, values in columns.items()}
+      record |= {'failed': why, 'seconds': round(each, 4)}
+      earlier[record['id']] = record
     found.append(record)
   return found
+
+
+def _sources(batch: Batch) -> dict[int, int]:
+  """Returns the id of the earlier child for each place of a batch whose child repeats one."""
+  if batch.repeats is None:
+    return {}
+  known, source = np.asarray(batch.repeats.known), np.asarray(batch.repeats.source)
+  return {int(k): int(source[k]) for k in np.flatnonzero(known)}
 
 
 def outcome(lines: Sequence[Record]) -> Outcome:

@@ -63,11 +63,13 @@ def run(
   [4, 5, 6, 7]
   """
   known = known or {}
+  measured = dict(known)
   seconds = sum(line['seconds'] for line in known.values())
 
   def evaluated(batch: Batch) -> Outcome:
     nonlocal seconds
-    outcome, fresh = _evaluated(search, batch, known)
+    outcome, fresh = _evaluated(search, batch, known, measured)
+    measured.update({line['id']: line for line in fresh})
     _call(hooks, 'children', fresh)
     seconds += sum(line['seconds'] for line in fresh)
     return outcome
@@ -88,9 +90,12 @@ def run(
 
 
 def _evaluated(
-  search: Search, batch: Batch, known: Mapping[int, journal.Record]
+  search: Search, batch: Batch, known: Mapping[int, journal.Record], measured: Mapping[int, journal.Record]
 ) -> tuple[Outcome, list[journal.Record]]:
-  """Returns the outcome of children, and records of those that are not in the journal yet."""
+  """Returns the outcome of children, and records of those that are not in the journal yet.
+
+  `measured` has the records of all children so far, for those that repeat one of them.
+  """
   ids = batch.ids.tolist()
   seen = [known[number] for number in ids if number in known]
   journal.agree(seen, batch)
@@ -98,7 +103,7 @@ def _evaluated(
     return journal.outcome(seen), []
   start = time.perf_counter()
   outcome = search.train(batch)
-  fresh = journal.records(batch, outcome, time.perf_counter() - start)
+  fresh = journal.records(batch, outcome, time.perf_counter() - start, measured)
   return outcome, [line for line in fresh if line['id'] not in known]
 
 
@@ -142,7 +147,7 @@ def run_seeds(search: Search, keys: Key, steps: int) -> tuple[SearchState, tuple
       state, _ = search.tell(state, batch, outcome)
       return state, (batch.tokens, outcome)
 
-    return jax.lax.scan(step, search.init(key), length=steps)
+    return jax.lax.scan(step, search.sized(search.init(key), steps), length=steps)
 
   # On a CPU one after another: the weights of all controllers at once would not fit into its caches.
   mesh = fit.child_mesh()

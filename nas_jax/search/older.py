@@ -11,6 +11,18 @@ from nas_jax.search.state import Best, SearchState
 from nas_jax.types import Array, Key, PyTree
 
 
+class WithoutHistory(NamedTuple):
+  """The state before it could hold a record of all token sequences."""
+
+  step: Array
+  key: Key
+  algorithm: PyTree
+  best: Best
+  worst: Array
+  children: PyTree
+  replay: PyTree
+
+
 class WithoutWorst(NamedTuple):
   """The state before it held the worst reward."""
 
@@ -39,10 +51,11 @@ def layouts(state: SearchState) -> list[tuple[Any, Callable[[Any], SearchState]]
   """Returns the older layouts in which `state` may have been saved, each with the conversion to a `SearchState`."""
   kept = state.algorithm
   found: list[tuple[Any, Callable[[Any], SearchState]]] = [
+    (WithoutHistory(*state[:-1]), lambda old: SearchState(*old)),
     (
       WithoutWorst(state.step, state.key, kept, state.best, state.children, state.replay),
       lambda old: _nested(old, old.algorithm),
-    )
+    ),
   ]
   if isinstance(kept, reinforce.State):
     found.append((_flat(state, *kept), lambda flat: _nested(flat, reinforce.State(*flat[2:5]))))

@@ -8,14 +8,14 @@ learn from a sequence of the tree again instead of proposing a new one.
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.config import field
-from nas_jax.search import core, replay_tree
+from nas_jax.search import core, history, replay_tree
 from nas_jax.search import state as state_lib
 from nas_jax.search.algorithms import reinforce
 from nas_jax.search.algorithms.base import Algorithm
@@ -50,8 +50,17 @@ class Config(state_lib.Config):
     'longer', "train a prefix of the replay tree again: 'never', if it would now train 'longer', or 'always'",
     choices=('never', 'longer', 'always'),
   )  # fmt: skip
+  known: str = field(
+    'reuse',
+    "what happens to a token sequence that was trained before: 'reuse' does what train_again says; 'train' trains all "
+    "its prefixes again, whatever train_again says; 'avoid' does as 'reuse', and takes the first of 32 proposals that "
+    'is not in the replay tree as a whole',
+    choices=state_lib.KNOWN,
+  )
   warm_start: bool = field(False, 'start a prefix from the trained weights of the prefix one layer shorter')
   patience: int = field(100, 'updates in a row without a new child after which the search ends', low=1)
+
+  added: ClassVar[dict[str, Any]] = {'known': 'reuse'}  # see `config.with_added`
 
 
 class Memory(NamedTuple):
@@ -118,7 +127,8 @@ def build(
     count = fresh.sum(dtype=jnp.int32)
     return state._replace(replay=Memory(tree, trained + count, jnp.where(count > 0, 0, idle + 1)))
 
-  s = core.build(space, cfg, train, credit, remember)
+  # The tree is the record of what is known.
+  s = core.build(space, dataclasses.replace(cfg, known='train'), train, credit, remember)
   replay_share = cfg.replay if s.algorithm.gradient else 0.0  # others, random search above all, propose all themselves
 
   def init(key: Key) -> SearchState:
@@ -183,12 +193,25 @@ def _ask(
     replayed = (jax.random.uniform(coin) < replay_share) & (deep > 0)
     return jnp.where(replayed, old, fresh), jnp.where(replayed, deep, depth)
 
-  tokens, depths = jax.vmap(one)(algorithm.propose(state.algorithm, fresh_keys, depth), walk_keys, coins)
+  proposed = _propose(space, cfg, algorithm, state, fresh_keys, depth)
+  tokens, depths = jax.vmap(one)(proposed, walk_keys, coins)
   nodes = jax.vmap(lambda tokens, depth: replay_tree.lookup(tree, tokens, depth))(tokens, depths)
   enough = {'never': tree.trained > 0, 'longer': tree.length >= now, 'always': jnp.zeros_like(tree.trained, bool)}
-  known = (nodes > 0) & (enough[cfg.train_again] & (tree.trained > 0))[nodes]
+  again = 'always' if cfg.known == 'train' else cfg.train_again
+  known = (nodes > 0) & (enough[again] & (tree.trained > 0))[nodes]
   asked = Asked(known, tree.reward[nodes], trained, now)
   return Batch(ids, child_keys, tokens, _shortened(space, tokens, depths), depths, asked)
+
+
+def _propose(space: Space, cfg: Config, algorithm: Algorithm, state: SearchState, keys: Key, depth: Array) -> Array:
+  """Returns proposals of the algorithm, [m, T]; for known=avoid the first of several that is not in the tree."""
+  if cfg.known != 'avoid':
+    return algorithm.propose(state.algorithm, keys, depth)
+
+  def is_known(tokens: Array) -> Array:
+    return replay_tree.lookup(state.replay.tree, tokens, depth)[depth - 1] > 0
+
+  return history.draw_unseen(jax.vmap(is_known), algorithm.propose, state.algorithm, keys, depth)
 
 
 def _shortened(space: Space, tokens: Array, depths: Array) -> PyTree:

@@ -1,11 +1,13 @@
 """What every search has: its config, and the state that decides its future."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from nas_jax.config import LAST_SEED, field
 from nas_jax.search import algorithms
 from nas_jax.types import Array, Key, PyTree
+
+KNOWN = ('train', 'reuse', 'avoid')
 
 
 @dataclasses.dataclass
@@ -18,11 +20,21 @@ class Config(algorithms.Config):
 
   seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
   m: int = field(8, 'children per update of the controller; 8 in each replica on CIFAR-10, Sec. 4.1', low=1)
+  known: str = field(
+    'train',
+    "what happens to a token sequence that was trained before: 'train' trains it again, as Zoph & Le do; 'reuse' lets "
+    "its child earn what was measured, without training; 'avoid' takes the first unknown one of 32 proposals, and "
+    'reuses what was measured if all are known',
+    choices=KNOWN,
+    first=True,
+  )
   depth_start: int = field(
     0, 'layers of the first children, which then grow deeper, 0 for max_depth from the start; 6 in Sec. 4.1', low=0
   )
   depth_step: int = field(2, 'by how many layers children grow each time, Sec. 4.1', low=1)
   depth_every: int = field(1600, 'children after which they grow deeper again, Sec. 4.1', low=1)
+
+  added: ClassVar[dict[str, Any]] = {'known': 'train'}  # see `config.with_added`
 
 
 class Best(NamedTuple):
@@ -44,3 +56,4 @@ class SearchState(NamedTuple):
   worst: Array  # [] the least reward of all children that trained; infinity before the first
   children: PyTree = ()  # the weights, if children share them; () if each trains its own
   replay: PyTree = ()  # what a search with rewards for every layer remembers of earlier architectures, else ()
+  history: PyTree = ()  # a `history.History` if the search needs to know what it has asked for, else ()

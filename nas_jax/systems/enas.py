@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from nas_jax import search
 from nas_jax.search import weight_sharing
+from nas_jax.space import Space
 from nas_jax.training.problem import Problem
 
 # The controller of the paper, except the weight of the entropy bonus.
@@ -47,6 +48,16 @@ def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | No
   return weight_sharing.build_programs(
     child, arch, optimizer, problem.data, problem.minibatch, problem.pass_steps, mesh
   )
+
+
+def check(space: Space, cfg: weight_sharing.Config) -> None:
+  """Raises ValueError as `search.check`, or if scores of earlier children are to be used again."""
+  search.check(space, cfg)
+  if cfg.known != 'train':
+    raise ValueError(
+      f'known (={cfg.known}) must be train where children share weights: an architecture earns something else with '
+      'weights that have changed.'
+    )
 
 
 def length(cfg: weight_sharing.Config) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import optax
 
-from nas_jax import config, search, space
+from nas_jax import config, space
 from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.config import field
 from nas_jax.controller import PENALTIES
@@ -215,7 +215,7 @@ def network(cfg: Config, inputs: conv.InputSpec) -> Child:
 def check(cfg: Config) -> None:
   """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
   config.check(cfg)
-  search.check(make_space(cfg), cfg)
+  enas.check(make_space(cfg), cfg)
 
 
 def make_problem(cfg: Config, images: images_lib.Images) -> Problem:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from nas_jax import config, search, space
+from nas_jax import config, space
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
@@ -122,7 +122,7 @@ def make_problem(cfg: Config, text: text_lib.Text) -> Problem:
   """
   config.check(cfg)
   made = make_space(cfg)
-  search.check(made, cfg)
+  enas.check(made, cfg)
   cell = language_model.enas(made.operations, cfg.normalize)
 
   def reward(perplexity: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ def attempt(
   recovery: Recovery,
   name: str,
   starts: int,
-  only: int | None = None,
+  only: tuple[int, ...] | None = None,
   own_program: bool = True,
   warm_start: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Attempt:
@@ -92,7 +92,7 @@ def attempt(
     recovery: recalls, keeps and ends trainings.
     name: of this training; a fingerprint of all that decides its outcome.
     starts: as above; 0 for no limit.
-    only: the index of the one child to train, the others being masked; None for all.
+    only: the places of the children to train, the others being masked; None for all.
     own_program: whether the program is of these children alone. If not, a program that cannot be compiled or run is no
       child's fault, and its error is raised.
     warm_start: (initial weights [m, ...]) -> the weights to start from.
@@ -106,7 +106,7 @@ def attempt(
     return Attempt(known)
   if recovery.crashes_process(name, starts):
     return failed(fit.Status.CRASHED)
-  seconds = recovery.timeout * (m if only is None else 1)
+  seconds = recovery.timeout * (m if only is None else len(only))
   try:
     states, archs, keys = fit.begin(programs, archs, keys, only)
     states = states._replace(params=warm_start(states.params))
@@ -139,23 +139,32 @@ def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Reco
   """
   data = fit.share(data, programs.mesh)
 
-  def train(archs: PyTree, keys: Key) -> list[Metrics]:
+  def train(archs: PyTree, keys: Key, wanted: np.ndarray) -> list[Metrics]:
     m, starts = len(keys), recovery.starts
+    if not wanted.any():
+      return [_untrained(m)]
 
-    def once(starts: int, only: int | None = None) -> Metrics:
+    def once(starts: int, wanted: np.ndarray = wanted) -> Metrics:
+      only = None if wanted.all() else tuple(np.flatnonzero(wanted).tolist())
       name = _name(programs, archs, keys, only)
       return attempt(programs, archs, keys, data, recovery, name, starts, only, own_program=False).metrics
+
+    def alone(k: int) -> Metrics:
+      found = once(min(starts, 1), np.arange(m) == k) if wanted[k] else _untrained(m)
+      return {key: values[k : k + 1] for key, values in found.items()}
 
     # The last of several starts is left for each child alone; 0 remains no limit.
     found = once(starts if m == 1 else min(starts, max(1, starts - 1)))
     if m > 1 and (found['failed'] == fit.Status.CRASHED).all():
-      return [{key: values[k : k + 1] for key, values in once(min(starts, 1), k).items()} for k in range(m)]
+      return [alone(k) for k in range(m)]
     if m == 1 or (found['failed'] != fit.Status.NO_MEMORY).all():
       return [found]
     halves = (slice(m // 2), slice(m // 2, m))
-    return [part for half in halves for part in train(*jax.tree.map(lambda x, half=half: x[half], (archs, keys)))]
+    return [
+      part for half in halves for part in train(*jax.tree.map(lambda x, half=half: x[half], (archs, keys, wanted)))
+    ]
 
-  return lambda batch: _outcome(train(batch.archs, batch.keys), reward)
+  return lambda batch: _outcome(train(batch.archs, batch.keys, _wanted(batch)), reward)
 
 
 def static_programs(
@@ -199,12 +208,14 @@ def static_programs(
         free.put(place)
 
     archs, keys = unstack(batch.archs), [batch.keys[k : k + 1] for k in range(len(batch.keys))]
+    wanted, found = np.flatnonzero(_wanted(batch)), [_untrained(1) for _ in keys]
     with ThreadPoolExecutor(len(meshes)) as threads:
-      found = list(threads.map(train, archs, keys))
+      trained = list(threads.map(train, [archs[k] for k in wanted], [keys[k] for k in wanted]))
     # If the process has died while several were trained, each of them is trained with no other beside it.
-    for k, metrics in enumerate(found):
-      found[k] = metrics or train(archs[k], keys[k], alone=True)
-    return _outcome([metrics for metrics in found if metrics], reward)
+    for k, metrics in zip(wanted, trained, strict=True):
+      if metrics := metrics or train(archs[k], keys[k], alone=True):
+        found[k] = metrics
+    return _outcome(found, reward)
 
   return evaluate
 
@@ -234,8 +245,11 @@ def warm_started(
   forgetful = recovery._replace(recall=NO_RECOVERY.recall, end=lambda name, metrics: recovery.leave(name))
 
   def evaluate(batch: Batch) -> Outcome:
-    found, parent = list[Metrics](), None
+    found, parent, wanted = list[Metrics](), None, _wanted(batch)
     for k, arch in enumerate(unstack(batch.archs)):
+      if not wanted[k]:
+        found.append(_untrained(1))
+        continue
       made, key = programs(arch, mesh), batch.keys[k : k + 1]
       name = fingerprint(arch, key, made.steps, 'inherits')
 
@@ -250,7 +264,18 @@ def warm_started(
   return evaluate
 
 
-def _name(programs: fit.Fit, archs: PyTree, keys: Key, only: int | None = None, arch: PyTree = ()) -> str:
+def _wanted(batch: Batch) -> np.ndarray:
+  """Returns which children of a batch are to be trained, [m] bool; what the others earn is known."""
+  m = len(batch.keys)
+  return np.ones(m, bool) if batch.repeats is None else ~np.asarray(batch.repeats.known)
+
+
+def _untrained(m: int) -> Metrics:
+  """Returns what stands for the metrics of m children that are not trained."""
+  return {'failed': np.full(m, fit.Status.PADDING)}
+
+
+def _name(programs: fit.Fit, archs: PyTree, keys: Key, only: tuple[int, ...] | None = None, arch: PyTree = ()) -> str:
   """The name of a training; `arch` is the static one of a program of its own."""
   return fingerprint(arch, archs, keys, fit.shapes(programs, archs, keys, only), programs.steps, only)
 

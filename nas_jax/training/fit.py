@@ -227,25 +227,25 @@ def filled(arrays: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -len(x) % mesh.size, 0)]), arrays)
 
 
-def begin(programs: Fit, archs: PyTree, keys: Key, only: int | None = None) -> tuple[FitState, PyTree, Key]:
+def begin(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None = None) -> tuple[FitState, PyTree, Key]:
   """Untrained children, with their archs and keys, filled up to a multiple of the devices by children not trained.
 
-  Nor is any but the one in the place `only`, if that is given.
+  Nor is any but those in the places `only`, if these are given.
   """
   archs, keys, real = _laid_out(programs, archs, keys, only)
   return programs.init(archs, keys, real), archs, keys
 
 
-def shapes(programs: Fit, archs: PyTree, keys: Key, only: int | None = None) -> FitState:
+def shapes(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None = None) -> FitState:
   """Those of the states of `begin`."""
   return programs.shapes(*_laid_out(programs, archs, keys, only))
 
 
-def _laid_out(programs: Fit, archs: PyTree, keys: Key, only: int | None) -> tuple[PyTree, Key, Array]:
+def _laid_out(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None) -> tuple[PyTree, Key, Array]:
   m = len(keys)
   archs, keys = filled((archs, keys), programs.mesh)
   places = jnp.arange(len(keys))
-  return archs, keys, places < m if only is None else places == only
+  return archs, keys, places < m if only is None else jnp.isin(places, jnp.asarray(only))
 
 
 def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Array]:

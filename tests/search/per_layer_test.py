@@ -227,11 +227,19 @@ def test_a_longer_training_is_another(when, times):
   assert s.spent(state) == len(trainer.trained)
 
 
-def test_always_training_again_averages():
-  s, trainer = built(m=2, train_again='always', replay=0.0)
+@pytest.mark.parametrize('again', [{'train_again': 'always'}, {'known': 'train'}])
+def test_always_training_again_averages(again):
+  s, trainer = built(m=2, replay=0.0, **again)
   state, _ = walk(s, 5)
   assert s.spent(state) == len(trainer.trained) > int(state.replay.tree.size) - 1
   assert int(state.replay.tree.trained.sum()) == s.spent(state)
+
+
+def test_sequences_that_are_in_the_tree_are_avoided():
+  """The 8 sequences of 3 layers are found by the first 8 proposals; then there is nothing new."""
+  s, trainer = built(m=2, algorithm='random', known='avoid')
+  strings = [tuple(row) for _, batch, _ in walk(s, 4)[1] for row in batch.tokens.tolist()]
+  assert sorted(strings) == STRINGS and len(trainer.trained) == len(set(trainer.trained)) == 2 + 4 + 8
 
 
 def test_as_often_as_asked_a_string_is_of_the_tree():

@@ -11,6 +11,7 @@ from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome, PyTree
 # Maps advantages to what the tokens are credited with. It is the identity, except in searches that reward every layer
 # (`search.per_layer`), where it maps [m, L] to [m, L].
 Credit = Callable[[Array], Array]
+Propose = Callable[[PyTree, Key, Depth], Array]  # (state, keys [m], depth) -> tokens [m, T] int32, 0 beyond the depth
 
 
 class Algorithm(NamedTuple):
@@ -31,7 +32,7 @@ class Algorithm(NamedTuple):
   """
 
   init: Callable[[Key], PyTree]  # the state of a search that has tried nothing yet
-  propose: Callable[[PyTree, Key, Depth], Array]  # (state, keys [m], depth) -> tokens [m, T] int32, 0 beyond the depth
+  propose: Propose
   update: Callable[[PyTree, Batch, Outcome, Credit], tuple[PyTree, Info]]  # the state after these rewards
   summary: Callable[[PyTree, Key], tuple[Array, Array]]  # for reports: (state, keys [n]) -> as `policy_summary` returns
   gradient: Callable[[PyTree, Batch, Outcome, Credit], PyTree] | None = None  # of a loss with respect to `theta`

@@ -1,0 +1,224 @@
+"""All token sequences that a search has asked for, what they earned, and which children of a batch repeat them.
+
+The record consists of arrays of a fixed capacity, so that it can be compiled, vmapped and saved like the rest of the
+state. It is kept only by searches that need it: those that do not train a known token sequence again (`known` of the
+config is 'reuse' or 'avoid').
+
+Two token sequences are the same here if their tokens and their depths are equal. Different token sequences can also
+mean the same network (`space.canonical`). That form exists for static architectures only, so it is not looked at.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nas_jax.search.algorithms.base import Propose, layers_exist
+from nas_jax.space import Space
+from nas_jax.types import Array, Batch, Depth, Evaluate, Key, Outcome, PyTree, Repeats
+
+LEAST = 256  # rows of the smallest record
+DRAWS = 32  # proposals for each child, of which the first that is not known is taken
+
+
+class History(NamedTuple):
+  """Up to N distinct token sequences, in the order in which they were first asked for.
+
+  A sequence without trainings is pending: it was asked for, and nothing has been told of it yet.
+  """
+
+  tokens: Array  # [N, T] int32
+  depth: Array  # [N] int32, layers
+  id: Array  # [N] int32, of the child that was first asked for with these tokens
+  reward: Array  # [N] mean over the trainings that did not fail; 0 where there are none
+  trained: Array  # [N] int32, trainings so far, those that failed included
+  sound: Array  # [N] int32, trainings that did not fail
+  size: Array  # [] int32, token sequences so far
+  waiting: Array  # [] int32, batches that are reserved and not told
+
+
+def empty(length: int, capacity: int = LEAST) -> History:
+  """Returns a record of no token sequences, each of which would have `length` tokens."""
+  depth, number, trained, sound = (jnp.zeros(capacity, jnp.int32) for _ in range(4))
+  nothing = jnp.zeros((), jnp.int32)
+  tokens, reward = jnp.zeros((capacity, length), jnp.int32), jnp.zeros(capacity, jnp.float32)
+  return History(tokens, depth, number, reward, trained, sound, nothing, nothing)
+
+
+def capacity_for(children: int) -> int:
+  """Returns how many rows a record has that has room for so many children: it grows by doubling."""
+  capacity = LEAST
+  while capacity < children:
+    capacity *= 2
+  return capacity
+
+
+def grow(history: History, capacity: int) -> History:
+  """Returns the same record with at least the given capacity."""
+  more = max(0, capacity - len(history.depth))
+  rows = [jnp.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1)) for x in history[:-2]]
+  return History._make([*rows, *history[-2:]])
+
+
+def find(history: History, tokens: Array, depth: Array | int) -> tuple[Array, Array]:
+  """Returns the row of a token sequence [T] of so many layers, and whether there is one."""
+  same = (history.tokens == tokens[None]).all(1) & (history.depth == depth)
+  same &= jnp.arange(len(history.depth)) < history.size
+  return jnp.argmax(same), same.any()
+
+
+def are_known(history: History, tokens: Array, depth: Array | int) -> Array:
+  """Says which of the token sequences [n, T] of so many layers have been asked for before, [n] bool."""
+  return jax.vmap(lambda one: find(history, one, depth)[1])(tokens)
+
+
+def depths(space: Space, batch: Batch) -> Array:
+  """Returns the depth of each child of a batch, [m] int32."""
+  depth = space.layers if batch.depth is None else batch.depth
+  return jnp.broadcast_to(jnp.asarray(depth, jnp.int32), len(batch.tokens))
+
+
+def draw_unseen(is_known: Callable[[Array], Array], propose: Propose, state: PyTree, keys: Key, depth: Depth) -> Array:
+  """Returns for each of `keys` [m] the first of `DRAWS` proposals that is new to the search and to the batch.
+
+  If all of them are known, it is the first proposal.
+
+  Args:
+    is_known: maps token sequences [n, T] to which of them are known, [n] bool.
+    propose: of the algorithm.
+    state: of the algorithm.
+    keys: [m].
+    depth: of the children; None for all layers.
+  """
+  m = len(keys)
+  each = jax.vmap(lambda key: jax.random.split(key, DRAWS))(keys).reshape(-1)
+  drawn = propose(state, each, depth)
+  unseen, drawn = ~is_known(drawn).reshape(m, DRAWS), drawn.reshape(m, DRAWS, -1)
+
+  def choose(chosen: Array, k: Array) -> tuple[Array, None]:
+    taken = (drawn[k][:, None] == chosen[None]).all(-1) & (jnp.arange(m) < k)[None]
+    return chosen.at[k].set(drawn[k, jnp.argmax(unseen[k] & ~taken.any(1))]), None
+
+  return jax.lax.scan(choose, jnp.zeros_like(drawn[:, 0]), jnp.arange(m))[0]
+
+
+def repeats(history: History, tokens: Array, depth: Array | int, ids: Array) -> Repeats:
+  """Returns which children of a batch need no training: what they earn is known, or will be from an earlier sibling.
+
+  Args:
+    history: all token sequences so far.
+    tokens: [m, T] of the batch.
+    depth: of its children.
+    ids: [m] of its children.
+  """
+  row, there = jax.vmap(lambda one: find(history, one, depth))(tokens)
+  told = there & (history.trained[row] > 0)
+  twin = jnp.argmax((tokens[:, None] == tokens[None]).all(-1), 1)  # the first child of the batch with the same tokens
+  earlier = twin < jnp.arange(len(tokens))
+  source = jnp.where(told, history.id[row], jnp.where(earlier, ids[twin], ids))
+  return Repeats(told | earlier, source, history.reward[row], told & (history.sound[row] == 0))
+
+
+def fill(batch: Batch, outcome: Outcome) -> Outcome:
+  """Returns an outcome in which children that were not trained have what was measured: the mean of the trainings."""
+  if batch.repeats is None:
+    return outcome
+  known, source, reward, failed = batch.repeats
+  own = ~jnp.isfinite(outcome.reward)
+  own = own if outcome.failed is None else own | jnp.asarray(outcome.failed, bool)
+  same = batch.ids[None] == source[:, None]
+  twin, earlier = jnp.argmax(same, 1), same.any(1) & known
+  earned = jnp.where(earlier, outcome.reward[twin], jnp.where(known, reward, outcome.reward))
+  lost = jnp.where(earlier, own[twin], jnp.where(known, failed, own))
+  return outcome._replace(reward=earned, failed=lost)
+
+
+def reusing(evaluate: Evaluate) -> Evaluate:
+  """Returns an evaluator whose children that repeat earlier ones earn what was measured.
+
+  If all of them do, nothing is evaluated. Otherwise `evaluate` gets the whole batch, so that shapes do not change, and
+  may leave out the children that `batch.repeats` names.
+  """
+
+  def evaluated(batch: Batch) -> Outcome:
+    repeats = batch.repeats
+    if repeats is None:
+      return evaluate(batch)
+    if not isinstance(repeats.known, jax.core.Tracer) and repeats.known.all():
+      return Outcome(repeats.reward, failed=repeats.failed)
+    return fill(batch, evaluate(batch))
+
+  return evaluated
+
+
+def insert(history: History, tokens: Array, depth: Array, ids: Array, trained: Array, outcome: Outcome) -> History:
+  """Returns the record after m more children, which are told or, with no training, reserved.
+
+  If the record is full, new token sequences are left out: call `grow` in time.
+
+  Args:
+    history: the record before.
+    tokens: [m, T].
+    depth: [m] layers.
+    ids: [m] of the children.
+    trained: [m] bool, whether each child has been trained just now.
+    outcome: [m] rewards of these trainings, and which failed; read only where `trained`.
+  """
+  failed = jnp.zeros(len(tokens), bool) if outcome.failed is None else outcome.failed
+
+  def one(history: History, child: tuple[Array, ...]) -> tuple[History, None]:
+    tokens, depth, number, trained, reward, failed = child
+    row, there = find(history, tokens, depth)
+    row = jnp.where(there, row, history.size)
+    sound = trained & ~failed
+    at = history.sound.at[row].get(mode='fill', fill_value=0)
+    before = history.reward.at[row].get(mode='fill', fill_value=0)
+    mean = jnp.where(sound, (before * at + reward) / (at + 1), before)
+    return History(
+      history.tokens.at[row].set(tokens, mode='drop'),
+      history.depth.at[row].set(depth, mode='drop'),
+      history.id.at[row].set(jnp.where(there, history.id[row], number), mode='drop'),
+      history.reward.at[row].set(mean.astype(history.reward.dtype), mode='drop'),
+      history.trained.at[row].add(trained.astype(jnp.int32), mode='drop'),
+      history.sound.at[row].add(sound.astype(jnp.int32), mode='drop'),
+      jnp.minimum(history.size + ~there, len(history.depth)),
+      history.waiting,
+    ), None
+
+  return jax.lax.scan(one, history, (tokens, depth, ids, trained, outcome.reward, failed))[0]
+
+
+def tell(space: Space, history: History, asked: Array, batch: Batch, outcome: Outcome) -> History:
+  """Returns the record after a batch has been told.
+
+  Args:
+    space: of the children.
+    history: the record before.
+    asked: [] int32, children that have been asked for, those that are reserved included.
+    batch: the children.
+    outcome: of the batch, with `failed` in the shape of the rewards. Of several rewards of layers the best counts.
+  """
+  trained = jnp.ones(len(batch.tokens), bool) if batch.repeats is None else ~batch.repeats.known
+  reserved = batch.ids[0] < asked
+  told = insert(history, batch.tokens, depths(space, batch), batch.ids, trained, of_sequences(batch, outcome))
+  return told._replace(waiting=history.waiting - reserved)
+
+
+def reserve(space: Space, history: History, batch: Batch) -> History:
+  """Returns the record after a batch has been asked for that will be told later."""
+  nothing = jnp.zeros(len(batch.tokens), bool)
+  outcome = Outcome(jnp.zeros(len(batch.tokens)), failed=nothing)  # not read
+  asked = insert(history, batch.tokens, depths(space, batch), batch.ids, nothing, outcome)
+  return asked._replace(waiting=history.waiting + 1)
+
+
+def of_sequences(batch: Batch, outcome: Outcome) -> Outcome:
+  """Returns an outcome with one reward for each token sequence: the best of its layers that did not fail."""
+  if outcome.reward.ndim == 1:
+    return outcome
+  exists, failed = layers_exist(batch, outcome.reward), outcome.failed
+  assert failed is not None, 'the outcome of `core.settle`'
+  trained = ~failed if exists is None else ~failed & exists
+  best = jnp.max(outcome.reward, axis=1, where=trained, initial=-jnp.inf)
+  return outcome._replace(reward=jnp.where(trained.any(1), best, 0.0), failed=~trained.any(1))
