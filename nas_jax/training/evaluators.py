@@ -59,6 +59,12 @@ def build(problem: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RE
   return lambda batch: of(network(batch.archs))(batch)
 
 
+def on_first_use(make: Callable[[], Evaluate]) -> Evaluate:
+  """Returns the evaluator that `make` makes, which is made when it is first called."""
+  made = functools.cache(make)
+  return lambda batch: made()(batch)
+
+
 class Attempt(NamedTuple):
   """What a training gave."""
 
