@@ -117,12 +117,13 @@ def imports(path):
 
 # The folders and modules of nas_jax from the ground up: each may import its own floor and those below it.
 FLOORS = [
-  ('types', 'config', 'files', 'lazy', 'operations'),
+  ('types', 'arrays', 'config', 'files', 'lazy', 'operations'),
   ('space', 'published'),
   ('nn', 'datasets'),
   ('tree_cell', 'controller', 'training'),
   ('children',),
   ('search',),
+  ('hosts',),
   ('draw', 'report', 'systems'),
 ]
 ASIDE = ('draw', 'report')  # only launchers import them; `tree_cell.draw` loads its module when it is first used

@@ -15,25 +15,65 @@ import numpy as np
 
 from experiments.common import final_choice, workdirs
 from experiments.common.stages import Found, Run, Stages, Summary
-from experiments.common.systems import FromScratch
+from experiments.common.systems import Config, Data, FromScratch, System
 from nas_jax import draw, space
 from nas_jax.report import rankings, reliability
 from nas_jax.training import evaluators, timing
+from nas_jax.training.problem import Problem
+from nas_jax.training.recovery import Recovery
 from nas_jax.types import Batch, Evaluate
+
+LONGER = 5  # times the training of the search that its reward is compared with
 
 
 def stages(run: Run, alone: FromScratch) -> Stages:
   """Returns the stages. They share one evaluator, so that what trains children is compiled once."""
   run = settle_program(run)
-  train = alone.evaluator(run.problem, None, run.recovery)
+  train = run.place(local_evaluators(run.system, run.cfg, run.data, run.problem, run.recovery))
   return Stages(
     run.cfg,
     f'{run.cfg.max_children} children of {run.system.length(run.cfg)}',
-    search=lambda cfg: alone.search(run.problem.space, cfg, train),
+    search=lambda cfg: alone.search(run.problem.space, cfg, train['children']),
     before=lambda: measure_reliability(run, alone, train),
     after=lambda cfg, found: None,
     summary=functools.partial(summary, run, alone, train),
   )
+
+
+def local_evaluators(
+  system: System, cfg: Config, data: Data, problem: Problem, recovery: Recovery
+) -> dict[str, Evaluate]:
+  """Returns all evaluators of a search, which train on the local devices, by name.
+
+  Any process that has the same config and data makes the same ones. So it can train a batch that another process names:
+  `local_evaluators(...)[name](batch)`. Nothing is compiled before one of them is called.
+
+  * 'children' trains the children of the search and of its random-search baseline, and all architectures of its space.
+  * 'longer' trains them five times as long, to measure how reliable the reward is.
+  * 'reference NAME' trains the known architecture of that name. It may be of another kind of network.
+
+  Args:
+    system: of the children, which have weights of their own.
+    cfg: of the search; `child_program` is not 'auto'.
+    data: as the system's `load` returns it.
+    problem: of `cfg` and `data`.
+    recovery: recalls, keeps and ends trainings.
+  """
+  alone = system.alone
+  assert alone is not None, 'children that share weights have no evaluator of their own'
+
+  def longer() -> Evaluate:
+    problem = system.make_problem(alone.scale_budget(cfg, LONGER), data)
+    return alone.evaluator(problem, None, recovery)
+
+  train = alone.evaluator(problem, None, recovery)
+  known = alone.references(cfg, data, train, recovery)
+  references = {_reference(name): one.evaluate for name, one in known.items()}
+  return {'children': train, 'longer': evaluators.on_first_use(longer), **references}
+
+
+def _reference(name: str) -> str:
+  return f'reference {name}'
 
 
 def settle_program(run: Run) -> Run:
@@ -51,19 +91,18 @@ def settle_program(run: Run) -> Run:
   return run._replace(cfg=cfg, problem=run.problem._replace(program=cfg.child_program))
 
 
-def measure_reliability(run: Run, alone: FromScratch, train: Evaluate) -> str:
+def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evaluate]) -> str:
   """Measures rank correlations of rewards, once in a workdir. Returns them in words."""
   cfg, system = run.cfg, run.system
   if not cfg.reliability_children:
     return 'reward reliability: not measured'
-  long = alone.scale_budget(cfg, 5)
+  long = alone.scale_budget(cfg, LONGER)
 
   def measure() -> dict[str, float]:
-    train_longer = alone.evaluator(system.make_problem(long, run.data), None, run.recovery)
     key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
     some = cfg.reliability_children // 2
     counts = cfg.reliability_children, cfg.m
-    return reliability.measure(run.problem.space, train, key, *counts, train_longer, some)._asdict()
+    return reliability.measure(run.problem.space, train['children'], key, *counts, train['longer'], some)._asdict()
 
   found = workdirs.cached(os.path.join(run.workdir, 'reliability.json'), measure)
   return (
@@ -88,11 +127,12 @@ def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[
   return workdirs.cached_each(path, {name: functools.partial(train, one) for name, one in known.items()})
 
 
-def summary(run: Run, alone: FromScratch, train: Evaluate, found: Mapping[str, Found]) -> Summary:
+def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: Mapping[str, Found]) -> Summary:
   """Returns the best child, and a table of the searches and of known architectures, on one split and one budget."""
   system, cfg, made = run.system, run.cfg, run.problem.space
-  known = dict(alone.references(cfg, run.data, train, run.recovery))
-  known |= {name: evaluators.Known(arch, train) for name, arch in run.beside.items()}
+  references = alone.references(cfg, run.data, train['children'], run.recovery)
+  known = {name: evaluators.Known(one.arch, train[_reference(name)]) for name, one in references.items()}
+  known |= {name: evaluators.Known(arch, train['children']) for name, arch in run.beside.items()}
   scores = measure_references(run, known)
   records = {name: one.records for name, one in found.items()}
   key, _, lower = system.metric

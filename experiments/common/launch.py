@@ -19,10 +19,12 @@ import jax
 
 from experiments.common import streams, usage, workdirs
 from nas_jax import config, files, space
+from nas_jax.hosts import Ended
 from nas_jax.training.recovery import Stopped
 
 Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
 Work = Callable[[Check], None]
+FAULT, CANNOT_WRITE = 1, 74  # exit codes: an error of the program, a file that cannot be written
 _DEFINE: dict[type, Callable[..., Any]] = {
   bool: flags.DEFINE_boolean,
   int: flags.DEFINE_integer,
@@ -43,31 +45,51 @@ def main(prepare: Callable[[Sequence[str]], Work]) -> None:
   with streams.tolerant(), _one_line_each():
     try:
       work = prepare(sys.argv)
-    except (flags.Error, ValueError, ImportError) as error:
-      _leave(2, str(error))
-    except OSError as error:
-      if error.errno in workdirs.FULL:
-        _cannot_write(error)
-      _leave(2, f'{error.filename or "a file"} cannot be used ({error.strerror})')
-    except KeyboardInterrupt:
-      _leave(130, 'stopped by SIGINT before anything was begun.')
+    except (Exception, KeyboardInterrupt) as error:
+      _end(error, *ending_before_work(error))
     with _signals() as asked:
       try:
         work(functools.partial(_check, asked))
-      except Stopped:
-        _leave(128 + asked[0], f'stopped by {signal.Signals(asked[0]).name}; the same command goes on.')
-      except files.Unusable as error:
-        _leave(2, str(error))
-      except OSError as error:
-        if error.errno is None:
-          raise
-        _cannot_write(error)
+      except Exception as error:
+        _end(error, *ending(error))
 
 
-def _cannot_write(error: OSError) -> NoReturn:
-  what = error.filename or 'a file of results'
-  _say(f'{what} cannot be written ({error.strerror}); once that is mended the same command goes on.')
-  os._exit(74)  # what would be written on the way out cannot be either
+def _end(error: BaseException, code: int, message: str) -> NoReturn:
+  if code == FAULT:
+    raise error
+  say(message)
+  if code == CANNOT_WRITE:
+    os._exit(code)  # what would be written on the way out cannot be either
+  raise SystemExit(code)
+
+
+def ending_before_work(error: BaseException) -> tuple[int, str]:
+  """Returns the exit code and the line that an error of `prepare` ends the process with."""
+  if isinstance(error, flags.Error | ValueError | ImportError):
+    return 2, str(error)
+  if isinstance(error, OSError) and error.errno not in workdirs.FULL:
+    return 2, f'{error.filename or "a file"} cannot be used ({error.strerror})'
+  if isinstance(error, KeyboardInterrupt):
+    return 128 + signal.SIGINT, 'stopped by SIGINT before anything was begun.'
+  return ending(error)
+
+
+def ending(error: BaseException) -> tuple[int, str]:
+  """Returns the exit code and the line that an error of the work ends the process with.
+
+  An error with the code `FAULT` is one of the program, and is shown with its traceback.
+  """
+  if isinstance(error, Ended):
+    return error.code, str(error)
+  if isinstance(error, Stopped) and error.args:
+    number = error.args[0]
+    return 128 + number, f'stopped by {signal.Signals(number).name}; the same command goes on.'
+  if isinstance(error, files.Unusable):
+    return 2, str(error)
+  if isinstance(error, OSError) and error.errno is not None:
+    what = error.filename or 'a file of results'
+    return CANNOT_WRITE, f'{what} cannot be written ({error.strerror}); once that is mended the same command goes on.'
+  return FAULT, f'{type(error).__name__}: {error}'
 
 
 @contextlib.contextmanager
@@ -78,10 +100,10 @@ def _one_line_each() -> Iterator[None]:
   def once(message: str) -> None:
     if message not in said:
       said.add(message)
-      _say(message)
+      say(message)
 
   with warnings.catch_warnings():
-    warnings.showwarning = lambda message, *_, **__: _say(str(message))
+    warnings.showwarning = lambda message, *_, **__: say(str(message))
     threading.excepthook = lambda failed: once(f'{failed.thread and failed.thread.name} failed: {failed.exc_value}')
     sys.unraisablehook = lambda failed: once(f'{failed.err_msg or "in a destructor"}: {failed.exc_value}')
     try:
@@ -111,17 +133,13 @@ def _signals() -> Iterator[list[int]]:
 
 def _check(asked: Sequence[int]) -> None:
   if asked:
-    raise Stopped
+    raise Stopped(asked[0])
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+  """Prints one line on stderr, which begins with the name of the launcher."""
   name = os.path.basename(os.path.splitext(sys.argv[0])[0].removesuffix(f'{os.sep}__main__'))
   print(f'{name}: {" ".join(message.split())}', file=sys.stderr)
-
-
-def _leave(code: int, message: str) -> NoReturn:
-  _say(message)
-  raise SystemExit(code)
 
 
 def parse(
@@ -253,18 +271,27 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
-def set_up_jax(at_most: int | None = None) -> None:
+def set_up_jax(at_most: int | None = None, processes: int = 1) -> None:
   """Makes each core of a CPU machine a device (`at_most` so many), and keeps compiled programs for the next time.
 
-  Before JAX is first used; accelerators do not care for the former. Programs are kept in nas_jax of the user's cache
-  folder, or where JAX_COMPILATION_CACHE_DIR says; JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+  Raises ValueError if JAX counts more than the `processes` that this one knows of.
+
+  Before JAX is first used; accelerators do not care for the former, and JAX_NUM_CPU_DEVICES names another number.
+  Programs are kept in nas_jax of the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says;
+  JAX_ENABLE_COMPILATION_CACHE=false keeps none.
   """
-  jax.config.update('jax_num_cpu_devices', min(cores(), at_most or 1000))
+  if 'JAX_NUM_CPU_DEVICES' not in os.environ:
+    jax.config.update('jax_num_cpu_devices', min(cores(), at_most or 1000))
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'nas_jax'))
     jax.config.update('jax_compilation_cache_max_size', 2 * 1024**3)  # bytes; the least used go first
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
+  if jax.process_count() > processes:
+    raise ValueError(
+      f'this is one of {jax.process_count()} hosts, each of which would do all the work: add --hosts to a search whose '
+      'children have weights of their own, or use a machine with one host.'
+    )
 
 
 def named_arch(name: str, known: Mapping[str, Any], kind: str = '') -> Any:

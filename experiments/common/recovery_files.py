@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nas_jax import files
+from nas_jax import arrays, files
 from nas_jax.files import is_count
 from nas_jax.search import journal
 from nas_jax.training import checkpoint
@@ -47,6 +47,48 @@ class Standing(NamedTuple):
 
   calls: Array  # [] int32, program calls done
   states: PyTree
+
+
+class Store(NamedTuple):
+  """How the states of trainings are kept, each in a folder of its own."""
+
+  save: Callable[[str, int, Standing], None]  # (folder, calls, state)
+  restore: Callable[[str, Standing], Standing | None]  # (folder, a state of the same shape) -> the newest sound one
+
+
+def _save_by_orbax(folder: str, calls: int, state: Standing) -> None:
+  save, close = checkpoint.saver(folder, keep=2)
+  save(calls, state)
+  close()
+
+
+def _save_in_one_file(folder: str, calls: int, state: Standing) -> None:
+  del calls  # is part of the state
+  os.makedirs(folder, exist_ok=True)
+  files.write(os.path.join(folder, STATE), arrays.pack(jax.tree.leaves(state)))
+
+
+def _restore_from_one_file(folder: str, like: Standing) -> Standing | None:
+  path = os.path.join(folder, STATE)
+  try:
+    with open(path, 'rb') as file:
+      leaves = arrays.unpack(file.read())
+    wanted, tree = jax.tree.flatten(like)
+    if [(x.shape, x.dtype) for x in leaves] != [(x.shape, x.dtype) for x in wanted]:
+      raise ValueError('it is of another training')
+    return jax.tree.unflatten(tree, map(jnp.asarray, leaves))
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    aside = files.set_aside(path, os.path.join(os.path.dirname(os.path.dirname(folder)), 'damaged'))
+    warnings.warn(f'{path} is damaged ({error}): moved to {aside}.', stacklevel=2)
+    return None
+
+
+STATE = 'state.npz.sha256'  # what `arrays.pack` makes: the digest and an .npz
+ORBAX = Store(_save_by_orbax, checkpoint.restore)
+# Orbax silently writes nothing in a process other than the first of several.
+ONE_FILE = Store(_save_in_one_file, _restore_from_one_file)
 
 
 class History(NamedTuple):
@@ -71,13 +113,14 @@ def recording_crashes(workdir: str) -> Iterator[None]:
         faulthandler.enable()
 
 
-def recovery(workdir: str, limits: Limits, check: Callable[[], None]) -> Recovery:
+def recovery(workdir: str, limits: Limits, check: Callable[[], None], store: Store = ORBAX) -> Recovery:
   """Returns a recovery that keeps started.jsonl and, for long trainings, their states in training/.
 
   Args:
     workdir: the folder.
     limits: of a child.
     check: raises `Stopped` if the process was asked to end.
+    store: how the states are kept.
   """
   path, folder = os.path.join(workdir, 'started.jsonl'), os.path.join(workdir, 'training')
   lock, kept = threading.Lock(), dict[str, float]()  # when each was saved the last time
@@ -97,7 +140,7 @@ def recovery(workdir: str, limits: Limits, check: Callable[[], None]) -> Recover
   def begin(name: str, fresh: PyTree) -> tuple[int, PyTree]:
     check()
     start = Standing(jnp.zeros((), jnp.int32), fresh)
-    found = checkpoint.restore(os.path.join(folder, name), start) or start
+    found = store.restore(os.path.join(folder, name), start) or start
     note({'training': name, 'calls': int(found.calls)})
     kept[name] = time.monotonic()
     return int(found.calls), found.states
@@ -113,9 +156,8 @@ def recovery(workdir: str, limits: Limits, check: Callable[[], None]) -> Recover
       kept[name] = time.monotonic()
 
   def put(name: str, calls: int, states: PyTree) -> None:
-    save, close = checkpoint.saver(os.path.join(folder, name), keep=2)
-    save(calls, Standing(jnp.asarray(calls, jnp.int32), jax.device_get(states)))
-    close()  # before the next call, which uses the states up
+    # Before the next call, which uses the states up.
+    store.save(os.path.join(folder, name), calls, Standing(jnp.asarray(calls, jnp.int32), jax.device_get(states)))
     note({'training': name, 'kept': calls})
 
   def end(name: str, metrics: Metrics) -> None:

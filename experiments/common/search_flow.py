@@ -2,15 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import json
 import os
 
 from absl import flags
 import jax
 
 from experiments import report as report_page
-from experiments.common import final_choice, from_scratch, launch, recovery_files, run_search, weight_sharing, workdirs
+from experiments.common import (
+  connection,
+  final_choice,
+  from_scratch,
+  launch,
+  recovery_files,
+  run_search,
+  weight_sharing,
+  workdirs,
+)
 from experiments.common.stages import Found, Run, Stages
 from experiments.common.systems import Arch, Config, Data, System, check_workdir
+from nas_jax import config
+from nas_jax import hosts as hosts_lib
 from nas_jax.report import rankings
 from nas_jax.training.problem import Problem
 
@@ -22,6 +34,7 @@ def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
   def define(values: flags.FlagValues) -> None:
     presets = {name: None for system in systems for name in system.presets}
     launch.search_flags(presets, f'{launcher}-VARIANT' if systems[0].variant else launcher)(values)
+    connection.define_flags(values)
     if systems[0].variant:
       variants = [system.variant for system in systems]
       flags.DEFINE_enum('variant', variants[0], variants, 'what is searched for', flag_values=values)
@@ -47,15 +60,42 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
     ValueError: something is wrong with the input; nothing has been compiled then.
   """
   values = launch.parse(argv, doc or '', own_flags(systems), {system.variant: system.presets for system in systems})
+  connected = connection.join(values)
+  with connected.meeting(launch.ending_before_work):
+    begin = _prepare(systems, argv, values, connected)
+
+  def work(check: launch.Check) -> None:
+    with connected.meeting(launch.ending):
+      begin(check)
+    connected.leave()
+
+  return work
+
+
+def _prepare(
+  systems: Sequence[System], argv: Sequence[str], values: flags.FlagValues, connected: connection.Connection
+) -> launch.Work:
+  """Returns `prepare`'s result for this host. Host 0 alone opens the workdir; each other one has a folder in it."""
   system = _chosen(values, systems)
   cfg = launch.configure(values, system.presets)
   name = '-'.join(filter(None, (system.launcher, system.variant, values.preset)))
   workdir = values.workdir or f'runs/{name}'
-  check_workdir(workdir, system)
-  beside = _read_beside(values.beside, system, cfg) if system.alone else {}
+  if connected.processes > 1 and system.alone is None:
+    raise ValueError('children that share weights are trained on one host: start this search on one alone.')
+  leads = connected.process == 0
+  if leads:
+    check_workdir(workdir, system)
+  beside = _read_beside(values.beside, system, cfg) if system.alone and leads else {}
   data = system.load(cfg, values.data_dir)
-  launch.set_up_jax()
+  hosts, _ = connected.checked(lambda: None)
+  facts = {'data (sha256)': data.sha256[:12], 'jax': jax.__version__, **workdirs.jax_settings()}
+  hosts_lib.agree(hosts, {'launcher': system.launcher, **config.as_json(cfg), **facts})
+  launch.set_up_jax(processes=connected.processes)
   problem = system.make_problem(cfg, data)
+  if connected.processes > 1 and problem.warm_start:
+    raise ValueError('warm_start trains children one after another: start this search on one host, or leave it out.')
+  if not leads:
+    return _prepare_to_serve(system, cfg, data, problem, os.path.join(workdir, f'host-{connected.process}'), connected)
   final_choice.of(system, cfg, data)  # raises ValueError if it cannot be made
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
@@ -64,8 +104,31 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
   workdirs.note_origin(workdir, system.launcher, argv, cfg, **facts)
 
   def work(check: launch.Check) -> None:
+    hosts, check = connected.checked(check)
     with lock, recovery_files.recording_crashes(workdir):
-      run(system, cfg, data, workdir, beside, values.control, check, problem)
+      run(system, cfg, data, workdir, beside, values.control, check, problem, hosts)
+      if hosts.processes > 1:
+        hosts_lib.dismiss(hosts)
+
+  return work
+
+
+def _prepare_to_serve(
+  system: System, cfg: Config, data: Data, problem: Problem, folder: str, connected: connection.Connection
+) -> launch.Work:
+  """Returns what trains children that host 0 names. What it keeps of trainings is in a folder of its own."""
+  lock = workdirs.lock(folder)
+
+  def work(check: launch.Check) -> None:
+    hosts, check = connected.checked(check)
+    with lock, recovery_files.recording_crashes(folder):
+      recovery = recovery_files.recovery(folder, cfg, check, recovery_files.ONE_FILE)
+      settled = config.settled(cfg, json.loads(hosts.get('settled')))
+      program = settled.child_program if problem.program == 'auto' else problem.program
+      own = from_scratch.local_evaluators(system, settled, data, problem._replace(program=program), recovery)
+      devices = f'{len(jax.local_devices())} {jax.default_backend()} devices'
+      print(f'process {hosts.process} of {hosts.processes} trains children on {devices}', flush=True)
+      hosts_lib.serve(hosts, own, problem.space.arch_type)
 
   return work
 
@@ -100,6 +163,7 @@ def run(
   with_control: bool = True,
   check: launch.Check = lambda: None,
   problem: Problem | None = None,
+  hosts: hosts_lib.Hosts = hosts_lib.ALONE,
 ) -> None:
   """Runs all stages of a search in a workdir, from wherever the workdir says that it stands.
 
@@ -112,10 +176,15 @@ def run(
     with_control: whether to run a random search on the same budget, as a baseline.
     check: raises `Stopped` if the process was asked to end.
     problem: that of `cfg` and `data`, if it has been made already.
+    hosts: those that train the children, as host 0 sees them.
   """
   recovery = recovery_files.recovery(workdir, cfg, check)
   problem = system.make_problem(cfg, data) if problem is None else problem
   begun = Run(system, cfg, data, problem, workdir, recovery, beside or {})
+  if hosts.processes > 1:
+    begun = from_scratch.settle_program(begun)
+    hosts.put('settled', json.dumps(config.as_json(begun.cfg)).encode())
+    begun = begun._replace(place=lambda own: hosts_lib.lead(hosts, own, not begun.problem.own_programs))
   stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
   cfg = stages.cfg
   print(

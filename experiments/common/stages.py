@@ -12,6 +12,11 @@ from nas_jax import search
 from nas_jax.search import journal
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
+from nas_jax.types import Evaluate
+
+# Says where children are trained. It takes the evaluators of this process by name and returns those that the search
+# uses, by the same names: the same ones, or others that have a batch trained elsewhere, by the evaluator of that name.
+Place = Callable[[Mapping[str, Evaluate]], Mapping[str, Evaluate]]
 
 
 class Run(NamedTuple):
@@ -24,6 +29,7 @@ class Run(NamedTuple):
   workdir: str
   recovery: Recovery
   beside: Mapping[str, Arch]  # architectures by name, to train as the children are trained
+  place: Place = lambda own: own  # where children are trained; see `from_scratch.local_evaluators` for the names
 
 
 class Found(NamedTuple):

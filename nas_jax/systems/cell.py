@@ -1,7 +1,6 @@
 """Recurrent-cell search, Zoph & Le (2017) Sec. 3.4 and 4.2: tree cells in a language model."""
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 from jax.sharding import Mesh
@@ -224,8 +223,8 @@ def references(
   """
 
   def other(cell: language_model.Cell) -> evaluators.Known:
-    evaluate = functools.cache(lambda: evaluators.build(make_problem(cfg, text, cell), recovery=recovery))
-    return evaluators.Known(published.LSTM, lambda batch: evaluate()(batch))  # these ignore the architecture
+    evaluate = evaluators.on_first_use(lambda: evaluators.build(make_problem(cfg, text, cell), recovery=recovery))
+    return evaluators.Known(published.LSTM, evaluate)  # these ignore the architecture
 
   trees = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
   return {name: evaluators.Known(arch, train) for name, arch in trees.items() if not why_unsupported(cfg, arch)} | {

@@ -27,6 +27,8 @@ def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Ca
 
   def save(step: int, state: PyTree) -> None:
     arrays = _to_arrays(state)
+    if jax.process_count() > 1:  # Orbax takes an array of one process among several for a part of a larger one
+      arrays = jax.tree.map(np.asarray, arrays)
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave({'sha256': _digest(arrays)})
     )
@@ -138,21 +140,33 @@ def _first_line(error: Exception) -> str:
 
 
 def _manager(folder: str, keep: int | None) -> ocp.CheckpointManager:
+  folder = os.path.abspath(folder)
+  os.makedirs(folder, exist_ok=True)
+  # Only process 0 of several keeps checkpoints: without this Orbax would wait in a collective for the others.
+  alone = ocp.options.MultiprocessingOptions()
+  if jax.process_count() > 1:
+    alone = ocp.options.MultiprocessingOptions(
+      primary_host=0, active_processes={0}, barrier_sync_key_prefix=hashlib.sha256(folder.encode()).hexdigest()[:16]
+    )
   # What a killed process had half written goes. Folders are made at once: for those made in the background Orbax waits
   # by a number that all savers of a process share, and of two side by side one may write too early, or wait for ever.
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
-    create=True,
+    create=False,
     cleanup_tmp_directories=True,
     async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+    multiprocessing_options=alone,
   )
-  handlers = {'state': ocp.StandardCheckpointHandler(), 'digest': ocp.JsonCheckpointHandler()}
+  handlers = {
+    'state': ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+    'digest': ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+  }
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   registry.add('state', ocp.args.StandardSave, handlers['state'])
   registry.add('state', ocp.args.StandardRestore, handlers['state'])
   registry.add('digest', ocp.args.JsonSave, handlers['digest'])
   registry.add('digest', ocp.args.JsonRestore, handlers['digest'])
-  return ocp.CheckpointManager(os.path.abspath(folder), options=options, handler_registry=registry)
+  return ocp.CheckpointManager(folder, options=options, handler_registry=registry)
 
 
 def _to_arrays(state: PyTree) -> PyTree:

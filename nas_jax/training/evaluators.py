@@ -48,7 +48,7 @@ def build(problem: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RE
   data, reward = problem.data, problem.own_reward
   if problem.warm_start:
     return warm_started(static, data, reward, problem.warm_start, devices[0] if devices else None, recovery)
-  if problem.traced is None or problem.program == 'specialised':
+  if problem.traced is None or problem.own_programs:
     return static_programs(static, data, reward, devices, recovery)
 
   @functools.cache
@@ -57,6 +57,12 @@ def build(problem: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RE
 
   network = problem.traced
   return lambda batch: of(network(batch.archs))(batch)
+
+
+def on_first_use(make: Callable[[], Evaluate]) -> Evaluate:
+  """Returns the evaluator that `make` makes, which is made when it is first called."""
+  made = functools.cache(make)
+  return lambda batch: made()(batch)
 
 
 class Attempt(NamedTuple):
@@ -281,17 +287,22 @@ def _name(programs: fit.Fit, archs: PyTree, keys: Key, only: tuple[int, ...] | N
 
 
 def _outcome(parts: Sequence[Metrics], reward: Reward) -> Outcome:
-  """The outcome of a batch that was trained in parts. Where a part lacks a metric of another, the metric is NaN."""
-  names = {name for part in parts for name in part}
-
-  def values(part: Metrics, name: str) -> np.ndarray:
-    return part.get(name, np.full(len(part['failed']), np.nan))
-
-  metrics = {name: np.concatenate([values(part, name) for part in parts]) for name in names}
+  """The outcome of a batch that was trained in parts."""
+  metrics = concatenate(parts, [len(part['failed']) for part in parts])
   sound = metrics['failed'] == fit.Status.OK
   with np.errstate(all='ignore'):  # a failed child may have scored anything
     earned = np.where(sound, reward(metrics), 0.0) if sound.any() else np.zeros(len(sound))
   return Outcome(jnp.asarray(earned, jnp.float32), metrics, failed=jnp.asarray(~sound))
+
+
+def concatenate(parts: Sequence[Metrics], counts: Sequence[int]) -> Metrics:
+  """Returns the metrics of children that were trained in parts of `counts` children, NaN where a part lacks one."""
+  names = dict.fromkeys(name for part in parts for name in part)
+
+  def values(name: str) -> list[np.ndarray]:
+    return [part.get(name, np.full(count, np.nan)) for part, count in zip(parts, counts, strict=True)]
+
+  return {name: np.concatenate(values(name)) for name in names}
 
 
 def random_batch(space: Space, key: Key, m: int) -> Batch:

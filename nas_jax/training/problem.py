@@ -59,6 +59,11 @@ class Problem(NamedTuple):
   minibatch: Callable[[PyTree, Key], PyTree] = lambda data, key: data
 
   @property
+  def own_programs(self) -> bool:
+    """Whether each child is trained by a program of its own, and not all of them by one."""
+    return self.traced is None or self.program == 'specialised'
+
+  @property
   def shared_metric(self) -> str:
     """The name of the score by shared weights, which must not be taken for that of a child trained by itself."""
     return f'shared_{self.metric}'

@@ -1,0 +1,236 @@
+"""The processes of a search over several hosts: how they find one another, keep watch, and end together.
+
+They meet in JAX's coordination service, which process 0 runs. Each tells the others every `BEAT` seconds that it is
+alive, by a thread that also looks for hosts that have ended or are lost. The keys, beside those of `nas_jax.hosts`:
+
+* `beat/HOST`: a count that grows.
+* `end/HOST`: the exit code of a host that ends before the search does, and why.
+* `gone/HOST`: the host is about to exit; whether it still meets the others in JAX's own shutdown.
+"""
+
+import atexit
+from collections.abc import Callable, Iterator
+import contextlib
+import itertools
+import json
+import math
+import os
+import sys
+import threading
+import time
+from typing import Any, NamedTuple
+
+from absl import flags
+import jax
+
+from experiments.common import launch
+from nas_jax.hosts import ALONE, LOST, Ended, Hosts
+
+BEAT = 1.0  # seconds between two signs of life
+GRACE = 2.0  # seconds that a host which is not asked to save its work has to end in
+JOIN = 1800  # seconds to wait for all hosts to start; one that must make its environment first takes minutes
+_OURS = 'nas_jax/'
+_SIGNALS = (130, 143)  # exit codes of a process that was asked to end: it may take its time to save its work
+
+
+Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
+Describe = Callable[[BaseException], tuple[int, str]]  # the exit code of an error, and its line
+
+
+class Connection(NamedTuple):
+  """The hosts of a search, as this process sees them."""
+
+  process: int  # the number of this host; host 0 leads
+  processes: int
+  checked: Callable[[Check], tuple[Hosts, Check]]  # (check) -> what raises its `Stopped`, and `Ended` of other hosts
+  meeting: Callable[[Describe], contextlib.AbstractContextManager[None]]  # see `connect`
+  leave: Callable[[], None]  # at the normal end, which all hosts reach
+
+
+UNCONNECTED = Connection(
+  0, 1, lambda check: (ALONE, check), lambda describe: contextlib.nullcontext(), lambda: None
+)  # fmt: skip
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of a search over several hosts."""
+  flags.DEFINE_boolean(
+    'hosts', False, 'train children on all hosts of a TPU slice, or of a job of SLURM, Open MPI or Kubernetes: start '
+    'the same command on each', flag_values=values,
+  )  # fmt: skip
+  flags.DEFINE_string(
+    'coordinator', '', 'instead of --hosts, where hosts cannot be detected: IP:PORT of process 0', flag_values=values
+  )
+  flags.DEFINE_integer('num_processes', None, 'with --coordinator: how many processes', 1, flag_values=values)
+  flags.DEFINE_integer('process_id', None, 'with --coordinator: which one this is, from 0', 0, flag_values=values)
+  flags.DEFINE_integer(
+    'host_patience', 60, 'seconds without a sign of life after which a host counts as lost', 5, flag_values=values
+  )
+
+
+def join(values: flags.FlagValues) -> Connection:
+  """Waits for all hosts that the flags name, and returns the connection to them. JAX has not been used before.
+
+  Raises:
+    ValueError: the flags do not fit together, or no hosts are detected.
+    Ended: the hosts have not all come.
+  """
+  given = [values[name].value not in (None, '') for name in ('coordinator', 'num_processes', 'process_id')]
+  if any(given) and not all(given):
+    raise ValueError('--coordinator, --num_processes and --process_id belong together: give all three, or --hosts.')
+  if not (all(given) or values.hosts):
+    return UNCONNECTED
+  if all(given) and values.process_id >= values.num_processes:
+    raise ValueError(
+      f'process_id (={values.process_id}) must be less than num_processes (={values.num_processes}): it counts from 0.'
+    )
+  # Host 0 outlives the loss of another, so that it can say so; SIGTERM is for our own handler.
+  jax.config.update('jax_enable_recoverability', True)
+  jax.config.update('jax_enable_preemption_service', False)
+  try:
+    jax.distributed.initialize(
+      values.coordinator or None,
+      values.num_processes,
+      values.process_id,
+      initialization_timeout=JOIN,
+      heartbeat_timeout_seconds=values.host_patience + 5,
+      shutdown_timeout_seconds=values.host_patience,
+    )
+  except ValueError as error:
+    raise ValueError(
+      f'--hosts: no job over several hosts is detected ({error}): give --coordinator, --num_processes and --process_id.'
+    ) from None
+  except RuntimeError as error:
+    raise Ended(LOST, f'the hosts have not all come ({str(error).splitlines()[0]})') from None
+  # JAX has no public door to its store of keys and values; Orbax takes this one too.
+  from jax._src.distributed import global_state
+
+  return connect(global_state.client, global_state.process_id, global_state.num_processes, values.host_patience)
+
+
+def connect(client: Any, index: int, count: int, patience: float) -> Connection:
+  """Starts to keep watch, and returns the connection.
+
+  Its `meeting(describe)` is a context. An error in it is told to the others, who then raise `Ended` with the same exit
+  code. The error goes on when all are about to exit, or if a host is lost, a second later.
+
+  Args:
+    client: of JAX's coordination service.
+    index: of this process.
+    count: of processes.
+    patience: seconds without a sign of life after which a host is lost. Host 0 watches all others, and they watch it.
+  """
+  over, told, lost = threading.Event(), list[Ended](), list[Ended]()
+  watched = [host for host in range(count) if host != index and 0 in (host, index)]
+  seen = {host: (b'', time.monotonic()) for host in watched}
+
+  def put(key: str, value: bytes) -> None:
+    client.key_value_set_bytes(_OURS + key, value, allow_overwrite=True)
+
+  def say(key: str, value: bytes) -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      put(f'{key}/{index}', value)
+
+  def listed(folder: str) -> dict[int, bytes]:
+    found = client.key_value_dir_get_bytes(f'{_OURS}{folder}/')
+    return {int(key.rsplit('/', 1)[1]): value for key, value in found}
+
+  def look(number: int) -> None:
+    """Says that this host is alive, and looks whether the others are, and whether they have ended."""
+    say('beat', str(number).encode())
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      beats, now = listed('beat'), time.monotonic()
+      seen.update({host: (beats[host], now) for host in seen if host in beats and beats[host] != seen[host][0]})
+      if not told:
+        ends = {host: json.loads(value) for host, value in listed('end').items() if host != index}
+        told.extend(Ended(code, f'host {host}: {why}') for host, (code, why) in ends.items())
+    late = [host for host, (_, last) in seen.items() if time.monotonic() - last > patience]
+    if late and not lost:
+      lost.append(Ended(LOST, f'host {late[0]} has been silent for {patience:g} s; the same command goes on.'))
+
+  def watch() -> None:
+    number, since = 0, math.inf
+    while not over.wait(BEAT):
+      number += 1
+      look(number)
+      if lost or (told and told[0].code not in _SIGNALS):
+        since = min(since, time.monotonic())
+        if time.monotonic() - since > GRACE:  # the main thread is in a call that cannot be interrupted
+          error = (lost or told)[0]
+          tell(error)
+          say('gone', b'alone')
+          launch.say(str(error))
+          _exit(error.code)
+
+  def tell(error: Ended) -> None:
+    if error in lost:
+      say('end', json.dumps([error.code, str(error)]).encode())
+
+  def meet() -> bool:
+    """Waits until all hosts are about to exit. Returns whether they are, so that JAX's shutdown is safe."""
+    given_up = math.inf
+    while time.monotonic() < given_up:
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        gone = listed('gone')
+        if len(gone) == count:
+          return set(gone.values()) == {b'together'}
+      if lost:
+        given_up = min(given_up, time.monotonic() + BEAT)
+      time.sleep(0.02)
+    return False
+
+  def leave(code: int = 0) -> None:
+    say('gone', b'together')
+    safe = meet()
+    over.set()
+    thread.join()  # a thread that still talks to the service would crash the process at its end
+    if safe:
+      if not index:  # the service must outlive the others; this returns when no other host is connected any more
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+          client.get_live_nodes(list(range(count)))
+      jax.distributed.shutdown()
+    else:  # runs before what JAX does at exit, which would wait for the host that is lost
+      atexit.register(_exit, code or LOST)
+
+  def checked(check: Check) -> tuple[Hosts, Check]:
+    def both() -> None:
+      check()
+      if told or lost:
+        raise (*told, *lost)[0]
+
+    def get(key: str) -> bytes:
+      while True:
+        both()
+        try:
+          return client.blocking_key_value_get_bytes(_OURS + key, int(1000 * BEAT))
+        except jax.errors.JaxRuntimeError as error:
+          if 'DEADLINE_EXCEEDED' not in str(error):
+            time.sleep(BEAT)  # the watch will see whether host 0 is lost
+
+    def drop(key: str) -> None:
+      client.key_value_delete(_OURS + key)
+
+    return Hosts(index, count, put, get, drop, itertools.count()), both
+
+  @contextlib.contextmanager
+  def meeting(describe: Describe) -> Iterator[None]:
+    try:
+      yield
+    except BaseException as error:
+      code, why = describe(error)
+      if isinstance(error, Ended):
+        tell(error)
+      else:
+        say('end', json.dumps([code, why]).encode())
+      leave(code)
+      raise
+
+  thread = threading.Thread(target=watch, name='the watch over other hosts', daemon=True)
+  thread.start()
+  return Connection(index, count, checked, meeting, leave)
+
+
+def _exit(code: int) -> None:
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)

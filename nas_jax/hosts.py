@@ -1,0 +1,175 @@
+"""One search over several hosts: host 0 leads it, and the others train the children that it names.
+
+Host 0 alone has the search, its files and all decisions. It cuts each batch of children into equal shares, one for each
+host, trains its own and waits for the others. What the hosts tell one another goes through a store of keys and values,
+such as that of JAX's coordination service. No training program has a collective in it, so the bits of a result are
+those of one host with as many devices.
+
+The keys of the store:
+
+* `facts`, `agreed/HOST`, `verdict`: whether all hosts were started with the same config and the same data.
+* `task/NUMBER`: the batches, in order, each with the name of its evaluator. An empty one ends the search.
+* `done/NUMBER/HOST`: what the share of a host earned.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax import arrays
+from nas_jax.search.per_layer import Group
+from nas_jax.training import evaluators
+from nas_jax.training.recovery import Stopped
+from nas_jax.types import Batch, Evaluate, Outcome
+
+LOST = 75  # exit code (EX_TEMPFAIL of sysexits.h): a host is lost, and the same command goes on
+
+
+class Ended(Stopped):
+  """Another host has ended before the search did, or is lost; this one ends with exit code `code` too."""
+
+  def __init__(self, code: int, message: str):
+    super().__init__(message)
+    self.code = code
+
+
+class Hosts(NamedTuple):
+  """The hosts of a search, as one of them sees them, and the store that they share."""
+
+  process: int  # the number of this host; host 0 leads
+  processes: int
+  put: Callable[[str, bytes], None]  # (key, value); a key is set once
+  get: Callable[[str], bytes]  # waits until the key is set; raises `Stopped` if this host or another is to end
+  drop: Callable[[str], None]  # removes a key
+  numbers: Iterator[int]  # 0, 1, 2, ...: the numbers of the tasks
+
+
+def _alone(*_: Any) -> Any:
+  raise AssertionError('one host has nobody to talk to')
+
+
+ALONE = Hosts(0, 1, _alone, _alone, _alone, iter(()))
+
+
+def agree(hosts: Hosts, facts: Mapping[str, Any]) -> None:
+  """Returns if all hosts call it with the same facts.
+
+  Args:
+    hosts: called on each of them.
+    facts: values of JSON by name, such as the settings of the search.
+
+  Raises:
+    ValueError: on every host, if the facts of one differ from those of host 0; the message names how.
+  """
+  if hosts.process:
+    first, own = json.loads(hosts.get('facts')), json.loads(json.dumps(facts))
+    names = [name for name in {**first, **own} if first.get(name) != own.get(name)]
+    different = [f'{name} ({first.get(name)} on host 0, {own.get(name)} on host {hosts.process})' for name in names]
+    hosts.put(f'agreed/{hosts.process}', ', '.join(different).encode())
+  elif hosts.processes > 1:
+    hosts.put('facts', json.dumps(facts).encode())
+    said = [hosts.get(f'agreed/{host}') for host in range(1, hosts.processes)]
+    hosts.put('verdict', b', '.join(filter(None, said)))
+  verdict = hosts.get('verdict').decode() if hosts.processes > 1 else ''
+  if verdict:
+    raise ValueError(f'the hosts differ: {verdict}. Start all with the same flags and the same data.')
+
+
+def lead(hosts: Hosts, own: Mapping[str, Evaluate], uniform: bool) -> dict[str, Evaluate]:
+  """Returns evaluators that cut a batch into shares, which the hosts train with their evaluators of the same name.
+
+  Args:
+    hosts: as host 0 sees them. The others call `serve`.
+    own: the evaluators of host 0, which train on its devices.
+    uniform: whether one program trains all children of a share; see `share`.
+  """
+
+  def train(name: str, batch: Batch) -> Outcome:
+    number = next(hosts.numbers)
+    hosts.put(f'task/{number}', arrays.pack((name, batch, uniform)))
+    found = [own[name](share(batch, 0, hosts.processes, uniform))]
+    for host in range(1, hosts.processes):
+      key = f'done/{number}/{host}'
+      found += arrays.unpack(hosts.get(key), [Outcome])
+      hosts.drop(key)
+    hosts.drop(f'task/{number}')
+    return join(found, len(batch.keys), -(-len(batch.keys) // hosts.processes))
+
+  def of(name: str) -> Evaluate:
+    return lambda batch: train(name, batch)
+
+  return {name: of(name) for name in own}
+
+
+def dismiss(hosts: Hosts) -> None:
+  """Tells the hosts that `serve` that the search is over."""
+  hosts.put(f'task/{next(hosts.numbers)}', b'')
+
+
+def serve(hosts: Hosts, own: Mapping[str, Evaluate], arch_type: type) -> None:
+  """Trains this host's share of every batch until host 0 says that the search is over.
+
+  Args:
+    hosts: as this host, which is not host 0, sees them.
+    own: the evaluators of this host, which train on its devices. They have the names that host 0 has in `lead`.
+    arch_type: the NamedTuple of the architectures.
+
+  Raises:
+    Stopped: this host or another is to end.
+  """
+  for number in hosts.numbers:
+    task = hosts.get(f'task/{number}')
+    if not task:
+      return
+    name, batch, uniform = arrays.unpack(task, [Batch, Group, arch_type])
+    batch = batch._replace(**{name: jax.tree.map(jnp.asarray, getattr(batch, name)) for name in _OF_CHILDREN})
+    part = share(batch, hosts.process, hosts.processes, uniform)
+    # A host without a child answers too, so that the task is not dropped before it was read.
+    found = [own[name](part)] if len(part.keys) else []
+    hosts.put(f'done/{number}/{hosts.process}', arrays.pack(found))
+
+
+_OF_CHILDREN = ('ids', 'keys', 'tokens', 'archs')  # the fields of a batch that are [m, ...]
+
+
+def share(batch: Batch, index: int, count: int, uniform: bool) -> Batch:
+  """Returns the children of a batch that a host trains: the first ceil(m / count) belong to host 0, and so on.
+
+  Args:
+    batch: m children.
+    index: of the host.
+    count: of hosts.
+    uniform: whether shares with a child are filled up to equal sizes by copies of their last one, so that all hosts run
+      the same program as one host with as many devices would. Else the last shares are smaller; they may be empty.
+  """
+  m = len(batch.keys)
+  size = -(-m // count)
+  first, end = min(index * size, m), min(index * size + size, m)
+  places = np.arange(first, end)
+  if uniform and len(places):
+    places = np.minimum(np.arange(first, first + size), m - 1)
+  parts = {name: jax.tree.map(lambda x: x[places], getattr(batch, name)) for name in _OF_CHILDREN}
+  depth = jnp.asarray(batch.depth)[places] if getattr(batch.depth, 'ndim', 0) else batch.depth
+  return batch._replace(**parts, depth=depth)
+
+
+def join(outcomes: list[Outcome], m: int, size: int) -> Outcome:
+  """Returns the outcome of m children whose shares had these outcomes; copies that filled up a share are dropped.
+
+  Args:
+    outcomes: in the order of hosts.
+    m: children of the batch.
+    size: of a full share.
+  """
+  counts = [min(size, m - first) for first in range(0, m, size)]
+  reward, failed = ([np.asarray(getattr(one, name))[:n] for one, n in zip(outcomes, counts)] for name in _EARNED)
+  parts = [{key: np.asarray(x)[:n] for key, x in one.metrics.items()} for one, n in zip(outcomes, counts)]
+  metrics = evaluators.concatenate(parts, counts)
+  return Outcome(jnp.asarray(np.concatenate(reward)), metrics, failed=jnp.asarray(np.concatenate(failed)))
+
+
+_EARNED = ('reward', 'failed')

@@ -1,0 +1,331 @@
+"""Searches over several processes: equal to one process to the bit, and ended together whatever happens to one."""
+
+import atexit
+import functools
+import json
+import os
+import pathlib
+import signal
+import stat
+import subprocess
+import threading
+import time
+
+from absl import flags
+import jax
+import pytest
+import testing
+from tools import kill, kill_hosts
+
+from experiments import cell_search, enas_search
+from experiments.common import connection, launch
+from nas_jax import hosts
+from nas_jax.training.recovery import Stopped
+
+SMOKE = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardstick_repeats=0', '--host_patience=20')
+CELL = ('cell_search', *SMOKE, '--final_children=0')
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+  """Compiled programs, for all the processes of these tests."""
+  monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'true')
+  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path_factory.getbasetemp() / 'cache'))
+
+
+def logs(workdir, count):
+  return [kill_hosts.log_of(workdir, host).read_text() for host in range(count)]
+
+
+def finish(launched, workdir):
+  codes = kill_hosts.ends(launched)
+  said = logs(workdir, len(codes))
+  assert codes == [0] * len(codes), '\n'.join(said)
+  assert not any('Traceback' in text or 'Check failure' in text for text in said)
+  return kill.outcome(workdir)
+
+
+def agree(tmp_path, command, shapes):
+  wanted = finish(kill_hosts.start(command, tmp_path / 'one', 1, 4), tmp_path / 'one')
+  for count, devices in shapes:
+    workdir = tmp_path / f'{count}x{devices}'
+    assert finish(kill_hosts.start(command, workdir, count, devices), workdir) == wanted
+    assert sorted(path.name for path in workdir.glob('host-*')) == [f'host-{k}' for k in range(1, count)]
+  return wanted
+
+
+def test_two_processes_end_as_one(tmp_path):
+  """Five children are cut into shares of three, the last of which is filled up."""
+  wanted = agree(tmp_path, (*CELL, '--m=5', '--max_children=10', '--steps=4'), [(2, 2)])
+  assert len(wanted['children.jsonl']) == 10 and wanted['state at the end'][0] == '2'
+
+
+WHOLE = ('--preset=smoke', '--host_patience=30')
+COMMANDS = {
+  'cells': ('cell_search', *WHOLE, '--m=4', '--final_children=0'),
+  'networks': ('conv_search', *WHOLE, '--m=5', '--max_children=10'),
+  'networks, specialised': ('conv_search', *WHOLE, '--m=3', '--max_children=6', '--child_program=specialised'),
+  'layer by layer': ('per_layer_search', *WHOLE),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', COMMANDS)
+def test_processes_end_as_one(tmp_path, name):
+  """With the random-search baseline, the reliability of the reward, and references."""
+  agree(tmp_path, COMMANDS[name], [(2, 2), (4, 1)])
+
+
+@pytest.mark.long
+def test_the_final_choice_is_made_and_the_program_is_measured_once(tmp_path):
+  command = ('cell_search', '--preset=smoke', '--m=4', '--child_program=auto', '--reliability_children=0')
+  finish(kill_hosts.start(command, tmp_path / 'two', 2, 1), tmp_path / 'two')
+  assert json.loads((tmp_path / 'two' / 'config.json').read_text())['child_program'] in ('generic', 'specialised')
+  assert (tmp_path / 'two' / 'final' / 'best.json').exists()
+
+
+# -- how they end ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_hosts_that_differ_all_end_with_2(tmp_path):
+  for host in range(2):
+    (tmp_path / f'data-{host}').mkdir()
+    for split in ('train', 'valid', 'test'):
+      (tmp_path / f'data-{host}' / f'{split}.txt').write_text('some words and more of them\n' * (500 + host))
+  own = {host: ('--dataset=text', f'--data_dir={tmp_path}/data-{host}') for host in range(2)}
+  cases = {'steps (4 on host 0, 5 on host 1)': {1: ('--steps=5',)}, 'data (sha256)': own}
+  for what, differing in cases.items():
+    codes = kill_hosts.ends(kill_hosts.start(CELL, tmp_path / 'run', 2, 1, differing))
+    for said in logs(tmp_path / 'run', 2):
+      assert codes == [2, 2] and what in said and 'Traceback' not in said, said
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.long
+def test_what_one_host_refuses_ends_all(tmp_path):
+  command = ('enas_search', '--variant=recurrent', '--preset=smoke', '--host_patience=20')
+  codes = kill_hosts.ends(kill_hosts.start(command, tmp_path / 'run', 2, 1))
+  assert codes == [2, 2] and all('are trained on one host' in said for said in logs(tmp_path / 'run', 2))
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run' / 'host-1').write_text('no folder')
+  codes = kill_hosts.ends(kill_hosts.start(CELL, tmp_path / 'run', 2, 1))
+  said = logs(tmp_path / 'run', 2)
+  assert codes == [2, 2] and 'host 1: workdir' in said[0] and 'cannot be used' in said[1], said
+
+
+def wait_for(condition, launched, workdir):
+  limit = time.monotonic() + 300
+  while not condition():
+    assert time.monotonic() < limit and all(process.poll() is None for process in launched), logs(workdir, 2)
+    time.sleep(0.02)
+
+
+LONG = (*CELL, '--m=4', '--max_children=8', '--steps=400', '--steps_per_call=2')
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('told', [0, 1])
+def test_a_signal_to_one_host_ends_all_and_nothing_is_lost(tmp_path, told):
+  wanted = finish(kill_hosts.start(LONG, tmp_path / 'whole'), tmp_path / 'whole')
+  workdir = tmp_path / 'cut'
+  launched = kill_hosts.start(LONG, workdir)
+  started = workdir / 'host-1' / 'started.jsonl'
+  wait_for(lambda: started.exists() and '"training"' in started.read_text(), launched, workdir)
+  time.sleep(1)
+  launched[told].send_signal(signal.SIGTERM)
+  assert kill_hosts.ends(launched) == [143, 143], logs(workdir, 2)
+  assert all('stopped by SIGTERM' in said for said in logs(workdir, 2))
+  # Each has kept what it was training, host 1 by a file of its own, and goes on with it.
+  assert '"kept"' in started.read_text() and list((workdir / 'host-1' / 'training').glob('*/state.npz.sha256'))
+  assert finish(kill_hosts.start(LONG, workdir), workdir) == wanted
+  begun = [json.loads(line) for line in started.read_text().splitlines() if '"calls"' in line]
+  assert any(line['calls'] for line in begun)
+
+
+@pytest.mark.long
+def test_hosts_that_are_killed(tmp_path):
+  kill_hosts.trial('cell', 3, 0, 2, tmp_path)
+
+
+# -- the watch, over a dict ----------------------------------------------------------------------------------------
+
+
+class Service:
+  """The part of JAX's coordination service that hosts use."""
+
+  def __init__(self):
+    self.values, self.changed = {}, threading.Condition()
+
+  def key_value_set_bytes(self, key, value, allow_overwrite):
+    assert allow_overwrite
+    with self.changed:
+      self.values[key] = value
+      self.changed.notify_all()
+
+  def key_value_dir_get_bytes(self, folder):
+    with self.changed:
+      return [(key, value) for key, value in self.values.items() if key.startswith(folder)]
+
+  def blocking_key_value_get_bytes(self, key, milliseconds):
+    with self.changed:
+      if not self.changed.wait_for(lambda: key in self.values, milliseconds / 1000):
+        raise jax.errors.JaxRuntimeError('DEADLINE_EXCEEDED: nobody has set it')
+      return self.values[key]
+
+  def key_value_delete(self, key):
+    del self.values[key]
+
+  def get_live_nodes(self, processes):
+    return processes
+
+
+@pytest.fixture
+def service(monkeypatch):
+  monkeypatch.setattr(connection, 'BEAT', 0.02)
+  monkeypatch.setattr(connection, 'GRACE', 100.0)
+  monkeypatch.setattr(jax.distributed, 'shutdown', lambda: None)
+  return Service()
+
+
+def wait_raises(check, kind):
+  limit = time.monotonic() + 20
+  with pytest.raises(kind) as raised:
+    while time.monotonic() < limit:
+      check()
+      time.sleep(0.01)
+  return raised.value
+
+
+def nothing():
+  pass
+
+
+def test_hosts_meet_at_the_end(service):
+  both = [connection.connect(service, host, 2, 20) for host in (0, 1)]
+  (first, _), (second, check) = (one.checked(nothing) for one in both)
+  first.put('task/0', b'x')
+  assert second.get('task/0') == b'x' and next(first.numbers) == next(second.numbers) == 0
+  first.drop('task/0')
+  check()
+  leaving = threading.Thread(target=both[0].leave)
+  leaving.start()
+  time.sleep(0.1)
+  assert leaving.is_alive()  # waits for the other
+  both[1].leave()
+  leaving.join(20)
+  assert not leaving.is_alive() and not any(thread.name.startswith('the watch') for thread in threading.enumerate())
+
+
+def test_a_silent_host_is_lost_and_all_hear_of_it(service, monkeypatch):
+  exits = []
+  monkeypatch.setattr(atexit, 'register', lambda function, *args: exits.append((function, args)))
+  third = connection.connect(service, 2, 3, 20)
+  leader = connection.connect(service, 0, 3, 0.3)  # host 1 never gives a sign of life
+  get = leader.checked(nothing)[0].get
+  error = wait_raises(functools.partial(get, 'done/0/1'), hosts.Ended)
+  assert error.code == 75 and 'host 1 has been silent for 0.3 s' in str(error) and isinstance(error, Stopped)
+  begun = time.monotonic()
+  with pytest.raises(hosts.Ended), leader.meeting(launch.ending):
+    raise error
+  assert time.monotonic() - begun < 5  # does not wait for the one that is lost
+  assert exits == [(connection._exit, (75,))]
+  error = wait_raises(third.checked(nothing)[1], hosts.Ended)
+  assert error.code == 75 and 'host 0: host 1 has been silent' in str(error)
+  service.key_value_set_bytes('nas_jax/gone/1', b'alone', True)
+  third.leave()
+
+
+def test_an_error_of_one_host_is_told_to_the_others(service, monkeypatch):
+  monkeypatch.setattr(atexit, 'register', lambda *args: None)
+  both = [connection.connect(service, host, 2, 20) for host in (0, 1)]
+
+  def fail():
+    with pytest.raises(OSError), both[1].meeting(launch.ending):
+      raise OSError(28, 'No space left on device', 'a.jsonl')
+
+  failing = threading.Thread(target=fail)
+  failing.start()
+  error = wait_raises(both[0].checked(nothing)[1], hosts.Ended)
+  assert error.code == 74 and str(error).startswith('host 1: a.jsonl cannot be written')
+  with pytest.raises(hosts.Ended), both[0].meeting(launch.ending):
+    raise error
+  failing.join(20)
+  assert not failing.is_alive()
+  # What this process itself was asked comes first.
+  both[0].checked(nothing)[0].put('end/1', b'[1, "x"]')
+  with pytest.raises(Stopped, match='15'):
+    both[0].checked(functools.partial(launch._check, [signal.SIGTERM]))[1]()
+
+
+# -- what is refused before any process waits for another ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('given', 'why'),
+  [
+    (['--coordinator=127.0.0.1:1'], 'belong together'),
+    (['--process_id=0', '--num_processes=2'], 'belong together'),
+    (['--coordinator=127.0.0.1:1', '--process_id=2', '--num_processes=2'], 'must be less than num_processes'),
+    (['--hosts'], 'no job over several hosts is detected'),
+  ],
+)
+def test_flags_that_do_not_fit_together(tmp_path, given, why):
+  with pytest.raises(ValueError, match=why) as error:
+    cell_search.prepare(['cell_search', '--preset=smoke', f'--workdir={tmp_path}/run', *given])
+  testing.one_line(error)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('prepare', [cell_search.prepare, enas_search.prepare])
+def test_one_host_of_several_must_say_that_it_knows(tmp_path, monkeypatch, prepare):
+  monkeypatch.setattr(jax, 'process_count', lambda: 4)
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '4')
+  with pytest.raises(ValueError, match='one of 4 hosts.*--hosts') as error:
+    prepare(['search', '--preset=smoke', f'--workdir={tmp_path}/run'])
+  testing.one_line(error)
+
+
+def test_no_flags_means_one_host():
+  values = flags.FlagValues()
+  connection.define_flags(values)
+  values(['search'])
+  assert connection.join(values) is connection.UNCONNECTED
+
+
+# -- scripts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('codes', 'starts'), [((75, 134, 137, 0), 4), ((75, 143), 2), ((2, 0), 1), ((74,), 1), ((1,), 1)]
+)
+def test_a_command_is_run_again_if_it_can_go_on(tmp_path, codes, starts):
+  script = tmp_path / 'command.sh'
+  script.write_text(
+    f'n=$(cat {tmp_path}/n 2>/dev/null || echo 0); echo $((n + 1)) > {tmp_path}/n; c=({" ".join(map(str, codes))}); '
+    'exit ${c[$n]}'
+  )
+  again = (str(kill.ROOT / 'experiments' / 'again.sh'), 'bash', str(script))
+  done = subprocess.run(again, env={**os.environ, 'AGAIN_SECONDS': '0'}, capture_output=True, check=False)
+  assert done.returncode == codes[starts - 1] and (tmp_path / 'n').read_text().strip() == str(starts)
+
+
+def test_a_slice_is_started_on_all_hosts(tmp_path):
+  """The script, with a gcloud that only writes down what it is asked to do."""
+  fake = tmp_path / 'gcloud'
+  fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/asked\n')
+  fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+  script = pathlib.Path(kill.ROOT / 'experiments' / 'tpu_vm.sh')
+  run = functools.partial(
+    subprocess.run, cwd=kill.ROOT, env={**os.environ, 'GCLOUD': str(fake)}, capture_output=True, text=True, check=False
+  )
+  done = run([script, 'start', 'mine', 'zone', 'conv_search', '--layer_types=conv,max pool', '--workdir=/mnt/it is'])
+  asked = (tmp_path / 'asked').read_text()
+  assert done.returncode == 0, done.stderr
+  assert '--worker=all' in asked and '-m experiments.conv_search --hosts' in asked
+  # The flags survive the shell of the host.
+  command = asked[asked.index('.venv/bin/python -m') :].split(' >> ')[0]
+  shown = subprocess.run(['bash', '-c', f'printf "%s\\n" {command}'], capture_output=True, text=True, check=True).stdout
+  assert shown.splitlines()[-2:] == ['--layer_types=conv,max pool', '--workdir=/mnt/it is']
+  assert run([script, 'start', 'mine']).returncode == 2

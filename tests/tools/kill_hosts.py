@@ -1,0 +1,151 @@
+"""Kills hosts of searches over several of them with -9 at random moments, resumes, and compares with an unbroken run.
+
+Each time one of the processes is killed. The others must end by themselves: host 0 with exit code 75 and one line, the
+rest with 75 or 134. Example, minutes to hours:
+  python tests/tools/kill_hosts.py --kills=20 --hosts=2
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import types
+
+sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().parents[1:3])  # tests/ and the checkout
+
+from tools import kill
+
+PATIENCE = 10  # seconds
+# Small searches whose children train long enough to be hit.
+FLAGS = {
+  'cell': (
+    'cell_search', '--m=4', '--max_children=24', '--steps=60', '--steps_per_call=10', '--reliability_children=4',
+    '--final_children=0',
+  ),
+  'conv': ('conv_search', '--m=3', '--max_children=9', '--epochs=3', '--reliability_children=0'),
+  'layer': ('per_layer_search', '--max_children=8', '--epochs=2', '--reliability_children=0'),
+}  # fmt: skip
+COMMON = ('--preset=smoke', '--nocontrol', '--yardstick_repeats=0', f'--host_patience={PATIENCE}')
+
+
+def free_port() -> int:
+  """Returns a port that nothing listens to."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    return free.getsockname()[1]
+
+
+def start(
+  flags: Sequence[str],
+  workdir: pathlib.Path,
+  hosts: int = 2,
+  devices: int = 2,
+  own: Mapping[int, Sequence[str]] = types.MappingProxyType({}),
+) -> list[subprocess.Popen]:
+  """Starts a search on so many hosts of so many CPU devices. One host is started as a search on one host is.
+
+  Args:
+    flags: the launcher and its flags.
+    workdir: of the search.
+    hosts: how many processes.
+    devices: of each of them.
+    own: further flags of some of the processes, by number.
+
+  Returns:
+    The processes. The output of each is in WORKDIR.NUMBER.log.
+  """
+  launcher, *rest = flags
+  env = {'JAX_ENABLE_COMPILATION_CACHE': 'true', **os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)}
+  command = [sys.executable, '-m', f'experiments.{launcher}', *rest, f'--workdir={workdir}']
+  if hosts > 1:
+    command += [f'--coordinator=127.0.0.1:{free_port()}', f'--num_processes={hosts}']
+  begun = []
+  for host in range(hosts):
+    number = (f'--process_id={host}',) if hosts > 1 else ()
+    with open(log_of(workdir, host), 'wb') as log:
+      begun.append(
+        subprocess.Popen([*command, *number, *own.get(host, ())], cwd=kill.ROOT, env=env, stdout=log, stderr=log)
+      )
+  return begun
+
+
+def log_of(workdir: pathlib.Path, host: int) -> pathlib.Path:
+  """Returns the file with what a host printed last."""
+  return workdir.with_name(f'{workdir.name}.{host}.log')
+
+
+def ends(begun: list[subprocess.Popen], seconds: float = 600) -> list[int]:
+  """Returns the exit codes of processes that end within so many seconds; those that do not are killed."""
+  limit = time.monotonic() + seconds
+  try:
+    return [process.wait(max(0.0, limit - time.monotonic())) for process in begun]
+  finally:
+    for process in begun:
+      process.kill()
+      process.wait()
+
+
+def break_off(begun: list[subprocess.Popen], victim: int, workdir: pathlib.Path) -> float:
+  """Kills one of the processes and checks how the others end. Returns how long the last of them took."""
+  begun[victim].send_signal(signal.SIGKILL)
+  killed = time.monotonic()
+  codes = ends(begun)
+  seconds = time.monotonic() - killed
+  said = log_of(workdir, 0).read_text()
+  others = [code for host, code in enumerate(codes) if host not in (0, victim)]
+  assert set(others) <= {75, -signal.SIGABRT}, f'{codes}: {said}'
+  if victim:
+    assert codes[0] == 75 and f'host {victim} has been silent' in said, f'{codes}: {said}'
+    assert 'Traceback' not in said and 'Check failure' not in said, said
+    assert seconds < PATIENCE + 5 + 2, f'{seconds} s'  # two for the processes to go
+  return seconds
+
+
+def trial(system: str, kills: int, seed: int, hosts: int, folder: pathlib.Path, say=print) -> int:
+  """Kills hosts of a search and resumes it until it ends; so on until enough kills. Returns the searches compared."""
+  rng, hits, rounds, flags = random.Random(seed), 0, 0, (*FLAGS[system], *COMMON)
+  whole = folder / f'{system}-unbroken'
+  assert ends(start(flags, whole, hosts)) == [0] * hosts, log_of(whole, 0).read_text()
+  wanted = kill.outcome(whole)
+  begun = time.monotonic()
+  assert ends(start(flags, folder / f'{system}-timed', hosts)) == [0] * hosts
+  seconds = time.monotonic() - begun
+  while hits < kills:
+    rounds, broken = rounds + 1, folder / f'{system}-{rounds}'
+    while True:
+      processes, victim = start(flags, broken, hosts), rng.randrange(hosts)
+      if hits < kills:
+        time.sleep(rng.uniform(0.3, 0.9) * seconds)
+      if hits == kills or any(process.poll() is not None for process in processes):
+        codes = ends(processes)
+        assert codes == [0] * hosts, f'{codes}: {log_of(broken, 0).read_text()}'
+        break
+      took = break_off(processes, victim, broken)
+      hits += 1
+      say(f'{system}: host {victim} killed, all over after {took:.1f} s', flush=True)
+    found = kill.outcome(broken)
+    differing = [name for name, value in wanted.items() if found.get(name) != value]
+    assert not differing, f'{system}, round {rounds}: {differing} differ after {hits} kills; see {broken}'
+    say(f'{system}: {hits} kills so far, {rounds} searches, each as if unbroken', flush=True)
+  return rounds
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--kills', type=int, default=20, help='of each system')
+  parser.add_argument('--system', choices=[*FLAGS, 'all'], default='all')
+  parser.add_argument('--hosts', type=int, default=2)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--folder', type=pathlib.Path, default=None)
+  args = parser.parse_args()
+  place = args.folder or pathlib.Path(tempfile.mkdtemp())
+  place.mkdir(exist_ok=True, parents=True)
+  for each in FLAGS if args.system == 'all' else [args.system]:
+    trial(each, args.kills, args.seed, args.hosts, place)
