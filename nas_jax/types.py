@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.typing import DTypeLike
 
 Array = jax.Array
+DType = DTypeLike  # jnp.bfloat16, 'bfloat16', ...
 Key = jax.Array
 PyTree = Any
 Depth = int | Array | None  # the number of layers, an int or traced; None for all layers of the space

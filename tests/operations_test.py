@@ -270,7 +270,7 @@ def test_an_operator_stands_between_its_operands():
   over = Operation('over', jnp.divide, 'jnp.divide', infix='/')
   cells = space.tree_cell_space(2, (over, 'add'))
   lines = tree_cell.equations(cells.decode([0, 0, 1, 0, 0, 0, 1, 0, 0, 2]), cells.operations).splitlines()
-  assert lines == ['c_t = (W0 x) / (U0 h)', 'a0 = (W0 x) / (U0 h)', 'a1 = W1 x + U1 h', 'h_t = (a0 / a1) + c']
+  assert lines == ['c_t = (W0 x) / (U0 h)', 'a1 = W1 x + U1 h', 'h_t = (c_t / a1) + c']
 
 
 def test_the_ids_that_are_promised():

@@ -10,7 +10,7 @@ import optax
 
 from nas_jax import tree_cell
 from nas_jax.datasets import text_batches
-from nas_jax.nn import enas_cell
+from nas_jax.nn import enas_cell, products
 from nas_jax.nn import recurrent as recurrent_lib
 from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.training.child import Child
@@ -24,7 +24,7 @@ class Cell(NamedTuple):
   init: Callable[[Key, PyTree, int, int, float | Array], PyTree]
   carry: Callable[[int, int], PyTree]  # (batch, features) -> zeros
   # (params, arch, carry, xs, h_mask [B, H] or None) -> carry, ys; the mask is for recurrent dropout
-  unroll: Callable[[PyTree, PyTree, PyTree, recurrent_lib.Inputs, Array | None], tuple[PyTree, Array]]
+  unroll: Callable[[PyTree, PyTree, PyTree, products.Inputs, Array | None], tuple[PyTree, Array]]
 
 
 def tree(operations: Operations = BUILT_IN) -> Cell:
@@ -90,7 +90,7 @@ def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
   def unroll(params, arch, carry, xs, h_mask):
     del arch, h_mask
     cell = make(jax.tree.leaves(carry)[0].shape[-1])
-    return jax.lax.scan(lambda carry, x: cell.apply(params, carry, x), carry, recurrent_lib.looked_up(xs))
+    return jax.lax.scan(lambda carry, x: cell.apply(params, carry, x), carry, products.looked_up(xs))
 
   return Cell(init, carry, unroll)
 
@@ -162,9 +162,9 @@ def run(
   def dropped(x: Array, mask: Array | None) -> Array:
     return x if mask is None else x * mask[None]
 
-  x: recurrent_lib.Inputs = recurrent_lib.Rows(params['embedding'], inputs)
+  x: products.Inputs = products.Rows(params['embedding'], inputs)
   if masks.words is not None or masks.between[0] is not None:
-    x = recurrent_lib.looked_up(x)
+    x = products.looked_up(x)
     x = dropped(x if masks.words is None else x * masks.words[inputs], masks.between[0])
   after = list[PyTree]()
   for cell_params, carry, h_mask, above in zip(
@@ -174,7 +174,7 @@ def run(
     x = dropped(x, above)
     after.append(carry)
   softmax = params['softmax'] if 'softmax' in params else params['embedding'].T  # tied
-  logits = recurrent_lib.projected(x, softmax) + params['softmax_bias'][None, None]
+  logits = products.projected(x, softmax) + params['softmax_bias'][None, None]
   return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
 
 

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax import operations as operations_lib
+from nas_jax.nn import products
 from nas_jax.nn import recurrent as recurrent_lib
 from nas_jax.operations import BUILT_IN, IDENTITY, Operations
 from nas_jax.space.base import is_static
@@ -61,7 +62,7 @@ def unroll(
   params: dict[str, Array],
   arch: RnnArch,
   carry: Array,
-  xs: recurrent_lib.Inputs,
+  xs: products.Inputs,
   *,
   h_mask: Array | None = None,
   normalize: bool = False,
@@ -97,9 +98,9 @@ def unroll(
     )
   chosen = params if static else own(params, arch)
   mask = jnp.broadcast_to(jnp.ones((), carry.dtype) if h_mask is None else h_mask, carry.shape)
-  gates = recurrent_lib.projected(xs, chosen['kernel'], hoist)
-  floats = (chosen['recurrent_kernel'], chosen['nodes'], gates, carry, mask)
-  h, hs = (_hoisted_scan if hoist else _scan)(arch, operations, *recurrent_lib.vary_together(floats, arch))
+  gates = products.projected(xs, chosen['kernel'], hoist)
+  floats = products.promoted((chosen['recurrent_kernel'], chosen['nodes'], gates, carry, mask))
+  h, hs = (_hoisted_scan if hoist else _scan)(arch, operations, *products.vary_together(floats, arch))
   return h, jax.nn.standardize(hs, axis=1) if normalize else hs
 
 
@@ -175,7 +176,7 @@ def _hoisted_scan(arch, operations, *floats):
     chosen, recurrent, nodes, mask, before, sums, values = residuals
     arch, (dh, dhs) = fixed or chosen, cotangents
     shares = _shares(arch).astype(dh.dtype)[:, None, None]
-    transposed_kernel, transposed_nodes = recurrent_lib.transposed(recurrent), recurrent_lib.transposed(nodes)
+    transposed_kernel, transposed_nodes = products.transposed(recurrent), products.transposed(nodes)
 
     def through(activate, sums, before, dvalue):
       return jax.vjp(functools.partial(_node, operations, activate), sums, before)[1](dvalue)
@@ -193,7 +194,7 @@ def _hoisted_scan(arch, operations, *floats):
       return dh + dmasked * mask, (jnp.stack([dsum, *reversed(dsums)]), dmasked)
 
     dh, (dsums, dmasked) = jax.lax.scan(step, dh, (dhs, before, sums, values), reverse=True)
-    drecurrent = recurrent_lib.weight_gradient(before * mask[None], dsums[:, 0])
+    drecurrent = products.weight_gradient(before * mask[None], dsums[:, 0], recurrent)
     dnodes = jnp.einsum('tnbi,tnbj->nij', values[:, jnp.asarray(arch.previous, jnp.int32)], dsums[:, 1:])
     return None, drecurrent, dnodes, dsums[:, 0], dh, (dmasked * before).sum(0)
 

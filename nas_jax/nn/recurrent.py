@@ -12,21 +12,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nas_jax.types import Array, Key, PyTree
+from nas_jax.nn.products import (
+  Inputs,
+  cast,
+  projected,
+  promoted,
+  transposed,
+  vary_together,
+  weight_gradient,
+)
+from nas_jax.nn.reverse_only import reverse_only
+from nas_jax.types import Array, DType, Key, PyTree
 
 Carry = tuple[Array, Array]  # (c, h), each [B, H]
 # (arch, x W [B, k * H], h U + b [B, k * H], c [B, H]) -> (c, h); `arch` is the traced architecture, or None
 Cell = Callable[[PyTree, Array, Array, Array], Carry]
-
-
-class Rows(NamedTuple):
-  """Inputs that are rows of a table, such as the embeddings of words."""
-
-  table: Array  # [V, in]
-  indices: Array  # [T, B] int
-
-
-Inputs = Array | Rows  # [T, B, in]
 
 
 def init(
@@ -46,11 +46,23 @@ def init(
   return params | {'bias': jnp.zeros(width)} if bias else params
 
 
-def step(cell: Cell, arch: PyTree, params: dict[str, Array], carry: Carry, x: Array) -> tuple[Carry, Array]:
-  """One time step: maps the carry (c, h) [B, H] and x [B, in] to ((c, h), h)."""
-  c, h = carry
-  recurrent = h @ params['recurrent_kernel'] + _bias(params)[None]
-  c, h = cell(arch, *vary_together((x @ params['kernel'], recurrent, c), arch))
+def step(
+  cell: Cell,
+  arch: PyTree,
+  params: dict[str, Array],
+  carry: Carry,
+  x: Array,
+  *,
+  h_mask: Array | None = None,
+  dtype: DType | None = None,
+) -> tuple[Carry, Array]:
+  """One time step: maps the carry (c, h) [B, H] and x [B, in] to ((c, h), h). Arguments are as in `unroll`."""
+  (c, h), (params, x) = carry, cast((params, x), dtype)
+  weights, h = _weights(params), h if h_mask is None else h * h_mask
+  gate = _normalized(x @ params['kernel'], params.get('kernel_scale'), c.shape[-1])
+  recurrent = _read(weights, cast(h, dtype) @ weights.kernel, c.shape[-1])
+  c, value = cell(arch, *vary_together(promoted((gate, recurrent, c)), arch))
+  h = _projected_h(weights, value)
   return (c, h), h
 
 
@@ -64,32 +76,51 @@ def unroll(
   h_mask: Array | None = None,
   length: Array | None = None,
   hoist: bool = True,
+  dtype: DType | None = None,
   backward_cell: Cell | None = None,
 ) -> tuple[Carry, Array]:
-  """Runs a cell over a sequence.
+  """Runs a cell over a sequence. There may be any number of batch axes, also none: B stands for all of them.
 
   Args:
     cell: see `Cell`.
     arch: the traced architecture, or None.
-    params: 'kernel' [in, k * H], 'recurrent_kernel' [H, k * H] and perhaps 'bias' [k * H].
-    carry: (c, h), each [B, H].
+    params: 'kernel' [in, k * H] and 'recurrent_kernel' [P, k * H], where P is H without a projection. They may hold
+      more: 'bias' [k * H], which is added to h U; 'kernel_scale' and 'recurrent_scale' [k * H], the scales of the layer
+      norm of each gate of x W and of h U; 'projection_kernel' [H, P], which makes h_t out of the value of the cell.
+    carry: (c, h), [B, H] and [B, P].
     xs: [T, B, in], time first; or `Rows` of a table.
-    h_mask: [B, H] or [H], multiplies h_(t-1) where it enters the cell (variational dropout).
+    h_mask: [B, P] or [P], multiplies h_(t-1) where it enters the cell (variational dropout).
     length: [B] int, the number of steps of each row; after them its carry stays as it is.
     hoist: computes the gradient of the recurrent weights as one product after the backward loop, and recomputes the
       values inside the cell instead of storing them. This is a `custom_vjp`, so forward-mode derivatives need False.
+    dtype: the type of the products with weights, to which params, xs and h are cast; by default the common type of all
+      arguments. The rest of the cell, c and h have the common type of `dtype` and the carry.
     backward_cell: the cell to recompute with, if another form of it is faster there.
 
   Returns:
-    The final (c, h) and the outputs h_t [T, B, H]; outputs after a row's length have no meaning.
+    The final (c, h) and the outputs h_t [T, B, P]; outputs after a row's length have no meaning.
+
+  Raises:
+    TypeError: forward-mode derivatives are taken and `hoist` is True.
   """
-  mask = jnp.broadcast_to(jnp.ones((), carry[1].dtype) if h_mask is None else h_mask, carry[1].shape)
-  gates = projected(xs, params['kernel'], hoist)
-  keep = None if length is None else jnp.arange(len(gates))[:, None, None] < length[None, :, None]
-  floats = (params['recurrent_kernel'], _bias(params), gates, *carry, mask)
+  if hoist:
+    params, carry, xs, h_mask = reverse_only((params, carry, xs, h_mask), _FORWARD)
+  (c, h), (params, xs) = carry, cast((params, xs), dtype)
+  mask = jnp.ones_like(h) if h_mask is None else jnp.ones_like(h) * jnp.expand_dims(h_mask, range(h.ndim - h_mask.ndim))
+  gates = _normalized(projected(xs, params['kernel'], hoist), params.get('kernel_scale'), c.shape[-1])
+  weights = _weights(params)
+  common = jnp.result_type(*jax.tree.leaves((weights, gates, c, h, mask)))
+  floats = (*cast((weights, gates), common if dtype is None else dtype), *cast((c, h, mask), common))
+  keep = None if length is None else jnp.arange(len(gates)).reshape(-1, *(1,) * c.ndim) < length[None, ..., None]
   scan = functools.partial(_hoisted_scan, backward_cell or cell) if hoist else _scan
   c, h, hs = scan(cell, arch, keep, *vary_together(floats, (arch, keep)))
   return (c, h), hs
+
+
+_FORWARD = (
+  'unroll has a gradient of its own (custom_vjp), of which there is no forward mode (jvp, jacfwd, linearize): pass '
+  'hoist=False for the gradient that JAX derives.'
+)
 
 
 def lstm(_: PyTree, x: Array, h: Array, c: Array) -> Carry:
@@ -99,114 +130,119 @@ def lstm(_: PyTree, x: Array, h: Array, c: Array) -> Carry:
   return c, jax.nn.sigmoid(o) * jnp.tanh(c)
 
 
-def looked_up(xs: Inputs) -> Array:
-  """Returns the inputs as an array [T, B, in]."""
-  return xs.table[xs.indices] if isinstance(xs, Rows) else xs
+class _Weights(NamedTuple):
+  """The weights that the loop reads, see `unroll`; k * H is as wide as the gates."""
+
+  kernel: Array  # [P, k * H]
+  bias: Array  # [k * H], zeros if the cell has none
+  scale: Array | None  # [k * H]
+  projection: Array | None  # [H, P]
 
 
-def projected(xs: Inputs, kernel: Array, hoist: bool = True) -> Array:
-  """Computes x W for all steps, [T, B, out]; `hoist` as in `unroll`.
-
-  If the inputs are rows of a table with fewer rows than there are inputs, the table is projected and its rows are
-  looked up, which gives the same with fewer operations.
-  """
-  if isinstance(xs, Rows) and len(xs.table) < xs.indices.size:
-    return projected(xs.table[None], kernel, hoist)[0][xs.indices]
-  x, kernel = vary_together((looked_up(xs), kernel), ())
-  return (project if hoist else jnp.matmul)(x, kernel)
-
-
-@jax.custom_vjp
-def project(x: Array, kernel: Array) -> Array:
-  """x W for all steps [T, B, in], with the gradient of `weight_gradient`, which is faster on a CPU."""
-  return x @ kernel
-
-
-def weight_gradient(x: Array, dy: Array) -> Array:
-  """Returns the gradient [in, out] of weights that map x [T, B, in] to outputs whose gradient is dy [T, B, out].
-
-  It is one product of two matrices: for a sum over two axes XLA:CPU would first copy both arrays into another order.
-  """
-  x, dy = (value.reshape(-1, value.shape[-1]) for value in (x, dy))
-  return transposed(x) @ dy
-
-
-project.defvjp(
-  lambda x, kernel: (x @ kernel, (x, kernel)),
-  lambda saved, dy: (dy @ saved[1].T, weight_gradient(saved[0], dy)),
-)
-
-
-def transposed(kernel: Array) -> Array:
-  """Returns W^T [..., out, in] as an array, so that a loop does not transpose W again in each of its products."""
-  return jax.lax.optimization_barrier(kernel.mT)
-
-
-def _bias(params: dict[str, Array]) -> Array:
-  """Returns the bias [k * H]; zeros if the cell has none."""
+def _weights(params: dict[str, Array]) -> _Weights:
   kernel = params['recurrent_kernel']
-  return params['bias'] if 'bias' in params else jnp.zeros(kernel.shape[1:], kernel.dtype)
+  bias = params['bias'] if 'bias' in params else jnp.zeros(kernel.shape[1:], kernel.dtype)
+  return _Weights(kernel, bias, params.get('recurrent_scale'), params.get('projection_kernel'))
 
 
-def vary_together(arrays: tuple[Array, ...], others: PyTree) -> tuple[Array, ...]:
-  """Under `shard_map`, makes all arrays vary over each mesh axis that one of them, or of `others`, varies over.
-
-  The carry of a scan and the cotangents of a `custom_vjp` must not change in this respect. Outside of `shard_map` this
-  adds a constant 0.
-  """
-  zero = sum(jnp.zeros_like(array, shape=()) for array in jax.tree.leaves((arrays, others)))
-  return tuple(array + zero for array in arrays)
+def _read(weights: _Weights, product: Array, features: int) -> Array:
+  """Returns what the gates read, [B, k * H], of the product h U."""
+  bias = weights.bias.reshape((1,) * (product.ndim - 1) + (-1,))
+  return _normalized(product, weights.scale, features) + bias
 
 
-def _scan(cell, arch, keep, kernel, bias, gates, c, h, mask):
-  """The plain loop, whose gradient JAX derives. Returns c, h [B, H] and the outputs [T, B, H]."""
-  (c, h), (hs, *_) = jax.lax.scan(functools.partial(_step, cell, arch, kernel, bias, mask), (c, h), (gates, keep))
+def _normalized(values: Array, scale: Array | None, features: int) -> Array:
+  """Layer norm (Ba et al., 2016) of each gate of `values` [..., k * H] by itself; None leaves them as they are."""
+  if scale is None:
+    return values
+  wide = values.reshape(*values.shape[:-1], -1, features)
+  wide = jax.nn.standardize(wide.astype(jnp.promote_types(wide.dtype, jnp.float32)), axis=-1, epsilon=1e-6)
+  return wide.reshape(values.shape).astype(values.dtype) * scale.reshape((1,) * (values.ndim - 1) + (-1,))
+
+
+def _projected_h(weights: _Weights, value: Array) -> Array:
+  """Returns h_t from the value of the cell [..., H]."""
+  if weights.projection is None:
+    return value
+  return (value.astype(weights.projection.dtype) @ weights.projection).astype(value.dtype)
+
+
+def _run(cell: Cell, arch: PyTree, gate: Array, recurrent: Array, c: Array) -> Carry:
+  """Runs a cell in the type of the carry."""
+  return cell(arch, gate.astype(c.dtype), recurrent.astype(c.dtype), c)
+
+
+def _scan(cell, arch, keep, weights, gates, c, h, mask):
+  """The plain loop, whose gradient JAX derives. Returns c, h and the outputs [T, B, P]."""
+  (c, h), (hs, *_) = jax.lax.scan(functools.partial(_step, cell, arch, weights, mask), (c, h), (gates, keep))
   return c, h, hs
 
 
-def _step(cell, arch, kernel, bias, mask, carry, inputs):
+def _step(cell, arch, weights, mask, carry, inputs):
   """One step. Returns the carry after it, and its output together with what the backward pass needs."""
   (c, h), (gate, keep) = carry, inputs
-  recurrent = (h * mask) @ kernel + bias[None]
-  new_c, new_h = cell(arch, gate, recurrent, c)
+  product = (h * mask).astype(weights.kernel.dtype) @ weights.kernel
+  recurrent = _read(weights, product, c.shape[-1])
+  new_c, value = _run(cell, arch, gate, recurrent, c)
+  new_h = _projected_h(weights, value)
   after = (new_c, new_h) if keep is None else (jnp.where(keep, new_c, c), jnp.where(keep, new_h, h))
-  return after, (new_h, c, h, recurrent)
+  return after, (new_h, c, h, recurrent if weights.scale is None else product)
 
 
 def _hoisted_scan(backward_cell, cell, arch, keep, *floats):
-  """`_scan` whose backward loop recomputes with `backward_cell` and does not contain the gradient of the weights."""
+  """`_scan` whose backward loop recomputes with `backward_cell` and does not contain the gradients of the weights."""
 
   @jax.custom_vjp
-  def scan(arch, keep, kernel, bias, gates, c, h, mask):
-    return _scan(cell, arch, keep, kernel, bias, gates, c, h, mask)
+  def scan(arch, keep, *floats):
+    return _scan(cell, arch, keep, *floats)
 
-  def forward(arch, keep, kernel, bias, gates, c, h, mask):
-    step = functools.partial(_step, cell, arch, kernel, bias, mask)
-    (c, h), (hs, cs, before, recurrents) = jax.lax.scan(step, (c, h), (gates, keep))
-    return (c, h, hs), (arch, keep, kernel, gates, cs, before, recurrents, mask)
+  def forward(arch, keep, weights, gates, c, h, mask):
+    step = functools.partial(_step, cell, arch, weights, mask)
+    (c, h), (hs, cs, before, products) = jax.lax.scan(step, (c, h), (gates, keep))
+    return (c, h, hs), (arch, keep, weights, gates, cs, before, products, mask)
 
   def backward(residuals, cotangents):
-    arch, keep, kernel, gates, cs, before, recurrents, mask = residuals
+    arch, keep, weights, gates, cs, before, products, mask = residuals
     dc, dh, dhs = cotangents
-    transposed_kernel = transposed(kernel)
+    normalize, project = weights.scale is not None, weights.projection is not None
+    transposed_kernel = transposed(weights.kernel)
+    transposed_projection = transposed(weights.projection) if project else None
 
     def step(carry, inputs):
       dc, dh = carry
-      gate, recurrent, c, keep, dh_out = inputs
+      gate, product, c, keep, dh_out = inputs
       if keep is None:
         past_c = past_h = 0.0
       else:  # after the length of a row its cotangent is passed on unchanged
         past_c, past_h = jnp.where(keep, 0.0, dc), jnp.where(keep, 0.0, dh)
         dc, dh = jnp.where(keep, dc, 0.0), jnp.where(keep, dh, 0.0)
-      _, vjp = jax.vjp(functools.partial(backward_cell, arch), gate, recurrent, c)
-      dgate, drecurrent, dc = vjp((dc, dh_out + dh))
-      dmasked = drecurrent @ transposed_kernel
-      return (dc + past_c, dmasked * mask + past_h), (dgate, drecurrent, dmasked)
+      recurrent = _read(weights, product, c.shape[-1]) if normalize else product
+      (_, value), vjp = jax.vjp(functools.partial(_run, backward_cell, arch), gate, recurrent, c)
+      dh = dvalue = dh_out + dh
+      if project:
+        dvalue = (dh.astype(transposed_projection.dtype) @ transposed_projection).astype(dh.dtype)
+      dgate, drecurrent, dc = vjp((dc, dvalue))
+      dproduct = drecurrent
+      if normalize:
+        dproduct = jax.vjp(lambda product: _read(weights, product, c.shape[-1]), product)[1](drecurrent)[0]
+      dmasked = (dproduct @ transposed_kernel).astype(dh.dtype)
+      more = (dproduct if normalize else None, (value, dh) if project else None)
+      return (dc + past_c, dmasked * mask + past_h), (dgate, drecurrent, dmasked, more)
 
-    inputs = (gates, recurrents, cs, keep, dhs)
-    (dc, dh), (dgates, drecurrents, dmasked) = jax.lax.scan(step, (dc, dh), inputs, reverse=True)
-    dkernel = weight_gradient(before * mask[None], drecurrents)
-    return None, None, dkernel, drecurrents.sum((0, 1)), dgates, dc, dh, (dmasked * before).sum(0)
+    inputs = (gates, products, cs, keep, dhs)
+    (dc, dh), (dgates, drecurrents, dmasked, more) = jax.lax.scan(step, (dc, dh), inputs, reverse=True)
+    dproducts, of_projection = drecurrents if more[0] is None else more[0], more[1]
+    dkernel = weight_gradient((before * mask[None]).astype(dproducts.dtype), dproducts, weights.kernel)
+    dscale = dprojection = None
+    if normalize:
+      read = functools.partial(_normalized, products, features=cs.shape[-1])
+      (dscale,) = jax.vjp(read, weights.scale)[1](drecurrents)
+    if project:
+      values, dvalues = cast(of_projection, weights.projection.dtype)
+      dprojection = weight_gradient(values, dvalues, weights.projection)
+    dbias = drecurrents.sum(tuple(range(drecurrents.ndim - 1)))
+    dweights = _Weights(dkernel, dbias, dscale, dprojection)
+    return None, None, dweights, dgates, dc, dh, (dmasked * before).sum(0)
 
   scan.defvjp(forward, backward)
   return scan(arch, keep, *floats)

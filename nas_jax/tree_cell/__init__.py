@@ -6,7 +6,9 @@ from typing import Any
 from nas_jax.operations import Operation, Operations
 from nas_jax.published import LSTM, NASCELL
 from nas_jax.space.tree import TreeArch
-from nas_jax.tree_cell.cell import Carry, TreeCell, apply, init, unroll
+from nas_jax.tree_cell.cell import Carry, apply, unroll
+from nas_jax.tree_cell.linen import TreeCell
+from nas_jax.tree_cell.params import init
 from nas_jax.tree_cell.text import equations, to_source
 
 # These are imported on first use: flax.nnx imports optax, and pictures need matplotlib.

@@ -33,7 +33,7 @@ def equations(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
   >>> print(tree_cell.equations(cell))
   a0 = relu(tanh(W0 x + U0 h) + c)
   c_t = (W1 x) * (U1 h)
-  a1 = relu((W1 x) * (U1 h))
+  a1 = relu(c_t)
   h_t = sigmoid(a0 + a1)
   """
   words = _Words('W{i} x', 'U{i} h', lambda operation: operation.name)
@@ -76,7 +76,7 @@ def to_source(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
 
 
 def _statements(arch: TreeArch, operations: Operations, words: _Words) -> Iterator[tuple[str, str]]:
-  """Yields (name, expression) in the order of evaluation; the last name is h_t."""
+  """Yields (name, expression) in the order of evaluation; the last name is h_t. No expression is written twice."""
   check_tree(arch, operations)
   n = leaves(arch)
   combine, activate = (functools.partial(operations_lib.find, kind, operations) for kind in Operations._fields)
@@ -92,20 +92,27 @@ def _statements(arch: TreeArch, operations: Operations, words: _Words) -> Iterat
   def activated(chosen: int, value: str) -> str:
     return value if chosen == IDENTITY else f'{words.function(activate(chosen))}({value})'
 
+  names: list[str] = []  # of the values of the nodes
   for node in range(2 * n - 1):
     if node < n:
       pair = words.x.format(i=node), words.h.format(i=node)
     else:
-      pair = f'a{2 * (node - n)}', f'a{2 * (node - n) + 1}'
+      pair = names[2 * (node - n)], names[2 * (node - n) + 1]
     value = combined(arch.combine[node], *pair)
     if node == arch.index[0]:
       yield 'c_t', value
+      value = 'c_t'
     value = activated(arch.activate[node], value)
     if node == arch.index[1]:
-      if arch.activate[node] == IDENTITY and combine(arch.inject[0]).infix and combine(arch.combine[node]).infix:
+      plain = value != 'c_t' and arch.activate[node] == IDENTITY  # then it is the combination as it was written
+      if plain and combine(arch.inject[0]).infix and combine(arch.combine[node]).infix:
         value = f'({value})'
       value = activated(arch.inject[1], combined(arch.inject[0], value, 'c'))
-    yield ('h_t' if node == 2 * n - 2 else f'a{node}'), value
+    names.append(value if value == 'c_t' else f'a{node}')
+    if node == 2 * n - 2:
+      yield 'h_t', value
+    elif value != 'c_t':
+      yield names[node], value
 
 
 _FILE = '''"""A recurrent cell found by architecture search. It needs only JAX.

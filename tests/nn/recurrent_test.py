@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nas_jax.nn import recurrent
+from nas_jax.nn import products, recurrent
 
 T, B, IN, H = 5, 3, 4, 2
 
@@ -43,11 +43,11 @@ def test_rows_of_a_table_are_what_is_looked_up(x64, rows, hoist):
 
   both = [
     jax.value_and_grad(loss, (0, 1))(params, table, made)
-    for made in (recurrent.Rows, lambda table, places: table[places])
+    for made in (products.Rows, lambda table, places: table[places])
   ]
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), *both)
-  products = jax.jit(loss, static_argnums=2).lower(params, table, recurrent.Rows).as_text()
-  assert (f'tensor<1x{rows}x{4 * H}xf64>' in products) == (rows < T * B)
+  program = jax.jit(loss, static_argnums=2).lower(params, table, products.Rows).as_text()
+  assert (f'tensor<1x{rows}x{4 * H}xf64>' in program) == (rows < T * B)
 
 
 def test_hoisting_changes_no_gradient_of_the_lstm(x64):

@@ -72,7 +72,7 @@ def alone(params, xs, row, reverse=False):
 
 def test_rnn_with_seq_lengths(x64):
   xs, params = normal(9, B, T, IN), parameters(2)
-  rnn = nn.RNN(tree_cell.TreeCell(H, CELL, bias=True), return_carry=True)
+  rnn = nn.RNN(tree_cell.TreeCell(H, CELL, bias=True, param_dtype=float), return_carry=True)
   (c, h), ys = rnn.apply({'params': {'cell': params}}, xs, seq_lengths=jnp.array(LENGTH))
   for row, length in enumerate(LENGTH):
     (want_c, want_h), want = alone(params, xs, row)
@@ -85,7 +85,9 @@ def test_rnn_with_seq_lengths(x64):
 
 def test_bidirectional_with_seq_lengths(x64):
   xs = normal(9, B, T, IN)
-  layer = nn.Bidirectional(*(nn.RNN(tree_cell.TreeCell(H, CELL, bias=True)) for _ in range(2)), return_carry=True)
+  layer = nn.Bidirectional(
+    *(nn.RNN(tree_cell.TreeCell(H, CELL, bias=True, param_dtype=float)) for _ in range(2)), return_carry=True
+  )
   there, back = parameters(2), parameters(2, seed=5)
   variables = {'params': {'forward_rnn': {'cell': there}, 'backward_rnn': {'cell': back}}}
   made = layer.init(jax.random.key(0), xs)
@@ -103,7 +105,9 @@ def test_a_remat_cell_in_rnn_has_the_same_gradient(x64):
   variables = {'params': {'cell': parameters(2)}}
 
   def gradient(cell):
-    return jax.grad(lambda variables: jnp.sin(nn.RNN(cell(H, CELL, bias=True)).apply(variables, xs)).sum())(variables)
+    return jax.grad(
+      lambda variables: jnp.sin(nn.RNN(cell(H, CELL, bias=True, param_dtype=float)).apply(variables, xs)).sum()
+    )(variables)
 
   assert_close(gradient(nn.remat(tree_cell.TreeCell)), gradient(tree_cell.TreeCell))
 
@@ -258,5 +262,5 @@ def test_weights_of_tensorflow_in_a_flax_model(x64):
   for t in range(T):
     weights = (np.asarray(params[name]) for name in ('kernel', 'recurrent_kernel', 'bias'))
     zeros[:, t], state = tensorflow_nascell(*weights, state, np.asarray(xs)[:, t])
-  model = nn.RNN(tree_cell.TreeCell(H, bias=True))
+  model = nn.RNN(tree_cell.TreeCell(H, bias=True, param_dtype=float))
   assert_close(model.apply({'params': {'cell': params}}, xs), zeros)

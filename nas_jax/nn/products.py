@@ -1,0 +1,89 @@
+"""Products of inputs with weights for loops over time, and their gradients."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nas_jax.types import Array, DType, PyTree
+
+
+class Rows(NamedTuple):
+  """Inputs that are rows of a table, such as the embeddings of words."""
+
+  table: Array  # [V, in]
+  indices: Array  # [T, B] int
+
+
+Inputs = Array | Rows  # [T, B, in]
+
+
+def looked_up(xs: Inputs) -> Array:
+  """Returns the inputs as an array [T, B, in]."""
+  return xs.table[xs.indices] if isinstance(xs, Rows) else xs
+
+
+def projected(xs: Inputs, kernel: Array, hoist: bool = True) -> Array:
+  """Computes x W for all steps, [T, B, out]; `hoist` as in `unroll`.
+
+  If the inputs are rows of a table with fewer rows than there are inputs, the table is projected and its rows are
+  looked up, which gives the same with fewer operations.
+  """
+  if isinstance(xs, Rows) and len(xs.table) < xs.indices.size:
+    return projected(xs.table[None], kernel, hoist)[0][xs.indices]
+  x, kernel = vary_together(promoted((looked_up(xs), kernel)), ())
+  return (project if hoist else jnp.matmul)(x, kernel)
+
+
+@jax.custom_vjp
+def project(x: Array, kernel: Array) -> Array:
+  """x W for all steps [T, B, in], with the gradient of `weight_gradient`, which is faster on a CPU."""
+  return x @ kernel
+
+
+def weight_gradient(x: Array, dy: Array, kernel: Array) -> Array:
+  """Returns the gradient [in, out] of weights that map x [T, B, in] to outputs whose gradient is dy [T, B, out].
+
+  It is one product of two matrices: for a sum over two axes XLA:CPU would first copy both arrays into another order.
+  On a mesh with Explicit axes it is JAX's own gradient, which is sharded as the weights are: there the axes that are
+  summed must not be merged.
+  """
+  if jax.sharding.AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
+    return jax.vjp(lambda kernel: x @ kernel, kernel)[1](dy)[0]
+  x, dy = (value.reshape(-1, value.shape[-1]) for value in (x, dy))
+  return transposed(x) @ dy
+
+
+project.defvjp(
+  lambda x, kernel: (x @ kernel, (x, kernel)),
+  lambda saved, dy: (dy @ saved[1].T, weight_gradient(saved[0], dy, saved[1])),
+)
+
+
+def transposed(kernel: Array) -> Array:
+  """Returns W^T [..., out, in] as an array, so that a loop does not transpose W again in each of its products."""
+  return jax.lax.optimization_barrier(kernel.mT)
+
+
+def cast(values: PyTree, dtype: DType | None) -> PyTree:
+  """Casts all arrays to a type, but for indices; None leaves them as they are."""
+
+  def one(value):
+    return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else value
+
+  return values if dtype is None else jax.tree.map(one, values)
+
+
+def promoted(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+  """Casts arrays to their common type."""
+  return tuple(array.astype(jnp.result_type(*arrays)) for array in arrays)
+
+
+def vary_together(arrays: PyTree, others: PyTree) -> PyTree:
+  """Under `shard_map`, makes all arrays vary over each mesh axis that one of them, or of `others`, varies over.
+
+  The carry of a scan and the cotangents of a `custom_vjp` must not change in this respect. Outside of `shard_map` this
+  adds a constant 0.
+  """
+  zero = jnp.asarray(sum(jnp.zeros_like(array, shape=()) for array in jax.tree.leaves((arrays, others))))
+  return jax.tree.map(lambda array: array + zero.astype(array.dtype), arrays)

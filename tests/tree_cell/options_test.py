@@ -1,0 +1,339 @@
+"""What tree cells have beyond Flax's: projection, layer norm and recurrent dropout; and `unroll` in all its uses."""
+
+import functools
+import itertools
+
+from flax import nnx
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+from testing import one_line
+
+from nas_jax import space, tree_cell
+from nas_jax.operations import ADD, IDENTITY, MULT, RELU, SIGMOID, TANH
+from nas_jax.tree_cell import TreeArch
+
+F32 = jnp.float32
+T, B, IN, H, WIDTH = 3, 4, 3, 4, 2  # WIDTH is that of a projected h
+ARCH = TreeArch(combine=(ADD, MULT, ADD), activate=(TANH, RELU, IDENTITY), inject=(MULT, TANH), index=(2, 0))
+SMOOTH = ARCH._replace(activate=(TANH, SIGMOID, TANH))
+ALL = {'bias': True, 'projection': WIDTH, 'layer_norm': True}
+
+
+def traced(arch):
+  return jax.tree.map(lambda ids: ids[0], space.stack([arch]))
+
+
+FORMS = pytest.mark.parametrize('form', [lambda arch: arch, traced], ids=['static', 'traced'])
+WAYS = pytest.mark.parametrize(
+  'form, hoist',
+  [(lambda arch: arch, True), (traced, True), (lambda arch: arch, False)],
+  ids=['static', 'traced', 'static without hoist'],
+)
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def example(width=H, **options):
+  """Random params, carry, xs."""
+  shapes = tree_cell.init(jax.random.key(0), ARCH, IN, H, **options)
+  params = {name: normal(place, *value.shape) for place, (name, value) in enumerate(shapes.items())}
+  return params, (normal(7, B, H), normal(8, B, width)), normal(9, T, B, IN)
+
+
+def assert_close(got, want, tolerance=1e-11):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, want)
+
+
+def loss(params, arch, carry, xs, **options):
+  """A number in which every output and the final carry count with weights of their own."""
+  leaves = jax.tree.leaves(tree_cell.unroll(params, arch, carry, xs, **options))
+  return sum((leaf * jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape)).sum() for leaf in leaves)
+
+
+# -- projection and layer norm ----------------------------------------------------------------------------------------
+
+
+@FORMS
+def test_projection_multiplies_the_root(x64, form):
+  params, carry, xs = example(WIDTH, projection=WIDTH)
+  assert params['recurrent_kernel'].shape == (WIDTH, 2 * H) and params['projection_kernel'].shape == (H, WIDTH)
+  (c, h), y = tree_cell.apply(params, form(ARCH), carry, xs[0])
+  plain = {name: value for name, value in params.items() if name != 'projection_kernel'}
+  (want_c, root), _ = tree_cell.apply(plain, ARCH, carry, xs[0])
+  assert_close((c, h, y), (want_c, root @ params['projection_kernel'], root @ params['projection_kernel']))
+
+
+@FORMS
+def test_layer_norm_is_that_of_flax_in_each_leaf(x64, form):
+  params, (c, h), xs = example(bias=True, layer_norm=True)
+  found = tree_cell.apply(params, form(ARCH), (c, h), xs[0])
+
+  def read(values, scale):
+    norm = nn.LayerNorm(use_bias=False, use_scale=False, param_dtype=float)
+    return norm.apply({}, values.reshape(B, 2, H)).reshape(B, 2 * H) * scale[None]
+
+  # With identities for weights the leaves read what they are given.
+  eye = {'kernel': jnp.eye(2 * H), 'recurrent_kernel': jnp.eye(2 * H)}
+  x = read(xs[0] @ params['kernel'], params['kernel_scale'])
+  recurrent = read(h @ params['recurrent_kernel'], params['recurrent_scale']) + params['bias'][None]
+  assert_close(found, tree_cell.apply(eye, ARCH, (c, recurrent), x))
+
+
+@FORMS
+@pytest.mark.parametrize('options', [{'layer_norm': True}, {'bias': True, 'projection': WIDTH}, ALL])
+def test_hoisting_changes_no_gradient(x64, form, options):
+  width = options.get('projection', H)
+  params, carry, xs = example(width, **options)
+  mask, length = normal(5, B, width), jnp.array([2, 0, T, 1])
+
+  def gradient(hoist):
+    def value(*inputs):
+      return loss(inputs[0], form(ARCH), *inputs[1:3], h_mask=inputs[3], length=length, hoist=hoist)
+
+    return jax.value_and_grad(value, (0, 1, 2, 3))(params, carry, xs, mask)
+
+  assert_close(*jax.jit(lambda: (gradient(True), gradient(False)))())
+
+
+def test_in_the_modules_of_flax_they_are_unroll(x64):
+  xs = normal(9, B, T, IN)
+  rnn = nn.RNN(tree_cell.TreeCell(H, ARCH, param_dtype=float, **ALL), return_carry=True)
+  variables = rnn.init(jax.random.key(0), xs)
+  module = tree_cell.NNXTreeCell(IN, H, ARCH, param_dtype=float, **ALL, rngs=nnx.Rngs(0))
+  zeros = jnp.zeros((B, H)), jnp.zeros((B, WIDTH))
+  for params, got in (
+    (variables['params']['cell'], rnn.apply(variables, xs)),
+    (
+      {name: value[...] for name, value in nnx.state(module, nnx.Param).items()},
+      nnx.RNN(module, return_carry=True)(xs),
+    ),
+  ):
+    assert set(params) == {*example(WIDTH, **ALL)[0]}
+    (c, h), ys = tree_cell.unroll(params, ARCH, zeros, xs.swapaxes(0, 1))
+    assert_close(got, ((c, h), ys.swapaxes(0, 1)))
+
+
+# -- recurrent dropout ------------------------------------------------------------------------------------------------
+
+
+def dropped(kind, params, carry, xs, same, key):
+  """The outputs of a cell that drops half of h, with the same mask in all steps or with one for each."""
+  if kind == 'linen':
+    cell = tree_cell.TreeCell(2, ARCH, recurrent_dropout=0.5, deterministic=False)
+    rnn = nn.RNN(cell, split_rngs={'params': False, 'dropout': not same})
+    return rnn.apply({'params': {'cell': params}}, xs, initial_carry=carry, rngs={'dropout': key})
+  cell = tree_cell.NNXTreeCell(IN, 2, ARCH, recurrent_dropout=0.5, rngs=nnx.Rngs(params=0, dropout=key))
+  cell.kernel[...], cell.recurrent_kernel[...] = params['kernel'], params['recurrent_kernel']
+  return nnx.RNN(cell, broadcast_rngs='dropout' if same else None)(xs, initial_carry=carry)
+
+
+@pytest.mark.parametrize('kind', ['linen', 'NNX'])
+def test_dropout_masks_h_in_the_leaves(kind):
+  """Every output is that of masks of 0 and 2, the same in all steps if so asked."""
+  params = tree_cell.init(jax.random.key(0), ARCH, IN, 2, scale=1.0)
+  xs, carry = jax.random.normal(jax.random.key(1), (2, IN)), (jnp.ones(2), jnp.array([0.5, -0.7]))
+  masks = jnp.array(list(itertools.product([0.0, 2.0], repeat=4))).reshape(-1, 2, 2)  # of each step
+
+  def masked(masks):
+    state, y = tree_cell.apply(params, ARCH, carry, xs[0], h_mask=masks[0])
+    return jnp.stack([y, tree_cell.apply(params, ARCH, state, xs[1], h_mask=masks[1])[1]])
+
+  keys = jax.random.split(jax.random.key(2), 12)
+  chosen = {}
+  for same in (True, False):
+    run = functools.partial(dropped, kind, params, carry, xs, same)
+    near = jax.jit(lambda run=run: jnp.abs(jax.vmap(run)(keys)[:, None] - jax.vmap(masked)(masks)[None]).max((2, 3)))()
+    assert ((near < 1e-6).sum(1) == 1).all()
+    chosen[same] = masks[near.argmin(1)]
+  assert (chosen[True][:, 0] == chosen[True][:, 1]).all() and len(np.unique(chosen[True], axis=0)) > 1
+  assert (chosen[False][:, 0] != chosen[False][:, 1]).any()
+
+
+def test_dropout_is_left_out_in_evaluation():
+  params = tree_cell.init(jax.random.key(0), ARCH, IN, H)
+  xs, carry = jnp.ones((T, IN)), (jnp.ones(H), jnp.ones(H))
+  want = tree_cell.unroll(params, ARCH, carry, xs)[1]
+  linen = nn.RNN(tree_cell.TreeCell(H, ARCH, recurrent_dropout=0.5, deterministic=True))
+  assert_close(linen.apply({'params': {'cell': params}}, xs, initial_carry=carry), want, 1e-6)
+  cell = tree_cell.NNXTreeCell(IN, H, ARCH, recurrent_dropout=0.5, rngs=nnx.Rngs(0))
+  cell.kernel[...], cell.recurrent_kernel[...] = params['kernel'], params['recurrent_kernel']
+  cell.eval()
+  assert_close(nnx.RNN(cell)(xs, initial_carry=carry), want, 1e-6)
+  cell.train()
+  assert not np.allclose(nnx.RNN(cell)(xs, initial_carry=carry), want)
+
+
+# -- unroll -----------------------------------------------------------------------------------------------------------
+
+
+@WAYS
+def test_unroll_takes_any_batch_axes(x64, form, hoist):
+  """Values and gradients of a batch of two by three, against one of six and against one row alone."""
+  params, arch = example(bias=True)[0], form(ARCH)
+  carry, xs = (normal(1, 2, 3, H), normal(2, 2, 3, H)), normal(3, T, 2, 3, IN)
+  length = jnp.array([[1, 2, 3], [3, 0, 1]])
+
+  @jax.jit
+  def run(params, carry, xs, length):
+    """Results, and the gradients of the sum of their sines."""
+
+    def value(*inputs):
+      results = tree_cell.unroll(inputs[0], arch, *inputs[1:], length=length, hoist=hoist)
+      return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(results)), results
+
+    return jax.grad(value, (0, 1, 2), has_aux=True)(params, carry, xs)
+
+  def rows(values, take):
+    """Takes rows of (gradients by params, carry and xs; results): the time axis stands before them."""
+    (dparams, dcarry, dxs), (final, ys) = values
+    (dcarry, final), (dxs, ys) = jax.tree.map(take, (dcarry, final)), jax.tree.map(jax.vmap(take), (dxs, ys))
+    return (dparams, dcarry, dxs), (final, ys)
+
+  def flat(value):
+    return value.reshape(6, *value.shape[2:])
+
+  found = run(params, carry, xs, length)
+  six = run(params, jax.tree.map(flat, carry), jax.vmap(flat)(xs), flat(length))
+  assert_close(rows(found, flat), six)
+  (_, *one), results = run(params, jax.tree.map(lambda value: value[0, 1], carry), xs[:, 0, 1], length[0, 1])
+  (_, *want), want_results = rows(found, lambda value: value[0, 1])
+  assert_close((one, results), (want, want_results))
+
+
+@FORMS
+@pytest.mark.parametrize('options', [{}, ALL], ids=['plain', 'all'])
+def test_gradient_on_an_explicit_mesh(form, options):
+  width = options.get('projection', H)
+  inputs = jax.tree.map(lambda value: value.astype(F32), example(width, **options))
+  arch, mesh = form(ARCH), jax.make_mesh((4,), ('data',), axis_types=(AxisType.Explicit,))
+  gradient = jax.jit(jax.value_and_grad(lambda params, carry, xs: loss(params, arch, carry, xs), (0, 1, 2)))
+  want = gradient(*inputs)
+  with jax.set_mesh(mesh):
+    value, (dparams, dcarry, dxs) = gradient(*jax.device_put(inputs, (P(), P('data'), P(None, 'data'))))
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(dparams))
+  assert dxs.sharding.spec[1] == 'data' and dcarry[0].sharding.spec[0] == 'data'
+  assert_close((value, (dparams, dcarry, dxs)), want, 2e-5)
+
+
+@pytest.mark.parametrize(
+  'form, hoist, options',
+  [(lambda arch: arch, True, ALL), (traced, True, {}), (lambda arch: arch, False, ALL)],
+  ids=['static', 'traced', 'static without hoist'],
+)
+def test_bfloat16_through_and_through(form, hoist, options):
+  arch, inputs = form(SMOOTH), jax.tree.map(lambda value: value / 2, example(options.get('projection', H), **options))
+  half, single = (jax.tree.map(lambda value, t=t: value.astype(t), inputs) for t in (jnp.bfloat16, F32))
+
+  def results(inputs, dtype=None):
+    """Results and gradients."""
+
+    def value(params, carry, xs):
+      found = tree_cell.unroll(params, arch, carry, xs, hoist=hoist, dtype=dtype)
+      return found[1].astype(F32).sum(), found
+
+    return jax.grad(value, (0, 1, 2), has_aux=True)(*inputs)
+
+  whole, mixed, want = jax.jit(lambda: (results(half), results(single, jnp.bfloat16), results(single)))()
+  assert {leaf.dtype for leaf in jax.tree.leaves(whole)} == {jnp.dtype(jnp.bfloat16)}
+  # Products in bfloat16, weights and carry in float32: so are all results, and near those of float32 alone.
+  assert {leaf.dtype for leaf in jax.tree.leaves(mixed)} == {jnp.dtype(F32)}
+  for got in (whole, mixed):
+    gradient, found = jax.tree.map(lambda a, b: jnp.linalg.norm(a.astype(F32) - b) / jnp.linalg.norm(b), got, want)
+    assert 1e-4 < max(jax.tree.leaves(found)) < 0.03, found
+    assert max(jax.tree.leaves(gradient)) < 0.25, gradient  # layer norm of four numbers may enlarge an error tenfold
+
+
+def test_forward_mode_names_hoist_false(x64):
+  params, carry, xs = example()
+
+  def run(params, hoist=True):
+    return tree_cell.unroll(params, ARCH, carry, xs, hoist=hoist)[1]
+
+  tangents = jax.tree.map(jnp.ones_like, params)
+  for derivative in (
+    lambda: jax.jvp(run, (params,), (tangents,)),
+    lambda: jax.jit(lambda p: jax.jvp(run, (p,), (tangents,)))(params),
+    lambda: jax.jvp(jax.jit(run), (params,), (tangents,)),
+    lambda: jax.jacfwd(run)(params),
+    lambda: jax.linearize(run, params)[1](tangents),
+  ):
+    with pytest.raises(TypeError, match=r'unroll has .*custom_vjp.*pass hoist=False') as error:
+      derivative()
+    one_line(error)
+  jax.jvp(lambda p: run(p, hoist=False), (params,), (tangents,))
+
+
+# -- initial values, and what is refused ------------------------------------------------------------------------------
+
+
+def test_init_takes_initializers_and_a_type(x64):
+  constant = nn.initializers.constant
+  params = tree_cell.init(
+    jax.random.key(0), ARCH, IN, H, **ALL, kernel_init=constant(1.0), recurrent_kernel_init=constant(2.0),
+    bias_init=constant(3.0), projection_init=constant(4.0), param_dtype=jnp.float32,
+  )  # fmt: skip
+  assert {name: set(np.unique(value)) for name, value in params.items()} == {
+    'kernel': {1.0}, 'recurrent_kernel': {2.0}, 'bias': {3.0}, 'kernel_scale': {1.0}, 'recurrent_scale': {1.0},
+    'projection_kernel': {4.0},
+  }  # fmt: skip
+  assert {value.dtype for value in params.values()} == {jnp.dtype(F32)}
+  drawn = tree_cell.init(jax.random.key(0), ARCH, IN, H, **ALL, bias_init=nn.initializers.normal())
+  assert (
+    len({*np.concatenate([value.ravel() for value in drawn.values()])})
+    == sum(value.size for name, value in drawn.items() if 'scale' not in name) + 1
+  )  # no two draw the same numbers
+
+
+WRONG = [
+  ({'bias_init': nn.initializers.zeros_init()}, r'bias_init is given, but the cell has no bias: set bias=True'),
+  ({'projection_init': nn.initializers.zeros_init()}, r'projection_init is given, but the cell has no projection'),
+  ({'projection': 0}, r'projection \(=0\) must be the width of h'),
+]
+OF_MODULES = [({'recurrent_dropout': rate}, r'recurrent_dropout \(=.*\) must be a rate') for rate in (-0.1, 1.0)]
+ZEROS = (jnp.zeros(H), jnp.zeros(H))
+USES = {
+  'init': lambda **wrong: tree_cell.init(jax.random.key(0), ARCH, IN, H, **wrong),
+  'TreeCell': lambda **wrong: tree_cell.TreeCell(H, ARCH, **wrong).init(jax.random.key(0), ZEROS, jnp.ones(IN)),
+  'NNXTreeCell': lambda **wrong: tree_cell.NNXTreeCell(IN, H, ARCH, **wrong, rngs=nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize(
+  ('use', 'wrong', 'words'),
+  [(use, *case) for use in USES for case in WRONG + (OF_MODULES if use != 'init' else [])]
+  + [
+    ('init', {'scale': 1.0, 'kernel_init': nn.initializers.zeros_init()}, r'scale is the range of the default init'),
+    ('TreeCell', {'recurrent_dropout': 0.5}, r'recurrent_dropout needs deterministic: False in training'),
+    ('NNXTreeCell', {'bias_metadata': {'note': 1}}, r'bias_metadata is given, but the cell has no bias'),
+  ],
+)
+def test_what_does_not_fit_is_refused(use, wrong, words):
+  with pytest.raises(ValueError, match=f'^{words}') as error:
+    USES[use](**wrong)
+  one_line(error)
+
+
+def test_missing_keys_are_named():
+  cell = tree_cell.TreeCell(H, ARCH, recurrent_dropout=0.5, deterministic=False)
+  rnn, xs = nn.RNN(cell), jnp.ones((T, IN))
+  weights = rnn.init(jax.random.key(0), xs)
+  with pytest.raises(ValueError, match=r"^recurrent_dropout needs the rng 'dropout': .*split_rngs") as error:
+    rnn.apply(weights, xs, rngs={'dropout': jax.random.key(1)})  # RNN hands on no key that split_rngs does not name
+  one_line(error)
+  module = tree_cell.NNXTreeCell(IN, H, ARCH, carry_init=nn.initializers.ones_init(), rngs=nnx.Rngs(0))
+  with pytest.raises(ValueError, match=r'^carry_init needs keys: pass rngs') as error:
+    module.initialize_carry((B, IN))
+  one_line(error)
+  np.testing.assert_array_equal(module.initialize_carry((B, IN), nnx.Rngs(0))[1], np.ones((B, H)))
+
+
+def test_modules_with_options_can_be_hashed():
+  one, other = (tree_cell.TreeCell(H, ARCH, **ALL, dtype=jnp.bfloat16) for _ in range(2))
+  assert hash(one) == hash(other) and one == other
