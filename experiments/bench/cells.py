@@ -6,6 +6,7 @@ import sys
 import tempfile
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -13,7 +14,7 @@ import numpy as np
 
 from experiments.bench import machine, rivals, trained
 from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, row, way
-from nas_jax import space
+from nas_jax import space, tree_cell
 from nas_jax.children import language_model
 from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
@@ -65,13 +66,52 @@ class Task(NamedTuple):
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-  """Each size, and that one program is enough."""
+  """The modules of Flax, each size, and that one program is enough."""
   sizes = (SMALL,) if setup.small else SIZES
   own, many = task(sizes[0]), 6 if setup.small else DIFFERENT
+  yield from in_flax(SMALL if setup.small else SIZES[1], setup)
   for size in sizes:
     yield from compared(size, setup)
   one = trained.compiled('cells: ', own.programs(), *own.children(many), own.data, max(2, many // 10))
   yield from (one, importing(setup))
+
+
+def in_flax(size: Size, setup: Setup) -> Iterator[Row]:
+  """Forward and backward in a model of one's own: the LSTM as a tree, in `nn.RNN` and unrolled, against Flax's LSTM.
+
+  As a tree it has eight leaves where the LSTM has four gates, so twice the products.
+  """
+  zeros = jnp.zeros((size.batch, size.hidden))
+  xs = jax.random.normal(jax.random.key(0), (size.bptt, size.batch, size.hidden))
+
+  def in_rnn(rnn_cell: nn.RNNCellBase) -> Way:
+    rnn = nn.RNN(rnn_cell, time_major=True)
+    weights = rnn.init(jax.random.key(1), xs)
+
+    def loss(weights: PyTree, xs: Array) -> Array:
+      ys: Any = rnn.apply(weights, xs)
+      return (ys**2).mean()
+
+    program = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    return way(lambda: program(weights, xs))
+
+  def unrolled(params: PyTree, xs: Array) -> Array:
+    return (tree_cell.unroll(params, tree_cell.LSTM, (zeros, zeros), xs)[1] ** 2).mean()
+
+  unroll = jax.jit(jax.value_and_grad(unrolled, (0, 1)))
+  params = tree_cell.init(jax.random.key(1), tree_cell.LSTM, size.hidden, size.hidden, bias=True)
+  ways = {
+    'TreeCell(LSTM)': in_rnn(tree_cell.TreeCell(size.hidden, tree_cell.LSTM, bias=True)),
+    'unroll(LSTM)': way(lambda: unroll(params, xs)),
+    'OptimizedLSTMCell': in_rnn(nn.OptimizedLSTMCell(size.hidden)),
+  }
+  found = alternating(ways, 10 * setup.repeats)
+  flax = found.pop('OptimizedLSTMCell')
+  what = f'Flax H={size.hidden}, B={size.batch}, T={size.bptt}, forward and backward'
+  yield row(f'{what}: OptimizedLSTMCell in nn.RNN', 1000 * flax, 'ms')
+  for name, taken in found.items():
+    yield row(f'{what}: {name}, in the time of OptimizedLSTMCell', taken / flax)
+    yield row(f'{what}: {name}, the same for each multiply-add', taken / flax / 2)
 
 
 def task(size: Size) -> Task:

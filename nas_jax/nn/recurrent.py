@@ -101,6 +101,7 @@ def unroll(
     The final (c, h) and the outputs h_t [T, B, P]; outputs after a row's length have no meaning.
 
   Raises:
+    ValueError: `params` hold a name that is none of these.
     TypeError: forward-mode derivatives are taken and `hoist` is True.
   """
   if hoist:
@@ -139,7 +140,13 @@ class _Weights(NamedTuple):
   projection: Array | None  # [H, P]
 
 
+_NAMES = ('kernel', 'recurrent_kernel', 'bias', 'kernel_scale', 'recurrent_scale', 'projection_kernel')
+
+
 def _weights(params: dict[str, Array]) -> _Weights:
+  """Returns the weights of the loop; raises ValueError if there are parameters that no cell has."""
+  if unknown := sorted(set(params) - set(_NAMES)):
+    raise ValueError(f'params hold {unknown[0]!r}, which is none of {", ".join(_NAMES)}.')
   kernel = params['recurrent_kernel']
   bias = params['bias'] if 'bias' in params else jnp.zeros(kernel.shape[1:], kernel.dtype)
   return _Weights(kernel, bias, params.get('recurrent_scale'), params.get('projection_kernel'))

@@ -30,7 +30,8 @@ def apply(
 
   Raises:
     ValueError: `arch` is no architecture of a cell, such as a static one with an operation that is neither built in nor
-      among `operations`, or a traced one that no `space.stack` made; see `space.tree.check_tree`.
+      among `operations`, or a traced one that no `space.stack` made; see `space.tree.check_tree`. Or `params` hold a
+      name that `init` does not give.
 
   >>> import jax, jax.numpy as jnp
   >>> from nas_jax import tree_cell

@@ -19,7 +19,9 @@ class _Words(NamedTuple):
 
 
 def equations(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
-  """Returns the equations of a static cell, a line for each node; x is x_t, h is h_(t-1) and c is c_(t-1).
+  """Returns the equations of a static cell; x is x_t, h is h_(t-1) and c is c_(t-1).
+
+  There is a line for each node, but for one that only passes on c_t, and one for c_t. No expression stands there twice.
 
   Args:
     arch: a static architecture.
@@ -43,8 +45,9 @@ def equations(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
 def to_source(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
   """Returns a Python file that implements a static cell and needs only JAX. It has `init`, `step` and `unroll`.
 
-  Its parameters are those of `tree_cell`, so weights can be exchanged in both directions. Operations whose source is a
-  plain name, such as jnp.tanh, are called directly; others are defined at the top of the file.
+  Its parameters are those of `tree_cell` without projection or layer norm, so weights can be exchanged in both
+  directions. Operations whose source is a plain name, such as jnp.tanh, are called directly; others are defined at the
+  top of the file. No expression is computed twice.
 
   Args:
     arch: a static architecture.
@@ -135,6 +138,8 @@ def init(key, in_features, features):
 
 def step(params, carry, x):
   """One time step: ((c, h), x [batch, in_features]) to ((c, h), h)."""
+  if unknown := set(params) - {{'kernel', 'recurrent_kernel', 'bias'}}:
+    raise ValueError(f'this file has no {{", ".join(sorted(unknown))}}, and no projection or layer norm.')
   c, h = carry
   x = jnp.split(x @ params['kernel'], {leaves}, axis=-1)
   h = jnp.split(h @ params['recurrent_kernel'] + params.get('bias', 0.0), {leaves}, axis=-1)

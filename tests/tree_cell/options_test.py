@@ -1,7 +1,10 @@
 """What tree cells have beyond Flax's: projection, layer norm and recurrent dropout; and `unroll` in all its uses."""
 
+import dataclasses
 import functools
+import inspect
 import itertools
+import pathlib
 
 from flax import nnx
 import flax.linen as nn
@@ -318,6 +321,27 @@ def test_what_does_not_fit_is_refused(use, wrong, words):
   with pytest.raises(ValueError, match=f'^{words}') as error:
     USES[use](**wrong)
   one_line(error)
+
+
+@pytest.mark.parametrize('use', ['apply', 'unroll', 'file'])
+def test_parameters_that_would_not_be_read_are_refused(use):
+  params, carry, xs = example()
+  file = {}
+  exec(tree_cell.to_source(ARCH), file)
+  with pytest.raises(ValueError, match='hold .kernel_scales.*none of kernel|has no kernel_scale,') as error:
+    if use == 'file':
+      file['unroll'](params | {'kernel_scale': jnp.ones(2 * H)}, carry, xs)
+    else:
+      getattr(tree_cell, use)(params | {'kernel_scales': 1}, ARCH, carry, xs if use == 'unroll' else xs[0])
+  one_line(error)
+
+
+def test_the_page_names_every_option():
+  page = (pathlib.Path(tree_cell.__file__).parents[2] / 'docs' / 'cells.md').read_text()
+  options = {field.name for field in dataclasses.fields(tree_cell.TreeCell)} - {'parent', 'name'}
+  for function in (tree_cell.NNXTreeCell.__init__, tree_cell.init, tree_cell.unroll):
+    options |= set(inspect.signature(function).parameters) - {'self', 'key', 'rngs', 'in_features', 'hidden_features'}
+  assert not [name for name in options - {'features', 'arch', 'params', 'carry', 'xs'} if f'`{name}' not in page]
 
 
 def test_missing_keys_are_named():
