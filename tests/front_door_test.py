@@ -43,7 +43,7 @@ def test_the_readme_runs(capsys):
   for code in re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL):
     exec(code, {})
   shown = capsys.readouterr().out
-  assert 'width: 64' in shown and 'h_t = tanh(a12 * a13)' in shown
+  assert 'width: 64' in shown and 'h_t = tanh(c_t * a13)' in shown
 
 
 def test_an_unknown_name_is_said_so():

@@ -42,7 +42,7 @@ def test_notebooks_are_stored_without_outputs(path):
 @pytest.mark.long
 def test_your_model():
   text, outputs = printed('your_model.ipynb', ROOT)
-  assert 'h_t = tanh(a12 * a13)' in text and 'Flax it loaded []' in text and '(3, 5, 4)' in text
+  assert 'h_t = tanh(c_t * a13)' in text and 'Flax it loaded []' in text and '(3, 5, 4)' in text
   assert float(re.search(r'greatest difference to here: (\S+)', text)[1]) < 1e-6
   for first, last in re.findall(r'error (\S+) at first, (\S+) at last', text):
     assert float(last) < 1 / 24 < 1 / 6 < float(first)  # to say 1 always is 1/6
