@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from absl import flags
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +30,7 @@ from experiments.bench import (
 )
 from experiments.bench.timing import Row, Setup, at_least, at_most
 from experiments.common import launch
-from nas_jax import space
+from nas_jax import space, tree_cell
 from nas_jax.space.conv import ConvArch
 from nas_jax.space.network import NetworkOptions
 
@@ -172,6 +173,17 @@ def test_bytes_by_hand():
   """32 x 32 pixels, 3 channels read, 2 written, these read by the second layer, 5 written."""
   arch = ConvArch((), (1, 3), (1, 1), (), (), (2, 5), (), (1,), ())
   assert presets.moved(arch, NetworkOptions()) == 4 * 32 * 32 * (7 * (3 + 2) + 11 * (2 + 5))
+
+
+def test_the_tree_cell_stands_beside_flax():
+  rows = list(cells.in_flax(cells.SMALL, SMALL))
+  assert [row.unit for row in rows] == ['ms', 'x', 'x', 'x', 'x'] and all(row.value > 0 for row in rows)
+  of_tree, of_flax = (  # an LSTM as a tree has twice the products
+    sum(leaf.size for leaf in jax.tree.leaves(cell.init(jax.random.key(0), carry, jnp.ones((1, 3)))) if leaf.ndim == 2)
+    for cell in (tree_cell.TreeCell(4, tree_cell.LSTM), nn.OptimizedLSTMCell(4))
+    for carry in [cell.initialize_carry(jax.random.key(0), (1, 3))]
+  )
+  assert of_tree == 2 * of_flax
 
 
 def test_one_program_for_all_cells(tiny):
