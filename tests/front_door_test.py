@@ -124,6 +124,7 @@ FLOORS = [
   ('children',),
   ('search',),
   ('hosts',),
+  ('replicas',),
   ('draw', 'report', 'systems'),
 ]
 ASIDE = ('draw', 'report')  # only launchers import them; `tree_cell.draw` loads its module when it is first used

@@ -1,0 +1,321 @@
+"""Asynchronous replicas of the controller, Zoph & Le (2017) Sec. 3.2, as a pure state machine.
+
+K replicas train m children each at the same time. A replica samples them with the parameters that it read last, sends
+the gradient that they give at these parameters, and reads the parameters again. Meanwhile others have moved them: its
+gradient is stale by so many updates. The parameters lie on a server in S shards, and a shard makes an update from the
+mean of every n gradients that reach it.
+
+`Replicas.ask` and `Replicas.tell` are the machine, and a `Fleet` is its state. Who answers next is decided outside of
+it: by workers that train the children (`run`), by a journal (`run` again), or by training times that are drawn from the
+seed (`simulated`). The state is a function of the order of the answers.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.config import field
+from nas_jax.search.core import Search, as_outcome
+from nas_jax.search.state import Best, SearchState
+from nas_jax.types import Array, Batch, Info, Key, Outcome, PyTree
+
+Delay = Callable[[Key], Array]  # draws how long a child trains, [], in any unit of time
+_CLOCK = np.uint32(2**32 - 1)  # folded into the run's key where training times are drawn; no number of a batch
+
+
+@dataclasses.dataclass
+class Config:
+  """The settings of asynchronous replicas. The defaults are a synchronous search."""
+
+  replicas: int = field(
+    0,
+    'controller replicas that train m children each at the same time and send their gradients independently; 100 on '
+    'CIFAR-10 and 400 on Penn Treebank, Sec. 4; 0 for a synchronous search',
+    low=0,
+    high=10_000,
+  )
+  accumulate: int = field(
+    1, 'gradients of replicas whose mean makes one update of the controller; 10 on Penn Treebank, Sec. 4.2', low=1
+  )
+  shards: int = field(1, "parts of the controller's parameters, each updated by itself; S = 20 in Sec. 4", low=1)
+
+  added: ClassVar[dict[str, Any]] = {'replicas': 0, 'accumulate': 1, 'shards': 1}  # see `config.with_added`
+
+
+class Turn(NamedTuple):
+  """Where a batch stands among those of other replicas: `extra` of a batch that `Replicas.ask` returns."""
+
+  replica: Array  # [] int32
+  event: Array  # [] int32, answers that the server had when the batch was asked for
+  time: Array  # [] simulated time at which its training ends
+  staleness: Array  # [] updates of the server since the replica read its parameters, the mean over shards
+
+
+class Fleet(NamedTuple):
+  """Everything that decides the future of an asynchronous search."""
+
+  server: SearchState  # its step counts answers; theta is [S, P], and all leaves of opt_state have a leading axis S
+  sums: PyTree  # [S, P] gradients that have reached each shard since its last update; () without a gradient
+  waiting: Array  # [S] int32, how many these are
+  versions: Array  # [S] int32, updates of each shard
+  late: PyTree  # [A, S, P] the last gradients that were sent, if some shards receive them later than others; else ()
+  held: PyTree  # [K, ...] what each replica samples with: theta, or the whole state of an algorithm without a gradient
+  seen: Array  # [K, S] int32, updates that each shard had made when the replica read it
+  numbers: Array  # [K] int32, the batch that each replica works on; ids and keys of its children follow from it
+  ends: Array  # [K] simulated time at which each of these batches is trained
+
+  @property
+  def step(self) -> Array:
+    """Answers so far, [] int32."""
+    return self.server.step
+
+  @property
+  def key(self) -> Key:
+    """The key of the run."""
+    return self.server.key
+
+  @property
+  def best(self) -> Best:
+    """The best child so far."""
+    return self.server.best
+
+
+class Replicas(NamedTuple):
+  """The state machine."""
+
+  search: Search  # what each replica does
+  count: int  # K
+  init: Callable[[Key], Fleet]
+  ask: Callable[[Fleet, int | Array], Batch]  # the batch that a replica works on, as often as one asks
+  tell: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # (fleet, replica, its batch, outcome)
+  answer: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # `tell` for `jax.jit`: it checks nothing
+  view: Callable[[Fleet], SearchState]  # the server's state as one of `search`, for reports
+
+
+def lognormal(key: Key) -> Array:
+  """Returns a training time with a median of 1: the exponential of a normal with deviation 0.3."""
+  return jnp.exp(0.3 * jax.random.normal(key))
+
+
+def check(cfg: Any) -> None:
+  """Raises ValueError if settings of a config with the fields of `Config` do not go together."""
+  if not cfg.replicas and (cfg.accumulate > 1 or cfg.shards > 1):
+    raise ValueError(
+      f'accumulate (={cfg.accumulate}) and shards (={cfg.shards}) are for asynchronous replicas, and replicas is 0: '
+      'take --replicas=1 or more, or --accumulate=1 --shards=1.'
+    )
+  if cfg.shards > 1 and cfg.controller_clip:
+    raise ValueError(
+      f'controller_clip (={cfg.controller_clip}) limits the norm of the whole gradient, and a shard '
+      'knows its own part only: take --shards=1 or --controller_clip=0.'
+    )
+
+
+def build(
+  search: Search,
+  replicas: int,
+  accumulate: int = 1,
+  shards: int = 1,
+  delay: Delay = lognormal,
+  lags: Sequence[int] | None = None,
+) -> Replicas:
+  """Returns K replicas of a search.
+
+  With one replica and `accumulate` 1 the tokens are those of the search itself. An algorithm without a gradient, such
+  as random search, takes each answer at once: nothing is accumulated, and there are no shards.
+
+  Args:
+    search: what each replica does. Its children train by themselves.
+    replicas: K.
+    accumulate: n, how many gradients make an update.
+    shards: S, how many parts of the parameters are updated by themselves. The optimizer must be elementwise, as Adam
+      is, for the number to make no difference.
+    delay: draws the training time of a child. A batch takes as long as the slowest of its m children. The times only
+      say who answers next in `simulated`.
+    lags: for simulations, [S]: a shard receives each gradient only when so many more have been sent. By default all
+      shards receive it at once, and a replica reads all of them at one version.
+
+  Raises:
+    ValueError: the children share weights or are parts of token sequences, or a number does not fit.
+
+  >>> import jax
+  >>> from nas_jax import replicas, search, space
+  >>> sp = space.choice_space({'width': ('16', '32', '64'), 'depth': ('2', '4')})
+  >>> machine = replicas.build(search.ask_tell(sp, search.Config(m=2, controller_units=8)), replicas=3)
+  >>> fleet = machine.init(jax.random.key(0))
+  >>> batch = machine.ask(fleet, 1)
+  >>> fleet, info = machine.tell(fleet, 1, batch, batch.tokens.sum(1))
+  >>> batch.ids.tolist(), fleet.numbers.tolist(), int(fleet.step)
+  ([2, 3], [0, 3, 2], 1)
+  """
+  if search.parts or search.shared:
+    raise ValueError('asynchronous replicas need children that train by themselves: take a synchronous search.')
+  if min(replicas, accumulate, shards) < 1:
+    raise ValueError(f'replicas, accumulate and shards (={replicas, accumulate, shards}) must be at least 1.')
+  if lags is not None and (len(lags) != shards or min(lags) < 0):
+    raise ValueError(f'lags (={tuple(lags)}) must be one number of gradients, at least 0, for each of {shards} shards.')
+  like = jax.eval_shape(search.init, jax.random.key(0)).algorithm
+  parameters = _slicing(like, shards) if search.gradient else None
+  furthest = max(lags) + 1 if lags is not None and parameters else 0
+
+  def init(key: Key) -> Fleet:
+    server, nothing = search.init(key), jnp.zeros(shards, jnp.int32)
+    sums, late = (), ()
+    if parameters:
+      server = server._replace(algorithm=parameters.cut_state(server.algorithm))
+      sums = jnp.zeros_like(server.algorithm.theta)
+      late = jnp.zeros((furthest, *sums.shape), sums.dtype) if furthest else ()
+    held = jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), read(server))
+    numbers = jnp.arange(replicas, dtype=jnp.int32)
+    ends = jax.vmap(lambda number: duration(key_of(server), number))(numbers)
+    return Fleet(server, sums, nothing, nothing, late, held, jnp.zeros((replicas, shards), jnp.int32), numbers, ends)
+
+  def key_of(server: SearchState) -> Key:
+    return jax.random.fold_in(server.key, _CLOCK)
+
+  def duration(key: Key, number: Array) -> Array:
+    return jax.vmap(delay)(jax.random.split(jax.random.fold_in(key, number), search.m)).max()
+
+  def read(server: SearchState) -> PyTree:
+    """Returns what a replica samples with from now on."""
+    return server.algorithm.theta if parameters else server.algorithm
+
+  def with_held(server: SearchState, held: PyTree) -> SearchState:
+    """Returns the server's state as a replica has it that samples with `held`."""
+    if not parameters:
+      return server._replace(algorithm=held)
+    return server._replace(algorithm=server.algorithm._replace(theta=parameters.join(held), opt_state=()))
+
+  def own_state(fleet: Fleet, r: int | Array) -> SearchState:
+    """Returns the state that a replica asks with; its step is the number of the batch."""
+    held = jax.tree.map(lambda x: x[r], fleet.held)
+    return with_held(fleet.server, held)._replace(step=fleet.numbers[r])
+
+  def turn(fleet: Fleet, r: int | Array) -> Turn:
+    stale = jnp.mean((fleet.versions - fleet.seen[r]).astype(jnp.float32))
+    return Turn(jnp.asarray(r, jnp.int32), fleet.step, fleet.ends[r], stale)
+
+  states = jax.jit(lambda fleet, r: (own_state(fleet, r), turn(fleet, r)))
+
+  def ask(fleet: Fleet, r: int | Array) -> Batch:
+    state, extra = states(fleet, r)
+    return search.ask(state)._replace(extra=extra)
+
+  def answer(fleet: Fleet, r: int | Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    stale, step = turn(fleet, r).staleness, fleet.step
+    if parameters:
+      gradient = parameters.cut(search.gradient(own_state(fleet, r), batch, outcome))
+      fleet, info = receive(fleet, gradient, batch, outcome)
+    else:
+      server, info = search.tell(fleet.server, batch, outcome)
+      fleet = fleet._replace(server=server, versions=fleet.versions + 1)
+    number = step + replicas
+    return fleet._replace(
+      held=jax.tree.map(lambda every, now: every.at[r].set(now), fleet.held, read(fleet.server)),
+      seen=fleet.seen.at[r].set(fleet.versions),
+      numbers=fleet.numbers.at[r].set(number),
+      ends=fleet.ends.at[r].add(duration(key_of(fleet.server), number)),
+    ), info | {'staleness': stale}
+
+  def receive(fleet: Fleet, gradient: Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    """Adds a gradient [S, P] to the shards, and updates those that now have n of them."""
+    norm, there, late = jnp.sqrt(jnp.sum(gradient**2)), jnp.ones(shards, bool), fleet.late
+    if furthest:
+      late = late.at[fleet.step % furthest].set(gradient)
+      sent = fleet.step - jnp.asarray(lags)
+      gradient, there = late[sent % furthest, jnp.arange(shards)], sent >= 0
+    sums, waiting = fleet.sums + jnp.where(there[:, None], gradient, 0.0), fleet.waiting + there
+    due, server = waiting == accumulate, fleet.server
+
+    def shard(theta: Array, opt_state: PyTree, mean: Array) -> Any:
+      own = server.algorithm._replace(theta=theta, opt_state=opt_state)
+      after, info = search.apply(server._replace(algorithm=own), mean, batch, outcome)
+      kept = after._replace(algorithm=after.algorithm._replace(theta=(), opt_state=()))
+      return (after.algorithm.theta, after.algorithm.opt_state), kept, info
+
+    before = server.algorithm.theta, server.algorithm.opt_state
+    updated, kept, info = jax.vmap(shard, out_axes=(0, None, 0))(*before, sums / accumulate)
+    theta, opt_state = jax.tree.map(lambda new, old: _where(due, new, old), updated, before)
+    return fleet._replace(
+      server=kept._replace(algorithm=kept.algorithm._replace(theta=theta, opt_state=opt_state)),
+      sums=_where(due, jnp.zeros_like(sums), sums),
+      waiting=jnp.where(due, 0, waiting),
+      versions=fleet.versions + due,
+      late=late,
+    ), {name: value[0] for name, value in info.items()} | {'gradient_norm': norm}
+
+  compiled = jax.jit(answer)
+
+  def tell(fleet: Fleet, r: int | Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    if int(batch.ids[0]) != int(fleet.numbers[r]) * search.m:
+      return fleet, {}  # the replica works on another batch by now: this one has been counted
+    return compiled(fleet, r, batch, as_outcome(search.space, batch, outcome)._replace(metrics=()))
+
+  view = jax.jit(lambda fleet: with_held(fleet.server, read(fleet.server)))
+  return Replicas(search, replicas, jax.jit(init), ask, tell, compiled, view)
+
+
+class _Slicing(NamedTuple):
+  """Parameters as a matrix [S, P]: their concatenation, filled up with zeros and cut into S rows."""
+
+  cut: Callable[[PyTree], Array]  # a tree of the shape of theta -> the matrix
+  join: Callable[[Array], PyTree]  # the matrix -> the tree
+  cut_state: Callable[[Any], Any]  # an algorithm's state -> the same with theta and opt_state cut
+
+
+def _slicing(state: Any, shards: int) -> _Slicing:
+  """Returns the slicing of an algorithm's state, which may hold shapes only."""
+  structure = jax.tree.structure(state.theta)
+  flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.theta))
+  size = flat.size
+  if shards > size:
+    raise ValueError(f'shards (={shards}) is more than the controller has parameters, {size}.')
+
+  def cut(tree: PyTree) -> Array:
+    return jnp.pad(ravel_pytree(tree)[0], (0, -size % shards)).reshape(shards, -1)
+
+  def is_theta(x: PyTree) -> bool:
+    return jax.tree.structure(x) == structure
+
+  def cut_part(x: PyTree) -> Array:  # of an optimizer: moments are cut, a count becomes one for each shard
+    return cut(x) if is_theta(x) else jnp.broadcast_to(x, (shards, *x.shape))
+
+  def cut_state(state: Any) -> Any:
+    opt_state = jax.tree.map(cut_part, state.opt_state, is_leaf=is_theta)
+    return state._replace(theta=cut(state.theta), opt_state=opt_state)
+
+  return _Slicing(cut, lambda matrix: unravel(matrix.reshape(-1)[:size]), cut_state)
+
+
+def _where(due: Array, new: Array, old: Array) -> Array:
+  """Takes slices [S, ...] of `new` where they are due."""
+  return jnp.where(due.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+
+def simulated(machine: Replicas) -> Search:
+  """Returns a search whose state is a `Fleet`: the next answer is that of the replica whose training ends first.
+
+  Training times are drawn from the seed, so the search is deterministic. It can be run as any other: in a table, whole
+  searches for many seeds in one program by `search.run_seeds`. To the metrics of a child it adds those of its `Turn`.
+  """
+  search = machine.search
+
+  def evaluate(batch: Batch) -> Outcome:
+    outcome = search.evaluate(batch)
+    turns = {name: jnp.broadcast_to(value, len(batch.ids)) for name, value in batch.extra._asdict().items()}
+    return outcome._replace(metrics={**(outcome.metrics or {}), **turns})
+
+  return search._replace(
+    init=machine.init,
+    ask=lambda fleet: machine.ask(fleet, jnp.argmin(fleet.ends)),
+    evaluate=evaluate,
+    tell=lambda fleet, batch, outcome: machine.answer(fleet, batch.extra.replica, batch, outcome),
+    gradient=None,
+    apply=None,
+    policy_summary=lambda fleet, keys: search.policy_summary(machine.view(fleet), keys),
+  )
