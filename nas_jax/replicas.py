@@ -12,6 +12,7 @@ seed (`simulated`). The state is a function of the order of the answers.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -89,7 +90,7 @@ class Replicas(NamedTuple):
   """The state machine."""
 
   search: Search  # what each replica does
-  count: int  # K
+  replicas: int  # K
   init: Callable[[Key], Fleet]
   ask: Callable[[Fleet, int | Array], Batch]  # the batch that a replica works on, as often as one asks
   tell: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # (fleet, replica, its batch, outcome)
@@ -159,42 +160,22 @@ def build(
     raise ValueError(f'replicas, accumulate and shards (={replicas, accumulate, shards}) must be at least 1.')
   if lags is not None and (len(lags) != shards or min(lags) < 0):
     raise ValueError(f'lags (={tuple(lags)}) must be one number of gradients, at least 0, for each of {shards} shards.')
-  like = jax.eval_shape(search.init, jax.random.key(0)).algorithm
-  parameters = _slicing(like, shards) if search.gradient else None
-  furthest = max(lags) + 1 if lags is not None and parameters else 0
+  server = _sharded(search, accumulate, shards, lags) if search.gradient else _whole(search)
+
+  def duration(state: SearchState, number: Array) -> Array:
+    key = jax.random.fold_in(jax.random.fold_in(state.key, _CLOCK), number)
+    return jax.vmap(delay)(jax.random.split(key, search.m)).max()
 
   def init(key: Key) -> Fleet:
-    server, nothing = search.init(key), jnp.zeros(shards, jnp.int32)
-    sums, late = (), ()
-    if parameters:
-      server = server._replace(algorithm=parameters.cut_state(server.algorithm))
-      sums = jnp.zeros_like(server.algorithm.theta)
-      late = jnp.zeros((furthest, *sums.shape), sums.dtype) if furthest else ()
-    held = jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), read(server))
-    numbers = jnp.arange(replicas, dtype=jnp.int32)
-    ends = jax.vmap(lambda number: duration(key_of(server), number))(numbers)
-    return Fleet(server, sums, nothing, nothing, late, held, jnp.zeros((replicas, shards), jnp.int32), numbers, ends)
-
-  def key_of(server: SearchState) -> Key:
-    return jax.random.fold_in(server.key, _CLOCK)
-
-  def duration(key: Key, number: Array) -> Array:
-    return jax.vmap(delay)(jax.random.split(jax.random.fold_in(key, number), search.m)).max()
-
-  def read(server: SearchState) -> PyTree:
-    """Returns what a replica samples with from now on."""
-    return server.algorithm.theta if parameters else server.algorithm
-
-  def with_held(server: SearchState, held: PyTree) -> SearchState:
-    """Returns the server's state as a replica has it that samples with `held`."""
-    if not parameters:
-      return server._replace(algorithm=held)
-    return server._replace(algorithm=server.algorithm._replace(theta=parameters.join(held), opt_state=()))
+    state, sums, late = server.init(search.init(key))
+    held = jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), server.read(state))
+    nothing, numbers = jnp.zeros((replicas, shards), jnp.int32), jnp.arange(replicas, dtype=jnp.int32)
+    ends = jax.vmap(lambda number: duration(state, number))(numbers)
+    return Fleet(state, sums, nothing[0], nothing[0], late, held, nothing, numbers, ends)
 
   def own_state(fleet: Fleet, r: int | Array) -> SearchState:
     """Returns the state that a replica asks with; its step is the number of the batch."""
-    held = jax.tree.map(lambda x: x[r], fleet.held)
-    return with_held(fleet.server, held)._replace(step=fleet.numbers[r])
+    return server.lend(fleet.server, jax.tree.map(lambda x: x[r], fleet.held))._replace(step=fleet.numbers[r])
 
   def turn(fleet: Fleet, r: int | Array) -> Turn:
     stale = jnp.mean((fleet.versions - fleet.seen[r]).astype(jnp.float32))
@@ -207,47 +188,14 @@ def build(
     return search.ask(state)._replace(extra=extra)
 
   def answer(fleet: Fleet, r: int | Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
-    stale, step = turn(fleet, r).staleness, fleet.step
-    if parameters:
-      gradient = parameters.cut(search.gradient(own_state(fleet, r), batch, outcome))
-      fleet, info = receive(fleet, gradient, batch, outcome)
-    else:
-      server, info = search.tell(fleet.server, batch, outcome)
-      fleet = fleet._replace(server=server, versions=fleet.versions + 1)
-    number = step + replicas
-    return fleet._replace(
-      held=jax.tree.map(lambda every, now: every.at[r].set(now), fleet.held, read(fleet.server)),
-      seen=fleet.seen.at[r].set(fleet.versions),
+    after, info = server.take(fleet, own_state(fleet, r), batch, outcome)
+    number = fleet.step + replicas
+    return after._replace(
+      held=jax.tree.map(lambda every, now: every.at[r].set(now), fleet.held, server.read(after.server)),
+      seen=fleet.seen.at[r].set(after.versions),
       numbers=fleet.numbers.at[r].set(number),
-      ends=fleet.ends.at[r].add(duration(key_of(fleet.server), number)),
-    ), info | {'staleness': stale}
-
-  def receive(fleet: Fleet, gradient: Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
-    """Adds a gradient [S, P] to the shards, and updates those that now have n of them."""
-    norm, there, late = jnp.sqrt(jnp.sum(gradient**2)), jnp.ones(shards, bool), fleet.late
-    if furthest:
-      late = late.at[fleet.step % furthest].set(gradient)
-      sent = fleet.step - jnp.asarray(lags)
-      gradient, there = late[sent % furthest, jnp.arange(shards)], sent >= 0
-    sums, waiting = fleet.sums + jnp.where(there[:, None], gradient, 0.0), fleet.waiting + there
-    due, server = waiting == accumulate, fleet.server
-
-    def shard(theta: Array, opt_state: PyTree, mean: Array) -> Any:
-      own = server.algorithm._replace(theta=theta, opt_state=opt_state)
-      after, info = search.apply(server._replace(algorithm=own), mean, batch, outcome)
-      kept = after._replace(algorithm=after.algorithm._replace(theta=(), opt_state=()))
-      return (after.algorithm.theta, after.algorithm.opt_state), kept, info
-
-    before = server.algorithm.theta, server.algorithm.opt_state
-    updated, kept, info = jax.vmap(shard, out_axes=(0, None, 0))(*before, sums / accumulate)
-    theta, opt_state = jax.tree.map(lambda new, old: _where(due, new, old), updated, before)
-    return fleet._replace(
-      server=kept._replace(algorithm=kept.algorithm._replace(theta=theta, opt_state=opt_state)),
-      sums=_where(due, jnp.zeros_like(sums), sums),
-      waiting=jnp.where(due, 0, waiting),
-      versions=fleet.versions + due,
-      late=late,
-    ), {name: value[0] for name, value in info.items()} | {'gradient_norm': norm}
+      ends=fleet.ends.at[r].add(duration(fleet.server, number)),
+    ), info | {'staleness': turn(fleet, r).staleness}
 
   compiled = jax.jit(answer)
 
@@ -256,8 +204,85 @@ def build(
       return fleet, {}  # the replica works on another batch by now: this one has been counted
     return compiled(fleet, r, batch, as_outcome(search.space, batch, outcome)._replace(metrics=()))
 
-  view = jax.jit(lambda fleet: with_held(fleet.server, read(fleet.server)))
+  view = jax.jit(lambda fleet: server.lend(fleet.server, server.read(fleet.server)))
   return Replicas(search, replicas, jax.jit(init), ask, tell, compiled, view)
+
+
+class _Server(NamedTuple):
+  """What takes the answers of replicas."""
+
+  init: Callable[[SearchState], tuple[SearchState, PyTree, PyTree]]  # -> the state it keeps; `sums` and `late`
+  read: Callable[[SearchState], PyTree]  # what a replica samples with from now on
+  lend: Callable[[SearchState, PyTree], SearchState]  # the state as a replica has it that has read this
+  take: Callable[[Fleet, SearchState, Batch, Outcome], tuple[Fleet, Info]]  # an answer, and the state it was asked with
+
+
+def _whole(search: Search) -> _Server:
+  """Returns a server for an algorithm without a gradient, whose whole state replicas read."""
+
+  def take(fleet: Fleet, asked: SearchState, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    del asked
+    state, info = search.tell(fleet.server, batch, outcome)
+    return fleet._replace(server=state, versions=fleet.versions + 1), info
+
+  return _Server(
+    lambda state: (state, (), ()),
+    lambda state: state.algorithm,
+    lambda state, held: state._replace(algorithm=held),
+    take,
+  )
+
+
+def _sharded(search: Search, accumulate: int, shards: int, lags: Sequence[int] | None) -> _Server:
+  """Returns a server that keeps theta in shards and updates them with the gradients of replicas."""
+  assert search.gradient and search.apply
+  gradient_of, apply = search.gradient, search.apply
+  cut, join, cut_state = _slicing(jax.eval_shape(search.init, jax.random.key(0)).algorithm, shards)
+  furthest = 0 if lags is None else max(lags) + 1
+
+  def init(state: SearchState) -> tuple[SearchState, PyTree, PyTree]:
+    state = state._replace(algorithm=cut_state(state.algorithm))
+    sums = jnp.zeros_like(state.algorithm.theta)
+    return state, sums, jnp.zeros((furthest, *sums.shape), sums.dtype) if furthest else ()
+
+  def lend(state: SearchState, held: PyTree) -> SearchState:
+    return state._replace(algorithm=state.algorithm._replace(theta=join(held), opt_state=()))
+
+  def take(fleet: Fleet, asked: SearchState, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    sent = cut(gradient_of(asked, batch, outcome))  # [S, P]
+    reached, there, late = sent, jnp.ones(shards, bool), fleet.late
+    if furthest:
+      late, before = late.at[fleet.step % furthest].set(sent), fleet.step - jnp.asarray(lags)
+      reached, there = late[before % furthest, jnp.arange(shards)], before >= 0
+    sums, waiting = fleet.sums + jnp.where(there[:, None], reached, 0.0), fleet.waiting + there
+    due, after, info = waiting == accumulate, *update(fleet.server, sums / accumulate, batch, outcome)
+    old, new = fleet.server.algorithm, after.algorithm
+    parts = jax.tree.map(functools.partial(_where, due), (new.theta, new.opt_state), (old.theta, old.opt_state))
+    return fleet._replace(
+      server=after._replace(algorithm=new._replace(theta=parts[0], opt_state=parts[1])),
+      sums=_where(due, jnp.zeros_like(sums), sums),
+      waiting=jnp.where(due, 0, waiting),
+      versions=fleet.versions + due,
+      late=late,
+    ), info | {'gradient_norm': jnp.sqrt(jnp.sum(sent**2))}
+
+  def update(state: SearchState, mean: Array, batch: Batch, outcome: Outcome) -> tuple[SearchState, Info]:
+    """Returns the state after an answer, with all shards updated by a mean gradient [S, P]."""
+    own = state.algorithm
+
+    def shard(theta: Array, opt_state: PyTree, mean: Array) -> Any:
+      after, info = apply(
+        state._replace(algorithm=own._replace(theta=theta, opt_state=opt_state)), mean, batch, outcome
+      )
+      moved = after.algorithm.theta, after.algorithm.opt_state
+      return moved, after._replace(algorithm=after.algorithm._replace(theta=(), opt_state=())), info
+
+    # What an answer changes beside the parameters does not depend on the shard.
+    (theta, opt_state), after, info = jax.vmap(shard, out_axes=(0, None, 0))(own.theta, own.opt_state, mean)
+    after = after._replace(algorithm=after.algorithm._replace(theta=theta, opt_state=opt_state))
+    return after, {name: value[0] for name, value in info.items()}
+
+  return _Server(init, lambda state: state.algorithm.theta, lend, take)
 
 
 class _Slicing(NamedTuple):
@@ -270,7 +295,7 @@ class _Slicing(NamedTuple):
 
 def _slicing(state: Any, shards: int) -> _Slicing:
   """Returns the slicing of an algorithm's state, which may hold shapes only."""
-  structure = jax.tree.structure(state.theta)
+  structure: Any = jax.tree.structure(state.theta)
   flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.theta))
   size = flat.size
   if shards > size:
@@ -305,17 +330,21 @@ def simulated(machine: Replicas) -> Search:
   """
   search = machine.search
 
+  def ask(fleet: Any) -> Batch:
+    return machine.ask(fleet, jnp.argmin(fleet.ends))
+
   def evaluate(batch: Batch) -> Outcome:
     outcome = search.evaluate(batch)
     turns = {name: jnp.broadcast_to(value, len(batch.ids)) for name, value in batch.extra._asdict().items()}
     return outcome._replace(metrics={**(outcome.metrics or {}), **turns})
 
+  def tell(fleet: Any, batch: Batch, outcome: Outcome) -> tuple[Any, Info]:
+    return machine.answer(fleet, batch.extra.replica, batch, outcome)
+
+  def policy_summary(fleet: Any, keys: Key) -> tuple[Array, Array]:
+    return search.policy_summary(machine.view(fleet), keys)
+
+  init: Any = machine.init
   return search._replace(
-    init=machine.init,
-    ask=lambda fleet: machine.ask(fleet, jnp.argmin(fleet.ends)),
-    evaluate=evaluate,
-    tell=lambda fleet, batch, outcome: machine.answer(fleet, batch.extra.replica, batch, outcome),
-    gradient=None,
-    apply=None,
-    policy_summary=lambda fleet, keys: search.policy_summary(machine.view(fleet), keys),
+    init=init, ask=ask, evaluate=evaluate, tell=tell, gradient=None, apply=None, policy_summary=policy_summary
   )
