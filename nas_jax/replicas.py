@@ -21,9 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.config import field
-from nas_jax.search.core import Search, as_outcome
+from nas_jax.search import core
+from nas_jax.search.core import Search
 from nas_jax.search.state import Best, SearchState
-from nas_jax.types import Array, Batch, Info, Key, Outcome, PyTree
+from nas_jax.space import Space
+from nas_jax.types import Array, Batch, Evaluate, Info, Key, Outcome, PyTree
 
 Delay = Callable[[Key], Array]  # draws how long a child trains, [], in any unit of time
 _CLOCK = np.uint32(2**32 - 1)  # folded into the run's key where training times are drawn; no number of a batch
@@ -96,6 +98,7 @@ class Replicas(NamedTuple):
   tell: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # (fleet, replica, its batch, outcome)
   answer: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # `tell` for `jax.jit`: it checks nothing
   view: Callable[[Fleet], SearchState]  # the server's state as one of `search`, for reports
+  children: Callable[[Fleet], list[int]]  # ids of the children that have been told, in rising order
 
 
 def lognormal(key: Key) -> Array:
@@ -202,10 +205,15 @@ def build(
   def tell(fleet: Fleet, r: int | Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
     if int(batch.ids[0]) != int(fleet.numbers[r]) * search.m:
       return fleet, {}  # the replica works on another batch by now: this one has been counted
-    return compiled(fleet, r, batch, as_outcome(search.space, batch, outcome)._replace(metrics=()))
+    return compiled(fleet, r, batch, core.as_outcome(search.space, batch, outcome)._replace(metrics=()))
+
+  def children(fleet: Fleet) -> list[int]:
+    under_way = set(fleet.numbers.tolist())
+    numbers = [number for number in range(int(fleet.step) + replicas) if number not in under_way]
+    return [number * search.m + k for number in numbers for k in range(search.m)]
 
   view = jax.jit(lambda fleet: server.lend(fleet.server, server.read(fleet.server)))
-  return Replicas(search, replicas, jax.jit(init), ask, tell, compiled, view)
+  return Replicas(search, replicas, jax.jit(init), ask, tell, compiled, view, children)
 
 
 class _Server(NamedTuple):
@@ -346,5 +354,25 @@ def simulated(machine: Replicas) -> Search:
 
   init: Any = machine.init
   return search._replace(
-    init=init, ask=ask, evaluate=evaluate, tell=tell, gradient=None, apply=None, policy_summary=policy_summary
+    init=init,
+    ask=ask,
+    evaluate=evaluate,
+    tell=tell,
+    gradient=None,
+    apply=None,
+    policy_summary=policy_summary,
+    replicas=machine,
   )
+
+
+def build_search(space: Space, cfg: Any, evaluate: Evaluate) -> Search:
+  """Returns the search that a config with the fields of `Config` describes.
+
+  Without replicas it is `search.build`, with them it is `simulated`.
+
+  Raises:
+    ValueError: as `check` and `search.build`.
+  """
+  check(cfg)
+  search = core.build(space, cfg, evaluate)
+  return simulated(build(search, cfg.replicas, cfg.accumulate, cfg.shards)) if cfg.replicas else search

@@ -107,12 +107,12 @@ def run(
       stop_watching()
       close()
   found = journal.read(path, schema=journal.child_of(s.space))
-  return [found[number] for number in sorted(found) if number < s.spent(state)]
+  return [found[number] for number in s.children(state) if number in found]
 
 
 def _missing(s: search.Search, state: search.SearchState, known: Mapping[int, journal.Record]) -> list[int]:
   """Returns the children before a state that the journal lacks."""
-  return [number for number in range(s.spent(state)) if number not in known]
+  return [number for number in s.children(state) if number not in known]
 
 
 def _restored(checkpoints: str, s: search.Search, seed: int, known: Mapping[int, journal.Record]) -> search.SearchState:
