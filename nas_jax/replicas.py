@@ -6,11 +6,11 @@ gradient is stale by so many updates. The parameters lie on a server in S shards
 mean of every n gradients that reach it.
 
 `Replicas.ask` and `Replicas.tell` are the machine, and a `Fleet` is its state. Who answers next is decided outside of
-it: by workers that train the children (`run`), by a journal (`run` again), or by training times that are drawn from the
-seed (`simulated`). The state is a function of the order of the answers.
+it: by training times that are drawn from the seed (`simulated`), by workers that train the children, or by a journal
+(both in `nas_jax.crew`). The state is a function of the order of the answers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any, ClassVar, NamedTuple
@@ -97,6 +97,7 @@ class Replicas(NamedTuple):
   ask: Callable[[Fleet, int | Array], Batch]  # the batch that a replica works on, as often as one asks
   tell: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # (fleet, replica, its batch, outcome)
   answer: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # `tell` for `jax.jit`: it checks nothing
+  turn: Callable[[Fleet, int | Array], Turn]  # of the batch that a replica works on
   view: Callable[[Fleet], SearchState]  # the server's state as one of `search`, for reports
   children: Callable[[Fleet], list[int]]  # ids of the children that have been told, in rising order
 
@@ -213,7 +214,7 @@ def build(
     return [number * search.m + k for number in numbers for k in range(search.m)]
 
   view = jax.jit(lambda fleet: server.lend(fleet.server, server.read(fleet.server)))
-  return Replicas(search, replicas, jax.jit(init), ask, tell, compiled, view, children)
+  return Replicas(search, replicas, jax.jit(init), ask, tell, compiled, jax.jit(turn), view, children)
 
 
 class _Server(NamedTuple):
@@ -342,9 +343,7 @@ def simulated(machine: Replicas) -> Search:
     return machine.ask(fleet, jnp.argmin(fleet.ends))
 
   def evaluate(batch: Batch) -> Outcome:
-    outcome = search.evaluate(batch)
-    turns = {name: jnp.broadcast_to(value, len(batch.ids)) for name, value in batch.extra._asdict().items()}
-    return outcome._replace(metrics={**(outcome.metrics or {}), **turns})
+    return noted(search.evaluate(batch._replace(extra=())), batch.extra._asdict())
 
   def tell(fleet: Any, batch: Batch, outcome: Outcome) -> tuple[Any, Info]:
     return machine.answer(fleet, batch.extra.replica, batch, outcome)
@@ -362,6 +361,14 @@ def simulated(machine: Replicas) -> Search:
     apply=None,
     policy_summary=policy_summary,
     replicas=machine,
+  )
+
+
+def noted(outcome: Outcome, numbers: Mapping[str, Array]) -> Outcome:
+  """Returns an outcome whose metrics have these numbers too, the same for all children."""
+  m = len(outcome.reward)
+  return outcome._replace(
+    metrics={**(outcome.metrics or {}), **{name: jnp.broadcast_to(value, m) for name, value in numbers.items()}}
   )
 
 
