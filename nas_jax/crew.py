@@ -4,16 +4,17 @@ The loop follows the journal first: each line of it says which replica answered,
 takes the answers as they come. So a search that was interrupted ends in a state that its own journal gives again.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from nas_jax import replicas
+from nas_jax import hosts, replicas
 from nas_jax.replicas import Fleet
 from nas_jax.search import journal, loop
 from nas_jax.search.core import Search
-from nas_jax.types import Batch, Outcome
+from nas_jax.types import Batch, Evaluate, Outcome
 
 CHILDREN = 'children'  # the name of the evaluator that trains the children of a search
 
@@ -25,6 +26,29 @@ class Crew(NamedTuple):
   submit: Callable[[str, Batch], int]  # (name of an evaluator, batch) -> a ticket
   collect: Callable[[Collection[int]], tuple[int, Outcome, float]]  # waits for the next of these tickets: which, its
   # outcome, and the seconds that it took; raises `Stopped` if the process was asked to end
+
+
+def elsewhere(crew: Crew, names: Iterable[str], uniform: bool) -> dict[str, Evaluate]:
+  """Returns evaluators that cut a batch into shares, each of which a worker trains.
+
+  Args:
+    crew: whose workers have evaluators of these names.
+    names: of the evaluators.
+    uniform: whether one program trains all children of a share; see `hosts.share`.
+  """
+
+  def train(name: str, batch: Batch) -> Outcome:
+    m = len(batch.keys)
+    size = -(-m // crew.size)  # children of a share
+    count = -(-m // size)
+    under_way = {crew.submit(name, hosts.share(batch, i, count, uniform)): i for i in range(count)}
+    found = dict[int, Outcome]()
+    while under_way:
+      ticket, outcome, _ = crew.collect(under_way)
+      found[under_way.pop(ticket)] = outcome
+    return hosts.join([found[i] for i in range(count)], m, size)
+
+  return {name: functools.partial(train, name) for name in names}
 
 
 def run(
