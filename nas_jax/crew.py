@@ -79,7 +79,7 @@ def run(
     r = order.get(int(fleet.step), None if crew else int(jnp.argmin(fleet.ends)))
     if r is not None:
       batch = machine.ask(fleet, r)
-      outcome, fresh = loop.journalled(search, batch, known)
+      outcome, fresh = loop.journalled(search, batch, known, known)
     else:
       assert crew is not None
       r, batch, outcome, took = _next(machine, fleet, crew, under_way)

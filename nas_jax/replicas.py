@@ -114,6 +114,11 @@ def check(cfg: Any) -> None:
       f'accumulate (={cfg.accumulate}) and shards (={cfg.shards}) are for asynchronous replicas, and replicas is 0: '
       'take --replicas=1 or more, or --accumulate=1 --shards=1.'
     )
+  if cfg.replicas and cfg.known != 'train':
+    raise ValueError(
+      f'known (={cfg.known}) has a search depend on all children before, which asynchronous replicas do not wait for: '
+      'take --known=train or --replicas=0.'
+    )
   if cfg.shards > 1 and cfg.controller_clip:
     raise ValueError(
       f'controller_clip (={cfg.controller_clip}) limits the norm of the whole gradient, and a shard '
@@ -158,8 +163,11 @@ def build(
   >>> batch.ids.tolist(), fleet.numbers.tolist(), int(fleet.step)
   ([2, 3], [0, 3, 2], 1)
   """
-  if search.parts or search.shared:
-    raise ValueError('asynchronous replicas need children that train by themselves: take a synchronous search.')
+  if search.parts or search.shared or search.reserve:
+    raise ValueError(
+      'asynchronous replicas need children that train by themselves, whatever was trained before: take a synchronous '
+      'search.'
+    )
   if min(replicas, accumulate, shards) < 1:
     raise ValueError(f'replicas, accumulate and shards (={replicas, accumulate, shards}) must be at least 1.')
   if lags is not None and (len(lags) != shards or min(lags) < 0):

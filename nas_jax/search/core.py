@@ -84,7 +84,7 @@ class Search(NamedTuple):
     """
     if self.parts:
       return self.parts.grow(state, step)
-    if not isinstance(state.history, history.History):
+    if self.replicas or not isinstance(state.history, history.History):
       return state
     return state._replace(history=history.grow(state.history, history.capacity_for((step + 1) * self.m)))
 
