@@ -119,11 +119,6 @@ def check(cfg: Any) -> None:
       f'known (={cfg.known}) has a search depend on all children before, which asynchronous replicas do not wait for: '
       'take --known=train or --replicas=0.'
     )
-  if cfg.shards > 1 and cfg.controller_clip:
-    raise ValueError(
-      f'controller_clip (={cfg.controller_clip}) limits the norm of the whole gradient, and a shard '
-      'knows its own part only: take --shards=1 or --controller_clip=0.'
-    )
 
 
 def build(
@@ -143,8 +138,8 @@ def build(
     search: what each replica does. Its children train by themselves.
     replicas: K.
     accumulate: n, how many gradients make an update.
-    shards: S, how many parts of the parameters are updated by themselves. The optimizer must be elementwise, as Adam
-      is, for the number to make no difference.
+    shards: S, how many parts of the parameters are updated by themselves. If all receive every gradient at once, which
+      is so without `lags`, the number makes no difference.
     delay: draws the training time of a child. A batch takes as long as the slowest of its m children. The times only
       say who answers next in `simulated`.
     lags: for simulations, [S]: a shard receives each gradient only when so many more have been sent. By default all
@@ -254,19 +249,21 @@ def _sharded(search: Search, accumulate: int, shards: int, lags: Sequence[int] |
   """Returns a server that keeps theta in shards and updates them with the gradients of replicas."""
   assert search.gradient and search.apply
   gradient_of, apply = search.gradient, search.apply
-  cut, join, cut_state = _slicing(jax.eval_shape(search.init, jax.random.key(0)).algorithm, shards)
+  slicing = _slicing(jax.eval_shape(search.init, jax.random.key(0)).algorithm, shards)
   furthest = 0 if lags is None else max(lags) + 1
 
   def init(state: SearchState) -> tuple[SearchState, PyTree, PyTree]:
-    state = state._replace(algorithm=cut_state(state.algorithm))
+    own = state.algorithm
+    optimizer = jax.vmap(slicing.cut_optimizer, (None, 0))(own.opt_state, jnp.arange(shards))
+    state = state._replace(algorithm=own._replace(theta=slicing.cut(own.theta), opt_state=optimizer))
     sums = jnp.zeros_like(state.algorithm.theta)
     return state, sums, jnp.zeros((furthest, *sums.shape), sums.dtype) if furthest else ()
 
   def lend(state: SearchState, held: PyTree) -> SearchState:
-    return state._replace(algorithm=state.algorithm._replace(theta=join(held), opt_state=()))
+    return state._replace(algorithm=state.algorithm._replace(theta=slicing.join(held), opt_state=()))
 
   def take(fleet: Fleet, asked: SearchState, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
-    sent = cut(gradient_of(asked, batch, outcome))  # [S, P]
+    sent = slicing.cut(gradient_of(asked, batch, outcome))  # [S, P]
     reached, there, late = sent, jnp.ones(shards, bool), fleet.late
     if furthest:
       late, before = late.at[fleet.step % furthest].set(sent), fleet.step - jnp.asarray(lags)
@@ -286,28 +283,35 @@ def _sharded(search: Search, accumulate: int, shards: int, lags: Sequence[int] |
   def update(state: SearchState, mean: Array, batch: Batch, outcome: Outcome) -> tuple[SearchState, Info]:
     """Returns the state after an answer, with all shards updated by a mean gradient [S, P]."""
     own = state.algorithm
+    theta, gradient = slicing.join(own.theta), slicing.join(mean)
 
-    def shard(theta: Array, opt_state: PyTree, mean: Array) -> Any:
-      after, info = apply(
-        state._replace(algorithm=own._replace(theta=theta, opt_state=opt_state)), mean, batch, outcome
-      )
-      moved = after.algorithm.theta, after.algorithm.opt_state
-      return moved, after._replace(algorithm=after.algorithm._replace(theta=(), opt_state=())), info
+    def shard(i: Array, opt_state: PyTree) -> Any:
+      """Updates all parameters with the counts of one shard, and takes its part of them."""
+      before = own._replace(theta=theta, opt_state=slicing.join_optimizer(opt_state))
+      after, info = apply(state._replace(algorithm=before), gradient, batch, outcome)
+      part = slicing.cut(after.algorithm.theta)[i], slicing.cut_optimizer(after.algorithm.opt_state, i)
+      return part, after._replace(algorithm=after.algorithm._replace(theta=(), opt_state=())), info
 
     # What an answer changes beside the parameters does not depend on the shard.
-    (theta, opt_state), after, info = jax.vmap(shard, out_axes=(0, None, 0))(own.theta, own.opt_state, mean)
-    after = after._replace(algorithm=after.algorithm._replace(theta=theta, opt_state=opt_state))
+    axes = (0, slicing.axes)
+    parts, after, info = jax.vmap(shard, axes, (0, None, 0))(jnp.arange(shards), own.opt_state)
+    after = after._replace(algorithm=after.algorithm._replace(theta=parts[0], opt_state=parts[1]))
     return after, {name: value[0] for name, value in info.items()}
 
   return _Server(init, lambda state: state.algorithm.theta, lend, take)
 
 
 class _Slicing(NamedTuple):
-  """Parameters as a matrix [S, P]: their concatenation, filled up with zeros and cut into S rows."""
+  """Parameters as a matrix [S, P]: their concatenation, filled up with zeros and cut into S rows.
+
+  In the state of an optimizer all that has the shape of theta is such a matrix, and each count is [S].
+  """
 
   cut: Callable[[PyTree], Array]  # a tree of the shape of theta -> the matrix
   join: Callable[[Array], PyTree]  # the matrix -> the tree
-  cut_state: Callable[[Any], Any]  # an algorithm's state -> the same with theta and opt_state cut
+  axes: PyTree  # of the optimizer's state, for `vmap` over the counts of shards: None for matrices
+  join_optimizer: Callable[[PyTree], PyTree]  # the state with the counts of one shard -> that of the optimizer
+  cut_optimizer: Callable[[PyTree, Array], PyTree]  # the optimizer's state -> what one shard has of it
 
 
 def _slicing(state: Any, shards: int) -> _Slicing:
@@ -321,17 +325,21 @@ def _slicing(state: Any, shards: int) -> _Slicing:
   def cut(tree: PyTree) -> Array:
     return jnp.pad(ravel_pytree(tree)[0], (0, -size % shards)).reshape(shards, -1)
 
+  def join(matrix: Array) -> PyTree:
+    return unravel(matrix.reshape(-1)[:size])
+
   def is_theta(x: PyTree) -> bool:
     return jax.tree.structure(x) == structure
 
-  def cut_part(x: PyTree) -> Array:  # of an optimizer: moments are cut, a count becomes one for each shard
-    return cut(x) if is_theta(x) else jnp.broadcast_to(x, (shards, *x.shape))
+  axes = jax.tree.map(lambda x: None if is_theta(x) else 0, state.opt_state, is_leaf=is_theta)
 
-  def cut_state(state: Any) -> Any:
-    opt_state = jax.tree.map(cut_part, state.opt_state, is_leaf=is_theta)
-    return state._replace(theta=cut(state.theta), opt_state=opt_state)
+  def join_optimizer(opt_state: PyTree) -> PyTree:
+    return jax.tree.map(lambda axis, x: x if axis == 0 else join(x), axes, opt_state, is_leaf=lambda x: x is None)
 
-  return _Slicing(cut, lambda matrix: unravel(matrix.reshape(-1)[:size]), cut_state)
+  def cut_optimizer(opt_state: PyTree, i: Array) -> PyTree:
+    return jax.tree.map(lambda x: cut(x)[i] if is_theta(x) else x, opt_state, is_leaf=is_theta)
+
+  return _Slicing(cut, join, axes, join_optimizer, cut_optimizer)
 
 
 def _where(due: Array, new: Array, old: Array) -> Array:

@@ -103,7 +103,6 @@ def test_workdirs_from_before_are_of_synchronous_searches():
   ('changes', 'message'),
   [
     ({'accumulate': 10}, r'accumulate \(=10\).*replicas is 0.*--replicas=1'),
-    ({'replicas': 2, 'shards': 2, 'controller_clip': 1.0}, 'controller_clip.*--shards=1'),
     ({'replicas': 2, 'known': 'reuse'}, 'known.*--known=train'),
   ],
 )
