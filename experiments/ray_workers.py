@@ -27,6 +27,7 @@ from nas_jax.search.per_layer import Group
 from nas_jax.types import Batch, Outcome
 
 PATIENCE = 1.0  # seconds between two looks whether the search was asked to end
+LOCKED = 60.0  # seconds to wait for the folder of a worker
 STARTS = 10  # failed starts of a worker in a row, after which the search ends
 
 
@@ -84,7 +85,7 @@ class Trainer:
     data = self._system.load(self._cfg, self._data_dir)
     if data.sha256 != self._sha256:
       raise ValueError(f'its data are others (sha256 {data.sha256[:12]}, not {self._sha256[:12]})')
-    self._open.enter_context(workdirs.lock(self._folder))
+    self._open.enter_context(_lock(self._folder))
     self._open.enter_context(recovery_files.recording_crashes(self._folder))
     recovery = recovery_files.recovery(self._folder, self._cfg, lambda: None)
     problem = self._system.make_problem(self._cfg, data)
@@ -97,6 +98,18 @@ class Trainer:
     begun = time.perf_counter()
     outcome = self._own[name](hosts.on_device(batch))
     return arrays.pack((outcome._replace(children=()), time.perf_counter() - begun))
+
+
+def _lock(folder: str) -> contextlib.AbstractContextManager[Any]:
+  """Locks a folder. A worker of a search that was killed may hold it for some seconds more."""
+  until = time.monotonic() + LOCKED
+  while True:
+    try:
+      return workdirs.lock(folder)
+    except ValueError:
+      if time.monotonic() > until:
+        raise
+      time.sleep(PATIENCE)
 
 
 def hire(
