@@ -209,7 +209,9 @@ def build(
   def tell(fleet: Fleet, r: int | Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
     if int(batch.ids[0]) != int(fleet.numbers[r]) * search.m:
       return fleet, {}  # the replica works on another batch by now: this one has been counted
-    return compiled(fleet, r, batch, core.as_outcome(search.space, batch, outcome)._replace(metrics=()))
+    return compiled(
+      fleet, r, batch._replace(extra=()), core.as_outcome(search.space, batch, outcome)._replace(metrics=())
+    )
 
   def children(fleet: Fleet) -> list[int]:
     under_way = set(fleet.numbers.tolist())
@@ -359,10 +361,11 @@ def simulated(machine: Replicas) -> Search:
     return machine.ask(fleet, jnp.argmin(fleet.ends))
 
   def evaluate(batch: Batch) -> Outcome:
-    return noted(search.evaluate(batch._replace(extra=())), batch.extra._asdict())
+    outcome = search.evaluate(batch._replace(extra=()))
+    return noted(outcome, batch.extra._asdict()) if batch.extra else outcome
 
   def tell(fleet: Any, batch: Batch, outcome: Outcome) -> tuple[Any, Info]:
-    return machine.answer(fleet, batch.extra.replica, batch, outcome)
+    return machine.answer(fleet, batch.extra.replica, batch._replace(extra=()), outcome)
 
   def policy_summary(fleet: Any, keys: Key) -> tuple[Array, Array]:
     return search.policy_summary(machine.view(fleet), keys)

@@ -25,9 +25,10 @@ def never(batch):
 
 @pytest.fixture(scope='module')
 def s():
-  """Five replicas of two children; an update from two gradients."""
+  """Five replicas of two children, whose times differ much; an update from two gradients."""
   cfg = testing.search_config(m=2, controller_lr=0.05, controller_clip=0.0)
-  return replicas.simulated(replicas.build(search.build(testing.SPACES['choice'], cfg, evaluate), 5, 2, 3))
+  made = search.build(testing.SPACES['choice'], cfg, evaluate)
+  return replicas.simulated(replicas.build(made, 5, 2, 3, delay=jax.random.exponential))
 
 
 class Workers:
@@ -51,10 +52,10 @@ class Workers:
     return crew.Crew(3, self.submit, self.collect)
 
 
-def run(s, fleet, workers, known=None, budget=BUDGET):
+def run(s, fleet, workers, known=None, budget=BUDGET, width=1):
   lines, states = [], []
   hook = search.Hook(children=lines.extend, step=lambda state, info: states.append(state))
-  crew.run(s, fleet, [hook], budget, known, workers and workers.crew)
+  crew.run(s, fleet, [hook], budget, known, workers and workers.crew, width)
   return lines, states
 
 
@@ -79,7 +80,6 @@ def test_the_journal_of_live_workers_gives_their_state_again(s, live):
   assert len({line['id'] for line in lines}) == len(lines) == 48 and int(states[-1].step) == 24
   assert [line['event'] for line in lines] == [i // 2 for i in range(48)] and 'time' not in lines[0]
   assert [line['id'] for line in lines] != sorted(line['id'] for line in lines)
-  assert max(line['staleness'] for line in lines) > 1
   for workers in (None, Workers()):
     again, replayed = run(s._replace(evaluate=never), s.init(KEY), workers, by_id(lines))
     assert again == [] and same(replayed[-1], states[-1])
@@ -125,3 +125,39 @@ def test_an_answer_to_a_batch_that_has_been_counted_is_dropped(s, live):
   assert [batch.ids.tolist() for batch in workers.given[:3]] == [[0, 1], [2, 3], [4, 5]]
   assert [line['id'] for line in fresh[:4]] == [0, 1, 4, 5] and len(by_id(fresh + second)) == len(fresh + second) == 48
   assert same(run(s, s.init(KEY), None, by_id(fresh + second))[1][-1], after[-1])
+
+
+@pytest.fixture(scope='module')
+def together(s):
+  """The journal and the states of a search that trains the batches of four replicas at once, on nine devices."""
+  return run(s, s.init(KEY), None, width=9)
+
+
+def test_batches_that_are_trained_together_were_handed_out_before(s, together):
+  """Rounds of four: the replicas that end first of those with a batch from before the round, each once."""
+  lines, states = together
+  assert len(by_id(lines)) == len(lines) == 48 and [line['event'] for line in lines] == [i // 2 for i in range(48)]
+  fleets = [s.init(KEY), *states]
+  for event in range(24):
+    fleet, first = fleets[event], event - event % 4
+    before = [r for r in range(5) if int(fleet.numbers[r]) < 5 + first]
+    r = min(before, key=lambda r: float(fleet.ends[r]))
+    assert lines[2 * event]['replica'] == r and lines[2 * event]['id'] == 2 * int(fleet.numbers[r])
+  alone, _ = run(s, s.init(KEY), None)
+  alone, together = ({line['id']: (line['tokens'], line['reward']) for line in each} for each in (alone, lines))
+  assert all(alone[number] == together[number] for number in range(10)) and list(alone) != list(together)
+
+
+@pytest.mark.parametrize(('saved', 'journalled'), [(0, 8), (5, 8), (10, 12), (11, 11)])
+def test_a_round_that_was_interrupted_is_gone_on_with(s, together, saved, journalled):
+  lines, states = together
+  fleet = states[saved - 1] if saved else s.init(KEY)
+  fresh, after = run(s, fleet, None, by_id(lines[: 2 * journalled]), width=9)
+  assert [{**line, 'seconds': 0} for line in fresh] == [{**line, 'seconds': 0} for line in lines[2 * journalled :]]
+  assert same(after[-1], states[-1])
+
+
+def test_a_round_is_finished_when_the_budget_is_spent(s):
+  """Four batches are two rounds of three."""
+  lines, states = run(s, s.init(KEY), None, budget=search.Budget(8), width=6)
+  assert len(lines) == 12 and int(states[-1].step) == 6

@@ -38,6 +38,7 @@ def run(
   recovery: Recovery = NO_RECOVERY,
   watchers: Sequence[search.Hook] = (),
   crew: crew_lib.Crew | None = None,
+  width: int = 1,
 ) -> list[journal.Record]:
   """Runs a search in a folder until the budget is spent, from wherever the folder says that it stands.
 
@@ -53,6 +54,7 @@ def run(
     recovery: asked before each update whether the process should end.
     watchers: hooks that are called after all others.
     crew: trains the children of asynchronous replicas; by default this process does.
+    width: how many it trains at once.
 
   Returns:
     The records of all children, by id.
@@ -101,7 +103,7 @@ def run(
       *watchers,
     ]
     try:
-      loop = functools.partial(crew_lib.run, crew=crew) if s.replicas else search.run
+      loop = functools.partial(crew_lib.run, crew=crew, width=width) if s.replicas else search.run
       loop(s, state, listeners, budget, known)
       keep(state)
     except Stopped:

@@ -208,10 +208,11 @@ def run(
   """
   recovery = recovery_files.recovery(workdir, cfg, check)
   problem = system.make_problem(cfg, data) if problem is None else problem
-  begun = Run(system, cfg, data, problem, workdir, recovery, beside or {})
+  begun = Run(system, cfg, data, problem, workdir, recovery, beside or {}, len(jax.local_devices()))
   if hosts.processes > 1:
     begun = from_scratch.settle_program(begun)
     hosts.put('settled', json.dumps(config.as_json(begun.cfg)).encode())
+    begun = begun._replace(width=begun.width * hosts.processes)
     begun = begun._replace(place=lambda own: hosts_lib.lead(hosts, own, not begun.problem.own_programs))
   if crew:
     begun = from_scratch.settle_program(begun)
@@ -246,7 +247,9 @@ def _one(begun: Run, stages: Stages, cfg: Config, folder: str) -> Found:
   """Runs one search to its end, and what follows it at once."""
   s, budget = stages.search(cfg), run_search.budget_of(cfg, begun.system.children(cfg))
   watchers = [report_page.refresher(begun.workdir)]
-  records = run_search.run(folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery, watchers, begun.crew)
+  records = run_search.run(
+    folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery, watchers, begun.crew, begun.width
+  )
   found = Found(folder, s, records)
   stages.after(cfg, found)
   return found

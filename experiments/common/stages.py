@@ -30,6 +30,7 @@ class Run(NamedTuple):
   workdir: str
   recovery: Recovery
   beside: Mapping[str, Arch]  # architectures by name, to train as the children are trained
+  width: int = 1  # children of asynchronous replicas that are trained at once: as many as there are devices
   crew: Crew | None = None  # who trains the children of asynchronous replicas; None for this process
   place: Place = lambda own: own  # where children are trained; see `from_scratch.local_evaluators` for the names
 

@@ -178,7 +178,7 @@ def started(tmp_path):
   yield start
   for process in begun:
     process.kill()
-    process.communicate()
+    process.wait()
 
 
 def until(condition, process, seconds=400):

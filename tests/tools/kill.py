@@ -31,6 +31,7 @@ FLAGS = {
     '--max_children=40',
     '--steps=40',
     '--steps_per_call=10',
+    '--m=1',
     '--replicas=5',
     '--accumulate=2',
     '--shards=3',
