@@ -99,6 +99,8 @@ def _prepare(
   problem = system.make_problem(cfg, data)
   if (ray or connected.processes > 1) and problem.warm_start:
     raise ValueError('warm_start trains children one after another: start this search on one host, or leave it out.')
+  if ray and problem.program == 'auto':
+    raise ValueError('child_program (=auto) is measured by this process, not by workers: take generic or specialised.')
   if not leads:
     return _prepare_to_serve(system, cfg, data, problem, os.path.join(workdir, f'host-{connected.process}'), connected)
   final_choice.of(system, cfg, data)  # raises ValueError if it cannot be made
@@ -107,11 +109,6 @@ def _prepare(
   workdirs.check_data(workdir, data.sha256)
   facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
   workdirs.note_origin(workdir, system.launcher, argv, cfg, **facts)
-  if ray and problem.program == 'auto' and cfg.child_program == 'auto':
-    raise ValueError(
-      'child_program (=auto) is measured on the devices of this process, which are not those of the workers: take '
-      'generic or specialised.'
-    )
 
   def work(check: launch.Check) -> None:
     hosts, check = connected.checked(check)
