@@ -57,9 +57,10 @@ def start(address: str) -> Any:
   lazy.require('ray', '--workers', 'ray')
   import ray
 
+  joins = address or os.environ.get('RAY_ADDRESS')
   try:
     ray.init(
-      address or None, include_dashboard=None if address else False, log_to_driver=False, logging_level=logging.ERROR
+      address or None, include_dashboard=None if joins else False, log_to_driver=False, logging_level=logging.ERROR
     )
   except (ConnectionError, RuntimeError, ValueError) as error:
     raise ValueError(f'ray_address (={address!r}): {" ".join(str(error).split())[:200]}') from None
