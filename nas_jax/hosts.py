@@ -126,14 +126,18 @@ def serve(hosts: Hosts, own: Mapping[str, Evaluate], arch_type: type) -> None:
     if not task:
       return
     name, batch, uniform = arrays.unpack(task, [Batch, Group, arch_type])
-    batch = batch._replace(**{name: jax.tree.map(jnp.asarray, getattr(batch, name)) for name in _OF_CHILDREN})
-    part = share(batch, hosts.process, hosts.processes, uniform)
+    part = share(on_device(batch), hosts.process, hosts.processes, uniform)
     # A host without a child answers too, so that the task is not dropped before it was read.
     found = [own[name](part)] if len(part.keys) else []
     hosts.put(f'done/{number}/{hosts.process}', arrays.pack(found))
 
 
 _OF_CHILDREN = ('ids', 'keys', 'tokens', 'archs')  # the fields of a batch that are [m, ...]
+
+
+def on_device(batch: Batch) -> Batch:
+  """Returns a batch of arrays of numpy, as `arrays.unpack` makes it, as one of JAX."""
+  return batch._replace(**{name: jax.tree.map(jnp.asarray, getattr(batch, name)) for name in _OF_CHILDREN})
 
 
 def share(batch: Batch, index: int, count: int, uniform: bool) -> Batch:

@@ -17,12 +17,13 @@ def modules(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any], C
   return load, lambda: list(names)
 
 
-def require(package: str, user: str) -> None:
+def require(package: str, user: str, extra: str = 'experiments') -> None:
   """Raises ImportError, saying how to install it, if a package is missing that the core of nas_jax does without.
 
   Args:
     package: the name it is imported by.
     user: what needs it, as the message begins.
+    extra: of nas_jax, which has the package.
   """
   if importlib.util.find_spec(package) is None:
-    raise ImportError(f"{user} needs {package}, which is not installed: pip install 'nas_jax[experiments]'.")
+    raise ImportError(f"{user} needs {package}, which is not installed: pip install 'nas_jax[{extra}]'.")

@@ -124,6 +124,8 @@ FLOORS = [
   ('children',),
   ('search',),
   ('hosts',),
+  ('replicas',),
+  ('crew',),
   ('draw', 'report', 'systems'),
 ]
 ASIDE = ('draw', 'report')  # only launchers import them; `tree_cell.draw` loads its module when it is first used

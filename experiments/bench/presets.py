@@ -4,6 +4,7 @@ A few steps on noise are measured and extended to whole trainings; compiling is 
 """
 
 from collections.abc import Iterator
+import dataclasses
 import math
 
 import jax
@@ -33,7 +34,9 @@ def rows(setup: Setup) -> Iterator[Row]:
   for name in ('smoke',) if setup.small else ('paper_v1', 'paper_v2', 'paper_v3'):
     yield from networks(f'conv.{name}', conv_system.PRESETS[name](), setup)
   name = 'smoke' if setup.small else 'paper'
-  yield from language_models(f'cell.{name}', cell.PRESETS[name](), setup)
+  cfg = cell.PRESETS[name]()
+  # As many at once as make an update of the controller.
+  yield from language_models(f'cell.{name}', dataclasses.replace(cfg, m=cfg.m * cfg.accumulate), setup)
 
 
 def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.common import hooks, workdirs
+from nas_jax import crew as crew_lib
 from nas_jax import files, search
 from nas_jax.report import rankings
 from nas_jax.search import journal, older
@@ -36,6 +37,8 @@ def run(
   name: str = 'search',
   recovery: Recovery = NO_RECOVERY,
   watchers: Sequence[search.Hook] = (),
+  crew: crew_lib.Crew | None = None,
+  width: int = 1,
 ) -> list[journal.Record]:
   """Runs a search in a folder until the budget is spent, from wherever the folder says that it stands.
 
@@ -50,6 +53,8 @@ def run(
     name: of the progress bar.
     recovery: asked before each update whether the process should end.
     watchers: hooks that are called after all others.
+    crew: trains the children of asynchronous replicas; by default this process does.
+    width: how many it trains at once.
 
   Returns:
     The records of all children, by id.
@@ -98,7 +103,8 @@ def run(
       *watchers,
     ]
     try:
-      search.run(s, state, listeners, budget, known)
+      loop = functools.partial(crew_lib.run, crew=crew, width=width) if s.replicas else search.run
+      loop(s, state, listeners, budget, known)
       keep(state)
     except Stopped:
       keep(state)  # as it was after the last whole update
@@ -107,12 +113,12 @@ def run(
       stop_watching()
       close()
   found = journal.read(path, schema=journal.child_of(s.space))
-  return [found[number] for number in sorted(found) if number < s.spent(state)]
+  return [found[number] for number in s.children(state) if number in found]
 
 
 def _missing(s: search.Search, state: search.SearchState, known: Mapping[int, journal.Record]) -> list[int]:
   """Returns the children before a state that the journal lacks."""
-  return [number for number in range(s.spent(state)) if number not in known]
+  return [number for number in s.children(state) if number not in known]
 
 
 def _restored(checkpoints: str, s: search.Search, seed: int, known: Mapping[int, journal.Record]) -> search.SearchState:

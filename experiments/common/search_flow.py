@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
 import os
+from typing import Any
 
 from absl import flags
 import jax
 
+from experiments import ray_workers
 from experiments import report as report_page
 from experiments.common import (
   connection,
@@ -22,6 +24,7 @@ from experiments.common import (
 from experiments.common.stages import Found, Run, Stages
 from experiments.common.systems import Arch, Config, Data, System, check_workdir
 from nas_jax import config
+from nas_jax import crew as crew_lib
 from nas_jax import hosts as hosts_lib
 from nas_jax.report import rankings
 from nas_jax.training.problem import Problem
@@ -35,6 +38,7 @@ def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
     presets = {name: None for system in systems for name in system.presets}
     launch.search_flags(presets, f'{launcher}-VARIANT' if systems[0].variant else launcher)(values)
     connection.define_flags(values)
+    ray_workers.define_flags(values)
     if systems[0].variant:
       variants = [system.variant for system in systems]
       flags.DEFINE_enum('variant', variants[0], variants, 'what is searched for', flag_values=values)
@@ -82,6 +86,7 @@ def _prepare(
   workdir = values.workdir or f'runs/{name}'
   if connected.processes > 1 and system.alone is None:
     raise ValueError('children that share weights are trained on one host: start this search on one alone.')
+  ray = _start_workers(system, values, connected)
   leads = connected.process == 0
   if leads:
     check_workdir(workdir, system)
@@ -92,8 +97,10 @@ def _prepare(
   hosts_lib.agree(hosts, {'launcher': system.launcher, **config.as_json(cfg), **facts})
   launch.set_up_jax(processes=connected.processes)
   problem = system.make_problem(cfg, data)
-  if connected.processes > 1 and problem.warm_start:
+  if (ray or connected.processes > 1) and problem.warm_start:
     raise ValueError('warm_start trains children one after another: start this search on one host, or leave it out.')
+  if ray and problem.program == 'auto':
+    raise ValueError('child_program (=auto) is measured by this process, not by workers: take generic or specialised.')
   if not leads:
     return _prepare_to_serve(system, cfg, data, problem, os.path.join(workdir, f'host-{connected.process}'), connected)
   final_choice.of(system, cfg, data)  # raises ValueError if it cannot be made
@@ -106,11 +113,27 @@ def _prepare(
   def work(check: launch.Check) -> None:
     hosts, check = connected.checked(check)
     with lock, recovery_files.recording_crashes(workdir):
-      run(system, cfg, data, workdir, beside, values.control, check, problem, hosts)
+      crew = None
+      if ray:
+        crew = ray_workers.hire(ray, system, cfg, values.data_dir, data.sha256, workdir, values.workers, check)
+      run(system, cfg, data, workdir, beside, values.control, check, problem, hosts, crew)
       if hosts.processes > 1:
         hosts_lib.dismiss(hosts)
 
   return work
+
+
+def _start_workers(system: System, values: flags.FlagValues, connected: connection.Connection) -> Any:
+  """Returns the module `ray`, connected to a cluster, or None without --workers."""
+  if not values.workers:
+    if values.ray_address:
+      raise ValueError('--ray_address is for workers: say how many by --workers, or leave it out.')
+    return None
+  if system.alone is None:
+    raise ValueError('children that share weights are trained by one process: leave out --workers.')
+  if connected.processes > 1:
+    raise ValueError('--workers and several hosts: a search takes either, as Ray has workers on many hosts.')
+  return ray_workers.start(values.ray_address)
 
 
 def _prepare_to_serve(
@@ -164,6 +187,7 @@ def run(
   check: launch.Check = lambda: None,
   problem: Problem | None = None,
   hosts: hosts_lib.Hosts = hosts_lib.ALONE,
+  crew: crew_lib.Crew | None = None,
 ) -> None:
   """Runs all stages of a search in a workdir, from wherever the workdir says that it stands.
 
@@ -177,19 +201,25 @@ def run(
     check: raises `Stopped` if the process was asked to end.
     problem: that of `cfg` and `data`, if it has been made already.
     hosts: those that train the children, as host 0 sees them.
+    crew: workers that train the children, in place of this process.
   """
   recovery = recovery_files.recovery(workdir, cfg, check)
   problem = system.make_problem(cfg, data) if problem is None else problem
-  begun = Run(system, cfg, data, problem, workdir, recovery, beside or {})
+  begun = Run(system, cfg, data, problem, workdir, recovery, beside or {}, len(jax.local_devices()))
   if hosts.processes > 1:
     begun = from_scratch.settle_program(begun)
     hosts.put('settled', json.dumps(config.as_json(begun.cfg)).encode())
+    begun = begun._replace(width=begun.width * hosts.processes)
     begun = begun._replace(place=lambda own: hosts_lib.lead(hosts, own, not begun.problem.own_programs))
+  if crew:
+    begun = from_scratch.settle_program(begun)
+    begun = begun._replace(crew=crew, place=lambda own: crew_lib.elsewhere(crew, own, not begun.problem.own_programs))
   stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
   cfg = stages.cfg
+  places = f'{crew.size} workers' if crew else f'{len(jax.local_devices())} {jax.default_backend()} devices'
   print(
     f'{rankings.counted(problem.space.size(), system.noun)}; {stages.children} on {system.about(cfg, data)}; '
-    f'{len(jax.local_devices())} {jax.default_backend()} devices; results in {workdir}',
+    f'{places}; results in {workdir}',
     flush=True,
   )
   said = stages.before()
@@ -214,7 +244,9 @@ def _one(begun: Run, stages: Stages, cfg: Config, folder: str) -> Found:
   """Runs one search to its end, and what follows it at once."""
   s, budget = stages.search(cfg), run_search.budget_of(cfg, begun.system.children(cfg))
   watchers = [report_page.refresher(begun.workdir)]
-  records = run_search.run(folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery, watchers)
+  records = run_search.run(
+    folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery, watchers, begun.crew, begun.width
+  )
   found = Found(folder, s, records)
   stages.after(cfg, found)
   return found

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments.common.systems import Arch, Config, Data, System
 from nas_jax import search
+from nas_jax.crew import Crew
 from nas_jax.search import journal
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
@@ -29,6 +30,8 @@ class Run(NamedTuple):
   workdir: str
   recovery: Recovery
   beside: Mapping[str, Arch]  # architectures by name, to train as the children are trained
+  width: int = 1  # children of asynchronous replicas that are trained at once: as many as there are devices
+  crew: Crew | None = None  # who trains the children of asynchronous replicas; None for this process
   place: Place = lambda own: own  # where children are trained; see `from_scratch.local_evaluators` for the names
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from experiments.common import schemas
-from nas_jax import config, files, search, space
+from nas_jax import config, files, replicas, search, space
 from nas_jax.report import model
 from nas_jax.systems import (
   cell,
@@ -83,7 +83,12 @@ CELL = System(
   cell.length,
   retrain_cell.RECIPE,
   FromScratch(
-    evaluators.build, search.build, cell.scale_budget, cell.why_unsupported, cell.references, cell.final_choice
+    evaluators.build,
+    replicas.build_search,
+    cell.scale_budget,
+    cell.why_unsupported,
+    cell.references,
+    cell.final_choice,
   ),
   reward=lambda cfg: rewards.perplexity_formula(cfg.reward_c, cfg.reward_limit),
   explained='NASCELL is the cell that Zoph & Le (2017) found, LSTM an LSTM written as a tree of the space. The '
@@ -102,7 +107,7 @@ CONV = System(
   lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
   conv.length,
   retrain_conv.RECIPE,
-  FromScratch(evaluators.build, search.build, conv.scale_budget, conv.why_unsupported, conv.references),
+  FromScratch(evaluators.build, replicas.build_search, conv.scale_budget, conv.why_unsupported, conv.references),
   reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power),
   explained='The known networks are plain ones that nobody searched for, trained just as the children were.',
 )

@@ -14,7 +14,11 @@ from nas_jax import config
 GROUPS = FIRST, CHILDREN, CONTROLLER, LIMITS = (
   'What to set first', 'The children and their training', 'The controller and its search', 'Limits and comparisons',
 )  # fmt: skip
-_FOLDERS = {'search': CONTROLLER, 'training': LIMITS}  # of nas_jax, whose configs have a group of their own
+_FOLDERS = {
+  'search': CONTROLLER,
+  'replicas': CONTROLLER,
+  'training': LIMITS,
+}  # of nas_jax, whose configs have a group of their own
 
 Presets = Mapping[str, Callable[[], Any]]  # name -> a fresh config
 _WIDTH, _LONGEST = 100, 60  # characters of a line, and of the value of a preset

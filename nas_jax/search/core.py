@@ -57,6 +57,7 @@ class Search(NamedTuple):
   reserve: Callable[[SearchState, Batch], SearchState] | None = None
   parts: Parts | None = None  # None if every token sequence is one child
   shared: bool = False  # whether children share weights, so that a reward depends on all that came before
+  replicas: Any = None  # `nas_jax.replicas.Replicas`, if the state is a `Fleet` of them
 
   @property
   def train(self) -> Evaluate:
@@ -64,8 +65,12 @@ class Search(NamedTuple):
     return self.parts.train if self.parts else self.evaluate
 
   def spent(self, state: SearchState) -> int:
-    """Returns the number of children so far, which is also the id of the next one."""
+    """Returns the number of children so far, which without replicas is also the id of the next one."""
     return self.parts.spent(state) if self.parts else int(state.step) * self.m
+
+  def children(self, state: SearchState) -> Sequence[int]:
+    """Returns the ids of the children so far, in rising order. Replicas may have trained later ones before others."""
+    return self.replicas.children(state) if self.replicas else range(self.spent(state))
 
   def over(self, state: SearchState, children: int) -> bool:
     """Says whether a budget of so many children is spent, or nothing is left to train."""
@@ -79,7 +84,7 @@ class Search(NamedTuple):
     """
     if self.parts:
       return self.parts.grow(state, step)
-    if not isinstance(state.history, history.History):
+    if self.replicas or not isinstance(state.history, history.History):
       return state
     return state._replace(history=history.grow(state.history, history.capacity_for((step + 1) * self.m)))
 

@@ -68,15 +68,13 @@ def run(
 
   def evaluated(batch: Batch) -> Outcome:
     nonlocal seconds
-    outcome, fresh = _evaluated(search, batch, known, measured)
+    outcome, fresh = journalled(search, batch, known, measured)
     measured.update({line['id']: line for line in fresh})
-    _call(hooks, 'children', fresh)
+    call(hooks, 'children', fresh)
     seconds += sum(line['seconds'] for line in fresh)
     return outcome
 
-  while not (
-    search.over(state, budget.children) or seconds >= budget.seconds or float(state.best.reward) >= budget.reward
-  ):
+  while not over(search, state, budget, seconds):
     batch = search.ask(state)
     if search.parts:
       groups = search.parts.split(batch)
@@ -85,11 +83,16 @@ def run(
       outcome = evaluated(batch)
     state, info = search.tell(state, batch, outcome)
     state = search.sized(state, int(state.step))
-    _call(hooks, 'step', state, {name: float(value) for name, value in info.items()})
+    call(hooks, 'step', state, {name: float(value) for name, value in info.items()})
   return state
 
 
-def _evaluated(
+def over(search: Search, state: SearchState, budget: Budget, seconds: float) -> bool:
+  """Says whether a limit is reached, after so many seconds of evaluating children."""
+  return search.over(state, budget.children) or seconds >= budget.seconds or float(state.best.reward) >= budget.reward
+
+
+def journalled(
   search: Search, batch: Batch, known: Mapping[int, journal.Record], measured: Mapping[int, journal.Record]
 ) -> tuple[Outcome, list[journal.Record]]:
   """Returns the outcome of children, and records of those that are not in the journal yet.
@@ -107,7 +110,8 @@ def _evaluated(
   return outcome, [line for line in fresh if line['id'] not in known]
 
 
-def _call(hooks: Sequence[Hook], name: str, *args: Any) -> None:
+def call(hooks: Sequence[Hook], name: str, *args: Any) -> None:
+  """Calls the function of that name of each hook. One that fails warns, unless its hook is vital."""
   for hook in hooks:
     try:
       getattr(hook, name)(*args)

@@ -47,8 +47,13 @@ class FlatState(NamedTuple):
   replay: PyTree
 
 
-def layouts(state: SearchState) -> list[tuple[Any, Callable[[Any], SearchState]]]:
-  """Returns the older layouts in which `state` may have been saved, each with the conversion to a `SearchState`."""
+def layouts(state: Any) -> list[tuple[Any, Callable[[Any], SearchState]]]:
+  """Returns the older layouts in which `state` may have been saved, each with the conversion to a `SearchState`.
+
+  Replicas have a state of another kind, of which there are none.
+  """
+  if not isinstance(state, SearchState):
+    return []
   kept = state.algorithm
   found: list[tuple[Any, Callable[[Any], SearchState]]] = [
     (WithoutHistory(*state[:-1]), lambda old: SearchState(*old)),

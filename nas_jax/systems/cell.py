@@ -6,7 +6,7 @@ import flax.linen as nn
 from jax.sharding import Mesh
 import numpy as np
 
-from nas_jax import config, published, search, space
+from nas_jax import config, published, replicas, search, space
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
@@ -20,7 +20,7 @@ from nas_jax.types import Evaluate
 
 
 @dataclasses.dataclass
-class Config(language.Children, Limits, search.Config):
+class Config(language.Children, Limits, replicas.Config, search.Config):
   """The search, its children, and how they are trained."""
 
   base: int = field(8, 'leaves of the tree, a power of two, Sec. 4.2', low=2)
@@ -83,7 +83,10 @@ def paper() -> Config:
   The paper ran it on 400 CPUs for weeks; it has not been run here.
   """
   return Config(
-    m=10,  # 400 replicas of one child each; ten of their gradients make an update, Sec. 4.2
+    m=1,  # of each replica, Sec. 4.2, and so the three below
+    replicas=400,
+    accumulate=10,
+    shards=20,
     controller_lr=5e-4,  # Sec. 4.2
     dataset='ptb',
     level='word',
@@ -170,6 +173,7 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
   config.check(cfg)
   made = make_space(cfg)
   search.check(made, cfg)
+  replicas.check(cfg)
   cell, hidden = cell or language_model.tree(made.operations), cfg.hidden
   if cfg.parameters:
     hidden = language.width(cfg, text, cell, made.decode(np.zeros(made.length, int)), cfg.parameters)
@@ -195,7 +199,7 @@ def build(
   (2, (2, 10))
   """
   problem = make_problem(cfg, text)
-  return search.build(problem.space, cfg, evaluators.build(problem, mesh, recovery))
+  return replicas.build_search(problem.space, cfg, evaluators.build(problem, mesh, recovery))
 
 
 def why_unsupported(cfg: Config, arch: TreeArch) -> str:

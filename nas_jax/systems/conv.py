@@ -6,7 +6,7 @@ import functools
 
 from jax.sharding import Mesh
 
-from nas_jax import config, search, space
+from nas_jax import config, replicas, search, space
 from nas_jax.children import conv, conv_traced
 from nas_jax.config import field
 from nas_jax.datasets import images as images_lib
@@ -21,7 +21,7 @@ from nas_jax.types import Evaluate, PyTree
 
 
 @dataclasses.dataclass
-class Config(classifier.BlockConfig, Limits, search.Config):
+class Config(classifier.BlockConfig, Limits, replicas.Config, search.Config):
   """The search, its children, and how they are trained. The defaults are the first experiment of Sec. 4.1."""
 
   max_depth: int = field(15, 'layers of the deepest children; 15, 20 and 13 in the three experiments of Table 1', low=1)
@@ -76,12 +76,13 @@ class Config(classifier.BlockConfig, Limits, search.Config):
 def paper_v1() -> Config:
   """CIFAR-10, no strides or pooling: the first experiment of Sec. 4.1, 800 GPUs in the paper. Not run here.
 
-  Each of 100 replicas had a batch of 8 children. The paper does not say how far images are enlarged, nor when the rate
+  Each of 100 replicas has a batch of 8 children. The paper does not say how far images are enlarged, nor when the rate
   decays: Huang et al. (2016) for the latter.
   """
   return Config(
-    m=8, controller_lr=6e-4, depth_start=6, depth_step=2, depth_every=1600, dataset='cifar10', upsample=4, flip=True
-  )
+    m=8, replicas=100, shards=20, controller_lr=6e-4, depth_start=6, depth_step=2, depth_every=1600, dataset='cifar10',
+    upsample=4, flip=True,
+  )  # fmt: skip
 
 
 def paper_v2() -> Config:
@@ -195,13 +196,14 @@ def build(
   (2, (2, 7))
   """
   problem = make_problem(cfg, images)
-  return search.build(problem.space, cfg, evaluators.build(problem, mesh, recovery))
+  return replicas.build_search(problem.space, cfg, evaluators.build(problem, mesh, recovery))
 
 
 def check(cfg: Config, images: images_lib.Images) -> None:
   """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
   config.check(cfg)
   search.check(make_space(cfg), cfg)
+  replicas.check(cfg)
   height, width, _ = images.shape
   for name, labels in (('strides', cfg.strides), ('pools', cfg.pools)):
     if max(labels) > min(height, width):

@@ -25,6 +25,17 @@ COMMON = ('--preset=smoke', '--nocontrol')
 ALONE = ('--reliability_children=4', '--yardstick_repeats=0')
 FLAGS = {
   'cell': ('cell_search', *ALONE, '--max_children=40', '--steps=40', '--steps_per_call=10'),
+  'replicas': (
+    'cell_search',
+    *ALONE,
+    '--max_children=40',
+    '--steps=40',
+    '--steps_per_call=10',
+    '--m=1',
+    '--replicas=5',
+    '--accumulate=2',
+    '--shards=3',
+  ),
   'conv': ('conv_search', *ALONE, '--max_children=8', '--epochs=3'),
   'shared': ('enas_search', '--variant=recurrent', '--passes=6', '--controller_updates=4', '--rank_children=0'),
 }

@@ -1,0 +1,222 @@
+"""Workers on a Ray cluster that train the children of a search. They need the extra `nas_jax[ray]`.
+
+A worker is an actor with a checkout, the data and devices of its own. It makes the evaluators of the search once and
+then trains one batch after another that the search names. It keeps trainings in WORKDIR/worker-NUMBER, as a search by
+one process does. The search alone has the controller, the journal and all decisions.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import os
+import time
+from typing import Any
+
+from absl import flags
+import jax
+
+from experiments.common import from_scratch, launch, recovery_files, workdirs
+from experiments.common.systems import SYSTEMS, Config, System
+from nas_jax import arrays, config, files, hosts, lazy
+from nas_jax.crew import Crew
+from nas_jax.search.per_layer import Group
+from nas_jax.types import Batch, Outcome
+
+PATIENCE = 1.0  # seconds between two looks whether the search was asked to end
+LOCKED = 60.0  # seconds to wait for the folder of a worker
+STARTS = 10  # failed starts of a worker in a row, after which the search ends
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of a search with workers."""
+  flags.DEFINE_integer(
+    'workers', 0, 'train children by so many workers on a Ray cluster; 0: in this process', 0, flag_values=values
+  )
+  flags.DEFINE_string(
+    'ray_address', '', 'with --workers: address of a running Ray cluster; by default one is started on this machine',
+    flag_values=values,
+  )  # fmt: skip
+
+
+def start(address: str) -> Any:
+  """Connects to a Ray cluster, or starts one on this machine, and returns the module `ray`.
+
+  This process uses no accelerator from now on. It has not used JAX before: Ray forks, which JAX's threads do not like.
+
+  Args:
+    address: of a running cluster; '' for the one that RAY_ADDRESS names, or else a new one.
+
+  Raises:
+    ImportError: Ray is not installed.
+    ValueError: the cluster cannot be reached.
+  """
+  lazy.require('ray', '--workers', 'ray')
+  import ray
+
+  joins = address or os.environ.get('RAY_ADDRESS')
+  try:
+    ray.init(
+      address or None, include_dashboard=None if joins else False, log_to_driver=False, logging_level=logging.ERROR
+    )
+  except (ConnectionError, RuntimeError, ValueError) as error:
+    raise ValueError(f'ray_address (={address!r}): {" ".join(str(error).split())[:200]}') from None
+  jax.config.update('jax_platforms', 'cpu')
+  return ray
+
+
+class Trainer:
+  """What a worker runs: it makes the evaluators of a search once, and calls them."""
+
+  def __init__(self, kind: str, settings: str, data_dir: str, sha256: str, folder: str, cores: int):
+    self._system = next(system for system in SYSTEMS if system.kind == kind)
+    self._cfg = config.from_json(self._system.config, json.loads(settings))
+    self._data_dir, self._sha256, self._folder, self._cores = data_dir, sha256, folder, cores
+    self._open = contextlib.ExitStack()
+    self._own: dict[str, Any] = {}
+
+  def ready(self) -> None:
+    """Reads the data and makes the evaluators. Raises ValueError if the data are others than those of the search."""
+    if self._own:
+      return
+    launch.set_up_jax(self._cores)
+    data = self._system.load(self._cfg, self._data_dir)
+    if data.sha256 != self._sha256:
+      raise ValueError(f'its data are others (sha256 {data.sha256[:12]}, not {self._sha256[:12]})')
+    self._open.enter_context(_lock(self._folder))
+    self._open.enter_context(recovery_files.recording_crashes(self._folder))
+    recovery = recovery_files.recovery(self._folder, self._cfg, lambda: None)
+    problem = self._system.make_problem(self._cfg, data)
+    self._own = from_scratch.local_evaluators(self._system, self._cfg, data, problem, recovery)
+    self._types = [Batch, Group, problem.space.arch_type]
+
+  def train(self, task: bytes) -> bytes:
+    """Trains a batch by the evaluator of a name; the answer is its outcome and the seconds it took."""
+    name, batch = arrays.unpack(task, self._types)
+    begun = time.perf_counter()
+    outcome = self._own[name](hosts.on_device(batch))
+    return arrays.pack((outcome._replace(children=()), time.perf_counter() - begun))
+
+
+def _lock(folder: str) -> contextlib.AbstractContextManager[Any]:
+  """Locks a folder. A worker of a search that was killed may hold it for some seconds more."""
+  until = time.monotonic() + LOCKED
+  while True:
+    try:
+      return workdirs.lock(folder)
+    except ValueError:
+      if time.monotonic() > until:
+        raise
+      time.sleep(PATIENCE)
+
+
+def hire(
+  ray: Any, system: System, cfg: Config, data_dir: str, sha256: str, workdir: str, size: int, check: launch.Check
+) -> Crew:
+  """Starts workers and returns them.
+
+  Each has one accelerator, if the cluster has any, or else one core.
+
+  Args:
+    ray: as `start` returned it.
+    system: of the children.
+    cfg: of the search; 'child_program' is not 'auto'.
+    data_dir: the folder of data sets, which every worker reads.
+    sha256: of the data.
+    workdir: of the search. Workers keep trainings in folders of this path, be it on a shared disk or on one of theirs.
+    size: how many workers.
+    check: raises `Stopped` if the search was asked to end.
+  """
+  found = ray.cluster_resources()
+  accelerator = next((name for name in ('GPU', 'TPU') if found.get(name)), '')
+  options: dict[str, Any] = {'num_cpus': 1, 'max_restarts': -1, 'max_task_retries': 0}
+  options |= {'num_gpus': 1} if accelerator == 'GPU' else {'resources': {'TPU': 1}} if accelerator else {}
+  trainer = ray.remote(**options)(Trainer)
+  settings = json.dumps(config.as_json(cfg))
+  data_dir = os.path.abspath(data_dir) if data_dir else ''
+
+  def spawn(index: int) -> Any:
+    folder = os.path.join(os.path.abspath(workdir), f'worker-{index}')
+    return trainer.remote(system.kind, settings, data_dir, sha256, folder, 1)
+
+  return crew_of(ray, spawn, size, check)
+
+
+@dataclasses.dataclass
+class Worker:
+  """A worker as the search sees it."""
+
+  index: int
+  actor: Any
+  asked: Any  # for the answer to `ready` or to `train`; None if it has nothing to do
+  ticket: int | None = None  # of the batch that it trains
+  failures: int = 0  # in a row
+
+
+def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Check) -> Crew:
+  """Returns a crew of actors. If one dies, its batch goes to the next that is free, and it is started again.
+
+  Args:
+    ray: the module, or what has its `wait`, `get` and `exceptions`.
+    spawn: (number) -> an actor with the methods of `Trainer`.
+    size: how many there are.
+    check: raises `Stopped` if the search was asked to end.
+  """
+  tickets, tasks, waiting = itertools.count(), dict[int, bytes](), deque[int]()
+  answers = dict[int, tuple[Outcome, float]]()
+  workers = list[Worker]()
+
+  def submit(name: str, batch: Batch) -> int:
+    ticket = next(tickets)
+    tasks[ticket] = arrays.pack((name, batch))
+    waiting.append(ticket)
+    return ticket
+
+  def collect(wanted: Collection[int]) -> tuple[int, Outcome, float]:
+    if not workers:
+      workers.extend(Worker(index, actor, actor.ready.remote()) for index, actor in enumerate(map(spawn, range(size))))
+    while not (there := [ticket for ticket in wanted if ticket in answers]):
+      check()
+      for worker in workers:
+        if worker.asked is None and waiting:
+          worker.ticket = waiting.popleft()
+          worker.asked = worker.actor.train.remote(tasks[worker.ticket])
+      asked = {worker.asked: worker for worker in workers if worker.asked is not None}
+      for ref in ray.wait(list(asked), num_returns=1, timeout=PATIENCE)[0]:
+        hear(asked[ref])
+    return there[0], *answers.pop(there[0])
+
+  def hear(worker: Worker) -> None:
+    try:
+      answer = ray.get(worker.asked)
+    except ray.exceptions.RayActorError as error:
+      lost(worker, error)
+      return
+    except ray.exceptions.RayTaskError as error:
+      if worker.ticket is None:  # it was to be ready
+        raise files.Unusable(f'worker {worker.index} cannot train: {_last_line(error)}') from None
+      raise
+    if worker.ticket is not None:
+      answers[worker.ticket] = arrays.unpack(answer, [Outcome])
+      del tasks[worker.ticket]
+    worker.ticket, worker.asked, worker.failures = None, None, 0
+
+  def lost(worker: Worker, error: Exception) -> None:
+    if worker.ticket is not None:
+      waiting.appendleft(worker.ticket)
+    worker.ticket, worker.failures = None, worker.failures + 1
+    if worker.failures > STARTS:
+      raise files.Unusable(f'worker {worker.index} cannot be started: {_last_line(error)}')
+    if isinstance(error, ray.exceptions.ActorDiedError):  # for good; one that Ray starts again is only unavailable
+      worker.actor = spawn(worker.index)
+    worker.asked = worker.actor.ready.remote()
+
+  return Crew(size, submit, collect)
+
+
+def _last_line(error: Exception) -> str:
+  lines = str(error).strip().splitlines()
+  return lines[-1][:200] if lines else type(error).__name__

@@ -1,0 +1,404 @@
+"""Asynchronous replicas of the controller, Zoph & Le (2017) Sec. 3.2, as a pure state machine.
+
+K replicas train m children each at the same time. A replica samples them with the parameters that it read last, sends
+the gradient that they give at these parameters, and reads the parameters again. Meanwhile others have moved them: its
+gradient is stale by so many updates. The parameters lie on a server in S shards, and a shard makes an update from the
+mean of every n gradients that reach it.
+
+`Replicas.ask` and `Replicas.tell` are the machine, and a `Fleet` is its state. Who answers next is decided outside of
+it: by training times that are drawn from the seed (`simulated`), by workers that train the children, or by a journal
+(both in `nas_jax.crew`). The state is a function of the order of the answers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from jax.flatten_util import ravel_pytree
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.config import field
+from nas_jax.search import core
+from nas_jax.search.core import Search
+from nas_jax.search.state import Best, SearchState
+from nas_jax.space import Space
+from nas_jax.types import Array, Batch, Evaluate, Info, Key, Outcome, PyTree
+
+Delay = Callable[[Key], Array]  # draws how long a child trains, [], in any unit of time
+_CLOCK = np.uint32(2**32 - 1)  # folded into the run's key where training times are drawn; no number of a batch
+
+
+@dataclasses.dataclass
+class Config:
+  """The settings of asynchronous replicas. The defaults are a synchronous search."""
+
+  replicas: int = field(
+    0,
+    'controller replicas that train m children each at the same time and send their gradients independently; 100 on '
+    'CIFAR-10 and 400 on Penn Treebank, Sec. 4; 0 for a synchronous search',
+    low=0,
+    high=10_000,
+  )
+  accumulate: int = field(
+    1, 'gradients of replicas whose mean makes one update of the controller; 10 on Penn Treebank, Sec. 4.2', low=1
+  )
+  shards: int = field(1, "parts of the controller's parameters, each updated by itself; S = 20 in Sec. 4", low=1)
+
+  added: ClassVar[dict[str, Any]] = {'replicas': 0, 'accumulate': 1, 'shards': 1}  # see `config.with_added`
+
+
+class Turn(NamedTuple):
+  """Where a batch stands among those of other replicas: `extra` of a batch that `Replicas.ask` returns."""
+
+  replica: Array  # [] int32
+  event: Array  # [] int32, answers that the server had when the batch was asked for
+  time: Array  # [] simulated time at which its training ends
+  staleness: Array  # [] updates of the server since the replica read its parameters, the mean over shards
+
+
+class Fleet(NamedTuple):
+  """Everything that decides the future of an asynchronous search."""
+
+  server: SearchState  # its step counts answers; theta is [S, P], and all leaves of opt_state have a leading axis S
+  sums: PyTree  # [S, P] gradients that have reached each shard since its last update; () without a gradient
+  waiting: Array  # [S] int32, how many these are
+  versions: Array  # [S] int32, updates of each shard
+  late: PyTree  # [A, S, P] the last gradients that were sent, if some shards receive them later than others; else ()
+  held: PyTree  # [K, ...] what each replica samples with: theta, or the whole state of an algorithm without a gradient
+  seen: Array  # [K, S] int32, updates that each shard had made when the replica read it
+  numbers: Array  # [K] int32, the batch that each replica works on; ids and keys of its children follow from it
+  ends: Array  # [K] simulated time at which each of these batches is trained
+
+  @property
+  def step(self) -> Array:
+    """Answers so far, [] int32."""
+    return self.server.step
+
+  @property
+  def key(self) -> Key:
+    """The key of the run."""
+    return self.server.key
+
+  @property
+  def best(self) -> Best:
+    """The best child so far."""
+    return self.server.best
+
+
+class Replicas(NamedTuple):
+  """The state machine."""
+
+  search: Search  # what each replica does
+  replicas: int  # K
+  init: Callable[[Key], Fleet]
+  ask: Callable[[Fleet, int | Array], Batch]  # the batch that a replica works on, as often as one asks
+  tell: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # (fleet, replica, its batch, outcome)
+  answer: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # `tell` for `jax.jit`: it checks nothing
+  turn: Callable[[Fleet, int | Array], Turn]  # of the batch that a replica works on
+  view: Callable[[Fleet], SearchState]  # the server's state as one of `search`, for reports
+  children: Callable[[Fleet], list[int]]  # ids of the children that have been told, in rising order
+
+
+def lognormal(key: Key) -> Array:
+  """Returns a training time with a median of 1: the exponential of a normal with deviation 0.3."""
+  return jnp.exp(0.3 * jax.random.normal(key))
+
+
+def check(cfg: Any) -> None:
+  """Raises ValueError if settings of a config with the fields of `Config` do not go together."""
+  if not cfg.replicas and (cfg.accumulate > 1 or cfg.shards > 1):
+    raise ValueError(
+      f'accumulate (={cfg.accumulate}) and shards (={cfg.shards}) are for asynchronous replicas, and replicas is 0: '
+      'take --replicas=1 or more, or --accumulate=1 --shards=1.'
+    )
+  if cfg.replicas and cfg.known != 'train':
+    raise ValueError(
+      f'known (={cfg.known}) has a search depend on all children before, which asynchronous replicas do not wait for: '
+      'take --known=train or --replicas=0.'
+    )
+
+
+def build(
+  search: Search,
+  replicas: int,
+  accumulate: int = 1,
+  shards: int = 1,
+  delay: Delay = lognormal,
+  lags: Sequence[int] | None = None,
+) -> Replicas:
+  """Returns K replicas of a search.
+
+  With one replica and `accumulate` 1 the tokens are those of the search itself. An algorithm without a gradient, such
+  as random search, takes each answer at once: nothing is accumulated, and there are no shards.
+
+  Args:
+    search: what each replica does. Its children train by themselves.
+    replicas: K.
+    accumulate: n, how many gradients make an update.
+    shards: S, how many parts of the parameters are updated by themselves. If all receive every gradient at once, which
+      is so without `lags`, the number makes no difference.
+    delay: draws the training time of a child. A batch takes as long as the slowest of its m children. The times only
+      say who answers next in `simulated`.
+    lags: for simulations, [S]: a shard receives each gradient only when so many more have been sent. By default all
+      shards receive it at once, and a replica reads all of them at one version.
+
+  Raises:
+    ValueError: the children share weights or are parts of token sequences, or a number does not fit.
+
+  >>> import jax
+  >>> from nas_jax import replicas, search, space
+  >>> sp = space.choice_space({'width': ('16', '32', '64'), 'depth': ('2', '4')})
+  >>> machine = replicas.build(search.ask_tell(sp, search.Config(m=2, controller_units=8)), replicas=3)
+  >>> fleet = machine.init(jax.random.key(0))
+  >>> batch = machine.ask(fleet, 1)
+  >>> fleet, info = machine.tell(fleet, 1, batch, batch.tokens.sum(1))
+  >>> batch.ids.tolist(), fleet.numbers.tolist(), int(fleet.step)
+  ([2, 3], [0, 3, 2], 1)
+  """
+  if search.parts or search.shared or search.reserve:
+    raise ValueError(
+      'asynchronous replicas need children that train by themselves, whatever was trained before: take a synchronous '
+      'search.'
+    )
+  if min(replicas, accumulate, shards) < 1:
+    raise ValueError(f'replicas, accumulate and shards (={replicas, accumulate, shards}) must be at least 1.')
+  if lags is not None and (len(lags) != shards or min(lags) < 0):
+    raise ValueError(f'lags (={tuple(lags)}) must be one number of gradients, at least 0, for each of {shards} shards.')
+  server = _sharded(search, accumulate, shards, lags) if search.gradient else _whole(search)
+
+  def duration(state: SearchState, number: Array) -> Array:
+    key = jax.random.fold_in(jax.random.fold_in(state.key, _CLOCK), number)
+    return jax.vmap(delay)(jax.random.split(key, search.m)).max()
+
+  def init(key: Key) -> Fleet:
+    state, sums, late = server.init(search.init(key))
+    held = jax.tree.map(lambda x: jnp.broadcast_to(x, (replicas, *x.shape)), server.read(state))
+    nothing, numbers = jnp.zeros((replicas, shards), jnp.int32), jnp.arange(replicas, dtype=jnp.int32)
+    ends = jax.vmap(lambda number: duration(state, number))(numbers)
+    return Fleet(state, sums, nothing[0], nothing[0], late, held, nothing, numbers, ends)
+
+  def own_state(fleet: Fleet, r: int | Array) -> SearchState:
+    """Returns the state that a replica asks with; its step is the number of the batch."""
+    return server.lend(fleet.server, jax.tree.map(lambda x: x[r], fleet.held))._replace(step=fleet.numbers[r])
+
+  def turn(fleet: Fleet, r: int | Array) -> Turn:
+    stale = jnp.mean((fleet.versions - fleet.seen[r]).astype(jnp.float32))
+    return Turn(jnp.asarray(r, jnp.int32), fleet.step, fleet.ends[r], stale)
+
+  states = jax.jit(lambda fleet, r: (own_state(fleet, r), turn(fleet, r)))
+
+  def ask(fleet: Fleet, r: int | Array) -> Batch:
+    state, extra = states(fleet, r)
+    return search.ask(state)._replace(extra=extra)
+
+  def answer(fleet: Fleet, r: int | Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    after, info = server.take(fleet, own_state(fleet, r), batch, outcome)
+    number = fleet.step + replicas
+    return after._replace(
+      held=jax.tree.map(lambda every, now: every.at[r].set(now), fleet.held, server.read(after.server)),
+      seen=fleet.seen.at[r].set(after.versions),
+      numbers=fleet.numbers.at[r].set(number),
+      ends=fleet.ends.at[r].add(duration(fleet.server, number)),
+    ), info | {'staleness': turn(fleet, r).staleness}
+
+  compiled = jax.jit(answer)
+
+  def tell(fleet: Fleet, r: int | Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    if int(batch.ids[0]) != int(fleet.numbers[r]) * search.m:
+      return fleet, {}  # the replica works on another batch by now: this one has been counted
+    return compiled(
+      fleet, r, batch._replace(extra=()), core.as_outcome(search.space, batch, outcome)._replace(metrics=())
+    )
+
+  def children(fleet: Fleet) -> list[int]:
+    under_way = set(fleet.numbers.tolist())
+    numbers = [number for number in range(int(fleet.step) + replicas) if number not in under_way]
+    return [number * search.m + k for number in numbers for k in range(search.m)]
+
+  view = jax.jit(lambda fleet: server.lend(fleet.server, server.read(fleet.server)))
+  return Replicas(search, replicas, jax.jit(init), ask, tell, compiled, jax.jit(turn), view, children)
+
+
+class _Server(NamedTuple):
+  """What takes the answers of replicas."""
+
+  init: Callable[[SearchState], tuple[SearchState, PyTree, PyTree]]  # -> the state it keeps; `sums` and `late`
+  read: Callable[[SearchState], PyTree]  # what a replica samples with from now on
+  lend: Callable[[SearchState, PyTree], SearchState]  # the state as a replica has it that has read this
+  take: Callable[[Fleet, SearchState, Batch, Outcome], tuple[Fleet, Info]]  # an answer, and the state it was asked with
+
+
+def _whole(search: Search) -> _Server:
+  """Returns a server for an algorithm without a gradient, whose whole state replicas read."""
+
+  def take(fleet: Fleet, asked: SearchState, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    del asked
+    state, info = search.tell(fleet.server, batch, outcome)
+    return fleet._replace(server=state, versions=fleet.versions + 1), info
+
+  return _Server(
+    lambda state: (state, (), ()),
+    lambda state: state.algorithm,
+    lambda state, held: state._replace(algorithm=held),
+    take,
+  )
+
+
+def _sharded(search: Search, accumulate: int, shards: int, lags: Sequence[int] | None) -> _Server:
+  """Returns a server that keeps theta in shards and updates them with the gradients of replicas."""
+  assert search.gradient and search.apply
+  gradient_of, apply = search.gradient, search.apply
+  slicing = _slicing(jax.eval_shape(search.init, jax.random.key(0)).algorithm, shards)
+  furthest = 0 if lags is None else max(lags) + 1
+
+  def init(state: SearchState) -> tuple[SearchState, PyTree, PyTree]:
+    own = state.algorithm
+    optimizer = jax.vmap(slicing.cut_optimizer, (None, 0))(own.opt_state, jnp.arange(shards))
+    state = state._replace(algorithm=own._replace(theta=slicing.cut(own.theta), opt_state=optimizer))
+    sums = jnp.zeros_like(state.algorithm.theta)
+    return state, sums, jnp.zeros((furthest, *sums.shape), sums.dtype) if furthest else ()
+
+  def lend(state: SearchState, held: PyTree) -> SearchState:
+    return state._replace(algorithm=state.algorithm._replace(theta=slicing.join(held), opt_state=()))
+
+  def take(fleet: Fleet, asked: SearchState, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    sent = slicing.cut(gradient_of(asked, batch, outcome))  # [S, P]
+    reached, there, late = sent, jnp.ones(shards, bool), fleet.late
+    if furthest:
+      late, before = late.at[fleet.step % furthest].set(sent), fleet.step - jnp.asarray(lags)
+      reached, there = late[before % furthest, jnp.arange(shards)], before >= 0
+    sums, waiting = fleet.sums + jnp.where(there[:, None], reached, 0.0), fleet.waiting + there
+    due, after, info = waiting == accumulate, *update(fleet.server, sums / accumulate, batch, outcome)
+    old, new = fleet.server.algorithm, after.algorithm
+    parts = jax.tree.map(functools.partial(_where, due), (new.theta, new.opt_state), (old.theta, old.opt_state))
+    return fleet._replace(
+      server=after._replace(algorithm=new._replace(theta=parts[0], opt_state=parts[1])),
+      sums=_where(due, jnp.zeros_like(sums), sums),
+      waiting=jnp.where(due, 0, waiting),
+      versions=fleet.versions + due,
+      late=late,
+    ), info | {'gradient_norm': jnp.sqrt(jnp.sum(sent**2))}
+
+  def update(state: SearchState, mean: Array, batch: Batch, outcome: Outcome) -> tuple[SearchState, Info]:
+    """Returns the state after an answer, with all shards updated by a mean gradient [S, P]."""
+    own = state.algorithm
+    theta, gradient = slicing.join(own.theta), slicing.join(mean)
+
+    def shard(i: Array, opt_state: PyTree) -> Any:
+      """Updates all parameters with the counts of one shard, and takes its part of them."""
+      before = own._replace(theta=theta, opt_state=slicing.join_optimizer(opt_state))
+      after, info = apply(state._replace(algorithm=before), gradient, batch, outcome)
+      part = slicing.cut(after.algorithm.theta)[i], slicing.cut_optimizer(after.algorithm.opt_state, i)
+      return part, after._replace(algorithm=after.algorithm._replace(theta=(), opt_state=())), info
+
+    # What an answer changes beside the parameters does not depend on the shard.
+    axes = (0, slicing.axes)
+    parts, after, info = jax.vmap(shard, axes, (0, None, 0))(jnp.arange(shards), own.opt_state)
+    after = after._replace(algorithm=after.algorithm._replace(theta=parts[0], opt_state=parts[1]))
+    return after, {name: value[0] for name, value in info.items()}
+
+  return _Server(init, lambda state: state.algorithm.theta, lend, take)
+
+
+class _Slicing(NamedTuple):
+  """Parameters as a matrix [S, P]: their concatenation, filled up with zeros and cut into S rows.
+
+  In the state of an optimizer all that has the shape of theta is such a matrix, and each count is [S].
+  """
+
+  cut: Callable[[PyTree], Array]  # a tree of the shape of theta -> the matrix
+  join: Callable[[Array], PyTree]  # the matrix -> the tree
+  axes: PyTree  # of the optimizer's state, for `vmap` over the counts of shards: None for matrices
+  join_optimizer: Callable[[PyTree], PyTree]  # the state with the counts of one shard -> that of the optimizer
+  cut_optimizer: Callable[[PyTree, Array], PyTree]  # the optimizer's state -> what one shard has of it
+
+
+def _slicing(state: Any, shards: int) -> _Slicing:
+  """Returns the slicing of an algorithm's state, which may hold shapes only."""
+  structure: Any = jax.tree.structure(state.theta)
+  flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.theta))
+  size = flat.size
+  if shards > size:
+    raise ValueError(f'shards (={shards}) is more than the controller has parameters, {size}.')
+
+  def cut(tree: PyTree) -> Array:
+    return jnp.pad(ravel_pytree(tree)[0], (0, -size % shards)).reshape(shards, -1)
+
+  def join(matrix: Array) -> PyTree:
+    return unravel(matrix.reshape(-1)[:size])
+
+  def is_theta(x: PyTree) -> bool:
+    return jax.tree.structure(x) == structure
+
+  axes = jax.tree.map(lambda x: None if is_theta(x) else 0, state.opt_state, is_leaf=is_theta)
+
+  def join_optimizer(opt_state: PyTree) -> PyTree:
+    return jax.tree.map(lambda axis, x: x if axis == 0 else join(x), axes, opt_state, is_leaf=lambda x: x is None)
+
+  def cut_optimizer(opt_state: PyTree, i: Array) -> PyTree:
+    return jax.tree.map(lambda x: cut(x)[i] if is_theta(x) else x, opt_state, is_leaf=is_theta)
+
+  return _Slicing(cut, join, axes, join_optimizer, cut_optimizer)
+
+
+def _where(due: Array, new: Array, old: Array) -> Array:
+  """Takes slices [S, ...] of `new` where they are due."""
+  return jnp.where(due.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+
+def simulated(machine: Replicas) -> Search:
+  """Returns a search whose state is a `Fleet`: the next answer is that of the replica whose training ends first.
+
+  Training times are drawn from the seed, so the search is deterministic. It can be run as any other: in a table, whole
+  searches for many seeds in one program by `search.run_seeds`. To the metrics of a child it adds those of its `Turn`.
+  """
+  search = machine.search
+
+  def ask(fleet: Any) -> Batch:
+    return machine.ask(fleet, jnp.argmin(fleet.ends))
+
+  def evaluate(batch: Batch) -> Outcome:
+    outcome = search.evaluate(batch._replace(extra=()))
+    return noted(outcome, batch.extra._asdict()) if batch.extra else outcome
+
+  def tell(fleet: Any, batch: Batch, outcome: Outcome) -> tuple[Any, Info]:
+    return machine.answer(fleet, batch.extra.replica, batch._replace(extra=()), outcome)
+
+  def policy_summary(fleet: Any, keys: Key) -> tuple[Array, Array]:
+    return search.policy_summary(machine.view(fleet), keys)
+
+  init: Any = machine.init
+  return search._replace(
+    init=init,
+    ask=ask,
+    evaluate=evaluate,
+    tell=tell,
+    gradient=None,
+    apply=None,
+    policy_summary=policy_summary,
+    replicas=machine,
+  )
+
+
+def noted(outcome: Outcome, numbers: Mapping[str, Array]) -> Outcome:
+  """Returns an outcome whose metrics have these numbers too, the same for all children."""
+  m = len(outcome.reward)
+  return outcome._replace(
+    metrics={**(outcome.metrics or {}), **{name: jnp.broadcast_to(value, m) for name, value in numbers.items()}}
+  )
+
+
+def build_search(space: Space, cfg: Any, evaluate: Evaluate) -> Search:
+  """Returns the search that a config with the fields of `Config` describes.
+
+  Without replicas it is `search.build`, with them it is `simulated`.
+
+  Raises:
+    ValueError: as `check` and `search.build`.
+  """
+  check(cfg)
+  search = core.build(space, cfg, evaluate)
+  return simulated(build(search, cfg.replicas, cfg.accumulate, cfg.shards)) if cfg.replicas else search

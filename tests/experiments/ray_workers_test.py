@@ -1,0 +1,259 @@
+"""Workers of a search: who trains what when some are lost, by a stand-in for Ray, and by Ray where it is installed."""
+
+import collections
+import importlib.util
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import testing
+
+from experiments import cell_search, conv_search, enas_search, ray_workers
+from nas_jax import arrays, config, crew, files, hosts, replicas, search
+from nas_jax.search import journal
+from nas_jax.systems import cell, conv
+from nas_jax.training import checkpoint
+from nas_jax.training.recovery import Stopped
+from nas_jax.types import Batch, Outcome
+
+ROOT = pathlib.Path(__file__).parents[2]
+SPACE = testing.SPACES['choice']
+
+
+def evaluate(batch):
+  reward = jnp.sin(batch.tokens @ jnp.array([1.7, 0.3, 2.1]) + jax.vmap(jax.random.uniform)(batch.keys))
+  return Outcome(reward, {'loss': np.asarray(2 * reward)}, failed=jnp.zeros(len(reward), bool))
+
+
+class FakeRay:
+  """Calls are answered in any order, when somebody waits. `lose` of them fail, as those of an actor that died."""
+
+  def __init__(self, seed=0, lose=0.0):
+    self.rng, self.lose, self.calls, self.spawned = random.Random(seed), lose, {}, collections.Counter()
+    errors = {name: type(name, (Exception,), {}) for name in ('RayActorError', 'RayTaskError')}
+    errors['ActorDiedError'] = type('ActorDiedError', (errors['RayActorError'],), {})
+    self.exceptions = types.SimpleNamespace(**errors)
+
+  def spawn(self, index):
+    self.spawned[index] += 1
+
+    def method(call):
+      def remote(*args):
+        number = len(self.calls)
+        self.calls[number] = call, args
+        return number
+
+      return types.SimpleNamespace(remote=remote)
+
+    return types.SimpleNamespace(ready=method(self.ready), train=method(self.train))
+
+  def wait(self, refs, num_returns, timeout):
+    assert refs and num_returns == 1 and timeout == ray_workers.PATIENCE
+    return [self.rng.choice(refs)], []
+
+  def get(self, ref):
+    if self.rng.random() < self.lose:
+      raise self.rng.choice([self.exceptions.RayActorError, self.exceptions.ActorDiedError])('it died')
+    call, args = self.calls[ref]
+    return call(*args)
+
+  def ready(self):
+    pass
+
+  def train(self, task):
+    name, batch = arrays.unpack(task, [Batch, SPACE.arch_type])
+    assert name == 'children'
+    return arrays.pack((evaluate(hosts.on_device(batch)), 0.25))
+
+
+def crew_of(ray, size=3, check=lambda: None):
+  return ray_workers.crew_of(ray, ray.spawn, size, check)
+
+
+@pytest.fixture(scope='module')
+def s():
+  return search.build(SPACE, testing.search_config(m=5), evaluate)
+
+
+@pytest.fixture(scope='module')
+def batch(s):
+  return s.ask(s.init(jax.random.key(0)))
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 9])
+def test_a_batch_in_shares_earns_what_it_earns_as_a_whole(batch, size):
+  """Also if two calls of five fail."""
+  found = crew.elsewhere(crew_of(FakeRay(size, 0.4), size), ['children'], uniform=True)['children'](batch)
+  wanted = evaluate(batch)
+  assert found.reward.tolist() == wanted.reward.tolist()
+  assert found.metrics['loss'].tolist() == wanted.metrics['loss'].tolist() and not found.failed.any()
+
+
+def test_replicas_end_as_their_journal_says_however_many_workers_are_lost(s):
+  """No batch counts twice and none is lost; an actor that has died is replaced."""
+  simulated, ray, lines, states = replicas.simulated(replicas.build(s, 4, 2)), FakeRay(1, 0.4), [], []
+  hook = search.Hook(children=lines.extend, step=lambda state, info: states.append(state))
+  crew.run(simulated, simulated.init(jax.random.key(0)), [hook], search.Budget(60), None, crew_of(ray))
+  known = {line['id']: line for line in lines}
+  assert len(known) == len(lines) == 60 and lines[0]['seconds'] == 0.05 and sum(ray.spawned.values()) > 3
+  again = crew.run(simulated, simulated.init(jax.random.key(0)), [], search.Budget(60), known)
+  assert (again.server.algorithm.theta == states[-1].server.algorithm.theta).all()
+
+
+def test_a_worker_that_never_starts_ends_the_search(batch):
+  with pytest.raises(files.Unusable, match='worker 0 cannot be started: it died'):
+    crew.elsewhere(crew_of(FakeRay(0, 1.0), 1), ['children'], True)['children'](batch)
+
+
+def test_a_worker_with_other_data_ends_the_search(batch):
+  ray = FakeRay()
+
+  def ready():
+    raise ray.exceptions.RayTaskError('Traceback ...\nValueError: its data are others')
+
+  ray.ready = ready
+  with pytest.raises(files.Unusable, match='worker . cannot train: ValueError: its data are others'):
+    crew.elsewhere(crew_of(ray), ['children'], True)['children'](batch)
+
+
+def test_who_waits_for_workers_can_be_stopped(batch):
+  def check():
+    raise Stopped
+
+  with pytest.raises(Stopped):
+    crew.elsewhere(crew_of(FakeRay(), check=check), ['children'], True)['children'](batch)
+
+
+@pytest.mark.parametrize(
+  ('launcher', 'flags', 'message'),
+  [
+    (enas_search, ('--workers=2',), 'share weights.*--workers'),
+    (cell_search, ('--ray_address=here:1',), '--workers'),
+  ],
+)
+def test_flags_that_do_not_fit_are_refused(launcher, flags, message, tmp_path):
+  with pytest.raises(ValueError, match=message) as error:
+    launcher.prepare(['search', '--preset=smoke', f'--workdir={tmp_path}', *flags])
+  testing.one_line(error)
+
+
+def test_without_ray_it_says_how_to_install_it(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ImportError, match=r"--workers needs ray.*'nas_jax\[ray\]'"):
+    ray_workers.start('')
+
+
+# -- with Ray --------------------------------------------------------------------------------------------------------
+
+FLAGS = {
+  'cell': (cell_search, '--max_children=20', '--steps=200', '--steps_per_call=10', '--final_children=0'),
+  'conv': (conv_search, '--max_children=12', '--epochs=2'),
+}
+COMMON = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardstick_repeats=0', '--workers=2')
+REPLICAS = ('--replicas=4', '--accumulate=2', '--shards=3')
+
+
+@pytest.fixture
+def started(tmp_path):
+  """Starts searches in tmp_path/run, and ends them with the test."""
+  begun = []
+
+  def start(system, *flags):
+    launcher, *own = FLAGS[system]
+    name = launcher.__name__
+    command = [sys.executable, '-m', name, *COMMON, *own, *flags, f'--workdir={tmp_path}/run']
+    begun.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    return begun[-1]
+
+  yield start
+  for process in begun:
+    process.kill()
+    process.wait()
+
+
+def until(condition, process, seconds=400):
+  limit = time.monotonic() + seconds
+  while not condition() and process.poll() is None and time.monotonic() < limit:
+    time.sleep(0.05)
+  assert condition(), process.communicate()[0]
+
+
+def holder(path):
+  """The process that has a file open."""
+  for folder in pathlib.Path('/proc').glob('[0-9]*/fd'):
+    try:
+      if any(os.readlink(one) == str(path) for one in folder.iterdir()):
+        return int(folder.parts[2])
+    except OSError:
+      continue
+  return None
+
+
+def children(folder):
+  path = folder / 'children.jsonl'
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='Ray is not installed')
+
+
+@pytest.mark.long
+@needs_ray
+@pytest.mark.parametrize('system', FLAGS)
+def test_real_children_of_replicas_through_the_death_of_a_worker_and_of_the_search(system, tmp_path, started):
+  """The end is that of a replay of the journal, to the bit; no child counts twice."""
+  folder = tmp_path / 'run'
+  process = started(system, *REPLICAS)
+  until(lambda: len(children(folder)) >= 4, process)
+  os.kill(holder(folder / 'worker-0' / 'crash.txt'), signal.SIGKILL)
+  before = len(children(folder))
+  until(lambda: len(children(folder)) >= before + 2, process)
+  process.kill()
+  process.communicate()
+  process = started(system, *REPLICAS)
+  said, _ = process.communicate(timeout=500)
+  assert process.returncode == 0, said
+  module, cfg = (cell, cell.Config) if system == 'cell' else (conv, conv.Config)
+  cfg = config.from_json(cfg, json.loads((folder / 'config.json').read_text()))
+  s = replicas.build_search(module.make_space(cfg), cfg, lambda batch: pytest.fail('a child is trained again'))
+  found = journal.read(str(folder / 'children.jsonl'))
+  assert len(found) == len(children(folder)) == cfg.max_children
+  fleet = s.init(jax.random.key(cfg.seed))
+  replayed = crew.run(s, fleet, [], search.Budget(cfg.max_children), found)
+  saved = checkpoint.restore(str(folder / 'checkpoints'), fleet)
+  for one, other in zip(jax.tree.leaves(replayed), jax.tree.leaves(saved), strict=True):
+    one, other = (
+      jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (one, other)
+    )
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.long
+@needs_ray
+def test_a_synchronous_search_by_workers_is_that_of_one_process(tmp_path, started):
+  """Two workers with a device each train what one process trains on two devices, to the bit; one of them is killed."""
+  process = started('cell')
+  folder = tmp_path / 'run'
+  until(lambda: len(children(folder)) >= 4, process)
+  os.kill(holder(folder / 'worker-1' / 'crash.txt'), signal.SIGKILL)
+  said, _ = process.communicate(timeout=500)
+  assert process.returncode == 0, said
+  launcher, *own = FLAGS['cell']
+  command = [sys.executable, '-m', launcher.__name__, *COMMON[:-1], *own, f'--workdir={tmp_path}/alone']
+  env = {**os.environ, 'JAX_NUM_CPU_DEVICES': '2'}
+  subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, timeout=500)
+  by_workers, alone = (
+    [{key: line[key] for key in ('id', 'tokens', 'reward')} for line in children(tmp_path / name)]
+    for name in ('run', 'alone')
+  )
+  assert by_workers == alone
