@@ -158,7 +158,9 @@ def build(
 
   def apply(own: Callable[..., tuple[PyTree, Info]], state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
     settled = settle(state.worst, batch, history.fill(batch, outcome))[0]
-    return after(state, batch, outcome, *own(state.algorithm, grads, batch, settled))
+    return after(
+      state, batch, outcome, *own(state.algorithm, grads, batch, settled, functools.partial(credit, state, batch))
+    )
 
   def after(state: SearchState, batch: Batch, outcome: Outcome, kept: PyTree, info: Info) -> tuple[SearchState, Info]:
     settled, worst = settle(state.worst, batch, history.fill(batch, outcome))

@@ -19,7 +19,6 @@ class Config(algorithms.Config):
   """
 
   seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
-  m: int = field(8, 'children per update of the controller; 8 in each replica on CIFAR-10, Sec. 4.1', low=1)
   known: str = field(
     'train',
     "what happens to a token sequence that was trained before: 'train' trains it again, as Zoph & Le do; 'reuse' lets "
