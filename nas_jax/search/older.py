@@ -51,7 +51,7 @@ def layouts(state: SearchState) -> list[tuple[Any, Callable[[Any], SearchState]]
   """Returns the older layouts in which `state` may have been saved, each with the conversion to a `SearchState`."""
   kept = state.algorithm
   found: list[tuple[Any, Callable[[Any], SearchState]]] = [
-    (WithoutHistory(*state[:-1]), lambda old: SearchState(*old)),
+    (WithoutHistory(*state[:7]), lambda old: SearchState(*old)),
     (
       WithoutWorst(state.step, state.key, kept, state.best, state.children, state.replay),
       lambda old: _nested(old, old.algorithm),

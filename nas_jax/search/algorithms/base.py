@@ -90,7 +90,8 @@ def summary_of_samples(space: Space, tokens: Array) -> tuple[Array, Array]:
   labels, first = np.arange(widths.max()), np.searchsorted(space.owner, np.arange(len(widths)))
   there = labels[None] < widths[:, None]
   at = np.minimum(first[:, None] + np.where(is_link, labels[None], 0), space.length - 1)
-  chosen = jnp.where(is_link, tokens[:, at] > 0, tokens[:, at] == labels) & there
+  picked = tokens[:, at]
+  chosen = jnp.where(is_link[None], picked > 0, picked == labels[None, None]) & there[None]
   share = (chosen & space.slots_exist(tokens)[:, :, None]).mean(0)
   entropy = jax.scipy.special.entr(share) + jnp.where(is_link, jax.scipy.special.entr(1.0 - share), 0.0)
   return jnp.sum(entropy, where=there), share
