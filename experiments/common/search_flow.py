@@ -226,7 +226,7 @@ def run(
   if said:
     print(said, flush=True)
   found = {cfg.algorithm: _one(begun, stages, cfg, workdir)}
-  control = dataclasses.replace(cfg, algorithm='random')
+  control = dataclasses.replace(cfg, algorithm='random', proposals='policy')
   if with_control and control != cfg:
     folder = os.path.join(workdir, 'control')
     workdirs.open_config(folder, control)

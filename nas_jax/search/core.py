@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from nas_jax import config
-from nas_jax.search import algorithms, history
-from nas_jax.search.algorithms.base import Algorithm, layers_exist
+from nas_jax.search import algorithms, guide, history
+from nas_jax.search.algorithms.base import Algorithm, depths, layers_exist
 from nas_jax.search.state import Best, Config, SearchState
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Evaluate, Info, Key, Outcome, PyTree
@@ -86,7 +86,11 @@ class Search(NamedTuple):
       return self.parts.grow(state, step)
     if self.replicas or not isinstance(state.history, history.History):
       return state
-    return state._replace(history=history.grow(state.history, history.capacity_for((step + 1) * self.m)))
+    capacity = history.capacity_for((step + 1) * self.m)
+    guided = isinstance(state.guide, guide.Guide)
+    return state._replace(
+      history=history.grow(state.history, capacity), guide=guide.grow(state.guide, capacity) if guided else ()
+    )
 
 
 def check(space: Space, cfg: Config) -> None:
@@ -130,25 +134,31 @@ def build(
   """
   check(space, cfg)
   algorithm = algorithms.build(space, cfg)
-  remembers = cfg.known != 'train'
+  guided = cfg.proposals == 'guided'
+  remembers = guided or cfg.known != 'train'
 
   def init(key: Key) -> SearchState:
     run_key, own_key = jax.random.split(key)
     step = jnp.zeros((), jnp.int32)
     infinite = jnp.asarray(jnp.inf, jnp.float32)
     nothing = Best(-infinite, step - 1, jnp.zeros(space.length, jnp.int32), step)
-    record = history.empty(space.length, history.capacity_for(cfg.m)) if remembers else ()
-    return SearchState(step, run_key, algorithm.init(own_key), nothing, worst=infinite, history=record)
+    record = history.empty(space.length) if remembers else ()
+    model = guide.empty() if guided else ()
+    state = SearchState(step, run_key, algorithm.init(own_key), nothing, infinite, history=record, guide=model)
+    return s.sized(state, 0)
 
   def ask(state: SearchState, depth: int | None = None) -> Batch:
     ids, own_keys, child_keys = identify(state, cfg.m)
     repeats, layers = None, space.layers if depth is None else depth
-    if cfg.known == 'avoid':
+    if guided:
+      model = state.guide, state.history
+      tokens = guide.propose(space, *model, algorithm.propose, state.algorithm, own_keys, ids, depth)
+    elif cfg.known == 'avoid':
       is_known = functools.partial(history.are_known, state.history, depth=layers)
       tokens = history.draw_unseen(is_known, algorithm.propose, state.algorithm, own_keys, depth)
     else:
       tokens = algorithm.propose(state.algorithm, own_keys, depth)
-    if remembers:
+    if cfg.known != 'train':
       repeats = history.repeats(state.history, tokens, layers, ids)
     return Batch(ids, child_keys, tokens, space.decode_batch(tokens, depth), depth, repeats=repeats)
 
@@ -163,12 +173,16 @@ def build(
 
   def apply(own: Callable[..., tuple[PyTree, Info]], state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
     settled = settle(state.worst, batch, history.fill(batch, outcome))[0]
-    return after(state, batch, outcome, *own(state.algorithm, grads, batch, settled))
+    return after(
+      state, batch, outcome, *own(state.algorithm, grads, batch, settled, functools.partial(credit, state, batch))
+    )
 
   def after(state: SearchState, batch: Batch, outcome: Outcome, kept: PyTree, info: Info) -> tuple[SearchState, Info]:
     settled, worst = settle(state.worst, batch, history.fill(batch, outcome))
     if remembers:
       state = state._replace(history=history.tell(space, state.history, batches(state) * cfg.m, batch, settled))
+      if guided:
+        state = state._replace(guide=guide.update(state.guide, state.history, cfg.m))
       info |= {} if batch.repeats is None else {'repeats': batch.repeats.known.sum()}
     found = _best(space, batch, settled)
     better = found.reward > state.best.reward
@@ -181,7 +195,11 @@ def build(
     return lambda *args: compiled(*args[:-1], as_outcome(space, args[-2], args[-1]))
 
   def reserve(state: SearchState, batch: Batch) -> SearchState:
-    return state._replace(history=history.reserve(space, state.history, batch))
+    state = state._replace(history=history.reserve(space, state.history, batch))
+    if guided:
+      model = guide.update(state.guide, state.history, cfg.m)
+      state = state._replace(guide=guide.believe(model, state.history, batch.tokens, depths(space, batch)))
+    return state
 
   def growing(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `compiled`, which maps a state and more to a state and perhaps more, with room for the next batch."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nas_jax.search.algorithms.base import Propose, layers_exist
+from nas_jax.search.algorithms.base import Propose, depths, of_sequences
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Depth, Evaluate, Key, Outcome, PyTree, Repeats
 
@@ -71,12 +71,6 @@ def find(history: History, tokens: Array, depth: Array | int) -> tuple[Array, Ar
 def are_known(history: History, tokens: Array, depth: Array | int) -> Array:
   """Says which of the token sequences [n, T] of so many layers have been asked for before, [n] bool."""
   return jax.vmap(lambda one: find(history, one, depth)[1])(tokens)
-
-
-def depths(space: Space, batch: Batch) -> Array:
-  """Returns the depth of each child of a batch, [m] int32."""
-  depth = space.layers if batch.depth is None else batch.depth
-  return jnp.broadcast_to(jnp.asarray(depth, jnp.int32), len(batch.tokens))
 
 
 def draw_unseen(is_known: Callable[[Array], Array], propose: Propose, state: PyTree, keys: Key, depth: Depth) -> Array:
@@ -152,7 +146,9 @@ def reusing(evaluate: Evaluate) -> Evaluate:
   return evaluated
 
 
-def insert(history: History, tokens: Array, depth: Array, ids: Array, trained: Array, outcome: Outcome) -> History:
+def insert(
+  history: History, tokens: Array, depth: Array, ids: Array, trained: Array, reward: Array, failed: Array
+) -> History:
   """Returns the record after m more children, which are told or, with no training, reserved.
 
   If the record is full, new token sequences are left out: call `grow` in time.
@@ -163,9 +159,9 @@ def insert(history: History, tokens: Array, depth: Array, ids: Array, trained: A
     depth: [m] layers.
     ids: [m] of the children.
     trained: [m] bool, whether each child has been trained just now.
-    outcome: [m] rewards of these trainings, and which failed; read only where `trained`.
+    reward: [m] of these trainings; read only where `trained`.
+    failed: [m] bool, which of them failed.
   """
-  failed = jnp.zeros(len(tokens), bool) if outcome.failed is None else outcome.failed
 
   def one(history: History, child: tuple[Array, ...]) -> tuple[History, None]:
     tokens, depth, number, trained, reward, failed = child
@@ -186,7 +182,7 @@ def insert(history: History, tokens: Array, depth: Array, ids: Array, trained: A
       history.waiting,
     ), None
 
-  return jax.lax.scan(one, history, (tokens, depth, ids, trained, outcome.reward, failed))[0]
+  return jax.lax.scan(one, history, (tokens, depth, ids, trained, reward, failed))[0]
 
 
 def tell(space: Space, history: History, asked: Array, batch: Batch, outcome: Outcome) -> History:
@@ -201,24 +197,13 @@ def tell(space: Space, history: History, asked: Array, batch: Batch, outcome: Ou
   """
   trained = jnp.ones(len(batch.tokens), bool) if batch.repeats is None else ~batch.repeats.known
   reserved = batch.ids[0] < asked
-  told = insert(history, batch.tokens, depths(space, batch), batch.ids, trained, of_sequences(batch, outcome))
+  told = insert(history, batch.tokens, depths(space, batch), batch.ids, trained, *of_sequences(batch, outcome))
   return told._replace(waiting=history.waiting - reserved)
 
 
 def reserve(space: Space, history: History, batch: Batch) -> History:
   """Returns the record after a batch has been asked for that will be told later."""
   nothing = jnp.zeros(len(batch.tokens), bool)
-  outcome = Outcome(jnp.zeros(len(batch.tokens)), failed=nothing)  # not read
-  asked = insert(history, batch.tokens, depths(space, batch), batch.ids, nothing, outcome)
+  reward = jnp.zeros(len(batch.tokens))  # not read
+  asked = insert(history, batch.tokens, depths(space, batch), batch.ids, nothing, reward, nothing)
   return asked._replace(waiting=history.waiting + 1)
-
-
-def of_sequences(batch: Batch, outcome: Outcome) -> Outcome:
-  """Returns an outcome with one reward for each token sequence: the best of its layers that did not fail."""
-  if outcome.reward.ndim == 1:
-    return outcome
-  exists, failed = layers_exist(batch, outcome.reward), outcome.failed
-  assert failed is not None, 'the outcome of `core.settle`'
-  trained = ~failed if exists is None else ~failed & exists
-  best = jnp.max(outcome.reward, axis=1, where=trained, initial=-jnp.inf)
-  return outcome._replace(reward=jnp.where(trained.any(1), best, 0.0), failed=~trained.any(1))

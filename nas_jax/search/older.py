@@ -56,7 +56,7 @@ def layouts(state: Any) -> list[tuple[Any, Callable[[Any], SearchState]]]:
     return []
   kept = state.algorithm
   found: list[tuple[Any, Callable[[Any], SearchState]]] = [
-    (WithoutHistory(*state[:-1]), lambda old: SearchState(*old)),
+    (WithoutHistory(*state[:7]), lambda old: SearchState(*old)),
     (
       WithoutWorst(state.step, state.key, kept, state.best, state.children, state.replay),
       lambda old: _nested(old, old.algorithm),

@@ -104,6 +104,10 @@ def build(
   Raises:
     ValueError: as `search.check`, or a layer of the space is not a single choice.
   """
+  if cfg.proposals != 'policy':
+    raise ValueError(
+      f'proposals (={cfg.proposals}) must be policy where every layer has a reward: prefixes are measured there.'
+    )
   if any(slot.kind != Kind.CHOICE for slot in space.slots) or space.length != space.layers:
     raise ValueError(f'rewards of layers want one choice a layer, and a {space.kind} space has others.')
 

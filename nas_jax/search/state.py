@@ -8,6 +8,7 @@ from nas_jax.search import algorithms
 from nas_jax.types import Array, Key, PyTree
 
 KNOWN = ('train', 'reuse', 'avoid')
+PROPOSALS = ('policy', 'guided')
 
 
 @dataclasses.dataclass
@@ -19,7 +20,6 @@ class Config(algorithms.Config):
   """
 
   seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
-  m: int = field(8, 'children per update of the controller; 8 in each replica on CIFAR-10, Sec. 4.1', low=1)
   known: str = field(
     'train',
     "what happens to a token sequence that was trained before: 'train' trains it again, as Zoph & Le do; 'reuse' lets "
@@ -28,13 +28,20 @@ class Config(algorithms.Config):
     choices=KNOWN,
     first=True,
   )
+  proposals: str = field(
+    'policy',
+    "who chooses what is tried: 'policy', the algorithm alone; 'guided', a Gaussian process that is fitted to all "
+    'rewards and chooses among proposals of the algorithm and mutations of the best children',
+    choices=PROPOSALS,
+    first=True,
+  )
   depth_start: int = field(
     0, 'layers of the first children, which then grow deeper, 0 for max_depth from the start; 6 in Sec. 4.1', low=0
   )
   depth_step: int = field(2, 'by how many layers children grow each time, Sec. 4.1', low=1)
   depth_every: int = field(1600, 'children after which they grow deeper again, Sec. 4.1', low=1)
 
-  added: ClassVar[dict[str, Any]] = {'known': 'train'}  # see `config.with_added`
+  added: ClassVar[dict[str, Any]] = {'known': 'train', 'proposals': 'policy'}  # see `config.with_added`
 
 
 class Best(NamedTuple):
@@ -57,3 +64,4 @@ class SearchState(NamedTuple):
   children: PyTree = ()  # the weights, if children share them; () if each trains its own
   replay: PyTree = ()  # what a search with rewards for every layer remembers of earlier architectures, else ()
   history: PyTree = ()  # a `history.History` if the search needs to know what it has asked for, else ()
+  guide: PyTree = ()  # a `guide.Guide` if a Gaussian process chooses among proposals, else ()

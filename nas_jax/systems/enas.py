@@ -53,6 +53,11 @@ def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | No
 def check(space: Space, cfg: weight_sharing.Config) -> None:
   """Raises ValueError as `search.check`, or if scores of earlier children are to be used again."""
   search.check(space, cfg)
+  if cfg.proposals != 'policy':
+    raise ValueError(
+      f'proposals (={cfg.proposals}) must be policy where children share weights: rewards of earlier children do not '
+      'stay what they were.'
+    )
   if cfg.known != 'train':
     raise ValueError(
       f'known (={cfg.known}) must be train where children share weights: an architecture earns something else with '

@@ -184,7 +184,8 @@ def test_ask_tell_has_no_evaluator():
 @pytest.mark.parametrize(
   'field, value',
   [
-    ('algorithm', 'evolution'),
+    ('algorithm', 'annealing'),
+    ('known', 'again'),
     ('algorithm', None),
     ('seed', -1),
     ('m', 0),

@@ -23,9 +23,9 @@ def told(kept, *children):
   """The record after children (tokens, depth, id, reward), of which a reward of None is a reservation."""
   for tokens, depth, number, reward in children:
     trained = reward is not None
-    outcome = Outcome(jnp.array([reward if trained else 0.0]), failed=jnp.array([trained and not np.isfinite(reward)]))
+    failed = trained and not np.isfinite(reward)
     columns = jnp.array([tokens], jnp.int32), jnp.array([depth]), jnp.array([number]), jnp.array([trained])
-    kept = history.insert(kept, *columns, outcome)
+    kept = history.insert(kept, *columns, jnp.array([reward if trained else 0.0]), jnp.array([failed]))
   return kept
 
 

@@ -9,18 +9,21 @@ from collections.abc import Callable
 import dataclasses
 
 from nas_jax.config import field
-from nas_jax.search.algorithms import random, reinforce
+from nas_jax.search.algorithms import evolution, ppo, pqt, random, reinforce
 from nas_jax.search.algorithms.base import Algorithm
 from nas_jax.space import Space
 
 ALGORITHMS: dict[str, Callable[[Space, 'Config'], Algorithm]] = {
   'reinforce': reinforce.build,
   'random': random.build,
+  'evolution': evolution.build,
+  'pqt': pqt.build,
+  'ppo': ppo.build,
 }
 
 
 @dataclasses.dataclass
-class Config(reinforce.Config):
+class Config(evolution.Config, pqt.Config, ppo.Config, reinforce.Config):
   """Which algorithm searches, and the settings of all of them; each reads its own."""
 
   algorithm: str = field('reinforce', 'what chooses the architectures to try', choices=tuple(ALGORITHMS), first=True)

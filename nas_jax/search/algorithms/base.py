@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from nas_jax.space import Kind, Space
 from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome, PyTree
 
 # Maps advantages to what the tokens are credited with. It is the identity, except in searches that reward every layer
@@ -36,7 +38,9 @@ class Algorithm(NamedTuple):
   update: Callable[[PyTree, Batch, Outcome, Credit], tuple[PyTree, Info]]  # the state after these rewards
   summary: Callable[[PyTree, Key], tuple[Array, Array]]  # for reports: (state, keys [n]) -> as `policy_summary` returns
   gradient: Callable[[PyTree, Batch, Outcome, Credit], PyTree] | None = None  # of a loss with respect to `theta`
-  apply: Callable[[PyTree, PyTree, Batch, Outcome], tuple[PyTree, Info]] | None = None  # `update`, given the gradient
+  apply: Callable[[PyTree, PyTree, Batch, Outcome, Credit], tuple[PyTree, Info]] | None = (
+    None  # `update` with a gradient
+  )
   log_prob: Callable[[PyTree, Batch], Array] | None = None  # [m, T] log-probability of each token of a batch, nats
 
 
@@ -51,3 +55,43 @@ def layers_exist(batch: Batch, reward: Array) -> Array | None:
     return None
   depth = jnp.broadcast_to(batch.depth, len(reward))
   return jnp.arange(reward.shape[1])[None] < depth[:, None]
+
+
+def depths(space: Space, batch: Batch) -> Array:
+  """Returns the depth of each child of a batch, [m] int32."""
+  depth = space.layers if batch.depth is None else batch.depth
+  return jnp.broadcast_to(jnp.asarray(depth, jnp.int32), len(batch.tokens))
+
+
+def of_sequences(batch: Batch, outcome: Outcome) -> tuple[Array, Array]:
+  """Returns one reward for each token sequence, [m], and which sequences failed, [m] bool.
+
+  Where layers have rewards, it is that of the best layer that did not fail.
+  """
+  reward = outcome.reward
+  failed = jnp.zeros(reward.shape, bool) if outcome.failed is None else outcome.failed
+  if reward.ndim == 1:
+    return reward, failed
+  exists = layers_exist(batch, reward)
+  trained = ~failed if exists is None else ~failed & exists
+  best = jnp.max(reward, axis=1, where=trained, initial=-jnp.inf)
+  return jnp.where(trained.any(1), best, 0.0), ~trained.any(1)
+
+
+def summary_of_samples(space: Space, tokens: Array) -> tuple[Array, Array]:
+  """Describes token sequences [n, T] by how often each label occurs, as `policy_summary` describes a policy.
+
+  Returns:
+    The entropy in nats of a token sequence whose tokens are independent and occur as often as in these, [], and the
+    share of each label of each slot, [S, K].
+  """
+  widths = np.array([slot.width for slot in space.slots])
+  is_link = np.array([slot.kind == Kind.LINK for slot in space.slots])[:, None]
+  labels, first = np.arange(widths.max()), np.searchsorted(space.owner, np.arange(len(widths)))
+  there = labels[None] < widths[:, None]
+  at = np.minimum(first[:, None] + np.where(is_link, labels[None], 0), space.length - 1)
+  picked = tokens[:, at]
+  chosen = jnp.where(is_link[None], picked > 0, picked == labels[None, None]) & there[None]
+  share = (chosen & space.slots_exist(tokens)[:, :, None]).mean(0)
+  entropy = jax.scipy.special.entr(share) + jnp.where(is_link, jax.scipy.special.entr(1.0 - share), 0.0)
+  return jnp.sum(entropy, where=there), share

@@ -14,9 +14,9 @@ import numpy as np
 import optax
 
 from nas_jax.config import field
-from nas_jax.controller import PENALTIES, Controller, divergence, lstm_controller, policy_summary
+from nas_jax.controller import PENALTIES, Controller, Score, divergence, lstm_controller, policy_summary
 from nas_jax.search.algorithms import baseline as baseline_lib
-from nas_jax.search.algorithms.base import Algorithm, Credit, map_sequences
+from nas_jax.search.algorithms.base import Algorithm, Credit, Propose, map_sequences
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome, PyTree
 
@@ -25,6 +25,7 @@ from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome, PyTree
 class Config(baseline_lib.Config):
   """The controller and how it learns. The defaults are those of Zoph & Le."""
 
+  m: int = field(8, 'children per update of the controller; 8 in each replica on CIFAR-10, Sec. 4.1', low=1)
   controller_units: int = field(35, "width of each of the controller's LSTM layers, Sec. 4.1", low=1)
   controller_layers: int = field(2, 'LSTM layers of the controller, Sec. 4.1', low=1)
   controller_init: float = field(
@@ -91,31 +92,53 @@ def build(space: Space, cfg: Config) -> Algorithm:
 
     def objective(theta: PyTree) -> Array:
       score = map_sequences(functools.partial(controller.score, theta), batch)
-      total = loss(score.log_prob, spread(value, layer_of_token))
-      if cfg.entropy_weight:
-        total -= cfg.entropy_weight * score.entropy.sum(1).mean()
-      if cfg.skip_weight:
-        apart = jax.vmap(lambda odds: divergence(space, odds, cfg.skip_target, cfg.skip_penalty))(score.probabilities)
-        total += cfg.skip_weight * apart.mean()
-      return total
+      return regularized(loss(score.log_prob, spread(value, layer_of_token)), space, cfg, score)
 
     return jax.grad(objective)(state.theta)
 
-  def apply(state: State, grads: PyTree, batch: Batch, outcome: Outcome) -> tuple[State, Info]:
+  def apply(state: State, grads: PyTree, batch: Batch, outcome: Outcome, credit: Credit) -> tuple[State, Info]:
+    del credit
     _, baseline, info = baseline_lib.advantages(cfg, state.baseline, batch, outcome)
     updates, opt_state = optimizer.update(grads, state.opt_state)
     state = State(optax.apply_updates(state.theta, updates), opt_state, baseline)
     return state, info | {'gradient_norm': optax.tree.norm(grads)}
 
+  return policy_gradient(controller, init, propose, gradient, apply)
+
+
+def policy_gradient(controller: Controller, init, propose: Propose, gradient, apply) -> Algorithm:
+  """Returns an algorithm that follows a gradient of `theta`, the parameters of a controller, given its functions."""
+
+  def update(state: Any, batch: Batch, outcome: Outcome, credit: Credit) -> tuple[PyTree, Info]:
+    return apply(state, gradient(state, batch, outcome, credit), batch, outcome, credit)
+
   return Algorithm(
     init,
     propose,
-    update=lambda state, batch, outcome, credit: apply(state, gradient(state, batch, outcome, credit), batch, outcome),
+    update,
     summary=lambda state, keys: policy_summary(controller, state.theta, keys),
     gradient=gradient,
     apply=apply,
     log_prob=lambda state, batch: map_sequences(functools.partial(controller.log_prob, state.theta), batch),
   )
+
+
+def regularized(total: Array, space: Space, cfg: Config, score: Score, there: Array | None = None) -> Array:
+  """Returns a loss with the entropy bonus and the penalty of links, which are means over children.
+
+  Args:
+    total: [] the loss without them.
+    space: of the children.
+    cfg: the weights.
+    score: of n children, [n, ...] each.
+    there: [n] bool, which of them count; None for all.
+  """
+  if cfg.entropy_weight:
+    total -= cfg.entropy_weight * jnp.mean(score.entropy.sum(1), where=there)
+  if cfg.skip_weight:
+    apart = jax.vmap(lambda odds: divergence(space, odds, cfg.skip_target, cfg.skip_penalty))(score.probabilities)
+    total += cfg.skip_weight * jnp.mean(apart, where=there)
+  return total
 
 
 def make_controller(space: Space, cfg: Config) -> Controller:

@@ -39,7 +39,16 @@ def shapes(state):
   return jax.tree.map(lambda x: (x.shape, x.dtype), state)
 
 
-@pytest.mark.parametrize('where', SPACES)
+# What these propose from is the controller of REINFORCE.
+CONTROLLED = ('pqt', 'ppo')
+CASES = [
+  pytest.param(name, where, marks=pytest.mark.long) if name in CONTROLLED and where != 'layered' else (name, where)
+  for name in algorithms.ALGORITHMS
+  for where in SPACES
+]
+
+
+@pytest.mark.parametrize(('name', 'where'), CASES)
 def test_proposals_are_token_sequences_of_the_space(name, where):
   """Before and after an update; choices, links, pointers, and tokens that exist for some types of layer only."""
   space = SPACES[where]

@@ -1,0 +1,46 @@
+"""Mutations of token sequences: what evolution and the guided proposals try beside what they know to be good."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.space import Kind, Space
+from nas_jax.types import Array, Depth, Key
+
+
+def values_of_tokens(space: Space) -> np.ndarray:
+  """Returns how many values each token can have, [T] int32: 2 for a link."""
+  slots = [space.slots[owner] for owner in space.owner]
+  return np.array([2 if slot.kind == Kind.LINK else slot.width for slot in slots], np.int32)
+
+
+def mutate(
+  space: Space, tokens: Array, depth: Array | int, fresh: Array, key: Key, wanted: Depth, count: Array | int = 1
+) -> Array:
+  """Returns a token sequence [T] of `wanted` layers in which some tokens of another have other values.
+
+  The tokens to change are drawn uniformly from those that exist and have more than one value, and so is the new value
+  of each. Tokens that the old sequence does not have, because it is not so deep or is of another type there, are those
+  of `fresh`.
+
+  Args:
+    space: of both.
+    tokens: [T] the sequence to start from.
+    depth: its layers.
+    fresh: [T] a token sequence, such as a uniform one.
+    key: of the draw.
+    wanted: the layers of the result; None for all.
+    count: how many tokens are changed, if there are so many; may be traced.
+  """
+  values = values_of_tokens(space)
+  place_key, value_key = jax.random.split(key)
+  old = space.exists(tokens, depth)
+  free = space.exists(tokens, wanted) & old & (values > 1)
+  order = jnp.argsort(jnp.where(free, jax.random.uniform(place_key, tokens.shape), jnp.inf))
+  chosen = jnp.zeros(tokens.shape, bool).at[order].set(jnp.arange(len(values)) < count) & free
+  other = (tokens + jax.random.randint(value_key, tokens.shape, 1, np.maximum(values, 2))) % values
+  tokens = jnp.where(old, jnp.where(chosen, other, tokens), fresh)
+  # A changed type brings tokens into being that the old sequence has as 0.
+  born = space.exists(tokens, wanted) & ~old
+  tokens = jnp.where(born, fresh, tokens)
+  return jnp.where(space.exists(tokens, wanted), tokens, 0).astype(jnp.int32)

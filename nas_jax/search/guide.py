@@ -1,0 +1,222 @@
+"""A Gaussian process that chooses among proposals: Bayesian optimization over what an algorithm proposes.
+
+It is fitted to all that was measured, and of many candidates takes the one with the greatest expected improvement
+(Jones et al. 1998, "Efficient Global Optimization"). Candidates are proposals of the search's own algorithm and
+mutations of the best children. Two token sequences have the covariance exp(-d / l), where d is the number of tokens in
+which they differ (Hamming distance) and the length scale l is the likeliest of a few (Rasmussen & Williams 2006, Sec.
+2.2 and 5.4.1). The children of a batch are chosen one after another, each as if those before had earned what was
+expected of them ("kriging believer", Ginsbourger et al. 2010), and so is a batch beside batches that are not told yet.
+
+The inverse of the Cholesky factor of the covariance matrix is kept and gets a row for each new token sequence, so that
+nothing is ever factorized.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.search.algorithms.base import Propose
+from nas_jax.search.algorithms.mutation import mutate
+from nas_jax.search.history import DRAWS, LEAST, History, are_known
+from nas_jax.space import Space
+from nas_jax.types import Array, Depth, Key, PyTree
+
+LENGTHS = (0.125, 0.35, 1.0, 2.8)  # length scales, in tokens of a whole sequence
+NOISE = 0.05  # variance of the noise of a reward, where that of the normalized rewards is 1
+LARGEST = 1024  # token sequences that the process is fitted to; of later ones it learns nothing
+WARM_UP = 10  # children that are told before the process is asked
+OWN = 3  # every so many children one is the algorithm's own proposal
+MUTATIONS = 16  # for each child of a batch
+PARENTS = 5  # best children that are mutated
+
+
+class Guide(NamedTuple):
+  """The Gaussian process, one for each of the S length scales. Its rows are the first of the history."""
+
+  inverse: Array  # [S, N, N] the inverse of the lower Cholesky factor of the covariance matrix; 0 where there is no row
+  believed: Array  # [N] what a sequence was expected to earn when it was reserved, normalized
+  size: Array  # [] int32, rows
+
+
+def empty(capacity: int = LEAST) -> Guide:
+  """Returns a process that knows nothing."""
+  return Guide(jnp.zeros((len(LENGTHS), capacity, capacity)), jnp.zeros(capacity), jnp.zeros((), jnp.int32))
+
+
+def grow(guide: Guide, capacity: int) -> Guide:
+  """Returns the same process with room for so many rows, but at most `LARGEST`."""
+  more = max(0, min(capacity, LARGEST) - len(guide.believed))
+  return Guide(jnp.pad(guide.inverse, ((0, 0), (0, more), (0, more))), jnp.pad(guide.believed, (0, more)), guide.size)
+
+
+def distances(tokens: Array, depth: Array | int, others: Array, depths: Array | int) -> Array:
+  """Returns in how many tokens sequences [..., T] differ, and their difference in layers added to that, [...]."""
+  return (tokens != others).sum(-1) + jnp.abs(depth - depths)
+
+
+def length_scales(length: int) -> Array:
+  """Returns the length scales [S] for sequences of so many tokens."""
+  return length * jnp.asarray(LENGTHS)
+
+
+def update(guide: Guide, history: History, count: int) -> Guide:
+  """Returns the process with up to `count` new rows of the history."""
+  room, scales = len(guide.believed), length_scales(history.tokens.shape[1])
+  tokens, depths = history.tokens[:room], history.depth[:room]
+
+  def append(guide: Guide, _: None) -> tuple[Guide, None]:
+    row = jnp.minimum(guide.size, room - 1)
+    new = (guide.size < history.size) & (guide.size < room)
+    apart = distances(tokens[row][None], depths[row], tokens, depths)
+    cross = jnp.exp(-apart[None] / scales[:, None]) * (jnp.arange(room) < row)[None]
+    half = jnp.einsum('sij,sj->si', guide.inverse, cross)
+    deviation = jnp.sqrt(jnp.maximum(1.0 + NOISE - (half**2).sum(1), 1e-3 * NOISE))[:, None]
+    line = jnp.where(jnp.arange(room)[None] == row, 1.0, -jnp.einsum('si,sij->sj', half, guide.inverse)) / deviation
+    inverse = guide.inverse.at[:, jnp.where(new, row, room)].set(line, mode='drop')
+    return guide._replace(inverse=inverse, size=guide.size + new), None
+
+  return jax.lax.scan(append, guide, length=count)[0]
+
+
+class Fit(NamedTuple):
+  """The process at its likeliest length scale."""
+
+  inverse: Array  # [N, N]
+  weights: Array  # [N] inverse @ normalized rewards
+  scale: Array  # [] the length scale
+  deviation: Array  # [] that of the process
+  best: Array  # [] the greatest normalized reward
+
+
+def normalized(guide: Guide, history: History) -> Array:
+  """Returns the rewards of the rows as normal scores, [N]; 0 where there is no row.
+
+  Only their order counts, so that outliers and failed children, which are the last, do no harm. A sequence that was
+  not told yet has what is believed of it.
+  """
+  room = len(guide.believed)
+  told = (jnp.arange(room) < guide.size) & (history.trained[:room] > 0)
+  sound = history.sound[:room] > 0
+  reward = jnp.where(told & sound, history.reward[:room], -jnp.inf)
+  below = ((reward[None] < reward[:, None]) & told[None]).sum(1) + 0.5 * (
+    (reward[None] == reward[:, None]) & told[None]
+  ).sum(1)
+  score = jax.scipy.special.ndtri(jnp.clip(below / jnp.maximum(told.sum(), 1), 1e-3, 1.0 - 1e-3))
+  return jnp.where(told, score, jnp.where(jnp.arange(room) < guide.size, guide.believed, 0.0))
+
+
+def fit(guide: Guide, history: History) -> Fit:
+  """Returns the process at the length scale of the greatest evidence, its variance being the likeliest one."""
+  values = normalized(guide, history)
+  weights = jnp.einsum('sij,j->si', guide.inverse, values)
+  count = jnp.maximum(guide.size, 1)
+  variance = jnp.maximum((weights**2).sum(1) / count, 1e-6)
+  diagonal = jnp.diagonal(guide.inverse, axis1=1, axis2=2)
+  evidence = jnp.log(jnp.where(diagonal > 0, diagonal, 1.0)).sum(1) - 0.5 * count * jnp.log(variance)
+  best, likeliest = jnp.max(values, where=jnp.arange(len(values)) < guide.size, initial=-jnp.inf), jnp.argmax(evidence)
+  scale = length_scales(history.tokens.shape[1])[likeliest]
+  return Fit(guide.inverse[likeliest], weights[likeliest], scale, jnp.sqrt(variance[likeliest]), best)
+
+
+def predict(found: Fit, history: History, tokens: Array, depth: Array | int) -> tuple[Array, Array, Array]:
+  """Predicts what token sequences [n, T] earn, normalized.
+
+  Returns:
+    Means [n], variances [n] in units of that of the process, and [n, N] covariances with the rows times the inverse
+    factor, of which both are made.
+  """
+  room = len(found.weights)
+  apart = distances(tokens[:, None], depth, history.tokens[None, :room], history.depth[None, :room])
+  half = jnp.exp(-apart / found.scale) @ found.inverse.T
+  return half @ found.weights, jnp.maximum(1.0 - (half**2).sum(1), 1e-6), half
+
+
+def log_improvement(mean: Array, deviation: Array, best: Array) -> Array:
+  """Returns the logarithm of the expected improvement on `best` of normal variables."""
+  u = (mean - best) / deviation
+  density = jnp.exp(-0.5 * u**2) / np.sqrt(2 * np.pi)
+  near = jnp.log(jnp.maximum(density + u * jax.scipy.special.ndtr(u), 1e-30))
+  low = jnp.minimum(u, -1.0)
+  far = -0.5 * low**2 - 0.5 * np.log(2 * np.pi) - 2 * jnp.log(-low)  # its asymptotic form, where `near` has no digits
+  return jnp.where(u > -4.0, near, far) + jnp.log(deviation)
+
+
+def believe(guide: Guide, history: History, tokens: Array, depth: Array) -> Guide:
+  """Returns the process with the expected rewards of m sequences [m, T] that are reserved, which are rows already."""
+  mean, _, _ = predict(fit(guide, history), history, tokens, depth[0])
+  row = jnp.argmax((history.tokens[None] == tokens[:, None]).all(-1) & (history.depth[None] == depth[:, None]), 1)
+  return guide._replace(believed=guide.believed.at[row].set(mean, mode='drop'))
+
+
+class Chosen(NamedTuple):
+  """The children of a batch that are chosen already, and what follows from them for the n candidates."""
+
+  tokens: Array  # [m, T] int32
+  variance: Array  # [n] as `predict` returns it, the chosen ones given
+  given: Array  # [n, m] what the chosen ones add to the last result of `predict`
+  best: Array  # [] the greatest normalized reward, or what is expected of the chosen ones
+
+
+def propose(
+  space: Space, guide: Guide, history: History, own: Propose, state: PyTree, keys: Key, ids: Array, depth: Depth
+) -> Array:
+  """Returns token sequences [m, T] for a batch, none of which has been asked for before.
+
+  If a child has only known candidates it is the first proposal of the algorithm.
+
+  Args:
+    space: of the children.
+    guide: the process.
+    history: all token sequences so far.
+    own: `propose` of the algorithm.
+    state: of the algorithm.
+    keys: [m].
+    ids: [m] of the children.
+    depth: of the children; None for all layers.
+  """
+  m, layers = len(keys), space.layers if depth is None else depth
+  own_keys, mutation_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+  drawn = own(state, jax.vmap(lambda key: jax.random.split(key, DRAWS))(own_keys).reshape(-1), depth)
+  pool = jnp.concatenate([drawn, mutants(space, history, drawn.reshape(m, DRAWS, -1), mutation_keys, depth)])
+  unseen, found = ~are_known(history, pool, layers), fit(guide, history)
+  mean, variance, half = predict(found, history, pool, layers)
+  told = (history.trained > 0).sum()
+  asks_own = (told < WARM_UP) | (ids % OWN == OWN - 1) | (guide.size == LARGEST)
+  order = jnp.arange(len(pool))
+
+  def choose(carry: Chosen, k: Array) -> tuple[Chosen, None]:
+    chosen, variance, given, best = carry
+    first = order - k * DRAWS
+    own_order = jnp.where((first >= 0) & (first < DRAWS), -first, -jnp.inf)
+    score = jnp.where(asks_own[k], own_order, log_improvement(mean, found.deviation * jnp.sqrt(variance), best))
+    taken = ((pool[:, None] == chosen[None]).all(-1) & (jnp.arange(m) < k)[None]).any(1)
+    score = jnp.where(unseen & ~taken, score, -jnp.inf)
+    pick = jnp.where((score > -jnp.inf).any(), jnp.argmax(score), k * DRAWS)
+    cross = jnp.exp(-distances(pool, 0, pool[pick][None], 0) / found.scale) - half @ half[pick] - given @ given[pick]
+    line = cross / jnp.sqrt(variance[pick] + NOISE)
+    variance, best = jnp.maximum(variance - line**2, 1e-6), jnp.where(asks_own[k], best, jnp.maximum(best, mean[pick]))
+    return Chosen(chosen.at[k].set(pool[pick]), variance, given.at[:, k].set(line), best), None
+
+  start = Chosen(jnp.zeros((m, space.length), jnp.int32), variance, jnp.zeros((len(pool), m)), found.best)
+  return jax.lax.scan(choose, start, jnp.arange(m))[0].tokens
+
+
+def mutants(space: Space, history: History, drawn: Array, keys: Key, depth: Depth) -> Array:
+  """Returns `MUTATIONS` mutations of the best children for each of `keys` [m], as [m * MUTATIONS, T].
+
+  Tokens that a mutation brings into being are those of other proposals, `drawn` [m, n, T] with n at least MUTATIONS.
+  """
+  reward = jnp.where(history.sound > 0, history.reward, -jnp.inf)
+  top, rows = jax.lax.top_k(reward, PARENTS)
+
+  def one(fresh: Array, key: Key) -> Array:
+    parent_key, count_key, mutation_key = jax.random.split(key, 3)
+    parent = rows[jax.random.randint(parent_key, (), 0, jnp.maximum(1, (top > -jnp.inf).sum()))]
+    count = jax.random.randint(count_key, (), 1, 3)
+    child = mutate(space, history.tokens[parent], history.depth[parent], fresh, mutation_key, depth, count)
+    return jnp.where(top[0] > -jnp.inf, child, fresh)
+
+  each = jax.vmap(lambda key: jax.random.split(key, MUTATIONS))(keys)
+  return jax.vmap(one)(drawn[:, :MUTATIONS].reshape(-1, space.length), each.reshape(-1))
