@@ -57,8 +57,9 @@ def step(
   dtype: DType | None = None,
 ) -> tuple[Carry, Array]:
   """One time step: maps the carry (c, h) [B, H] and x [B, in] to ((c, h), h). Arguments are as in `unroll`."""
+  _check_names(params)
   (c, h), (params, x) = carry, cast((params, x), dtype)
-  weights, h = _weights(params), h if h_mask is None else h * h_mask
+  weights, h = _weights(params), h if h_mask is None else h * _leading(h_mask, h.ndim)
   gate = _normalized(x @ params['kernel'], params.get('kernel_scale'), c.shape[-1])
   recurrent = _read(weights, cast(h, dtype) @ weights.kernel, c.shape[-1])
   c, value = cell(arch, *vary_together(promoted((gate, recurrent, c)), arch))
@@ -104,10 +105,11 @@ def unroll(
     ValueError: `params` hold a name that is none of these.
     TypeError: forward-mode derivatives are taken and `hoist` is True.
   """
+  _check_names(params)
   if hoist:
     params, carry, xs, h_mask = reverse_only((params, carry, xs, h_mask), _FORWARD)
   (c, h), (params, xs) = carry, cast((params, xs), dtype)
-  mask = jnp.ones_like(h) if h_mask is None else jnp.ones_like(h) * jnp.expand_dims(h_mask, range(h.ndim - h_mask.ndim))
+  mask = jnp.ones_like(h) if h_mask is None else jnp.ones_like(h) * _leading(h_mask, h.ndim)
   gates = _normalized(projected(xs, params['kernel'], hoist), params.get('kernel_scale'), c.shape[-1])
   weights = _weights(params)
   common = jnp.result_type(*jax.tree.leaves((weights, gates, c, h, mask)))
@@ -143,10 +145,14 @@ class _Weights(NamedTuple):
 _NAMES = ('kernel', 'recurrent_kernel', 'bias', 'kernel_scale', 'recurrent_scale', 'projection_kernel')
 
 
-def _weights(params: dict[str, Array]) -> _Weights:
-  """Returns the weights of the loop; raises ValueError if there are parameters that no cell has."""
+def _check_names(params: dict[str, Array]) -> None:
+  """Raises ValueError if there are parameters that no cell has."""
   if unknown := sorted(set(params) - set(_NAMES)):
     raise ValueError(f'params hold {unknown[0]!r}, which is none of {", ".join(_NAMES)}.')
+
+
+def _weights(params: dict[str, Array]) -> _Weights:
+  """Returns the weights that the loop reads."""
   kernel = params['recurrent_kernel']
   bias = params['bias'] if 'bias' in params else jnp.zeros(kernel.shape[1:], kernel.dtype)
   return _Weights(kernel, bias, params.get('recurrent_scale'), params.get('projection_kernel'))
@@ -154,8 +160,7 @@ def _weights(params: dict[str, Array]) -> _Weights:
 
 def _read(weights: _Weights, product: Array, features: int) -> Array:
   """Returns what the gates read, [B, k * H], of the product h U."""
-  bias = weights.bias.reshape((1,) * (product.ndim - 1) + (-1,))
-  return _normalized(product, weights.scale, features) + bias
+  return _normalized(product, weights.scale, features) + _leading(weights.bias, product.ndim)
 
 
 def _normalized(values: Array, scale: Array | None, features: int) -> Array:
@@ -164,7 +169,12 @@ def _normalized(values: Array, scale: Array | None, features: int) -> Array:
     return values
   wide = values.reshape(*values.shape[:-1], -1, features)
   wide = jax.nn.standardize(wide.astype(jnp.promote_types(wide.dtype, jnp.float32)), axis=-1, epsilon=1e-6)
-  return wide.reshape(values.shape).astype(values.dtype) * scale.reshape((1,) * (values.ndim - 1) + (-1,))
+  return wide.reshape(values.shape).astype(values.dtype) * _leading(scale, values.ndim)
+
+
+def _leading(value: Array, ndim: int) -> Array:
+  """Gives a value `ndim` axes, with new ones of length 1 before its own."""
+  return value.reshape((1,) * (ndim - value.ndim) + value.shape)
 
 
 def _projected_h(weights: _Weights, value: Array) -> Array:

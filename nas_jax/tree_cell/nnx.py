@@ -88,7 +88,8 @@ class NNXTreeCell(nnx.RNNCellBase):
     params.check_rate(recurrent_dropout)
     if bias_metadata and not bias:
       raise ValueError('bias_metadata is given, but the cell has no bias: set bias=True, or leave bias_metadata out.')
-    self.hidden_features, self.arch, self.operations = hidden_features, nnx.static(arch), nnx.static(operations)
+    self.in_features, self.hidden_features = in_features, hidden_features
+    self.arch, self.operations = nnx.static(arch), nnx.static(operations)
     self.dtype, self.param_dtype, self.carry_init = dtype, param_dtype, carry_init
     self.projection, self.recurrent_dropout, self.deterministic = projection, recurrent_dropout, deterministic
     initializers = params.initializers_of(

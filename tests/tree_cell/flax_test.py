@@ -200,6 +200,7 @@ def test_partitioning_metadata(make):
       recurrent_kernel_init=library.with_partitioning(plain, (None, 'gates')),
     )
     specs = library.get_partition_spec(cell.weights)
+    assert cell.step(cell.weights, cell.fresh((B,)), normal(0, B, IN))[1].shape == (B, H)
   found: dict[str, set] = {'kernel': set(), 'recurrent_kernel': set(), 'bias': set()}
   for path, spec in jax.tree_util.tree_leaves_with_path(specs, is_leaf=lambda leaf: isinstance(leaf, P)):
     found[role(path)].add(spec)

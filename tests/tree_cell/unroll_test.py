@@ -1,0 +1,149 @@
+"""`unroll` in all its uses: any batch axes, Explicit meshes, bfloat16, and forward mode."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+from testing import one_line
+
+from nas_jax import space, tree_cell
+from nas_jax.operations import ADD, IDENTITY, MULT, RELU, SIGMOID, TANH
+from nas_jax.tree_cell import TreeArch
+
+F32 = jnp.float32
+T, B, IN, H, WIDTH = 3, 4, 3, 4, 2  # WIDTH is that of a projected h
+ARCH = TreeArch(combine=(ADD, MULT, ADD), activate=(TANH, RELU, IDENTITY), inject=(MULT, TANH), index=(2, 0))
+SMOOTH = ARCH._replace(activate=(TANH, SIGMOID, TANH))
+ALL = {'bias': True, 'projection': WIDTH, 'layer_norm': True}
+
+
+def traced(arch):
+  return jax.tree.map(lambda ids: ids[0], space.stack([arch]))
+
+
+FORMS = pytest.mark.parametrize('form', [lambda arch: arch, traced], ids=['static', 'traced'])
+WAYS = pytest.mark.parametrize(
+  'form, hoist',
+  [(lambda arch: arch, True), (traced, True), (lambda arch: arch, False)],
+  ids=['static', 'traced', 'static without hoist'],
+)
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def example(width=H, **options):
+  """Random params, carry, xs."""
+  shapes = tree_cell.init(jax.random.key(0), ARCH, IN, H, **options)
+  params = {name: normal(place, *value.shape) for place, (name, value) in enumerate(shapes.items())}
+  return params, (normal(7, B, H), normal(8, B, width)), normal(9, T, B, IN)
+
+
+def assert_close(got, want, tolerance=1e-11):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, want)
+
+
+def loss(params, arch, carry, xs, **options):
+  """A number in which every output and the final carry count with weights of their own."""
+  leaves = jax.tree.leaves(tree_cell.unroll(params, arch, carry, xs, **options))
+  return sum((leaf * jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape)).sum() for leaf in leaves)
+
+
+@WAYS
+def test_unroll_takes_any_batch_axes(x64, form, hoist):
+  """Values and gradients of a batch of two by three, against one of six and against one row alone."""
+  params, arch = example(bias=True)[0], form(ARCH)
+  carry, xs = (normal(1, 2, 3, H), normal(2, 2, 3, H)), normal(3, T, 2, 3, IN)
+  length = jnp.array([[1, 2, 3], [3, 0, 1]])
+
+  @jax.jit
+  def run(params, carry, xs, length):
+    """Results, and the gradients of the sum of their sines."""
+
+    def value(*inputs):
+      results = tree_cell.unroll(inputs[0], arch, *inputs[1:], length=length, hoist=hoist)
+      return sum(jnp.sin(leaf).sum() for leaf in jax.tree.leaves(results)), results
+
+    return jax.grad(value, (0, 1, 2), has_aux=True)(params, carry, xs)
+
+  def rows(values, take):
+    """Takes rows of (gradients by params, carry and xs; results): the time axis stands before them."""
+    (dparams, dcarry, dxs), (final, ys) = values
+    (dcarry, final), (dxs, ys) = jax.tree.map(take, (dcarry, final)), jax.tree.map(jax.vmap(take), (dxs, ys))
+    return (dparams, dcarry, dxs), (final, ys)
+
+  def flat(value):
+    return value.reshape(6, *value.shape[2:])
+
+  found = run(params, carry, xs, length)
+  six = run(params, jax.tree.map(flat, carry), jax.vmap(flat)(xs), flat(length))
+  assert_close(rows(found, flat), six)
+  (_, *one), results = run(params, jax.tree.map(lambda value: value[0, 1], carry), xs[:, 0, 1], length[0, 1])
+  (_, *want), want_results = rows(found, lambda value: value[0, 1])
+  assert_close((one, results), (want, want_results))
+
+
+@FORMS
+@pytest.mark.parametrize('options', [{}, ALL], ids=['plain', 'all'])
+def test_gradient_on_an_explicit_mesh(form, options):
+  width = options.get('projection', H)
+  inputs = jax.tree.map(lambda value: value.astype(F32), example(width, **options))
+  arch, mesh = form(ARCH), jax.make_mesh((4,), ('data',), axis_types=(AxisType.Explicit,))
+  gradient = jax.jit(jax.value_and_grad(lambda params, carry, xs: loss(params, arch, carry, xs), (0, 1, 2)))
+  want = gradient(*inputs)
+  with jax.set_mesh(mesh):
+    value, (dparams, dcarry, dxs) = gradient(*jax.device_put(inputs, (P(), P('data'), P(None, 'data'))))
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(dparams))
+  assert dxs.sharding.spec[1] == 'data' and dcarry[0].sharding.spec[0] == 'data'
+  assert_close((value, (dparams, dcarry, dxs)), want, 2e-5)
+
+
+@pytest.mark.parametrize(
+  'form, hoist, options',
+  [(lambda arch: arch, True, ALL), (traced, True, {}), (lambda arch: arch, False, ALL)],
+  ids=['static', 'traced', 'static without hoist'],
+)
+def test_bfloat16_through_and_through(form, hoist, options):
+  arch, inputs = form(SMOOTH), jax.tree.map(lambda value: value / 2, example(options.get('projection', H), **options))
+  half, single = (jax.tree.map(lambda value, t=t: value.astype(t), inputs) for t in (jnp.bfloat16, F32))
+
+  def results(inputs, dtype=None):
+    """Results and gradients."""
+
+    def value(params, carry, xs):
+      found = tree_cell.unroll(params, arch, carry, xs, hoist=hoist, dtype=dtype)
+      return found[1].astype(F32).sum(), found
+
+    return jax.grad(value, (0, 1, 2), has_aux=True)(*inputs)
+
+  whole, mixed, want = jax.jit(lambda: (results(half), results(single, jnp.bfloat16), results(single)))()
+  assert {leaf.dtype for leaf in jax.tree.leaves(whole)} == {jnp.dtype(jnp.bfloat16)}
+  # Products in bfloat16, weights and carry in float32: so are all results, and near those of float32 alone.
+  assert {leaf.dtype for leaf in jax.tree.leaves(mixed)} == {jnp.dtype(F32)}
+  for got in (whole, mixed):
+    gradient, found = jax.tree.map(lambda a, b: jnp.linalg.norm(a.astype(F32) - b) / jnp.linalg.norm(b), got, want)
+    assert 1e-4 < max(jax.tree.leaves(found)) < 0.03, found
+    assert max(jax.tree.leaves(gradient)) < 0.25, gradient  # layer norm of four numbers may enlarge an error tenfold
+
+
+def test_forward_mode_names_hoist_false(x64):
+  params, carry, xs = example()
+
+  def run(params, hoist=True):
+    return tree_cell.unroll(params, ARCH, carry, xs, hoist=hoist)[1]
+
+  tangents = jax.tree.map(jnp.ones_like, params)
+  for derivative in (
+    lambda: jax.jvp(run, (params,), (tangents,)),
+    lambda: jax.jit(lambda p: jax.jvp(run, (p,), (tangents,)))(params),
+    lambda: jax.jvp(jax.jit(run), (params,), (tangents,)),
+    lambda: jax.jacfwd(run)(params),
+    lambda: jax.linearize(run, params)[1](tangents),
+  ):
+    with pytest.raises(TypeError, match=r'unroll has .*custom_vjp.*pass hoist=False') as error:
+      derivative()
+    one_line(error)
+  jax.jvp(lambda p: run(p, hoist=False), (params,), (tangents,))
