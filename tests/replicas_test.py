@@ -18,12 +18,16 @@ from nas_jax.types import Outcome
 KEY = jax.random.key(0)
 
 
+@jax.jit
+def reward(tokens, keys):
+  return jnp.sin(tokens @ jnp.array([1.7, 0.3, 2.1])) + 0.1 * jax.vmap(jax.random.uniform)(keys)
+
+
 def rewarded(**changes):
   """A search whose rewards are a function of tokens and keys."""
 
   def evaluate(batch):
-    noise = jax.vmap(jax.random.uniform)(batch.keys)
-    return Outcome(jnp.sin(batch.tokens @ jnp.array([1.7, 0.3, 2.1])) + 0.1 * noise)
+    return Outcome(reward(batch.tokens, batch.keys))
 
   cfg = testing.search_config(**({'m': 2, 'controller_lr': 0.05} | changes))
   return search.build(testing.SPACES['choice'], cfg, evaluate)
@@ -144,6 +148,7 @@ def test_shards_change_nothing_if_all_receive_every_gradient(s):
       assert (cut.reshape(-1)[:size] == whole[0]).all() if cut.ndim > 1 else (cut == whole[0]).all()
 
 
+@pytest.mark.long
 def test_a_shard_that_is_late_takes_each_gradient_once_and_in_order(s):
   late, prompt = (told(replicas.build(s, 2, 1, 2, lags=lags), (0, 1, 0, 1))[0] for lags in ((0, 2), None))
   assert [fleet.versions.tolist() for fleet in late] == [[0, 0], [1, 0], [2, 0], [3, 1], [4, 2]]
