@@ -5,7 +5,7 @@ child, which differs from it in one token (Algorithm 1 of the paper). The oldest
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class Config:
   tournament: int = field(
     5, 'children drawn from the population, the best of which is the parent; 25 in Real et al.', low=1
   )
+
+  added: ClassVar[dict[str, Any]] = {'population': 20, 'tournament': 5}  # see `config.with_added`
 
 
 class State(NamedTuple):
