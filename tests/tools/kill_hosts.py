@@ -112,15 +112,15 @@ def trial(system: str, kills: int, seed: int, hosts: int, folder: pathlib.Path, 
   """Kills hosts of a search and resumes it until it ends; so on until enough kills. Returns the searches compared."""
   rng, hits, rounds, flags = random.Random(seed), 0, 0, (*FLAGS[system], *COMMON)
   whole = folder / f'{system}-unbroken'
-  assert ends(start(flags, whole, hosts)) == [0] * hosts, log_of(whole, 0).read_text()
+  assert ends(start(flags, whole, hosts, 1)) == [0] * hosts, log_of(whole, 0).read_text()
   wanted = kill.outcome(whole)
   begun = time.monotonic()
-  assert ends(start(flags, folder / f'{system}-timed', hosts)) == [0] * hosts
+  assert ends(start(flags, folder / f'{system}-timed', hosts, 1)) == [0] * hosts
   seconds = time.monotonic() - begun
   while hits < kills:
     rounds, broken = rounds + 1, folder / f'{system}-{rounds}'
     while True:
-      processes, victim = start(flags, broken, hosts), rng.randrange(hosts)
+      processes, victim = start(flags, broken, hosts, 1), rng.randrange(hosts)
       if hits < kills:
         time.sleep(rng.uniform(0.3, 0.9) * seconds)
       if hits == kills or any(process.poll() is not None for process in processes):
