@@ -124,12 +124,9 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
   watched = [host for host in range(count) if host != index and 0 in (host, index)]
   seen = {host: (b'', time.monotonic()) for host in watched}
 
-  def put(key: str, value: bytes) -> None:
-    client.key_value_set_bytes(_OURS + key, value, allow_overwrite=True)
-
   def say(key: str, value: bytes) -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      put(f'{key}/{index}', value)
+      client.key_value_set_bytes(f'{_OURS}{key}/{index}', value, allow_overwrite=True)
 
   def listed(folder: str) -> dict[int, bytes]:
     found = client.key_value_dir_get_bytes(f'{_OURS}{folder}/')
@@ -184,12 +181,14 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     safe = meet()
     over.set()
     thread.join()  # a thread that still talks to the service would crash the process at its end
-    if safe:
-      if not index:  # the service must outlive the others; this returns when no other host is connected any more
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-          client.get_live_nodes(list(range(count)))
-      jax.distributed.shutdown()
-    else:  # runs before what JAX does at exit, which would wait for the host that is lost
+    try:
+      if safe and not index:  # the service must outlive the others: this returns when no other is connected any more
+        client.get_live_nodes(list(range(count)))
+      if safe:
+        jax.distributed.shutdown()
+    except jax.errors.JaxRuntimeError:
+      safe = False
+    if not safe:  # runs before what JAX does at exit, which would wait for the host that is lost
       atexit.register(_exit, code or LOST)
 
   def checked(check: Check) -> tuple[Hosts, Check]:
@@ -198,19 +197,26 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
       if told or lost:
         raise (*told, *lost)[0]
 
+    def until_done(act: Callable[..., Any]) -> Callable[..., Any]:
+      def call(key: str, *args: Any) -> Any:
+        while True:
+          both()
+          try:
+            return act(_OURS + key, *args)
+          except jax.errors.JaxRuntimeError as error:
+            if 'DEADLINE_EXCEEDED' not in str(error):
+              time.sleep(BEAT)  # host 0 does not answer: the watch will see whether it is lost
+
+      return call
+
     def get(key: str) -> bytes:
-      while True:
-        both()
-        try:
-          return client.blocking_key_value_get_bytes(_OURS + key, int(1000 * BEAT))
-        except jax.errors.JaxRuntimeError as error:
-          if 'DEADLINE_EXCEEDED' not in str(error):
-            time.sleep(BEAT)  # the watch will see whether host 0 is lost
+      return client.blocking_key_value_get_bytes(key, int(1000 * BEAT))
 
-    def drop(key: str) -> None:
-      client.key_value_delete(_OURS + key)
+    def put(key: str, value: bytes) -> None:
+      client.key_value_set_bytes(key, value, allow_overwrite=True)
 
-    return Hosts(index, count, put, get, drop, itertools.count()), both
+    acts = {'put': put, 'get': get, 'drop': client.key_value_delete}
+    return Hosts(index, count, **{name: until_done(act) for name, act in acts.items()}, numbers=itertools.count()), both
 
   @contextlib.contextmanager
   def meeting(describe: Describe) -> Iterator[None]:

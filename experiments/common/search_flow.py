@@ -108,7 +108,7 @@ def _prepare(
   cfg = workdirs.open_config(workdir, cfg)
   workdirs.check_data(workdir, data.sha256)
   facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
-  workdirs.note_origin(workdir, system.launcher, argv, cfg, **facts)
+  workdirs.note_origin(workdir, system.launcher, argv, cfg, hosts=connected.processes, **facts)
 
   def work(check: launch.Check) -> None:
     hosts, check = connected.checked(check)
@@ -207,7 +207,7 @@ def run(
   problem = system.make_problem(cfg, data) if problem is None else problem
   begun = Run(system, cfg, data, problem, workdir, recovery, beside or {}, len(jax.local_devices()))
   if hosts.processes > 1:
-    begun = from_scratch.settle_program(begun)
+    begun = from_scratch.settle_program(begun, hosts.processes)
     hosts.put('settled', json.dumps(config.as_json(begun.cfg)).encode())
     begun = begun._replace(width=begun.width * hosts.processes)
     begun = begun._replace(place=lambda own: hosts_lib.lead(hosts, own, not begun.problem.own_programs))
@@ -217,6 +217,7 @@ def run(
   stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
   cfg = stages.cfg
   places = f'{crew.size} workers' if crew else f'{len(jax.local_devices())} {jax.default_backend()} devices'
+  places += f' on each of {hosts.processes} hosts' if hosts.processes > 1 else ''
   print(
     f'{rankings.counted(problem.space.size(), system.noun)}; {stages.children} on {system.about(cfg, data)}; '
     f'{places}; results in {workdir}',

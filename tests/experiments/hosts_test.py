@@ -254,7 +254,6 @@ def test_an_error_of_one_host_is_told_to_the_others(service, monkeypatch):
   failing.join(20)
   assert not failing.is_alive()
   # What this process itself was asked comes first.
-  both[0].checked(nothing)[0].put('end/1', b'[1, "x"]')
   with pytest.raises(Stopped, match='15'):
     both[0].checked(functools.partial(launch._check, [signal.SIGTERM]))[1]()
 
