@@ -95,7 +95,8 @@ def _prepare(
   hosts, _ = connected.checked(lambda: None)
   facts = {'data (sha256)': data.sha256[:12], 'jax': jax.__version__, **workdirs.jax_settings()}
   hosts_lib.agree(hosts, {'launcher': system.launcher, **config.as_json(cfg), **facts})
-  launch.set_up_jax(processes=connected.processes)
+  launch.set_up_jax()
+  launch.check_processes(connected.processes)
   problem = system.make_problem(cfg, data)
   if (ray or connected.processes > 1) and problem.warm_start:
     raise ValueError('warm_start trains children one after another: start this search on one host, or leave it out.')
