@@ -43,12 +43,13 @@ class Connection(NamedTuple):
   process: int  # the number of this host; host 0 leads
   processes: int
   checked: Callable[[Check], tuple[Hosts, Check]]  # (check) -> what raises its `Stopped`, and `Ended` of other hosts
+  on_loss: Callable[[Callable[[int], None]], None]  # sets what is told the number of a host that is lost, at once
   meeting: Callable[[Describe], contextlib.AbstractContextManager[None]]  # see `connect`
   leave: Callable[[], None]  # at the normal end, which all hosts reach
 
 
 UNCONNECTED = Connection(
-  0, 1, lambda check: (ALONE, check), lambda describe: contextlib.nullcontext(), lambda: None
+  0, 1, lambda check: (ALONE, check), lambda note: None, lambda describe: contextlib.nullcontext(), lambda: None
 )  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     count: of processes.
     patience: seconds without a sign of life after which a host is lost. Host 0 watches all others, and they watch it.
   """
-  over, told, lost = threading.Event(), list[Ended](), list[Ended]()
+  over, told, lost, noting = threading.Event(), list[Ended](), list[Ended](), list[Callable[[int], None]]()
   watched = [host for host in range(count) if host != index and 0 in (host, index)]
   seen = {host: (b'', time.monotonic()) for host in watched}
 
@@ -143,6 +144,8 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
         told.extend(Ended(code, f'host {host}: {why}') for host, (code, why) in ends.items())
     late = [host for host, (_, last) in seen.items() if time.monotonic() - last > patience]
     if late and not lost:
+      for note in noting:
+        note(late[0])
       lost.append(Ended(LOST, f'host {late[0]} has been silent for {patience:g} s; the same command goes on.'))
 
   def watch() -> None:
@@ -233,7 +236,7 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
 
   thread = threading.Thread(target=watch, name='the watch over other hosts', daemon=True)
   thread.start()
-  return Connection(index, count, checked, meeting, leave)
+  return Connection(index, count, checked, noting.append, meeting, leave)
 
 
 def _exit(code: int) -> None:

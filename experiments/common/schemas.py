@@ -71,6 +71,7 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
       'setting': str,
     },
     'cells.json': Each({}),
+    'lost.json': [is_count],
   }
 )
 

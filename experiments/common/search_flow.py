@@ -23,7 +23,7 @@ from experiments.common import (
 )
 from experiments.common.stages import Found, Run, Stages
 from experiments.common.systems import Arch, Config, Data, System, check_workdir
-from nas_jax import config
+from nas_jax import config, files
 from nas_jax import crew as crew_lib
 from nas_jax import hosts as hosts_lib
 from nas_jax.report import rankings
@@ -113,6 +113,7 @@ def _prepare(
 
   def work(check: launch.Check) -> None:
     hosts, check = connected.checked(check)
+    connected.on_loss(lambda host: workdirs.write(_lost(workdir), json.dumps([host]) + '\n'))
     with lock, recovery_files.recording_crashes(workdir):
       crew = None
       if ray:
@@ -146,8 +147,11 @@ def _prepare_to_serve(
   def work(check: launch.Check) -> None:
     hosts, check = connected.checked(check)
     with lock, recovery_files.recording_crashes(folder):
+      said = json.loads(hosts.get('settled'))
+      if hosts.process not in said['lost']:  # JAX has aborted this process, because another was lost
+        recovery_files.forget_crash(folder)
       recovery = recovery_files.recovery(folder, cfg, check, recovery_files.ONE_FILE)
-      settled = config.settled(cfg, json.loads(hosts.get('settled')))
+      settled = config.settled(cfg, said['config'])
       program = settled.child_program if problem.program == 'auto' else problem.program
       own = from_scratch.local_evaluators(system, settled, data, problem._replace(program=program), recovery)
       devices = f'{len(jax.local_devices())} {jax.default_backend()} devices'
@@ -155,6 +159,11 @@ def _prepare_to_serve(
       hosts_lib.serve(hosts, own, problem.space.arch_type)
 
   return work
+
+
+def _lost(workdir: str) -> str:
+  """Returns the file that says which hosts were lost before host 0 ended: of these, a crash is their own."""
+  return os.path.join(workdir, 'lost.json')
 
 
 def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
@@ -209,7 +218,9 @@ def run(
   begun = Run(system, cfg, data, problem, workdir, recovery, beside or {}, len(jax.local_devices()))
   if hosts.processes > 1:
     begun = from_scratch.settle_program(begun, hosts.processes)
-    hosts.put('settled', json.dumps(config.as_json(begun.cfg)).encode())
+    settled = {'config': config.as_json(begun.cfg), 'lost': workdirs.read(_lost(workdir)) or []}
+    hosts.put('settled', json.dumps(settled).encode())
+    files.remove(_lost(workdir))
     begun = begun._replace(width=begun.width * hosts.processes)
     begun = begun._replace(place=lambda own: hosts_lib.lead(hosts, own, not begun.problem.own_programs))
   if crew:
