@@ -1,7 +1,7 @@
 """Kills hosts of searches over several of them with -9 at random moments, resumes, and compares with an unbroken run.
 
-Each time one of the processes is killed. The others must end by themselves: host 0 with exit code 75 and one line, the
-rest with 75 or 134. Example, minutes to hours:
+Each time one of the processes is killed: the first, then the second, and so on. The others must end by themselves:
+host 0 with exit code 75 and one line, the rest with 75 or 134. Example, minutes to hours:
   python tests/tools/kill_hosts.py --kills=20 --hosts=2
 """
 
@@ -127,7 +127,7 @@ def trial(system: str, kills: int, seed: int, hosts: int, folder: pathlib.Path, 
   while hits < kills:
     rounds, broken = rounds + 1, folder / f'{system}-{rounds}'
     while True:
-      processes, victim = start(flags, broken, hosts, 1), rng.randrange(hosts)
+      processes, victim = start(flags, broken, hosts, 1), hits % hosts
       if hits < kills:
         together(processes, broken)
         time.sleep(rng.uniform(0, 0.6) * seconds)
