@@ -144,9 +144,10 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
         told.extend(Ended(code, f'host {host}: {why}') for host, (code, why) in ends.items())
     late = [host for host, (_, last) in seen.items() if time.monotonic() - last > patience]
     if late and not lost:
-      for note in noting:
-        note(late[0])
       lost.append(Ended(LOST, f'host {late[0]} has been silent for {patience:g} s; the same command goes on.'))
+      for note in noting:
+        with contextlib.suppress(OSError):
+          note(late[0])
 
   def watch() -> None:
     number, since = 0, math.inf
