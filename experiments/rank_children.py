@@ -75,6 +75,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   cfg = launch.configure(values, rank_cell.PRESETS)
   rank_cell.check(cfg)
   launch.set_up_jax()
+  launch.check_processes()
   text = CELL.load(cfg, values.data_dir)
   cells = read_cells(values.cells) if values.cells else gather(cfg, values)
   space.stack(list(cells.values()))  # which raises if they are not of one size

@@ -24,7 +24,7 @@ from experiments.common.systems import SYSTEMS, Config, System
 from nas_jax import arrays, config, files, hosts, lazy
 from nas_jax.crew import Crew
 from nas_jax.search.per_layer import Group
-from nas_jax.types import Batch, Outcome
+from nas_jax.types import Batch, Outcome, Repeats
 
 PATIENCE = 1.0  # seconds between two looks whether the search was asked to end
 LOCKED = 60.0  # seconds to wait for the folder of a worker
@@ -91,7 +91,7 @@ class Trainer:
     recovery = recovery_files.recovery(self._folder, self._cfg, lambda: None)
     problem = self._system.make_problem(self._cfg, data)
     self._own = from_scratch.local_evaluators(self._system, self._cfg, data, problem, recovery)
-    self._types = [Batch, Group, problem.space.arch_type]
+    self._types = [Batch, Repeats, Group, problem.space.arch_type]
 
   def train(self, task: bytes) -> bytes:
     """Trains a batch by the evaluator of a name; the answer is its outcome and the seconds it took."""

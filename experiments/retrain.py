@@ -65,6 +65,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     archs |= best_of(values.workdir, values.top, systems[sources[-1]])
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax(max(len(retrain.grid(recipe.point, cfg)), cfg.repeats))
+  launch.check_processes()
   for arch in archs.values():
     recipe.validate(cfg, data, arch)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')

@@ -24,7 +24,7 @@ from nas_jax import arrays
 from nas_jax.search.per_layer import Group
 from nas_jax.training import evaluators
 from nas_jax.training.recovery import Stopped
-from nas_jax.types import Batch, Evaluate, Outcome
+from nas_jax.types import Batch, Evaluate, Outcome, Repeats
 
 LOST = 75  # exit code (EX_TEMPFAIL of sysexits.h): a host is lost, and the same command goes on
 
@@ -125,14 +125,14 @@ def serve(hosts: Hosts, own: Mapping[str, Evaluate], arch_type: type) -> None:
     task = hosts.get(f'task/{number}')
     if not task:
       return
-    name, batch, uniform = arrays.unpack(task, [Batch, Group, arch_type])
+    name, batch, uniform = arrays.unpack(task, [Batch, Repeats, Group, arch_type])
     part = share(on_device(batch), hosts.process, hosts.processes, uniform)
     # A host without a child answers too, so that the task is not dropped before it was read.
     found = [own[name](part)] if len(part.keys) else []
     hosts.put(f'done/{number}/{hosts.process}', arrays.pack(found))
 
 
-_OF_CHILDREN = ('ids', 'keys', 'tokens', 'archs')  # the fields of a batch that are [m, ...]
+_OF_CHILDREN = ('ids', 'keys', 'tokens', 'archs', 'repeats')  # the fields of a batch that are [m, ...]
 
 
 def on_device(batch: Batch) -> Batch:

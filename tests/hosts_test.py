@@ -16,7 +16,7 @@ from nas_jax import arrays, hosts
 from nas_jax.search.per_layer import Group
 from nas_jax.systems import cell, chain, conv
 from nas_jax.training import evaluators, fit
-from nas_jax.types import Batch, Outcome
+from nas_jax.types import Batch, Outcome, Repeats
 
 TEXT, IMAGES = testing.text(), testing.pictures()
 
@@ -211,6 +211,26 @@ def agree(name, m, counts):
     assert found.metrics.keys() == wanted.metrics.keys()
     for metric, values in wanted.metrics.items():
       assert np.array_equal(found.metrics[metric], values), metric
+
+
+def test_children_that_repeat_others_are_not_trained_by_any_host():
+  known = np.array([False, True, False, True, True])
+  earned = Repeats(jnp.asarray(known), jnp.arange(5) - 1, jnp.arange(5) / 2, jnp.zeros(5, bool))
+  leader, other = group(2)[1]
+  asked = []
+
+  def own(batch):
+    asked.append((batch.ids.tolist(), batch.repeats.known.tolist(), batch.repeats.source.tolist()))
+    return Outcome(batch.ids, {}, (), jnp.zeros(len(batch.ids), bool))
+
+  def search():
+    found = hosts.lead(leader, {'children': own}, uniform=True)['children'](batch_of(5, repeats=earned))
+    hosts.dismiss(leader)
+    return found
+
+  found, _ = together(search, functools.partial(hosts.serve, other, {'children': own}, Group))
+  assert found.reward.tolist() == [0, 1, 2, 3, 4]
+  assert sorted(asked) == [([0, 1, 2], [False, True, False], [-1, 0, 1]), ([3, 4, 4], [True, True, True], [2, 3, 3])]
 
 
 @pytest.mark.parametrize('name', ['cells, generic'])

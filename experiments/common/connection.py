@@ -43,12 +43,13 @@ class Connection(NamedTuple):
   process: int  # the number of this host; host 0 leads
   processes: int
   checked: Callable[[Check], tuple[Hosts, Check]]  # (check) -> what raises its `Stopped`, and `Ended` of other hosts
+  on_loss: Callable[[Callable[[int], None]], None]  # sets what is told the number of a host that is lost, at once
   meeting: Callable[[Describe], contextlib.AbstractContextManager[None]]  # see `connect`
   leave: Callable[[], None]  # at the normal end, which all hosts reach
 
 
 UNCONNECTED = Connection(
-  0, 1, lambda check: (ALONE, check), lambda describe: contextlib.nullcontext(), lambda: None
+  0, 1, lambda check: (ALONE, check), lambda note: None, lambda describe: contextlib.nullcontext(), lambda: None
 )  # fmt: skip
 
 
@@ -120,16 +121,13 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     count: of processes.
     patience: seconds without a sign of life after which a host is lost. Host 0 watches all others, and they watch it.
   """
-  over, told, lost = threading.Event(), list[Ended](), list[Ended]()
+  over, told, lost, noting = threading.Event(), list[Ended](), list[Ended](), list[Callable[[int], None]]()
   watched = [host for host in range(count) if host != index and 0 in (host, index)]
   seen = {host: (b'', time.monotonic()) for host in watched}
 
-  def put(key: str, value: bytes) -> None:
-    client.key_value_set_bytes(_OURS + key, value, allow_overwrite=True)
-
   def say(key: str, value: bytes) -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      put(f'{key}/{index}', value)
+      client.key_value_set_bytes(f'{_OURS}{key}/{index}', value, allow_overwrite=True)
 
   def listed(folder: str) -> dict[int, bytes]:
     found = client.key_value_dir_get_bytes(f'{_OURS}{folder}/')
@@ -147,6 +145,9 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     late = [host for host, (_, last) in seen.items() if time.monotonic() - last > patience]
     if late and not lost:
       lost.append(Ended(LOST, f'host {late[0]} has been silent for {patience:g} s; the same command goes on.'))
+      for note in noting:
+        with contextlib.suppress(OSError):
+          note(late[0])
 
   def watch() -> None:
     number, since = 0, math.inf
@@ -184,12 +185,14 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     safe = meet()
     over.set()
     thread.join()  # a thread that still talks to the service would crash the process at its end
-    if safe:
-      if not index:  # the service must outlive the others; this returns when no other host is connected any more
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-          client.get_live_nodes(list(range(count)))
-      jax.distributed.shutdown()
-    else:  # runs before what JAX does at exit, which would wait for the host that is lost
+    try:
+      if safe and not index:  # the service must outlive the others: this returns when no other is connected any more
+        client.get_live_nodes(list(range(count)))
+      if safe:
+        jax.distributed.shutdown()
+    except jax.errors.JaxRuntimeError:
+      safe = False
+    if not safe:  # runs before what JAX does at exit, which would wait for the host that is lost
       atexit.register(_exit, code or LOST)
 
   def checked(check: Check) -> tuple[Hosts, Check]:
@@ -198,19 +201,26 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
       if told or lost:
         raise (*told, *lost)[0]
 
+    def until_done(act: Callable[..., Any]) -> Callable[..., Any]:
+      def call(key: str, *args: Any) -> Any:
+        while True:
+          both()
+          try:
+            return act(_OURS + key, *args)
+          except jax.errors.JaxRuntimeError as error:
+            if 'DEADLINE_EXCEEDED' not in str(error):
+              time.sleep(BEAT)  # host 0 does not answer: the watch will see whether it is lost
+
+      return call
+
     def get(key: str) -> bytes:
-      while True:
-        both()
-        try:
-          return client.blocking_key_value_get_bytes(_OURS + key, int(1000 * BEAT))
-        except jax.errors.JaxRuntimeError as error:
-          if 'DEADLINE_EXCEEDED' not in str(error):
-            time.sleep(BEAT)  # the watch will see whether host 0 is lost
+      return client.blocking_key_value_get_bytes(key, int(1000 * BEAT))
 
-    def drop(key: str) -> None:
-      client.key_value_delete(_OURS + key)
+    def put(key: str, value: bytes) -> None:
+      client.key_value_set_bytes(key, value, allow_overwrite=True)
 
-    return Hosts(index, count, put, get, drop, itertools.count()), both
+    acts = {'put': put, 'get': get, 'drop': client.key_value_delete}
+    return Hosts(index, count, **{name: until_done(act) for name, act in acts.items()}, numbers=itertools.count()), both
 
   @contextlib.contextmanager
   def meeting(describe: Describe) -> Iterator[None]:
@@ -227,7 +237,7 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
 
   thread = threading.Thread(target=watch, name='the watch over other hosts', daemon=True)
   thread.start()
-  return Connection(index, count, checked, meeting, leave)
+  return Connection(index, count, checked, noting.append, meeting, leave)
 
 
 def _exit(code: int) -> None:

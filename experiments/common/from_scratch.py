@@ -76,13 +76,16 @@ def _reference(name: str) -> str:
   return f'reference {name}'
 
 
-def settle_program(run: Run) -> Run:
-  """Returns `run` with the faster way to compile children, measured once in a workdir and written to config.json."""
+def settle_program(run: Run, hosts: int = 1) -> Run:
+  """Returns `run` with the faster way to compile children, measured once in a workdir and written to config.json.
+
+  It is measured with as many children as one of the `hosts` has of a batch.
+  """
   if run.problem.program != 'auto':
     return run
   cfg = run.cfg
   if cfg.child_program == 'auto':
-    seconds = timing.of_problem(run.problem, jax.random.key(cfg.seed), cfg.m, cfg.max_children)
+    seconds = timing.of_problem(run.problem, jax.random.key(cfg.seed), -(-cfg.m // hosts), cfg.max_children)
     faster = min(seconds._fields, key=lambda name: getattr(seconds, name))
     took = f'{seconds.generic:.2f} s each generic, {seconds.specialised:.2f} s specialised'
     print(f'{faster} children: {took}', flush=True)

@@ -271,10 +271,8 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
-def set_up_jax(at_most: int | None = None, processes: int = 1) -> None:
+def set_up_jax(at_most: int | None = None) -> None:
   """Makes each core of a CPU machine a device (`at_most` so many), and keeps compiled programs for the next time.
-
-  Raises ValueError if JAX counts more than the `processes` that this one knows of.
 
   Before JAX is first used; accelerators do not care for the former, and JAX_NUM_CPU_DEVICES names another number.
   Programs are kept in nas_jax of the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says;
@@ -287,7 +285,11 @@ def set_up_jax(at_most: int | None = None, processes: int = 1) -> None:
     jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'nas_jax'))
     jax.config.update('jax_compilation_cache_max_size', 2 * 1024**3)  # bytes; the least used go first
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
-  if jax.process_count() > processes:
+
+
+def check_processes(known: int = 1) -> None:
+  """Raises ValueError if JAX counts more processes than this one knows of, such as on a host of a TPU slice."""
+  if jax.process_count() > known:
     raise ValueError(
       f'this is one of {jax.process_count()} hosts, each of which would do all the work: add --hosts to a search whose '
       'children have weights of their own, or use a machine with one host.'

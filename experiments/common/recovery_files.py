@@ -113,6 +113,11 @@ def recording_crashes(workdir: str) -> Iterator[None]:
         faulthandler.enable()
 
 
+def forget_crash(workdir: str) -> None:
+  """Empties crash.txt, if the process before was not at fault."""
+  os.truncate(os.path.join(workdir, 'crash.txt'), 0)  # `recording_crashes` has it open
+
+
 def recovery(workdir: str, limits: Limits, check: Callable[[], None], store: Store = ORBAX) -> Recovery:
   """Returns a recovery that keeps started.jsonl and, for long trainings, their states in training/.
 

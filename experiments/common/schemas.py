@@ -39,6 +39,7 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
       'dataset?': str,
       'sha256?': str,
       'devices?': str,
+      'hosts?': is_count,
       'jax?': str,
       'max_children?': is_count,
     },
@@ -70,6 +71,7 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
       'setting': str,
     },
     'cells.json': Each({}),
+    'lost.json': [is_count],
   }
 )
 

@@ -23,7 +23,7 @@ from experiments.common import (
 )
 from experiments.common.stages import Found, Run, Stages
 from experiments.common.systems import Arch, Config, Data, System, check_workdir
-from nas_jax import config
+from nas_jax import config, files
 from nas_jax import crew as crew_lib
 from nas_jax import hosts as hosts_lib
 from nas_jax.report import rankings
@@ -95,7 +95,8 @@ def _prepare(
   hosts, _ = connected.checked(lambda: None)
   facts = {'data (sha256)': data.sha256[:12], 'jax': jax.__version__, **workdirs.jax_settings()}
   hosts_lib.agree(hosts, {'launcher': system.launcher, **config.as_json(cfg), **facts})
-  launch.set_up_jax(processes=connected.processes)
+  launch.set_up_jax()
+  launch.check_processes(connected.processes)
   problem = system.make_problem(cfg, data)
   if (ray or connected.processes > 1) and problem.warm_start:
     raise ValueError('warm_start trains children one after another: start this search on one host, or leave it out.')
@@ -108,10 +109,11 @@ def _prepare(
   cfg = workdirs.open_config(workdir, cfg)
   workdirs.check_data(workdir, data.sha256)
   facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
-  workdirs.note_origin(workdir, system.launcher, argv, cfg, **facts)
+  workdirs.note_origin(workdir, system.launcher, argv, cfg, hosts=connected.processes, **facts)
 
   def work(check: launch.Check) -> None:
     hosts, check = connected.checked(check)
+    connected.on_loss(lambda host: workdirs.write(_lost(workdir), json.dumps([host]) + '\n'))
     with lock, recovery_files.recording_crashes(workdir):
       crew = None
       if ray:
@@ -145,8 +147,11 @@ def _prepare_to_serve(
   def work(check: launch.Check) -> None:
     hosts, check = connected.checked(check)
     with lock, recovery_files.recording_crashes(folder):
+      said = json.loads(hosts.get('settled'))
+      if hosts.process not in said['lost']:  # JAX has aborted this process, because another was lost
+        recovery_files.forget_crash(folder)
       recovery = recovery_files.recovery(folder, cfg, check, recovery_files.ONE_FILE)
-      settled = config.settled(cfg, json.loads(hosts.get('settled')))
+      settled = config.settled(cfg, said['config'])
       program = settled.child_program if problem.program == 'auto' else problem.program
       own = from_scratch.local_evaluators(system, settled, data, problem._replace(program=program), recovery)
       devices = f'{len(jax.local_devices())} {jax.default_backend()} devices'
@@ -154,6 +159,11 @@ def _prepare_to_serve(
       hosts_lib.serve(hosts, own, problem.space.arch_type)
 
   return work
+
+
+def _lost(workdir: str) -> str:
+  """Returns the file that says which hosts were lost before host 0 ended: of these, a crash is their own."""
+  return os.path.join(workdir, 'lost.json')
 
 
 def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
@@ -207,8 +217,10 @@ def run(
   problem = system.make_problem(cfg, data) if problem is None else problem
   begun = Run(system, cfg, data, problem, workdir, recovery, beside or {}, len(jax.local_devices()))
   if hosts.processes > 1:
-    begun = from_scratch.settle_program(begun)
-    hosts.put('settled', json.dumps(config.as_json(begun.cfg)).encode())
+    begun = from_scratch.settle_program(begun, hosts.processes)
+    settled = {'config': config.as_json(begun.cfg), 'lost': workdirs.read(_lost(workdir)) or []}
+    hosts.put('settled', json.dumps(settled).encode())
+    files.remove(_lost(workdir))
     begun = begun._replace(width=begun.width * hosts.processes)
     begun = begun._replace(place=lambda own: hosts_lib.lead(hosts, own, not begun.problem.own_programs))
   if crew:
@@ -217,6 +229,7 @@ def run(
   stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
   cfg = stages.cfg
   places = f'{crew.size} workers' if crew else f'{len(jax.local_devices())} {jax.default_backend()} devices'
+  places += f' on each of {hosts.processes} hosts' if hosts.processes > 1 else ''
   print(
     f'{rankings.counted(problem.space.size(), system.noun)}; {stages.children} on {system.about(cfg, data)}; '
     f'{places}; results in {workdir}',

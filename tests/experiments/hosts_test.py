@@ -145,6 +145,31 @@ def test_a_signal_to_one_host_ends_all_and_nothing_is_lost(tmp_path, told):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(('victim', 'number', 'counts'), [(0, signal.SIGKILL, False), (1, signal.SIGSEGV, True)])
+def test_a_crash_counts_where_it_happened(tmp_path, victim, number, counts):
+  """JAX aborts host 1 when host 0 is killed: no training of host 1 is to blame. A crash of its own is noted."""
+  workdir, command = tmp_path / 'run', (*LONG, '--host_patience=8')
+  started = workdir / 'host-1' / 'started.jsonl'
+
+  def processes():
+    lines = started.read_text().splitlines() if started.exists() else []
+    return [k for k, line in enumerate(lines) if '"process"' in line], lines
+
+  launched = kill_hosts.start(command, workdir)
+  wait_for(lambda: started.exists() and '"training"' in started.read_text(), launched, workdir)
+  launched[victim].send_signal(number)
+  codes = kill_hosts.ends(launched)
+  assert codes == ([-9, -signal.SIGABRT] if victim == 0 else [75, -signal.SIGSEGV]), logs(workdir, 2)
+  assert (workdir / 'host-1' / 'crash.txt').read_text() and (workdir / 'lost.json').exists() == counts
+  launched = kill_hosts.start(command, workdir)
+  wait_for(lambda: len(processes()[0]) == 2, launched, workdir)
+  launched[1].send_signal(signal.SIGTERM)
+  kill_hosts.ends(launched)
+  begun, lines = processes()
+  assert ('"died"' in lines[begun[1] - 1]) == counts and not (workdir / 'lost.json').exists()
+
+
+@pytest.mark.long
 def test_hosts_that_are_killed(tmp_path):
   kill_hosts.trial('cell', 3, 0, 2, tmp_path)
 
@@ -222,10 +247,12 @@ def test_a_silent_host_is_lost_and_all_hear_of_it(service, monkeypatch):
   exits = []
   monkeypatch.setattr(atexit, 'register', lambda function, *args: exits.append((function, args)))
   third = connection.connect(service, 2, 3, 20)
-  leader = connection.connect(service, 0, 3, 0.3)  # host 1 never gives a sign of life
+  leader, noted = connection.connect(service, 0, 3, 0.3), []  # host 1 never gives a sign of life
+  leader.on_loss(noted.append)
   get = leader.checked(nothing)[0].get
   error = wait_raises(functools.partial(get, 'done/0/1'), hosts.Ended)
   assert error.code == 75 and 'host 1 has been silent for 0.3 s' in str(error) and isinstance(error, Stopped)
+  assert noted == [1]
   begun = time.monotonic()
   with pytest.raises(hosts.Ended), leader.meeting(launch.ending):
     raise error
@@ -254,7 +281,6 @@ def test_an_error_of_one_host_is_told_to_the_others(service, monkeypatch):
   failing.join(20)
   assert not failing.is_alive()
   # What this process itself was asked comes first.
-  both[0].checked(nothing)[0].put('end/1', b'[1, "x"]')
   with pytest.raises(Stopped, match='15'):
     both[0].checked(functools.partial(launch._check, [signal.SIGTERM]))[1]()
 
@@ -271,7 +297,10 @@ def test_an_error_of_one_host_is_told_to_the_others(service, monkeypatch):
     (['--hosts'], 'no job over several hosts is detected'),
   ],
 )
-def test_flags_that_do_not_fit_together(tmp_path, given, why):
+def test_flags_that_do_not_fit_together(tmp_path, monkeypatch, given, why):
+  from jax._src import distributed
+
+  monkeypatch.setattr(jax.distributed, 'initialize', distributed.State().initialize)  # although JAX runs already
   with pytest.raises(ValueError, match=why) as error:
     cell_search.prepare(['cell_search', '--preset=smoke', f'--workdir={tmp_path}/run', *given])
   testing.one_line(error)
@@ -281,7 +310,7 @@ def test_flags_that_do_not_fit_together(tmp_path, given, why):
 @pytest.mark.parametrize('prepare', [cell_search.prepare, enas_search.prepare])
 def test_one_host_of_several_must_say_that_it_knows(tmp_path, monkeypatch, prepare):
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
-  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '4')
+  monkeypatch.setattr(launch, 'set_up_jax', lambda: None)  # JAX runs already
   with pytest.raises(ValueError, match='one of 4 hosts.*--hosts') as error:
     prepare(['search', '--preset=smoke', f'--workdir={tmp_path}/run'])
   testing.one_line(error)

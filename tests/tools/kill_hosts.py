@@ -1,7 +1,7 @@
 """Kills hosts of searches over several of them with -9 at random moments, resumes, and compares with an unbroken run.
 
-Each time one of the processes is killed. The others must end by themselves: host 0 with exit code 75 and one line, the
-rest with 75 or 134. Example, minutes to hours:
+Each time one of the processes is killed: the first, then the second, and so on. The others must end by themselves:
+host 0 with exit code 75 and one line, the rest with 75 or 134. Example, minutes to hours:
   python tests/tools/kill_hosts.py --kills=20 --hosts=2
 """
 
@@ -92,6 +92,13 @@ def ends(begun: list[subprocess.Popen], seconds: float = 600) -> list[int]:
       process.wait()
 
 
+def together(begun: list[subprocess.Popen], workdir: pathlib.Path) -> None:
+  """Returns when the processes train children together. Before that, those left would wait for one that is killed."""
+  while not all('trains children' in log_of(workdir, host).read_text() for host in range(1, len(begun))):
+    assert all(process.poll() is None for process in begun), log_of(workdir, 0).read_text()
+    time.sleep(0.05)
+
+
 def break_off(begun: list[subprocess.Popen], victim: int, workdir: pathlib.Path) -> float:
   """Kills one of the processes and checks how the others end. Returns how long the last of them took."""
   begun[victim].send_signal(signal.SIGKILL)
@@ -112,17 +119,18 @@ def trial(system: str, kills: int, seed: int, hosts: int, folder: pathlib.Path, 
   """Kills hosts of a search and resumes it until it ends; so on until enough kills. Returns the searches compared."""
   rng, hits, rounds, flags = random.Random(seed), 0, 0, (*FLAGS[system], *COMMON)
   whole = folder / f'{system}-unbroken'
-  assert ends(start(flags, whole, hosts)) == [0] * hosts, log_of(whole, 0).read_text()
-  wanted = kill.outcome(whole)
+  processes = start(flags, whole, hosts, 1)
+  together(processes, whole)
   begun = time.monotonic()
-  assert ends(start(flags, folder / f'{system}-timed', hosts)) == [0] * hosts
-  seconds = time.monotonic() - begun
+  assert ends(processes) == [0] * hosts, log_of(whole, 0).read_text()
+  seconds, wanted = time.monotonic() - begun, kill.outcome(whole)
   while hits < kills:
     rounds, broken = rounds + 1, folder / f'{system}-{rounds}'
     while True:
-      processes, victim = start(flags, broken, hosts), rng.randrange(hosts)
+      processes, victim = start(flags, broken, hosts, 1), hits % hosts
       if hits < kills:
-        time.sleep(rng.uniform(0.3, 0.9) * seconds)
+        together(processes, broken)
+        time.sleep(rng.uniform(0, 0.6) * seconds)
       if hits == kills or any(process.poll() is not None for process in processes):
         codes = ends(processes)
         assert codes == [0] * hosts, f'{codes}: {log_of(broken, 0).read_text()}'
