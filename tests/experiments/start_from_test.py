@@ -99,7 +99,7 @@ def test_a_file_and_what_is_published_are_trained_first(tmp_path):
   large = target(dataclasses.replace(CFG, base=8, activate=cell.Config().activate))
   found = read('published', to=large)
   assert [large.space.decode(tokens) for tokens in found.first] == [published.NASCELL, published.LSTM]
-  assert 'left out: ENAS_RNN' in found.said[0]
+  assert found.said == ['published: NASCELL, LSTM trained first']
   assert read('LSTM', to=large).first == found.first[1:]
   for path, words in (('published', 'nothing that this search can train'), (tmp_path / 'none.json', 'none.json')):
     with pytest.raises(ValueError, match=words) as error:
