@@ -169,10 +169,14 @@ def run(plan: Plan, saved: Mapping[str, Any], path: str, picture: str, check: la
       key = _key(plan, task, one)
       if key not in results:
         results[key] = _measure(plan, task.benchmark, one, check)._asdict()
+        print(f'measured: {one.name} on {task.name}', flush=True)
         if path:
           workdirs.write(path, json.dumps({'results': results}) + '\n')
       found[task.name][one.name] = Curve(**results[key])
-    print(f'{_title(task)}\n\n{show.table(found[task.name], plan.checkpoints)}\n\n{show.costs(found[task.name])}\n')
+    print(
+      f'\n{_title(task)}\n\n{show.table(found[task.name], plan.checkpoints)}\n\n{show.costs(found[task.name])}\n',
+      flush=True,
+    )
   if picture:
     show.picture(found, {task.name: task.benchmark.best for task in plan.tasks}, picture)
 
