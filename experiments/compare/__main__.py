@@ -152,11 +152,15 @@ def _saved(path: str) -> dict[str, Any]:
 
 def _key(plan: Plan, task: Task, one: Variant) -> str:
   """Returns what decides the result of an algorithm on a benchmark, as text."""
-  setting = config.as_json(one.cfg) if one.cfg else {'seeds': plan.peer_seeds}
-  facts = {'evaluations': plan.checkpoints, 'seed': plan.seed, 'seeds': plan.seeds, 'sha256': task.sha256}
+  setting = config.as_json(one.cfg) if one.cfg else {}
+  facts = {'evaluations': plan.checkpoints, 'seed': plan.seed, 'seeds': _seeds(plan, one), 'sha256': task.sha256}
   return json.dumps(
     {'benchmark': task.name, 'algorithm': one.name, **facts, 'setting': setting, 'jax': jax.__version__}
   )
+
+
+def _seeds(plan: Plan, one: Variant) -> int:
+  return plan.seeds if one.cfg else plan.peer_seeds
 
 
 def run(plan: Plan, saved: Mapping[str, Any], path: str, picture: str, check: launch.Check) -> None:
@@ -182,9 +186,9 @@ def run(plan: Plan, saved: Mapping[str, Any], path: str, picture: str, check: la
 
 
 def _measure(plan: Plan, benchmark: Benchmark, one: Variant, check: launch.Check) -> Curve:
-  keys = jax.random.split(jax.random.key(plan.seed), plan.seeds)
+  keys = jax.random.split(jax.random.key(plan.seed), _seeds(plan, one))  # the first are the same however many there are
   if one.cfg is None:
-    done = runs.peer(benchmark, one.name, keys[: plan.peer_seeds], plan.checkpoints[-1], check)
+    done = runs.peer(benchmark, one.name, keys, plan.checkpoints[-1], check)
   else:
     done = runs.ours(benchmark, one.cfg, keys, plan.checkpoints[-1])
   return statistics.curve(done, plan.checkpoints)

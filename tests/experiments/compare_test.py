@@ -254,6 +254,11 @@ def test_a_surrogate_is_a_model_of_the_children_of_both_searches(tmp_path, capsy
   one_line(error)
 
 
+def test_seeds_are_the_same_however_many_there_are():
+  few, many = (jax.random.split(jax.random.key(7), count) for count in (3, 50))
+  assert (few == many[:3]).all()
+
+
 def test_a_file_of_something_else_is_not_written_over(tmp_path):
   path = tmp_path / 'mine.json'
   path.write_text('{"a": 1}')
