@@ -16,7 +16,7 @@ import numpy as np
 from nas_jax.search import core, history
 from nas_jax.search.core import Search
 from nas_jax.search.state import SearchState
-from nas_jax.types import Array, Batch, Key, Outcome
+from nas_jax.types import Batch, Key, Outcome, Repeats
 
 
 class Known(NamedTuple):
@@ -50,13 +50,17 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
     raise ValueError('children that share weights, or have a reward for each layer, cannot begin with known ones.')
   told = len(known.tokens)
   space, queue = s.space, jnp.asarray(first, jnp.int32).reshape(-1, s.space.length)
-  update = jax.jit(lambda state, batch, outcome: _told(s, state, batch, outcome))
 
   def init(key: Key) -> SearchState:
-    state = begun.sized(s.init(key), 0)
+    fresh = state = begun.sized(s.init(key), 0)
     for start in range(0, told, s.m):
       part = Known._make(column[start : start + s.m] for column in known)
-      state = update(state, *_batch(s, part, start - told))
+      after, _ = s.tell(state, *_batch(s, part, _FIRST + start))
+      state = after._replace(step=fresh.step, best=fresh.best)  # they count neither as updates nor for the best
+    record = state.history
+    if isinstance(record, history.History):
+      ids = jnp.where(record.id >= _FIRST, record.id - _FIRST - told, record.id)
+      state = state._replace(history=record._replace(id=ids))
     return state
 
   def ask(state: SearchState) -> Batch:
@@ -95,22 +99,18 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
   return begun
 
 
-def _batch(s: Search, part: Known, number: int) -> tuple[Batch, tuple[Outcome, Array]]:
-  """Returns known children as a batch whose first id is `number`; their outcome, and which of them were trained."""
+_FIRST = (
+  2**30
+)  # the first id of children while they are told: more than a search has, so that none seems to be asked for
+
+
+def _batch(s: Search, part: Known, number: int) -> tuple[Batch, Outcome]:
+  """Returns known children as a batch whose first id is `number`, with their outcome."""
   ids = number + jnp.arange(len(part.tokens), dtype=jnp.int32)
   keys = jax.random.split(jax.random.key(0), len(ids))  # read by nothing: they have been trained
   depth = None if (part.depth == s.space.layers).all() else jnp.asarray(part.depth, jnp.int32)
-  batch = Batch(ids, keys, jnp.asarray(part.tokens, jnp.int32), (), depth)
-  outcome = Outcome(jnp.asarray(part.reward, jnp.float32), failed=jnp.asarray(part.failed))
-  return batch, (outcome, jnp.asarray(part.trained))
-
-
-def _told(s: Search, state: SearchState, batch: Batch, earned: tuple[Outcome, Array]) -> SearchState:
-  """Returns the state after known children, which count neither as updates nor for the best."""
-  outcome, trained = earned
-  settled, worst = core.settle(state.worst, batch, outcome)
-  kept, _ = s.algorithm.update(state.algorithm, batch, settled, lambda value: value)
-  record = state.history
-  if isinstance(record, history.History):
-    record = history.insert(record, batch.tokens, history.depths(s.space, batch), batch.ids, trained, settled)
-  return state._replace(algorithm=kept, worst=worst, history=record)
+  reward, failed = jnp.asarray(part.reward, jnp.float32), jnp.asarray(part.failed)
+  repeats = Repeats(~jnp.asarray(part.trained), jnp.full_like(ids, -1), reward, failed)
+  return Batch(ids, keys, jnp.asarray(part.tokens, jnp.int32), (), depth, repeats=repeats), Outcome(
+    reward, failed=failed
+  )

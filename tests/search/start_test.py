@@ -9,6 +9,7 @@ import pytest
 from experiments.common import run_search
 from nas_jax import search
 from nas_jax.search import history, journal, per_layer, start
+from nas_jax.search.algorithms import ALGORITHMS
 from nas_jax.space import chain_space
 from nas_jax.systems import table
 
@@ -129,3 +130,20 @@ def test_rewards_of_layers_are_refused():
   s = per_layer.build(space, per_layer.Config(), lambda batch: None)
   with pytest.raises(ValueError, match='a reward for each layer'):
     start.begin(s, NONE, NOTHING)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('algorithm', list(ALGORITHMS))
+def test_every_algorithm_can_be_told(algorithm):
+  s = _search(algorithm=algorithm, known='avoid')
+  tokens = OPS[~MISSING][:5]  # an odd number: the last batch is smaller
+  begun = start.begin(s, _known(tokens, REWARD[~MISSING][:5]), OPS[~MISSING][[7]])
+  state, fresh = begun.init(jax.random.key(0)), s.sized(s.init(jax.random.key(0)), 0)
+  shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (state, fresh)]
+  assert shapes[0] == shapes[1]  # checkpoints of the one are those of the other
+  again = begun.init(jax.random.key(0))
+  for one, other in zip(jax.tree.leaves(state.algorithm), jax.tree.leaves(again.algorithm), strict=True):
+    np.testing.assert_array_equal(one, other)
+  state, children = _run(begun, state, 4)
+  drawn = [tuple(child) for child, _, _ in children]
+  assert drawn[0] == tuple(OPS[~MISSING][7].tolist()) and not set(drawn) & set(map(tuple, tokens.tolist()))
