@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.common import launch, workdirs
 from experiments.common.systems import Config, System, system_of
-from nas_jax import config, files, published
+from nas_jax import config, files, published, replicas
 from nas_jax.search import Config as SearchConfig
 from nas_jax.search import Search, journal, start
 from nas_jax.space import Space
@@ -115,6 +115,8 @@ def _read(paths: Sequence[str], target: Target) -> Start:
     raise ValueError(f'start_from (={",".join(paths)}) has a file twice: name each once.')
   if paths and target.system.kind == 'chain':
     raise ValueError('start_from is for rewards of whole architectures, and here each layer has one: leave it out.')
+  if paths and getattr(target.cfg, 'replicas', 0):
+    raise ValueError('start_from is for a search without replicas: leave --start_from or --replicas out.')
   found = Start({}, [], [], [])
   for path in paths:
     is_journal = os.path.isdir(path) or os.path.basename(path) == 'children.jsonl'
@@ -224,7 +226,9 @@ def _trained_otherwise(old: Config, origin: Mapping[str, Any], target: Target) -
   Settings of the search, limits, budgets and what the space holds do not count.
   """
   cfg, differs = target.cfg, list[str]()
-  beside = {item.name for base in (SearchConfig, Limits) for item in dataclasses.fields(base)} | _BESIDE
+  beside = {
+    item.name for base in (SearchConfig, replicas.Config, Limits) for item in dataclasses.fields(base)
+  } | _BESIDE
   was, now = config.as_json(old), config.as_json(cfg)
   for item in dataclasses.fields(cfg):
     name = item.name

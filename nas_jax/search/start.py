@@ -44,10 +44,10 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
     first: [Q, T] different token sequences, in place of the first Q that the algorithm proposes.
 
   Raises:
-    ValueError: the search has a reward for each layer, or its children share weights.
+    ValueError: the search has a reward for each layer or replicas, or its children share weights.
   """
-  if s.parts or s.shared:
-    raise ValueError('children that share weights, or have a reward for each layer, cannot begin with known ones.')
+  if s.parts or s.shared or s.replicas:
+    raise ValueError('replicas, shared weights and rewards for each layer cannot begin with known architectures.')
   told = len(known.tokens)
   space, queue = s.space, jnp.asarray(first, jnp.int32).reshape(-1, s.space.length)
 

@@ -126,6 +126,8 @@ def test_a_journal_of_something_else_is_refused(other, tmp_path):
   one_line(error)
   with pytest.raises(ValueError, match='no config.json'):
     read(tmp_path)
+  with pytest.raises(ValueError, match='without replicas'):
+    read(other, to=target(dataclasses.replace(CFG, replicas=2)))
   with pytest.raises(ValueError, match='each layer has one'):
     read(other, to=start_from.Target(systems.CHAIN, systems.CHAIN.config(), SHA, target().space, 2))
 

@@ -128,7 +128,7 @@ def test_stopped_it_goes_on_as_if_unbroken(tmp_path, monkeypatch):
 def test_rewards_of_layers_are_refused():
   space = chain_space(layers=('conv 2 3 1', 'max pool 2 2'), max_depth=2)
   s = per_layer.build(space, per_layer.Config(), lambda batch: None)
-  with pytest.raises(ValueError, match='a reward for each layer'):
+  with pytest.raises(ValueError, match='rewards for each layer'):
     start.begin(s, NONE, NOTHING)
 
 
