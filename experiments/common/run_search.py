@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+import types
 from typing import Any
 import warnings
 
@@ -39,6 +40,7 @@ def run(
   watchers: Sequence[search.Hook] = (),
   crew: crew_lib.Crew | None = None,
   width: int = 1,
+  told: Mapping[int, journal.Record] = types.MappingProxyType({}),
 ) -> list[journal.Record]:
   """Runs a search in a folder until the budget is spent, from wherever the folder says that it stands.
 
@@ -55,6 +57,7 @@ def run(
     watchers: hooks that are called after all others.
     crew: trains the children of asynchronous replicas; by default this process does.
     width: how many it trains at once.
+    told: records of children that the search was told of, by their negative ids, for children that repeat one.
 
   Returns:
     The records of all children, by id.
@@ -104,7 +107,7 @@ def run(
     ]
     try:
       loop = functools.partial(crew_lib.run, crew=crew, width=width) if s.replicas else search.run
-      loop(s, state, listeners, budget, known)
+      loop(s, state, listeners, budget, {**told, **known})
       keep(state)
     except Stopped:
       keep(state)  # as it was after the last whole update

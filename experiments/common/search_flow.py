@@ -18,10 +18,12 @@ from experiments.common import (
   launch,
   recovery_files,
   run_search,
+  start_from,
   weight_sharing,
   workdirs,
 )
 from experiments.common.stages import Found, Run, Stages
+from experiments.common.start_from import NOTHING, Start
 from experiments.common.systems import Arch, Config, Data, System, check_workdir
 from nas_jax import config, files
 from nas_jax import crew as crew_lib
@@ -45,6 +47,20 @@ def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
     if systems[0].alone:
       help = f'files like best.json, of {systems[0].noun}s to train and compare'
       flags.DEFINE_list('beside', [], help, flag_values=values)
+      flags.DEFINE_list(
+        'start_from',
+        [],
+        f'what is known before the search: workdirs of other searches for {systems[0].noun}s, files like best.json, '
+        'names of published ones, or published for all of these',
+        flag_values=values,
+      )
+      flags.DEFINE_integer(
+        'start_children',
+        16,
+        'how many of the best children of each workdir in --start_from to train first, if they were trained otherwise',
+        0,
+        flag_values=values,
+      )
 
   return define
 
@@ -108,7 +124,12 @@ def _prepare(
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
   workdirs.check_data(workdir, data.sha256)
+  started = start_from.NOTHING
+  if system.alone:
+    target = start_from.Target(system, cfg, data.sha256, problem.space, values.start_children)
+    started = start_from.open_start(workdir, values.start_from, target)
   facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
+  facts |= {'start_from': started.files} if started.files else {}
   workdirs.note_origin(workdir, system.launcher, argv, cfg, hosts=connected.processes, **facts)
 
   def work(check: launch.Check) -> None:
@@ -118,7 +139,7 @@ def _prepare(
       crew = None
       if ray:
         crew = ray_workers.hire(ray, system, cfg, values.data_dir, data.sha256, workdir, values.workers, check)
-      run(system, cfg, data, workdir, beside, values.control, check, problem, hosts, crew)
+      run(system, cfg, data, workdir, beside, values.control, check, problem, hosts, crew, started)
       if hosts.processes > 1:
         hosts_lib.dismiss(hosts)
 
@@ -198,6 +219,7 @@ def run(
   problem: Problem | None = None,
   hosts: hosts_lib.Hosts = hosts_lib.ALONE,
   crew: crew_lib.Crew | None = None,
+  started: Start = NOTHING,
 ) -> None:
   """Runs all stages of a search in a workdir, from wherever the workdir says that it stands.
 
@@ -212,6 +234,7 @@ def run(
     problem: that of `cfg` and `data`, if it has been made already.
     hosts: those that train the children, as host 0 sees them.
     crew: workers that train the children, in place of this process.
+    started: what the search starts from. The random search beside it starts from nothing.
   """
   recovery = recovery_files.recovery(workdir, cfg, check)
   problem = system.make_problem(cfg, data) if problem is None else problem
@@ -238,27 +261,30 @@ def run(
   said = stages.before()
   if said:
     print(said, flush=True)
-  found = {cfg.algorithm: _one(begun, stages, cfg, workdir)}
+  for line in started.said:
+    print(f'started from {line}', flush=True)
+  found = {cfg.algorithm: _one(begun, stages, cfg, workdir, started)}
   control = dataclasses.replace(cfg, algorithm='random', proposals='policy')
   if with_control and control != cfg:
     folder = os.path.join(workdir, 'control')
     workdirs.open_config(folder, control)
-    found['random'] = _one(begun, stages, control, folder)
+    found['random'] = _one(begun, stages, control, folder, NOTHING)
   best, scores, rows, note, rest, converged = stages.summary(found)
   table = rankings.table((scores, *rankings.HEADER), rows)
   facts = f'{cfg.dataset}, sha256 {data.sha256[:12]}; seed {cfg.seed}; {note}'
+  facts = '\n'.join([facts, *(f'started from {line}' for line in started.said)])
   summary = '\n'.join([*([converged] if converged else []), best, '', table, facts, *([said] if said else []), rest])
   workdirs.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
   report_page.write(workdir, report_page.make(workdir))
 
 
-def _one(begun: Run, stages: Stages, cfg: Config, folder: str) -> Found:
+def _one(begun: Run, stages: Stages, cfg: Config, folder: str, started: Start) -> Found:
   """Runs one search to its end, and what follows it at once."""
-  s, budget = stages.search(cfg), run_search.budget_of(cfg, begun.system.children(cfg))
-  watchers = [report_page.refresher(begun.workdir)]
+  s, budget = start_from.begin(stages.search(cfg), started), run_search.budget_of(cfg, begun.system.children(cfg))
+  watchers, told = [report_page.refresher(begun.workdir)], start_from.measured(started)
   records = run_search.run(
-    folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery, watchers, begun.crew, begun.width
+    folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery, watchers, begun.crew, begun.width, told
   )
   found = Found(folder, s, records)
   stages.after(cfg, found)

@@ -58,6 +58,7 @@ class Search(NamedTuple):
   parts: Parts | None = None  # None if every token sequence is one child
   shared: bool = False  # whether children share weights, so that a reward depends on all that came before
   replicas: Any = None  # `nas_jax.replicas.Replicas`, if the state is a `Fleet` of them
+  told: int = 0  # known children that it has been told of at its beginning, see `search.start`
 
   @property
   def train(self) -> Evaluate:
@@ -86,7 +87,7 @@ class Search(NamedTuple):
       return self.parts.grow(state, step)
     if self.replicas or not isinstance(state.history, history.History):
       return state
-    capacity = history.capacity_for((step + 1) * self.m)
+    capacity = history.capacity_for(self.told + (step + 1) * self.m)
     guided = isinstance(state.guide, guide.Guide)
     return state._replace(
       history=history.grow(state.history, capacity), guide=guide.grow(state.guide, capacity) if guided else ()

@@ -164,6 +164,31 @@ def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | N
   return search.build(space, cfg, evaluate)
 
 
+def best_so_far(outcomes: Outcome, evaluations: int) -> tuple[np.ndarray, np.ndarray | None]:
+  """Returns what the searches of `search.run_seeds` had found after 1, 2, ... evaluations.
+
+  Args:
+    outcomes: of n searches, [n, steps, m].
+    evaluations: how many of the children of each search count.
+
+  Returns:
+    [n, evaluations] the best reward so far, minus infinity for as long as all children failed; and the metric `test` of
+    the architecture with that reward, the first of equals, or None if the outcomes have no `test`.
+  """
+  reward = np.asarray(outcomes.reward, np.float64).reshape(len(outcomes.reward), -1)[:, :evaluations]
+  failed = ~np.isfinite(reward)
+  if outcomes.failed is not None:
+    failed |= np.asarray(outcomes.failed, bool).reshape(len(reward), -1)[:, :evaluations]
+  best = np.maximum.accumulate(np.where(failed, -np.inf, reward), axis=1)
+  if 'test' not in outcomes.metrics:
+    return best, None
+  test = np.asarray(outcomes.metrics['test'], np.float64).reshape(len(reward), -1)[:, :evaluations]
+  # The place of the first child that reached the best so far moves only where the best rises.
+  rises = np.hstack([np.isfinite(best[:, :1]), best[:, 1:] > best[:, :-1]])
+  place = np.maximum.accumulate(np.where(rises, np.arange(best.shape[1]), 0), axis=1)
+  return best, np.take_along_axis(test, place, axis=1)
+
+
 def summary(outcomes: Outcome, evaluations: int) -> dict[str, Any]:
   """Summarizes what the searches of `search.run_seeds` had found after `evaluations` evaluations.
 
@@ -173,11 +198,7 @@ def summary(outcomes: Outcome, evaluations: int) -> dict[str, Any]:
     left out of the means for as long as all its children failed, such as those that are not in the table; where that
     leaves none the entry is None. Entries of `test` are None if the table has none.
   """
-  reward = np.asarray(outcomes.reward, np.float64).reshape(len(outcomes.reward), -1)[:, :evaluations]
-  failed = ~np.isfinite(reward)
-  if outcomes.failed is not None:
-    failed |= np.asarray(outcomes.failed, bool).reshape(len(reward), -1)[:, :evaluations]
-  best = np.maximum.accumulate(np.where(failed, -np.inf, reward), axis=1)
+  best, test = best_so_far(outcomes, evaluations)
   some = np.isfinite(best)
 
   def of_seeds(name: str, curve: str, values: np.ndarray) -> dict[str, Any]:
@@ -187,11 +208,6 @@ def summary(outcomes: Outcome, evaluations: int) -> dict[str, Any]:
     return {f'{name}_mean': means[-1], f'{name}_std': last.std().item() if len(last) else None, curve: means}
 
   found = of_seeds('reward', 'curve', best) | {'test_mean': None, 'test_std': None, 'curve_test': None}
-  if 'test' in outcomes.metrics:
-    test = np.asarray(outcomes.metrics['test'], np.float64).reshape(len(reward), -1)[:, :evaluations]
-    # The place of the first child that reached the best so far moves only where the best rises.
-    rises = np.hstack([some[:, :1], best[:, 1:] > best[:, :-1]])
-    place = np.maximum.accumulate(np.where(rises, np.arange(best.shape[1]), 0), axis=1)
-    test = np.take_along_axis(test, place, axis=1)
+  if test is not None:
     found |= of_seeds('test', 'curve_test', test)
   return found

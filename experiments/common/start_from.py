@@ -1,0 +1,242 @@
+"""What a search starts from: known architectures, read from files once and noted in its workdir.
+
+The workdir has them in start.json, so that the files may change or go away while the search runs.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import hashlib
+import json
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.common import launch, workdirs
+from experiments.common.systems import Config, System, system_of
+from nas_jax import config, files, published, replicas
+from nas_jax.search import Config as SearchConfig
+from nas_jax.search import Search, journal, start
+from nas_jax.space import Space
+from nas_jax.training.recovery import Limits
+
+PUBLISHED = 'published'  # in place of a file: all published architectures of the system
+# Fields that decide neither what a child is nor how it is trained, beside those of a search and its limits.
+_BESIDE = {'reliability_children', 'yardstick_repeats', 'child_program', 'steps_per_call'}
+_BESIDE |= {'final_children', 'final_repeats', 'final_preset'}
+
+
+class Start(NamedTuple):
+  """What a search starts from."""
+
+  files: dict[str, str]  # by path as given, the SHA-256 of what was read
+  told: list[journal.Record]  # children to tell of before the first `ask`, with tokens of this search's space
+  first: list[list[int]]  # token sequences to train first
+  said: list[str]  # a line for each file: what became of it
+
+
+NOTHING = Start({}, [], [], [])
+
+
+class Target(NamedTuple):
+  """The search that is to be started."""
+
+  system: System
+  cfg: Config
+  sha256: str  # of its data
+  space: Space
+  most: int  # architectures of each journal to train first, if it cannot be told
+
+
+def open_start(workdir: str, paths: Sequence[str], target: Target) -> Start:
+  """Returns what the search in a workdir starts from: what is noted there, or else what the files say, which is noted.
+
+  Raises:
+    ValueError: a file cannot be read or has nothing for this search, or the workdir holds a search that was started
+      from something else.
+    files.Unusable: start.json is missing or damaged.
+  """
+  path = os.path.join(workdir, 'start.json')
+  noted = workdirs.peek(path)
+  if noted is None and (workdirs.peek(os.path.join(workdir, 'origin.json')) or {}).get('start_from'):
+    raise files.Unusable(f'{path} is missing, which says what this search was started from: restore it.')
+  if noted is not None and noted.pop('sha256') != _digest(noted):
+    raise files.Unusable(f'{path} is damaged: restore it.')
+  begun = noted is not None or os.path.lexists(os.path.join(workdir, 'children.jsonl'))
+  before = list(noted['files']) if noted else []
+  if begun and before != list(paths):
+    raise ValueError(
+      f'workdir (={workdir!r}) holds a search that was started from {_names(before)}, not from {_names(paths)}: give '
+      f'--start_from as it was to resume, or name another --workdir.'
+    )
+  if noted:
+    return Start(**noted)
+  found = _read(paths, target)
+  if paths:
+    content = found._asdict()
+    files.write(path, json.dumps(content | {'sha256': _digest(content)}) + '\n')
+  return found
+
+
+def _names(paths: Sequence[str]) -> str:
+  return ', '.join(paths) or 'nothing'
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def begin(s: Search, found: Start) -> Search:
+  """Returns the search with its start; see `search.start.begin`."""
+  if not found.files:
+    return s
+  columns = zip(*(_row(record, s.space) for record in found.told), strict=True) if found.told else [[]] * 5
+  types = (np.int32, np.int32, np.float32, bool, bool)
+  known = start.Known(*(np.array(list(column), kind) for column, kind in zip(columns, types, strict=True)))
+  return start.begin(
+    s, known._replace(tokens=known.tokens.reshape(-1, s.space.length)), np.array(found.first, np.int32)
+  )
+
+
+def _row(record: journal.Record, space: Space) -> tuple[list[int], int, float, bool, bool]:
+  failed, repeats = record['failed'] is not None, record.get(journal.REPEAT) is not None
+  return record['tokens'], record.get('depth', space.layers), record['reward'], failed, not repeats
+
+
+def measured(found: Start) -> dict[int, journal.Record]:
+  """Returns the records of the children that a search was told of, by the ids that they have there."""
+  lowest = -len(found.told)
+  return {lowest + k: record | {'id': lowest + k, 'seconds': 0.0} for k, record in enumerate(found.told)}
+
+
+def _read(paths: Sequence[str], target: Target) -> Start:
+  """Reads all files. Token sequences that are told or come twice are not trained first."""
+  if len(set(paths)) < len(paths):
+    raise ValueError(f'start_from (={",".join(paths)}) has a file twice: name each once.')
+  if paths and target.system.kind == 'chain':
+    raise ValueError('start_from is for rewards of whole architectures, and here each layer has one: leave it out.')
+  if paths and getattr(target.cfg, 'replicas', 0):
+    raise ValueError('start_from is for a search without replicas: leave --start_from or --replicas out.')
+  found = Start({}, [], [], [])
+  for path in paths:
+    is_journal = os.path.isdir(path) or os.path.basename(path) == 'children.jsonl'
+    part = _of_journal(path, target) if is_journal else _of_archs(path, target)
+    found = Start(found.files | part.files, found.told + part.told, found.first + part.first, [*found.said, *part.said])
+  known = {tuple(record['tokens']) for record in found.told}
+  return found._replace(
+    first=[list(tokens) for tokens in dict.fromkeys(map(tuple, found.first)) if tokens not in known]
+  )
+
+
+def _of_archs(path: str, target: Target) -> Start:
+  """Returns the architecture in a file, or all published ones that the space has, to be trained first."""
+  known = {name: arch for name, arch in vars(published).items() if isinstance(arch, target.space.arch_type)}
+  if path != PUBLISHED and path not in known:
+    text = launch.read_file(path, str)
+    tokens = launch.read_file(path, lambda text: _tokens(text, target))
+    return Start({path: hashlib.sha256(text.encode()).hexdigest()}, [], [tokens], [f'{path}: trained first'])
+  archs = dict(known) if path == PUBLISHED else {path: known[path]}
+  first, lacking = dict[str, list[int]](), dict[str, str]()
+  for name, arch in archs.items():
+    try:
+      first[name] = _checked(arch, target)
+    except ValueError as error:
+      lacking[name] = str(error)
+  if not first:
+    raise ValueError(f'start_from: {path} has nothing that this search can train ({_first(lacking)}): leave it out.')
+  left = f'; left out: {_first(lacking)}' if lacking else ''
+  digest = hashlib.sha256(repr(archs).encode()).hexdigest()
+  return Start({path: digest}, [], list(first.values()), [f'{path}: {", ".join(first)} trained first{left}'])
+
+
+def _first(lacking: Mapping[str, str]) -> str:
+  return next((f'{name}: {why}' for name, why in lacking.items()), 'there is none')
+
+
+def _tokens(text: str, target: Target) -> list[int]:
+  return _checked(target.space.from_json(text), target)
+
+
+def _checked(arch: Any, target: Target) -> list[int]:
+  """Returns the tokens of an architecture that can be trained first. Raises ValueError if it cannot be."""
+  tokens, depth = target.space.encode(arch).tolist(), target.space.check(arch)
+  assert target.system.alone is not None
+  if why := target.system.alone.why_unsupported(target.cfg, arch):
+    raise ValueError(why)
+  now = target.cfg.depth_start or target.space.layers
+  if depth != now:
+    raise ValueError(f'it has {depth} layers, and the first children have {now}')
+  return tokens
+
+
+def _of_journal(path: str, target: Target) -> Start:
+  """Returns the children of a search, to tell of if they were trained as those of this one are, else to train first."""
+  folder, system = os.path.dirname(path) if path.endswith('.jsonl') else path, target.system
+  saved, origin = (workdirs.peek(os.path.join(folder, name)) for name in ('config.json', 'origin.json'))
+  held = system_of(saved, origin or {}) if saved else None
+  if held is None or held.kind != system.kind:
+    what = f'holds a search of {held.launcher} (kind {held.kind})' if held else 'has no config.json of a search'
+    raise ValueError(f'start_from: {path} {what}: want the workdir of a search of kind {system.kind}.')
+  old = config.from_json(system.config, saved)
+  made = system.make_space(old)
+  source = os.path.join(folder, 'children.jsonl')
+  records = journal.read(source, schema=journal.child_of(made))
+  told, lacking = list[journal.Record](), dict[str, str]()
+  for number in sorted(records):
+    record = records[number]
+    try:
+      arch = target.space.from_json(made.to_json(made.decode(record['tokens'], record.get('depth'))))
+      depth = target.space.check(arch)
+      told.append(record | {'tokens': target.space.encode(arch).tolist(), 'depth': depth})
+    except ValueError as error:
+      lacking[f'child {number}'] = str(error)
+  if not told:
+    raise ValueError(f'start_from: {path} has no child of this space ({_first(lacking)}): leave it out.')
+  content = launch.read_file(source, str.encode)
+  digest = hashlib.sha256(content).hexdigest()
+  left = f'; {len(lacking)} are not of this space and left out ({_first(lacking)})' if lacking else ''
+  damaged = len(content.splitlines()) - len(journal.read_lines(source, journal.child_of(made)))
+  left += f'; {damaged} lines are damaged and left out' if damaged else ''
+  if differs := _trained_otherwise(old, origin or {}, target):
+    first = _best(told, target)
+    said = (
+      f'{path}: {len(told)} children were trained otherwise ({", ".join(differs[:3])}), the best {len(first)} first'
+    )
+    return Start({path: digest}, [], first, [said + left])
+  return Start({path: digest}, told, [], [f'{path}: told of {len(told)} children{left}'])
+
+
+def _best(told: Sequence[journal.Record], target: Target) -> list[list[int]]:
+  """Returns the tokens of the best different children that can be trained first."""
+  found = dict[tuple[int, ...], None]()
+  sound = [record for record in told if record['failed'] is None]
+  for record in sorted(sound, key=lambda record: -record['reward']):
+    arch = target.space.decode(record['tokens'], record['depth'])
+    try:
+      _checked(arch, target)
+    except ValueError:
+      continue
+    found[tuple(record['tokens'])] = None
+  return [list(tokens) for tokens in found][: target.most]
+
+
+def _trained_otherwise(old: Config, origin: Mapping[str, Any], target: Target) -> list[str]:
+  """Returns how children of an old search were trained otherwise than those of this one will be; empty if just so.
+
+  Settings of the search, limits, budgets and what the space holds do not count.
+  """
+  cfg, differs = target.cfg, list[str]()
+  beside = {
+    item.name for base in (SearchConfig, replicas.Config, Limits) for item in dataclasses.fields(base)
+  } | _BESIDE
+  was, now = config.as_json(old), config.as_json(cfg)
+  for item in dataclasses.fields(cfg):
+    name = item.name
+    if name in beside or item.metadata['budget'] or was[name] == now[name]:
+      continue
+    other = target.system.make_space(dataclasses.replace(cfg, **{name: getattr(old, name)}))
+    if other.spec == target.space.spec:
+      differs.append(f'{name} {was[name]} -> {now[name]}')
+  if origin.get('sha256') != target.sha256:
+    differs.append('other data')
+  return differs

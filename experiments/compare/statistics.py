@@ -1,0 +1,76 @@
+"""What many searches found, in numbers: means, their errors, and how algorithms differ seed by seed."""
+
+from collections.abc import Sequence
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from experiments.compare.runs import Found
+
+
+class Curve(NamedTuple):
+  """What an algorithm found on a benchmark from n seeds in E evaluations, looked at C times."""
+
+  mean: Sequence[float]  # [E] over seeds, of the best reward after 1, 2, ... evaluations
+  error: Sequence[float]  # [E] standard error of the mean
+  at: Sequence[Sequence[float]]  # [C, n] the best reward
+  test: Sequence[float | None]  # [C] mean of the metric `test` of the architecture with the best reward; None if none
+  different: float  # mean number of different token sequences in a search
+  seconds: float  # an evaluation, with what it took to compile shared among all
+
+
+class Row(NamedTuple):
+  """An algorithm after some evaluations, beside the first of those that are compared."""
+
+  mean: float
+  error: float  # standard error of the mean
+  difference: float  # mean over seeds of what it found less what the first found
+  difference_error: float
+  p: float  # two-sided, of a paired t-test; NaN where all seeds have the same difference
+  reaches: int | None  # evaluations after which its mean is at least the first's mean here; None if never
+
+
+def curve(found: Found, checkpoints: Sequence[int]) -> Curve:
+  """Summarizes searches, to be looked at after the given numbers of evaluations."""
+  best, test = found.best, found.test
+  return Curve(
+    best.mean(0).tolist(),
+    [standard_error(column) for column in best.T],
+    [best[:, count - 1].tolist() for count in checkpoints],
+    [None if test is None else _mean(test[:, count - 1]) for count in checkpoints],
+    float(found.different.mean()),
+    found.seconds / best.size,
+  )
+
+
+def _mean(values: np.ndarray) -> float | None:
+  finite = values[np.isfinite(values)]
+  return float(finite.mean()) if len(finite) else None
+
+
+def standard_error(values: np.ndarray) -> float:
+  """Returns the standard error of the mean of [n] values, n at least 2."""
+  return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def compare(one: Curve, first: Curve, place: int, evaluations: int) -> Row:
+  """Returns how an algorithm stands beside the first one after so many evaluations, the `place`-th of the checkpoints.
+
+  Searches of the same seed are paired; where one of the two has more seeds, the others are left out of the pairs.
+  """
+  mine, its = np.asarray(one.at[place]), np.asarray(first.at[place])
+  pairs = min(len(mine), len(its))
+  apart = mine[:pairs] - its[:pairs]
+  error = standard_error(apart)
+  p = 2 * float(special.stdtr(pairs - 1, -abs(apart.mean()) / error)) if error > 0 else math.nan
+  reaches = np.flatnonzero(np.asarray(one.mean) >= first.mean[evaluations - 1])
+  return Row(
+    float(mine.mean()),
+    standard_error(mine),
+    float(apart.mean()),
+    error,
+    p,
+    int(reaches[0]) + 1 if len(reaches) else None,
+  )

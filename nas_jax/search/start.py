@@ -1,0 +1,116 @@
+"""Searches that begin with known architectures.
+
+There are two ways. What was trained exactly as the search trains its children is told before the first `ask`, with the
+rewards that it earned. What was trained otherwise, or not at all, is asked for first: its rewards would say nothing
+here, so it is trained as the first children of the search.
+
+Either way the search only finds children of its own: `SearchState.best` never is one that was told.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax.search import core, history
+from nas_jax.search.core import Search
+from nas_jax.search.state import SearchState
+from nas_jax.types import Batch, Key, Outcome, Repeats
+
+
+class Known(NamedTuple):
+  """K children of another search. They have ids from -K to -1."""
+
+  tokens: np.ndarray  # [K, T] int32
+  depth: np.ndarray  # [K] int32, layers
+  reward: np.ndarray  # [K] float32, read where it did not fail
+  failed: np.ndarray  # [K] bool
+  trained: np.ndarray  # [K] bool, False where an earlier child's reward stood for its own
+
+
+def begin(s: Search, known: Known, first: np.ndarray) -> Search:
+  """Returns a search that is told of known children when it is begun, and asks for some token sequences first.
+
+  The known children update the algorithm in their order, m at a time, as if the search had asked for them itself. The
+  state after that is the one that a search from the same seed and by the same settings had after them. If they are of a
+  search by other settings, REINFORCE takes them as samples of its own although they are not, without importance
+  weights: over a whole token sequence these weights would leave next to nothing of all but a few samples. So it learns
+  to imitate those above the baseline. After some updates of its own it follows its own samples again.
+
+  Args:
+    s: the search.
+    known: the children to tell of.
+    first: [Q, T] different token sequences, in place of the first Q that the algorithm proposes.
+
+  Raises:
+    ValueError: the search has a reward for each layer or replicas, or its children share weights.
+  """
+  if s.parts or s.shared or s.replicas:
+    raise ValueError('replicas, shared weights and rewards for each layer cannot begin with known architectures.')
+  told = len(known.tokens)
+  space, queue = s.space, jnp.asarray(first, jnp.int32).reshape(-1, s.space.length)
+
+  def init(key: Key) -> SearchState:
+    fresh = state = begun.sized(s.init(key), 0)
+    for start in range(0, told, s.m):
+      part = Known._make(column[start : start + s.m] for column in known)
+      after, _ = s.tell(state, *_batch(s, part, _FIRST + start))
+      state = after._replace(step=fresh.step, best=fresh.best)  # they count neither as updates nor for the best
+    record = state.history
+    if isinstance(record, history.History):
+      ids = jnp.where(record.id >= _FIRST, record.id - _FIRST - told, record.id)
+      state = state._replace(history=record._replace(id=ids))
+    return state
+
+  def ask(state: SearchState) -> Batch:
+    batch = s.ask(state)
+    traced = isinstance(batch.ids, jax.core.Tracer)
+    if not len(queue) or (not traced and int(batch.ids[0]) >= len(queue)):
+      return batch
+    mine = batch.ids < len(queue)
+    tokens = jnp.where(mine[:, None], queue[jnp.minimum(batch.ids, len(queue) - 1)], batch.tokens)
+    depth = None if batch.depth is None else int(batch.depth)
+    repeats = batch.repeats
+    if repeats is not None:
+      repeats = history.repeats(state.history, tokens, depth or space.layers, batch.ids)
+    return batch._replace(tokens=tokens, archs=space.decode_batch(tokens, depth), depth=depth, repeats=repeats)
+
+  def roomy(function):
+    """Returns `function`, from a state to a state and perhaps more, with room for what it was told besides."""
+
+    def grown(state: SearchState, *args):
+      found = function(state, *args)
+      if isinstance(state.step, jax.core.Tracer):
+        return found
+      step = int(core.batches(state)) + 1
+      return begun.sized(found, step) if isinstance(found, SearchState) else (begun.sized(found[0], step), *found[1:])
+
+    return grown
+
+  begun = s._replace(
+    told=told,
+    init=init,
+    ask=ask,
+    tell=roomy(s.tell),
+    apply=roomy(s.apply) if s.apply else None,
+    reserve=roomy(s.reserve) if s.reserve else None,
+  )
+  return begun
+
+
+_FIRST = (
+  2**30
+)  # the first id of children while they are told: more than a search has, so that none seems to be asked for
+
+
+def _batch(s: Search, part: Known, number: int) -> tuple[Batch, Outcome]:
+  """Returns known children as a batch whose first id is `number`, with their outcome."""
+  ids = number + jnp.arange(len(part.tokens), dtype=jnp.int32)
+  keys = jax.random.split(jax.random.key(0), len(ids))  # read by nothing: they have been trained
+  depth = None if (part.depth == s.space.layers).all() else jnp.asarray(part.depth, jnp.int32)
+  reward, failed = jnp.asarray(part.reward, jnp.float32), jnp.asarray(part.failed)
+  repeats = Repeats(~jnp.asarray(part.trained), jnp.full_like(ids, -1), reward, failed)
+  return Batch(ids, keys, jnp.asarray(part.tokens, jnp.int32), (), depth, repeats=repeats), Outcome(
+    reward, failed=failed
+  )
