@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import report as report_page
-from experiments.common import launch, workdirs
+from experiments.common import launch, models, workdirs
 from experiments.common.systems import SYSTEMS, System
 from nas_jax import files, space
 from nas_jax.report import rankings
@@ -218,18 +218,29 @@ def candidates(result: Mapping[str, Any], system: System) -> str:
 def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
   """The results as a table, means and standard deviations over trainings.
 
-  Its 'bits' are the mean of log2 of the test perplexity, the bits for each token.
+  Its 'multiply-adds' are for one image or token. Its 'bits' are the mean of log2 of the test perplexity, the bits for
+  each token.
   """
   metric = RECIPES[system.kind].metric
-  header = [system.noun, 'size', 'weights', f'validation {metric}', f'test {metric}', 'trainings', 'settings']
+  header = [
+    system.noun,
+    'size',
+    'weights',
+    'multiply-adds',
+    f'validation {metric}',
+    f'test {metric}',
+    'trainings',
+    'settings',
+  ]
   lines = []
   for row in rows:
     scores = [rankings.spread(row['valid']), rankings.spread(row['test'])]
-    lines.append([row['name'], row['size'], row['parameters'], *scores, row['repeats'], row.get('settings', '')])
+    costs = [row['parameters'], row.get('multiply_adds', '')]
+    lines.append([row['name'], row['size'], *costs, *scores, row['repeats'], row.get('settings', '')])
     if metric == 'perplexity':
-      lines[-1].insert(5, float(np.mean(np.log2(row['test']))))
+      lines[-1].insert(6, float(np.mean(np.log2(row['test']))))
   if metric == 'perplexity':
-    header.insert(5, 'bits')
+    header.insert(6, 'bits')
   return rankings.table(header, lines)
 
 
@@ -258,7 +269,8 @@ class Stage(NamedTuple):
   epochs: int
   points: Sequence[Any]  # [m] the hyperparameters of each training
   seed: int
-  final: bool  # whether to score the test split, which no choice may look at
+  final: bool  # whether to score the test split, which no choice may look at, and to keep the weights
+  validated: Sequence[float] = ()  # of a final stage: the validation loss in the grid, if there was one at this size
 
 
 def retrain_arch(
@@ -284,11 +296,12 @@ def retrain_arch(
     validated = [loss]
   rows, settings = [], recipe.describe(best)
   for size in sizes:
-    stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True)
+    # A training on the validation images too has no score there: the grid's stands for it, at the size of the grid.
+    grids = validated if size == sizes[0] else []
+    stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True, grids)
     row = {'name': name, 'settings': settings, 'epochs': cfg.epochs, 'repeats': cfg.repeats}
     row |= _train_once(recipe, cfg, data, arch, f'{size}, {settings}', stage, folder, check)
-    # A training on the validation images too has no score there: the grid's stands for it, at the size of the grid.
-    row.setdefault('valid', validated if size == sizes[0] else [])
+    row.setdefault('valid', grids)
     rows.append(row)
   return rows
 
@@ -305,7 +318,7 @@ def _train_once(
 ) -> dict[str, Any]:
   """Returns the entry `key` of trainings.json in the folder; on the first time it is trained."""
   running = _running(folder, key)
-  measures = {key: lambda: train_stage(recipe, cfg, data, arch, stage, running, check)}
+  measures = {key: lambda: train_stage(recipe, cfg, data, arch, stage, folder, running, check)}
   found = workdirs.cached_each(os.path.join(folder, 'trainings.json'), measures)[key]
   files.remove(running)  # not before what it led to is written
   return found
@@ -329,16 +342,19 @@ def train_stage(
   data: Any,
   arch: retrain.Arch,
   stage: Stage,
+  folder: str,
   running: str,
   check: launch.Check,
 ) -> dict[str, Any]:
   """Trains all points of a stage to the end.
 
-  After each epoch the state is saved in the folder `running`, and a stage that was cut off goes on from there.
+  After each epoch the state is saved in the folder `running`, and a stage that was cut off goes on from there. Of a
+  final stage the weights are kept in `folder`, see `models.keep`.
 
   Returns:
     The entry of trainings.json: 'curve', the validation loss of each training after each epoch; 'valid', the least of
-    these, if the weights of that epoch are kept; 'test', the loss on the test split, if the stage is final.
+    these, if the weights of that epoch are kept; 'test', the loss on the test split, if the stage is final, and the
+    'multiply_adds' for one image or token.
   """
   task = recipe.task(cfg, data, arch, stage.size, stage.epochs, stage.final)
   m, begun = len(stage.points), time.perf_counter()
@@ -364,6 +380,9 @@ def train_stage(
     found['valid'] = curve.min(0).tolist()
   if stage.final:
     found['test'] = full_training.score(task, progress, settings, m).tolist()
+    scores = found | {'validated': stage.validated}
+    cost = models.keep(folder, recipe, cfg, data, arch, stage.size, stage.points[0], progress.best, scores)
+    found['multiply_adds'] = cost.multiply_adds
   return found | {'seconds': time.perf_counter() - begun}
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from nas_jax import export
 from nas_jax.config import LAST_SEED, field
 from nas_jax.training import full_training
 from nas_jax.types import PyTree
@@ -60,6 +61,8 @@ class Recipe(NamedTuple, Generic[Cfg, Data, Point]):
   hyperparameters: Callable[[Sequence[Point]], PyTree]  # those of m points, each an array [m], as the task takes them
   describe: Callable[[Point], str]  # a point in words
   setting: Callable[[Cfg, Data], str]  # in words, what all trainings have in common: it stands under their table
+  # (cfg, data, arch, size, point) -> what a trained network is, to be kept with its weights
+  card: Callable[[Cfg, Data, Arch, str, Point], export.Card]
 
 
 def grid(point: type[Point], cfg: Config) -> list[Point]:

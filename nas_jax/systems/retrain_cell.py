@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from nas_jax import config, published
+from nas_jax import config, export, published
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
@@ -254,6 +254,19 @@ def setting(cfg: Config, text: text_lib.Text) -> str:
   )
 
 
+def card(cfg: Config, text: text_lib.Text, arch: Arch, size: str, point: Point) -> export.Card:
+  """What a trained network is. Dropout, which acts in training alone, is not part of it."""
+  del point
+  options = {
+    'vocabulary': cfg.vocabulary or len(text.vocabulary),
+    'features': width(cfg, text, arch, size),
+    'layers': cfg.layers,
+    'embedding': cfg.embedding,
+    'tied': cfg.tied,
+  }
+  return export.Card(arch, options, export.TextInputs(cfg.level, text.vocabulary))
+
+
 RECIPE = retrain.Recipe(
   Config,
   PRESETS,
@@ -267,4 +280,5 @@ RECIPE = retrain.Recipe(
   hyperparameters=hyperparameters,
   describe=describe,
   setting=setting,
+  card=card,
 )

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from nas_jax import config, published
+from nas_jax import config, export, published
 from nas_jax.children import conv
 from nas_jax.config import field
+from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
 from nas_jax.space import count
 from nas_jax.space.network import Arch
@@ -157,9 +158,8 @@ def training(
     decayed: as in `classifier.set_up`.
     least: as in `classifier.set_up`.
   """
-  train, everything = images.train, final and cfg.train_on_all
-  if everything:
-    train = images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
+  everything = final and cfg.train_on_all
+  train = trained_on(cfg, images) if final else images.train
   setup = classifier.set_up(cfg, images, train, images.valid, images.test, decayed=decayed, least=least)
   data, test = setup.data
   own = child_lib.bind_arch(network, lambda hyperparameters: conv.ChildSpec(arch, hyperparameters))
@@ -167,6 +167,13 @@ def training(
   return full_training.Task(
     size, weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything
   )
+
+
+def trained_on(cfg: Config, images: images_lib.Images) -> images_lib.Split:
+  """Returns the images that a network is trained on that will be tested."""
+  if not cfg.train_on_all:
+    return images.train
+  return images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
 
 
 def setting(cfg: Config, images: images_lib.Images) -> str:
@@ -177,6 +184,23 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
     f'error of {cfg.epochs} epochs on the {trained}, {chosen}; validation is of the grid; {cfg.dataset}, sha256 '
     f'{images.sha256[:12]}; {len(images.test.labels)} images to test; seed {cfg.seed}; means over the trainings'
   )
+
+
+def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: Point) -> export.Card:
+  """What a trained network is."""
+  options = classifier.network_options(cfg, int(size))._asdict() | {'norm_first': cfg.norm_first}
+  return export.Card(arch, options | network_of(images, point), image_inputs(cfg, images))
+
+
+def network_of(images: images_lib.Images, point: Point) -> dict[str, Any]:
+  """Returns the options of a network that all kinds have."""
+  return {'classes': images.classes, 'epsilon': point.epsilon}
+
+
+def image_inputs(cfg: Config, images: images_lib.Images) -> export.ImageInputs:
+  """Returns what the networks that will be tested read."""
+  whitening = image_batches.fit_whitening(cfg.whiten, trained_on(cfg, images).images)
+  return export.ImageInputs(images.shape, images.class_names, whitening, cfg.resize > 0)
 
 
 RECIPE = retrain.Recipe(
@@ -192,4 +216,5 @@ RECIPE = retrain.Recipe(
   hyperparameters=hyperparameters,
   describe=describe,
   setting=setting,
+  card=card,
 )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 from jax.sharding import Mesh
 
-from nas_jax import config, published
+from nas_jax import config, export, published
 from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.config import field
 from nas_jax.datasets import images as images_lib
@@ -147,6 +147,13 @@ def _weights(network: Child, arch: PyTree) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(found))
 
 
+def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: retrain_conv.Point) -> export.Card:
+  """What a trained network is. Dropout and drop path, which act in training alone, are not part of it."""
+  own = {'double': cfg.double, 'concat': cfg.concat} if isinstance(arch, MacroArch) else {'cells': cfg.cells}
+  options = {'filters': int(size)} | own | retrain_conv.network_of(images, point)
+  return export.Card(arch, options, retrain_conv.image_inputs(cfg, images))
+
+
 RECIPE = retrain.Recipe(
   Config,
   PRESETS,
@@ -160,4 +167,5 @@ RECIPE = retrain.Recipe(
   hyperparameters=retrain_conv.hyperparameters,
   describe=retrain_conv.describe,
   setting=retrain_conv.setting,
+  card=card,
 )
