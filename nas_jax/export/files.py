@@ -67,7 +67,8 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
   else:
     reads = {'text': card.inputs._asdict()}
   found = _named(card.arch) | {'options': dict(card.options)} | reads | about
-  files.write(os.path.join(part, NAME), json.dumps(found, indent=2) + '\n')
+  lines = ',\n'.join(f'  {json.dumps(name)}: {json.dumps(value)}' for name, value in found.items())
+  files.write(os.path.join(part, NAME), f'{{\n{lines}\n}}\n')
   files.remove(folder)
   os.replace(part, folder)
 

@@ -96,7 +96,8 @@ class RecurrentNetwork(nn.Module):
       after.append(state)
     if not self.tied:
       return after, nn.Dense(self.vocabulary, name='softmax')(x)
-    return after, embed.attend(x) + self.param('softmax_bias', nn.initializers.zeros_init(), (self.vocabulary,))
+    bias = self.param('softmax_bias', nn.initializers.zeros_init(), (self.vocabulary,))
+    return after, embed.attend(x) + bias[None, None]
 
 
 def _cell(arch: Arch, features: int, operations: Operations, name: str) -> nn.RNNCellBase:

@@ -58,10 +58,7 @@ def _enas_cell(arch: RnnArch, operations: Operations) -> str:
 
 
 def _model(made: RecurrentNetwork, cell: str) -> str:
-  if made.tied:
-    logits = "embed.attend(x) + self.param('softmax_bias', nn.initializers.zeros_init(), (self.vocabulary,))"
-  else:
-    logits = "nn.Dense(self.vocabulary, name='softmax')(x)"
+  logits = _TIED if made.tied else _OWN
   width = made.embedding if made.embedding not in (0, made.features) else 'self.features'
   return _MODEL.format(made=made, width=width, cell=cell, logits=logits)
 
@@ -140,5 +137,9 @@ class LanguageModel(nn.Module):
       rnn = nn.RNN({cell}(self.features, name=f'cell_{{i}}'), return_carry=True)
       state, x = rnn(x, initial_carry=carry[i] if carry else None)
       after.append(state)
-    return after, {logits}
-'''
+{logits}'''
+_OWN = """    return after, nn.Dense(self.vocabulary, name='softmax')(x)
+"""
+_TIED = """    bias = self.param('softmax_bias', nn.initializers.zeros_init(), (self.vocabulary,))
+    return after, embed.attend(x) + bias[None, None]
+"""

@@ -12,22 +12,26 @@ from nas_jax.space.network import RESIDUAL, Layer
 
 
 def image_classifier(
-  arch: Any, classes: int, functions: Mapping[str, str], own: Mapping[str, str], body: str, last: str
+  arch: Any, classes: int, helpers: Mapping[str, str], own: Mapping[str, str], body: str, last: str
 ) -> str:
   """Returns the file of an image network.
 
   Args:
     arch: a static architecture, for the docstring.
     classes: their number.
-    functions: helpers by name, for the top of the file; only those that are called are written, as of `own`.
-    own: helpers by name, for the top of `__call__`. Each may call those before it.
+    helpers: functions by name, for the top of the file; only those that are called are written, as of `own`.
+    own: functions by name, for the top of `__call__`. Each may call those before it.
     body: of `__call__`, without indentation: statements that compute features from x.
     last: the expression of the features that the classifier reads the means of.
   """
-  inner = ''.join(f'{text.strip()}\n\n' for text in _called(own, body + last)) + body
+  # In brackets, which the long lines have, Python takes line breaks.
+  lines = [textwrap.fill(line, 110, subsequent_indent='  ', break_long_words=False) for line in body.splitlines()]
+  inner = ''.join(f'{text.strip()}\n\n' for text in _called(own, body + last)) + '\n'.join(lines)
+  functions = ''.join(f'\n\n{text.strip()}\n' for text in _called(helpers, inner + last))
   return _FILE.format(
     arch=arch_words(arch),
-    functions=''.join(f'\n\n{text.strip()}\n' for text in _called(functions, inner + last)),
+    arrays='import jax.numpy as jnp\n' if 'jnp.' in functions + inner + last else '',
+    functions=functions,
     classes=classes,
     body=textwrap.indent(inner, '    '),
     last=last,
@@ -59,8 +63,7 @@ _FILE = '''"""An image classifier found by architecture search. It needs only JA
 """
 
 import flax.linen as nn
-import jax.numpy as jnp
-{functions}
+{arrays}{functions}
 
 class Network(nn.Module):
   """Maps images [batch, height, width, channels] to logits [batch, classes].
@@ -150,9 +153,13 @@ def conv_source(made: ConvNetwork) -> str:
   def lines() -> Iterator[str]:
     for i, layer in enumerate(layers):
       yield f'y{i} = {_call(layer, f"layer_{i}", read(layer.reads))}'
+    if len(ends) > 1:
+      yield f'x = {read(ends)}'
 
   own = norm(made.epsilon) | _OWN | {'layer': _LAYER[made.norm_first]}
-  return image_classifier(made.arch, made.classes, _FUNCTIONS, own, '\n'.join(lines()), read(ends))
+  return image_classifier(
+    made.arch, made.classes, _FUNCTIONS, own, '\n'.join(lines()), 'x' if len(ends) > 1 else read(ends)
+  )
 
 
 def _call(layer: Layer, name: str, x: str) -> str:

@@ -54,7 +54,7 @@ def _of_images(kind: str, arch: Any, rng: np.random.Generator, key: Any) -> dict
   spec = conv.ChildSpec(arch, conv.Hyperparameters(0.0, 0.0, 0.0, EPSILON))
   params = child.init(spec, key)
   params, stats = (_drawn(tree, rng) for tree in (params, child.carry(params)))
-  images = jnp.asarray(rng.normal(size=(2, *IMAGE)), jnp.float32)
+  images = jnp.asarray(rng.normal(size=(2, *IMAGE)), float)
   module, variables = export.module(arch, **options), export.variables(arch, params, stats)
   _check_same_shapes(module, variables, images)
   file = _run(export.to_source(arch, **options), 'Network')
@@ -114,7 +114,8 @@ def _of_text(arch: Any, rng: np.random.Generator, key: Any) -> dict[str, float]:
   found = {}
   for name, made in (('module', module), ('file', file)):
     # In two calls, the carry being handed on.
-    first, begun = made.apply(variables, tokens[:, :2])
+    start = child.carry(params) if arch == 'LSTM' else None  # Flax's own zeros are float32 in any case
+    first, begun = made.apply(variables, tokens[:, :2], start)
     last, rest = made.apply(variables, tokens[:, 2:-1], first)
     log_prob = jax.nn.log_softmax(jnp.concatenate([begun, rest], 1))
     others = jnp.take_along_axis(log_prob, tokens[:, 1:, None], 2)[..., 0]
@@ -127,7 +128,7 @@ def _drawn(tree: Any, rng: np.random.Generator) -> Any:
 
   def draw(leaf):
     sign = 1.0 if leaf.size and (leaf > 0).all() else rng.choice((-1.0, 1.0), leaf.shape)
-    return jnp.asarray(sign * rng.uniform(0.5, 1.5, leaf.shape) / max(leaf.size, 1) ** 0.25, jnp.float32)
+    return jnp.asarray(sign * rng.uniform(0.5, 1.5, leaf.shape) / max(leaf.size, 1) ** 0.25, float)
 
   return jax.tree.map(draw, tree)
 
