@@ -24,6 +24,8 @@ def keep(
 ) -> export.Cost:
   """Writes trained networks, each with its scores, to folders named model-SIZE-NUMBER. What was there is replaced.
 
+  A training that failed, whose test score is not finite, leaves none.
+
   Args:
     folder: of the trainings of the architecture.
     recipe: how it was trained.
@@ -45,6 +47,8 @@ def keep(
   cost = export.cost(export.module(card.arch, **card.options), card.inputs.example)
   valid = found.get('valid') or found.get('validated') or [None]
   for k, test in enumerate(found['test']):
+    if not np.isfinite(test):
+      continue
     params, carry = jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), best)
     export.save(
       os.path.join(folder, f'model-{size}-{k}'),

@@ -172,8 +172,8 @@ def _why_none(folder: str) -> str:
   ]
   if trained:
     return (
-      f'{folder} holds trainings of a version that kept no weights: move {sorted(trained)[0]} and its like elsewhere '
-      'and run the same command again, which trains them anew.'
+      f'{folder} holds trainings without weights: they failed, or were made before weights were kept. To train them '
+      f'anew, move {sorted(trained)[0]} and its like elsewhere and give the same command again.'
     )
   return f'{folder} holds no trained model: want a folder that experiments.retrain has written, or one inside it.'
 

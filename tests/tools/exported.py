@@ -162,7 +162,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--count', type=int, default=20, help='architectures of each kind')
   parser.add_argument('--kinds', default=','.join(KINDS), help='which kinds')
+  parser.add_argument('--x64', action='store_true', help='compute in double precision')
   options = parser.parse_args()
+  jax.config.update('jax_enable_x64', options.x64)
   print(f'{"kind":12}{"networks":>10}{"module":>12}{"file":>12}{"statistics":>12}')
   for kind in options.kinds.split(','):
     largest: dict[str, float] = {}
