@@ -20,9 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import report as report_page
-from experiments.common import launch, models, workdirs
+from experiments.common import epochs, launch, models, workdirs
 from experiments.common.systems import SYSTEMS, System
-from nas_jax import files, space
+from nas_jax import space
 from nas_jax.report import rankings
 from nas_jax.search import journal
 from nas_jax.systems import retrain
@@ -69,7 +69,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     recipe.validate(cfg, data, arch)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
   lock = workdirs.lock(results, 'results')
-  workdirs.open_config(results, cfg, 'results')
+  epochs.open_results(results, cfg)
 
   def work(check: launch.Check) -> None:
     with lock:
@@ -148,6 +148,9 @@ def run(
   """Retrains architectures one by one, and prints the table of all that the folder of results holds then."""
   path, setting = os.path.join(results, 'result.json'), RECIPES[system.kind].setting(cfg, data)
   rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
+  if shorter := [row['name'] for row in rows if row['epochs'] < cfg.epochs and row['name'] not in archs]:
+    print(f'not in the table, as they have fewer epochs: {", ".join(dict.fromkeys(shorter))}; name them to go on')
+  rows = [row for row in rows if row['epochs'] == cfg.epochs]
   for name, arch in archs.items():
     found = retrain_arch(RECIPES[system.kind], cfg, data, name, arch, _folder(results, name, arch), check)
     rows = [row for row in rows if row['name'] != name] + found
@@ -316,24 +319,16 @@ def _train_once(
   folder: str,
   check: launch.Check,
 ) -> dict[str, Any]:
-  """Returns the entry `key` of trainings.json in the folder; on the first time it is trained."""
-  running = _running(folder, key)
-  measures = {key: lambda: train_stage(recipe, cfg, data, arch, stage, folder, running, check)}
-  found = workdirs.cached_each(os.path.join(folder, 'trainings.json'), measures)[key]
-  files.remove(running)  # not before what it led to is written
-  return found
-
-
-def _running(folder: str, key: str) -> str:
-  """Returns the folder for the state of a stage under way, one for each entry of trainings.json.
-
-  Earlier versions had one for all, which held the state of the first stage that is not in trainings.json.
-  """
-  running = os.path.join(folder, 'running')
-  own = f'{running}-{hashlib.sha256(key.encode()).hexdigest()[:8]}'
-  if os.path.isdir(running) and key not in (workdirs.read(os.path.join(folder, 'trainings.json')) or {}):
-    os.replace(running, own)
-  return own
+  """Returns the entry `key` of trainings.json in the folder; it is trained if there is none of so many epochs."""
+  path, running = os.path.join(folder, 'trainings.json'), epochs.folder_of(folder, key)
+  found = workdirs.read(path) or {}
+  if key not in found or epochs.of(found[key]) < stage.epochs:
+    if key in found:
+      epochs.begin(running, stage.name, cfg, epochs.of(found[key]), stage.epochs)
+    found[key] = train_stage(recipe, cfg, data, arch, stage, folder, running, check)
+    workdirs.write(path, json.dumps(found, indent=2) + '\n')
+  epochs.end(running, cfg, stage.final)  # not before what it led to is written
+  return found[key]
 
 
 def train_stage(
@@ -360,12 +355,12 @@ def train_stage(
   m, begun = len(stage.points), time.perf_counter()
   keys = jax.random.split(jax.random.key(stage.seed), m)
   progress, settings, keys = full_training.start(task, recipe.hyperparameters(stage.points), keys, stage.epochs)
-  progress = checkpoint.restore(running, progress) or progress
+  progress = epochs.restored(running, progress)
   save, close = checkpoint.saver(running, keep=1)
   with tqdm(total=stage.epochs, initial=int(progress.done), desc=stage.name, unit='epoch') as bar:
 
     def keep(now: full_training.Progress) -> None:
-      save(int(now.done), now)
+      save(int(now.done), epochs.saved(now))
       scores = np.asarray(now.curve)[int(now.done) - 1, :m]
       bar.set_postfix({recipe.metric: ' '.join(rankings.word(float(score)) for score in scores)}, refresh=False)
       bar.update(int(now.done) - bar.n)

@@ -16,12 +16,23 @@ from nas_jax.training import full_training
 from nas_jax.types import PyTree
 
 
+def epochs_field(default: int) -> Any:
+  """Returns the field of the epochs of each training, with the default of its recipe."""
+  return field(
+    default,
+    'passes over the training data in each training. If it is raised later, trainings go on where they ended, unless '
+    "the schedule is 'cosine'",
+    low=1,
+    budget=True,
+  )
+
+
 @dataclasses.dataclass
 class Config:
   """What every retraining has to say. The config of a recipe adds the data, the network and the lists of its grid."""
 
   seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
-  epochs: int = field(1, 'passes over the training data in each training', low=1)
+  epochs: int = epochs_field(1)
   grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for as many as in the other trainings', low=0)
   repeats: int = field(1, 'trainings of the best point of the grid at each size, from different seeds', low=1)
 

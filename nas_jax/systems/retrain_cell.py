@@ -26,6 +26,7 @@ KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'ENAS_RNN': published.EN
 class Config(language.Config, retrain.Config):
   """The text and the network of `language.Config`, one or more sizes, and the four lists of a grid."""
 
+  epochs: int = retrain.epochs_field(1)
   sizes: tuple[str, ...] = field(
     ('32',),
     'sizes to train: widths of the cells, or numbers of weights as 4.65M; the grid is at the first',
@@ -136,8 +137,6 @@ def check(cfg: Config) -> None:
     parse_size(size)
   for rates in cfg.dropout:
     parse_dropout(rates)
-  if not cfg.epochs:
-    raise ValueError('epochs (=0) must be at least 1: a training to the end is counted in passes over the text.')
 
 
 def parse_size(size: str) -> tuple[int, int]:

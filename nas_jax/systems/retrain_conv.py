@@ -27,6 +27,7 @@ KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
 class Config(classifier.BlockConfig, retrain.Config):
   """The images and the training of `classifier.BlockConfig`, one or more widths, and the four lists of a grid."""
 
+  epochs: int = retrain.epochs_field(50)
   add_filters: tuple[int, ...] = field(
     (0,),
     'sizes to train: filters added to every layer, 40 in the third experiment; the grid is at the first',
