@@ -7,8 +7,8 @@ import flax.linen as nn
 from nas_jax.children.conv import side_by_side
 from nas_jax.export import layers
 from nas_jax.space.chain import ChainArch
-from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM, ConvArch
-from nas_jax.space.network import RESIDUAL, Network, NetworkOptions, network
+from nas_jax.space.conv import AVERAGE_POOL, CONV, IMAGE, MAX_POOL, NORM, ConvArch
+from nas_jax.space.network import NAMES, RESIDUAL, Network, NetworkOptions, network
 from nas_jax.types import Array, PyTree
 
 
@@ -42,7 +42,10 @@ class ConvNetwork(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
-    """Returns logits of whitened images. With `train`, apply it with mutable='batch_stats'."""
+    """Returns logits of whitened images. With `train`, apply it with mutable='batch_stats'.
+
+    Raises ValueError if a layer is of a type that this module does not have.
+    """
     norm, outputs, made = layers.Norm(self.epsilon, train), list[Array](), self.network()
     for i, layer in enumerate(made.layers):
       x, name = side_by_side([images if j == IMAGE else outputs[j] for j in layer.reads]), f'layer_{i}'
@@ -53,8 +56,10 @@ class ConvNetwork(nn.Module):
         x = _residual(x, name, layer.filters, layer.window, layer.stride, norm)
       elif layer.kind == NORM:
         x = norm(x, name)
-      else:
+      elif layer.kind in (MAX_POOL, AVERAGE_POOL):
         x = layers.pooled(x, layer.window, layer.stride, layer.kind == MAX_POOL)
+      else:
+        raise ValueError(f'layer {i} is of type {NAMES[layer.kind]!r}, which networks for use elsewhere lack.')
       outputs.append(x)
     features = side_by_side([outputs[i] for i in made.ends]).mean((1, 2))
     return nn.Dense(self.classes, name='classifier')(features)

@@ -70,6 +70,8 @@ def _operation(x, name, operation, filters, norm):
   x = nn.relu(norm(layers.convolved(x, f'{name}_a', filters, (1, 1)), f'{name}_a'))
   if 'pool' in kind:
     return layers.pooled_around(x, int(size), kind == 'max pool')
+  if kind not in ('conv', 'sepconv'):
+    raise ValueError(f'{name} has the operation {operation!r}, which networks for use elsewhere lack.')
   window = int(size), int(size)
   x = layers.convolved(x, f'{name}_b', filters, window, separable=kind == 'sepconv')
   return nn.relu(norm(x, f'{name}_b'))
@@ -161,6 +163,8 @@ def _side(x, name, operation, norm):
   kind, size = operation.rsplit(maxsplit=1)
   if 'pool' in kind:
     return layers.pooled_around(x, int(size), kind == 'max pool')
+  if kind != 'sepconv':
+    raise ValueError(f'{name} has the operation {operation!r}, which networks for use elsewhere lack.')
   for part in 'ab':
     own, window = f'{name}_{part}', (int(size), int(size))
     x = norm(layers.convolved(nn.relu(x), own, x.shape[-1], window, separable=True), own)

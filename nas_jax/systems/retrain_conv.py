@@ -1,9 +1,10 @@
 """How convolutional networks are retrained: as image classifiers, Zoph & Le (2017) Sec. 4.1."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
@@ -106,9 +107,10 @@ def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if the greatest width has no network or the set no test split."""
+  """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
   check_test_split(cfg, images)
   count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters)))
+  check_module(images, arch, _options(cfg, images, cfg.add_filters[0], cfg.epsilon[0]))
 
 
 def task(
@@ -189,13 +191,18 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
 
 def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: Point) -> export.Card:
   """What a trained network is."""
-  options = classifier.network_options(cfg, int(size))._asdict() | {'norm_first': cfg.norm_first}
-  return export.Card(arch, options | network_of(images, point), image_inputs(cfg, images))
+  return export.Card(arch, _options(cfg, images, int(size), point.epsilon), image_inputs(cfg, images))
 
 
-def network_of(images: images_lib.Images, point: Point) -> dict[str, Any]:
-  """Returns the options of a network that all kinds have."""
-  return {'classes': images.classes, 'epsilon': point.epsilon}
+def _options(cfg: Config, images: images_lib.Images, add: int, epsilon: float) -> dict[str, Any]:
+  """Returns the options of the Flax module."""
+  own = {'classes': images.classes, 'epsilon': epsilon, 'norm_first': cfg.norm_first}
+  return own | classifier.network_options(cfg, add)._asdict()
+
+
+def check_module(images: images_lib.Images, arch: PyTree, options: Mapping[str, Any]) -> None:
+  """Raises ValueError, before anything is trained, if there is no Flax module of a network."""
+  export.cost(export.module(arch, **options), jax.ShapeDtypeStruct((1, *images.shape), jnp.float32))
 
 
 def image_inputs(cfg: Config, images: images_lib.Images) -> export.ImageInputs:

@@ -108,9 +108,10 @@ def check(cfg: Config) -> None:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network, or no test split."""
+  """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
   retrain_conv.check_test_split(cfg, images)
   _weights(_build(cfg, images, arch, cfg.filters[0]), arch)
+  retrain_conv.check_module(images, arch, _options(cfg, images, arch, cfg.filters[0], cfg.epsilon[0]))
 
 
 def task(
@@ -149,9 +150,14 @@ def _weights(network: Child, arch: PyTree) -> int:
 
 def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: retrain_conv.Point) -> export.Card:
   """What a trained network is. Dropout and drop path, which act in training alone, are not part of it."""
-  own = {'double': cfg.double, 'concat': cfg.concat} if isinstance(arch, MacroArch) else {'cells': cfg.cells}
-  options = {'filters': int(size)} | own | retrain_conv.network_of(images, point)
+  options = _options(cfg, images, arch, int(size), point.epsilon)
   return export.Card(arch, options, retrain_conv.image_inputs(cfg, images))
+
+
+def _options(cfg: Config, images: images_lib.Images, arch: Arch, filters: int, epsilon: float) -> dict[str, Any]:
+  """Returns the options of the Flax module."""
+  own = {'double': cfg.double, 'concat': cfg.concat} if isinstance(arch, MacroArch) else {'cells': cfg.cells}
+  return {'classes': images.classes, 'epsilon': epsilon, 'filters': filters} | own
 
 
 RECIPE = retrain.Recipe(
