@@ -1,5 +1,6 @@
 """Trainings that are asked for more epochs than they had."""
 
+import gc
 import json
 import os
 
@@ -9,9 +10,9 @@ import pytest
 import testing
 
 from experiments import retrain as launcher
-from experiments.common import epochs
+from experiments.common import epochs, workdirs
 from experiments.common.systems import CELL
-from nas_jax import load, space
+from nas_jax import files, load, space
 from nas_jax.training import checkpoint, full_training
 from nas_jax.training.recovery import Stopped
 
@@ -49,6 +50,33 @@ def test_it_ends_as_one_of_so_many_epochs_from_the_start(tmp_path, capsys, monke
   assert row['epochs'] == 5 and len(row['curve'][0]) == 5
   with pytest.raises(ValueError, match=r'epochs \(=3\) are fewer than the 5'):
     train(tmp_path / 'longer', 3)
+
+
+def test_killed_after_its_weights_are_kept_nothing_is_trained_again(tmp_path, monkeypatch):
+  """Before the entry of trainings.json is written; and the weights are kept once more."""
+
+  def write(path, content):
+    if path.endswith('trainings.json'):
+      raise KeyboardInterrupt
+    files.write(path, content)
+
+  monkeypatch.setattr(workdirs, 'write', write)
+  with pytest.raises(KeyboardInterrupt):
+    train(tmp_path, 2)
+  monkeypatch.undo()
+  (kept,) = tmp_path.glob('cell-*/model-4-0')
+  test = load(kept).about['scores']['test']
+  for path in kept.glob('weights/*/digest/*'):
+    path.unlink()  # damaged by the same accident
+  fit = full_training.run
+
+  def run(task, progress, *rest):
+    assert int(progress.done) == 2
+    return fit(task, progress, *rest)
+
+  monkeypatch.setattr(full_training, 'run', run)
+  (entry,) = train(tmp_path, 2)
+  assert entry['test'] == [test] == [load(kept).about['scores']['test']]
 
 
 @pytest.mark.parametrize(
@@ -92,3 +120,4 @@ def test_a_state_of_an_earlier_version_is_gone_on_with(tmp_path):
     assert found.curve.shape == (4, 2)
     np.testing.assert_array_equal(found.curve[:2], [[7.0, 7.0]] * 2 if int(found.done) else fresh.curve[:2])
     assert np.isnan(found.curve[2:]).all()
+  gc.collect()  # what Orbax leaves of a reading that failed is reported here, and ignored

@@ -2,8 +2,6 @@
 
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
@@ -19,9 +17,7 @@ TREE = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
 
 
 def save(folder, arch, options, inputs):
-  module = export.module(arch, **options)
-  example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs.example)
-  variables = module.init(jax.random.key(0), example)
+  variables = testing.random_variables(export.module(arch, **options), inputs.example)
   export.save(
     str(folder), export.Card(arch, options, inputs), variables, scores={'metric': '', 'valid': None, 'test': 1.0}
   )

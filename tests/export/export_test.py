@@ -9,7 +9,7 @@ from tools import exported
 
 from nas_jax import export, published, space
 
-RESIDUAL = space.chain_space(('residual 3 3 2', 'max pool 3 2'), 3).decode([0, 1, 0])
+CONV = space.chain_space(('conv 3 3 1',), 1).decode([0])
 
 
 def check(kind, numbers):
@@ -19,7 +19,7 @@ def check(kind, numbers):
     assert max(found.values()) < 1e-11, (kind, number, found)
 
 
-@pytest.mark.parametrize('kind', exported.KINDS)
+@pytest.mark.parametrize('kind', ['conv', 'enas_macro', 'enas_micro', 'enas_rnn'])
 def test_child_module_and_file_compute_the_same(x64, kind):
   """In evaluation and in training, where the statistics of batch norm move alike."""
   check(kind, [0])
@@ -28,15 +28,15 @@ def test_child_module_and_file_compute_the_same(x64, kind):
 @pytest.mark.long
 @pytest.mark.parametrize('kind', exported.KINDS)
 def test_child_module_and_file_compute_the_same_for_many(x64, kind):
-  check(kind, range(1, 12))
+  check(kind, range(12))
 
 
 @pytest.mark.parametrize(
   ('arch', 'options'),
   [
-    (published.FIGURE_7, {'block': 3, 'pools': (13, 24)}),
+    (published.FIGURE_7, {'pools': (13,)}),
     (published.XU_CIFAR10, {'norm_first': False}),
-    (published.ENAS_MICRO, {'filters': 4, 'cells': 6}),
+    (published.ENAS_MICRO, {'filters': 4, 'cells': 3}),
     (space.MacroArch((0, 1, 2, 3, 4, 5), (1,) * 15), {'concat': True, 'double': True}),
     (published.NASCELL, {'vocabulary': 50, 'features': 8, 'layers': 2}),
     (published.ENAS_RNN, {'vocabulary': 50, 'features': 8, 'tied': True}),
@@ -63,9 +63,9 @@ def test_a_file_is_one_to_paste(arch, options):
 
 def test_a_module_trains_as_any_of_flax():
   """The loss falls, and the running statistics move."""
-  module = export.module(RESIDUAL, classes=3)
+  module = export.module(CONV, classes=3)
   images = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6, 6, 1)), jnp.float32)
-  variables, labels = module.init(jax.random.key(0), images), jnp.arange(6) % 3
+  variables, labels = jax.jit(module.init)(jax.random.key(0), images), jnp.arange(6) % 3
 
   @jax.jit
   def step(variables):
@@ -74,14 +74,14 @@ def test_a_module_trains_as_any_of_flax():
       return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), moved
 
     (value, moved), grads = jax.value_and_grad(loss, has_aux=True)(variables['params'])
-    return {'params': optax.tree_utils.tree_add_scale(variables['params'], -0.1, grads), **moved}, value
+    return {'params': optax.tree_utils.tree_add_scale(variables['params'], -1.0, grads), **moved}, value
 
   losses, first = [], variables
-  for _ in range(8):
+  for _ in range(30):
     variables, value = step(variables)
     losses.append(float(value))
-  assert losses[-1] < losses[0] / 2
-  before, after = (tree['batch_stats']['layer_0_a_norm']['var'] for tree in (first, variables))
+  assert losses[-1] < 0.9 * losses[0]
+  before, after = (tree['batch_stats']['layer_0_norm']['var'] for tree in (first, variables))
   assert not np.allclose(before, after)
 
 

@@ -28,7 +28,7 @@ LAYERS = ('conv 3 4 1', 'conv 2 3 2', 'residual 3 3 1', 'residual 2 2 2', 'max p
 SPACES = {
   'conv': space.conv_space(4, (1, 3), (1, 5), (2, 3), (1, 2), space.LAYER_TYPES, (2, 3)),
   'chain': space.chain_space(LAYERS, 4),
-  'enas_macro': space.enas_macro_space(4),
+  'enas_macro': space.enas_macro_space(3),
   'enas_micro': space.enas_micro_space(2),
   'tree_cell': space.tree_cell_space(4, ('add', 'mult', 'max'), ('identity', 'tanh', 'sigmoid', 'relu', 'sin')),
   'enas_rnn': space.enas_rnn_space(4),
