@@ -1,8 +1,8 @@
 """Compares random networks of every kind: the child, its Flax module, and the Python file of it.
 
 Each kind has `--count` random architectures of a small space, with random options, weights and moving statistics. The
-file is run, and its network gets the variables of the module. Prints the largest differences of the outputs, in
-evaluation and in training, and of the statistics after a training step. Example:
+file is run, and its network gets the variables of the module. Prints the largest differences from the child: of the
+outputs of the module and of the file, of both in training, and of the statistics after a training step. Example:
   python tests/tools/exported.py --count=200
 """
 
@@ -37,6 +37,7 @@ SPACES = {
 KINDS = tuple(SPACES)
 INPUTS = conv.InputSpec(IMAGE, CLASSES, 2, 2)
 EPSILON = 1e-3
+COLUMNS = 'module', 'file', 'training', 'statistics'
 
 
 def one(kind: str, number: int) -> dict[str, float]:
@@ -58,16 +59,18 @@ def _of_images(kind: str, arch: Any, rng: np.random.Generator, key: Any) -> dict
   module, variables = export.module(arch, **options), export.variables(arch, params, stats)
   _check_same_shapes(module, variables, images)
   file = _run(export.to_source(arch, **options), 'Network')
-  found = {'module': 0.0, 'file': 0.0, 'statistics': 0.0}
-  for train in (False, True):
-    logits, after = forward(params, stats, images, train)
-    for name, made in (('module', module), ('file', file)):
-      mutable = ['batch_stats'] if train else False
-      other = made.apply(variables, images, train=train, mutable=mutable)
-      other, moved = other if train else (other, variables)
-      found[name] = max(found[name], _difference(logits, other))
-      wanted = export.variables(arch, params, after).get('batch_stats', {})
-      found['statistics'] = max(found['statistics'], _difference(wanted, moved.get('batch_stats', {})))
+  found = {'module': 0.0, 'file': 0.0, 'training': 0.0, 'statistics': 0.0}
+
+  def note(name: str, *both: Any) -> None:
+    found[name] = max(found[name], _difference(*both))
+
+  (logits, _), (trained, after) = (forward(params, stats, images, train) for train in (False, True))
+  for name, made in (('module', module), ('file', file)):
+    note(name, logits, made.apply(variables, images))
+    other, moved = made.apply(variables, images, train=True, mutable=['batch_stats'])
+    note('training', trained, other)
+    statistics = export.variables(arch, params, after).get('batch_stats', {})
+    note('statistics', statistics, moved.get('batch_stats', {}))
   return found
 
 
@@ -165,14 +168,14 @@ def main() -> None:
   parser.add_argument('--x64', action='store_true', help='compute in double precision')
   options = parser.parse_args()
   jax.config.update('jax_enable_x64', options.x64)
-  print(f'{"kind":12}{"networks":>10}{"module":>12}{"file":>12}{"statistics":>12}')
+  print(f'{"kind":12}{"networks":>10}' + ''.join(f'{name:>12}' for name in COLUMNS))
   for kind in options.kinds.split(','):
     largest: dict[str, float] = {}
     for number in range(options.count):
       for name, value in one(kind, number).items():
         largest[name] = max(value, largest.get(name, 0.0))
       if number + 1 == options.count or (number + 1) % 50 == 0:
-        words = ''.join(f'{largest[name]:12.1e}' for name in ('module', 'file', 'statistics') if name in largest)
+        words = ''.join(f'{largest[name]:12.1e}' for name in COLUMNS if name in largest)
         print(f'{kind:12}{number + 1:10}{words}', flush=True)
 
 
