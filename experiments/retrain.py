@@ -20,9 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import report as report_page
-from experiments.common import launch, workdirs
+from experiments.common import epochs, launch, models, workdirs
 from experiments.common.systems import SYSTEMS, System
-from nas_jax import files, space
+from nas_jax import space
 from nas_jax.report import rankings
 from nas_jax.search import journal
 from nas_jax.systems import retrain
@@ -70,7 +70,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     recipe.validate(cfg, data, arch)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
   lock = workdirs.lock(results, 'results')
-  workdirs.open_config(results, cfg, 'results')
+  epochs.open_results(results, cfg)
 
   def work(check: launch.Check) -> None:
     with lock:
@@ -149,6 +149,9 @@ def run(
   """Retrains architectures one by one, and prints the table of all that the folder of results holds then."""
   path, setting = os.path.join(results, 'result.json'), RECIPES[system.kind].setting(cfg, data)
   rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
+  if shorter := [row['name'] for row in rows if row['epochs'] < cfg.epochs and row['name'] not in archs]:
+    print(f'not in the table, as they have fewer epochs: {", ".join(dict.fromkeys(shorter))}; name them to go on')
+  rows = [row for row in rows if row['epochs'] == cfg.epochs]
   for name, arch in archs.items():
     found = retrain_arch(RECIPES[system.kind], cfg, data, name, arch, _folder(results, name, arch), check)
     rows = [row for row in rows if row['name'] != name] + found
@@ -219,18 +222,29 @@ def candidates(result: Mapping[str, Any], system: System) -> str:
 def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
   """The results as a table, means and standard deviations over trainings.
 
-  Its 'bits' are the mean of log2 of the test perplexity, the bits for each token.
+  Its 'multiply-adds' are for one image or token. Its 'bits' are the mean of log2 of the test perplexity, the bits for
+  each token.
   """
   metric = RECIPES[system.kind].metric
-  header = [system.noun, 'size', 'weights', f'validation {metric}', f'test {metric}', 'trainings', 'settings']
+  header = [
+    system.noun,
+    'size',
+    'weights',
+    'multiply-adds',
+    f'validation {metric}',
+    f'test {metric}',
+    'trainings',
+    'settings',
+  ]
   lines = []
   for row in rows:
     scores = [rankings.spread(row['valid']), rankings.spread(row['test'])]
-    lines.append([row['name'], row['size'], row['parameters'], *scores, row['repeats'], row.get('settings', '')])
+    costs = [row['parameters'], row.get('multiply_adds', '')]
+    lines.append([row['name'], row['size'], *costs, *scores, row['repeats'], row.get('settings', '')])
     if metric == 'perplexity':
-      lines[-1].insert(5, float(np.mean(np.log2(row['test']))))
+      lines[-1].insert(6, float(np.mean(np.log2(row['test']))))
   if metric == 'perplexity':
-    header.insert(5, 'bits')
+    header.insert(6, 'bits')
   return rankings.table(header, lines)
 
 
@@ -259,7 +273,8 @@ class Stage(NamedTuple):
   epochs: int
   points: Sequence[Any]  # [m] the hyperparameters of each training
   seed: int
-  final: bool  # whether to score the test split, which no choice may look at
+  final: bool  # whether to score the test split, which no choice may look at, and to keep the weights
+  validated: Sequence[float] = ()  # of a final stage: the validation loss in the grid, if there was one at this size
 
 
 def retrain_arch(
@@ -285,11 +300,12 @@ def retrain_arch(
     validated = [loss]
   rows, settings = [], recipe.describe(best)
   for size in sizes:
-    stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True)
+    # A training on the validation images too has no score there: the grid's stands for it, at the size of the grid.
+    grids = validated if size == sizes[0] else []
+    stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True, grids)
     row = {'name': name, 'settings': settings, 'epochs': cfg.epochs, 'repeats': cfg.repeats}
     row |= _train_once(recipe, cfg, data, arch, f'{size}, {settings}', stage, folder, check)
-    # A training on the validation images too has no score there: the grid's stands for it, at the size of the grid.
-    row.setdefault('valid', validated if size == sizes[0] else [])
+    row.setdefault('valid', grids)
     rows.append(row)
   return rows
 
@@ -304,24 +320,16 @@ def _train_once(
   folder: str,
   check: launch.Check,
 ) -> dict[str, Any]:
-  """Returns the entry `key` of trainings.json in the folder; on the first time it is trained."""
-  running = _running(folder, key)
-  measures = {key: lambda: train_stage(recipe, cfg, data, arch, stage, running, check)}
-  found = workdirs.cached_each(os.path.join(folder, 'trainings.json'), measures)[key]
-  files.remove(running)  # not before what it led to is written
-  return found
-
-
-def _running(folder: str, key: str) -> str:
-  """Returns the folder for the state of a stage under way, one for each entry of trainings.json.
-
-  Earlier versions had one for all, which held the state of the first stage that is not in trainings.json.
-  """
-  running = os.path.join(folder, 'running')
-  own = f'{running}-{hashlib.sha256(key.encode()).hexdigest()[:8]}'
-  if os.path.isdir(running) and key not in (workdirs.read(os.path.join(folder, 'trainings.json')) or {}):
-    os.replace(running, own)
-  return own
+  """Returns the entry `key` of trainings.json in the folder; it is trained if there is none of so many epochs."""
+  path, running = os.path.join(folder, 'trainings.json'), epochs.folder_of(folder, key)
+  found = workdirs.read(path) or {}
+  if key not in found or epochs.of(found[key]) < stage.epochs:
+    if key in found:
+      epochs.begin(running, stage.name, cfg, epochs.of(found[key]), stage.epochs)
+    found[key] = train_stage(recipe, cfg, data, arch, stage, folder, running, check)
+    workdirs.write(path, json.dumps(found, indent=2) + '\n')
+  epochs.end(running, cfg, stage.final)  # not before what it led to is written
+  return found[key]
 
 
 def train_stage(
@@ -330,27 +338,30 @@ def train_stage(
   data: Any,
   arch: retrain.Arch,
   stage: Stage,
+  folder: str,
   running: str,
   check: launch.Check,
 ) -> dict[str, Any]:
   """Trains all points of a stage to the end.
 
-  After each epoch the state is saved in the folder `running`, and a stage that was cut off goes on from there.
+  After each epoch the state is saved in the folder `running`, and a stage that was cut off goes on from there. Of a
+  final stage the weights are kept in `folder`, see `models.keep`.
 
   Returns:
     The entry of trainings.json: 'curve', the validation loss of each training after each epoch; 'valid', the least of
-    these, if the weights of that epoch are kept; 'test', the loss on the test split, if the stage is final.
+    these, if the weights of that epoch are kept; 'test', the loss on the test split, if the stage is final, and the
+    'multiply_adds' for one image or token.
   """
   task = recipe.task(cfg, data, arch, stage.size, stage.epochs, stage.final)
   m, begun = len(stage.points), time.perf_counter()
   keys = jax.random.split(jax.random.key(stage.seed), m)
   progress, settings, keys = full_training.start(task, recipe.hyperparameters(stage.points), keys, stage.epochs)
-  progress = checkpoint.restore(running, progress) or progress
+  progress = epochs.restored(running, progress)
   save, close = checkpoint.saver(running, keep=1)
   with tqdm(total=stage.epochs, initial=int(progress.done), desc=stage.name, unit='epoch') as bar:
 
     def keep(now: full_training.Progress) -> None:
-      save(int(now.done), now)
+      save(int(now.done), epochs.saved(now))
       scores = np.asarray(now.curve)[int(now.done) - 1, :m]
       bar.set_postfix({recipe.metric: ' '.join(rankings.word(float(score)) for score in scores)}, refresh=False)
       bar.update(int(now.done) - bar.n)
@@ -365,6 +376,9 @@ def train_stage(
     found['valid'] = curve.min(0).tolist()
   if stage.final:
     found['test'] = full_training.score(task, progress, settings, m).tolist()
+    scores = found | {'validated': stage.validated}
+    cost = models.keep(folder, recipe, cfg, data, arch, stage.size, stage.points[0], progress.best, scores)
+    found['multiply_adds'] = cost.multiply_adds
   return found | {'seconds': time.perf_counter() - begun}
 
 

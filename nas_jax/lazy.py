@@ -1,18 +1,28 @@
 """Modules that load when they are first used (PEP 562), and packages that may not be installed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import importlib
 import importlib.util
+import types
 from typing import Any
 
 
-def modules(package: str, names: Sequence[str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-  """Returns `__getattr__` and `__dir__` for a package whose modules `names` are imported on first use."""
+def modules(
+  package: str, names: Sequence[str], members: Mapping[str, str] = types.MappingProxyType({})
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+  """Returns `__getattr__` and `__dir__` for a package whose modules `names` are imported on first use.
+
+  Args:
+    package: its name.
+    names: of its modules, and of what stands in `members`.
+    members: names that are no modules, each with the module that has it.
+  """
 
   def load(name: str) -> Any:
     if name not in names:
       raise AttributeError(f'module {package!r} has no attribute {name!r}: it has {", ".join(names)}.')
-    return importlib.import_module(f'{package}.{name}')
+    module = importlib.import_module(f'{package}.{members.get(name, name)}')
+    return getattr(module, name) if name in members else module
 
   return load, lambda: list(names)
 

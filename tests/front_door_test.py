@@ -122,7 +122,7 @@ FLOORS = [
   ('nn', 'datasets'),
   ('tree_cell', 'controller', 'training'),
   ('children',),
-  ('search',),
+  ('search', 'export'),
   ('hosts',),
   ('replicas',),
   ('crew',),

@@ -111,6 +111,13 @@ def rnn_config(**changes) -> enas_rnn.Config:
   return enas_rnn.Config(**(_SHARED | _AFTER | small | changes))
 
 
+def random_variables(module, example):
+  """Numbers in the shapes of the variables of a Flax module; those of `init` would have to be compiled."""
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(module.init, jax.random.key(0), example)
+  return jax.tree.map(lambda leaf: rng.uniform(0.1, 1.0, leaf.shape).astype(leaf.dtype), shapes)
+
+
 # -- spaces small enough to enumerate --------------------------------------------------------------------------------
 
 

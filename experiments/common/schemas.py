@@ -9,7 +9,13 @@ from nas_jax import files
 from nas_jax.files import Each, is_count, is_number
 
 _NUMBERS = [is_number]
-_RESULT: files.Schema = {'parameters': int, 'size': (str, is_count), 'valid?': _NUMBERS, 'test?': _NUMBERS}
+_RESULT: files.Schema = {
+  'parameters': int,
+  'multiply_adds?': int,
+  'size': (str, is_count),
+  'valid?': _NUMBERS,
+  'test?': _NUMBERS,
+}
 
 
 def _some_numbers(value: Any) -> bool:

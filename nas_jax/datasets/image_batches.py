@@ -1,8 +1,8 @@
 """Images on the device: laid out, whitened, augmented (Zoph & Le 2017, Sec. 4.1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str
     whiten: 'image': pixels stay uint8, and each image is standardized where it is used. 'channel': `channel` fitted on
       the training images, as float32. 'zca': ZCA whitening fitted on the training images, as float32.
   """
-  turn = {'channel': channel, 'zca': zca}[whiten](train.images) if whiten != 'image' else lambda images: images
+  turn = fit_whitening(whiten, train.images)
 
   def filled(images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
     count = -(-len(labels) // score_batch) * score_batch
@@ -53,7 +53,29 @@ def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str
   return [Data(images, labels, *filled(*split), *tables) for split in scored]
 
 
-def channel(images: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+class Whitening(NamedTuple):
+  """How images [n, H, W, C] uint8 become what a network reads: a function of them, made by `fit_whitening`."""
+
+  kind: str  # one of WHITENINGS
+  shift: Any = None  # float32: subtracted from channels [C], or from pixels of 0 to 1 [H * W * C]
+  scale: Any = None  # float32: what channels are divided by [C], or the matrix [H * W * C, H * W * C]
+
+  def __call__(self, images: np.ndarray) -> np.ndarray:
+    """Returns the images as float32; with 'image' as they are, since `whitened` does the rest where they are used."""
+    if self.kind == 'channel':
+      return (images.astype(np.float32) - self.shift) / self.scale
+    if self.kind == 'zca':
+      flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
+      return ((flat - self.shift) @ self.scale).astype(np.float32).reshape(images.shape)
+    return images
+
+
+def fit_whitening(kind: str, images: np.ndarray) -> Whitening:
+  """Returns a whitening of one of WHITENINGS, fitted on images [n, H, W, C] uint8."""
+  return {'channel': channel, 'zca': zca, 'image': lambda images: Whitening('image')}[kind](images)
+
+
+def channel(images: np.ndarray) -> Whitening:
   """Returns the standardization of channels by their mean and standard deviation in images [n, H, W, C] uint8.
 
   The code of Pham et al. (2018) prepares images so. A channel that does not vary is divided by 1.
@@ -64,11 +86,10 @@ def channel(images: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
   shares = np.stack([np.bincount(pixels, minlength=256) for pixels in channels]) / channels.shape[1]
   mean = shares @ levels
   deviation = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(1))
-  shift, scale = mean.astype(np.float32), np.where(deviation > 0.0, deviation, 1.0).astype(np.float32)
-  return lambda images: (images.astype(np.float32) - shift) / scale
+  return Whitening('channel', mean.astype(np.float32), np.where(deviation > 0.0, deviation, 1.0).astype(np.float32))
 
 
-def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.ndarray]:
+def zca(images: np.ndarray, least: float = 1e-2) -> Whitening:
   """Returns ZCA whitening fitted on images [n, H, W, C] uint8: pixels become uncorrelated, with variance 1.
 
   Of all such maps ZCA changes the images least. `least` is added to the variances, of pixels from 0 to 1, so that
@@ -85,12 +106,7 @@ def zca(images: np.ndarray, least: float = 1e-2) -> Callable[[np.ndarray], np.nd
   mean = flat.mean(0)
   values, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
   matrix = (vectors / np.sqrt(values.clip(0) + least)) @ vectors.T
-
-  def turn(images: np.ndarray) -> np.ndarray:
-    flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
-    return ((flat - mean) @ matrix).astype(np.float32).reshape(images.shape)
-
-  return turn
+  return Whitening('zca', mean, matrix)
 
 
 class Augment(NamedTuple):
@@ -103,8 +119,11 @@ class Augment(NamedTuple):
 
 def whitened(images: Array) -> Array:
   """Returns uint8 images as floats, each scaled to mean 0 and variance 1; floats are taken as whitened already."""
-  if images.dtype != jnp.uint8:
-    return images
+  return standardized(images) if images.dtype == jnp.uint8 else images
+
+
+def standardized(images: Array) -> Array:
+  """Returns images of pixels from 0 to 255 as floats, each scaled to mean 0 and variance 1."""
   x = images.astype(float) / 255.0
   mean = x.mean((1, 2, 3), keepdims=True)
   return (x - mean) * jax.lax.rsqrt(((x - mean) ** 2).mean((1, 2, 3), keepdims=True) + 1e-6)

@@ -27,6 +27,12 @@ class Images(NamedTuple):
   test: Split  # without images if the set has no such split: a search does not need one
   classes: int
   sha256: str  # of what was read, for results
+  names: tuple[str, ...] = ()  # of the classes; () for '0', '1', ...
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """The name of each class."""
+    return self.names or tuple(map(str, range(self.classes)))
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -61,17 +67,19 @@ def load_images(
     ValueError: as `tfds.prepared` and `split_images`.
   """
   if dataset == 'digits':
-    parts, classes = _digits(), 10
+    parts, classes, class_names = _digits(), 10, ()
     if resize:
-      parts = {name: part._replace(images=_resized(part.images, resize)) for name, part in parts.items()}
+      parts = {name: part._replace(images=resized(part.images, resize)) for name, part in parts.items()}
   else:
     source = tfds.prepared(dataset, data_dir, "or take dataset 'digits', which needs no folder")
     names = ['train', *(name for name in ('test', 'validation') if name in source)]
     parts = {name: _decoded(source, name, dataset, max_examples, seed, resize) for name in names}
-    classes = source['train'].dataset_info.features['label'].num_classes
-  return split_images(
+    labels = source['train'].dataset_info.features['label']
+    classes, class_names = labels.num_classes, tuple(labels.names)
+  found = split_images(
     parts['train'], parts.get('test'), classes, valid_share, max_examples, seed, parts.get('validation')
   )
+  return found._replace(names=class_names)
 
 
 def split_images(
@@ -171,14 +179,14 @@ def _decoded(source: Mapping, name: str, dataset: str, max_examples: int, seed: 
   rows = source[name].__getitems__(np.sort(order).tolist())
   images, labels = [row['image'] for row in rows], np.array([row['label'] for row in rows])
   if resize:
-    return Split(_resized(images, resize), labels)
+    return Split(resized(images, resize), labels)
   if len(shapes := {image.shape for image in images}) > 1:
     few = ', '.join(map(str, sorted(shapes)[:3]))
     raise ValueError(f'the {name} split of {dataset!r} has images of {len(shapes)} shapes ({few}): set resize.')
   return Split(np.stack(images), labels)
 
 
-def _resized(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
+def resized(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
   """Returns n images [H, W, C], which may differ in size, as [n, size, size, C], smoothed where that is smaller.
 
   Raises:

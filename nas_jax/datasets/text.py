@@ -1,7 +1,7 @@
 """Texts as arrays. Nothing is downloaded: the default text is part of Python, others are read from a folder."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import gzip
 import hashlib
 import os
@@ -62,7 +62,7 @@ def load_text(
     parts = [source[split][0]['text'].decode('utf-8') for split in ('train', 'validation', 'test')]
   else:
     parts = _files(dataset, data_dir)
-  tokens = [list(part) if level == 'char' else part.replace('\n', f' {END} ').split() for part in parts]
+  tokens = [split(part, level) for part in parts]
   counts = collections.Counter(tokens[0])
   untrained = UNKNOWN not in counts and any(not counts.keys() >= set(part) for part in tokens[1:])
   least = min_count or (2 if untrained and level == 'word' and dataset != 'pydoc' else 1)
@@ -76,6 +76,16 @@ def load_text(
   unknown = number.get(UNKNOWN, -1)
   train, valid, test = (np.array([number.get(word, unknown) for word in part], np.int32) for part in tokens)
   return Text(train, valid, test, vocabulary, digest)
+
+
+def split(text: str, level: str) -> list[str]:
+  """Returns the tokens of a text: its characters, or its words with <eos> at the end of each line."""
+  return list(text) if level == 'char' else text.replace('\n', f' {END} ').split()
+
+
+def joined(tokens: Iterable[str], level: str) -> str:
+  """Returns the text of some tokens, the inverse of `split` but for white space between words."""
+  return ''.join(tokens) if level == 'char' else ' '.join(tokens).replace(f' {END}', '\n').replace('\n ', '\n')
 
 
 def _frequent(counts: Mapping[str, int], least: int, most: int) -> set[str]:

@@ -212,10 +212,11 @@ def _converged(report: Report) -> str:
 
 
 def _retrained(result: Mapping[str, Any]) -> str:
-  header = ('', 'size', 'parameters', 'epochs', 'trainings', 'validation', 'test')
+  header = ('', 'size', 'parameters', 'multiply-adds', 'epochs', 'trainings', 'validation', 'test')
   rows = []
   for row in result['rows']:
-    sizes = (f'{row["parameters"]:,}', row['epochs'], row['repeats'])
+    adds = f'{row["multiply_adds"]:,}' if 'multiply_adds' in row else '-'  # earlier versions did not count them
+    sizes = (f'{row["parameters"]:,}', adds, row['epochs'], row['repeats'])
     rows.append((called(row['name']), row['size'], *sizes, spread(row['valid']), spread(row['test'])))
   note = f'Mean ± standard deviation; lower is better. {capital(str(result["setting"]))}.'
   return f'{table(header, rows)}<p class="note">{escape(note)}</p>'

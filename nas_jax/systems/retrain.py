@@ -10,9 +10,21 @@ import dataclasses
 import itertools
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from nas_jax import export
 from nas_jax.config import LAST_SEED, field
 from nas_jax.training import full_training
 from nas_jax.types import PyTree
+
+
+def epochs_field(default: int) -> Any:
+  """Returns the field of the epochs of each training, with the default of its recipe."""
+  return field(
+    default,
+    'passes over the training data in each training. If it is raised later, trainings go on where they ended, unless '
+    "the schedule is 'cosine'",
+    low=1,
+    budget=True,
+  )
 
 
 @dataclasses.dataclass
@@ -20,7 +32,7 @@ class Config:
   """What every retraining has to say. The config of a recipe adds the data, the network and the lists of its grid."""
 
   seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
-  epochs: int = field(1, 'passes over the training data in each training', low=1)
+  epochs: int = epochs_field(1)
   grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for as many as in the other trainings', low=0)
   repeats: int = field(1, 'trainings of the best point of the grid at each size, from different seeds', low=1)
 
@@ -60,6 +72,8 @@ class Recipe(NamedTuple, Generic[Cfg, Data, Point]):
   hyperparameters: Callable[[Sequence[Point]], PyTree]  # those of m points, each an array [m], as the task takes them
   describe: Callable[[Point], str]  # a point in words
   setting: Callable[[Cfg, Data], str]  # in words, what all trainings have in common: it stands under their table
+  # (cfg, data, arch, size, point) -> what a trained network is, to be kept with its weights
+  card: Callable[[Cfg, Data, Arch, str, Point], export.Card]
 
 
 def grid(point: type[Point], cfg: Config) -> list[Point]:

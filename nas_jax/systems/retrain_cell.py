@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from nas_jax import config, published
+from nas_jax import config, export, published
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
@@ -26,6 +26,7 @@ KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'ENAS_RNN': published.EN
 class Config(language.Config, retrain.Config):
   """The text and the network of `language.Config`, one or more sizes, and the four lists of a grid."""
 
+  epochs: int = retrain.epochs_field(1)
   sizes: tuple[str, ...] = field(
     ('32',),
     'sizes to train: widths of the cells, or numbers of weights as 4.65M; the grid is at the first',
@@ -136,8 +137,6 @@ def check(cfg: Config) -> None:
     parse_size(size)
   for rates in cfg.dropout:
     parse_dropout(rates)
-  if not cfg.epochs:
-    raise ValueError('epochs (=0) must be at least 1: a training to the end is counted in passes over the text.')
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -254,6 +253,19 @@ def setting(cfg: Config, text: text_lib.Text) -> str:
   )
 
 
+def card(cfg: Config, text: text_lib.Text, arch: Arch, size: str, point: Point) -> export.Card:
+  """What a trained network is. Dropout, which acts in training alone, is not part of it."""
+  del point
+  options = {
+    'vocabulary': cfg.vocabulary or len(text.vocabulary),
+    'features': width(cfg, text, arch, size),
+    'layers': cfg.layers,
+    'embedding': cfg.embedding,
+    'tied': cfg.tied,
+  }
+  return export.Card(arch, options, export.TextInputs(cfg.level, text.vocabulary))
+
+
 RECIPE = retrain.Recipe(
   Config,
   PRESETS,
@@ -267,4 +279,5 @@ RECIPE = retrain.Recipe(
   hyperparameters=hyperparameters,
   describe=describe,
   setting=setting,
+  card=card,
 )

@@ -1,16 +1,18 @@
 """How convolutional networks are retrained: as image classifiers, Zoph & Le (2017) Sec. 4.1."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from nas_jax import config, published
+from nas_jax import config, export, published
 from nas_jax.children import conv
 from nas_jax.config import field
+from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
 from nas_jax.space import count
 from nas_jax.space.network import Arch
@@ -26,6 +28,7 @@ KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
 class Config(classifier.BlockConfig, retrain.Config):
   """The images and the training of `classifier.BlockConfig`, one or more widths, and the four lists of a grid."""
 
+  epochs: int = retrain.epochs_field(50)
   add_filters: tuple[int, ...] = field(
     (0,),
     'sizes to train: filters added to every layer, 40 in the third experiment; the grid is at the first',
@@ -104,9 +107,10 @@ def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if the greatest width has no network or the set no test split."""
+  """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
   check_test_split(cfg, images)
   count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters)))
+  check_module(images, arch, _options(cfg, images, cfg.add_filters[0], cfg.epsilon[0]))
 
 
 def task(
@@ -157,9 +161,8 @@ def training(
     decayed: as in `classifier.set_up`.
     least: as in `classifier.set_up`.
   """
-  train, everything = images.train, final and cfg.train_on_all
-  if everything:
-    train = images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
+  everything = final and cfg.train_on_all
+  train = trained_on(cfg, images) if final else images.train
   setup = classifier.set_up(cfg, images, train, images.valid, images.test, decayed=decayed, least=least)
   data, test = setup.data
   own = child_lib.bind_arch(network, lambda hyperparameters: conv.ChildSpec(arch, hyperparameters))
@@ -167,6 +170,13 @@ def training(
   return full_training.Task(
     size, weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything
   )
+
+
+def trained_on(cfg: Config, images: images_lib.Images) -> images_lib.Split:
+  """Returns the images that a network is trained on that will be tested."""
+  if not cfg.train_on_all:
+    return images.train
+  return images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
 
 
 def setting(cfg: Config, images: images_lib.Images) -> str:
@@ -177,6 +187,28 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
     f'error of {cfg.epochs} epochs on the {trained}, {chosen}; validation is of the grid; {cfg.dataset}, sha256 '
     f'{images.sha256[:12]}; {len(images.test.labels)} images to test; seed {cfg.seed}; means over the trainings'
   )
+
+
+def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: Point) -> export.Card:
+  """What a trained network is."""
+  return export.Card(arch, _options(cfg, images, int(size), point.epsilon), image_inputs(cfg, images))
+
+
+def _options(cfg: Config, images: images_lib.Images, add: int, epsilon: float) -> dict[str, Any]:
+  """Returns the options of the Flax module."""
+  own = {'classes': images.classes, 'epsilon': epsilon, 'norm_first': cfg.norm_first}
+  return own | classifier.network_options(cfg, add)._asdict()
+
+
+def check_module(images: images_lib.Images, arch: PyTree, options: Mapping[str, Any]) -> None:
+  """Raises ValueError, before anything is trained, if there is no Flax module of a network."""
+  export.cost(export.module(arch, **options), jax.ShapeDtypeStruct((1, *images.shape), jnp.float32))
+
+
+def image_inputs(cfg: Config, images: images_lib.Images) -> export.ImageInputs:
+  """Returns what the networks that will be tested read."""
+  whitening = image_batches.fit_whitening(cfg.whiten, trained_on(cfg, images).images)
+  return export.ImageInputs(images.shape, images.class_names, whitening, cfg.resize > 0)
 
 
 RECIPE = retrain.Recipe(
@@ -192,4 +224,5 @@ RECIPE = retrain.Recipe(
   hyperparameters=hyperparameters,
   describe=describe,
   setting=setting,
+  card=card,
 )

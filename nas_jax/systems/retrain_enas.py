@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 from jax.sharding import Mesh
 
-from nas_jax import config, published
+from nas_jax import config, export, published
 from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.config import field
 from nas_jax.datasets import images as images_lib
@@ -108,9 +108,10 @@ def check(cfg: Config) -> None:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network, or no test split."""
+  """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
   retrain_conv.check_test_split(cfg, images)
   _weights(_build(cfg, images, arch, cfg.filters[0]), arch)
+  retrain_conv.check_module(images, arch, _options(cfg, images, arch, cfg.filters[0], cfg.epsilon[0]))
 
 
 def task(
@@ -147,6 +148,18 @@ def _weights(network: Child, arch: PyTree) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(found))
 
 
+def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: retrain_conv.Point) -> export.Card:
+  """What a trained network is. Dropout and drop path, which act in training alone, are not part of it."""
+  options = _options(cfg, images, arch, int(size), point.epsilon)
+  return export.Card(arch, options, retrain_conv.image_inputs(cfg, images))
+
+
+def _options(cfg: Config, images: images_lib.Images, arch: Arch, filters: int, epsilon: float) -> dict[str, Any]:
+  """Returns the options of the Flax module."""
+  own = {'double': cfg.double, 'concat': cfg.concat} if isinstance(arch, MacroArch) else {'cells': cfg.cells}
+  return {'classes': images.classes, 'epsilon': epsilon, 'filters': filters} | own
+
+
 RECIPE = retrain.Recipe(
   Config,
   PRESETS,
@@ -160,4 +173,5 @@ RECIPE = retrain.Recipe(
   hyperparameters=retrain_conv.hyperparameters,
   describe=retrain_conv.describe,
   setting=retrain_conv.setting,
+  card=card,
 )

@@ -86,6 +86,29 @@ def restore(
   return None
 
 
+def load(folder: str, like: PyTree) -> PyTree:
+  """Returns the newest state in `folder` and changes no file.
+
+  Args:
+    folder: where `saver` wrote.
+    like: a state of the same shape, or shapes and types alone.
+
+  Raises:
+    ValueError: in one line, there is none, or it cannot be read, is of another shape, or its digest does not fit.
+  """
+  steps = _steps(folder)
+  if not steps:
+    raise ValueError(f'{folder} holds no weights.')
+  try:
+    manager = _manager(folder, None, write=False)
+    try:
+      return _read(manager, max(steps), like)
+    finally:
+      manager.close()
+  except Exception as error:  # whatever Orbax makes of damaged files
+    raise ValueError(f'{folder} cannot be read ({_first_line(error)}).') from None
+
+
 def _made(folder: str) -> str:
   os.makedirs(folder, exist_ok=True)
   return folder
@@ -139,9 +162,10 @@ def _first_line(error: Exception) -> str:
   return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
-def _manager(folder: str, keep: int | None) -> ocp.CheckpointManager:
+def _manager(folder: str, keep: int | None, write: bool = True) -> ocp.CheckpointManager:
   folder = os.path.abspath(folder)
-  os.makedirs(folder, exist_ok=True)
+  if write:
+    os.makedirs(folder, exist_ok=True)
   # Only process 0 of several keeps checkpoints: without this Orbax would wait in a collective for the others.
   alone = ocp.options.MultiprocessingOptions()
   if jax.process_count() > 1:
@@ -153,7 +177,7 @@ def _manager(folder: str, keep: int | None) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
     create=False,
-    cleanup_tmp_directories=True,
+    cleanup_tmp_directories=write,
     async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
     multiprocessing_options=alone,
   )

@@ -10,6 +10,11 @@ from nas_jax.types import Array
 SCHEDULES = ('constant', 'cosine', 'epochs', 'twice', 'restarts')
 
 
+def prolongs(schedule: str) -> bool:
+  """Says whether the rates of a schedule are those of a longer training too, so that one can go on after its end."""
+  return schedule != 'cosine'
+
+
 def rate(
   schedule: str,
   lr: float | Array,

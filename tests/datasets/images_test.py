@@ -97,7 +97,9 @@ def test_images_of_several_sizes_are_resized_and_need_it():
   rows = [{'image': some(1, (5 + k, 4, 1)).images[0], 'label': k % 3} for k in range(6)]
 
   class Source(list):
-    dataset_info = type('Info', (), {'features': {'image': None, 'label': type('Label', (), {'num_classes': 3})}})
+    dataset_info = type(
+      'Info', (), {'features': {'image': None, 'label': type('Label', (), {'num_classes': 3, 'names': 'abc'})}}
+    )
 
     def __getitems__(self, places):
       return [self[place] for place in places]
@@ -112,7 +114,7 @@ def test_images_of_several_sizes_are_resized_and_need_it():
 
 def test_what_would_not_fit_into_memory_is_refused():
   with pytest.raises(ValueError, match=r'resize \(=2147483647\) makes'):
-    images._resized(some(3).images, 2**31 - 1)
+    images.resized(some(3).images, 2**31 - 1)
   with pytest.raises(ValueError, match=r"whiten \(='zca'\) needs a matrix of 150528 x 150528 .* 84 GiB"):
     image_batches.zca(np.zeros((2, 224, 224, 3), np.uint8))
 

@@ -113,7 +113,7 @@ def test_stopped_within_it_goes_on_from_the_epoch_before(whole, tmp_path, monkey
 def test_an_architecture_of_two_groups_is_trained_once(tmp_path, monkeypatch):
   trained = []
 
-  def train_stage(recipe, cfg, data, arch, stage, folder, check):
+  def train_stage(recipe, cfg, data, arch, stage, folder, running, check):
     trained.append((arch, stage.final))
     scores = {'curve': [[2.0, 1.0]], 'valid': [2.0, 1.0], 'test': [1.5, 1.5]}
     return {'size': '4', 'parameters': 9, 'seconds': 0.0, **scores}

@@ -17,6 +17,7 @@ import pytest
 import testing
 
 from experiments import retrain as launcher
+from experiments.common import epochs
 from experiments.common.systems import CELL
 from nas_jax import space
 from nas_jax.children import language_model
@@ -211,7 +212,9 @@ def test_grid_then_winner_at_every_size(tmp_path, capsys):
     '4, lr 0.1, decay after 4, init 0.1, dropout 0',
     '6, lr 0.1, decay after 4, init 0.1, dropout 0',
   ]
-  assert [path.name for path in folder.iterdir()] == ['trainings.json']  # nothing half done is left
+  models = [f'model-{size}-{k}' for size in (4, 6) for k in (0, 1)]
+  others = sorted(path.name for path in folder.iterdir() if not path.name.startswith('ended-'))
+  assert others == [*models, 'trainings.json']  # nothing half done is left
 
 
 def test_cells_of_several_kinds_side_by_side(tmp_path):
@@ -263,10 +266,10 @@ def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path,
   """The process ends after each step in turn that changes files; an earlier version's state is gone on with."""
   folder, began, removed = str(tmp_path), [], []
 
-  def stage(recipe, cfg, data, arch, stage, running, check):
+  def stage(recipe, cfg, data, arch, stage, models, running, check):
     began.append((stage.name, os.path.isdir(running)))
     os.makedirs(running, exist_ok=True)
-    return {'size': '4', 'parameters': 1, 'curve': [[1.0]], 'valid': [1.0], 'test': [1.0], 'seconds': 0.0}
+    return {'size': '4', 'parameters': 1, 'curve': [[1.0] * 3], 'valid': [1.0], 'test': [1.0], 'seconds': 0.0}
 
   def remove(path):
     removed.append(path)
@@ -275,7 +278,7 @@ def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path,
     shutil.rmtree(path, ignore_errors=True)
 
   monkeypatch.setattr(launcher, 'train_stage', stage)
-  monkeypatch.setattr(launcher, 'files', types.SimpleNamespace(remove=remove))
+  monkeypatch.setattr(epochs, 'files', types.SimpleNamespace(remove=remove))
   cfg = testing.retrain_config(lr=(0.1, 0.2))
 
   def run():

@@ -1,0 +1,112 @@
+"""Images of a user, read for a trained network."""
+
+from collections.abc import Sequence
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from nas_jax import export, lazy
+from nas_jax.datasets.images import resized
+
+ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+
+
+class Pictures(NamedTuple):
+  """Images that a network takes."""
+
+  names: tuple[str, ...]
+  images: np.ndarray  # [n, H, W, C], 0 to 255
+  labels: np.ndarray | None  # [n] numbers or names of classes, if they are known
+
+
+def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False) -> Pictures:
+  """Reads the images of one folder, of files, or of one .npz.
+
+  Colours become grey, and grey becomes colours, if the network was trained so. Other sizes are scaled if training did
+  so, or if `resize` says it.
+
+  Args:
+    paths: a folder, image files, or an .npz with 'images' [n, H, W, C] and perhaps 'labels' [n].
+    wanted: what the network takes.
+    resize: whether to scale images of other sizes.
+
+  Raises:
+    ValueError: in one line, naming the file, there is no image, or one cannot be read or is of another size.
+  """
+  if len(paths) == 1 and paths[0].endswith('.npz'):
+    array, labels = _arrays(paths[0])
+    images, names = list(array), tuple(map(str, range(len(array))))
+  else:
+    files = _files(paths)
+    names, labels = tuple(map(os.path.basename, files)), None
+    images = [_decoded(path, wanted.shape[2]) for path in files]
+  height, width, channels = wanted.shape
+  for name, image in zip(names, images, strict=True):
+    if image.ndim != 3 or image.shape[2] != channels:
+      raise ValueError(f'image {name} is {image.shape}: want [{height}, {width}, {channels}], as in training.')
+    if image.shape != wanted.shape and not (resize or wanted.resized):
+      raise ValueError(
+        f'image {name} is {image.shape[0]} x {image.shape[1]}: the model takes {height} x {width}; --resize scales it.'
+      )
+  if any(image.shape != wanted.shape for image in images):
+    if height != width:
+      raise ValueError(f'the model takes images of {height} x {width}: only to squares can they be scaled.')
+    images = list(resized(images, height))
+  return Pictures(names, np.stack(images), labels)
+
+
+def class_numbers(labels: np.ndarray | None, classes: Sequence[str]) -> np.ndarray | None:
+  """Returns the number of the class of each label, which is that number or the name of a class.
+
+  Raises:
+    ValueError: a label is neither.
+  """
+  if labels is None:
+    return None
+  if not np.issubdtype(labels.dtype, np.integer):
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({str(label) for label in labels} - numbers.keys())
+    if unknown:
+      raise ValueError(f'the labels have {unknown[0]!r}, which is no class of the model: want {", ".join(classes)}.')
+    return np.array([numbers[str(label)] for label in labels])
+  if labels.size and not 0 <= labels.min() <= labels.max() < len(classes):
+    raise ValueError(f'the labels are from {labels.min()} to {labels.max()}: the model has 0 to {len(classes) - 1}.')
+  return labels
+
+
+def _arrays(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+  try:
+    with np.load(path) as arrays:
+      images, labels = arrays['images'], arrays['labels'] if 'labels' in arrays else None
+  except (OSError, ValueError, KeyError) as error:
+    raise ValueError(f"{path} cannot be read ({error}): want an .npz with an array 'images'.") from None
+  if images.ndim == 3:
+    images = images[..., None]
+  if images.ndim != 4 or not len(images) or (labels is not None and labels.shape != images.shape[:1]):
+    shapes = f'images {images.shape}' + (f' and labels {labels.shape}' if labels is not None else '')
+    raise ValueError(f'{path} has {shapes}: want [n, H, W, C] and [n], n > 0.')
+  return images, labels
+
+
+def _files(paths: Sequence[str]) -> list[str]:
+  if len(paths) == 1 and os.path.isdir(paths[0]):
+    found = sorted(name for name in os.listdir(paths[0]) if name.lower().endswith(ENDINGS))
+    if not found:
+      raise ValueError(f'{paths[0]} holds no image: want files that end in {", ".join(ENDINGS)}.')
+    return [os.path.join(paths[0], name) for name in found]
+  return list(paths)
+
+
+def _decoded(path: str, channels: int) -> np.ndarray:
+  lazy.require('PIL', 'reading image files')
+  from PIL import Image
+
+  if channels not in (1, 3):
+    raise ValueError(f'the model takes {channels} channels: image files have 1 or 3; give an .npz.')
+  try:
+    with Image.open(path) as image:
+      pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
+  except OSError as error:
+    raise ValueError(f'{path} cannot be read as an image ({error}).') from None
+  return pixels[..., None] if channels == 1 else pixels

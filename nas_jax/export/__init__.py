@@ -1,0 +1,19 @@
+"""Found networks for use elsewhere: Flax modules, Python files, and trained models that take raw images or text.
+
+`module`, `variables` and `to_source` call the function for the type of the architecture. To add a type of your own,
+register a function for it, as in `export.module.register(MyArch, MyNetwork)`.
+"""
+
+from nas_jax.export.conv import ConvNetwork
+from nas_jax.export.counting import Cost, cost
+from nas_jax.export.enas import MacroNetwork, MicroNetwork
+from nas_jax.export.files import Card, choose, load, read, save
+from nas_jax.export.kinds import module, to_source, variables
+from nas_jax.export.language import EnasCell, RecurrentNetwork
+from nas_jax.export.model import Classifier, ImageInputs, LanguageModel, Scored, TextInputs
+
+__all__ = [
+  'Card', 'Classifier', 'ConvNetwork', 'Cost', 'EnasCell', 'ImageInputs', 'LanguageModel', 'MacroNetwork',
+  'MicroNetwork', 'RecurrentNetwork', 'Scored', 'TextInputs', 'choose', 'cost', 'load', 'module', 'read', 'save',
+  'to_source', 'variables',
+]  # fmt: skip

@@ -1,0 +1,188 @@
+"""Trained models on disk: a folder with their weights (Orbax) and one JSON that says what they are."""
+
+from collections.abc import Mapping, Sequence
+import glob
+import json
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nas_jax import files, space
+from nas_jax.datasets.image_batches import Whitening
+from nas_jax.export.kinds import module
+from nas_jax.export.model import Classifier, ImageInputs, LanguageModel, TextInputs
+from nas_jax.space import ChainArch, ConvArch, MacroArch, MicroArch, RnnArch, TreeArch
+from nas_jax.training import checkpoint
+from nas_jax.types import PyTree
+
+NAME, WEIGHTS, WHITENING = 'model.json', 'weights', 'whitening.npz'  # of the files in a folder of a model
+_KINDS = {
+  TreeArch: 'tree_cell', ConvArch: 'conv', ChainArch: 'chain', MacroArch: 'enas_macro', MicroArch: 'enas_micro',
+  RnnArch: 'enas_rnn',
+}  # fmt: skip
+_SCHEMA: files.Schema = {
+  'kind': str,
+  'arch': {},
+  'options': {},
+  'images?': {'shape': [int], 'classes': [str], 'whiten': str, 'resized': bool},
+  'text?': {'level': str, 'vocabulary': [str]},
+  'scores': {'metric': str, 'valid': (files.is_number, None), 'test': files.is_number},
+}
+
+
+class Card(NamedTuple):
+  """All that a trained model is, beside its weights."""
+
+  arch: Any  # a static architecture, or 'LSTM'
+  options: Mapping[str, Any]  # what `export.module` takes beside it, as in JSON
+  inputs: ImageInputs | TextInputs
+
+
+def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
+  """Writes a trained model into a folder, which is there whole or not at all.
+
+  Args:
+    folder: its path. What was there is replaced.
+    card: what it is.
+    variables: of its module, see `export.variables`.
+    **about: what else JSON should say; 'scores' has the 'metric', less of it being better, and its values 'valid', None
+      if there is none, and 'test'.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  part = f'{folder}.part'
+  files.remove(part)
+  write, close = checkpoint.saver(os.path.join(part, WEIGHTS), keep=1)
+  write(0, jax.tree.map(jnp.asarray, variables))
+  close()
+  if isinstance(card.inputs, ImageInputs):
+    shape, classes, (whiten, shift, scale), resized = card.inputs
+    reads = {'images': {'shape': shape, 'classes': classes, 'whiten': whiten, 'resized': resized}}
+    if shift is not None and scale is not None:
+      np.savez(os.path.join(part, WHITENING), shift=shift, scale=scale)
+  else:
+    reads = {'text': card.inputs._asdict()}
+  found = _named(card.arch) | {'options': dict(card.options)} | reads | about
+  lines = ',\n'.join(f'  {json.dumps(name)}: {json.dumps(value)}' for name, value in found.items())
+  files.write(os.path.join(part, NAME), f'{{\n{lines}\n}}\n')
+  files.remove(folder)
+  os.replace(part, folder)
+
+
+def _named(arch: Any) -> dict[str, Any]:
+  if isinstance(arch, str):
+    return {'kind': arch, 'arch': {}}
+  return {'kind': _KINDS[type(arch)], 'arch': arch._asdict()}
+
+
+def load(folder: str | os.PathLike[str]) -> Classifier | LanguageModel:
+  """Returns the trained model in a folder that `retrain` has written.
+
+  Args:
+    folder: one training, the trainings of one architecture, a folder of results, or the workdir of a search; of a
+      workdir that has made its final choice, the architecture chosen from the search is taken. If there are several
+      models, the one with the best validation score is taken.
+
+  Raises:
+    ValueError: in one line: there is no model, or none that is the best; or a file is damaged.
+
+  >>> import nas_jax
+  >>> model = nas_jax.load('runs/retrain-demo')  # doctest: +SKIP
+  >>> model(images).argmax(-1)  # uint8 images as in training; a language model takes a text  # doctest: +SKIP
+  """
+  return read(choose(os.fspath(folder)))
+
+
+def choose(folder: str) -> str:
+  """Returns the path of the model that `load` takes. Raises ValueError as `load`."""
+  final = os.path.join(folder, 'final')
+  wanted = _best_of(final) if os.path.isdir(final) else None
+  found = _models(final if wanted else folder)
+  if wanted:
+    found = {path: card for path, card in found.items() if (card['kind'], card['arch']) == wanted}
+  if not found:
+    raise ValueError(_why_none(folder))
+  if len(found) == 1:
+    return next(iter(found))
+  results = {os.path.dirname(os.path.dirname(path)) for path in found}
+  scored = {path: card['scores']['valid'] for path, card in found.items() if card['scores']['valid'] is not None}
+  alike = len({os.path.dirname(path) for path in found}) == 1
+  if len(results) > 1 or not (scored or alike):
+    why = 'results of several commands' if len(results) > 1 else 'several models without validation scores'
+    raise ValueError(f'{folder} holds {why}: name one of {", ".join(sorted(results if len(results) > 1 else found))}.')
+  return min(scored, key=lambda path: scored[path]) if scored else next(iter(found))
+
+
+def read(folder: str) -> Classifier | LanguageModel:
+  """Returns the model in its own folder. Raises ValueError, naming the file, if one is missing or damaged."""
+  found, where = _card(os.path.join(folder, NAME)), os.path.join(folder, WEIGHTS)
+  options = {name: tuple(value) if isinstance(value, list) else value for name, value in found['options'].items()}
+  try:
+    arch = found['kind'] if not found['arch'] else space.from_json(json.dumps(found))
+    made = module(arch, **options)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'{os.path.join(folder, NAME)} describes no network ({error}).') from None
+  if 'text' in found:
+    inputs: ImageInputs | TextInputs = TextInputs(found['text']['level'], tuple(found['text']['vocabulary']))
+  else:
+    images = found['images']
+    whitening = _whitening(os.path.join(folder, WHITENING), images['whiten'])
+    inputs = ImageInputs(tuple(images['shape']), tuple(images['classes']), whitening, images['resized'])
+  variables = checkpoint.load(where, jax.eval_shape(made.init, jax.random.key(0), inputs.example))
+  about = {name: value for name, value in found.items() if name not in ('kind', 'arch', 'options', 'images', 'text')}
+  if isinstance(inputs, TextInputs):
+    return LanguageModel(made, variables, inputs, about)
+  return Classifier(made, variables, inputs, about)
+
+
+def _models(folder: str) -> dict[str, dict[str, Any]]:
+  """Returns what model.json says by the path of each model in a folder, or else in the folders inside it."""
+  for depth in range(4):
+    paths = sorted(glob.glob(os.path.join(glob.escape(folder), *('*',) * depth, NAME)))
+    if paths := [path for path in paths if not os.path.dirname(path).endswith('.part')]:
+      return {os.path.dirname(path): _card(path) for path in paths}
+  return {}
+
+
+def _card(path: str) -> dict[str, Any]:
+  try:
+    found = files.read(path, _SCHEMA)
+    if found is None or ('images' in found) == ('text' in found):
+      raise ValueError('it says neither what images nor what text it takes')
+    return found
+  except (OSError, ValueError) as error:
+    raise ValueError(f'{path} cannot be read ({error}): train the model again.') from None
+
+
+def _best_of(final: str) -> tuple[str, dict[str, Any]] | None:
+  """Returns the kind and the architecture of best.json in a folder; None if there is none."""
+  found = files.read(os.path.join(final, 'best.json'), {'kind': str, 'arch': {}})
+  return (found['kind'], found['arch']) if found else None
+
+
+def _why_none(folder: str) -> str:
+  trained: Sequence[str] = [
+    path
+    for depth in range(4)
+    for path in glob.glob(os.path.join(glob.escape(folder), *('*',) * depth, 'trainings.json'))
+  ]
+  if trained:
+    return (
+      f'{folder} holds trainings without weights: they failed, or were made before weights were kept. To train them '
+      f'anew, move {sorted(trained)[0]} and its like elsewhere and give the same command again.'
+    )
+  return f'{folder} holds no trained model: want a folder that experiments.retrain has written, or one inside it.'
+
+
+def _whitening(path: str, kind: str) -> Whitening:
+  if kind == 'image':
+    return Whitening(kind)
+  try:
+    with np.load(path) as arrays:
+      return Whitening(kind, arrays['shift'], arrays['scale'])
+  except (OSError, ValueError, KeyError) as error:
+    raise ValueError(f'{path} cannot be read ({error}): train the model again.') from None

@@ -1,0 +1,100 @@
+"""The three functions that choose by the type of the architecture. See the package."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+
+from nas_jax.export import conv, enas, language
+from nas_jax.export.enas_source import macro_source, micro_source
+from nas_jax.export.language_source import language_source
+from nas_jax.export.source import conv_source
+from nas_jax.space import ChainArch, ConvArch, MacroArch, MicroArch, RnnArch, TreeArch
+from nas_jax.types import PyTree
+
+
+@functools.singledispatch
+def module(arch: Any, **options: Any) -> nn.Module:
+  """Returns the network of a static architecture as a Flax module.
+
+  Args:
+    arch: the architecture. 'LSTM' stands for standard LSTM cells in a language model.
+    **options: attributes of the module: see `ConvNetwork`, `MacroNetwork`, `MicroNetwork` and `RecurrentNetwork`.
+
+  Returns:
+    A module of nn.Conv, nn.BatchNorm, nn.Dense, ... Image networks map whitened images [B, H, W, C] to logits
+    [B, classes], and take `train`. Language models map tokens [B, T] to a carry and logits [B, T, V]. Dropout and drop
+    path are left out.
+
+  Raises:
+    ValueError: there is no function for the type of the architecture.
+
+  >>> import jax, jax.numpy as jnp
+  >>> from nas_jax import export, published
+  >>> network = export.module(published.XU_CIFAR10, classes=10)
+  >>> images = jnp.zeros((2, 8, 8, 3))
+  >>> logits = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), images)[0])
+  >>> logits.shape
+  (2, 10)
+  """
+  raise _unknown(arch, module)
+
+
+@functools.singledispatch
+def variables(arch: Any, params: PyTree, carry: PyTree) -> PyTree:
+  """Returns the variables of the module of a network from the parameters and the carry of its child.
+
+  Args:
+    arch: a static architecture.
+    params: of the child, as its `init` returns them; for one network, without a leading axis.
+    carry: of the child: moving statistics of batch norm. Those of recurrent cells are not used.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...} for `module.apply`, the latter if the network has batch norm.
+
+  Raises:
+    ValueError: there is no function for the type of the architecture.
+  """
+  raise _unknown(arch, variables)
+
+
+@functools.singledispatch
+def to_source(arch: Any, **options: Any) -> str:
+  """Returns a Python file with the network of a static architecture, which needs only JAX and Flax.
+
+  Args:
+    arch: as in `module`.
+    **options: likewise.
+
+  Returns:
+    A file with a Flax module `Network`, or `LanguageModel`. It takes the same variables as that of `module`.
+
+  Raises:
+    ValueError: there is no function for the type of the architecture.
+
+  >>> from nas_jax import export, published
+  >>> file = {}
+  >>> exec(export.to_source(published.ENAS_RNN, vocabulary=100, features=64), file)
+  >>> file['LanguageModel']().features
+  64
+  """
+  raise _unknown(arch, to_source)
+
+
+def _unknown(arch: Any, function: Any) -> ValueError:
+  known = ', '.join(kind.__name__ for kind in function.registry if kind is not object)
+  return ValueError(f'a {type(arch).__name__} cannot be exported: want one of {known}.')
+
+
+for _kind, _module, _variables, _source in (
+  (ConvArch, conv.ConvNetwork, conv.variables, conv_source),
+  (ChainArch, conv.ConvNetwork, conv.variables, conv_source),
+  (MacroArch, enas.MacroNetwork, enas.macro_variables, macro_source),
+  (MicroArch, enas.MicroNetwork, enas.micro_variables, micro_source),
+  (TreeArch, language.RecurrentNetwork, language.variables, language_source),
+  (RnnArch, language.RecurrentNetwork, language.variables, language_source),
+  (str, language.RecurrentNetwork, language.variables, language_source),
+):
+  module.register(_kind, _module)
+  variables.register(_kind, _variables)
+  to_source.register(_kind, lambda arch, _module=_module, _source=_source, **options: _source(_module(arch, **options)))

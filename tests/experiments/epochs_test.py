@@ -1,0 +1,123 @@
+"""Trainings that are asked for more epochs than they had."""
+
+import gc
+import json
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import testing
+
+from experiments import retrain as launcher
+from experiments.common import epochs, workdirs
+from experiments.common.systems import CELL
+from nas_jax import files, load, space
+from nas_jax.training import checkpoint, full_training
+from nas_jax.training.recovery import Stopped
+
+ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
+
+
+def train(folder, count, check=lambda: None, **changes):
+  cfg = testing.retrain_config(lr=(0.1,), epochs=count, **changes)
+  epochs.open_results(str(folder), cfg)
+  launcher.run(CELL, cfg, testing.text(), {'cell': ARCH}, str(folder), check)
+  (entries,) = folder.glob('cell-*/trainings.json')
+  return [{**entry, 'seconds': 0} for entry in json.loads(entries.read_text()).values()]
+
+
+def test_it_ends_as_one_of_so_many_epochs_from_the_start(tmp_path, capsys, monkeypatch):
+  """Also if it is stopped on the way, and asked for still more when it goes on."""
+  monkeypatch.setattr(full_training, 'CALL_STEPS', 100)  # one call an epoch
+  whole = train(tmp_path / 'whole', 5)
+  train(tmp_path / 'longer', 2)
+  left = [None]
+
+  def check():
+    if not left:
+      raise Stopped
+    left.pop()
+
+  with pytest.raises(Stopped):
+    train(tmp_path / 'longer', 4, check)  # after one more epoch
+  assert train(tmp_path / 'longer', 5) == whole
+  assert 'cell: 4: goes on after epoch 2, to epoch 5' in capsys.readouterr().out
+  one, other = (load(tmp_path / name) for name in ('whole', 'longer'))
+  np.testing.assert_array_equal(*(model.variables['params']['softmax']['kernel'] for model in (one, other)))
+  assert one.about == other.about
+  (row,) = json.loads((tmp_path / 'longer' / 'result.json').read_text())['rows']
+  assert row['epochs'] == 5 and len(row['curve'][0]) == 5
+  with pytest.raises(ValueError, match=r'epochs \(=3\) are fewer than the 5'):
+    train(tmp_path / 'longer', 3)
+
+
+def test_killed_after_its_weights_are_kept_nothing_is_trained_again(tmp_path, monkeypatch):
+  """Before the entry of trainings.json is written; and the weights are kept once more."""
+
+  def write(path, content):
+    if path.endswith('trainings.json'):
+      raise KeyboardInterrupt
+    files.write(path, content)
+
+  monkeypatch.setattr(workdirs, 'write', write)
+  with pytest.raises(KeyboardInterrupt):
+    train(tmp_path, 2)
+  monkeypatch.undo()
+  (kept,) = tmp_path.glob('cell-*/model-4-0')
+  test = load(kept).about['scores']['test']
+  for path in kept.glob('weights/*/digest/*'):
+    path.unlink()  # damaged by the same accident
+  fit = full_training.run
+
+  def run(task, progress, *rest):
+    assert int(progress.done) == 2
+    return fit(task, progress, *rest)
+
+  monkeypatch.setattr(full_training, 'run', run)
+  (entry,) = train(tmp_path, 2)
+  assert entry['test'] == [test] == [load(kept).about['scores']['test']]
+
+
+@pytest.mark.parametrize(
+  ('schedule', 'why'), [('cosine', 'all rates of the schedule'), ('constant', 'its state was not kept')]
+)
+def test_it_starts_anew_where_it_cannot_go_on(tmp_path, monkeypatch, capsys, schedule, why):
+  """By a schedule that depends on the number of epochs, and after a version that kept no state."""
+  begun = []
+
+  def stage(recipe, cfg, data, arch, stage, folder, running, check):
+    begun.append(os.path.isdir(running))
+    return {
+      'size': '4',
+      'parameters': 1,
+      'curve': [[1.0] * stage.epochs],
+      'valid': [1.0],
+      'test': [1.0],
+      'seconds': 0.0,
+    }
+
+  monkeypatch.setattr(launcher, 'train_stage', stage)
+  train(tmp_path, 2, schedule=schedule)
+  (folder,) = tmp_path.glob('cell-*')
+  if schedule == 'cosine':
+    (folder / 'running-01234567').mkdir()  # of a training that was stopped: its rates were those of two epochs
+  (entry,) = train(tmp_path, 3, schedule=schedule)
+  assert begun == [False, False] and len(entry['curve'][0]) == 3 and not list(folder.glob('running*'))
+  assert f'cell: 4: trained anew for 3 epochs and not 2: {why}' in capsys.readouterr().out
+  assert json.loads((tmp_path / 'config.json').read_text())['epochs'] == 3
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_state_of_an_earlier_version_is_gone_on_with(tmp_path):
+  """It has the curve in its full length."""
+  fresh = full_training.Progress(jnp.zeros(2), jnp.zeros(3), jnp.full((4, 2), jnp.nan), jnp.zeros((), jnp.int32))
+  older = fresh._replace(curve=fresh.curve.at[:2].set(7.0), done=jnp.asarray(2, jnp.int32))
+  save, close = checkpoint.saver(str(tmp_path / 'older'))
+  save(2, older)
+  close()
+  for found in (epochs.restored(str(tmp_path / 'older'), fresh), epochs.restored(str(tmp_path / 'none'), fresh)):
+    assert found.curve.shape == (4, 2)
+    np.testing.assert_array_equal(found.curve[:2], [[7.0, 7.0]] * 2 if int(found.done) else fresh.curve[:2])
+    assert np.isnan(found.curve[2:]).all()
+  gc.collect()  # what Orbax leaves of a reading that failed is reported here, and ignored

@@ -1,0 +1,128 @@
+"""A trained network applied from the command line."""
+
+import json
+
+import numpy as np
+from PIL import Image
+import pytest
+import testing
+
+from experiments import predict
+from experiments.common import launch, pictures
+from nas_jax import export, space
+from nas_jax.datasets.image_batches import Whitening
+
+CHAIN = space.chain_space(('max pool 2 2',), 1).decode([0])
+TREE = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
+
+
+def save(folder, arch, options, inputs):
+  variables = testing.random_variables(export.module(arch, **options), inputs.example)
+  export.save(
+    str(folder), export.Card(arch, options, inputs), variables, scores={'metric': '', 'valid': None, 'test': 1.0}
+  )
+  return export.load(folder)
+
+
+@pytest.fixture(scope='module')
+def classifier(tmp_path_factory):
+  """Its weights are random. It takes grey images of 4 x 4."""
+  inputs = export.ImageInputs((4, 4, 1), ('cat', 'dog', 'owl'), Whitening('image'))
+  folder = tmp_path_factory.mktemp('classifier')
+  return folder / 'model', save(folder / 'model', CHAIN, {'classes': 3}, inputs)
+
+
+@pytest.fixture(scope='module')
+def language(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('language')
+  options = {'vocabulary': 3, 'features': 4}
+  return folder / 'model', save(folder / 'model', TREE, options, export.TextInputs('char', ('a', 'b', '\n')))
+
+
+@pytest.fixture(autouse=True)
+def set_up(monkeypatch):
+  """JAX is in use already."""
+  monkeypatch.setattr(launch, 'set_up_jax', lambda count: None)
+
+
+def run(*flags):
+  predict.prepare(['predict', *flags])(lambda: None)
+
+
+def complaint(*flags):
+  with pytest.raises(ValueError) as error:
+    run(*flags)
+  return testing.one_line(error)
+
+
+def test_images_of_a_folder(classifier, tmp_path, capsys):
+  """A grey image, and one in colour that is of another size; what is no image is left alone."""
+  path, model = classifier
+  pixels = np.random.default_rng(0).integers(256, size=(4, 4), dtype=np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'b.png')
+  Image.fromarray(pixels).convert('RGB').resize((8, 8), Image.Resampling.NEAREST).save(tmp_path / 'a.png')
+  (tmp_path / 'notes.txt').write_text('no image')
+  assert 'image a.png is 8 x 8: the model takes 4 x 4; --resize' in complaint(f'--model={path}', f'--images={tmp_path}')
+  run(f'--model={path}', f'--images={tmp_path}', '--resize', '--json')
+  found = json.loads(capsys.readouterr().out)
+  assert [entry['image'] for entry in found['images']] == ['a.png', 'b.png'] and found['model'] == str(path)
+  wanted = np.asarray(model(pixels[None, :, :, None]))[0]
+  shown = found['images'][1]
+  np.testing.assert_allclose(list(shown['probabilities'].values()), wanted, rtol=1e-6)
+  assert shown['class'] == ('cat', 'dog', 'owl')[wanted.argmax()] and list(shown['probabilities']) == [
+    'cat',
+    'dog',
+    'owl',
+  ]
+  run(f'--model={path}', f'--images={tmp_path / "b.png"}', '--top=2')
+  line = capsys.readouterr().out.splitlines()[-1].split()
+  best, second = np.argsort(-wanted)[:2]
+  assert line == ['b.png', model.classes[best], f'{wanted[best]:.3f}', model.classes[second], f'{wanted[second]:.3f}']
+
+
+@pytest.mark.parametrize('named', [False, True])
+def test_images_of_an_npz_with_labels(classifier, tmp_path, capsys, named):
+  path, model = classifier
+  images = np.random.default_rng(1).integers(256, size=(5, 4, 4), dtype=np.uint8)
+  right = np.asarray(model(images[..., None]).argmax(-1))
+  labels = np.where(np.arange(5) < 3, right, (right + 1) % 3)  # three of five
+  np.savez(tmp_path / 'some.npz', images=images, labels=np.array(model.classes)[labels] if named else labels)
+  run(f'--model={path}', f'--images={tmp_path / "some.npz"}')
+  assert 'accuracy: 0.6000 of 5 images' in capsys.readouterr().out
+
+
+def test_a_text(language, tmp_path, capsys):
+  path, _ = language
+  (tmp_path / 'text.txt').write_text('abba\nab')
+  run(f'--model={path}', f'--text={tmp_path / "text.txt"}', '--sample=4', '--seed=3', '--json')
+  found = json.loads(capsys.readouterr().out)
+  assert found['tokens'] == 7 and len(found['log_prob']) == 6 and len(found['sample']) == 4
+  np.testing.assert_allclose(found['perplexity'], np.exp(-np.mean(found['log_prob'])), rtol=1e-6)
+  np.testing.assert_allclose(2 ** found['bits'], found['perplexity'], rtol=1e-6)
+  run(f'--model={path}', f'--text={tmp_path / "text.txt"}')
+  assert capsys.readouterr().out.splitlines()[-1].split()[:3] == ['text.txt', '7', f'{found["perplexity"]:.3f}']
+
+
+def test_what_is_wrong_is_said_in_one_line(classifier, language, tmp_path):
+  images, text = classifier[0], language[0]
+  (tmp_path / 'text.txt').write_text('abc')
+  (tmp_path / 'no.png').write_text('no image')
+  (tmp_path / 'empty').mkdir()
+  np.savez(tmp_path / 'other.npz', images=np.zeros((2, 4, 4, 3), np.uint8))
+  np.savez(tmp_path / 'labels.npz', images=np.zeros((2, 4, 4, 1), np.uint8), labels=np.array(['cat', 'hen']))
+  np.savez(tmp_path / 'none.npz', pictures=np.zeros((2, 4, 4, 1), np.uint8))
+  for flags, words in (
+    ((), '--model is missing'),
+    ((f'--model={images}',), 'either --images or --text'),
+    ((f'--model={images}', f'--text={tmp_path / "text.txt"}'), 'takes images: give --images'),
+    ((f'--model={text}', f'--text={tmp_path / "text.txt"}'), "token 2 of the text is 'c'"),
+    ((f'--model={text}', f'--text={tmp_path / "nowhere.txt"}'), 'cannot be read'),
+    ((f'--model={images}', f'--images={tmp_path / "no.png"}'), 'cannot be read as an image'),
+    ((f'--model={images}', f'--images={tmp_path / "empty"}'), 'holds no image'),
+    ((f'--model={images}', f'--images={tmp_path / "other.npz"}'), 'want [4, 4, 1]'),
+    ((f'--model={images}', f'--images={tmp_path / "labels.npz"}'), "'hen', which is no class"),
+    ((f'--model={images}', f'--images={tmp_path / "none.npz"}'), "an array 'images'"),
+  ):
+    assert words in complaint(*flags)
+  with pytest.raises(ValueError, match='labels are from 0 to 3'):
+    pictures.class_numbers(np.array([0, 3]), ('cat', 'dog', 'owl'))
