@@ -332,10 +332,13 @@ def test_a_workdir_with_fields_that_were_removed_since_is_resumed(tmp_path, cfg)
     workdirs.open_config(str(tmp_path), dataclasses.replace(conv.smoke(), block=3))
 
 
-@pytest.mark.parametrize('cfg', [enas_images.demo_macro(), enas_images.small_micro(), cell.demo(), retrain_enas.demo()])
+@pytest.mark.parametrize(
+  'cfg', [enas_images.demo_macro(), enas_images.small_micro(), cell.demo(), chain.demo(), retrain_enas.demo()]
+)
 def test_a_workdir_without_fields_that_were_added_since_is_resumed(tmp_path, cfg):
   """If the config has the values by which the program worked before there was a choice."""
-  new = ('skip_penalty', 'decay_norms', 'decay_before_clip', 'lr_min')
+  new = ('skip_penalty', 'decay_norms', 'decay_before_clip', 'lr_min', 'known', 'proposals', 'population', 'tournament')
+  new += ('queue', 'queue_weight', 'ppo_clip', 'ppo_batches')
   saved = {name: value for name, value in config.as_json(cfg).items() if name not in new}
   assert len(saved) < len(config.as_json(cfg))
   (tmp_path / 'config.json').write_text(json.dumps(saved))
