@@ -119,6 +119,11 @@ def check(cfg: Any) -> None:
       f'known (={cfg.known}) has a search depend on all children before, which asynchronous replicas do not wait for: '
       'take --known=train or --replicas=0.'
     )
+  if cfg.replicas and cfg.proposals != 'policy':
+    raise ValueError(
+      f'proposals (={cfg.proposals}) are chosen by all rewards so far, which asynchronous replicas do not wait for: take '
+      '--proposals=policy or --replicas=0.'
+    )
 
 
 def build(
