@@ -133,9 +133,9 @@ def test_rewards_of_layers_are_refused():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('algorithm', list(ALGORITHMS))
-def test_every_algorithm_can_be_told(algorithm):
-  s = _search(algorithm=algorithm, known='avoid')
+@pytest.mark.parametrize(('algorithm', 'proposals'), [*((name, 'policy') for name in ALGORITHMS), ('pqt', 'guided')])
+def test_every_algorithm_can_be_told(algorithm, proposals):
+  s = _search(algorithm=algorithm, proposals=proposals, known='avoid')
   tokens = OPS[~MISSING][:5]  # an odd number: the last batch is smaller
   begun = start.begin(s, _known(tokens, REWARD[~MISSING][:5]), OPS[~MISSING][[7]])
   state, fresh = begun.init(jax.random.key(0)), s.sized(s.init(jax.random.key(0)), 0)
@@ -144,6 +144,7 @@ def test_every_algorithm_can_be_told(algorithm):
   again = begun.init(jax.random.key(0))
   for one, other in zip(jax.tree.leaves(state.algorithm), jax.tree.leaves(again.algorithm), strict=True):
     np.testing.assert_array_equal(one, other)
+  assert proposals == 'policy' or state.guide.size == len(tokens)
   state, children = _run(begun, state, 4)
   drawn = [tuple(child) for child, _, _ in children]
   assert drawn[0] == tuple(OPS[~MISSING][7].tolist()) and not set(drawn) & set(map(tuple, tokens.tolist()))
