@@ -17,6 +17,7 @@ PROMISED = {
   ),
   'controller': ('lstm_controller',),
   'tree_cell': ('init', 'apply', 'unroll', 'TreeCell', 'NNXTreeCell', 'equations', 'draw', 'to_source'),
+  'export': ('load', 'module', 'to_source', 'cost'),
   'search': ('build', 'ask_tell', 'run', 'run_seeds'),
   'published': ('',),
   'systems.cell': ('build',),

@@ -20,8 +20,9 @@ def python(*args, **kwargs):
 
 
 def test_the_promised_names_are_there():
-  from nas_jax import controller, published, search, space, systems, tree_cell
+  from nas_jax import controller, export, load, published, search, space, systems, tree_cell
 
+  assert load is export.load and callable(export.module) and callable(export.to_source)
   assert callable(space.tree_cell_space) and callable(space.choice_space) and callable(space.canonical)
   assert callable(controller.lstm_controller) and callable(search.ask_tell) and callable(search.run_seeds)
   assert tree_cell.NASCELL is published.NASCELL and callable(tree_cell.draw)

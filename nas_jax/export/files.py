@@ -57,7 +57,7 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
   part = f'{folder}.part'
   files.remove(part)
   write, close = checkpoint.saver(os.path.join(part, WEIGHTS), keep=1)
-  write(0, jax.tree.map(jnp.asarray, variables))
+  write(0, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables))  # what modules have, also under x64
   close()
   if isinstance(card.inputs, ImageInputs):
     shape, classes, (whiten, shift, scale), resized = card.inputs
