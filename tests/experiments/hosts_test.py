@@ -264,6 +264,19 @@ def test_a_silent_host_is_lost_and_all_hear_of_it(service, monkeypatch):
   third.leave()
 
 
+def test_a_process_that_does_not_look_is_ended_all_the_same(service, monkeypatch, capsys):
+  """Host 1 is lost while host 0 is in a call that takes long: the watch itself says so and ends the process."""
+  exits, ended = [], threading.Event()
+  monkeypatch.setattr(connection, 'GRACE', 0.1)
+  monkeypatch.setattr(connection, '_exit', lambda code: (exits.append(code), ended.set()))
+  monkeypatch.setattr(atexit, 'register', lambda *args: None)
+  leader = connection.connect(service, 0, 2, 0.2)
+  assert ended.wait(20) and exits[0] == 75
+  assert 'host 1 has been silent for 0.2 s; the same command goes on.' in capsys.readouterr().err
+  assert json.loads(service.values['nas_jax/end/0'])[0] == 75 and service.values['nas_jax/gone/0'] == b'alone'
+  leader.leave()
+
+
 def test_an_error_of_one_host_is_told_to_the_others(service, monkeypatch):
   monkeypatch.setattr(atexit, 'register', lambda *args: None)
   both = [connection.connect(service, host, 2, 20) for host in (0, 1)]
