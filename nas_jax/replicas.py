@@ -121,8 +121,8 @@ def check(cfg: Any) -> None:
     )
   if cfg.replicas and cfg.proposals != 'policy':
     raise ValueError(
-      f'proposals (={cfg.proposals}) are chosen by all rewards so far, which asynchronous replicas do not wait for: take '
-      '--proposals=policy or --replicas=0.'
+      f'proposals (={cfg.proposals}) are chosen by all rewards so far, which asynchronous replicas do not wait for: '
+      'take --proposals=policy or --replicas=0.'
     )
 
 
