@@ -1,6 +1,7 @@
 """What the replay tree is worth: searches with and without it, drawn from their workdirs.
 
-Example, the searches of the table in BUILD_NOTES.md as runs/full-0, runs/noreplay-0, runs/notree-0, runs/random-0, ...:
+Example, the searches of the table in docs/results/layers.md as runs/full-0, runs/noreplay-0, runs/notree-0,
+runs/random-0, ...:
   python docs/tree_and_replay.py docs/tree_and_replay.svg runs
 """
 

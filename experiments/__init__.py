@@ -1,6 +1,20 @@
 """Launchers: the only place with flags, paths and processes. They are run from a checkout of the repository."""
 
-from nas_jax import lazy
+import os
+import signal
+import sys
+from typing import Any
+
+
+def _leave(*_: Any) -> None:
+  os.write(2, b'stopped by SIGINT before anything was begun.\n')
+  os._exit(130)
+
+
+if sys.argv[0] == '-m':  # `python -m experiments.NAME`, which first imports for seconds what can end in no other way
+  signal.signal(signal.SIGINT, _leave)
+
+from nas_jax import lazy  # noqa: E402
 
 # What every search needs beside the library, looked for now and not after hours of training.
 for _package in ('absl', 'filelock', 'matplotlib', 'tensorboardX', 'tqdm'):

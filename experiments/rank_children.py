@@ -74,13 +74,14 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   values = launch.parse(argv, __doc__ or '', own_flags, {'': rank_cell.PRESETS})
   cfg = launch.configure(values, rank_cell.PRESETS)
   rank_cell.check(cfg)
+  results = values.results or f'runs/rank_children-{values.preset}'
+  cfg = workdirs.settled(results, cfg)
   launch.set_up_jax()
   launch.check_processes()
   text = CELL.load(cfg, values.data_dir)
   cells = read_cells(values.cells) if values.cells else gather(cfg, values)
   space.stack(list(cells.values()))  # which raises if they are not of one size
   made = {name: rank_cell.programs(cfg, name, text, cells) for name in dict.fromkeys((FINAL, *cfg.recipes))}
-  results = values.results or f'runs/rank_children-{values.preset}'
   lock = workdirs.lock(results, 'results')
   workdirs.open_config(results, cfg, 'results')
   written = {name: json.loads(arch_json(arch)) for name, arch in cells.items()}

@@ -90,7 +90,11 @@ class Trainer:
     self._open.enter_context(recovery_files.recording_crashes(self._folder))
     recovery = recovery_files.recovery(self._folder, self._cfg, lambda: None)
     problem = self._system.make_problem(self._cfg, data)
-    self._own = from_scratch.local_evaluators(self._system, self._cfg, data, problem, recovery)
+
+    def load(cfg: Any) -> Any:
+      return self._system.load(cfg, self._data_dir)
+
+    self._own = from_scratch.local_evaluators(self._system, self._cfg, data, problem, recovery, load)
     self._types = [Batch, Repeats, Group, problem.space.arch_type]
 
   def train(self, task: bytes) -> bytes:

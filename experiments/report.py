@@ -11,6 +11,7 @@ Examples:
 from collections.abc import Mapping, Sequence
 import functools
 import glob
+import math
 import os
 import re
 import time
@@ -20,8 +21,9 @@ from absl import flags
 
 from experiments.common import launch, workdirs
 from experiments.common.systems import System, system_of
+from experiments.common.weight_sharing import OTHER_DATA
 from nas_jax import config, draw, search, space
-from nas_jax.report import comparison, headline, model, page, rankings, replay_picture, style
+from nas_jax.report import comparison, headline, model, page, rankings, reliability, replay_picture, style
 from nas_jax.search import journal, replay_tree
 
 
@@ -75,19 +77,19 @@ def pictures(report: model.Report) -> dict[str, str]:
   return {name: style.as_file(svg) for name, svg in found.items()}
 
 
-def make(workdir: str) -> str:
-  """The page of what a workdir holds. Raises ValueError as `read`."""
-  return page.render(read(workdir))
+def make(workdir: str, cfg: Any = None) -> str:
+  """The page of what a workdir holds. The arguments and errors are those of `read`."""
+  return page.render(read(workdir, cfg))
 
 
-def refresher(workdir: str) -> search.Hook:
+def refresher(workdir: str, cfg: Any = None) -> search.Hook:
   """Returns a hook that writes the page of a search that runs, each time that its last version is a minute old."""
   written = time.monotonic()
 
   def step(state: search.SearchState, info: Mapping[str, Any]) -> None:
     nonlocal written
     if time.monotonic() - written > page.REFRESH:
-      workdirs.write(os.path.join(workdir, 'report.html'), page.render(read(workdir), page.REFRESH))
+      workdirs.write(os.path.join(workdir, 'report.html'), page.render(read(workdir, cfg), page.REFRESH))
       written = time.monotonic()
 
   return search.Hook(step=step)
@@ -100,8 +102,16 @@ def write(workdir: str, text: str, name: str = 'report.html') -> None:
   print(f'report: {path}')
 
 
-def read(workdir: str) -> model.Report:
-  """What a workdir holds, as the page says it. Raises ValueError, naming the file, on what is damaged or missing."""
+def read(workdir: str, cfg: Any = None) -> model.Report:
+  """Returns what a workdir holds, as the page says it.
+
+  Args:
+    workdir: the folder of the search.
+    cfg: the config of the search, if it has operations of the user's own, of which config.json has the names alone.
+
+  Raises:
+    ValueError: a file is damaged or missing, and the message names it; or there are operations of the user's own.
+  """
   saved = workdirs.peek(os.path.join(workdir, 'config.json'))
   if saved is None:
     raise ValueError(f'workdir (={workdir!r}) holds no search: there is no config.json in it. Name one that does.')
@@ -109,7 +119,9 @@ def read(workdir: str) -> model.Report:
   system = system_of(saved, origin)
   if system is None:
     raise ValueError(f'{workdir}/config.json is of no system known here: it has the fields {", ".join(saved)}.')
-  cfg = config.from_json(system.config, saved)
+  if cfg is None:
+    cfg = config.from_json(system.config, saved)
+    config.check(cfg)
   made = system.make_space(cfg)
   runs = {cfg.algorithm: _run(workdir, system, made, cfg.algorithm)}
   if os.path.isdir(control := os.path.join(workdir, 'control')):
@@ -117,8 +129,12 @@ def read(workdir: str) -> model.Report:
   known = workdirs.peek(os.path.join(workdir, 'yardsticks.json')) or {}
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = rankings.standings(records, known, made, system.metric.key, system.metric.lower)
+  derived = dict[str, float]()
   for name, folder in (cfg.algorithm, workdir), ('random', control):
-    rows += rankings.derived(name, workdirs.peek(os.path.join(folder, 'derived.json')) or [], system.metric.key)
+    lines = workdirs.peek(os.path.join(folder, 'derived.json')) or []
+    rows += rankings.derived(name, lines, system.metric.key)
+    if lines and lines[0]['failed'] is None:
+      derived[name] = lines[0][system.metric.key]
   training, each = system.length(cfg), ' each' if len(runs) > 1 else ''
   children, (key, _, lower) = runs[cfg.algorithm].records, system.metric
   views = [(name, rankings.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
@@ -141,6 +157,7 @@ def read(workdir: str) -> model.Report:
     views=[view for view in views if view[1]],
     remembered=_remembered(os.path.join(workdir, 'replay.json'), made),
     shared=system.alone is None,
+    derived=derived,
     converged=converged,
     glance=_glance(system, cfg, origin, made, each),
     use=_use(workdir, system, origin),
@@ -197,8 +214,7 @@ def _winners(
 
 
 def _winner(title: str, arch: Any, made: space.Space) -> model.Winner:
-  picture = draw.svg(arch) if type(arch) in draw.svg.registry else ''
-  return model.Winner(title, draw.words(arch, made), picture)
+  return model.Winner(title, draw.words(arch, made), draw.picture(arch, made))
 
 
 def _remembered(path: str, made: space.Space) -> str:
@@ -211,18 +227,33 @@ def _remembered(path: str, made: space.Space) -> str:
 
 def _reliability(workdir: str, system: System, cfg: Any) -> list[model.Correlation]:
   if ranks := workdirs.peek(os.path.join(workdir, 'ranks.json')):
-    alone = f'{ranks["passes"]} passes alone, {ranks["children"]} random ones (Kendall)'
-    names = {'two seeds': f'two seeds of {alone}'}
+    passes = rankings.counted(ranks['passes'], 'pass', 'passes')
+    alone = f'{passes} alone, {ranks["children"]} random ones (Kendall)'
+    names = {name: f'{name}, {alone}' for name in ('two seeds', OTHER_DATA)}
     return [
-      model.Correlation(names.get(name, f'weights shared by {name} and {alone}'), value)
+      model.Correlation(
+        names.get(name, f'weights shared by {name} and {alone}'),
+        math.nan if value is None else value,
+        failed=ranks.get('failed', {}).get(name),
+      )
       for name, value in ranks['kendall'].items()
     ]
   found = workdirs.peek(os.path.join(workdir, 'reliability.json'))
   if found is None or system.alone is None:
     return []
   training, longer = system.length(cfg), system.length(system.alone.scale_budget(cfg, 5))
-  between = f'two seeds, {found["children"]} children', f'{training} and {longer}, half of them'
-  return [model.Correlation(between[0], found['seeds'], 0.7), model.Correlation(between[1], found['budget'], 0.5)]
+  measured = reliability.from_json(found)
+  of = f', {headline.children(measured.children)}'
+  return [
+    model.Correlation(
+      words if one is measured.budget else words + of,
+      one.all,
+      0.5 if one is measured.budget else 0.7,
+      one.quarter,
+      one.failed,
+    )
+    for words, one in reliability.in_words(measured, training, longer).items()
+  ]
 
 
 def _converged(workdir: str, system: System) -> Mapping[str, Any] | None:
@@ -238,7 +269,7 @@ def _glance(system: System, cfg: Any, origin: Mapping[str, Any], made: space.Spa
     ('data', cfg.dataset),
     ('space', rankings.counted(made.size(), system.noun)),
     ('search', cfg.algorithm),
-    ('budget', f'{origin.get("max_children", cfg.max_children)} children{each}, {system.length(cfg)}'),
+    ('budget', f'{headline.children(origin.get("max_children", cfg.max_children))}{each}, {system.length(cfg)}'),
     ('reward', system.reward(cfg)),
   ]
 
@@ -277,7 +308,7 @@ def _facts(
   return [
     ('command', origin.get('command', unknown)),
     ('sha256 of the data', origin.get('sha256', unknown)),
-    ('seed', str(cfg.seed)),
+    ('seed', config.seeds_in_words(cfg).removeprefix('seed ')),
     ('token sequences', rankings.counted(made.size(), 'token sequence')),
     ('training of children', f'{spent:.1f} minutes{both}'),
     ('devices', f'{origin.get("devices", unknown)}, jax {origin.get("jax", unknown)}'),

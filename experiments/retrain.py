@@ -63,12 +63,13 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   recipe, cfg = RECIPES[system.kind], configure(values, system)
   if values.workdir:
     archs |= best_of(values.workdir, values.top, systems[sources[-1]])
+  results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
+  cfg = workdirs.settled(results, cfg)
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax(max(len(retrain.grid(recipe.point, cfg)), cfg.repeats))
   launch.check_processes()
   for arch in archs.values():
     recipe.validate(cfg, data, arch)
-  results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
   lock = workdirs.lock(results, 'results')
   epochs.open_results(results, cfg)
 
@@ -375,7 +376,8 @@ def train_stage(
   if task.choose:
     found['valid'] = curve.min(0).tolist()
   if stage.final:
-    found['test'] = full_training.score(task, progress, settings, m).tolist()
+    scored = full_training.score(task, progress, settings, m)  # of the initial weights if no epoch had a finite score
+    found['test'] = np.where(np.isfinite(curve).any(0), scored, np.inf).tolist()
     scores = found | {'validated': stage.validated}
     cost = models.keep(folder, recipe, cfg, data, arch, stage.size, stage.points[0], progress.best, scores)
     found['multiply_adds'] = cost.multiply_adds

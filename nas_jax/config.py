@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import difflib
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 LARGEST = 1e30  # of a float field: products of settings must still fit 32 bits
 LAST_SEED = 2**32 - 1  # JAX makes keys of the lowest 32 bits of a seed: a greater one would repeat a smaller one
@@ -24,6 +24,7 @@ def field(
   budget: bool = False,
   first: bool = False,
   also: type | None = None,
+  unsettled: Any = 'auto',
 ) -> Any:
   """Returns a dataclass field with its help text and its bounds.
 
@@ -37,9 +38,44 @@ def field(
     budget: whether it only says when to stop. A search can be resumed with another value of such a field.
     first: whether it is among the few that people set first, which --help shows first.
     also: for a list of words, another type that entries may have; JSON has the `name` of such an entry.
+    unsettled: the value that leaves the choice to the first start of a search, which notes it: see `settled`.
   """
-  fits = {'low': low, 'above': above, 'high': high, 'choices': choices, 'also': also}
+  fits = {'low': low, 'above': above, 'high': high, 'choices': choices, 'also': also, 'unsettled': unsettled}
   return dataclasses.field(default=default, metadata={'help': help, 'budget': budget, 'first': first, **fits})
+
+
+@dataclasses.dataclass
+class Seed:
+  """The seed of a search or of a retraining."""
+
+  seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
+
+
+@dataclasses.dataclass
+class DataSeed(Seed):
+  """The same, and that of the data."""
+
+  data_seed: int = field(
+    -1,
+    'seed of the data: of its split into training and validation where the set has none, of its order, and of random '
+    'crops and flips; -1 for that of the whole run',
+    low=-1,
+    high=LAST_SEED,
+    unsettled=-1,
+  )
+
+  added: ClassVar[dict[str, Any]] = {'data_seed': 0}  # see `with_added`: the data did not depend on the seed
+
+
+def data_seed(config: DataSeed) -> int:
+  """Returns the seed of the data."""
+  return config.seed if config.data_seed < 0 else config.data_seed
+
+
+def seeds_in_words(config: DataSeed) -> str:
+  """Returns the seed, and that of the data if it is another."""
+  own = data_seed(config)
+  return f'seed {config.seed}' + (f', of the data {own}' if own != config.seed else '')
 
 
 def check(config: Any) -> None:
@@ -102,9 +138,12 @@ def from_json(config_class: type, saved: Mapping[str, Any]) -> Any:
 
 
 def settled(config: Any, old: Mapping[str, Any]) -> Any:
-  """Returns `config` with each 'auto' replaced by the value in `old`, so that it is not measured again."""
-  names = [item.name for item in dataclasses.fields(config) if getattr(config, item.name) == 'auto']
-  return dataclasses.replace(config, **{name: old[name] for name in names if name in old})
+  """Returns `config` with each value that leaves a choice open, such as 'auto', replaced by what `old` chose."""
+  old = with_added(old, type(config))
+  unsettled = {
+    item.name for item in dataclasses.fields(config) if getattr(config, item.name) == item.metadata['unsettled']
+  }
+  return dataclasses.replace(config, **{name: value for name, value in old.items() if name in unsettled})
 
 
 def without_removed(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:

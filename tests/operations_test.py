@@ -14,14 +14,19 @@ import numpy as np
 import pytest
 import testing
 
+from experiments import report
+from experiments.common import final_choice, workdirs
+from experiments.common.systems import CELL
 from nas_jax import config, operations, space, tree_cell
 from nas_jax.draw import enas as draw_enas
 from nas_jax.draw import tree as draw_tree
 from nas_jax.nn import enas_cell
 from nas_jax.operations import ACTIVATIONS, COMBINATIONS, Operation, Operations
 from nas_jax.report import rankings
+from nas_jax.search import journal
 from nas_jax.space import RnnArch, TreeArch
-from nas_jax.systems import cell, enas_rnn
+from nas_jax.systems import cell, enas_rnn, retrain, retrain_cell
+from nas_jax.training import full_training
 
 ROOT = pathlib.Path(__file__).parent.parent
 B, IN, H = 3, 2, 4
@@ -312,6 +317,39 @@ def test_an_id_without_its_operation_is_refused():
     with pytest.raises(ValueError, match=f'activate {SWISH_ID} .* hand in the operations of its space') as error:
       use(arch)
     assert '\n' not in str(error.value)
+
+
+@pytest.fixture(scope='module')
+def own_space():
+  """A search with an operation of one's own, and a cell of its space that has it."""
+  cfg = testing.cell_config(activate=('tanh', SWISH), final_children=1)
+  made = cell.make_space(cfg)
+  return cfg, made, made.decode(np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 0][: made.length]))
+
+
+def test_a_cell_with_an_operation_of_ones_own_is_trained_to_the_end(own_space):
+  cfg, made, arch = own_space
+  recipe, text = testing.retrain_config(), testing.text()
+  assert SWISH_ID in arch.activate
+  with pytest.raises(ValueError, match=f'activate {SWISH_ID} .* hand in the operations of its space'):
+    retrain_cell.validate(recipe, text, arch)
+  task = retrain_cell.task(recipe, text, arch, '4', 1, operations=made.operations)
+  points = retrain_cell.hyperparameters(retrain.grid(retrain_cell.Point, recipe)[:1])
+  progress, settings, keys = full_training.start(task, points, jax.random.split(jax.random.key(0), 1), 1)
+  assert np.isfinite(full_training.run(task, progress, settings, keys).curve[0, 0])
+  with pytest.raises(ValueError, match=r'final_children \(=1\): swish is an operation of your own'):
+    final_choice.of(CELL, cfg, text)
+
+
+def test_a_report_of_a_search_with_an_operation_of_ones_own(own_space, tmp_path):
+  cfg, made, arch = own_space
+  workdirs.open_config(str(tmp_path), cfg)
+  child = {'id': 0, 'tokens': made.encode(arch).tolist(), 'reward': 1.0, 'perplexity': 5.0, 'failed': None}
+  journal.writer(str(tmp_path / 'children.jsonl'))([child | {'seconds': 1.0}])
+  assert 'swish(' in report.make(str(tmp_path), cfg)
+  with pytest.raises(ValueError, match='hand in one of your own as an Operation') as error:
+    report.make(str(tmp_path))  # config.json has its name alone
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.long

@@ -58,12 +58,12 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
   groups |= {name: {name: arch} for name, arch in choice.references.items()}
   result = retrain.choose(system, choice.cfg, run.data, groups, folder, run.recovery.check)
   chosen = [row['name'] for row in result['rows'] if row['name'] in groups[run.cfg.algorithm]]
-  own = [f'{who}:\n{draw.describe(rankings.arch_of(made, records[who]))}' for who in chosen[:1]]
+  own = [f'{who}:\n{draw.words(rankings.arch_of(made, records[who]), made)}' for who in chosen[:1]]
   if chosen:
     workdirs.write(os.path.join(folder, 'best.json'), rankings.best_json(made, records[chosen[0]]))
   return '\n'.join(
     [
-      f'Trained to convergence, mean and standard deviation over {choice.cfg.repeats} trainings:',
+      f'Trained to convergence, mean and standard deviation over {rankings.counted(choice.cfg.repeats, "training")}:',
       '',
       retrain.table(result['rows'], system),
       result['setting'],

@@ -4,21 +4,24 @@ The reliability of the reward is measured before the search. After it, known arc
 as the children were.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import final_choice, workdirs
-from experiments.common.stages import Found, Run, Stages, Summary
+from experiments.common.stages import Found, Run, Stages, Summary, on_other_data
 from experiments.common.systems import Config, Data, FromScratch, System
 from nas_jax import draw, space
 from nas_jax.report import rankings, reliability
-from nas_jax.training import evaluators, timing
+from nas_jax.search import journal
+from nas_jax.training import evaluators, fit, timing
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Batch, Evaluate
@@ -29,10 +32,10 @@ LONGER = 5  # times the training of the search that its reward is compared with
 def stages(run: Run, alone: FromScratch) -> Stages:
   """Returns the stages. They share one evaluator, so that what trains children is compiled once."""
   run = settle_program(run)
-  train = run.place(local_evaluators(run.system, run.cfg, run.data, run.problem, run.recovery))
+  train = run.place(local_evaluators(run.system, run.cfg, run.data, run.problem, run.recovery, run.reload))
   return Stages(
     run.cfg,
-    f'{run.cfg.max_children} children of {run.system.length(run.cfg)}',
+    f'a budget of {rankings.counted(run.cfg.max_children, "child", "children")} of {run.system.length(run.cfg)}',
     search=lambda cfg: alone.search(run.problem.space, cfg, train['children']),
     before=lambda: measure_reliability(run, alone, train),
     after=lambda cfg, found: None,
@@ -41,7 +44,12 @@ def stages(run: Run, alone: FromScratch) -> Stages:
 
 
 def local_evaluators(
-  system: System, cfg: Config, data: Data, problem: Problem, recovery: Recovery
+  system: System,
+  cfg: Config,
+  data: Data,
+  problem: Problem,
+  recovery: Recovery,
+  reload: Callable[[Config], Data],
 ) -> dict[str, Evaluate]:
   """Returns all evaluators of a search, which train on the local devices, by name.
 
@@ -49,7 +57,8 @@ def local_evaluators(
   `local_evaluators(...)[name](batch)`. Nothing is compiled before one of them is called.
 
   * 'children' trains the children of the search and of its random-search baseline, and all architectures of its space.
-  * 'longer' trains them five times as long, to measure how reliable the reward is.
+  * 'longer' trains them five times as long, to measure how reliable the reward is, and 'other data' trains them on the
+    data of another seed.
   * 'reference NAME' trains the known architecture of that name. It may be of another kind of network.
 
   Args:
@@ -58,6 +67,7 @@ def local_evaluators(
     data: as the system's `load` returns it.
     problem: of `cfg` and `data`.
     recovery: recalls, keeps and ends trainings.
+    reload: as in `stages.on_other_data`.
   """
   alone = system.alone
   assert alone is not None, 'children that share weights have no evaluator of their own'
@@ -66,10 +76,14 @@ def local_evaluators(
     problem = system.make_problem(alone.scale_budget(cfg, LONGER), data)
     return alone.evaluator(problem, None, recovery)
 
+  def other_data() -> Evaluate:
+    return alone.evaluator(on_other_data(system, cfg, reload), None, recovery)
+
   train = alone.evaluator(problem, None, recovery)
   known = alone.references(cfg, data, train, recovery)
   references = {_reference(name): one.evaluate for name, one in known.items()}
-  return {'children': train, 'longer': evaluators.on_first_use(longer), **references}
+  later = {'longer': evaluators.on_first_use(longer), 'other data': evaluators.on_first_use(other_data)}
+  return {'children': train, **later, **references}
 
 
 def _reference(name: str) -> str:
@@ -101,30 +115,43 @@ def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evalua
     return 'reward reliability: not measured'
   long = alone.scale_budget(cfg, LONGER)
 
-  def measure() -> dict[str, float]:
+  def measure() -> dict[str, Any]:
     key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
-    some = cfg.reliability_children // 2
+    made, some = run.problem.space, cfg.reliability_children // 2
     counts = cfg.reliability_children, cfg.m
-    return reliability.measure(run.problem.space, train['children'], key, *counts, train['longer'], some)._asdict()
+    return reliability.as_json(
+      reliability.measure(made, train['children'], key, *counts, train['longer'], some, train['other data'])
+    )
 
-  found = workdirs.cached(os.path.join(run.workdir, 'reliability.json'), measure)
-  return (
-    f'reward reliability (Spearman, {found["children"]} random {system.noun}s): {found["seeds"]:.2f} between two '
-    f'seeds, {found["budget"]:.2f} between {system.length(cfg)} and {system.length(long)} (half of them)'
-  )
+  found = reliability.from_json(workdirs.cached(os.path.join(run.workdir, 'reliability.json'), measure))
+  lines = [
+    f'reward reliability: rank correlations (Spearman) of {rankings.counted(found.children, f"random {system.noun}")}, '
+    'without those that failed; in brackets, within the best quarter:'
+  ]
+  for words, one in reliability.in_words(found, system.length(cfg), system.length(long)).items():
+    quarter = f' ({one.quarter:.2f})' if math.isfinite(one.quarter) else ''
+    failed = f', {one.failed} failed' if one.failed else ''
+    value = f'{one.all:.2f}' if math.isfinite(one.all) else 'cannot be measured'
+    lines.append(f'  {value}{quarter} between {words}{failed}')
+  return '\n'.join(lines)
 
 
-def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[str, list[float]]:
-  """Returns scores of known architectures, trained just as the children are; each is measured once in a workdir."""
+def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[str, list[float | None]]:
+  """Returns scores of known architectures, trained just as the children are; each is measured once in a workdir.
+
+  The score of a training that failed is None.
+  """
   repeats = run.cfg.yardstick_repeats
   if not repeats:
     return {}
   keys = jax.random.split(jax.random.fold_in(jax.random.key(run.cfg.seed), 2), repeats)
 
-  def train(one: evaluators.Known) -> list[float]:
+  def train(one: evaluators.Known) -> list[float | None]:
     ids = jnp.arange(repeats, dtype=jnp.int32)
     outcome = one.evaluate(Batch(ids, keys, ids[:, None], space.stack([one.arch] * repeats)))
-    return np.asarray(outcome.metrics[run.system.metric.key]).tolist()
+    metrics = outcome.metrics
+    scores = np.where(metrics['failed'] == fit.Status.OK, metrics.get(run.system.metric.key, np.nan), np.nan)
+    return [journal.plain(score) for score in scores]
 
   path = os.path.join(run.workdir, 'yardsticks.json')
   return workdirs.cached_each(path, {name: functools.partial(train, one) for name, one in known.items()})

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
+import glob
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -25,6 +27,7 @@ from nas_jax.training.recovery import Stopped
 Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
 Work = Callable[[Check], None]
 FAULT, CANNOT_WRITE = 1, 74  # exit codes: an error of the program, a file that cannot be written
+CACHE = 'jax_compilation_cache_dir'
 _DEFINE: dict[type, Callable[..., Any]] = {
   bool: flags.DEFINE_boolean,
   int: flags.DEFINE_integer,
@@ -42,6 +45,7 @@ def main(prepare: Callable[[Sequence[str]], Work]) -> None:
   """
   absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax logs it also raises
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # no longer that of the imports, in `experiments`
   with streams.tolerant(), _one_line_each():
     try:
       work = prepare(sys.argv)
@@ -102,8 +106,14 @@ def _one_line_each() -> Iterator[None]:
       said.add(message)
       say(message)
 
+  def warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    if removed := drop_damaged_programs(str(message)):
+      say(f'{removed}: a compiled program that was kept cannot be read. It is compiled and kept anew.')
+    else:
+      say(str(message))
+
   with warnings.catch_warnings():
-    warnings.showwarning = lambda message, *_, **__: say(str(message))
+    warnings.showwarning = warn
     threading.excepthook = lambda failed: once(f'{failed.thread and failed.thread.name} failed: {failed.exc_value}')
     sys.unraisablehook = lambda failed: once(f'{failed.err_msg or "in a destructor"}: {failed.exc_value}')
     try:
@@ -282,7 +292,7 @@ def set_up_jax(at_most: int | None = None) -> None:
     jax.config.update('jax_num_cpu_devices', min(cores(), at_most or 1000))
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'nas_jax'))
+    jax.config.update(CACHE, os.path.join(home, 'nas_jax'))
     jax.config.update('jax_compilation_cache_max_size', 2 * 1024**3)  # bytes; the least used go first
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
@@ -294,6 +304,25 @@ def check_processes(known: int = 1) -> None:
       f'this is one of {jax.process_count()} hosts, each of which would do all the work: add --hosts to a search whose '
       'children have weights of their own, or use a machine with one host.'
     )
+
+
+def drop_damaged_programs(warning: str) -> str:
+  """Removes the compiled programs that JAX warns it cannot read, which it would never replace.
+
+  The warning gives the name of a program alone, which may stand for several: all of them are removed, and those that
+  are used are compiled again.
+
+  Returns:
+    The name; '' if the warning is another one, or nothing is kept.
+  """
+  found = re.match(r"Error reading persistent compilation cache entry for '([^']+)'", warning)
+  folder = getattr(jax.config, CACHE)
+  if not found or not folder:
+    return ''
+  for path in glob.glob(os.path.join(glob.escape(folder), f'{glob.escape(found[1])}-*')):
+    with contextlib.suppress(OSError):
+      os.unlink(path)
+  return found[1]
 
 
 def named_arch(name: str, known: Mapping[str, Any], kind: str = '') -> Any:

@@ -9,6 +9,7 @@ from nas_jax import files
 from nas_jax.files import Each, is_count, is_number
 
 _NUMBERS = [is_number]
+_MEASURED = (is_number, None)  # None if it could not be measured
 _RESULT: files.Schema = {
   'parameters': int,
   'multiply_adds?': int,
@@ -23,7 +24,13 @@ def _some_numbers(value: Any) -> bool:
 
 
 def _derived(value: Any) -> bool:
-  line: files.Schema = {'id': is_count, 'tokens': [is_count], 'reward': is_number, 'failed': None, 'step': is_count}
+  line: files.Schema = {
+    'id': is_count,
+    'tokens': [is_count],
+    'reward': is_number,
+    'failed': (str, None),
+    'step': is_count,
+  }
   return isinstance(value, list) and bool(value) and not files.mismatch(value, [line])
 
 
@@ -52,14 +59,22 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
     },
     'best.json': {'kind': str, 'arch': {}},
     'start.json': {'files': Each(str), 'told': [{}], 'first': [[is_count]], 'said': [str], 'sha256': str},
-    'reliability.json': {'seeds': is_number, 'budget': is_number, 'children': is_count},
-    'yardsticks.json': Each(_some_numbers),
+    'reliability.json': {
+      'seeds': _MEASURED,
+      'data_seeds?': _MEASURED,
+      'budget?': _MEASURED,
+      'children': is_count,
+      'quarter?': Each(_MEASURED),
+      'failed?': Each(is_count),
+    },
+    'yardsticks.json': Each([_MEASURED]),
     'derived.json': _derived,
     'ranks.json': {
       'children': is_count,
       'passes': is_count,
-      'kendall': Each(is_number),
-      'spearman': Each(is_number),
+      'kendall': Each(_MEASURED),
+      'spearman': Each(_MEASURED),
+      'failed?': Each(is_count),
       'seconds': is_number,
       'step': [is_count],
     },

@@ -106,8 +106,13 @@ def _prepare(
   leads = connected.process == 0
   if leads:
     check_workdir(workdir, system)
+  cfg = workdirs.settled(workdir if leads else os.path.join(workdir, f'host-{connected.process}'), cfg)
   beside = _read_beside(values.beside, system, cfg) if system.alone and leads else {}
-  data = system.load(cfg, values.data_dir)
+
+  def load(cfg: Config) -> Data:
+    return system.load(cfg, values.data_dir)
+
+  data = load(cfg)
   hosts, _ = connected.checked(lambda: None)
   facts = {'data (sha256)': data.sha256[:12], 'jax': jax.__version__, **workdirs.jax_settings()}
   hosts_lib.agree(hosts, {'launcher': system.launcher, **config.as_json(cfg), **facts})
@@ -119,7 +124,8 @@ def _prepare(
   if ray and problem.program == 'auto':
     raise ValueError('child_program (=auto) is measured by this process, not by workers: take generic or specialised.')
   if not leads:
-    return _prepare_to_serve(system, cfg, data, problem, os.path.join(workdir, f'host-{connected.process}'), connected)
+    folder = os.path.join(workdir, f'host-{connected.process}')
+    return _prepare_to_serve(system, cfg, data, load, problem, folder, connected)
   final_choice.of(system, cfg, data)  # raises ValueError if it cannot be made
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
@@ -139,7 +145,7 @@ def _prepare(
       crew = None
       if ray:
         crew = ray_workers.hire(ray, system, cfg, values.data_dir, data.sha256, workdir, values.workers, check)
-      run(system, cfg, data, workdir, beside, values.control, check, problem, hosts, crew, started)
+      run(system, cfg, data, workdir, beside, values.control, check, problem, hosts, crew, started, load)
       if hosts.processes > 1:
         hosts_lib.dismiss(hosts)
 
@@ -160,7 +166,13 @@ def _start_workers(system: System, values: flags.FlagValues, connected: connecti
 
 
 def _prepare_to_serve(
-  system: System, cfg: Config, data: Data, problem: Problem, folder: str, connected: connection.Connection
+  system: System,
+  cfg: Config,
+  data: Data,
+  load: Callable[[Config], Data],
+  problem: Problem,
+  folder: str,
+  connected: connection.Connection,
 ) -> launch.Work:
   """Returns what trains children that host 0 names. What it keeps of trainings is in a folder of its own."""
   lock = workdirs.lock(folder)
@@ -174,8 +186,8 @@ def _prepare_to_serve(
       recovery = recovery_files.recovery(folder, cfg, check, recovery_files.ONE_FILE)
       settled = config.settled(cfg, said['config'])
       program = settled.child_program if problem.program == 'auto' else problem.program
-      own = from_scratch.local_evaluators(system, settled, data, problem._replace(program=program), recovery)
-      devices = f'{len(jax.local_devices())} {jax.default_backend()} devices'
+      own = from_scratch.local_evaluators(system, settled, data, problem._replace(program=program), recovery, load)
+      devices = rankings.counted(len(jax.local_devices()), f'{jax.default_backend()} device')
       print(f'process {hosts.process} of {hosts.processes} trains children on {devices}', flush=True)
       hosts_lib.serve(hosts, own, problem.space.arch_type)
 
@@ -220,6 +232,7 @@ def run(
   hosts: hosts_lib.Hosts = hosts_lib.ALONE,
   crew: crew_lib.Crew | None = None,
   started: Start = NOTHING,
+  reload: Callable[[Config], Data] | None = None,
 ) -> None:
   """Runs all stages of a search in a workdir, from wherever the workdir says that it stands.
 
@@ -235,10 +248,14 @@ def run(
     hosts: those that train the children, as host 0 sees them.
     crew: workers that train the children, in place of this process.
     started: what the search starts from. The random search beside it starts from nothing.
+    reload: reads the data again with the data_seed of its argument, to see what rewards owe to the data; by default the
+      splits stay those of `data`.
   """
   recovery = recovery_files.recovery(workdir, cfg, check)
   problem = system.make_problem(cfg, data) if problem is None else problem
-  begun = Run(system, cfg, data, problem, workdir, recovery, beside or {}, len(jax.local_devices()))
+  begun = Run(
+    system, cfg, data, problem, workdir, recovery, beside or {}, reload or (lambda cfg: data), len(jax.local_devices())
+  )
   if hosts.processes > 1:
     begun = from_scratch.settle_program(begun, hosts.processes)
     settled = {'config': config.as_json(begun.cfg), 'lost': workdirs.read(_lost(workdir)) or []}
@@ -251,7 +268,8 @@ def run(
     begun = begun._replace(crew=crew, place=lambda own: crew_lib.elsewhere(crew, own, not begun.problem.own_programs))
   stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
   cfg = stages.cfg
-  places = f'{crew.size} workers' if crew else f'{len(jax.local_devices())} {jax.default_backend()} devices'
+  devices = rankings.counted(len(jax.local_devices()), f'{jax.default_backend()} device')
+  places = rankings.counted(crew.size, 'worker') if crew else devices
   places += f' on each of {hosts.processes} hosts' if hosts.processes > 1 else ''
   print(
     f'{rankings.counted(problem.space.size(), system.noun)}; {stages.children} on {system.about(cfg, data)}; '
@@ -271,18 +289,18 @@ def run(
     found['random'] = _one(begun, stages, control, folder, NOTHING)
   best, scores, rows, note, rest, converged = stages.summary(found)
   table = rankings.table((scores, *rankings.HEADER), rows)
-  facts = f'{cfg.dataset}, sha256 {data.sha256[:12]}; seed {cfg.seed}; {note}'
+  facts = f'{cfg.dataset}, sha256 {data.sha256[:12]}; {config.seeds_in_words(cfg)}; {note}'
   facts = '\n'.join([facts, *(f'started from {line}' for line in started.said)])
   summary = '\n'.join([*([converged] if converged else []), best, '', table, facts, *([said] if said else []), rest])
   workdirs.write(os.path.join(workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
-  report_page.write(workdir, report_page.make(workdir))
+  report_page.write(workdir, report_page.make(workdir, begun.cfg))
 
 
 def _one(begun: Run, stages: Stages, cfg: Config, folder: str, started: Start) -> Found:
   """Runs one search to its end, and what follows it at once."""
   s, budget = start_from.begin(stages.search(cfg), started), run_search.budget_of(cfg, begun.system.children(cfg))
-  watchers, told = [report_page.refresher(begun.workdir)], start_from.measured(started)
+  watchers, told = [report_page.refresher(begun.workdir, begun.cfg)], start_from.measured(started)
   records = run_search.run(
     folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery, watchers, begun.crew, begun.width, told
   )

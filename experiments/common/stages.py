@@ -5,10 +5,11 @@ children that share weights.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 from experiments.common.systems import Arch, Config, Data, System
-from nas_jax import search
+from nas_jax import config, search
 from nas_jax.crew import Crew
 from nas_jax.search import journal
 from nas_jax.training.problem import Problem
@@ -30,9 +31,19 @@ class Run(NamedTuple):
   workdir: str
   recovery: Recovery
   beside: Mapping[str, Arch]  # architectures by name, to train as the children are trained
+  reload: Callable[[Config], Data]  # see `on_other_data`
   width: int = 1  # children of asynchronous replicas that are trained at once: as many as there are devices
   crew: Crew | None = None  # who trains the children of asynchronous replicas; None for this process
   place: Place = lambda own: own  # where children are trained; see `from_scratch.local_evaluators` for the names
+
+
+def on_other_data(system: System, cfg: Config, reload: Callable[[Config], Data]) -> Problem:
+  """Returns the problem of `cfg` on the data of the next data_seed: other splits, another order, other crops.
+
+  `reload` reads the data again, as its argument has them.
+  """
+  cfg = dataclasses.replace(cfg, data_seed=(config.data_seed(cfg) + 1) % (config.LAST_SEED + 1))
+  return system.make_problem(cfg, reload(cfg))
 
 
 class Found(NamedTuple):

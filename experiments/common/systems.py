@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from experiments.common import schemas
-from nas_jax import config, files, replicas, search, space
+from experiments.common import workdirs
+from nas_jax import config, replicas, search, space
 from nas_jax.report import model
 from nas_jax.systems import (
   cell,
@@ -194,17 +194,9 @@ def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | N
 
 def check_workdir(workdir: str, system: System) -> None:
   """Raises ValueError if a workdir holds a search of another system. One whose config cannot be read passes."""
-  saved, origin = (_object_in(os.path.join(workdir, name)) for name in ('config.json', 'origin.json'))
+  saved, origin = (workdirs.object_in(os.path.join(workdir, name)) for name in ('config.json', 'origin.json'))
   held = system_of(saved, origin) if saved else None
   if held and held is not system:
     raise ValueError(
       f'workdir (={workdir!r}) holds a search of {held.launcher} (kind {held.kind}): name another --workdir.'
     )
-
-
-def _object_in(path: str) -> dict[str, Any]:
-  """Returns the JSON object in a file; an empty one if there is none that could be read."""
-  try:
-    return files.read(path, schemas.of(path)) or {}
-  except (OSError, ValueError):
-    return {}

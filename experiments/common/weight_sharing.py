@@ -4,10 +4,10 @@ Its workdir holds these files beside those of every search:
 
 * derived.json: architectures sampled from the controller at the end, best first. best.json is the first of them.
 * alone.jsonl: random architectures that were trained by themselves. random.json is the best of them.
-* ranks.json: how well scores by shared weights agree with those trainings.
+* ranks.json: how well scores by shared weights agree with those trainings, and these with each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import json
 import os
@@ -19,13 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import workdirs
-from experiments.common.stages import Found, Run, Stages, Summary
+from experiments.common.stages import Found, Run, Stages, Summary, on_other_data
 from experiments.common.systems import Config
 from nas_jax import draw, search
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal, older, weight_sharing
 from nas_jax.systems import enas
 from nas_jax.training import checkpoint, evaluators
+from nas_jax.training.problem import Problem
+from nas_jax.types import Batch
+
+OTHER_DATA = 'two seeds with other data seeds'  # the name of a comparison in ranks.json, beside 'two seeds'
 
 
 def stages(run: Run) -> Stages:
@@ -54,11 +58,20 @@ def derive(run: Run, programs: weight_sharing.Programs, cfg: Config, found: Foun
       problem.space, found.search.algorithm, programs, state, problem.shared_reward, key, cfg.derive_children, cfg.m
     )
     lines = [
-      {'id': one.place, 'tokens': one.tokens.tolist(), 'reward': one.reward, 'failed': None, 'step': step} | one.metrics
+      {
+        'id': one.place,
+        'tokens': one.tokens.tolist(),
+        'reward': 0.0 if one.failed else one.reward,
+        'failed': one.failed,
+        'step': step,
+        **{name: reliability.finite(value) for name, value in one.metrics.items()},
+      }
       for one in derived
     ]
     workdirs.write(path, json.dumps(lines) + '\n')
-  _write_best(run, os.path.join(found.folder, 'best.json'), _derived(found.folder)[0])
+  first = _derived(found.folder)[0]
+  if first['failed'] is None:
+    _write_best(run, os.path.join(found.folder, 'best.json'), first)
 
 
 def summary(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]) -> Summary:
@@ -67,12 +80,15 @@ def summary(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Fou
   ranks = rank(run, programs, found)
   derived = {name: _derived(one.folder) for name, one in found.items()}
   first, (key, metric, lower) = derived[cfg.algorithm][0], system.metric
-  head = f'derived {system.noun} ({metric} {first[key]:.3f}; for its own, use experiments.retrain):'
+  best = f'no derived {system.noun} could be scored: {first["failed"]}'
+  if first['failed'] is None:
+    head = f'derived {system.noun} ({metric} {first[key]:.3f}; for its own, use experiments.retrain):'
+    best = f'{head}\n{draw.words(rankings.arch_of(made, dict(first)), made)}'
   rows = rankings.standings({name: one.records for name, one in found.items()}, {}, made, key, lower)
   for name, lines in derived.items():
     rows += rankings.derived(name, lines, key)
   return Summary(
-    f'{head}\n{draw.words(rankings.arch_of(made, dict(first)), made)}',
+    best,
     metric,
     rows,
     'in the search on a minibatch each, derived on the whole split',
@@ -83,8 +99,9 @@ def summary(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Fou
 def rank(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]) -> dict[str, Any] | None:
   """Measures how the shared weights of each search rank random architectures that were trained by themselves.
 
-  Each of these is trained twice. The second trainings rank the first ones too: no other score can be expected to do
-  better. The result is kept in ranks.json until the search is continued, for then its weights change.
+  Each of these is trained three times, the third time on data of another seed. The second and the third trainings rank
+  the first ones too: no other score can be expected to do better. An architecture that failed by one of two scores has
+  no rank among them. The result is kept in ranks.json until the search is continued, for then its weights change.
 
   Returns:
     The content of ranks.json, or None if the config asks for none.
@@ -93,9 +110,9 @@ def rank(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]
   if not cfg.rank_children:
     return None
   trained = train_alone(run)
-  first, second = trained[: cfg.rank_children], trained[cfg.rank_children :]
-  best = rankings.ranking(first, problem.space, problem.metric, run.system.metric.lower)[0]
-  _write_best(run, os.path.join(run.workdir, 'random.json'), best)
+  first, second, third = (trained[cfg.rank_children * k :][: cfg.rank_children] for k in range(3))
+  if ranked := rankings.ranking(first, problem.space, problem.metric, run.system.metric.lower):
+    _write_best(run, os.path.join(run.workdir, 'random.json'), ranked[0])
   states = {name: _last_state(one, cfg) for name, one in found.items()}
   path, step = os.path.join(run.workdir, 'ranks.json'), [int(state.step) for state in states.values()]
   ranks = workdirs.read(path)
@@ -103,16 +120,21 @@ def rank(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]
     return ranks
   tokens = jnp.array([line['tokens'] for line in first], jnp.int32)
   shared = {name: weight_sharing.score(problem.space, programs, state, tokens, cfg.m) for name, state in states.items()}
-  alone, again = (np.array([line['reward'] for line in lines]) for lines in (first, second))
-  rewards = {name: weight_sharing.earned(metrics, problem.shared_reward) for name, metrics in shared.items()}
-  rewards['two seeds'] = again
+  alone = _rewards(first)
+  rewards = {
+    name: np.where(metrics['failed'], np.nan, weight_sharing.earned(metrics, problem.shared_reward))
+    for name, metrics in shared.items()
+  }
+  rewards |= {'two seeds': _rewards(second), OTHER_DATA: _rewards(third)}
+  pairs = {name: reliability.trained(values, alone) for name, values in rewards.items()}
   ranks = {
     'children': len(first),
     'passes': cfg.epochs,
     'alone': [line[problem.metric] for line in first],
-    'shared': {name: metrics[problem.shared_metric].tolist() for name, metrics in shared.items()},
-    'kendall': {name: reliability.kendall(values, alone) for name, values in rewards.items()},
-    'spearman': {name: reliability.spearman(values, alone) for name, values in rewards.items()},
+    'shared': {name: [*map(journal.plain, metrics[problem.shared_metric])] for name, metrics in shared.items()},
+    'kendall': {name: reliability.finite(reliability.kendall(*pair)) for name, pair in pairs.items()},
+    'spearman': {name: reliability.finite(reliability.spearman(*pair)) for name, pair in pairs.items()},
+    'failed': {name: len(first) - len(values) for name, (values, _) in pairs.items()},
     'seconds': float(np.median([line['seconds'] for line in trained])),
     'step': step,
   }
@@ -121,28 +143,39 @@ def rank(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]
 
 
 def train_alone(run: Run) -> list[journal.Record]:
-  """Trains random architectures by themselves, and then all of them once more from another seed.
+  """Trains random architectures by themselves, all once more from another seed, and then on data of another seed.
 
   The records are kept in alone.jsonl, so that no training is repeated.
   """
-  cfg, problem, path = run.cfg, run.problem, os.path.join(run.workdir, 'alone.jsonl')
-  key, count = jax.random.fold_in(jax.random.key(cfg.seed), 3), 2 * cfg.rank_children
-  once = evaluators.random_batch(problem.space, key, cfg.rank_children)
-  batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), once._replace(depth=None, extra=()))
-  batch = batch._replace(ids=jnp.arange(count), keys=jax.random.split(jax.random.fold_in(key, 1), count))
+  cfg, problem, path, n = run.cfg, run.problem, os.path.join(run.workdir, 'alone.jsonl'), run.cfg.rank_children
+  key = jax.random.fold_in(jax.random.key(cfg.seed), 3)
+  once = evaluators.random_batch(problem.space, key, n)._replace(depth=None, extra=())
+  twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), once)
+  twice = twice._replace(ids=jnp.arange(2 * n), keys=jax.random.split(jax.random.fold_in(key, 1), 2 * n))
+  third = once._replace(ids=jnp.arange(2 * n, 3 * n), keys=jax.random.split(jax.random.fold_in(key, 2), n))
   known, write = workdirs.read_children(path, problem.space), journal.writer(path)
   known = {number: line for number, line in known.items() if problem.metric in line}
-  train = functools.cache(lambda: evaluators.build(problem, recovery=run.recovery))
-  for start in range(0, count, cfg.m):
-    indices = jnp.arange(start, start + cfg.m) % count  # the last are filled up from the front
-    if any(int(index) not in known for index in indices):
-      part = jax.tree.map(lambda x, indices=indices: x[indices], batch)
-      begun = time.perf_counter()
-      outcome = train()(part)
-      fresh = [line for line in journal.records(part, outcome, time.perf_counter() - begun) if line['id'] not in known]
-      write(fresh)
-      known |= {line['id']: line for line in fresh}
-  return [known[number] for number in range(count)]
+
+  def train(batch: Batch, make: Callable[[], Problem]) -> None:
+    evaluate = functools.cache(lambda: evaluators.build(make(), recovery=run.recovery))
+    for start in range(0, len(batch.ids), cfg.m):
+      indices = jnp.arange(start, start + cfg.m) % len(batch.ids)  # the last are filled up from the front
+      part = jax.tree.map(lambda x: x[indices], batch)  # noqa: B023, called at once
+      if any(number not in known for number in part.ids.tolist()):
+        begun = time.perf_counter()
+        lines = journal.records(part, evaluate()(part), time.perf_counter() - begun)
+        fresh = [line for line in lines if line['id'] not in known]
+        write(fresh)
+        known.update({line['id']: line for line in fresh})
+
+  train(twice, lambda: problem)
+  train(third, lambda: on_other_data(run.system, cfg, run.reload))
+  return [known[number] for number in range(3 * n)]
+
+
+def _rewards(lines: Sequence[journal.Record]) -> np.ndarray:
+  """Returns what children earned, NaN for those that failed."""
+  return np.array([np.nan if line['failed'] else line['reward'] for line in lines])
 
 
 def _last_state(found: Found, cfg: Config) -> search.SearchState:
@@ -163,10 +196,12 @@ def _write_best(run: Run, path: str, record: Mapping[str, Any]) -> None:
 def _in_words(run: Run, ranks: Mapping[str, Any], records: Sequence[journal.Record]) -> str:
   """Says how far scores by shared weights can be trusted, and how much time they save."""
   spent, one, noun = sum(record['seconds'] for record in records), ranks['seconds'], run.system.noun
-  apart = one * len(records)
-  agree = ', '.join(f'{name} {value:.2f}' for name, value in ranks['kendall'].items())
+  apart, passes = one * len(records), rankings.counted(ranks['passes'], 'pass', 'passes')
+  agree = ', '.join(
+    f'{name} {"not measurable" if value is None else f"{value:.2f}"}' for name, value in ranks['kendall'].items()
+  )
   return (
-    f'Kendall rank correlation with {ranks["passes"]} passes alone, {ranks["children"]} random {noun}s: {agree}\n'
-    f'the search took {spent:.0f} s; its {len(records)} {noun}s alone, {one:.2f} s each, would have taken '
-    f'{apart:.0f} s: {apart / spent:.2g} times as long\n'
+    f'Kendall rank correlation with {passes} alone, {ranks["children"]} random {noun}s: {agree}\n'
+    f'the search took {spent:.3g} s; its {len(records)} {noun}s alone, {one:.2g} s each, would have taken '
+    f'{apart:.3g} s{f": {apart / spent:.2g} times as long" if apart and spent else ""}\n'
   )

@@ -111,6 +111,25 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
   return cfg
 
 
+def settled(workdir: str, cfg: Any) -> Any:
+  """Returns `cfg` with the seed of its data, and other choices that flags leave open, as they are in this folder.
+
+  In a new folder the seed of the data is that of the whole run. Nothing is written or moved. The copy of the config in
+  origin.json is asked first: a damaged config.json then differs from it, and does not count.
+  """
+  copy = object_in(os.path.join(workdir, 'origin.json')).get('config')
+  old = copy or object_in(os.path.join(workdir, 'config.json'))
+  return config.settled(cfg, old if old else {'data_seed': cfg.seed})
+
+
+def object_in(path: str) -> dict[str, Any]:
+  """Returns the JSON object in a file; an empty one if there is none that could be read. Nothing is moved."""
+  try:
+    return files.read(path, schemas.of(path)) or {}
+  except (OSError, ValueError):
+    return {}
+
+
 def _differences(old: Mapping[str, Any], cfg: Any) -> list[str]:
   return config.differences(old, config.settled(cfg, old))
 

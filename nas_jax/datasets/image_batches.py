@@ -29,7 +29,9 @@ class Data(NamedTuple):
   draws: Array  # [ORDERS, n] uint32, random bits that say how each image is augmented, see `augmented`
 
 
-def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str = 'image') -> list[Data]:
+def lay_out(
+  train: Split, scored: Sequence[Split], score_batch: int, whiten: str = 'image', seed: int = 0
+) -> list[Data]:
   """Returns a Data for each of the splits `scored`, all with the same training images.
 
   Args:
@@ -38,6 +40,7 @@ def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str
     score_batch: images in a scoring step.
     whiten: 'image': pixels stay uint8, and each image is standardized where it is used. 'channel': `channel` fitted on
       the training images, as float32. 'zca': ZCA whitening fitted on the training images, as float32.
+    seed: of the orders of the images and of the bits by which they are augmented.
   """
   turn = fit_whitening(whiten, train.images)
 
@@ -47,7 +50,7 @@ def lay_out(train: Split, scored: Sequence[Split], score_batch: int, whiten: str
     return jnp.asarray(turn(np.resize(images, (count, *images.shape[1:])))), jnp.concatenate([labels, rest])
 
   images, labels = jnp.asarray(turn(train.images)), jnp.asarray(train.labels)
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   orders = rng.permuted(np.tile(np.arange(len(train.labels), dtype=np.int32), (ORDERS, 1)), axis=1)
   tables = jnp.asarray(orders), jnp.asarray(rng.integers(2**32, size=orders.shape, dtype=np.uint32))
   return [Data(images, labels, *filled(*split), *tables) for split in scored]

@@ -34,7 +34,12 @@ class Text(NamedTuple):
 
 
 def load_text(
-  dataset: str = 'pydoc', data_dir: str = '', level: str = 'char', min_count: int = 0, max_vocabulary: int = 0
+  dataset: str = 'pydoc',
+  data_dir: str = '',
+  level: str = 'char',
+  min_count: int = 0,
+  max_vocabulary: int = 0,
+  seed: int = 0,
 ) -> Text:
   """Reads a text.
 
@@ -50,6 +55,8 @@ def load_text(
       words of your own in which <unk> would otherwise never be trained, though other splits need it; else 1.
     max_vocabulary: how many different tokens there may be, <unk> included; the most frequent ones are kept, and of
       equally frequent ones the first in the order of the alphabet. 0 for no limit.
+    seed: of the place that reading begins at, see `turned`; 0 for the beginning. The splits of 'pydoc', which are ours,
+      depend on it. The vocabulary does not.
 
   Raises:
     ValueError: there is no such text, or one of its files is missing, empty, too large or not UTF-8; or as
@@ -75,7 +82,25 @@ def load_text(
   number = {word: i for i, word in enumerate(vocabulary)}
   unknown = number.get(UNKNOWN, -1)
   train, valid, test = (np.array([number.get(word, unknown) for word in part], np.int32) for part in tokens)
-  return Text(train, valid, test, vocabulary, digest)
+  return turned(Text(train, valid, test, vocabulary, digest), seed, both=dataset == 'pydoc')
+
+
+def turned(text: Text, seed: int, both: bool = False) -> Text:
+  """Returns the text read from a random place of its training split on, whose end is then joined to its beginning.
+
+  Training then cuts it into other streams. A seed of 0 leaves it as it is.
+
+  Args:
+    text: in its own order.
+    seed: of the place.
+    both: whether the training and the validation split are read so together, and split anew.
+  """
+  if not seed:
+    return text
+  ring = np.concatenate([text.train, text.valid]) if both else text.train
+  ring = np.roll(ring, -int(np.random.default_rng(seed).integers(len(ring))))
+  train, valid = np.split(ring, [len(text.train)])
+  return text._replace(train=train, valid=valid if both else text.valid)
 
 
 def split(text: str, level: str) -> list[str]:

@@ -10,6 +10,7 @@ import os
 from nas_jax import tree_cell
 from nas_jax.draw import conv, enas, tree
 from nas_jax.nn import enas_cell
+from nas_jax.operations import Operations
 from nas_jax.space import Space, network
 from nas_jax.space.chain import ChainArch
 from nas_jax.space.conv import ConvArch
@@ -47,7 +48,17 @@ def draw(arch, path: str | os.PathLike[str]) -> None:
 
 def words(arch, space: Space) -> str:
   """Describes an architecture by `describe`, or by its space if `describe` has no function for its type."""
-  return describe(arch) if type(arch) in describe.registry else space.describe(arch)
+  return describe(arch, *_own(arch, space)) if type(arch) in describe.registry else space.describe(arch)
+
+
+def picture(arch, space: Space) -> str:
+  """Draws an architecture by `svg`; '' if `svg` has no function for its type."""
+  return svg(arch, *_own(arch, space)) if type(arch) in svg.registry else ''
+
+
+def _own(arch, space: Space) -> tuple[Operations, ...]:
+  """Returns the argument by which functions of recurrent cells know operations of the user's own."""
+  return (space.operations,) if isinstance(arch, TreeArch | RnnArch) else ()
 
 
 def _unknown(arch, function, noun: str) -> ValueError:

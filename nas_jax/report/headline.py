@@ -20,6 +20,8 @@ def in_the_search(report: Report) -> str:
   """Returns what the search found by its own scores, in one sentence."""
   if not report.runs or not report.runs[0].records:
     return 'No child has been trained yet.'
+  if report.runs[0].name in report.derived:
+    return _of_derived(report)
   own, *others = report.runs
   spent = f'In {children(len(own.records))} ({failed(own)} failed) {who(own)}'
   if not math.isfinite(own.best[-1]):
@@ -30,6 +32,14 @@ def in_the_search(report: Report) -> str:
       found = f'one of {word(other.best[-1])}' if math.isfinite(other.best[-1]) else 'none'
       words += f'; {who(other)}, in {len(other.records)} ({failed(other)} failed), {found}'
   return words + '.'
+
+
+def _of_derived(report: Report) -> str:
+  """Returns what was derived after a search with shared weights. Its children were scored on one minibatch each."""
+  own = report.runs[0]
+  spent = f'{children(len(own.records))} ({failed(own)} failed)'
+  found = [f'{word(report.derived[run.name])} for {who(run)}' for run in report.runs if run.name in report.derived]
+  return f'The best {report.noun} derived after {spent} has a {report.metric.name} of {", ".join(found)}.'
 
 
 def lede(report: Report) -> list[str]:
@@ -43,7 +53,7 @@ def lede(report: Report) -> list[str]:
     if len(run.records) < report.budget:
       of = f'{len(run.records)} of {children(report.budget)}'
       words.append(f'{capital(who(run))} is at {of}, so these results are preliminary.')
-  if len(report.runs) > 1 and all(run.records for run in report.runs):
+  if len(report.runs) > 1 and all(run.records for run in report.runs) and not report.derived:
     own, other = (np.asarray(run.best, float) for run in report.runs[:2])
     ahead = own < other[-1] if report.metric.lower else own > other[-1]
     names = f'the best of {who(report.runs[1])} ({children(len(report.runs[1].records))})'

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import math
+import types
 from typing import Any, NamedTuple
 
 from nas_jax.search.journal import Record
@@ -47,6 +48,8 @@ class Correlation(NamedTuple):
   between: str
   value: float  # NaN if it could not be measured
   wanted: float = math.nan  # the least that is good enough; NaN if there is no such value
+  quarter: float = math.nan  # the same within the best quarter of the children; NaN if it was not measured
+  failed: int | None = None  # children that failed and are left out; None if they were not counted
 
 
 class Report(NamedTuple):
@@ -68,6 +71,7 @@ class Report(NamedTuple):
   views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # tables of kinds of children: name and rows
   remembered: str = ''  # the replay tree as an <svg> element
   shared: bool = False  # whether children share weights
+  derived: Mapping[str, float] = types.MappingProxyType({})  # the best that each run derived after it, by its name
   converged: Mapping[str, Any] | None = None  # as one of `retrained`, with its 'metric': the best, trained to the end
   glance: Sequence[tuple[str, str]] = ()  # data, budget, reward: what a reader must know first
   use: Sequence[Use] = ()  # what to do with the best architecture

@@ -145,19 +145,20 @@ def _reliability(report: Report) -> str:
     return '<p>Not measured in this search.</p>'
   words = (
     f'The same random {report.noun}s were scored in more than one way. If the rankings do not agree, there is nothing '
-    'to learn from. 1 means the same order, 0 means unrelated orders.'
+    'to learn from. 1 means the same order, 0 means unrelated orders. Children that failed in one of the ways are left '
+    'out.'
   )
   rows = []
   for each in report.reliability:
-    wanted, verdict = f'at least {each.wanted:g}', 'enough'
+    wanted, verdict = ('', '') if math.isnan(each.wanted) else (f'at least {each.wanted:g}', 'enough')
     if not math.isfinite(each.value):
       verdict = 'could not be measured'
-    elif math.isnan(each.wanted):
-      wanted, verdict = '', ''
     elif each.value < each.wanted:
       verdict = 'too little: read the rest with care'
-    rows.append((each.between, each.value, wanted, verdict))
-  return f'<p>{escape(words)}</p>{table(("rank correlation", "measured", "wanted", ""), rows)}'
+    failed = '' if each.failed is None else each.failed
+    rows.append((each.between, each.value, wanted, verdict, each.quarter, failed))
+  header = ('rank correlation', 'measured', 'wanted', '', 'best quarter', 'failed')
+  return f'<p>{escape(words)}</p>{table(header, rows)}'
 
 
 def _winners(winners: Sequence[Winner]) -> str:

@@ -88,7 +88,7 @@ HEADER = ('best', 'top 5', 'top 15', 'of')
 
 def standings(
   found: Mapping[str, Sequence[Record]],
-  known: Mapping[str, Sequence[float]],
+  known: Mapping[str, Sequence[float | None]],
   space: Space,
   metric: str,
   lower: bool = True,
@@ -97,7 +97,8 @@ def standings(
 
   Args:
     found: the records of the search and of the random-search baseline, by name.
-    known: the scores of known architectures, which were trained as the children were, by name.
+    known: the scores of known architectures, which were trained as the children were, by name; None for a training
+      that failed.
     space: of the children.
     metric: the name of the score.
     lower: whether lower is better.
@@ -108,17 +109,26 @@ def standings(
     of = f'{counted(at.children, "child", "children")}, {at.unique} different, {at.failed} failed'
     rows.append((name, at.best, at.top5, at.top15, of))
   for name, scores in known.items():
-    best = min(scores) if lower else max(scores)
-    rows.append((name, best, '', '', f'{counted(len(scores), "training")}, mean {np.mean(scores):.3f}'))
+    rows.append(_of_scores(name, scores, 'training', min if lower else max))
   return rows
+
+
+def _of_scores(
+  name: str, scores: Sequence[float | None], noun: str, best: Callable[[Sequence[float]], float]
+) -> tuple[object, ...]:
+  """Returns a row of `standings` for scores of which those that failed are None, or not finite."""
+  sound = [score for score in scores if score is not None and np.isfinite(score)]
+  failed = len(scores) - len(sound)
+  of = f'{counted(len(scores), noun)}{f", {failed} failed" if failed else ""}'
+  return (name, best(sound), '', '', f'{of}, mean {np.mean(sound):.3f}') if sound else (name, float('nan'), '', '', of)
 
 
 def derived(name: str, lines: Sequence[Mapping[str, Any]], metric: str) -> list[tuple[object, ...]]:
   """Returns a row as in `standings` for architectures derived after a search, best first; no row if there are none."""
   if not lines:
     return []
-  scores = [line[metric] for line in lines]
-  return [(f'{name}, derived', scores[0], '', '', f'{counted(len(scores), "sample")}, mean {np.mean(scores):.3f}')]
+  scores = [line[metric] if line['failed'] is None else None for line in lines]
+  return [_of_scores(f'{name}, derived', scores, 'sample', lambda sound: sound[0])]
 
 
 def best_json(space: Space, record: Record) -> str:

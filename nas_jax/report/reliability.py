@@ -1,7 +1,8 @@
 """Is the reward a signal? Rank correlations, to be looked at before searches are compared."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Mapping
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,48 +11,132 @@ from scipy import stats
 
 from nas_jax.controller import uniform_controller
 from nas_jax.space import Space
-from nas_jax.types import Batch, Key, Outcome
+from nas_jax.types import Batch, Evaluate, Key
+
+
+class Ranks(NamedTuple):
+  """How two trainings of the same children rank them. A child that failed in one of them has no rank."""
+
+  all: float  # Spearman's rank correlation over the children that failed in neither; NaN if it cannot be measured
+  quarter: float  # the same over the best quarter of them by the second training
+  failed: int | None  # children that failed in one of the trainings, or in both; None if they were not counted
 
 
 class Reliability(NamedTuple):
-  """Spearman rank correlations of rewards over the same random children."""
+  """Rank correlations of the rewards of the same random children. None is of what was not measured."""
 
-  seeds: float  # two trainings from different initial weights; aim at 0.7 or more
-  budget: float  # the search's training against a longer one; aim at 0.5 or more; NaN if not measured
-  children: int  # number of children of `seeds`
+  seeds: Ranks  # two trainings from different initial weights; aim at 0.7 or more
+  data_seeds: Ranks | None  # two trainings from different initial weights on data of different seeds
+  budget: Ranks | None  # the search's training and a longer one; aim at 0.5 or more
+  children: int  # of `seeds` and `data_seeds`
 
 
 def measure(
   space: Space,
-  evaluate: Callable[[Batch], Outcome],
+  evaluate: Evaluate,
   key: Key,
   children: int,
   m: int,
-  longer: Callable[[Batch], Outcome] | None = None,
+  longer: Evaluate | None = None,
   longer_children: int = 0,
+  other_data: Evaluate | None = None,
 ) -> Reliability:
-  """Trains `children` random architectures twice with `evaluate`, and `longer_children` of them with `longer`.
+  """Trains random architectures more than once, and compares the rewards.
 
   They are trained in batches of m, as in the search, so that no other program has to be compiled.
+
+  Args:
+    space: of the children.
+    evaluate: trains and scores children; each of them twice.
+    key: of the architectures and of the initial weights.
+    children: how many architectures there are.
+    m: children of a batch.
+    longer: trains children for longer; the first `longer_children` once.
+    longer_children: at least 3, or `longer` is not asked.
+    other_data: trains children on data of another seed; each of them once.
   """
   tokens = jax.vmap(lambda k: uniform_controller(space).sample((), k))(
     jax.random.split(jax.random.fold_in(key, 0), children)
   )
 
-  def rewards(evaluate, seed, count):
+  def rewards(evaluate: Evaluate, seed: int, count: int) -> np.ndarray:
+    """Returns the rewards of the first children, NaN where they failed."""
     keys = jax.random.split(jax.random.fold_in(key, seed), children)
     found = []
     for start in range(0, count, m):
       part = jnp.arange(start, start + m) % children  # the last batch is filled up from the front
       batch = Batch(part.astype(jnp.int32), keys[part], tokens[part], space.decode_batch(tokens[part]))
-      found.append(np.asarray(evaluate(batch).reward))
+      outcome = evaluate(batch)
+      found.append(np.where(outcome.failed, np.nan, outcome.reward) if outcome.failed is not None else outcome.reward)
     return np.concatenate(found)[:count]
 
   first, second = rewards(evaluate, 1, children), rewards(evaluate, 2, children)
-  budget = float('nan')
+  budget = data_seeds = None
   if longer is not None and longer_children > 2:
-    budget = spearman(first[:longer_children], rewards(longer, 3, longer_children))
-  return Reliability(spearman(first, second), budget, children)
+    budget = ranks(first[:longer_children], rewards(longer, 3, longer_children))
+  if other_data is not None:
+    data_seeds = ranks(first, rewards(other_data, 4, children))
+  return Reliability(ranks(first, second), data_seeds, budget, children)
+
+
+def as_json(found: Reliability) -> dict[str, Any]:
+  """Returns what `from_json` reads. A number that could not be measured is None."""
+  named = {name: one for name, one in found._asdict().items() if isinstance(one, Ranks)}
+  return {
+    'children': found.children,
+    **{name: finite(one.all) for name, one in named.items()},
+    'quarter': {name: finite(one.quarter) for name, one in named.items()},
+    'failed': {name: one.failed for name, one in named.items()},
+  }
+
+
+def from_json(saved: Mapping[str, Any]) -> Reliability:
+  """The inverse of `as_json`. Earlier versions wrote no 'quarter' and no 'failed', and counted failing as a reward."""
+
+  def of(name: str) -> Ranks | None:
+    if name not in saved:
+      return None
+    every, quarter = (
+      math.nan if value is None else value for value in (saved[name], saved.get('quarter', {}).get(name))
+    )
+    return Ranks(every, quarter, saved.get('failed', {}).get(name))
+
+  seeds = of('seeds')
+  assert seeds, "the schema of the file asks for 'seeds'"
+  return Reliability(seeds, of('data_seeds'), of('budget'), saved['children'])
+
+
+def in_words(found: Reliability, training: str, longer: str) -> dict[str, Ranks]:
+  """Returns what was measured, by what it is between.
+
+  Args:
+    found: what was measured.
+    training: how long children of the search are trained, in words.
+    longer: how long those of the longer training, in words.
+  """
+  parts = {
+    'two seeds': found.seeds,
+    'two seeds with other data seeds': found.data_seeds,
+    f'{training} and {longer}, half of them': found.budget,
+  }
+  return {words: one for words, one in parts.items() if one}
+
+
+def finite(value: float) -> float | None:
+  """Returns a number as JSON has it: None if it could not be measured."""
+  return value if math.isfinite(value) else None
+
+
+def ranks(first: np.ndarray, second: np.ndarray) -> Ranks:
+  """Compares the rewards [n] of two trainings of the same children. A reward that is not finite says that it failed."""
+  a, b = trained(first, second)
+  return Ranks(spearman(a, b), _within_quarter(-a, -b), len(first) - len(a))
+
+
+def _within_quarter(cheap: np.ndarray, sure: np.ndarray) -> float:
+  """Returns Spearman's correlation within the quarter that is lowest by `sure`; NaN if it has fewer than three."""
+  quarter = np.argsort(sure, kind='stable')[: -(-len(sure) // 4)]
+  return spearman(cheap[quarter], sure[quarter]) if len(quarter) > 2 else float('nan')
 
 
 class Agreement(NamedTuple):
@@ -71,25 +156,30 @@ def agreement(sure: np.ndarray, cheap: np.ndarray) -> Agreement:
     return Agreement(0, *[float('nan')] * 4)
   order, best = np.argsort(cheap, kind='stable'), sure.min()
   ranks, sound_sure = stats.rankdata(cheap[sound]), sure[sound]
-  quarter = np.argsort(sound_sure)[: -(-len(sound_sure) // 4)]
   return Agreement(
     int((~np.isfinite(cheap[sound])).sum()),
     spearman(ranks, sound_sure),
-    spearman(ranks[quarter], sound_sure[quarter]) if len(quarter) > 2 else float('nan'),
+    _within_quarter(ranks, sound_sure),
     float(sure[order[0]] / best - 1),
     float(sure[order[:5]].min() / best - 1),
   )
 
 
+def trained(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns two scores of the same children without those that failed by one of them, where it is not finite."""
+  sound = np.isfinite(a) & np.isfinite(b)
+  return a[sound], b[sound]
+
+
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
   """Kendall's tau-b: the share of pairs in the same order minus that of the others; NaN if a or b is constant."""
-  if np.ptp(a) == 0 or np.ptp(b) == 0:
+  if not len(a) or np.ptp(a) == 0 or np.ptp(b) == 0:
     return float('nan')
   return float(stats.kendalltau(a, b).statistic)
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
   """Spearman's rank correlation, with mean ranks for ties; NaN if a or b is constant."""
-  if np.ptp(a) == 0 or np.ptp(b) == 0:
+  if not len(a) or np.ptp(a) == 0 or np.ptp(b) == 0:
     return float('nan')
   return float(stats.spearmanr(a, b).statistic)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
-from nas_jax.config import LAST_SEED, field
+from nas_jax.config import Seed, field
 from nas_jax.search import algorithms
 from nas_jax.types import Array, Key, PyTree
 
@@ -12,14 +12,13 @@ PROPOSALS = ('policy', 'guided')
 
 
 @dataclasses.dataclass
-class Config(algorithms.Config):
+class Config(algorithms.Config, Seed):
   """The settings that every search has. The defaults are those of Zoph & Le.
 
   On CIFAR-10 they had 100 controller replicas with 8 children each and a learning rate of 6e-4, on Penn Treebank 400
   replicas with one child each and a rate of 5e-4.
   """
 
-  seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
   known: str = field(
     'train',
     "what happens to a token sequence that was trained before: 'train' trains it again, as Zoph & Le do; 'reuse' lets "

@@ -43,12 +43,17 @@ class Config(Limits, state_lib.Config):
   )
   controller_updates: int = field(2000, 'updates of the controller after each pass', low=1)
   shared_samples: int = field(
-    1, 'children that the loss of the shared weights is averaged over on each minibatch; M = 1 in Pham et al.', low=1
+    1,
+    'children that the loss of the shared weights is averaged over on each minibatch; M = 1 in Pham et al.',
+    low=1,
+    high=1000,
   )
   derive_children: int = field(
-    10, 'architectures sampled after the search; the best of them is its result', low=1, budget=True
+    10, 'architectures sampled after the search; the best of them is its result', low=1, high=10_000, budget=True
   )
-  rank_children: int = field(30, 'random architectures trained by themselves after the search, 0 for none', low=0)
+  rank_children: int = field(
+    30, 'random architectures trained by themselves after the search, 0 for none', low=0, high=10_000
+  )
   max_children: int = field(
     0, 'architectures scored until the search ends, 0 for those of all passes', low=0, budget=True, first=True
   )
@@ -234,6 +239,7 @@ class Derived(NamedTuple):
   tokens: np.ndarray  # [T]
   metrics: dict[str, float]  # with the shared weights, on the whole validation split
   reward: float  # of these metrics
+  failed: str | None  # why it cannot be scored; None if it can
 
 
 def derive(
@@ -254,12 +260,17 @@ def derive(
   """
   tokens = jax.jit(algorithm.propose, static_argnums=2)(state.algorithm, jax.random.split(key, count), None)
   metrics = score(space, programs, state, tokens, m)
-  rewards, failed = earned(metrics, reward), metrics.pop('failed') != fit.Status.OK
+  rewards, status = earned(metrics, reward), metrics.pop('failed')
+  status = np.where(np.isfinite(rewards), status, fit.Status.NOT_FINITE)
   return [
     Derived(
-      int(k), np.asarray(tokens[k]), {name: float(value[k]) for name, value in metrics.items()}, float(rewards[k])
+      int(k),
+      np.asarray(tokens[k]),
+      {name: float(value[k]) for name, value in metrics.items()},
+      float(rewards[k]),
+      fit.Status(status[k]).reason or None,
     )
-    for k in np.lexsort((-rewards, failed | ~np.isfinite(rewards)))
+    for k in np.lexsort((-rewards, status != fit.Status.OK))
   ]
 
 

@@ -42,7 +42,7 @@ class Slot(NamedTuple):
   width: int  # labels of a CHOICE; candidates of a LINK or POINTER: anchors start .. start + width - 1
   field: str  # the field of the architecture that its value is appended to
   values: tuple[int, ...] = ()  # CHOICE: the real value of each token
-  labels: tuple[str, ...] = ()  # CHOICE: the name of each token
+  labels: tuple[str, ...] = ()  # CHOICE or POINTER: the name of each token; an anchor without one has its number
   head: str = ''  # slots with one head share softmax weights and token embeddings
   start: int = 0  # first candidate anchor of a LINK or POINTER
   anchor: bool = False  # whether the hidden state here becomes the next anchor
@@ -73,6 +73,15 @@ class Slot(NamedTuple):
   def label(self, token: int) -> str:
     """The name of one token; that of an anchor is its index."""
     return self.labels[token] if self.labels else str(self.start + token)
+
+
+MOST_LAYERS = 128  # of a network or cell of a space: every layer takes tokens, and every token a part of each program
+
+
+def check_layers(name: str, number: int, what: str) -> None:
+  """Raises ValueError unless an argument of a space is a number of layers, or of the like, that can be."""
+  if not isinstance(number, int) or not 1 <= number <= MOST_LAYERS:
+    raise ValueError(f'{name} (={number}) must be an int from 1 to {MOST_LAYERS}: {what}.')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ import contextlib
 import json
 from typing import NamedTuple
 
-from nas_jax.space.base import Kind, Slot, Space
+from nas_jax.space.base import Kind, Slot, Space, check_layers
 
 KINDS = ('conv', 'residual', 'average pool', 'max pool')
 
@@ -57,8 +57,7 @@ def chain_space(layers: Sequence[str] | None = None, max_depth: int = 15) -> Spa
   codes = tuple(code(parse(word)) for word in words)
   if not codes or len(set(codes)) < len(codes):
     raise ValueError(f'layers (={words}) must name at least one layer, each once.')
-  if not isinstance(max_depth, int) or max_depth < 1:
-    raise ValueError(f'max_depth (={max_depth}) must be an int from 1 up: the layers of the deepest chain.')
+  check_layers('max_depth', max_depth, 'the layers of the deepest chain')
   slots = [
     Slot(f'layer {i}', '', Kind.CHOICE, len(codes), 'layers', codes, words, head='layer', layer=i)
     for i in range(max_depth)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import json
 from typing import Any, NamedTuple
 
-from nas_jax.space.base import Kind, Slot, Space
+from nas_jax.space.base import Kind, Slot, Space, check_layers
 
 LAYER_TYPES = ('conv', 'max pool', 'average pool', 'norm')
 CONV, MAX_POOL, AVERAGE_POOL, NORM = range(4)
@@ -71,8 +71,7 @@ def conv_space(
   _labels('pools', pools)
   if strides is not None:
     _labels('strides', strides)
-  if not isinstance(max_depth, int) or max_depth < 1:
-    raise ValueError(f'max_depth (={max_depth}) must be an int from 1 up: the layers of the deepest network.')
+  check_layers('max_depth', max_depth, 'the layers of the deepest network')
   here = tuple(k for k, kind in enumerate(types) if kind == CONV)
   pooling = tuple(k for k, kind in enumerate(types) if kind in (MAX_POOL, AVERAGE_POOL))
   choices = [

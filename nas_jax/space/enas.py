@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from nas_jax import operations as operations_lib
 from nas_jax.operations import BUILT_IN, Operation, Operations
-from nas_jax.space.base import Kind, Slot, Space
+from nas_jax.space.base import Kind, Slot, Space, check_layers
 from nas_jax.space.tree import ids_of, operation_slot
 
 # Ids are indices into these tuples.
@@ -59,7 +59,7 @@ def enas_macro_space(layers: int = 12, operations: Sequence[str] = MACRO_OPERATI
   layer 2: operation conv 3, skips 1
   """
   ids = ids_of('operations', operations, MACRO_OPERATIONS)
-  _positive('layers', layers)
+  check_layers('layers', layers, 'the layers of a network')
   slots = []
   for i in range(layers):
     slots.append(_choice(f'layer {i}', 'operation', 'operation', ids, operations, 'operation'))
@@ -88,7 +88,7 @@ def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIO
   MicroArch(normal_input=(0, 1), normal_operation=(0, 2), reduction_input=(0, 1), reduction_operation=(3, 3))
   """
   ids = ids_of('operations', operations, MICRO_OPERATIONS)
-  _positive('blocks', blocks)
+  check_layers('blocks', blocks, 'the blocks of a cell')
 
   def cell(name: str, start: int) -> Iterator[Slot]:
     for i in range(INPUTS):  # not a decision, but an anchor to point at
@@ -96,7 +96,10 @@ def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIO
     for b in range(blocks):
       group = f'{name} block {b}'
       for side in ('left', 'right'):
-        yield Slot(group, f'{side} reads', Kind.POINTER, INPUTS + b, f'{name}_input', head=f'{name} reads', start=start)
+        slot = Slot(
+          group, f'{side} reads', Kind.POINTER, INPUTS + b, f'{name}_input', head=f'{name} reads', start=start
+        )
+        yield slot._replace(labels=tuple(map(node_name, range(INPUTS + b))))
       for side in ('left', 'right'):
         slot = _choice(group, f'{side} operation', f'{name}_operation', ids, operations, f'{name} operation')
         yield slot._replace(anchor=side == 'right')
@@ -127,7 +130,7 @@ def enas_rnn_space(
   node 2: reads 1, activate sigmoid
   """
   table = operations_lib.by_id('activate', activate)
-  _positive('nodes', nodes)
+  check_layers('nodes', nodes, 'the nodes of a cell')
   slots = []
   for i in range(nodes):
     if i:
@@ -194,15 +197,17 @@ def _macro_lines(arch: MacroArch) -> Iterator[str]:
     yield f'layer {i}: {MACRO_OPERATIONS[operation]}{adds}'
 
 
-def _micro_lines(arch: MicroArch) -> Iterator[str]:
-  def node(i: int) -> str:
-    return INPUT_NAMES[i] if i < INPUTS else f'block {i - INPUTS}'
+def node_name(node: int) -> str:
+  """Returns what a node of a micro cell is called: the name of an input, or the number of a block."""
+  return INPUT_NAMES[node] if node < INPUTS else f'block {node - INPUTS}'
 
+
+def _micro_lines(arch: MicroArch) -> Iterator[str]:
   for name, (inputs, operations) in cells_of(arch).items():
-    terms = [f'{MICRO_OPERATIONS[k]} of {node(i)}' for i, k in zip(inputs, operations, strict=True)]
+    terms = [f'{MICRO_OPERATIONS[k]} of {node_name(i)}' for i, k in zip(inputs, operations, strict=True)]
     for b, (left, right) in enumerate(zip(terms[::2], terms[1::2], strict=True)):
       yield f'{name} block {b}: {left} + {right}'
-    ends = map(node, loose_ends(inputs, INPUTS + len(terms) // 2))
+    ends = map(node_name, loose_ends(inputs, INPUTS + len(terms) // 2))
     yield f'{name} output: {", ".join(ends)}'
 
 
@@ -216,8 +221,3 @@ def _length(text: str, field: str, each: int = 1) -> int:
 
 def _choice(group: str, name: str, field: str, ids: tuple[int, ...], words: Sequence[str], head: str) -> Slot:
   return Slot(group, name, Kind.CHOICE, len(ids), field, ids, tuple(words), head)
-
-
-def _positive(name: str, number: int) -> None:
-  if not isinstance(number, int) or number < 1:
-    raise ValueError(f'{name} (={number}) must be an int from 1 up.')

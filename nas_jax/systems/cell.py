@@ -10,7 +10,7 @@ from nas_jax import config, published, replicas, search, space
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
-from nas_jax.operations import Operation, Operations, by_id, find
+from nas_jax.operations import BUILT_IN, Operation, Operations, by_id, find
 from nas_jax.space.tree import TreeArch
 from nas_jax.systems import language, retrain, retrain_cell
 from nas_jax.training import evaluators, rewards, timing
@@ -52,12 +52,13 @@ class Config(language.Children, Limits, replicas.Config, search.Config):
   max_children: int = field(500, 'children to train', low=1, budget=True, first=True)
   reliability_children: int = field(
     60,
-    'random cells trained twice before the search, to see how reliable the reward is; 0 for none',
+    'random cells trained several times before the search, to see how reliable the reward is; 0 for none',
     low=0,
+    high=10_000,
     budget=True,
   )
   yardstick_repeats: int = field(
-    3, 'trainings of each known cell after the search, to compare with; 0 for none', low=0, budget=True
+    3, 'trainings of each known cell after the search, to compare with; 0 for none', low=0, high=1000, budget=True
   )
   final_children: int = field(
     0,
@@ -244,12 +245,17 @@ def final_choice(cfg: Config, text: text_lib.Text) -> retrain.FinalChoice:
   to its number of weights.
 
   Raises:
-    ValueError: no width of a reference has within 5 % as many weights.
+    ValueError: no width of a reference has within 5 % as many weights, or the space has operations of the user's own.
   """
   preset, made = retrain_cell.PRESETS[cfg.final_preset](), make_space(cfg)
+  for kind in Operations._fields:
+    for one in by_id(kind, getattr(made.operations, kind)).values():
+      if one not in getattr(BUILT_IN, kind):
+        raise ValueError(f'{one.name} is an operation of your own: the final choice trains built-in ones alone.')
   recipe = dataclasses.replace(
-    preset, dataset=cfg.dataset, level=cfg.level, vocabulary=cfg.vocabulary, seed=cfg.seed, repeats=cfg.final_repeats
-  )
+    preset, dataset=cfg.dataset, level=cfg.level, vocabulary=cfg.vocabulary, seed=cfg.seed,
+    data_seed=cfg.data_seed, repeats=cfg.final_repeats,
+  )  # fmt: skip
   arch = made.decode(np.zeros(made.length, int))  # all cells of a space have as many weights
   weights = retrain_cell.weights(recipe, text, arch, preset.sizes[0])
   recipe = dataclasses.replace(recipe, sizes=(f'{weights / 1000}k',))

@@ -15,6 +15,7 @@ from nas_jax.search import per_layer
 from nas_jax.space import ChainArch
 from nas_jax.space.chain import default_layers
 from nas_jax.systems import classifier
+from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
@@ -47,12 +48,13 @@ class Config(classifier.Config, Limits, per_layer.Config):
   )
   reliability_children: int = field(
     20,
-    'random networks trained twice before the search, to see how reliable the reward is; 0 for none',
+    'random networks trained several times before the search, to see how reliable the reward is; 0 for none',
     low=0,
+    high=10_000,
     budget=True,
   )
   yardstick_repeats: int = field(
-    2, 'trainings of each known network after the search, to compare with; 0 for none', low=0, budget=True
+    2, 'trainings of each known network after the search, to compare with; 0 for none', low=0, high=1000, budget=True
   )
 
 
@@ -142,10 +144,13 @@ def epochs_of(cfg: Config, trained: Array) -> Array:
 def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
   """Returns what the children learn. Raises ValueError as `check`."""
   check(cfg)
+  made = make_space(cfg)
+  weights = space.count(classifier.widest(made), images.shape, images.classes).params
+  child_lib.check_weights(weights, 'layers with fewer channels, or a smaller max_depth.')
   setup = classifier.set_up(cfg, images)
   own = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   budget = cfg.epochs, cfg.last_epochs, cfg.reward_power
-  found = classifier.make_problem(setup, make_space(cfg), conv.build(setup.inputs), lambda arch: own, *budget)
+  found = classifier.make_problem(setup, made, conv.build(setup.inputs), lambda arch: own, *budget)
   return found._replace(warm_start=conv.warm_start_params if cfg.warm_start else None)
 
 

@@ -5,13 +5,15 @@ import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
 from jax.sharding import Mesh
+import numpy as np
 import optax
 
+from nas_jax import config
 from nas_jax.children import conv
 from nas_jax.config import field
 from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
-from nas_jax.space import Space
+from nas_jax.space import Kind, Space
 from nas_jax.space.network import NetworkOptions
 from nas_jax.training import child as child_lib
 from nas_jax.training import fit, rewards, schedules
@@ -21,7 +23,7 @@ from nas_jax.types import PyTree
 
 
 @dataclasses.dataclass
-class Config:
+class Config(config.DataSeed):
   """The images, and how networks are trained on them, apart from what may differ by child: `conv.Hyperparameters`."""
 
   dataset: str = field(
@@ -42,11 +44,17 @@ class Config:
     choices=image_batches.WHITENINGS,
   )
   upsample: int = field(
-    0, 'pixels by which training images are upsampled before a random crop to their size, Sec. 4.1; 0 for none', low=0
+    0,
+    'pixels by which training images are upsampled before a random crop to their size, Sec. 4.1; 0 for none',
+    low=0,
+    high=4096,
   )
   flip: bool = field(False, 'flip training images left to right at random, Sec. 4.1')
   pad: int = field(
-    0, 'zeros put around training images before a random crop to their size, as Pham et al. (2018); 0 for none', low=0
+    0,
+    'zeros put around training images before a random crop to their size, as Pham et al. (2018); 0 for none',
+    low=0,
+    high=4096,
   )
   norm_first: bool = field(True, 'batch norm before the ReLU; if false, after it')
   batch: int = field(64, 'images in a training step (batch size), as Huang et al. (2016)', low=1)
@@ -70,7 +78,10 @@ class BlockConfig(Config):
   """The same, and what a network of `space.conv_space` makes of each predicted layer."""
 
   block: int = field(
-    1, 'densely connected layers that each predicted layer stands for; 3 in the third experiment of Sec. 4.1', low=1
+    1,
+    'densely connected layers that each predicted layer stands for; 3 in the third experiment of Sec. 4.1',
+    low=1,
+    high=128,
   )
   pool_at: tuple[int, ...] = field(
     (0,),
@@ -85,10 +96,25 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
   Raises:
     ValueError: as `images.load_images`, or there are fewer training images than a batch has.
   """
-  found = images_lib.load_images(cfg.dataset, data_dir, cfg.valid_share, cfg.resize, cfg.max_examples)
+  found = images_lib.load_images(
+    cfg.dataset, data_dir, cfg.valid_share, cfg.resize, cfg.max_examples, config.data_seed(cfg)
+  )
   if len(found.train.labels) < cfg.batch:
     raise ValueError(f'batch (={cfg.batch}) is more than the {len(found.train.labels)} training images: take fewer.')
   return found
+
+
+def widest(space: Space) -> PyTree:
+  """Returns the network of a space that has about the most weights: the greatest of all labels, and all links.
+
+  Of labels that are strides it has the least. With types of layers it has convolutions.
+  """
+  tokens = list[int]()
+  for slot in space.slots:
+    values, least = slot.values or range(slot.width), slot.field.startswith(('stride', 'layer_type'))
+    best = min if least else max
+    tokens += [1] * slot.width if slot.kind == Kind.LINK else [list(values).index(best(values))]
+  return space.decode(np.array(tokens, int))
 
 
 def network_options(cfg: BlockConfig, add_filters: int = 0) -> NetworkOptions:
@@ -139,7 +165,9 @@ def set_up(
     least: the learning rate that cosines end at.
   """
   spec = inputs(cfg, images)
-  data = image_batches.lay_out(train or images.train, scored or (images.valid,), spec.score_batch, cfg.whiten)
+  data = image_batches.lay_out(
+    train or images.train, scored or (images.valid,), spec.score_batch, cfg.whiten, config.data_seed(cfg)
+  )
   pass_steps = len(data[0].labels) // cfg.batch
 
   def optimizer(steps: int) -> Callable[[conv.Hyperparameters], optax.GradientTransformation]:

@@ -64,12 +64,13 @@ class Config(classifier.BlockConfig, Limits, replicas.Config, search.Config):
   max_children: int = field(12_800, 'children to train, Sec. 4.1', low=1, budget=True, first=True)
   reliability_children: int = field(
     20,
-    'random networks trained twice before the search, to see how reliable the reward is; 0 for none',
+    'random networks trained several times before the search, to see how reliable the reward is; 0 for none',
     low=0,
+    high=10_000,
     budget=True,
   )
   yardstick_repeats: int = field(
-    2, 'trainings of each known network after the search, to compare with; 0 for none', low=0, budget=True
+    2, 'trainings of each known network after the search, to compare with; 0 for none', low=0, high=1000, budget=True
   )
 
 
@@ -208,6 +209,9 @@ def check(cfg: Config, images: images_lib.Images) -> None:
   for name, labels in (('strides', cfg.strides), ('pools', cfg.pools)):
     if max(labels) > min(height, width):
       raise ValueError(f'{name} (={labels}): {max(labels)} is more than the images have, {height} x {width} pixels.')
+  made = make_space(cfg)
+  weights = space.count(classifier.widest(made), images.shape, images.classes, classifier.network_options(cfg)).params
+  child_lib.check_weights(weights, 'fewer filters, smaller ones, or a smaller max_depth.')
   if cfg.child_program == 'generic' and (why := needs_own_programs(cfg)):
     raise ValueError(f'child_program (=generic) trains plain convolutions, and there are {why}: take specialised.')
   if cfg.last_epochs > cfg.epochs:

@@ -6,6 +6,7 @@ import functools
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from nas_jax import config, space
@@ -16,6 +17,7 @@ from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
 from nas_jax.search import weight_sharing
 from nas_jax.systems import classifier, enas
+from nas_jax.training import child as child_lib
 from nas_jax.training import schedules
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
@@ -85,7 +87,7 @@ class MicroConfig(Config):
   """Cells, of which networks are stacks."""
 
   blocks: int = field(5, 'blocks of a cell', low=1)
-  cells: int = field(6, 'normal cells of a network; two reduction cells come in between', low=1)
+  cells: int = field(6, 'normal cells of a network; two reduction cells come in between', low=1, high=128)
   operations: tuple[str, ...] = field(space.enas.MICRO_OPERATIONS, 'operations to choose from in each block')
   drop_path: float = field(
     1.0,
@@ -215,6 +217,8 @@ def network(cfg: Config, inputs: conv.InputSpec) -> Child:
 def check(cfg: Config) -> None:
   """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
   config.check(cfg)
+  if not cfg.norm_first:
+    raise ValueError('norm_first (=False) is for networks of other spaces: the places of batch norm are those of ENAS.')
   enas.check(make_space(cfg), cfg)
 
 
@@ -228,10 +232,18 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
   (3, 2, True)
   """
   check(cfg)
+  inputs, made = classifier.inputs(cfg, images), make_space(cfg)
+
+  def init() -> PyTree:
+    arch = made.decode_batch(jnp.zeros(made.length, jnp.int32))
+    return network(cfg, inputs).init(conv.ChildSpec(arch, conv.Hyperparameters(0, 0, 0, 0)), jax.random.key(0))
+
+  weights = child_lib.count_weights(init)
+  child_lib.check_weights(weights, 'fewer filters, layers, cells or blocks.')
   setup = classifier.set_up(cfg, images)
   own = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   found = classifier.make_problem(
-    setup, make_space(cfg), network(cfg, setup.inputs), lambda arch: own, cfg.epochs, reward_power=cfg.reward_power
+    setup, made, network(cfg, setup.inputs), lambda arch: own, cfg.epochs, reward_power=cfg.reward_power
   )
 
   def optimizer(steps: int) -> Callable[[PyTree], optax.GradientTransformation]:

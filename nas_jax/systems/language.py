@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 import dataclasses
-import math
 from typing import Any, ClassVar
 
 import jax
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 import numpy as np
 import optax
 
+from nas_jax import config
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
@@ -22,11 +22,9 @@ from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.types import Array, PyTree
 
-MOST_WEIGHTS = 2**31  # of a network, 8 GiB; gradients and optimizers take several times as much
-
 
 @dataclasses.dataclass
-class Config:
+class Config(config.DataSeed):
   """The text, the network and its training, apart from what may differ by child: `language_model.Hyperparameters`."""
 
   dataset: str = field(
@@ -51,7 +49,7 @@ class Config:
   )
   vocabulary: int = field(0, 'rows of the embedding; 0 for as many as the text has different tokens', low=0)
   embedding: int = field(0, 'width of the embedding; 0 for the width of the cells', low=0)
-  layers: int = field(1, 'layers of cells, one on top of the other', low=1)
+  layers: int = field(1, 'layers of cells, one on top of the other', low=1, high=128)
   tied: bool = field(False, 'use the weights of the embedding for the softmax too, "shared embeddings" in Table 2')
   batch: int = field(20, 'streams of text that are trained on side by side', low=1)
   bptt: int = field(35, 'time steps of truncated backpropagation', low=1)
@@ -110,7 +108,7 @@ def load(cfg: Config, data_dir: str = '') -> text_lib.Text:
   Raises:
     ValueError: as `text.load_text`, or the text has more different tokens than the embedding has rows.
   """
-  text = text_lib.load_text(cfg.dataset, data_dir, cfg.level, cfg.min_count, cfg.max_vocabulary)
+  text = text_lib.load_text(cfg.dataset, data_dir, cfg.level, cfg.min_count, cfg.max_vocabulary, config.data_seed(cfg))
   if 0 < cfg.vocabulary < len(text.vocabulary):
     raise ValueError(
       f'the text has {len(text.vocabulary)} different {cfg.level}s, the embedding vocabulary (={cfg.vocabulary}) rows: '
@@ -130,12 +128,10 @@ def about(cfg: Config, text: text_lib.Text) -> str:
 
 def check_size(init: Callable[[], PyTree]) -> None:
   """Raises ValueError if the weights that `init` returns are too many to be made; nothing is compiled or allocated."""
-  count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(init)))
-  if count > MOST_WEIGHTS:
-    raise ValueError(
-      f'the network would have {count} weights, {4 * count / 2**30:.0f} GiB: want at most {MOST_WEIGHTS}; take '
-      'narrower cells, fewer layers or a smaller vocabulary. (In sizes, 200 is a width, 500k or 4.65M are weights.)'
-    )
+  child_lib.check_weights(
+    child_lib.count_weights(init),
+    'narrower cells, fewer layers or a smaller vocabulary. (In sizes, 200 is a width, 500k or 4.65M are weights.)',
+  )
 
 
 def hyperparameters(cfg: Children, hidden: int) -> language_model.Hyperparameters:
@@ -179,8 +175,7 @@ def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyT
 def weights(child: Child, arch: PyTree) -> int:
   """Returns the number of weights of a network with the cell `arch`."""
   spec = language_model.ChildSpec(arch, language_model.Hyperparameters(0.0, 0.0, 0.0, 0.0))
-  params = jax.eval_shape(lambda: child.init(spec, jax.random.key(0)))
-  return sum(leaf.size for leaf in jax.tree.leaves(params))
+  return child_lib.count_weights(lambda: child.init(spec, jax.random.key(0)))
 
 
 def optimizer(

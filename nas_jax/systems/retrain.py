@@ -11,7 +11,7 @@ import itertools
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from nas_jax import export
-from nas_jax.config import LAST_SEED, field
+from nas_jax.config import Seed, field
 from nas_jax.training import full_training
 from nas_jax.types import PyTree
 
@@ -28,10 +28,9 @@ def epochs_field(default: int) -> Any:
 
 
 @dataclasses.dataclass
-class Config:
+class Config(Seed):
   """What every retraining has to say. The config of a recipe adds the data, the network and the lists of its grid."""
 
-  seed: int = field(0, 'seed of the whole run', low=0, high=LAST_SEED, first=True)
   epochs: int = epochs_field(1)
   grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for as many as in the other trainings', low=0)
   repeats: int = field(1, 'trainings of the best point of the grid at each size, from different seeds', low=1)

@@ -13,6 +13,7 @@ from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
+from nas_jax.operations import BUILT_IN, Operations, find
 from nas_jax.space import RnnArch, TreeArch
 from nas_jax.systems import language, retrain
 from nas_jax.training import child as child_lib
@@ -195,16 +196,19 @@ def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
 
 
 def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if a size cannot be met or the text is too short."""
+  """Raises ValueError, before anything compiles.
+
+  A size cannot be met, the text is too short, or the cell has an operation that is not built in.
+  """
   text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   for size in cfg.sizes:
     width(cfg, text, arch, size)
 
 
-def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
+def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str, operations: Operations = BUILT_IN) -> int:
   """The width of the cells of a network of this size. Raises ValueError if there is none; nothing is compiled."""
   hidden, parameters = parse_size(size)
-  cell, form = _cell(arch)
+  cell, form = _cell(arch, operations)
   hidden = hidden or language.width(cfg, text, cell, form, parameters)
   child = language.build(cfg, text, cell, hidden)
   spec = language_model.ChildSpec(form, language_model.Hyperparameters(0.0, 0.0, 0.0, 0.0))
@@ -219,15 +223,23 @@ def weights(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
 
 
 def task(
-  cfg: Config, text: text_lib.Text, arch: Arch, size: str, epochs: int, final: bool = False, mesh: Mesh | None = None
+  cfg: Config,
+  text: text_lib.Text,
+  arch: Arch,
+  size: str,
+  epochs: int,
+  final: bool = False,
+  mesh: Mesh | None = None,
+  operations: Operations = BUILT_IN,
 ) -> full_training.Task:
   """A network of one cell at one size, to be trained for `epochs` passes over the text.
 
   The weights that are kept are those after the epoch that scored best on validation, whether the training is `final` or
-  part of the grid. Raises ValueError as `width` and `text_batches.lay_out`.
+  part of the grid. `operations` are those of the cell's space, if it has some of the user's own. Raises ValueError as
+  `width` and `text_batches.lay_out`.
   """
   del final
-  hidden, (cell, form) = width(cfg, text, arch, size), _cell(arch)
+  hidden, (cell, form) = width(cfg, text, arch, size, operations), _cell(arch, operations)
   network = language.build(cfg, text, cell, hidden)
   data = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   own = child_lib.bind_arch(network, lambda hyperparameters: language_model.ChildSpec(form, hyperparameters))
@@ -239,17 +251,24 @@ def task(
   )
 
 
-def _cell(arch: Arch) -> tuple[language_model.Cell, TreeArch | RnnArch]:
+def _cell(arch: Arch, operations: Operations = BUILT_IN) -> tuple[language_model.Cell, TreeArch | RnnArch]:
   if isinstance(arch, str):
     return language_model.lstm(), published.LSTM  # a standard LSTM has no tree
-  return (language_model.enas() if isinstance(arch, RnnArch) else language_model.tree()), arch
+  chosen = {'activate': set(arch.activate)}
+  if isinstance(arch, TreeArch):
+    chosen = {'combine': {*arch.combine, arch.inject[0]}, 'activate': {*arch.activate, arch.inject[1]}}
+  for kind, ids in chosen.items():
+    for one in ids:
+      find(kind, operations, one)  # raises ValueError on an operation that is not known here
+  return (language_model.enas(operations) if isinstance(arch, RnnArch) else language_model.tree(operations)), arch
 
 
 def setting(cfg: Config, text: text_lib.Text) -> str:
   """What all trainings have in common, in words."""
   return (
     f'perplexity of the best of {cfg.epochs} epochs by validation; {cfg.dataset}, sha256 {text.sha256[:12]}; '
-    f'{cfg.layers} layers, {cfg.optimizer}, seed {cfg.seed}; means over the trainings'
+    f'{cfg.layers} layer{"s" if cfg.layers > 1 else ""}, {cfg.optimizer}, {config.seeds_in_words(cfg)}; means over the '
+    'trainings'
   )
 
 

@@ -109,7 +109,8 @@ def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
   check_test_split(cfg, images)
-  count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters)))
+  weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters))).params
+  child_lib.check_weights(weights, 'a smaller add_filters.')
   check_module(images, arch, _options(cfg, images, cfg.add_filters[0], cfg.epsilon[0]))
 
 
@@ -185,7 +186,8 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
   chosen = 'last epoch' if cfg.train_on_all else 'best epoch by validation'
   return (
     f'error of {cfg.epochs} epochs on the {trained}, {chosen}; validation is of the grid; {cfg.dataset}, sha256 '
-    f'{images.sha256[:12]}; {len(images.test.labels)} images to test; seed {cfg.seed}; means over the trainings'
+    f'{images.sha256[:12]}; {len(images.test.labels)} images to test; {config.seeds_in_words(cfg)}; means over '
+    'the trainings'
   )
 
 

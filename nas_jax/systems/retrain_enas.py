@@ -13,6 +13,7 @@ from nas_jax.config import field
 from nas_jax.datasets import images as images_lib
 from nas_jax.space.enas import MacroArch, MicroArch
 from nas_jax.systems import classifier, retrain, retrain_conv
+from nas_jax.training import child as child_lib
 from nas_jax.training import full_training
 from nas_jax.training.child import Child
 from nas_jax.types import PyTree
@@ -28,7 +29,7 @@ class Config(retrain_conv.Config):
   filters: tuple[int, ...] = field(
     (36,), 'sizes to train: filters of the first layers; the grid is at the first', low=1, budget=True, first=True
   )
-  cells: int = field(15, 'normal cells of a network of cells', low=1)
+  cells: int = field(15, 'normal cells of a network of cells', low=1, high=128)
   keep: float = field(
     0.8, 'share of the features that dropout leaves to the classifier in training', above=0.0, high=1.0
   )
@@ -110,7 +111,8 @@ def check(cfg: Config) -> None:
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
   retrain_conv.check_test_split(cfg, images)
-  _weights(_build(cfg, images, arch, cfg.filters[0]), arch)
+  weights = _weights(_build(cfg, images, arch, max(cfg.filters)), arch)
+  child_lib.check_weights(weights, 'fewer filters or cells.')
   retrain_conv.check_module(images, arch, _options(cfg, images, arch, cfg.filters[0], cfg.epsilon[0]))
 
 
@@ -144,8 +146,7 @@ def _build(cfg: Config, images: images_lib.Images, arch: Arch, filters: int) -> 
 
 def _weights(network: Child, arch: PyTree) -> int:
   spec = conv.ChildSpec(arch, conv.Hyperparameters(0.0, 0.0, 0.0, 0.0))
-  found = jax.eval_shape(lambda: network.init(spec, jax.random.key(0)))
-  return sum(leaf.size for leaf in jax.tree.leaves(found))
+  return child_lib.count_weights(lambda: network.init(spec, jax.random.key(0)))
 
 
 def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: retrain_conv.Point) -> export.Card:

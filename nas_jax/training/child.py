@@ -1,9 +1,14 @@
 """What a child network is to the trainer: pure functions with the architecture as an argument."""
 
 from collections.abc import Callable
+import math
 from typing import Any, NamedTuple
 
+import jax
+
 from nas_jax.types import Array, Key, PyTree
+
+MOST_WEIGHTS = 2**31  # of a network, 8 GiB; gradients and optimizers take several times as much
 
 
 class Child(NamedTuple):
@@ -26,6 +31,18 @@ class Child(NamedTuple):
   loss: Callable[[PyTree, PyTree, PyTree, PyTree, Key], tuple[Array, PyTree]]
   score: Callable[[PyTree, PyTree, PyTree, PyTree], dict[str, Array]]
   compiler_options: Callable[[str], dict[str, Any]] = lambda platform: {}
+
+
+def count_weights(init: Callable[[], PyTree]) -> int:
+  """Returns how many weights `init` returns. Nothing is compiled or allocated."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(init)))
+
+
+def check_weights(count: int, way_out: str) -> None:
+  """Raises ValueError if a network has too many weights to be made; `way_out` says what to take instead."""
+  if count > MOST_WEIGHTS:
+    size = f'{count} weights, {4 * count / 2**30:.0f} GiB'
+    raise ValueError(f'the network would have {size}: want at most {MOST_WEIGHTS}; take {way_out}')
 
 
 def bind_arch(child: Child, complete: Callable[[PyTree], PyTree]) -> Child:

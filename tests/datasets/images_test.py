@@ -46,6 +46,17 @@ def test_a_split_is_drawn_from_the_training_images():
   assert not np.array_equal(found.valid.images, images.split_images(train, test, 3, 0.25, seed=4).valid.images)
 
 
+def test_orders_and_draws_depend_on_the_seed():
+  train, test = some(40), some(10)
+  first, same, other = (image_batches.lay_out(train, [test], 5, seed=seed)[0] for seed in (0, 0, 1))
+  plain = image_batches.lay_out(train, [test], 5)[0]
+  for name in ('orders', 'draws'):
+    np.testing.assert_array_equal(getattr(first, name), getattr(same, name))
+    np.testing.assert_array_equal(getattr(first, name), getattr(plain, name))
+    assert not np.array_equal(getattr(first, name), getattr(other, name))
+  np.testing.assert_array_equal(first.images, other.images)
+
+
 @pytest.mark.parametrize(
   ('change', 'says'),
   [

@@ -33,6 +33,17 @@ def test_every_prediction_of_the_validation_split_counts_once(laid_out):
   assert (weight.transpose(2, 0, 1).reshape(-1)[: len(text.valid) - 1] == 1).all()
 
 
+def test_all_whole_steps_are_taken():
+  # A step of 5 predictions needs 6 tokens of a stream, and two steps 11: the last of the one is the first of the other.
+  for columns, steps in ((6, 1), (10, 1), (11, 2), (15, 2), (16, 3)):
+    text = testing.text(B * columns)._replace(train=np.arange(B * columns, dtype=np.int32))
+    train = text_batches.lay_out(text, B, T, 4).train
+    assert train.shape == (steps, T + 1, B)
+    assert train[-1, -1].tolist() == [b * columns + steps * T for b in range(B)]
+
+
 def test_a_text_too_short_is_refused():
+  with pytest.raises(ValueError, match='needs 18'):
+    text_batches.lay_out(testing.text()._replace(train=np.zeros(17, np.int32)), B, T, 4)
   with pytest.raises(ValueError, match='bptt'):
     text_batches.lay_out(testing.text(60), 20, 35, 4)

@@ -282,7 +282,7 @@ def test_the_page_of_a_search_from_before_a_field_was_added(workdir):
 
 
 def test_a_drawing_is_on_the_page(workdir, monkeypatch):
-  def drawn(arch):
+  def drawn(arch, operations):
     return f'<svg><title>{len(arch.combine)} nodes</title></svg>'
 
   drawn.registry = draw.svg.registry

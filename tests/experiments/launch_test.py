@@ -5,14 +5,17 @@ import errno
 import json
 import logging
 import os
+import pathlib
 import re
+import signal
+import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import cell_search, conv_search, enas_search, table_search
+from experiments import cell_search, conv_search, enas_search, per_layer_search, table_search
 from experiments import retrain as retrain_launcher
 from experiments.common import launch, systems, usage, workdirs
 from nas_jax import config, files
@@ -20,6 +23,8 @@ from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
 from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
 from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell, retrain_conv, retrain_enas, table
+
+ROOT = str(pathlib.Path(__file__).parents[2])
 
 
 def leave(monkeypatch, capsys, caplog, launcher, *args):
@@ -38,7 +43,7 @@ def leave(monkeypatch, capsys, caplog, launcher, *args):
 @pytest.fixture
 def refuse(monkeypatch, capsys, caplog):
   # The backend of the tests runs already, with devices of its own.
-  monkeypatch.setattr(launch, 'set_up_jax', lambda at_most=None: None)
+  monkeypatch.setattr(launch, 'set_up_jax', lambda at_most=None, processes=1: None)
   return lambda launcher, *args: leave(monkeypatch, capsys, caplog, launcher, *args)
 
 
@@ -168,6 +173,42 @@ def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
 def test_a_wrong_flag_of_a_conv_search_is_one_line(refuse, tmp_path, flag, words):
   error = refuse(conv_search, '--preset=smoke', f'--workdir={tmp_path}', flag)
   assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(
+  ('launcher', 'flags', 'words'),
+  [
+    (conv_search, '--max_depth=100000', ('max_depth (=100000)', '1 to 128')),
+    (conv_search, '--filters=1000000', ('weights', 'GiB', 'fewer filters')),
+    (conv_search, '--filter_heights=99999 --filter_widths=99999', ('weights', 'GiB', 'smaller ones')),
+    (conv_search, '--upsample=1000000', ('upsample (=1000000)', 'at most 4096')),
+    (conv_search, '--block=1000000', ('block (=1000000)', 'at most 128')),
+    (conv_search, '--m=1000000000', ('m (=1000000000)', 'at most 65536')),
+    (conv_search, '--controller_units=1000000', ('controller_units (=1000000)', 'at most 8192')),
+    (conv_search, '--controller_layers=1000000', ('controller_layers (=1000000)', 'at most 64')),
+    (conv_search, '--reliability_children=1000000000', ('reliability_children', 'at most 10000')),
+    (conv_search, '--yardstick_repeats=1000000000', ('yardstick_repeats', 'at most 1000')),
+    (per_layer_search, '--max_depth=1000000', ('max_depth (=1000000)', '1 to 128')),
+    (per_layer_search, '--max_depth=128 --layers=conv_999_9_1', ('weights', 'GiB', 'fewer channels')),
+    (enas_search, '--variant=macro --layers=100000', ('layers (=100000)', '1 to 128')),
+    (enas_search, '--variant=macro --filters=1000000', ('weights', 'GiB', 'fewer filters')),
+    (enas_search, '--variant=micro --filters=1000000', ('weights', 'GiB', 'fewer filters')),
+    (enas_search, '--variant=micro --cells=100000', ('cells (=100000)', 'at most 128')),
+    (enas_search, '--variant=micro --blocks=100000', ('blocks (=100000)', '1 to 128')),
+    (enas_search, '--variant=recurrent --nodes=100000', ('nodes (=100000)', '1 to 128')),
+    (enas_search, '--variant=recurrent --rank_children=1000000000', ('rank_children', 'at most 10000')),
+    (cell_search, '--layers=1000000', ('layers (=1000000)', 'at most 128')),
+    (retrain_launcher, '--arch=FIGURE_7 --add_filters=1000000', ('weights', 'GiB', 'add_filters')),
+    (retrain_launcher, '--arch=ENAS_MICRO --filters=100000', ('weights', 'GiB', 'fewer filters')),
+    (retrain_launcher, '--arch=ENAS_MICRO --cells=100000', ('cells (=100000)', 'at most 128')),
+  ],
+)
+def test_a_size_that_is_too_large_is_one_line(refuse, tmp_path, launcher, flags, words):
+  place = '--results' if launcher is retrain_launcher else '--workdir'
+  flags = [flag.replace('_', ' ') if flag.startswith('--layers=conv') else flag for flag in flags.split()]
+  error = refuse(launcher, '--preset=smoke', f'{place}={tmp_path}/run', *flags)
+  assert all(word in error for word in words), error
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
@@ -510,6 +551,66 @@ def test_what_ends_the_work_is_one_line(monkeypatch, capsys, error, code):
     launch.main(lambda argv: work)
   said = capsys.readouterr().err
   assert left.value.code == code and said.count('\n') == 1 and str(error.args[-1]) in said
+
+
+def test_ctrl_c_during_imports_is_one_line(tmp_path):
+  """The first package that a launcher imports stands in for all: it says that it is being imported, and waits."""
+  (tmp_path / 'absl').mkdir()
+  (tmp_path / 'absl' / '__init__.py').write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+  env = os.environ | {'PYTHONPATH': os.pathsep.join((str(tmp_path), ROOT))}
+  command = [sys.executable, '-m', 'experiments.cell_search']
+  pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+  with subprocess.Popen(command, cwd=ROOT, env=env, text=True, **pipes) as process:
+    assert process.stdout.readline() == 'here\n'
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+  assert process.returncode == 130 and said == 'stopped by SIGINT before anything was begun.\n'
+
+
+def test_a_program_that_cannot_be_read_is_removed(tmp_path):
+  names = ('jit_a-1-cache', 'jit_a-1-atime', 'jit_a-2-cache', 'jit_ab-1-cache')
+  for name in names:
+    (tmp_path / name).write_text('')
+  warning = "Error reading persistent compilation cache entry for 'jit_a': XlaRuntimeError: torn"
+  before = getattr(jax.config, launch.CACHE)
+  jax.config.update(launch.CACHE, str(tmp_path))
+  try:
+    assert launch.drop_damaged_programs('another warning') == ''
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    assert launch.drop_damaged_programs(warning) == 'jit_a'
+  finally:
+    jax.config.update(launch.CACHE, before)
+  assert os.listdir(tmp_path) == ['jit_ab-1-cache']
+
+
+COMPILED = """
+import jax, sys
+from experiments.common import launch
+jax.config.update('jax_compilation_cache_dir', sys.argv[1])
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+def work(check):
+  assert jax.jit(lambda x: x + 1)(2) == 3
+launch.main(lambda argv: work)
+"""
+
+
+@pytest.mark.long
+def test_a_torn_program_is_kept_anew(tmp_path):
+  def run():
+    env = os.environ | {'JAX_ENABLE_COMPILATION_CACHE': 'true'}
+    done = subprocess.run(
+      [sys.executable, '-c', COMPILED, str(tmp_path)], cwd=ROOT, env=env, capture_output=True, text=True, check=True
+    )
+    (entry,) = tmp_path.glob('*lambda*-cache')
+    return entry, done.stderr
+
+  entry, said = run()
+  whole = entry.read_bytes()
+  assert not said
+  entry.write_bytes(whole[: len(whole) // 2])
+  entry, said = run()
+  assert 'kept anew' in said and said.count('\n') == 1 and len(entry.read_bytes()) > len(whole) // 2
+  assert run()[1] == ''
 
 
 def test_a_full_disk_is_no_wrong_flag(monkeypatch, capsys):

@@ -100,7 +100,7 @@ VARIANTS = {
     'metric': model.Metric('score', HOSTILE),
     'runs': (run(HOSTILE, [9.0, 2.0], [update(1)]),),
     'slots': [Slot(HOSTILE, HOSTILE, Kind.CHOICE, 3, 'a', labels=(HOSTILE, 'y', 'z')), SPACE.slots[1]],
-    'reliability': [model.Correlation(HOSTILE, NAN, 0.5)],
+    'reliability': [model.Correlation(HOSTILE, NAN, 0.5), model.Correlation('no wish, no value', NAN)],
     'winners': [model.Winner(HOSTILE, HOSTILE)],
     'standings': ((HOSTILE,), [(HOSTILE,)]),
     'retrained': [{'setting': HOSTILE, 'rows': []}],
@@ -187,6 +187,26 @@ def test_it_says_the_numbers(pages):
   ):
     assert part in words
   assert '<svg id="mine"></svg>' in pages['whole']
+
+
+def test_failures_of_the_reliability_are_counted():
+  text = Checker(page.render(build(reliability=[model.Correlation('two seeds', 0.61, 0.7, 0.25, 3)]))).text
+  assert 'two seeds 0.610 at least 0.7 too little: read the rest with care 0.250 3' in ' '.join(text.split())
+
+
+def test_children_that_failed_are_not_drawn_as_if_they_had_earned_nothing(monkeypatch):
+  drawn = []
+  monkeypatch.setattr(charts, 'rewards', lambda name, label, lines, baseline: drawn.extend(lines) or '')
+  page.render(build())
+  np.testing.assert_equal(drawn[0].y, [1 / 9, NAN, 1 / 4.5, 1 / 3.25])
+
+
+def test_the_headline_of_shared_weights_is_what_was_derived():
+  # The best child scored 3.25 on one minibatch, the best derived one 4.75 on the whole split.
+  text = Checker(page.render(build(shared=True, derived={'reinforce': 4.75, 'random': 8.5}))).text
+  wanted = 'The best thing derived after 4 children (1 failed) has a score of 4.750 for the search, 8.500 for random'
+  assert wanted in text and ' passed ' not in text
+  assert 'a score of 4.750 for the search.' in page.render(build(derived={'reinforce': 4.75}))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,17 @@ def test_standings_by_hand():
   assert rankings.standings({}, {'known': [3.0, 2.0]}, SPACE, 'perplexity', lower=False)[0][1] == 3.0
 
 
+def test_trainings_that_failed_are_counted_and_do_not_win():
+  rows = rankings.standings({}, {'some': [None, 3.0, math.inf], 'all': [None, math.nan]}, SPACE, 'perplexity')
+  assert rows[0] == ('some', 3.0, '', '', '3 trainings, 2 failed, mean 3.000')
+  assert math.isnan(rows[1][1]) and rows[1][4] == '2 trainings, 2 failed'
+  lines = [{'failed': None, 'perplexity': 2.0}, {'failed': 'loss not finite', 'perplexity': None}]
+  assert rankings.derived('own', lines, 'perplexity') == [
+    ('own, derived', 2.0, '', '', '2 samples, 1 failed, mean 2.000')
+  ]
+  assert rankings.derived('own', lines[1:], 'perplexity')[0][4] == '1 sample, 1 failed'
+
+
 def test_best_json_is_an_architecture():
   base8 = space.tree_cell_space(8)
   line = {'id': 3, 'tokens': base8.encode(published.NASCELL).tolist(), 'reward': 0.5}

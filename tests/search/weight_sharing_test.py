@@ -205,6 +205,18 @@ def test_derived_is_the_best_first_on_the_whole_split(s, programs):
     assert a.metrics == {'shared_perplexity': pytest.approx(float(wanted), rel=1e-5)}
 
 
+def test_derived_that_cannot_be_scored_are_last_and_say_why(s, programs):
+  def half_fail(weights, archs):
+    del weights
+    bad = np.arange(len(archs[0])) % 2 == 0
+    return {'shared_perplexity': np.where(bad, np.nan, 5.0), 'failed': np.where(bad, fit.Status.NOT_FINITE, 0)}
+
+  broken, state = programs._replace(score_all=half_fail), s.init(jax.random.key(0))
+  found = weight_sharing.derive(SPACE, s.algorithm, broken, state, problem().shared_reward, jax.random.key(5), 4, 2)
+  assert [one.failed for one in found] == [None, None] + ['loss or gradient not finite'] * 2
+  assert found[0].reward > 0 and [one.place for one in found] == [1, 3, 0, 2]
+
+
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_cut_off_it_goes_on_as_if_unbroken(s, tmp_path, monkeypatch):
   """A journal ahead of the checkpoint is evaluated again for the weights, and not written twice."""

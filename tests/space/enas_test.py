@@ -79,3 +79,14 @@ def test_what_cannot_be_is_one_line(make, words):
   with pytest.raises(ValueError, match=words) as error:
     make()
   assert '\n' not in str(error.value)
+
+
+def test_what_a_block_reads_is_called_by_its_name():
+  made = space.enas_micro_space(blocks=2)
+  arch = made.decode([0, 1, 0, 2, 2, 1, 3, 4, 1, 0, 4, 4, 0, 2, 1, 1])
+  assert made.describe(arch).splitlines() == [
+    'normal block 0: left reads h[k-2], right reads h[k-1], left operation sepconv 3, right operation average pool 3',
+    'normal block 1: left reads block 0, right reads h[k-1], left operation max pool 3, right operation identity',
+    'reduction block 0: left reads h[k-1], right reads h[k-2], left operation identity, right operation identity',
+    'reduction block 1: left reads h[k-2], right reads block 0, left operation sepconv 5, right operation sepconv 5',
+  ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +13,16 @@ import testing
 
 from experiments import enas_search, retrain
 from experiments.common import launch, search_flow, workdirs
+from experiments.common import weight_sharing as flow
+from experiments.common.stages import Run
 from experiments.common.systems import ENAS, RECURRENT
 from nas_jax import published, space
 from nas_jax.datasets import image_batches, text_batches
 from nas_jax.datasets import text as text_lib
-from nas_jax.search import journal
+from nas_jax.search import journal, weight_sharing
 from nas_jax.systems import classifier, enas_images, enas_rnn, retrain_cell
-from nas_jax.training import evaluators, schedules
+from nas_jax.training import evaluators, fit, schedules
+from nas_jax.training.recovery import NO_RECOVERY
 from nas_jax.types import Batch
 
 IMAGES, TEXT = testing.pictures(), testing.text()
@@ -53,6 +57,7 @@ def test_the_papers_spaces_hold_the_published_cells():
   [
     (lambda: enas_images.make_problem(testing.macro_config(operations=('conv 4',)), IMAGES), 'operations .*conv 3'),
     (lambda: enas_images.make_problem(testing.micro_config(blocks=0), IMAGES), r'blocks \(=0\)'),
+    (lambda: enas_images.make_problem(testing.macro_config(norm_first=False), IMAGES), r'norm_first \(=False\)'),
     (lambda: enas_images.make_problem(testing.micro_config(norm='none'), IMAGES), r'norm \(=none\).*batch, moving'),
     (lambda: enas_images.make_problem(testing.macro_config(depth_start=2), IMAGES), r'depth_start \(=2\)'),
     (lambda: enas_rnn.make_problem(testing.rnn_config(activate=('tanh', 'gelu')), TEXT), 'activate .*sigmoid'),
@@ -78,7 +83,7 @@ def test_what_cannot_be_is_one_line(build, words):
   ],
 )
 def test_a_wrong_flag_is_one_line(monkeypatch, tmp_path, flags, words):
-  monkeypatch.setattr(launch, 'set_up_jax', lambda at_most=None: None)
+  monkeypatch.setattr(launch, 'set_up_jax', lambda at_most=None, processes=1: None)
   preset = [] if any('preset' in flag for flag in flags) else ['--preset=smoke']
   with pytest.raises((ValueError, launch.flags.Error)) as error:
     enas_search.prepare(['enas_search', f'--workdir={tmp_path}/run', *preset, *flags])
@@ -194,6 +199,42 @@ def test_alone_is_a_training_of_its_own():
   assert both.metrics['perplexity'].max() < 5.0  # uniform would be 5
 
 
+def test_ranks_where_trainings_failed(tmp_path, monkeypatch):
+  """A training that failed has no rank; its reward of 0 is no number. If all have failed, nothing is best."""
+  cfg = testing.rnn_config(rank_children=4)
+  problem = enas_rnn.make_problem(cfg, TEXT)
+  run = Run(RECURRENT, cfg, TEXT, problem, str(tmp_path), NO_RECOVERY, {}, lambda cfg: TEXT)
+
+  def trained(scores):
+    lines = zip(scores, 3 * list(testing.random_tokens(problem.space, 4)), strict=True)
+    score = {'failed': None, 'seconds': 1.0}
+    return [
+      {'id': k, 'tokens': tokens.tolist(), 'reward': 1 / (x or np.inf), 'perplexity': x, **score}
+      | ({} if x else {'failed': 'loss'})
+      for k, (x, tokens) in enumerate(lines)
+    ]
+
+  def rank(scores, shared):
+    status = np.where(np.isfinite(shared), 0, fit.Status.NOT_FINITE)
+    monkeypatch.setattr(flow, 'train_alone', lambda run: trained(scores))
+    monkeypatch.setattr(flow, '_last_state', lambda found, cfg: types.SimpleNamespace(step=len(set(scores))))
+    metrics = {'shared_perplexity': np.asarray(shared), 'failed': status}
+    monkeypatch.setattr(weight_sharing, 'score', lambda *args: metrics)
+    flow.rank(run, None, {'reinforce': None})
+    return json.loads((tmp_path / 'ranks.json').read_text(), parse_constant=pytest.fail)
+
+  # The second and the third of these orders agree wherever both trained.
+  found = rank([2.0, 3.0, 4.0, None, 2.5, 3.5, None, 1.0, 4.0, 3.0, 2.0, 1.0], [2.0, np.nan, 3.0, 4.0])
+  assert found['kendall'] == {'reinforce': 1.0, 'two seeds': 1.0, 'two seeds with other data seeds': -1.0}
+  assert found['failed'] == {'reinforce': 2, 'two seeds': 2, 'two seeds with other data seeds': 1}
+  assert found['alone'] == [2.0, 3.0, 4.0, None] and found['shared']['reinforce'][1] is None
+  assert json.loads((tmp_path / 'random.json').read_text())['id'] == 0
+  (tmp_path / 'random.json').unlink()
+  found = rank([None] * 12, [2.0, 1.0, 3.0, 4.0])
+  assert set(found['kendall'].values()) == {None} and not (tmp_path / 'random.json').exists()
+  assert 'not measurable' in flow._in_words(run, found, [{'seconds': 0.0}])
+
+
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.long
 def test_a_search_to_its_page_and_again(tmp_path, capsys):
@@ -221,13 +262,14 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   best = json.loads((workdir / 'best.json').read_text())
   assert best['tokens'] == derived[0]['tokens'] and space.from_json(json.dumps(best)).activate
   alone = journal.read(str(workdir / 'alone.jsonl'))
-  assert [alone[k]['tokens'] for k in range(3)] == [alone[k]['tokens'] for k in range(3, 6)]
-  assert sorted(alone) == [0, 1, 2, 3, 4, 5] and all('perplexity' in line for line in alone.values())
+  for other in (range(3, 6), range(6, 9)):
+    assert [alone[k]['tokens'] for k in range(3)] == [alone[k]['tokens'] for k in other]
+  assert sorted(alone) == list(range(9)) and all('perplexity' in line for line in alone.values())
   random = json.loads((workdir / 'random.json').read_text())
   assert random['tokens'] == min((alone[k] for k in range(3)), key=lambda line: line['perplexity'])['tokens']
   ranks = json.loads((workdir / 'ranks.json').read_text())
   assert ranks['alone'] == [alone[k]['perplexity'] for k in range(3)]
-  assert set(ranks['kendall']) == {'reinforce', 'random', 'two seeds'}
+  assert set(ranks['kendall']) == {'reinforce', 'random', 'two seeds', 'two seeds with other data seeds'}
   assert all(-1 <= value <= 1 for value in ranks['kendall'].values())
   page = (workdir / 'report.html').read_text()
   wanted = ('Derived after the search', 'Scores are by weights shared for 2 passes', 'Kendall', 'random, derived')

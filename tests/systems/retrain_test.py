@@ -181,6 +181,9 @@ def test_grid_sizes_and_rates_by_hand():
   assert [(p.lr, p.dropout) for p in grid(retrain.Point, cfg)] == [(0.1, '0'), (0.1, '0.5'), (0.2, '0'), (0.2, '0.5')]
   assert [retrain.parse_size(size) for size in ('200', '4.65M', '12k')] == [(200, 0), (0, 4_650_000), (0, 12_000)]
   assert retrain.parse_dropout('0.5') == language_model.Dropout(0.0, 0.5, 0.0, 0.5)
+  # The final cell of Pham et al. in the released code, which keeps 0.79, 0.25, 0.75 and 0.24.
+  (final,) = retrain.enas().dropout
+  assert retrain.parse_dropout(final)._asdict() == {'embedding': 0.21, 'input': 0.75, 'recurrent': 0.25, 'output': 0.76}
   assert retrain.parse_dropout('0:.1:.2:.3') == language_model.Dropout(0.0, 0.1, 0.2, 0.3)
   settings = retrain.hyperparameters(POINTS)
   assert settings.dropout.recurrent is None and np.allclose(settings.dropout.input, [0, 0, 0.4])

@@ -180,7 +180,7 @@ def test_what_is_faster_is_measured_once_and_noted(tmp_path, monkeypatch):
   def settled(cfg):
     opened = workdirs.open_config(str(tmp_path), cfg)
     return from_scratch.settle_program(
-      Run(CELL, opened, text, cell.make_problem(cfg, text), str(tmp_path), NO_RECOVERY, {})
+      Run(CELL, opened, text, cell.make_problem(cfg, text), str(tmp_path), NO_RECOVERY, {}, lambda cfg: text)
     )
 
   monkeypatch.setattr(timing, 'of_problem', lambda problem, *rest: timing.Timing(2.0, 1.0))

@@ -11,7 +11,7 @@ from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
 from nas_jax.training import fit
-from nas_jax.training.child import bind_arch
+from nas_jax.training.child import Child, bind_arch
 
 SPACE = space.tree_cell_space(2)
 M = 6
@@ -48,6 +48,26 @@ def alone(data):
   """Programs on one device, and what they make of the children."""
   one = programs(1)
   return one, fit.fit(one, *children(), data)
+
+
+@pytest.mark.parametrize('quick', [False, True])
+def test_each_step_of_each_child_has_keys_of_its_own(quick):
+  """A key that were the same in every step would leave the masks of dropout as they are. The carry notes the keys."""
+  child = Child(
+    init=lambda arch, key: jax.random.uniform(key, (1,)),
+    carry=lambda params: jnp.zeros(2),
+    batch=lambda data, key, step: jax.random.uniform(key),
+    loss=lambda params, arch, carry, batch, key: (params.sum(), jnp.stack([batch, jax.random.uniform(key)])),
+    score=lambda params, arch, carry, data: {'score': params.sum()},
+  )
+  one = fit.fitter(child, lambda _: optax.sgd(0.1), 3, 1, fit.child_mesh(jax.devices()[:1]), quick=quick)
+  state, archs, keys = fit.begin(one, jnp.zeros(2), jax.random.split(jax.random.key(0), 2))
+  drawn = [np.asarray(state.params).ravel()]
+  for _ in range(3):
+    state = one.chunk((), jnp.asarray(1), state, archs, keys)
+    drawn.append(np.asarray(state.carry).ravel())
+  every = np.concatenate(drawn)
+  assert len(every) == 2 + 3 * 4 == len(np.unique(every))
 
 
 def test_training_learns(data):

@@ -1,5 +1,6 @@
 """From children to rewards, and whether those are a signal."""
 
+import json
 import math
 
 import jax
@@ -67,6 +68,46 @@ def test_reliability_tells_signal_from_noise():
 
   # 30 children in batches of 4: the last batch is filled up.
   found = reliability.measure(sp, signal, jax.random.key(0), 30, 4, noise, 20)
-  assert found.seeds == pytest.approx(1.0) and abs(found.budget) < 0.6 and found.children == 30
-  assert abs(reliability.measure(sp, noise, jax.random.key(0), 60, 4).seeds) < 0.4
-  assert math.isnan(reliability.measure(sp, signal, jax.random.key(0), 30, 4).budget)
+  assert found.seeds == (pytest.approx(1.0), pytest.approx(1.0), 0) and found.children == 30
+  assert abs(found.budget.all) < 0.6 and found.data_seeds is None
+  assert abs(reliability.measure(sp, noise, jax.random.key(0), 60, 4).seeds.all) < 0.4
+  assert reliability.measure(sp, signal, jax.random.key(0), 30, 4).budget is None
+  assert reliability.measure(sp, signal, jax.random.key(0), 30, 4, other_data=signal).data_seeds.all == pytest.approx(1)
+
+
+def test_children_that_failed_are_counted_apart_and_have_no_rank():
+  # A third of the children fail, good and bad ones. Were their rewards read, the ranks of the trainings would differ.
+  sp = space.choice_space({'a': [str(i) for i in range(99)]})
+
+  def some_fail(batch: Batch) -> Outcome:
+    tokens = batch.tokens[:, 0]
+    noise = jax.vmap(jax.random.uniform)(batch.keys)
+    return Outcome(jnp.where(tokens % 3 == 0, 100 * noise, tokens).astype(jnp.float32), failed=tokens % 3 == 0)
+
+  found = reliability.measure(sp, some_fail, jax.random.key(0), 40, 4)
+  assert 5 < found.seeds.failed < 25
+  assert found.seeds[:2] == (pytest.approx(1.0), pytest.approx(1.0))
+
+
+def test_ranks_by_hand():
+  # Of ten children one fails in each training, and the best quarter of the other eight is too small to be ranked.
+  first, second = np.arange(10.0), np.arange(10.0)
+  first[3], second[5] = np.nan, -np.inf
+  found = reliability.ranks(first, second)
+  assert found[0] == pytest.approx(1.0) and math.isnan(found.quarter) and found.failed == 2
+  turned = np.array([*range(9), 11.0, 10.0, 9.0])  # the best three of twelve in the opposite order
+  assert reliability.ranks(turned, np.arange(12.0)).quarter == pytest.approx(-1.0)
+  nothing = reliability.ranks(np.full(3, np.nan), np.arange(3.0))
+  assert math.isnan(nothing.all) and math.isnan(nothing.quarter) and nothing.failed == 3
+
+
+def test_reliability_is_json_without_nan():
+  found = reliability.Reliability(
+    reliability.Ranks(0.5, math.nan, 2), reliability.Ranks(math.nan, math.nan, 8), None, 8
+  )
+  text = json.dumps(reliability.as_json(found), allow_nan=False)
+  again = reliability.from_json(json.loads(text))
+  assert repr(again) == repr(found) and reliability.as_json(again) == json.loads(text)
+  assert list(reliability.in_words(found, 'short', 'long')) == ['two seeds', 'two seeds with other data seeds']
+  old = reliability.from_json({'seeds': 0.25, 'budget': math.nan, 'children': 8})
+  assert old.seeds.all == 0.25 and old.seeds.failed is None and old.budget and math.isnan(old.budget.all)

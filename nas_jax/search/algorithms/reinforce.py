@@ -25,9 +25,9 @@ from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome, PyTree
 class Config(baseline_lib.Config):
   """The controller and how it learns. The defaults are those of Zoph & Le."""
 
-  m: int = field(8, 'children per update of the controller; 8 in each replica on CIFAR-10, Sec. 4.1', low=1)
-  controller_units: int = field(35, "width of each of the controller's LSTM layers, Sec. 4.1", low=1)
-  controller_layers: int = field(2, 'LSTM layers of the controller, Sec. 4.1', low=1)
+  m: int = field(8, 'children per update of the controller; 8 in each replica on CIFAR-10, Sec. 4.1', low=1, high=2**16)
+  controller_units: int = field(35, "width of each of the controller's LSTM layers, Sec. 4.1", low=1, high=8192)
+  controller_layers: int = field(2, 'LSTM layers of the controller, Sec. 4.1', low=1, high=64)
   controller_init: float = field(
     0.08, "the controller's weights start uniform in [-x, x] for this x, Sec. 4.1", above=0.0
   )
