@@ -115,7 +115,7 @@ def _read(paths: Sequence[str], target: Target) -> Start:
     raise ValueError(f'start_from (={",".join(paths)}) has a file twice: name each once.')
   if paths and target.system.kind == 'chain':
     raise ValueError('start_from is for rewards of whole architectures, and here each layer has one: leave it out.')
-  if paths and getattr(target.cfg, 'replicas', 0):
+  if getattr(target.cfg, 'replicas', 0) and paths:
     raise ValueError('start_from is for a search without replicas: leave --start_from or --replicas out.')
   found = Start({}, [], [], [])
   for path in paths:
