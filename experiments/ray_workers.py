@@ -12,9 +12,11 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import os
 import time
 from typing import Any
+import warnings
 
 from absl import flags
 import jax
@@ -28,7 +30,7 @@ from nas_jax.types import Batch, Outcome, Repeats
 
 PATIENCE = 1.0  # seconds between two looks whether the search was asked to end
 LOCKED = 60.0  # seconds to wait for the folder of a worker
-STARTS = 10  # failed starts of a worker in a row, after which the search ends
+STARTS = 10  # deaths of a worker in a row that Ray does not mend, after which the search ends
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -155,9 +157,10 @@ class Worker:
 
   index: int
   actor: Any
-  asked: Any  # for the answer to `ready` or to `train`; None if it has nothing to do
+  asked: Any  # for the answer to `ready` or to `train`; None if it is not asked for anything
   ticket: int | None = None  # of the batch that it trains
-  failures: int = 0  # in a row
+  again: float = math.nan  # when a lost one is asked again whether it is ready; NaN if none is lost
+  deaths: int = 0  # in a row
 
 
 def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Check) -> Crew:
@@ -185,13 +188,23 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
     while not (there := [ticket for ticket in wanted if ticket in answers]):
       check()
       for worker in workers:
-        if worker.asked is None and waiting:
-          worker.ticket = waiting.popleft()
-          worker.asked = worker.actor.train.remote(tasks[worker.ticket])
+        give(worker)
       asked = {worker.asked: worker for worker in workers if worker.asked is not None}
+      if not asked:
+        time.sleep(PATIENCE)
+        continue
       for ref in ray.wait(list(asked), num_returns=1, timeout=PATIENCE)[0]:
         hear(asked[ref])
     return there[0], *answers.pop(there[0])
+
+  def give(worker: Worker) -> None:
+    if worker.asked is not None:
+      return
+    if worker.again <= time.monotonic():
+      worker.asked, worker.again = worker.actor.ready.remote(), math.nan
+    elif math.isnan(worker.again) and waiting:
+      worker.ticket = waiting.popleft()
+      worker.asked = worker.actor.train.remote(tasks[worker.ticket])
 
   def hear(worker: Worker) -> None:
     try:
@@ -206,17 +219,17 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
     if worker.ticket is not None:
       answers[worker.ticket] = arrays.unpack(answer, [Outcome])
       del tasks[worker.ticket]
-    worker.ticket, worker.asked, worker.failures = None, None, 0
+    worker.ticket, worker.asked, worker.deaths = None, None, 0
 
   def lost(worker: Worker, error: Exception) -> None:
     if worker.ticket is not None:
       waiting.appendleft(worker.ticket)
-    worker.ticket, worker.failures = None, worker.failures + 1
-    if worker.failures > STARTS:
-      raise files.Unusable(f'worker {worker.index} cannot be started: {_last_line(error)}')
+      warnings.warn(f'worker {worker.index} is lost; another trains its batch.', stacklevel=2)
     if isinstance(error, ray.exceptions.ActorDiedError):  # for good; one that Ray starts again is only unavailable
-      worker.actor = spawn(worker.index)
-    worker.asked = worker.actor.ready.remote()
+      worker.actor, worker.deaths = spawn(worker.index), worker.deaths + 1
+    if worker.deaths > STARTS:
+      raise files.Unusable(f'worker {worker.index} cannot be started: {_last_line(error)}')
+    worker.ticket, worker.asked, worker.again = None, None, time.monotonic() + PATIENCE
 
   return Crew(size, submit, collect)
 

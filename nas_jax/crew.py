@@ -98,8 +98,6 @@ def run(
       fresh = _placed(fresh, order[event], event)
     elif crew:
       answer, took = _next(machine, fleet, crew, under_way)
-      if int(answer.batch.ids[0]) != int(fleet.numbers[answer.replica]) * search.m:
-        continue  # it has been counted
       fresh = _placed(journal.records(answer.batch, answer.outcome, took), answer.replica, event)
     else:
       if not trained:
@@ -109,6 +107,8 @@ def run(
         for i, one in enumerate(trained):
           fresh += _placed(journal.records(one.batch, one.outcome, took), one.replica, event + i)
       answer = trained.popleft()
+    if int(answer.batch.ids[0]) != int(fleet.numbers[answer.replica]) * search.m:
+      continue  # it has been counted
     fresh = [line for line in fresh if line['id'] not in known]
     loop.call(hooks, 'children', fresh)
     seconds += sum(line['seconds'] for line in fresh)

@@ -114,10 +114,10 @@ def check(cfg: Any) -> None:
       f'accumulate (={cfg.accumulate}) and shards (={cfg.shards}) are for asynchronous replicas, and replicas is 0: '
       'take --replicas=1 or more, or --accumulate=1 --shards=1.'
     )
-  if cfg.replicas and cfg.known != 'train':
+  if cfg.replicas and (cfg.known, cfg.proposals) != ('train', 'policy'):
     raise ValueError(
-      f'known (={cfg.known}) has a search depend on all children before, which asynchronous replicas do not wait for: '
-      'take --known=train or --replicas=0.'
+      f'known (={cfg.known}) and proposals (={cfg.proposals}) have a child depend on all before, which asynchronous '
+      'replicas do not wait for: take --known=train and --proposals=policy, or --replicas=0.'
     )
   if cfg.replicas and cfg.proposals != 'policy':
     raise ValueError(

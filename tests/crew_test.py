@@ -121,6 +121,14 @@ def test_a_batch_that_was_written_in_part_is_trained_again_as_a_whole(s, live):
   assert same(after[-1], states[12])
 
 
+def test_a_round_drops_what_the_journal_has_counted(s, live):
+  """The second of its answers is all that is left of the journal."""
+  second = [{**line, 'event': 1, 'replica': 1} for line in live[0] if line['id'] in (2, 3)]
+  fresh, after = run(s, s.init(KEY), None, by_id(second), width=9)
+  assert len(by_id(fresh + second)) == len(fresh + second) == 48
+  assert same(run(s._replace(evaluate=never), s.init(KEY), None, by_id(fresh + second))[1][-1], after[-1])
+
+
 def test_an_answer_to_a_batch_that_has_been_counted_is_dropped(s, live):
   """A journal of which only the second answer is left: it counts while a worker trains the same batch once more."""
   second = [{**line, 'event': 1, 'replica': 1} for line in live[0] if line['id'] in (2, 3)]

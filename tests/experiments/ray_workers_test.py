@@ -76,6 +76,11 @@ class FakeRay:
     return arrays.pack((evaluate(hosts.on_device(batch)), 0.25))
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+  monkeypatch.setattr(ray_workers, 'PATIENCE', 0.0)
+
+
 def crew_of(ray, size=3, check=lambda: None):
   return ray_workers.crew_of(ray, ray.spawn, size, check)
 
@@ -90,6 +95,7 @@ def batch(s):
   return s.ask(s.init(jax.random.key(0)))
 
 
+@pytest.mark.filterwarnings('ignore:worker')
 @pytest.mark.parametrize('size', [1, 2, 3, 9])
 def test_a_batch_in_shares_earns_what_it_earns_as_a_whole(batch, size):
   """Also if two calls of five fail."""
@@ -99,6 +105,7 @@ def test_a_batch_in_shares_earns_what_it_earns_as_a_whole(batch, size):
   assert found.metrics['loss'].tolist() == wanted.metrics['loss'].tolist() and not found.failed.any()
 
 
+@pytest.mark.filterwarnings('ignore:worker')
 def test_replicas_end_as_their_journal_says_however_many_workers_are_lost(s):
   """No batch counts twice and none is lost; an actor that has died is replaced."""
   simulated, ray, lines, states = replicas.simulated(replicas.build(s, 4, 2)), FakeRay(1, 0.4), [], []
@@ -111,8 +118,25 @@ def test_replicas_end_as_their_journal_says_however_many_workers_are_lost(s):
 
 
 def test_a_worker_that_never_starts_ends_the_search(batch):
+  ray = FakeRay(0, 1.0)
+  ray.exceptions.RayActorError = ray.exceptions.ActorDiedError
   with pytest.raises(files.Unusable, match='worker 0 cannot be started: it died'):
-    crew.elsewhere(crew_of(FakeRay(0, 1.0), 1), ['children'], True)['children'](batch)
+    crew.elsewhere(crew_of(ray, 1), ['children'], True)['children'](batch)
+
+
+@pytest.mark.filterwarnings('ignore:worker')
+def test_a_worker_that_is_starting_again_is_waited_for(batch):
+  """Ray says at once that it is not available, as often as it is asked."""
+  ray, asked = FakeRay(), []
+
+  def ready():
+    asked.append(0)
+    if len(asked) < 50:
+      raise ray.exceptions.RayActorError('it is starting again')
+
+  ray.ready = ready
+  found = crew.elsewhere(crew_of(ray, 1), ['children'], True)['children'](batch)
+  assert found.reward.tolist() == evaluate(batch).reward.tolist() and len(asked) == 50
 
 
 def test_a_worker_with_other_data_ends_the_search(batch):
