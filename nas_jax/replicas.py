@@ -119,11 +119,6 @@ def check(cfg: Any) -> None:
       f'known (={cfg.known}) and proposals (={cfg.proposals}) have a child depend on all before, which asynchronous '
       'replicas do not wait for: take --known=train and --proposals=policy, or --replicas=0.'
     )
-  if cfg.replicas and cfg.proposals != 'policy':
-    raise ValueError(
-      f'proposals (={cfg.proposals}) are chosen by all rewards so far, which asynchronous replicas do not wait for: '
-      'take --proposals=policy or --replicas=0.'
-    )
 
 
 def build(
