@@ -1,8 +1,6 @@
 """Language models of found recurrent cells as Flax modules, Zoph & Le (2017) Sec. 4.2."""
 
-from collections.abc import Callable
 import itertools
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -103,8 +101,10 @@ class RecurrentNetwork(nn.Module):
 def _cell(arch: Arch, features: int, operations: Operations, name: str) -> nn.RNNCellBase:
   if isinstance(arch, str):
     return nn.OptimizedLSTMCell(features, name=name)
-  kind: Callable[..., Any] = TreeCell if isinstance(arch, TreeArch) else EnasCell
-  return kind(features, arch, operations=operations, name=name)
+  if isinstance(arch, RnnArch):
+    return EnasCell(features, arch, operations=operations, name=name)
+  # float: under x64 its fresh carry is float64, as the weights of a child are
+  return TreeCell(features, arch, operations=operations, param_dtype=float, name=name)
 
 
 def variables(arch: Arch, params: PyTree, carry: PyTree) -> PyTree:
