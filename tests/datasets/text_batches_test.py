@@ -42,6 +42,13 @@ def test_all_whole_steps_are_taken():
     assert train[-1, -1].tolist() == [b * columns + steps * T for b in range(B)]
 
 
+def test_two_tokens_are_one_prediction():
+  inputs, targets, weight = text_batches.windows(np.array([3, 1], np.int32), 4, T)
+  assert inputs.shape == (1, T, 1) and weight.sum() == 1 and (inputs[0, 0, 0], targets[0, 0, 0]) == (3, 1)
+  with pytest.raises(ValueError, match='has 1 token: want at least 2'):
+    text_batches.windows(np.array([3], np.int32), 4, T)
+
+
 def test_a_text_too_short_is_refused():
   with pytest.raises(ValueError, match='needs 18'):
     text_batches.lay_out(testing.text()._replace(train=np.zeros(17, np.int32)), B, T, 4)

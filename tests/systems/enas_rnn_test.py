@@ -272,7 +272,12 @@ def test_a_search_to_its_page_and_again(tmp_path, capsys):
   assert set(ranks['kendall']) == {'reinforce', 'random', 'two seeds', 'two seeds with other data seeds'}
   assert all(-1 <= value <= 1 for value in ranks['kendall'].values())
   page = (workdir / 'report.html').read_text()
-  wanted = ('Derived after the search', 'Scores are by weights shared for 2 passes', 'Kendall', 'random, derived')
+  wanted = (
+    'Derived after the search',
+    'Scores are by weights shared for 2 passes',
+    'Kendall',
+    'random search, derived',
+  )
   for words in (*wanted, 'because their shared weights are trained', '<svg'):
     assert words in page, words
   named = retrain.best_of(str(workdir), 1, RECURRENT)

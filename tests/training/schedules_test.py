@@ -33,6 +33,14 @@ def test_rate_and_epoch_may_be_arrays():
   )
 
 
+def test_a_cosine_over_a_number_of_steps_that_is_an_array():
+  steps = jnp.array([40, 80])
+  found = schedules.rate('cosine', 8.0, steps, 10, least=2.0)
+  for step in (0, 10, 39, 40, 90):  # after its last step a rate stays where it is
+    wanted = [2 + 3 * (1 + np.cos(np.pi * min(step / count, 1))) for count in (40, 80)]
+    np.testing.assert_allclose(found(jnp.array(step)), wanted, rtol=1e-5)
+
+
 def test_a_schedule_that_is_none():
   with pytest.raises(ValueError, match="schedule .='warm'. must be one of constant"):
     schedules.rate('warm', 1.0, 1, 1)
