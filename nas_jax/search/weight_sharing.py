@@ -3,16 +3,17 @@
 All children use one tree of weights; the architecture selects which of them. Two phases alternate. In the first,
 `Programs.learn` trains the weights, each minibatch with a freshly sampled child, while the controller stays fixed. In
 the second the weights stay fixed: children are scored on a minibatch of the validation split, and the controller
-learns from these scores.
+learns from these scores. Many updates of the controller are one program call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 import numpy as np
 import optax
 
@@ -27,8 +28,11 @@ from nas_jax.training.child import Child
 from nas_jax.training.recovery import Limits
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
-Reward = Callable[[dict[str, np.ndarray]], np.ndarray]  # metrics [m] -> rewards [m]
-CALL_STEPS = 50  # minibatches of training in one program call; between calls the search can be stopped
+Reward = Callable[[Any], Any]  # metrics [m] by name -> rewards [m]; of NumPy's arrays and, traced, of JAX's
+CALL_STEPS = 50  # at most so many minibatches of training in one program call; between calls the search can be stopped
+CALL_UPDATES = 50  # at most so many updates of the controller in one program call
+# Seconds that a device waits for the others in `Programs.updates`: a machine under load may keep one from running.
+PATIENCE = {'xla_cpu_collective_call_terminate_timeout_seconds': 3600, 'xla_cpu_collective_timeout_seconds': 3600}
 
 
 @dataclasses.dataclass
@@ -65,6 +69,11 @@ class Config(Limits, state_lib.Config):
     return min(self.max_children or whole, whole)
 
 
+Score = Callable[[PyTree, Key], dict[str, Array]]  # (archs [m], key of the minibatch) -> metrics [m]
+MakeUpdate = Callable[[Score, SearchState], tuple[SearchState, PyTree]]  # an update: the state after it, its results
+Updates = Callable[[fit.FitState, SearchState, int], PyTree]  # (weights, state, updates) -> results [at most, ...]
+
+
 class Programs(NamedTuple):
   """The two phases, each compiled once for all architectures."""
 
@@ -72,6 +81,7 @@ class Programs(NamedTuple):
   learn: Callable[..., fit.FitState]  # one pass: (weights, archs [steps, M, ...], key, check=None)
   score: Callable[[fit.FitState, PyTree, Key], dict[str, Array]]  # (weights, archs [m], key of the minibatch)
   score_all: Callable[[fit.FitState, PyTree], dict[str, Array]]  # the same on the whole validation split
+  updates: Callable[[MakeUpdate, int], Updates]  # (what an update is, at most so many in a call) -> their program
   steps: int  # minibatches in a pass
   compilations: Callable[[], dict[str, int]]  # programs compiled so far, by phase
 
@@ -106,44 +116,73 @@ def build_programs(
   mesh = fit.child_mesh() if mesh is None else mesh
   several, options = _averaged(child), fit.jit_options(mesh, child.compiler_options)
 
-  def learn(data: PyTree, weights: fit.FitState, archs: PyTree, key: Key, first: Array, end: Array) -> fit.FitState:
+  def learn(data: PyTree, weights: fit.FitState, archs: PyTree, key: Key, first: Array, count: int) -> fit.FitState:
     def step(k, weights):
-      after = fit.advance(several, optimizer, data, weights, jax.tree.map(lambda x: x[k], archs), key)
+      after = fit.advance(several, optimizer, data, weights, jax.tree.map(lambda x: x[first + k], archs), key)
       # A step whose loss is not finite would spoil the weights of all children: it is left out, and counted.
-      fine = after.failed == fit.Status.OK
-      kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, weights)
-      return kept._replace(step=after.step, failed=weights.failed + ~fine)
+      fine, exists = after.failed == fit.Status.OK, first + k < len(jax.tree.leaves(archs)[0])
+      kept = jax.tree.map(lambda new, old: jnp.where(fine & exists, new, old), after, weights)
+      return kept._replace(step=weights.step + exists, failed=weights.failed + (exists & ~fine))
 
-    return jax.lax.fori_loop(first, end, step, weights)
+    return jax.lax.fori_loop(0, count, step, weights)
+
+  def one(part: Callable[[PyTree, Key], PyTree], shared: PyTree, arch: PyTree) -> dict[str, Array]:
+    data, params, carry, key = shared
+    metrics = child.score(params, arch, carry, part(data, key))
+    finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
+    return metrics | {'failed': jnp.where(finite, fit.Status.OK, fit.Status.NOT_FINITE)}
 
   def score(part: Callable[[PyTree, Key], PyTree]):
-    def one(shared, arch):
-      data, params, carry, key = shared
-      metrics = child.score(params, arch, carry, part(data, key))
-      finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
-      return metrics | {'failed': jnp.where(finite, fit.Status.OK, fit.Status.NOT_FINITE)}
-
-    program, placed = fit.over_children(one, mesh, **options), fit.share(data, mesh)
+    program = fit.over_children(functools.partial(one, part), mesh, **options)
     compiled.append(program)
 
     def scored(weights: fit.FitState, archs: PyTree, key: Key) -> dict[str, Array]:
       m = len(jax.tree.leaves(archs)[0])
-      whole = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -m % mesh.size, 0)]), archs)
-      found = program((placed, weights.params, weights.carry, key), whole)
+      found = program((placed, weights.params, weights.carry, key), fit.filled(archs, mesh))
       return {name: value[:m] for name, value in found.items()}
 
     return scored
 
+  def updates(update: MakeUpdate, most: int) -> Updates:
+    mine = fit.on_one_device(functools.partial(one, minibatch), mesh)
+
+    def everywhere(shared: PyTree, state: SearchState, count: Array) -> PyTree:
+      """All devices make the same updates. Each scores its share of the children, and tells the others."""
+
+      def score(archs: PyTree, key: Key) -> dict[str, Array]:
+        m, whole = len(jax.tree.leaves(archs)[0]), fit.filled(archs, mesh)
+        each = -(-m // mesh.size)
+        first = jax.lax.axis_index('child') * each
+        found = mine((*shared, key), jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, each), whole))
+        return {name: jax.lax.all_gather(value, 'child', tiled=True)[:m] for name, value in found.items()}
+
+      made = functools.partial(update, score)
+      nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(made, state)[1])
+
+      def step(state: SearchState, k: Array) -> tuple[SearchState, PyTree]:
+        return jax.lax.cond(k < count, made, lambda state: (state, nothing), state)
+
+      return jax.lax.scan(step, state, jnp.arange(most))[1]
+
+    same = PartitionSpec()
+    program = jax.jit(
+      jax.shard_map(everywhere, mesh=mesh, in_specs=same, out_specs=same, check_vma=False),
+      **fit.jit_options(mesh, lambda platform: child.compiler_options(platform) | (PATIENCE if mesh.size > 1 else {})),
+    )
+    return lambda weights, state, count: program((placed, weights.params, weights.carry), state, jnp.int32(count))
+
   def a_pass(weights: fit.FitState, archs: PyTree, key: Key, check: Callable[[], None] = lambda: None) -> fit.FitState:
     steps = len(jax.tree.leaves(archs)[0])
-    for first in range(0, steps, CALL_STEPS):
-      end = min(first + CALL_STEPS, steps)
-      weights = jax.block_until_ready(learned(here, weights, archs, key, jnp.int32(first), jnp.int32(end)))
+    # All calls have the same number of steps. Those that are too many, less than one a call, change nothing.
+    each = -(-steps // -(-steps // CALL_STEPS))
+    for first in range(0, steps, each):
+      weights = jax.block_until_ready(learned(here, weights, archs, key, jnp.int32(first), each))
       check()
     return weights
 
   compiled = list[Any]()
-  learned: Any = jax.jit(learn, **options)
+  learned: Any = jax.jit(learn, static_argnums=5, **options)
+  placed = fit.share(data, mesh)
   here = jax.tree.map(jnp.asarray, data)  # committed to no device, as is the state, which all devices score
   some, every = score(minibatch), score(lambda data, key: data)
   return Programs(
@@ -151,6 +190,7 @@ def build_programs(
     learn=a_pass,
     score=some,
     score_all=lambda weights, archs: every(weights, archs, jax.random.key(0)),
+    updates=updates,
     steps=steps,
     compilations=lambda: {'learn': learned._cache_size(), 'score': compiled[0]._cache_size()},
   )
@@ -165,6 +205,8 @@ def _averaged(child: Child) -> Child:
       return carry, loss
 
     keys = jax.random.split(key, len(jax.tree.leaves(archs)[0]))
+    if len(keys) == 1:  # without a loop, which would store all that the gradient needs
+      return one(carry, jax.tree.map(lambda x: x[0], (archs, keys)))[::-1]
     carry, losses = jax.lax.scan(one, carry, (archs, keys))
     return losses.mean(), carry
 
@@ -195,19 +237,22 @@ def build(
     fresh = outcome.children  # () if the caller of `tell` has made up the rewards
     return state._replace(children=fresh) if isinstance(fresh, fit.FitState) else state
 
+  def learned(weights: fit.FitState, kept: PyTree, key: Key, step: int) -> fit.FitState:
+    """Returns the weights for an update: after another pass if one is due."""
+    if step % cfg.controller_updates:
+      return weights
+    learn_key, sample_key = jax.random.split(jax.random.fold_in(key, 1))
+    return programs.learn(weights, sample(kept, sample_key), learn_key, check)
+
   def evaluate(batch: Batch) -> Outcome:
     turn, key = batch.extra, batch.keys[0]
-    weights = turn.weights
-    if int(batch.ids[0]) // cfg.m % cfg.controller_updates == 0:
-      learn_key, sample_key = jax.random.split(jax.random.fold_in(key, 1))
-      weights = programs.learn(weights, sample(turn.algorithm, sample_key), learn_key, check)
+    weights = learned(turn.weights, turn.algorithm, key, int(batch.ids[0]) // cfg.m)
     found = programs.score(weights, batch.archs, jax.random.fold_in(key, 2))
     metrics = {name: np.asarray(value) for name, value in found.items()}
-    rewards = earned(metrics, reward)
-    # These two describe the weights, not the child: the loss of their last step, and the steps left out so far.
-    metrics |= {'loss': np.full(len(rewards), weights.loss), 'left_out': np.full(len(rewards), weights.failed)}
-    failed = jnp.asarray(metrics['failed'] != fit.Status.OK)
-    return Outcome(jnp.asarray(rewards, jnp.float32), metrics, weights, failed)
+    rewards = np.asarray(earned(metrics, reward))
+    return Outcome(
+      jnp.asarray(rewards, jnp.float32), _described(metrics, weights), weights, jnp.asarray(_failed(metrics))
+    )
 
   s = core.build(space, cfg, evaluate, remember=remember)
 
@@ -229,7 +274,46 @@ def build(
     told, info = s.tell(*alone)
     return remember(told._replace(children=state.children), batch, outcome), info
 
-  return s._replace(init=init, ask=ask, tell=tell, shared=True)
+  def update(score: Score, state: SearchState) -> tuple[SearchState, PyTree]:
+    batch = s.ask(state)
+    metrics = score(batch.archs, jax.random.fold_in(batch.keys[0], 2))
+    outcome = Outcome(earned(metrics, reward).astype(jnp.float32), failed=_failed(metrics))
+    after, info = s.tell(state, batch, outcome)
+    unkeyed = after._replace(key=none), batch._replace(keys=none, archs=())
+    return after, (*unkeyed, outcome._replace(metrics=metrics), info)
+
+  none: Any = ()  # keys never change, and NumPy has no arrays of them
+  call_updates = min(CALL_UPDATES, cfg.controller_updates)
+  made = programs.updates(update, call_updates)
+  first_key = jax.jit(lambda state: core.identify(state, 1)[2][0])
+
+  def updates(state: SearchState, most: int) -> list[core.Update]:
+    # As NumPy's arrays, of which parts cost nothing; and so that a state is alike, and no other program, wherever from.
+    step, alone = int(state.step), jax.device_get(state._replace(children=(), key=none))._replace(key=state.key)
+    weights = learned(state.children, alone.algorithm, first_key(alone), step)
+    count = min(most, call_updates, cfg.controller_updates - step % cfg.controller_updates)
+    found = jax.device_get(made(weights, alone, count))
+    return [_update(jax.tree.map(lambda x, k=k: x[k, ...], found), weights, state.key) for k in range(count)]
+
+  together = None if cfg.depth_start else updates  # where depths change, so do the shapes
+  return s._replace(init=init, ask=ask, tell=tell, shared=True, updates=together)
+
+
+def _update(found: PyTree, weights: fit.FitState, key: Key) -> core.Update:
+  """Returns one of the updates of a program; `found` is what it gave of it."""
+  state, batch, outcome, info = found
+  outcome = outcome._replace(metrics=_described(outcome.metrics, weights), children=weights)
+  return core.Update(state._replace(key=key, children=weights), batch, outcome, info)
+
+
+def _described(metrics: dict[str, np.ndarray], weights: fit.FitState) -> dict[str, np.ndarray]:
+  """Adds what describes the weights and not the child: the loss of their last step, and the steps left out so far."""
+  shape = metrics['failed'].shape
+  return metrics | {'loss': np.full(shape, weights.loss), 'left_out': np.full(shape, weights.failed)}
+
+
+def _failed(metrics: Mapping[str, Any]) -> Any:
+  return metrics['failed'] != fit.Status.OK
 
 
 class Derived(NamedTuple):
@@ -274,10 +358,11 @@ def derive(
   ]
 
 
-def earned(metrics: dict[str, np.ndarray], reward: Reward) -> np.ndarray:
-  """Returns rewards [m], which are 0 where the child failed."""
+def earned(metrics: Mapping[str, Any], reward: Reward) -> Any:
+  """Returns rewards [m] of metrics [m], which may be traced; they are 0 where the child failed."""
+  where = jnp.where if isinstance(metrics['failed'], jax.Array) else np.where
   with np.errstate(all='ignore'):  # the metrics of a child that failed may be anything
-    return np.where(metrics['failed'] == fit.Status.OK, reward(metrics), 0.0)
+    return where(_failed(metrics), 0.0, reward(metrics))  # type: ignore[arg-type]
 
 
 def score(space: Space, programs: Programs, state: SearchState, tokens: Array, m: int) -> dict[str, np.ndarray]:

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from nas_jax import search
 from nas_jax.search import weight_sharing
 from nas_jax.space import Space
+from nas_jax.training import fit
 from nas_jax.training.problem import Problem
 
 # The controller of the paper, except the weight of the entropy bonus.
@@ -45,6 +47,7 @@ def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | No
   child = problem.child._replace(score=score)
   arch = problem.space.decode_batch(jnp.zeros(problem.space.length, jnp.int32))
   optimizer = problem.optimizer(cfg.passes * problem.pass_steps)(())
+  mesh = fit.child_mesh(jax.local_devices()[: cfg.m]) if mesh is None else mesh  # more would have no child to score
   return weight_sharing.build_programs(
     child, arch, optimizer, problem.data, problem.minibatch, problem.pass_steps, mesh
   )

@@ -83,12 +83,7 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
 
   The first argument is the same for all children, the others and the result have a leading axis m.
   """
-  on_cpu = mesh.devices.flat[0].platform == 'cpu'
-
-  def local(shared, *mine):
-    if on_cpu:
-      return jax.lax.map(lambda one: function(shared, *one), mine)
-    return jax.vmap(functools.partial(function, shared))(*mine)
+  local = on_one_device(function, mesh)
 
   def everywhere(shared, *mine):
     shared_spec, mine_spec = PartitionSpec(), PartitionSpec('child')
@@ -97,6 +92,17 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=mine_spec, check_vma=False)(shared, *mine)
 
   return jax.jit(everywhere, **jit_options)
+
+
+def on_one_device(function: Callable, mesh: Mesh) -> Callable:
+  """`function(shared, *mine)` for one child to one for children of one device: in turn on a CPU, else as one batch."""
+
+  def each(shared, *mine):
+    if mesh.devices.flat[0].platform == 'cpu':
+      return jax.lax.map(lambda one: function(shared, *one), mine)
+    return jax.vmap(functools.partial(function, shared))(*mine)
+
+  return each
 
 
 def jit_options(mesh: Mesh, of: Callable[[str], dict[str, Any]], level: int | None = None) -> dict[str, Any]:
