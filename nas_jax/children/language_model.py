@@ -11,6 +11,7 @@ import optax
 from nas_jax import tree_cell
 from nas_jax.datasets import text_batches
 from nas_jax.nn import enas_cell, products
+from nas_jax.nn import precision as precision_lib
 from nas_jax.nn import recurrent as recurrent_lib
 from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.training.child import Child
@@ -155,9 +156,22 @@ def draw_masks(key: Key, dropout: Dropout, vocabulary: int, widths: Sequence[int
 
 
 def run(
-  cell: Cell, params: PyTree, arch: PyTree, carries: list[PyTree], inputs: Array, targets: Array, masks: Masks
+  cell: Cell,
+  params: PyTree,
+  arch: PyTree,
+  carries: list[PyTree],
+  inputs: Array,
+  targets: Array,
+  masks: Masks,
+  precision: str = 'float32',
 ) -> tuple[Array, list[PyTree]]:
-  """Runs the network over a window. Returns losses [T, B], in nats, of `targets` given `inputs` [T, B]; and carries."""
+  """Runs the network over a window. Returns losses [T, B], in nats, of `targets` given `inputs` [T, B]; and carries.
+
+  In the precision 'bfloat16' products and all values between them are so; logits, losses and what is returned are
+  float32.
+  """
+  bias, given = params['softmax_bias'], carries
+  params, carries, masks = precision_lib.lowered(precision, (params, carries, masks))
 
   def dropped(x: Array, mask: Array | None) -> Array:
     return x if mask is None else x * mask[None]
@@ -174,12 +188,20 @@ def run(
     x = dropped(x, above)
     after.append(carry)
   softmax = params['softmax'] if 'softmax' in params else params['embedding'].T  # tied
-  logits = products.projected(x, softmax) + params['softmax_bias'][None, None]
+  logits = products.projected(x, softmax, dtype=bias.dtype) + bias[None, None]
+  after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, given)
   return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
 
 
 def build(
-  vocabulary: int, hidden: int, layers: int, batch: int, cell: Cell, tied: bool = False, embedding: int = 0
+  vocabulary: int,
+  hidden: int,
+  layers: int,
+  batch: int,
+  cell: Cell,
+  tied: bool = False,
+  embedding: int = 0,
+  precision: str = 'float32',
 ) -> Child:
   """Returns the child, for data of `text_batches.lay_out`. The `arch` argument of its functions is a `ChildSpec`.
 
@@ -191,6 +213,7 @@ def build(
     cell: the kind of cell.
     tied: whether the softmax uses the weights of the embedding ("shared embeddings" in Table 2).
     embedding: width of the embedding; 0 for H.
+    precision: of products and the values between them, one of `precision.PRECISIONS`.
 
   Returns:
     A child whose score is {'perplexity': ...} per token over the whole validation split, with the state carried from
@@ -232,7 +255,7 @@ def build(
     tokens, first = window
     carry = jax.tree.map(lambda value: jnp.where(first, 0.0, value), carry)
     masks = draw_masks(key, spec.hyperparameters.dropout, vocabulary, widths, tokens.shape[1])
-    losses, carry = run(cell, params, spec.arch, carry, tokens[:-1], tokens[1:], masks)
+    losses, carry = run(cell, params, spec.arch, carry, tokens[:-1], tokens[1:], masks, precision)
     return losses.mean(), carry
 
   def score(params, spec, carry, data):
@@ -242,11 +265,11 @@ def build(
     def window(state, inputs):
       carry, total = state
       tokens, targets, weight = inputs
-      losses, carry = run(cell, params, spec.arch, carry, tokens, targets, whole)
+      losses, carry = run(cell, params, spec.arch, carry, tokens, targets, whole, precision)
       return (carry, total + (losses * weight).sum()), None
 
     start = zeros(data.valid[0].shape[-1]), jnp.zeros(())
     (_, total), _ = jax.lax.scan(window, start, data.valid)
     return {'perplexity': jnp.exp(total / data.valid[2].sum())}
 
-  return Child(init, lambda params: zeros(batch), take, loss, score)
+  return Child(init, lambda params: zeros(batch), take, loss, score, precision=precision)

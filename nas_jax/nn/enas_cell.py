@@ -22,6 +22,7 @@ import numpy as np
 from nas_jax import operations as operations_lib
 from nas_jax.nn import products
 from nas_jax.nn import recurrent as recurrent_lib
+from nas_jax.nn.precision import at_least_float32
 from nas_jax.operations import BUILT_IN, IDENTITY, Operations
 from nas_jax.space.base import is_static
 from nas_jax.space.enas import RnnArch, loose_ends
@@ -101,7 +102,7 @@ def unroll(
   gates = products.projected(xs, chosen['kernel'], hoist)
   floats = products.promoted((chosen['recurrent_kernel'], chosen['nodes'], gates, carry, mask))
   h, hs = (_hoisted_scan if hoist else _scan)(arch, operations, *products.vary_together(floats, arch))
-  return h, jax.nn.standardize(hs, axis=1) if normalize else hs
+  return h, jax.nn.standardize(at_least_float32(hs), axis=1).astype(hs.dtype) if normalize else hs
 
 
 def equations(arch: RnnArch, operations: Operations = BUILT_IN) -> str:

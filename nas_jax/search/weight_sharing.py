@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from nas_jax.config import field
+from nas_jax.nn import precision
 from nas_jax.search import core
 from nas_jax.search import state as state_lib
 from nas_jax.search.algorithms.base import Algorithm
@@ -128,7 +129,8 @@ def build_programs(
 
   def one(part: Callable[[PyTree, Key], PyTree], shared: PyTree, arch: PyTree) -> dict[str, Array]:
     data, params, carry, key = shared
-    metrics = child.score(params, arch, carry, part(data, key))
+    with precision.scope(child.precision):
+      metrics = child.score(params, arch, carry, part(data, key))
     finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
     return metrics | {'failed': jnp.where(finite, fit.Status.OK, fit.Status.NOT_FINITE)}
 

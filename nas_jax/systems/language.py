@@ -15,6 +15,7 @@ from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
+from nas_jax.nn.precision import PRECISION_HELP, PRECISIONS
 from nas_jax.space import Space
 from nas_jax.training import child as child_lib
 from nas_jax.training import fit, schedules
@@ -73,9 +74,15 @@ class Config(config.DataSeed):
     False, 'add weight_decay to the gradient before it is clipped, as the code of Pham et al. (2018), and not after'
   )
   score_batch: int = field(100, 'streams of text that are scored side by side in validation', low=1)
+  precision: str = field('float32', PRECISION_HELP, choices=PRECISIONS)
 
   # See `config.with_added`.
-  added: ClassVar[dict[str, Any]] = {'decay_before_clip': False, 'min_count': 0, 'max_vocabulary': 0}
+  added: ClassVar[dict[str, Any]] = {
+    'decay_before_clip': False,
+    'min_count': 0,
+    'max_vocabulary': 0,
+    'precision': 'float32',
+  }
 
 
 @dataclasses.dataclass
@@ -144,7 +151,7 @@ def hyperparameters(cfg: Children, hidden: int) -> language_model.Hyperparameter
 def build(cfg: Config, text: text_lib.Text, cell: language_model.Cell, hidden: int) -> Child:
   """Returns the network of `cfg` with cells of width `hidden`, whose arch is a `language_model.ChildSpec`."""
   vocabulary = cfg.vocabulary or len(text.vocabulary)
-  return language_model.build(vocabulary, hidden, cfg.layers, cfg.batch, cell, cfg.tied, cfg.embedding)
+  return language_model.build(vocabulary, hidden, cfg.layers, cfg.batch, cell, cfg.tied, cfg.embedding, cfg.precision)
 
 
 def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyTree, parameters: int) -> int:

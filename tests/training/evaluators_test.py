@@ -120,6 +120,31 @@ def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, faile
   np.testing.assert_array_equal(outcome.reward, [0 if failed else 2] * 4)
 
 
+@pytest.mark.parametrize(('limit', 'calls'), [(np.inf, [4]), (3, [4]), (1.5, [2, 2]), (0.5, [1, 1, 1, 1])])
+def test_children_are_as_many_as_the_compiled_program_says_fit(limit, calls, monkeypatch):
+  """The limit is so many times what the program for two of four children plans to take of the device."""
+  made = fit.fitter(sized_child(Sized((64,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
+  asked, ids = [], jnp.arange(4)
+  batch = Batch(ids, jax.random.split(jax.random.key(0), 4), ids, ids[:, None])
+  states, *rest = fit.begin(made, batch.archs[:2], batch.keys[:2])
+  planned = made.planned((), states, *rest)
+  assert planned >= 2 * 64 * 4, 'the weights of two children'
+  monkeypatch.setattr(fit, 'memory_limit', lambda mesh: limit * planned)
+
+  def chunk(data, steps, states, archs, keys):
+    asked.append(len(keys))
+    return made.chunk(data, steps, states, archs, keys)
+
+  evaluate = evaluators.from_scratch(made._replace(chunk=chunk, steps_per_call=2), (), lambda metrics: metrics['width'])
+  outcome = evaluate(batch)
+  assert asked == calls and (outcome.metrics['failed'] == 0).all()
+  np.testing.assert_array_equal(outcome.reward, [64] * 4)
+
+
+def test_a_cpu_sets_no_limit():
+  assert fit.memory_limit(fit.child_mesh()) == np.inf
+
+
 def test_a_program_of_all_children_that_cannot_be_compiled_is_no_childs_failure():
   made = fit.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
 
