@@ -24,12 +24,12 @@ import numpy as np
 from experiments.bench import cells, controller, conv, devices, machine, presets, rivals, show, trained
 from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, row, seconds, way
 from experiments.common import launch, workdirs
-from experiments.common.systems import ENAS, System
+from experiments.common.systems import ENAS
 from nas_jax import search, space
 from nas_jax.children import conv as conv_child
 from nas_jax.space import conv_space
 from nas_jax.space.network import count
-from nas_jax.systems import classifier, enas
+from nas_jax.systems import classifier
 from nas_jax.systems import conv as conv_system
 from nas_jax.training import evaluators
 from nas_jax.types import PyTree
@@ -156,41 +156,9 @@ def product(n: int, dtype: Any) -> Way:
 
 
 def sharing(setup: Setup) -> Iterator[Row]:
-  """What the controller takes of a demo whose children share weights."""
+  """What one program for many updates saves in a demo whose children share weights, and the controller's share."""
   for system in ENAS:
-    yield from shares(system, setup)
-
-
-def shares(system: System, setup: Setup) -> Iterator[Row]:
-  """Of the wall time of a pass and the updates after it: what neither the pass nor scoring the children takes."""
-  cfg = system.presets['smoke' if setup.small else 'demo']()
-  problem = system.make_problem(cfg, system.load(cfg, ''))
-  programs = enas.build_programs(problem, cfg)
-  s, key, name = enas.build(problem, cfg, programs), jax.random.key(1), system.variant
-  state = controller.updated(s, s.init(jax.random.key(0)), cfg.controller_updates)  # compiles
-  weights, archs = state.children, s.ask(state).archs
-  several = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (programs.steps, cfg.shared_samples, *x.shape[1:])), archs)
-
-  def whole() -> PyTree:
-    nonlocal state
-    state = controller.updated(s, state, cfg.controller_updates)
-    return state.children
-
-  def scoring() -> Any:
-    return [programs.score(weights, archs, key) for _ in range(cfg.controller_updates)]
-
-  ways = {
-    'whole': lambda: seconds(whole),
-    'learning': way(lambda: programs.learn(weights, several, key)),
-    'scoring': way(scoring),
-  }
-  found = alternating(ways, setup.repeats)
-  rest = found['whole'] - found['learning'] - found['scoring']
-  note = f'{cfg.controller_updates} updates'
-  yield row(f'{name} demo: a pass and its updates', found['whole'], 's', note=note)
-  yield row(f'{name} demo: the pass alone', found['learning'], 's')
-  yield row(f'{name} demo: scoring alone', found['scoring'], 's', note=note)
-  yield row(f'{name} demo: the share of the controller', 100 * rest / found['whole'], '%', at_most(5.0))
+    yield from controller.shares(system, setup)
 
 
 def demo(setup: Setup) -> Iterator[Row]:
