@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench import cells, controller, conv, devices, machine, presets, rivals, show, trained
+from experiments.bench import cells, controller, conv, devices, machine, precision, presets, rivals, show, trained
 from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, row, seconds, way
 from experiments.common import launch, workdirs
 from experiments.common.systems import ENAS
@@ -112,15 +112,25 @@ def tree_cells(setup: Setup) -> Iterator[Row]:
   with tempfile.TemporaryDirectory() as folder:
     cells.write(folder, own, space.unstack(own.children(few)[0]), params)
     others = rivals.ways(folder, setup._replace(torch_python=''), groups[few].losses, CLOSE)
-    ways = {str(m): group.further for m, group in groups.items()}
+    static = {f'static, unroll={n}': _static(size, n) for n in (1, 5)}
+    ways = {str(m): group.further for m, group in groups.items()} | static
     found = alternating({**ways, **others}, setup.repeats)
   time_steps = size.steps * size.bptt
   yield row(f'{size.words}: a time step of one, forward and backward', 1e6 * found['1'] / time_steps, 'us', at_most(20))
+  for name in static:
+    yield row(f'{size.words}: a time step of one, {name}', 1e6 * found[name] / time_steps, 'us', at_most(20))
   for m, bar in zip(counts, (at_least(3.0), at_least(40.0)), strict=True):
     one_by_one = found['naive'] * m / few
     yield row(f'{size.words}: {m} at once against naive JAX one by one', one_by_one / found[str(m)], bar=bar)
     yield row(f'{size.words}: {m} at once', 3600e-6 * m * size.steps / found[str(m)], 'M steps/h')
   yield from devices.memory(own, (1, 2, 4, 8) if setup.small else (1, 4, 16, 64))
+
+
+def _static(size: cells.Size, unroll: int) -> Way:
+  """Trains the first of the cells by a program of its own."""
+  own = cells.task(size, unroll)
+  archs, keys = own.children(1)
+  return trained.alike(own.programs(space.unstack(archs)[0]), keys[0], own.data, size.steps).further
 
 
 def paper(setup: Setup) -> Iterator[Row]:
@@ -134,16 +144,19 @@ def paper(setup: Setup) -> Iterator[Row]:
   own = conv.Task(size, cfg, classifier.set_up(cfg, images))
   batch = evaluators.random_batch(conv_system.make_space(cfg), jax.random.key(0), presets.TIMED)
   archs, options = space.unstack(batch.archs), classifier.network_options(cfg)
-  child = conv_child.build(own.setup.inputs, options)
+  kinds = {'float32': own.setup.inputs, 'bfloat16': own.setup.inputs._replace(precision='bfloat16')}
   flops = sum(6.0 * cfg.batch * size.steps * count(arch, options=options).macs for arch in archs)
-  programs = [own.programs(child, arch) for arch in archs]
-  each = _in_threads(lambda k: trained.alike(programs[k], batch.keys[k], own.data, size.steps), range(len(archs)))
-  ways = {'own': trained.one_by_one(each), 'tf32': ceilings[jnp.float32], 'bf16': ceilings[jnp.bfloat16]}
-  found = alternating(ways, setup.repeats)
+  programs = [own.programs(conv_child.build(spec, options), arch) for spec in kinds.values() for arch in archs]
+  keys = [*batch.keys, *batch.keys]
+  each = _in_threads(lambda k: trained.alike(programs[k], keys[k], own.data, size.steps), range(len(programs)))
+  ways = {'own': trained.one_by_one(each[: len(archs)]), 'low': trained.one_by_one(each[len(archs) :])}
+  found = alternating(ways | {'tf32': ceilings[jnp.float32], 'bf16': ceilings[jnp.bfloat16]}, setup.repeats)
   tf32, bf16 = (2.0 * n**3 / found[kind] for kind in ('tf32', 'bf16'))
   yield row(f'conv.{name}: a step of one child', 1e3 * found['own'] / (len(archs) * size.steps), 'ms')
   yield row(f'conv.{name}: share of the float32 products', 100 * flops / found['own'] / tf32, '%', at_least(35.0))
-  yield row(f'conv.{name}: share of the bfloat16 products', 100 * flops / found['own'] / bf16, '%')
+  yield row(f'conv.{name}: a step in bfloat16', 1e3 * found['low'] / (len(archs) * size.steps), 'ms')
+  yield row(f'conv.{name}: bfloat16 against float32', found['own'] / found['low'])
+  yield row(f'conv.{name}: share of the bfloat16 products, in bfloat16', 100 * flops / found['low'] / bf16, '%')
   yield row(f'float32 product, {n} x {n}', tf32 / 1e12, 'TF/s', note='TF32 where the accelerator has it')
   yield row(f'bfloat16 product, {n} x {n}', bf16 / 1e12, 'TF/s')
 
@@ -191,11 +204,12 @@ def asking(setup: Setup) -> Iterator[Row]:
 
 PARTS = {
   'networks': Part(networks, 150),
-  'cells': Part(tree_cells, 90),
-  'paper': Part(paper, 110),
+  'cells': Part(tree_cells, 110),
   'sharing': Part(sharing, 150),
+  'paper': Part(paper, 150),
   'search': Part(demo, 160),
   'ask and tell': Part(asking, 45),
+  'precision': Part(precision.rows, 150),
 }
 
 
