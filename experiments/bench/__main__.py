@@ -1,8 +1,8 @@
 """How fast it is: every figure a ratio within one run, beside what the machine can do at most.
 
 Sections: cells, conv, controller, searches, devices, or all of these; precision is children in bfloat16; presets are
-the paper's children at full size, for accelerators. The machine's ceilings are always measured. gpu, alone, is all that says how fast one accelerator
-is, in at most --minutes; the same command goes on with what its file lacks.
+the paper's children at full size, for accelerators. The machine's ceilings are always measured. gpu, alone, is all that
+says how fast one accelerator is, in at most --minutes; the same command goes on with what its file lacks.
 Examples:
   python -m experiments.bench cells --json=OUT --picture=OUT.svg
   python -m experiments.bench all --torch_python=OTHER/bin/python --repeats=7
