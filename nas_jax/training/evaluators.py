@@ -117,7 +117,7 @@ def attempt(
   try:
     states, archs, keys = fit.begin(programs, archs, keys, only)
     states = states._replace(params=warm_start(states.params))
-    if only is None and not _fits(programs, states, archs, keys, data):
+    if not _fits(programs, states, archs, keys, data):
       return failed(fit.Status.NO_MEMORY)
     states, found = fit.run(programs, states, archs, keys, data, recovery, name, seconds)
     metrics = {key: np.asarray(value)[:m] for key, value in found.items()}
