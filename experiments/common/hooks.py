@@ -38,7 +38,7 @@ def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple
     lambda keys, kept: s.algorithm.summary(kept, keys), fit.child_mesh(jax.local_devices()[:1])
   )
 
-  def summaries(states: list[search.SearchState]) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+  def summaries(states: list[search.SearchState]) -> Iterable[tuple[Any, Any]]:
     """Those of the policy after each of several updates, by one program for all of them."""
     nonlocal most
     if len(states) == 1:
