@@ -33,7 +33,7 @@ class Cell(NamedTuple):
 def tree(operations: Operations = BUILT_IN) -> Cell:
   """Returns tree cells. Traced ones may hold only the given operations."""
 
-  def unroll(params, arch, carry, xs, h_mask, together):
+  def unroll(params, arch, carry, xs, h_mask, together=1):
     return tree_cell.unroll(params, arch, carry, xs, h_mask=h_mask, operations=operations, together=together)
 
   def init(key, arch, in_features, features, scale):
@@ -51,7 +51,7 @@ def enas(operations: Operations = BUILT_IN, normalize: bool = False) -> Cell:
   def init(key, arch, in_features, features, scale):
     return enas_cell.init(key, arch, in_features, features, scale=scale)
 
-  def unroll(params, arch, carry, xs, h_mask, together):
+  def unroll(params, arch, carry, xs, h_mask, together=1):
     kinds = {'normalize': normalize, 'operations': operations, 'together': together}
     return enas_cell.unroll(params, arch, carry, xs, h_mask=h_mask, **kinds)
 
@@ -65,7 +65,7 @@ def lstm() -> Cell:
     del arch
     return recurrent_lib.init(key, in_features, features, 4, bias=True, scale=scale)
 
-  def unroll(params, arch, carry, xs, h_mask, together):
+  def unroll(params, arch, carry, xs, h_mask, together=1):
     del arch
     return recurrent_lib.unroll(recurrent_lib.lstm, None, params, carry, xs, h_mask=h_mask, together=together)
 
@@ -91,7 +91,7 @@ def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
   def carry(batch, features):
     return make(features).initialize_carry(jax.random.key(0), (batch, features))
 
-  def unroll(params, arch, carry, xs, h_mask, together):
+  def unroll(params, arch, carry, xs, h_mask, together=1):
     del arch, h_mask
     cell = make(jax.tree.leaves(carry)[0].shape[-1])
     step, inputs = functools.partial(cell.apply, params), products.looked_up(xs)

@@ -110,7 +110,7 @@ def test_dropout_is_for_training_alone_and_scaled_to_keep_the_mean(laid_out):
   params = child.init(PLAN, jax.random.key(5))
   assert child.score(params, spec, (), laid_out) == child.score(params, PLAN, (), laid_out)
   # One word, dropped or doubled: the mean of its embedding over many masks is itself.
-  linear = network(cell=language_model.Cell(None, lambda b, h: (), lambda p, a, c, xs, m: (c, xs)))
+  linear = network(cell=language_model.Cell(None, lambda b, h: (), lambda p, a, c, xs, m, together: (c, xs)))
   params = {'embedding': jnp.eye(V, H), 'cells': [()], 'softmax': jnp.eye(H, V) * 1e-3, 'softmax_bias': jnp.zeros(V)}
   batch = jnp.ones((2, B), jnp.int32), True
   keys, spec = jax.random.split(jax.random.key(0), 2000), dropping(embedding=0.5)
