@@ -113,7 +113,7 @@ def run(
     loop.call(hooks, 'children', fresh)
     seconds += sum(line['seconds'] for line in fresh)
     fleet, info = machine.tell(fleet, *answer)
-    loop.call(hooks, 'step', fleet, {name: float(value) for name, value in info.items()})
+    loop.report(hooks, [(fleet, info)])
   return fleet
 
 

@@ -1,8 +1,8 @@
 """How fast it is: every figure a ratio within one run, beside what the machine can do at most.
 
-Sections: cells, conv, controller, searches, devices, or all of these; presets are the paper's children at full size,
-for accelerators. The machine's ceilings are always measured. gpu, alone, is all that says how fast one accelerator
-is, in at most --minutes; the same command goes on with what its file lacks.
+Sections: cells, conv, controller, searches, devices, or all of these; precision is children in bfloat16; presets are
+the paper's children at full size, for accelerators. The machine's ceilings are always measured. gpu, alone, is all that
+says how fast one accelerator is, in at most --minutes; the same command goes on with what its file lacks.
 Examples:
   python -m experiments.bench cells --json=OUT --picture=OUT.svg
   python -m experiments.bench all --torch_python=OTHER/bin/python --repeats=7
@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 import jax
 
-from experiments.bench import cells, controller, conv, devices, gpu, machine, presets, searches, show
+from experiments.bench import cells, controller, conv, devices, gpu, machine, precision, presets, searches, show
 from experiments.bench.timing import Setup
 from experiments.common import launch, workdirs
 
@@ -28,9 +28,10 @@ SECTIONS = {
   'controller': controller.rows,
   'searches': searches.rows,
   'devices': devices.rows,
+  'precision': precision.rows,
   'presets': presets.rows,
 }
-ALL = [name for name in SECTIONS if name != 'presets']
+ALL = [name for name in SECTIONS if name not in ('precision', 'presets')]
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -38,7 +39,7 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_list(
     'what',
     'all',
-    f'sections to measure, of {", ".join(SECTIONS)}, gpu; all: all but the last two; also as plain words',
+    f'sections to measure, of {", ".join(SECTIONS)}, gpu; all: all but the last three; also as plain words',
     flag_values=values,
   )
   flags.DEFINE_string('json', '', 'file to write the figures to, as JSON', flag_values=values)

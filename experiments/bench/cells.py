@@ -114,11 +114,11 @@ def in_flax(size: Size, setup: Setup) -> Iterator[Row]:
     yield row(f'{what}: {name}, the same for each multiply-add', taken / flax / 2)
 
 
-def task(size: Size) -> Task:
+def task(size: Size, unroll: int = 1) -> Task:
   """Children on random text, by plain SGD, with nothing dropped."""
   cfg = cell.Config(
     base=size.base, hidden=size.hidden, layers=size.layers, batch=size.batch, bptt=size.bptt, optimizer='sgd',
-    schedule='constant', lr=0.1,
+    schedule='constant', lr=0.1, unroll=unroll,
   )  # fmt: skip
   text = noise(size.vocabulary, size.batch * (16 * size.bptt + 1))
   cells, data = cell.make_space(cfg), text_batches.lay_out(text, size.batch, size.bptt, size.batch)

@@ -1,24 +1,23 @@
 """What the controller costs: asking for strings and learning from their rewards."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from experiments.bench import rivals
-from experiments.bench.timing import Row, Setup, Way, alternating, at_most, row, seconds
+from experiments.bench.timing import Row, Setup, Way, alternating, at_most, row, seconds, way
+from experiments.common import hooks
 from experiments.common.systems import SYSTEMS, System
 from nas_jax import search
+from nas_jax.search import journal
 from nas_jax.space import conv_space
 from nas_jax.systems import enas
 from nas_jax.training.recovery import NO_RECOVERY
-from nas_jax.types import Outcome
+from nas_jax.types import Outcome, PyTree
 
 M, DEPTH = 8, 20  # children of an update, layers of each
 UPDATES = 4  # of a demo whose children are trained, in each repeat
@@ -32,7 +31,7 @@ def rows(setup: Setup) -> Iterator[Row]:
   found = alternating({'both': updating}, setup.repeats)['both']
   yield row(f'ask + tell, m={M}, {depth}-layer conv strings', 1e3 * found, 'ms', at_most(20.0))
   for system in SYSTEMS[: 1 if setup.small else None]:
-    yield from share(system, setup)
+    yield from share(system, setup) if system.alone else shares(system, setup)
 
 
 def update(s: search.Search) -> Way:
@@ -56,14 +55,10 @@ def update(s: search.Search) -> Way:
 
 
 def share(system: System, setup: Setup) -> Iterator[Row]:
-  """Asking and telling in a demo, as a share of all of its updates; its programs are compiled beforehand.
-
-  Where children share weights one is scored in milliseconds, and most of a demo is something else: there the wall time
-  of the whole is measured too.
-  """
+  """Asking and telling in a demo, as a share of all of its updates; its programs are compiled beforehand."""
   cfg = system.presets['smoke' if setup.small else 'demo']()
-  s, updates = build(system, cfg), UPDATES if system.alone else cfg.controller_updates
-  state, spent, each = s.init(jax.random.key(0)), 0.0, list[float]()
+  s = build(system, cfg)
+  state, spent = s.init(jax.random.key(0)), 0.0
 
   def timed(function: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any) -> Any:
@@ -78,43 +73,70 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
   watched = s._replace(ask=timed(s.ask), tell=timed(s.tell))
 
   def part() -> float:
-    """Not seconds but a share of them; a pass of shared weights comes in each round of updates."""
+    """Not seconds but a share of them."""
     nonlocal state, spent
     spent, begun = 0.0, time.perf_counter()
-    state = updated(watched, state, updates)
-    each.append(spent / updates)
+    state = updated(watched, state, UPDATES)
     return spent / (time.perf_counter() - begun)
 
   part()
-  found, name = alternating({'part': part}, setup.repeats)['part'], f'ask + tell in the {system.kind} demo'
-  if system.alone:
-    yield row(name, 100 * found, '%', at_most(2.0))
-    return
-  yield row(f'{name}, of updates', 100 * found, '%')
-  taken, count = whole(system), cfg.passes * cfg.controller_updates
-  note = f'{count} updates in {taken:.0f} s, with a control that writes at random'
-  yield Row(name, 100 * count * float(np.median(each)) / taken, '%', at_most(2.0), note=note)
+  found = alternating({'part': part}, setup.repeats)['part']
+  yield row(f'ask + tell in the {system.kind} demo', 100 * found, '%', at_most(2.0))
 
 
-def updated(s: search.Search, state: search.SearchState, updates: int) -> search.SearchState:
+def shares(system: System, setup: Setup) -> Iterator[Row]:
+  """A pass of shared weights and the updates after it, in one program and one by one, with what is written of them.
+
+  The controller's share is what neither the pass takes nor scoring the children, also in one program.
+  """
+  cfg = system.presets['smoke' if setup.small else 'demo']()
+  problem = system.make_problem(cfg, system.load(cfg, ''))
+  programs = enas.build_programs(problem, cfg)
+  s, key, name, count = enas.build(problem, cfg, programs), jax.random.key(1), system.variant, cfg.controller_updates
+  state = s.init(jax.random.key(0))
+  weights, archs = state.children, s.ask(state).archs
+  several = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (programs.steps, cfg.shared_samples, *x.shape[1:])), archs)
+  score = programs.updates(lambda score, state: (state, score(archs, key)), count)
+  with tempfile.TemporaryDirectory() as folder:
+    watch, close = hooks.watch(folder, s, 2**31)
+    written = [search.Hook(children=journal.writer(os.path.join(folder, 'children.jsonl'))), watch]
+
+    def whole(s: search.Search) -> PyTree:
+      nonlocal state
+      state = updated(s, state, count, written)
+      return state.children
+
+    ways = {
+      'together': way(lambda: whole(s)),
+      'one by one': way(lambda: whole(s._replace(updates=None))),
+      'learning': way(lambda: programs.learn(weights, several, key)),
+      'scoring': way(lambda: score(weights, state._replace(children=()), count)),
+    }
+    found = alternating(ways, setup.repeats)
+    close()
+  updates = {each: 1e3 * (found[each] - found['learning']) / count for each in ('together', 'one by one')}
+  rest = found['together'] - found['learning'] - found['scoring']
+  yield row(f'{name} demo: a pass of {programs.steps} steps', found['learning'], 's')
+  yield row(f'{name} demo: an update, {count} in one program', updates['together'], 'ms')
+  yield row(f'{name} demo: an update, one by one', updates['one by one'], 'ms')
+  yield row(f'{name} demo: updates one by one against in one program', updates['one by one'] / updates['together'])
+  yield row(f'{name} demo: pass and updates, the same', found['one by one'] / found['together'])
+  yield row(f'{name} demo: the share of the controller', 100 * rest / found['together'], '%', at_most(5.0))
+
+
+def updated(
+  s: search.Search, state: search.SearchState, updates: int, reports: Sequence[search.Hook] = ()
+) -> search.SearchState:
   """The state after so many more updates, or after fewer if nothing is left to train."""
   end = int(state.step) + updates
   while int(state.step) < end and not s.over(state, 2**31):
-    state = search.run(s, state, (), search.Budget(s.spent(state) + 1))
+    more = 1 if s.parts else (end - int(state.step)) * s.m
+    state = search.run(s, state, reports, search.Budget(s.spent(state) + more))
   return state
 
 
-def whole(system: System) -> float:
-  """Seconds of a demo of shared weights, as it is launched."""
-  with tempfile.TemporaryDirectory() as folder:
-    workdir, variant = os.path.join(folder, system.variant), f'--variant={system.variant}'
-    command = [sys.executable, '-m', f'experiments.{system.launcher}', variant, f'--workdir={workdir}']
-    return seconds(lambda: subprocess.run(command, check=True, capture_output=True, cwd=rivals.ROOT))
-
-
 def build(system: System, cfg: Any) -> search.Search:
-  """The search of a config."""
+  """The search of a config whose children train each by itself."""
+  assert system.alone is not None
   problem = system.make_problem(cfg, system.load(cfg, ''))
-  if system.alone:
-    return system.alone.search(problem.space, cfg, system.alone.evaluator(problem, None, NO_RECOVERY))
-  return enas.build(problem, cfg, enas.build_programs(problem, cfg))
+  return system.alone.search(problem.space, cfg, system.alone.evaluator(problem, None, NO_RECOVERY))

@@ -21,15 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench import cells, controller, conv, devices, machine, presets, rivals, show, trained
+from experiments.bench import cells, controller, conv, devices, machine, precision, presets, rivals, show, trained
 from experiments.bench.timing import Bar, Row, Setup, Way, alternating, at_least, at_most, row, seconds, way
 from experiments.common import launch, workdirs
-from experiments.common.systems import ENAS, System
+from experiments.common.systems import ENAS
 from nas_jax import search, space
 from nas_jax.children import conv as conv_child
 from nas_jax.space import conv_space
 from nas_jax.space.network import count
-from nas_jax.systems import classifier, enas
+from nas_jax.systems import classifier
 from nas_jax.systems import conv as conv_system
 from nas_jax.training import evaluators
 from nas_jax.types import PyTree
@@ -112,15 +112,25 @@ def tree_cells(setup: Setup) -> Iterator[Row]:
   with tempfile.TemporaryDirectory() as folder:
     cells.write(folder, own, space.unstack(own.children(few)[0]), params)
     others = rivals.ways(folder, setup._replace(torch_python=''), groups[few].losses, CLOSE)
-    ways = {str(m): group.further for m, group in groups.items()}
+    static = {f'static, unroll={n}': _static(size, n) for n in (1, 5)}
+    ways = {str(m): group.further for m, group in groups.items()} | static
     found = alternating({**ways, **others}, setup.repeats)
   time_steps = size.steps * size.bptt
   yield row(f'{size.words}: a time step of one, forward and backward', 1e6 * found['1'] / time_steps, 'us', at_most(20))
+  for name in static:
+    yield row(f'{size.words}: a time step of one, {name}', 1e6 * found[name] / time_steps, 'us', at_most(20))
   for m, bar in zip(counts, (at_least(3.0), at_least(40.0)), strict=True):
     one_by_one = found['naive'] * m / few
     yield row(f'{size.words}: {m} at once against naive JAX one by one', one_by_one / found[str(m)], bar=bar)
     yield row(f'{size.words}: {m} at once', 3600e-6 * m * size.steps / found[str(m)], 'M steps/h')
   yield from devices.memory(own, (1, 2, 4, 8) if setup.small else (1, 4, 16, 64))
+
+
+def _static(size: cells.Size, unroll: int) -> Way:
+  """Trains the first of the cells by a program of its own."""
+  own = cells.task(size, unroll)
+  archs, keys = own.children(1)
+  return trained.alike(own.programs(space.unstack(archs)[0]), keys[0], own.data, size.steps).further
 
 
 def paper(setup: Setup) -> Iterator[Row]:
@@ -134,16 +144,19 @@ def paper(setup: Setup) -> Iterator[Row]:
   own = conv.Task(size, cfg, classifier.set_up(cfg, images))
   batch = evaluators.random_batch(conv_system.make_space(cfg), jax.random.key(0), presets.TIMED)
   archs, options = space.unstack(batch.archs), classifier.network_options(cfg)
-  child = conv_child.build(own.setup.inputs, options)
+  kinds = {'float32': own.setup.inputs, 'bfloat16': own.setup.inputs._replace(precision='bfloat16')}
   flops = sum(6.0 * cfg.batch * size.steps * count(arch, options=options).macs for arch in archs)
-  programs = [own.programs(child, arch) for arch in archs]
-  each = _in_threads(lambda k: trained.alike(programs[k], batch.keys[k], own.data, size.steps), range(len(archs)))
-  ways = {'own': trained.one_by_one(each), 'tf32': ceilings[jnp.float32], 'bf16': ceilings[jnp.bfloat16]}
-  found = alternating(ways, setup.repeats)
+  programs = [own.programs(conv_child.build(spec, options), arch) for spec in kinds.values() for arch in archs]
+  keys = [*batch.keys, *batch.keys]
+  each = _in_threads(lambda k: trained.alike(programs[k], keys[k], own.data, size.steps), range(len(programs)))
+  ways = {'own': trained.one_by_one(each[: len(archs)]), 'low': trained.one_by_one(each[len(archs) :])}
+  found = alternating(ways | {'tf32': ceilings[jnp.float32], 'bf16': ceilings[jnp.bfloat16]}, setup.repeats)
   tf32, bf16 = (2.0 * n**3 / found[kind] for kind in ('tf32', 'bf16'))
   yield row(f'conv.{name}: a step of one child', 1e3 * found['own'] / (len(archs) * size.steps), 'ms')
   yield row(f'conv.{name}: share of the float32 products', 100 * flops / found['own'] / tf32, '%', at_least(35.0))
-  yield row(f'conv.{name}: share of the bfloat16 products', 100 * flops / found['own'] / bf16, '%')
+  yield row(f'conv.{name}: a step in bfloat16', 1e3 * found['low'] / (len(archs) * size.steps), 'ms')
+  yield row(f'conv.{name}: bfloat16 against float32', found['own'] / found['low'])
+  yield row(f'conv.{name}: share of the bfloat16 products, in bfloat16', 100 * flops / found['low'] / bf16, '%')
   yield row(f'float32 product, {n} x {n}', tf32 / 1e12, 'TF/s', note='TF32 where the accelerator has it')
   yield row(f'bfloat16 product, {n} x {n}', bf16 / 1e12, 'TF/s')
 
@@ -156,41 +169,9 @@ def product(n: int, dtype: Any) -> Way:
 
 
 def sharing(setup: Setup) -> Iterator[Row]:
-  """What the controller takes of a demo whose children share weights."""
+  """What one program for many updates saves in a demo whose children share weights, and the controller's share."""
   for system in ENAS:
-    yield from shares(system, setup)
-
-
-def shares(system: System, setup: Setup) -> Iterator[Row]:
-  """Of the wall time of a pass and the updates after it: what neither the pass nor scoring the children takes."""
-  cfg = system.presets['smoke' if setup.small else 'demo']()
-  problem = system.make_problem(cfg, system.load(cfg, ''))
-  programs = enas.build_programs(problem, cfg)
-  s, key, name = enas.build(problem, cfg, programs), jax.random.key(1), system.variant
-  state = controller.updated(s, s.init(jax.random.key(0)), cfg.controller_updates)  # compiles
-  weights, archs = state.children, s.ask(state).archs
-  several = jax.tree.map(lambda x: jnp.broadcast_to(x[0], (programs.steps, cfg.shared_samples, *x.shape[1:])), archs)
-
-  def whole() -> PyTree:
-    nonlocal state
-    state = controller.updated(s, state, cfg.controller_updates)
-    return state.children
-
-  def scoring() -> Any:
-    return [programs.score(weights, archs, key) for _ in range(cfg.controller_updates)]
-
-  ways = {
-    'whole': lambda: seconds(whole),
-    'learning': way(lambda: programs.learn(weights, several, key)),
-    'scoring': way(scoring),
-  }
-  found = alternating(ways, setup.repeats)
-  rest = found['whole'] - found['learning'] - found['scoring']
-  note = f'{cfg.controller_updates} updates'
-  yield row(f'{name} demo: a pass and its updates', found['whole'], 's', note=note)
-  yield row(f'{name} demo: the pass alone', found['learning'], 's')
-  yield row(f'{name} demo: scoring alone', found['scoring'], 's', note=note)
-  yield row(f'{name} demo: the share of the controller', 100 * rest / found['whole'], '%', at_most(5.0))
+    yield from controller.shares(system, setup)
 
 
 def demo(setup: Setup) -> Iterator[Row]:
@@ -223,11 +204,12 @@ def asking(setup: Setup) -> Iterator[Row]:
 
 PARTS = {
   'networks': Part(networks, 150),
-  'cells': Part(tree_cells, 90),
-  'paper': Part(paper, 110),
+  'cells': Part(tree_cells, 110),
   'sharing': Part(sharing, 150),
+  'paper': Part(paper, 150),
   'search': Part(demo, 160),
   'ask and tell': Part(asking, 45),
+  'precision': Part(precision.rows, 150),
 }
 
 

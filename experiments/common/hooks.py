@@ -1,6 +1,6 @@
 """Writes what people want to see of a search: updates.jsonl and TensorBoard events. The search reads neither."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 import os
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from nas_jax import search
 from nas_jax.search import journal
 from nas_jax.space import Space
+from nas_jax.training import fit
 
 SAMPLES = 64  # token sequences that the controller's entropy and probabilities are means over
 POINTS = 100  # its probabilities are written about this many times in a run
@@ -32,21 +33,38 @@ def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple
   write = journal.writer(os.path.join(workdir, 'updates.jsonl'))
   show_children, show_updates, close = events(workdir, s.space)
   # A key of its own: nothing here is seen by the search.
-  keys, looked = jax.random.split(jax.random.key(0), SAMPLES), done * POINTS // children
+  keys, looked, most = jax.random.split(jax.random.key(0), SAMPLES), done * POINTS // children, 1
+  of_all = fit.over_children(
+    lambda keys, kept: s.algorithm.summary(kept, keys), fit.child_mesh(jax.local_devices()[:1])
+  )
 
-  def note(state: search.SearchState, info: Mapping[str, Any]) -> None:
+  def summaries(states: list[search.SearchState]) -> Iterable[tuple[Any, Any]]:
+    """Those of the policy after each of several updates, by one program for all of them."""
+    nonlocal most
+    if len(states) == 1:
+      return [s.policy_summary(states[0], keys)]
+    most = max(most, len(states))
+    filled = states + states[-1:] * (most - len(states))  # so that fewer need no program of their own
+    kept = jax.tree.map(lambda *leaves: np.stack(leaves), *(state.algorithm for state in filled))
+    return zip(*map(np.asarray, of_all(keys, kept)), strict=True)
+
+  def note(told: Sequence[search.Told]) -> None:
     nonlocal looked
-    step, done, (entropy, probabilities) = int(state.step), s.spent(state), s.policy_summary(state, keys)
-    numbers = {**info, 'best': state.best.reward, 'entropy': entropy}
-    line = {'step': step, 'children': done} | {name: journal.plain(np.asarray(x)) for name, x in numbers.items()}
-    if step == 1 or done * POINTS // children > looked or s.over(state, children):
-      looked = done * POINTS // children
-      rows = zip(np.asarray(probabilities, np.float64).round(4).tolist(), s.space.slots, strict=True)
-      line['probabilities'] = [row[: slot.width] for row, slot in rows]
-    write([line])
-    show_updates([line])
+    lines = list[journal.Record]()
+    # Zipped to the shorter one: summaries may be more, see above.
+    for (state, info), (entropy, probabilities) in zip(told, summaries([one for one, _ in told]), strict=False):
+      step, done = int(state.step), s.spent(state)
+      numbers = {**info, 'best': state.best.reward, 'entropy': entropy}
+      line = {'step': step, 'children': done} | {name: journal.plain(np.asarray(x)) for name, x in numbers.items()}
+      if step == 1 or done * POINTS // children > looked or s.over(state, children):
+        looked = done * POINTS // children
+        rows = zip(np.asarray(probabilities, np.float64).round(4).tolist(), s.space.slots, strict=True)
+        line['probabilities'] = [row[: slot.width] for row, slot in rows]
+      lines.append(line)
+    write(lines)
+    show_updates(lines)
 
-  return search.Hook(children=show_children, step=note), close
+  return search.Hook(children=show_children, steps=note), close
 
 
 Show = Callable[[list[journal.Record]], None]

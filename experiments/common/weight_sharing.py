@@ -24,6 +24,7 @@ from experiments.common.systems import Config
 from nas_jax import draw, search
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal, older, weight_sharing
+from nas_jax.search.weight_sharing_phases import Programs
 from nas_jax.systems import enas
 from nas_jax.training import checkpoint, evaluators
 from nas_jax.training.problem import Problem
@@ -45,7 +46,7 @@ def stages(run: Run) -> Stages:
   )
 
 
-def derive(run: Run, programs: weight_sharing.Programs, cfg: Config, found: Found) -> None:
+def derive(run: Run, programs: Programs, cfg: Config, found: Found) -> None:
   """Samples architectures from the controller at its end, scored by shared weights: derived.json and best.json."""
   problem, state = run.problem, _last_state(found, cfg)
   path, step = os.path.join(found.folder, 'derived.json'), int(state.step)
@@ -74,7 +75,7 @@ def derive(run: Run, programs: weight_sharing.Programs, cfg: Config, found: Foun
     _write_best(run, os.path.join(found.folder, 'best.json'), first)
 
 
-def summary(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]) -> Summary:
+def summary(run: Run, programs: Programs, found: Mapping[str, Found]) -> Summary:
   """Returns the best derived architecture and the table of the searches, all scored by shared weights."""
   system, cfg, made = run.system, run.cfg, run.problem.space
   ranks = rank(run, programs, found)
@@ -96,7 +97,7 @@ def summary(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Fou
   )
 
 
-def rank(run: Run, programs: weight_sharing.Programs, found: Mapping[str, Found]) -> dict[str, Any] | None:
+def rank(run: Run, programs: Programs, found: Mapping[str, Found]) -> dict[str, Any] | None:
   """Measures how the shared weights of each search rank random architectures that were trained by themselves.
 
   Each of these is trained three times, the third time on data of another seed. The second and the third trainings rank

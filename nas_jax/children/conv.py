@@ -5,6 +5,7 @@ has one unit, a pool has {}, and a residual block has a list of its two or three
 """
 
 from collections.abc import Callable, Sequence
+import functools
 import math
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from nas_jax.datasets import image_batches
-from nas_jax.nn import image_ops
+from nas_jax.nn import image_ops, precision
 from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM
 from nas_jax.space.network import RESIDUAL, Network, NetworkOptions, joined, network
 from nas_jax.training.child import Child
@@ -47,6 +48,7 @@ class InputSpec(NamedTuple):
   score_batch: int  # images of a validation step
   augment: image_batches.Augment = image_batches.Augment()  # of training images
   norm_first: bool = True  # whether batch norm comes before the ReLU, or after it
+  precision: str = 'float32'  # of convolutions and of the images between them, one of `precision.PRECISIONS`
 
 
 def build(inputs: InputSpec, options: NetworkOptions = NetworkOptions()) -> Child:  # noqa: B008 - a NamedTuple cannot change
@@ -94,9 +96,12 @@ def classifier(
     init: (spec, key) -> params.
     carry: (params) -> moving statistics.
     forward: (params, statistics, spec, images, key) -> logits [B, classes], statistics. The key is None in evaluation.
+      Where the images are bfloat16, so are convolutions and what they return; statistics and logits stay float32.
     decayed: (params) -> the weights that the loss decays; none if the optimizer does so.
     inputs: as in `build`.
   """
+
+  low = functools.partial(precision.lowered, inputs.precision)
 
   def take(data: image_batches.Data, key: Key, step: Array) -> tuple[Array, Array]:
     del key
@@ -104,7 +109,7 @@ def classifier(
 
   def loss(params, spec, stats, drawn, key):
     images, labels = drawn
-    logits, stats = forward(params, stats, spec, images, key)
+    logits, stats = forward(params, stats, spec, low(images), key)
     # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
     penalty = 0.5 * spec.hyperparameters.weight_decay * image_ops.square_sum(decayed(params))
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + penalty, stats
@@ -112,7 +117,7 @@ def classifier(
   def score(params, spec, stats, data):
     def one(right, drawn):
       images, labels = drawn
-      logits, _ = forward(params, stats, spec, image_batches.whitened(images), None)
+      logits, _ = forward(params, stats, spec, low(image_batches.whitened(images)), None)
       return right + (logits.argmax(-1) == labels).sum(dtype=jnp.int32), None
 
     batches = jax.tree.map(
@@ -121,7 +126,7 @@ def classifier(
     right, _ = jax.lax.scan(one, jnp.zeros((), jnp.int32), batches)
     return {'accuracy': right / (data.valid_labels >= 0).sum()}
 
-  return Child(init, carry, take, loss, score, image_ops.compiler_options)
+  return Child(init, carry, take, loss, score, image_ops.compiler_options, inputs.precision)
 
 
 def unmoved(units: PyTree) -> PyTree:
@@ -194,7 +199,7 @@ def run(
       y = pooled(y, layer.window, layer.stride, layer.kind == MAX_POOL)
     outputs.append(y)
     after.append(moving)
-  features = side_by_side([outputs[i] for i in made.ends]).mean((1, 2))
+  features = image_ops.pixel_means(side_by_side([outputs[i] for i in made.ends]))
   return features @ params['softmax'] + params['softmax_bias'][None], after
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from nas_jax.children.conv_traced_weights import Sizes, Weights, Wires, corner, present
 from nas_jax.nn import image_ops
+from nas_jax.nn.precision import at_least_float32
 from nas_jax.types import Array
 
 
@@ -35,7 +36,7 @@ def run(
     norm_first: static.
     weights: entries that the network does not have are ignored.
     wires: the network.
-    x: [B, H, W, C] images; they get no gradient.
+    x: [B, H, W, C] images; they get no gradient. Of bfloat16, so are the convolutions and the outputs of layers.
     epsilon: of batch norm.
     moving: mean and variance, [L, F] each, in evaluation, which has no gradient; None in training.
 
@@ -43,6 +44,7 @@ def run(
     The mean of each layer's output over its pixels, [L, B, F]; and the mean and variance [L, F] used in batch norm.
   """
   looped = _looped if moving is None else _evaluated
+  weights = weights._replace(kernels=weights.kernels.astype(x.dtype))
   arguments = weights, wires, x, epsilon, moving
   return jax.lax.platform_dependent(
     *arguments,
@@ -61,7 +63,7 @@ def _masked(sizes, norm_first, weights, wires, x, epsilon, moving):
     own = weights.scale[i], weights.shift[i], None if moving is None else (moving[0][i], moving[1][i])
     _, y, *stats = _normed(norm_first, image_ops.conv(below, kernel), *own, epsilon)
     below = jnp.concatenate([below, _widened(y, widest)], -1)
-    features.append(y.mean((1, 2)))
+    features.append(image_ops.pixel_means(y))
     used.append(stats)
   mean, variance = (jnp.stack(values) for values in zip(*used, strict=True))
   return jnp.stack(features), (mean, variance)
@@ -116,8 +118,8 @@ def _forward(sizes, norm_first, weights, wires, x, epsilon, moving):
     rows.at[0].set(_over(rows[0], x)),
     rows.at[0].set(_over(rows[0], _transposed(x))),
     jnp.zeros((depth, n * most), x.dtype),
-    jnp.zeros((depth, len(x), most), x.dtype),
-    *jnp.zeros((2, depth, most), x.dtype),
+    jnp.zeros((depth, len(x), most), weights.scale.dtype),
+    *jnp.zeros((2, depth, most), weights.scale.dtype),
   )
 
   def layer(i, found):
@@ -130,7 +132,7 @@ def _forward(sizes, norm_first, weights, wires, x, epsilon, moving):
       stats = None if moving is None else (moving[0][i, :filters], moving[1][i, :filters])
       z, y, *stats = _normed(norm_first, z, *own, stats, epsilon)
       rows = [_over(row, value) for row, value in zip(rows, (y, _transposed(y), z), strict=True)]
-      return *rows, *(_widened(value, most) for value in (y.mean((1, 2)), *stats))
+      return *rows, *(_widened(value, most) for value in (image_ops.pixel_means(y), *stats))
 
     o, t, z, *rest = jax.lax.switch(place.filters, [functools.partial(at_width, f) for f in sizes.filters], *rows)
     rest = [whole.at[i].set(own) for whole, own in zip(found[2:], (z, *rest), strict=True)]
@@ -181,7 +183,7 @@ def _looped_backward(sizes, norm_first, residuals, cotangents):
 
     def at_width(filters, *rows):
       size = *shape, filters
-      dy = _first(d_outputs[i + 1], size) + d_features[i, :, None, None, :filters]
+      dy = at_least_float32(_first(d_outputs[i + 1], size)) + d_features[i, :, None, None, :filters]
       z, y = _taken(found.normed, i, size), _taken(found.outputs, i + 1, size)
       scale, mean, variance = (value[i, :filters] for value in (weights.scale, found.mean, found.variance))
       inverse = jax.lax.rsqrt(variance + epsilon)

@@ -129,7 +129,7 @@ def own_joined(tree: PyTree, taken: Sequence[int]) -> PyTree:
 
 def classified(params: PyTree, x: Array, keep: float, key: Key | None) -> Array:
   """Returns logits [B, classes] from the means over pixels, with dropout that keeps a share `keep` in training."""
-  features = x.mean((1, 2))
+  features = image_ops.pixel_means(x)
   if key is not None and keep < 1.0:
     features = jnp.where(jax.random.bernoulli(key, keep, features.shape), features / keep, 0.0)
   return features @ params['softmax'] + params['softmax_bias'][None]

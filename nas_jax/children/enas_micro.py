@@ -141,7 +141,7 @@ def _cell(options, cell, how, epsilon, before, reads, operations, acts, own, mov
     for p, part, old in zip((2 * b, 2 * b + 1), *parts, strict=True):
       y, new = _side(options, how, epsilon, nodes, reads[p], operations[p], part, old)
       if acts is not None:
-        y *= jnp.where(jnp.asarray(operations[p]) == IDENTITY, 1.0, acts[p])[:, None, None, None]
+        y *= jnp.where(jnp.asarray(operations[p]) == IDENTITY, 1.0, acts[p]).astype(y.dtype)[:, None, None, None]
       sides.append((y, new))
     (left, right), new = zip(*sides, strict=True)
     nodes.append(left + right)

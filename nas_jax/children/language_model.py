@@ -1,6 +1,7 @@
 """The language model child: an embedding, layers of recurrent cells, a softmax (Zoph & Le 2017, Sec. 4.2)."""
 
 from collections.abc import Callable, Sequence
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import optax
 from nas_jax import tree_cell
 from nas_jax.datasets import text_batches
 from nas_jax.nn import enas_cell, products
+from nas_jax.nn import precision as precision_lib
 from nas_jax.nn import recurrent as recurrent_lib
 from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.training.child import Child
@@ -23,15 +25,16 @@ class Cell(NamedTuple):
   # (key, arch, in_features, features, scale) -> params, uniform in [-scale, scale]; scale may be traced
   init: Callable[[Key, PyTree, int, int, float | Array], PyTree]
   carry: Callable[[int, int], PyTree]  # (batch, features) -> zeros
-  # (params, arch, carry, xs, h_mask [B, H] or None) -> carry, ys; the mask is for recurrent dropout
-  unroll: Callable[[PyTree, PyTree, PyTree, products.Inputs, Array | None], tuple[PyTree, Array]]
+  # (params, arch, carry, xs, h_mask, together) -> carry, ys; the mask is for recurrent dropout, [B, H] or None, and
+  # `together` are the time steps that one turn of the loop is compiled for
+  unroll: Callable[[PyTree, PyTree, PyTree, products.Inputs, Array | None, int], tuple[PyTree, Array]]
 
 
 def tree(operations: Operations = BUILT_IN) -> Cell:
   """Returns tree cells. Traced ones may hold only the given operations."""
 
-  def unroll(params, arch, carry, xs, h_mask):
-    return tree_cell.unroll(params, arch, carry, xs, h_mask=h_mask, operations=operations)
+  def unroll(params, arch, carry, xs, h_mask, together=1):
+    return tree_cell.unroll(params, arch, carry, xs, h_mask=h_mask, operations=operations, together=together)
 
   def init(key, arch, in_features, features, scale):
     return tree_cell.init(key, arch, in_features, features, scale=scale)
@@ -48,8 +51,9 @@ def enas(operations: Operations = BUILT_IN, normalize: bool = False) -> Cell:
   def init(key, arch, in_features, features, scale):
     return enas_cell.init(key, arch, in_features, features, scale=scale)
 
-  def unroll(params, arch, carry, xs, h_mask):
-    return enas_cell.unroll(params, arch, carry, xs, h_mask=h_mask, normalize=normalize, operations=operations)
+  def unroll(params, arch, carry, xs, h_mask, together=1):
+    kinds = {'normalize': normalize, 'operations': operations, 'together': together}
+    return enas_cell.unroll(params, arch, carry, xs, h_mask=h_mask, **kinds)
 
   return Cell(init, lambda batch, features: jnp.zeros((batch, features)), unroll)
 
@@ -61,9 +65,9 @@ def lstm() -> Cell:
     del arch
     return recurrent_lib.init(key, in_features, features, 4, bias=True, scale=scale)
 
-  def unroll(params, arch, carry, xs, h_mask):
+  def unroll(params, arch, carry, xs, h_mask, together=1):
     del arch
-    return recurrent_lib.unroll(recurrent_lib.lstm, None, params, carry, xs, h_mask=h_mask)
+    return recurrent_lib.unroll(recurrent_lib.lstm, None, params, carry, xs, h_mask=h_mask, together=together)
 
   return Cell(init, _two_zeros, unroll)
 
@@ -87,10 +91,11 @@ def flax_cell(make: Callable[[int], nn.RNNCellBase]) -> Cell:
   def carry(batch, features):
     return make(features).initialize_carry(jax.random.key(0), (batch, features))
 
-  def unroll(params, arch, carry, xs, h_mask):
+  def unroll(params, arch, carry, xs, h_mask, together=1):
     del arch, h_mask
     cell = make(jax.tree.leaves(carry)[0].shape[-1])
-    return jax.lax.scan(lambda carry, x: cell.apply(params, carry, x), carry, products.looked_up(xs))
+    step, inputs = functools.partial(cell.apply, params), products.looked_up(xs)
+    return jax.lax.scan(step, carry, inputs, unroll=together)
 
   return Cell(init, carry, unroll)
 
@@ -155,9 +160,23 @@ def draw_masks(key: Key, dropout: Dropout, vocabulary: int, widths: Sequence[int
 
 
 def run(
-  cell: Cell, params: PyTree, arch: PyTree, carries: list[PyTree], inputs: Array, targets: Array, masks: Masks
+  cell: Cell,
+  params: PyTree,
+  arch: PyTree,
+  carries: list[PyTree],
+  inputs: Array,
+  targets: Array,
+  masks: Masks,
+  precision: str = 'float32',
+  together: int = 1,
 ) -> tuple[Array, list[PyTree]]:
-  """Runs the network over a window. Returns losses [T, B], in nats, of `targets` given `inputs` [T, B]; and carries."""
+  """Runs the network over a window. Returns losses [T, B], in nats, of `targets` given `inputs` [T, B]; and carries.
+
+  In the precision 'bfloat16' products and all values between them are so; logits, losses and what is returned are
+  float32.
+  """
+  bias, given = params['softmax_bias'], carries
+  params, carries, masks = precision_lib.lowered(precision, (params, carries, masks))
 
   def dropped(x: Array, mask: Array | None) -> Array:
     return x if mask is None else x * mask[None]
@@ -170,16 +189,25 @@ def run(
   for cell_params, carry, h_mask, above in zip(
     params['cells'], carries, masks.recurrent, masks.between[1:], strict=True
   ):
-    carry, x = cell.unroll(cell_params, arch, carry, x, h_mask)
+    carry, x = cell.unroll(cell_params, arch, carry, x, h_mask, together)
     x = dropped(x, above)
     after.append(carry)
   softmax = params['softmax'] if 'softmax' in params else params['embedding'].T  # tied
-  logits = products.projected(x, softmax) + params['softmax_bias'][None, None]
+  logits = products.projected(x, softmax, dtype=bias.dtype) + bias[None, None]
+  after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, given)
   return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
 
 
 def build(
-  vocabulary: int, hidden: int, layers: int, batch: int, cell: Cell, tied: bool = False, embedding: int = 0
+  vocabulary: int,
+  hidden: int,
+  layers: int,
+  batch: int,
+  cell: Cell,
+  tied: bool = False,
+  embedding: int = 0,
+  precision: str = 'float32',
+  together: int = 1,
 ) -> Child:
   """Returns the child, for data of `text_batches.lay_out`. The `arch` argument of its functions is a `ChildSpec`.
 
@@ -191,6 +219,8 @@ def build(
     cell: the kind of cell.
     tied: whether the softmax uses the weights of the embedding ("shared embeddings" in Table 2).
     embedding: width of the embedding; 0 for H.
+    precision: of products and the values between them, one of `precision.PRECISIONS`.
+    together: time steps that one turn of the loops over time is compiled for.
 
   Returns:
     A child whose score is {'perplexity': ...} per token over the whole validation split, with the state carried from
@@ -232,7 +262,7 @@ def build(
     tokens, first = window
     carry = jax.tree.map(lambda value: jnp.where(first, 0.0, value), carry)
     masks = draw_masks(key, spec.hyperparameters.dropout, vocabulary, widths, tokens.shape[1])
-    losses, carry = run(cell, params, spec.arch, carry, tokens[:-1], tokens[1:], masks)
+    losses, carry = run(cell, params, spec.arch, carry, tokens[:-1], tokens[1:], masks, precision, together)
     return losses.mean(), carry
 
   def score(params, spec, carry, data):
@@ -242,11 +272,11 @@ def build(
     def window(state, inputs):
       carry, total = state
       tokens, targets, weight = inputs
-      losses, carry = run(cell, params, spec.arch, carry, tokens, targets, whole)
+      losses, carry = run(cell, params, spec.arch, carry, tokens, targets, whole, precision, together)
       return (carry, total + (losses * weight).sum()), None
 
     start = zeros(data.valid[0].shape[-1]), jnp.zeros(())
     (_, total), _ = jax.lax.scan(window, start, data.valid)
     return {'perplexity': jnp.exp(total / data.valid[2].sum())}
 
-  return Child(init, lambda params: zeros(batch), take, loss, score)
+  return Child(init, lambda params: zeros(batch), take, loss, score, precision=precision)

@@ -22,6 +22,7 @@ import numpy as np
 from nas_jax import operations as operations_lib
 from nas_jax.nn import products
 from nas_jax.nn import recurrent as recurrent_lib
+from nas_jax.nn.precision import at_least_float32
 from nas_jax.operations import BUILT_IN, IDENTITY, Operations
 from nas_jax.space.base import is_static
 from nas_jax.space.enas import RnnArch, loose_ends
@@ -68,6 +69,7 @@ def unroll(
   normalize: bool = False,
   hoist: bool = True,
   operations: Operations = BUILT_IN,
+  together: int = 1,
 ) -> tuple[Array, Array]:
   """The cell over a sequence; the input projections of all steps are one product before the loop.
 
@@ -83,6 +85,7 @@ def unroll(
       products inside it. This is a `custom_vjp`, so forward-mode derivatives need False.
     operations: the operations that the arch may hold, as in `Space.operations`; a traced program computes only these. A
       static arch needs them only if it holds activations of your own.
+    together: time steps that one turn of the loop is compiled for, forward and backward.
 
   Returns:
     The final h and the outputs h_t [T, B, H].
@@ -100,8 +103,9 @@ def unroll(
   mask = jnp.broadcast_to(jnp.ones((), carry.dtype) if h_mask is None else h_mask, carry.shape)
   gates = products.projected(xs, chosen['kernel'], hoist)
   floats = products.promoted((chosen['recurrent_kernel'], chosen['nodes'], gates, carry, mask))
-  h, hs = (_hoisted_scan if hoist else _scan)(arch, operations, *products.vary_together(floats, arch))
-  return h, jax.nn.standardize(hs, axis=1) if normalize else hs
+  loop = functools.partial(jax.lax.scan, unroll=together)
+  h, hs = (_hoisted_scan if hoist else _scan)(loop, arch, operations, *products.vary_together(floats, arch))
+  return h, jax.nn.standardize(at_least_float32(hs), axis=1).astype(hs.dtype) if normalize else hs
 
 
 def equations(arch: RnnArch, operations: Operations = BUILT_IN) -> str:
@@ -152,24 +156,24 @@ def _step(arch, operations, recurrent, nodes, mask, h, x):
   return after, (after, h, jnp.stack(sums), every)
 
 
-def _scan(arch, operations, recurrent, nodes, xs, h, mask):
+def _scan(loop, arch, operations, recurrent, nodes, xs, h, mask):
   """The plain loop, whose gradient JAX derives. Returns h [B, H] and the outputs [T, B, H]."""
-  h, (hs, *_) = jax.lax.scan(functools.partial(_step, arch, operations, recurrent, nodes, mask), h, xs)
+  h, (hs, *_) = loop(functools.partial(_step, arch, operations, recurrent, nodes, mask), h, xs)
   return h, hs
 
 
-def _hoisted_scan(arch, operations, *floats):
+def _hoisted_scan(loop, arch, operations, *floats):
   """`_scan` whose backward loop does not contain the gradients of the matrices."""
   # A static arch enters by closure: as an argument it would become traced.
   fixed, chosen = (arch, None) if is_static(arch) else (None, arch)
 
   @jax.custom_vjp
   def scan(chosen, *floats):
-    return _scan(fixed or chosen, operations, *floats)
+    return _scan(loop, fixed or chosen, operations, *floats)
 
   def forward(chosen, recurrent, nodes, xs, h, mask):
     step = functools.partial(_step, fixed or chosen, operations, recurrent, nodes, mask)
-    h, (hs, *kept) = jax.lax.scan(step, h, xs)
+    h, (hs, *kept) = loop(step, h, xs)
     return (h, hs), (chosen, recurrent, nodes, mask, *kept)
 
   def backward(residuals, cotangents):
@@ -193,7 +197,7 @@ def _hoisted_scan(arch, operations, *floats):
       dmasked = dsum @ transposed_kernel
       return dh + dmasked * mask, (jnp.stack([dsum, *reversed(dsums)]), dmasked)
 
-    dh, (dsums, dmasked) = jax.lax.scan(step, dh, (dhs, before, sums, values), reverse=True)
+    dh, (dsums, dmasked) = loop(step, dh, (dhs, before, sums, values), reverse=True)
     drecurrent = products.weight_gradient(before * mask[None], dsums[:, 0], recurrent)
     dnodes = jnp.einsum('tnbi,tnbj->nij', values[:, jnp.asarray(arch.previous, jnp.int32)], dsums[:, 1:])
     return None, drecurrent, dnodes, dsums[:, 0], dh, (dmasked * before).sum(0)

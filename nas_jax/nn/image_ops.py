@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from nas_jax.nn.precision import at_least_float32
 from nas_jax.types import Array, PyTree
 
 LARGE = 2**20  # elements of an array that is larger than the caches of a CPU
@@ -25,13 +26,18 @@ def compiler_options(platform: str) -> dict[str, Any]:
   return {'xla_cpu_experimental_ynn_fusion_type': ''} if platform == 'cpu' else {}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: Array, kernel: Array, stride: tuple[int, int] = (1, 1)) -> Array:
-  """A convolution [B, ceil(H / sh), ceil(W / sw), F] without bias.
+  """A convolution [B, ceil(H / sh), ceil(W / sw), F] without bias, in the type of the images.
 
   Padding is (k - 1) // 2 before and k // 2 after for every stride, so the output of stride s is the output of stride 1
   at 0, s, 2 s, ...
   """
+  return _own_gradient(x, kernel.astype(x.dtype), stride)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _own_gradient(x: Array, kernel: Array, stride: tuple[int, int]) -> Array:
+  """A convolution whose gradient `_conv_backward` writes out."""
   return _conv(x, kernel, stride)
 
 
@@ -62,7 +68,7 @@ def _conv_backward(stride, residuals, dy):
   return jax.lax.platform_dependent(*residuals, dy, cpu=canonical, default=derived)
 
 
-conv.defvjp(_conv_forward, _conv_backward)
+_own_gradient.defvjp(_conv_forward, _conv_backward)
 
 
 def _image_gradient(shape: tuple[int, ...], kernel: Array, stride: tuple[int, int], dy: Array) -> Array:
@@ -85,20 +91,24 @@ def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], 
   return convolved(images, gradients, padding, rhs_dilation=stride).transpose(1, 2, 0, 3)
 
 
-@jax.custom_vjp
 def depthwise(x: Array, kernel: Array) -> Array:
   """A depthwise convolution of [B, H, W, C] with [kh, kw, C], both sides odd, at stride 1 with zero padding.
 
   It is a sum of shifted images, which every platform fuses. As a grouped convolution, which XLA:CPU computes channel by
   channel, it would take about eighty times as long with its gradient.
   """
+  return _depthwise(x, kernel.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _depthwise(x: Array, kernel: Array) -> Array:
   kh, kw, _ = kernel.shape
   images = _shifted(x, kh, kw, 0.0)
   return functools.reduce(jnp.add, [image * _row(kernel[k // kw, k % kw]) for k, image in enumerate(images)])
 
 
 def _depthwise_forward(x, kernel):
-  return depthwise(x, kernel), (x, kernel)
+  return _depthwise(x, kernel), (x, kernel)
 
 
 def _depthwise_backward(residuals, dy):
@@ -107,12 +117,13 @@ def _depthwise_backward(residuals, dy):
   wide = _framed(x, kh, kw, 0.0)
 
   def gradient(k):  # in a loop, which compiles faster and runs as fast: each k takes a pass over the images
-    return _sum(jax.lax.dynamic_slice(wide, (0, k // kw, k % kw, 0), x.shape) * dy)
+    return _sum(at_least_float32(jax.lax.dynamic_slice(wide, (0, k // kw, k % kw, 0), x.shape) * dy))
 
-  return depthwise(dy, kernel[::-1, ::-1]), jax.lax.map(gradient, jnp.arange(kh * kw)).reshape(kernel.shape)
+  gradients = jax.lax.map(gradient, jnp.arange(kh * kw)).reshape(kernel.shape).astype(kernel.dtype)
+  return _depthwise(dy, kernel[::-1, ::-1]), gradients
 
 
-depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 
 
 def _framed(x: Array, kh: int, kw: int, value: float) -> Array:
@@ -154,7 +165,7 @@ def batch_norm(
   """Batch norm in training mode (Ioffe & Szegedy 2015), over batch and pixels, with a ReLU after it if asked for.
 
   Args:
-    x: [B, H, W, C].
+    x: [B, H, W, C]; of bfloat16, the statistics are those of float32, and the result is bfloat16.
     scale: [C] gamma.
     bias: [C] beta.
     epsilon: added to the variance; it gets no gradient.
@@ -171,18 +182,18 @@ def normalize(
   x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float | Array = 1e-5, relu: bool = False
 ) -> Array:
   """Batch norm in evaluation mode, with given mean and variance."""
-  y = (x - _row(mean)) * _row(scale * jax.lax.rsqrt(variance + epsilon)) + _row(bias)
-  return jax.nn.relu(y) if relu else y
+  y = (at_least_float32(x) - _row(mean)) * _row(scale * jax.lax.rsqrt(variance + epsilon)) + _row(bias)
+  return (jax.nn.relu(y) if relu else y).astype(x.dtype)
 
 
-def _normalized(x, scale, bias, epsilon, relu):
-  count = x.size // x.shape[-1]
+def _normalized(given, scale, bias, epsilon, relu):
+  x, count = at_least_float32(given), given.size // given.shape[-1]
   mean = _sum(x) / count
   centred = x - _row(mean)
   variance = _sum(centred * centred) / count
   inverse = jax.lax.rsqrt(variance + epsilon)
   y = centred * _row(inverse * scale) + _row(bias)
-  return jax.nn.relu(y) if relu else y, mean, variance, inverse
+  return (jax.nn.relu(y) if relu else y).astype(given.dtype), mean, variance, inverse
 
 
 def _norm_forward(x, scale, bias, epsilon, relu):
@@ -199,13 +210,18 @@ def batch_norm_gradient(
   x: Array, scale: Array, mean: Array, inverse: Array, y: Array | None, dy: Array
 ) -> tuple[Array, Array, Array]:
   """Returns the gradients of x, scale and bias; `inverse` is 1 / sqrt(variance + epsilon), `y` the result of a ReLU."""
-  count = x.size // x.shape[-1]
+  count, dy = x.size // x.shape[-1], at_least_float32(dy)
   if y is not None:
     dy = jnp.where(y > 0, dy, 0.0)
-  whitened = (x - _row(mean)) * _row(inverse)
+  whitened = (at_least_float32(x) - _row(mean)) * _row(inverse)
   dbias, dscale = _sum(dy), _sum(dy * whitened)
   dx = _row(scale * inverse) * (dy - _row(dbias / count) - whitened * _row(dscale / count))
-  return dx, dscale, dbias
+  return dx.astype(x.dtype), dscale, dbias
+
+
+def pixel_means(x: Array) -> Array:
+  """Returns the means [B, C] of images over their pixels, of bfloat16 as float32."""
+  return at_least_float32(x).mean((1, 2))
 
 
 batch_norm.defvjp(_norm_forward, _norm_backward)

@@ -1,5 +1,6 @@
 """Products of inputs with weights for loops over time, and their gradients."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -23,22 +24,22 @@ def looked_up(xs: Inputs) -> Array:
   return xs.table[xs.indices] if isinstance(xs, Rows) else xs
 
 
-def projected(xs: Inputs, kernel: Array, hoist: bool = True) -> Array:
-  """Computes x W for all steps, [T, B, out]; `hoist` as in `unroll`.
+def projected(xs: Inputs, kernel: Array, hoist: bool = True, dtype: DType | None = None) -> Array:
+  """Computes x W for all steps, [T, B, out], of a type that may be wider than the factors'; `hoist` as in `unroll`.
 
   If the inputs are rows of a table with fewer rows than there are inputs, the table is projected and its rows are
   looked up, which gives the same with fewer operations.
   """
   if isinstance(xs, Rows) and len(xs.table) < xs.indices.size:
-    return projected(xs.table[None], kernel, hoist)[0][xs.indices]
+    return projected(xs.table[None], kernel, hoist, dtype)[0][xs.indices]
   x, kernel = vary_together(promoted((looked_up(xs), kernel)), ())
-  return (project if hoist else jnp.matmul)(x, kernel)
+  return project(x, kernel, dtype) if hoist else jnp.matmul(x, kernel, preferred_element_type=dtype)
 
 
-@jax.custom_vjp
-def project(x: Array, kernel: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(x: Array, kernel: Array, dtype: DType | None = None) -> Array:
   """x W for all steps [T, B, in], with the gradient of `weight_gradient`, which is faster on a CPU."""
-  return x @ kernel
+  return jnp.matmul(x, kernel, preferred_element_type=dtype)
 
 
 def weight_gradient(x: Array, dy: Array, kernel: Array) -> Array:
@@ -54,10 +55,14 @@ def weight_gradient(x: Array, dy: Array, kernel: Array) -> Array:
   return transposed(x) @ dy
 
 
-project.defvjp(
-  lambda x, kernel: (x @ kernel, (x, kernel)),
-  lambda saved, dy: (dy @ saved[1].T, weight_gradient(saved[0], dy, saved[1])),
-)
+def _project_backward(dtype, saved, dy):
+  del dtype
+  x, kernel = saved
+  dy = dy.astype(x.dtype)
+  return dy @ kernel.T, weight_gradient(x, dy, kernel)
+
+
+project.defvjp(lambda x, kernel, dtype: (project(x, kernel, dtype), (x, kernel)), _project_backward)
 
 
 def transposed(kernel: Array) -> Array:

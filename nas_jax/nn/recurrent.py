@@ -79,6 +79,7 @@ def unroll(
   hoist: bool = True,
   dtype: DType | None = None,
   backward_cell: Cell | None = None,
+  together: int = 1,
 ) -> tuple[Carry, Array]:
   """Runs a cell over a sequence. There may be any number of batch axes, also none: B stands for all of them.
 
@@ -97,6 +98,7 @@ def unroll(
     dtype: the type of the products with weights, to which params, xs and h are cast; by default the common type of all
       arguments. The rest of the cell, c and h have the common type of `dtype` and the carry.
     backward_cell: the cell to recompute with, if another form of it is faster there.
+    together: time steps that one turn of the loop is compiled for, forward and backward.
 
   Returns:
     The final (c, h) and the outputs h_t [T, B, P]; outputs after a row's length have no meaning.
@@ -115,7 +117,8 @@ def unroll(
   common = jnp.result_type(*jax.tree.leaves((weights, gates, c, h, mask)))
   floats = (*cast((weights, gates), common if dtype is None else dtype), *cast((c, h, mask), common))
   keep = None if length is None else jnp.arange(len(gates)).reshape(-1, *(1,) * c.ndim) < length[None, ..., None]
-  scan = functools.partial(_hoisted_scan, backward_cell or cell) if hoist else _scan
+  loop = functools.partial(jax.lax.scan, unroll=together)
+  scan = functools.partial(_hoisted_scan, loop, backward_cell or cell) if hoist else functools.partial(_scan, loop)
   c, h, hs = scan(cell, arch, keep, *vary_together(floats, (arch, keep)))
   return (c, h), hs
 
@@ -189,9 +192,9 @@ def _run(cell: Cell, arch: PyTree, gate: Array, recurrent: Array, c: Array) -> C
   return cell(arch, gate.astype(c.dtype), recurrent.astype(c.dtype), c)
 
 
-def _scan(cell, arch, keep, weights, gates, c, h, mask):
+def _scan(loop, cell, arch, keep, weights, gates, c, h, mask):
   """The plain loop, whose gradient JAX derives. Returns c, h and the outputs [T, B, P]."""
-  (c, h), (hs, *_) = jax.lax.scan(functools.partial(_step, cell, arch, weights, mask), (c, h), (gates, keep))
+  (c, h), (hs, *_) = loop(functools.partial(_step, cell, arch, weights, mask), (c, h), (gates, keep))
   return c, h, hs
 
 
@@ -206,16 +209,16 @@ def _step(cell, arch, weights, mask, carry, inputs):
   return after, (new_h, c, h, recurrent if weights.scale is None else product)
 
 
-def _hoisted_scan(backward_cell, cell, arch, keep, *floats):
+def _hoisted_scan(loop, backward_cell, cell, arch, keep, *floats):
   """`_scan` whose backward loop recomputes with `backward_cell` and does not contain the gradients of the weights."""
 
   @jax.custom_vjp
   def scan(arch, keep, *floats):
-    return _scan(cell, arch, keep, *floats)
+    return _scan(loop, cell, arch, keep, *floats)
 
   def forward(arch, keep, weights, gates, c, h, mask):
     step = functools.partial(_step, cell, arch, weights, mask)
-    (c, h), (hs, cs, before, products) = jax.lax.scan(step, (c, h), (gates, keep))
+    (c, h), (hs, cs, before, products) = loop(step, (c, h), (gates, keep))
     return (c, h, hs), (arch, keep, weights, gates, cs, before, products, mask)
 
   def backward(residuals, cotangents):
@@ -247,7 +250,7 @@ def _hoisted_scan(backward_cell, cell, arch, keep, *floats):
       return (dc + past_c, dmasked * mask + past_h), (dgate, drecurrent, dmasked, more)
 
     inputs = (gates, products, cs, keep, dhs)
-    (dc, dh), (dgates, drecurrents, dmasked, more) = jax.lax.scan(step, (dc, dh), inputs, reverse=True)
+    (dc, dh), (dgates, drecurrents, dmasked, more) = loop(step, (dc, dh), inputs, reverse=True)
     dproducts, of_projection = drecurrents if more[0] is None else more[0], more[1]
     dkernel = weight_gradient((before * mask[None]).astype(dproducts.dtype), dproducts, weights.kernel)
     dscale = dprojection = None

@@ -55,28 +55,34 @@ def measure(
     longer_children: at least 3, or `longer` is not asked.
     other_data: trains children on data of another seed; each of them once.
   """
+  first, second = (rewards(space, evaluate, key, seed, children, m) for seed in (1, 2))
+  budget = data_seeds = None
+  if longer is not None and longer_children > 2:
+    budget = ranks(first[:longer_children], rewards(space, longer, key, 3, children, m, longer_children))
+  if other_data is not None:
+    data_seeds = ranks(first, rewards(space, other_data, key, 4, children, m))
+  return Reliability(ranks(first, second), data_seeds, budget, children)
+
+
+def rewards(
+  space: Space, evaluate: Evaluate, key: Key, seed: int, children: int, m: int, first: int | None = None
+) -> np.ndarray:
+  """Returns what the first (by default all) of `children` random architectures earn, NaN where they failed.
+
+  They are trained in batches of m. The architectures depend on `key` and their number alone, initial weights on `seed`
+  too.
+  """
   tokens = jax.vmap(lambda k: uniform_controller(space).sample((), k))(
     jax.random.split(jax.random.fold_in(key, 0), children)
   )
-
-  def rewards(evaluate: Evaluate, seed: int, count: int) -> np.ndarray:
-    """Returns the rewards of the first children, NaN where they failed."""
-    keys = jax.random.split(jax.random.fold_in(key, seed), children)
-    found = []
-    for start in range(0, count, m):
-      part = jnp.arange(start, start + m) % children  # the last batch is filled up from the front
-      batch = Batch(part.astype(jnp.int32), keys[part], tokens[part], space.decode_batch(tokens[part]))
-      outcome = evaluate(batch)
-      found.append(np.where(outcome.failed, np.nan, outcome.reward) if outcome.failed is not None else outcome.reward)
-    return np.concatenate(found)[:count]
-
-  first, second = rewards(evaluate, 1, children), rewards(evaluate, 2, children)
-  budget = data_seeds = None
-  if longer is not None and longer_children > 2:
-    budget = ranks(first[:longer_children], rewards(longer, 3, longer_children))
-  if other_data is not None:
-    data_seeds = ranks(first, rewards(other_data, 4, children))
-  return Reliability(ranks(first, second), data_seeds, budget, children)
+  keys, count = jax.random.split(jax.random.fold_in(key, seed), children), first or children
+  found = []
+  for start in range(0, count, m):
+    part = jnp.arange(start, start + m) % children  # the last batch is filled up from the front
+    batch = Batch(part.astype(jnp.int32), keys[part], tokens[part], space.decode_batch(tokens[part]))
+    outcome = evaluate(batch)
+    found.append(np.where(outcome.failed, np.nan, outcome.reward) if outcome.failed is not None else outcome.reward)
+  return np.concatenate(found)[:count]
 
 
 def as_json(found: Reliability) -> dict[str, Any]:

@@ -35,6 +35,15 @@ class Parts(NamedTuple):
   export: Callable[[SearchState], str]  # what is remembered of earlier children, as JSON
 
 
+class Update(NamedTuple):
+  """One of several updates that one program made."""
+
+  state: SearchState  # after it
+  batch: Batch  # ids and token sequences alone
+  outcome: Outcome
+  info: Info
+
+
 class Search(NamedTuple):
   """A search as functions.
 
@@ -59,6 +68,9 @@ class Search(NamedTuple):
   shared: bool = False  # whether children share weights, so that a reward depends on all that came before
   replicas: Any = None  # `nas_jax.replicas.Replicas`, if the state is a `Fleet` of them
   told: int = 0  # known children that it has been told of at its beginning, see `search.start`
+  # (state, n) -> the next updates, at least one and at most n, all by one program; None if each needs the host. They
+  # are what `ask`, `evaluate` and `tell` give one by one, but for the rounding of a differently compiled program.
+  updates: Callable[[SearchState, int], list[Update]] | None = None
 
   @property
   def train(self) -> Evaluate:

@@ -9,10 +9,12 @@ import warnings
 import jax
 
 from nas_jax.search import journal
-from nas_jax.search.core import Search
+from nas_jax.search.core import Search, Update
 from nas_jax.search.state import SearchState
 from nas_jax.training import fit
 from nas_jax.types import Array, Batch, Key, Outcome
+
+Told = tuple[SearchState, Mapping[str, Any]]  # the state after an update, and what it reported
 
 
 class Hook(NamedTuple):
@@ -21,6 +23,7 @@ class Hook(NamedTuple):
   children: Callable[[list[journal.Record]], None] = lambda records: None  # called as soon as children are scored
   step: Callable[[SearchState, Mapping[str, Any]], None] = lambda state, info: None  # called after each update
   vital: bool = False  # if it fails, a vital hook (the journal) stops the search, another (a progress bar) only warns
+  steps: Callable[[Sequence[Told]], None] | None = None  # called instead of `step`, once for updates of one program
 
 
 class Budget(NamedTuple):
@@ -74,7 +77,7 @@ def run(
     seconds += sum(line['seconds'] for line in fresh)
     return outcome
 
-  while not over(search, state, budget, seconds):
+  def one(state: SearchState) -> SearchState:
     batch = search.ask(state)
     if search.parts:
       groups = search.parts.split(batch)
@@ -83,7 +86,28 @@ def run(
       outcome = evaluated(batch)
     state, info = search.tell(state, batch, outcome)
     state = search.sized(state, int(state.step))
-    call(hooks, 'step', state, {name: float(value) for name, value in info.items()})
+    report(hooks, [(state, info)])
+    return state
+
+  def several(state: SearchState, make: Callable[[SearchState, int], list[Update]]) -> SearchState:
+    nonlocal seconds
+    begun = time.perf_counter()
+    updates = make(state, -(-(budget.children - search.spent(state)) // search.m))
+    each, fresh, told = (time.perf_counter() - begun) / len(updates), list[journal.Record](), list[Told]()
+    for update in updates:
+      _seen(update.batch, known)
+      lines = _unseen(journal.records(update.batch, update.outcome, each), known)
+      fresh += lines
+      seconds += sum(line['seconds'] for line in lines)
+      told.append((update.state, update.info))
+      if over(search, update.state, budget, seconds):
+        break  # updates beyond a limit are left out, as if they had not been made
+    call(hooks, 'children', fresh)
+    report(hooks, told)
+    return told[-1][0]
+
+  while not over(search, state, budget, seconds):
+    state = several(state, search.updates) if search.updates else one(state)
   return state
 
 
@@ -99,15 +123,34 @@ def journalled(
 
   `measured` has the records of all children so far, for those that repeat one of them.
   """
-  ids = batch.ids.tolist()
-  seen = [known[number] for number in ids if number in known]
-  journal.agree(seen, batch)
-  if len(seen) == len(ids) and not search.shared:
+  seen = _seen(batch, known)
+  if len(seen) == len(batch.ids) and not search.shared:
     return journal.outcome(seen), []
   start = time.perf_counter()
   outcome = search.train(batch)
-  fresh = journal.records(batch, outcome, time.perf_counter() - start, measured)
-  return outcome, [line for line in fresh if line['id'] not in known]
+  return outcome, _unseen(journal.records(batch, outcome, time.perf_counter() - start, measured), known)
+
+
+def _seen(batch: Batch, known: Mapping[int, journal.Record]) -> list[journal.Record]:
+  """Returns the records of children that are in the journal. Raises `files.Unusable` if they are of another search."""
+  seen = [known[number] for number in batch.ids.tolist() if number in known]
+  journal.agree(seen, batch)
+  return seen
+
+
+def _unseen(records: list[journal.Record], known: Mapping[int, journal.Record]) -> list[journal.Record]:
+  return [record for record in records if record['id'] not in known]
+
+
+def report(hooks: Sequence[Hook], told: Sequence[Told]) -> None:
+  """Tells hooks of updates: the state after each, and its info as floats."""
+  told = [(state, {name: float(value) for name, value in info.items()}) for state, info in told]
+  for hook in hooks:
+    if hook.steps:
+      call([hook], 'steps', told)
+    else:
+      for state, info in told:
+        call([hook], 'step', state, info)
 
 
 def call(hooks: Sequence[Hook], name: str, *args: Any) -> None:

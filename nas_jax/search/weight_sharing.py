@@ -3,32 +3,30 @@
 All children use one tree of weights; the architecture selects which of them. Two phases alternate. In the first,
 `Programs.learn` trains the weights, each minibatch with a freshly sampled child, while the controller stays fixed. In
 the second the weights stay fixed: children are scored on a minibatch of the validation split, and the controller
-learns from these scores.
+learns from these scores. Many updates of the controller are one program call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
-import optax
 
 from nas_jax.config import field
 from nas_jax.search import core
 from nas_jax.search import state as state_lib
 from nas_jax.search.algorithms.base import Algorithm
 from nas_jax.search.state import SearchState
+from nas_jax.search.weight_sharing_phases import Programs, Score
 from nas_jax.space import Space
 from nas_jax.training import fit
-from nas_jax.training.child import Child
 from nas_jax.training.recovery import Limits
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
-Reward = Callable[[dict[str, np.ndarray]], np.ndarray]  # metrics [m] -> rewards [m]
-CALL_STEPS = 50  # minibatches of training in one program call; between calls the search can be stopped
+Reward = Callable[[Any], Any]  # metrics [m] by name -> rewards [m]; of NumPy's arrays and, traced, of JAX's
+CALL_UPDATES = 50  # at most so many updates of the controller in one program call
 
 
 @dataclasses.dataclass
@@ -65,110 +63,11 @@ class Config(Limits, state_lib.Config):
     return min(self.max_children or whole, whole)
 
 
-class Programs(NamedTuple):
-  """The two phases, each compiled once for all architectures."""
-
-  init: Callable[[Key], fit.FitState]  # the shared weights, untrained; `failed` counts steps that were left out
-  learn: Callable[..., fit.FitState]  # one pass: (weights, archs [steps, M, ...], key, check=None)
-  score: Callable[[fit.FitState, PyTree, Key], dict[str, Array]]  # (weights, archs [m], key of the minibatch)
-  score_all: Callable[[fit.FitState, PyTree], dict[str, Array]]  # the same on the whole validation split
-  steps: int  # minibatches in a pass
-  compilations: Callable[[], dict[str, int]]  # programs compiled so far, by phase
-
-
 class Turn(NamedTuple):
   """What the evaluator needs from the state."""
 
   algorithm: PyTree  # the state of the algorithm, to sample the children that the weights are trained with
   weights: fit.FitState
-
-
-def build_programs(
-  child: Child,
-  arch: PyTree,
-  optimizer: optax.GradientTransformation,
-  data: PyTree,
-  minibatch: Callable[[PyTree, Key], PyTree],
-  steps: int,
-  mesh: Mesh | None = None,
-) -> Programs:
-  """Returns the phases of a search.
-
-  Args:
-    child: the network whose parameters are the shared weights; its architecture is traced.
-    arch: any traced architecture, for its shapes.
-    optimizer: of the shared weights.
-    data: as the child's `batch` and `score` take it.
-    minibatch: (data, key) -> the same data with a part of the validation split.
-    steps: minibatches in a pass over the training data.
-    mesh: the devices that children are scored on, all local ones by default. The weights are trained on the first.
-  """
-  mesh = fit.child_mesh() if mesh is None else mesh
-  several, options = _averaged(child), fit.jit_options(mesh, child.compiler_options)
-
-  def learn(data: PyTree, weights: fit.FitState, archs: PyTree, key: Key, first: Array, end: Array) -> fit.FitState:
-    def step(k, weights):
-      after = fit.advance(several, optimizer, data, weights, jax.tree.map(lambda x: x[k], archs), key)
-      # A step whose loss is not finite would spoil the weights of all children: it is left out, and counted.
-      fine = after.failed == fit.Status.OK
-      kept = jax.tree.map(lambda new, old: jnp.where(fine, new, old), after, weights)
-      return kept._replace(step=after.step, failed=weights.failed + ~fine)
-
-    return jax.lax.fori_loop(first, end, step, weights)
-
-  def score(part: Callable[[PyTree, Key], PyTree]):
-    def one(shared, arch):
-      data, params, carry, key = shared
-      metrics = child.score(params, arch, carry, part(data, key))
-      finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
-      return metrics | {'failed': jnp.where(finite, fit.Status.OK, fit.Status.NOT_FINITE)}
-
-    program, placed = fit.over_children(one, mesh, **options), fit.share(data, mesh)
-    compiled.append(program)
-
-    def scored(weights: fit.FitState, archs: PyTree, key: Key) -> dict[str, Array]:
-      m = len(jax.tree.leaves(archs)[0])
-      whole = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -m % mesh.size, 0)]), archs)
-      found = program((placed, weights.params, weights.carry, key), whole)
-      return {name: value[:m] for name, value in found.items()}
-
-    return scored
-
-  def a_pass(weights: fit.FitState, archs: PyTree, key: Key, check: Callable[[], None] = lambda: None) -> fit.FitState:
-    steps = len(jax.tree.leaves(archs)[0])
-    for first in range(0, steps, CALL_STEPS):
-      end = min(first + CALL_STEPS, steps)
-      weights = jax.block_until_ready(learned(here, weights, archs, key, jnp.int32(first), jnp.int32(end)))
-      check()
-    return weights
-
-  compiled = list[Any]()
-  learned: Any = jax.jit(learn, **options)
-  here = jax.tree.map(jnp.asarray, data)  # committed to no device, as is the state, which all devices score
-  some, every = score(minibatch), score(lambda data, key: data)
-  return Programs(
-    init=jax.jit(lambda key: fit.untrained(child, optimizer, arch, key), **options),
-    learn=a_pass,
-    score=some,
-    score_all=lambda weights, archs: every(weights, archs, jax.random.key(0)),
-    steps=steps,
-    compilations=lambda: {'learn': learned._cache_size(), 'score': compiled[0]._cache_size()},
-  )
-
-
-def _averaged(child: Child) -> Child:
-  """Returns a child with architectures [M, ...]: its loss is their mean, and the carry passes from one to the next."""
-
-  def loss(params, archs, carry, batch, key):
-    def one(carry, inputs):
-      loss, carry = child.loss(params, inputs[0], carry, batch, inputs[1])
-      return carry, loss
-
-    keys = jax.random.split(key, len(jax.tree.leaves(archs)[0]))
-    carry, losses = jax.lax.scan(one, carry, (archs, keys))
-    return losses.mean(), carry
-
-  return child._replace(loss=loss)
 
 
 def build(
@@ -195,19 +94,22 @@ def build(
     fresh = outcome.children  # () if the caller of `tell` has made up the rewards
     return state._replace(children=fresh) if isinstance(fresh, fit.FitState) else state
 
+  def learned(weights: fit.FitState, kept: PyTree, key: Key, step: int) -> fit.FitState:
+    """Returns the weights for an update: after another pass if one is due."""
+    if step % cfg.controller_updates:
+      return weights
+    learn_key, sample_key = jax.random.split(jax.random.fold_in(key, 1))
+    return programs.learn(weights, sample(kept, sample_key), learn_key, check)
+
   def evaluate(batch: Batch) -> Outcome:
     turn, key = batch.extra, batch.keys[0]
-    weights = turn.weights
-    if int(batch.ids[0]) // cfg.m % cfg.controller_updates == 0:
-      learn_key, sample_key = jax.random.split(jax.random.fold_in(key, 1))
-      weights = programs.learn(weights, sample(turn.algorithm, sample_key), learn_key, check)
+    weights = learned(turn.weights, turn.algorithm, key, int(batch.ids[0]) // cfg.m)
     found = programs.score(weights, batch.archs, jax.random.fold_in(key, 2))
     metrics = {name: np.asarray(value) for name, value in found.items()}
-    rewards = earned(metrics, reward)
-    # These two describe the weights, not the child: the loss of their last step, and the steps left out so far.
-    metrics |= {'loss': np.full(len(rewards), weights.loss), 'left_out': np.full(len(rewards), weights.failed)}
-    failed = jnp.asarray(metrics['failed'] != fit.Status.OK)
-    return Outcome(jnp.asarray(rewards, jnp.float32), metrics, weights, failed)
+    rewards = np.asarray(earned(metrics, reward))
+    return Outcome(
+      jnp.asarray(rewards, jnp.float32), _described(metrics, weights), weights, jnp.asarray(_failed(metrics))
+    )
 
   s = core.build(space, cfg, evaluate, remember=remember)
 
@@ -229,7 +131,46 @@ def build(
     told, info = s.tell(*alone)
     return remember(told._replace(children=state.children), batch, outcome), info
 
-  return s._replace(init=init, ask=ask, tell=tell, shared=True)
+  def update(score: Score, state: SearchState) -> tuple[SearchState, PyTree]:
+    batch = s.ask(state)
+    metrics = score(batch.archs, jax.random.fold_in(batch.keys[0], 2))
+    outcome = Outcome(earned(metrics, reward).astype(jnp.float32), failed=_failed(metrics))
+    after, info = s.tell(state, batch, outcome)
+    unkeyed = after._replace(key=none), batch._replace(keys=none, archs=())
+    return after, (*unkeyed, outcome._replace(metrics=metrics), info)
+
+  none: Any = ()  # keys never change, and NumPy has no arrays of them
+  call_updates = min(CALL_UPDATES, cfg.controller_updates)
+  made = programs.updates(update, call_updates)
+  first_key = jax.jit(lambda state: core.identify(state, 1)[2][0])
+
+  def updates(state: SearchState, most: int) -> list[core.Update]:
+    # As NumPy's arrays, of which parts cost nothing; and so that a state is alike, and no other program, wherever from.
+    step, alone = int(state.step), jax.device_get(state._replace(children=(), key=none))._replace(key=state.key)
+    weights = learned(state.children, alone.algorithm, first_key(alone), step)
+    count = min(most, call_updates, cfg.controller_updates - step % cfg.controller_updates)
+    found = jax.device_get(made(weights, alone, count))
+    return [_update(jax.tree.map(lambda x, k=k: x[k, ...], found), weights, state.key) for k in range(count)]
+
+  together = None if cfg.depth_start else updates  # where depths change, so do the shapes
+  return s._replace(init=init, ask=ask, tell=tell, shared=True, updates=together)
+
+
+def _update(found: PyTree, weights: fit.FitState, key: Key) -> core.Update:
+  """Returns one of the updates of a program; `found` is what it gave of it."""
+  state, batch, outcome, info = found
+  outcome = outcome._replace(metrics=_described(outcome.metrics, weights), children=weights)
+  return core.Update(state._replace(key=key, children=weights), batch, outcome, info)
+
+
+def _described(metrics: dict[str, np.ndarray], weights: fit.FitState) -> dict[str, np.ndarray]:
+  """Adds what describes the weights and not the child: the loss of their last step, and the steps left out so far."""
+  shape = metrics['failed'].shape
+  return metrics | {'loss': np.full(shape, weights.loss), 'left_out': np.full(shape, weights.failed)}
+
+
+def _failed(metrics: Mapping[str, Any]) -> Any:
+  return metrics['failed'] != fit.Status.OK
 
 
 class Derived(NamedTuple):
@@ -274,10 +215,11 @@ def derive(
   ]
 
 
-def earned(metrics: dict[str, np.ndarray], reward: Reward) -> np.ndarray:
-  """Returns rewards [m], which are 0 where the child failed."""
+def earned(metrics: Mapping[str, Any], reward: Reward) -> Any:
+  """Returns rewards [m] of metrics [m], which may be traced; they are 0 where the child failed."""
+  where = jnp.where if isinstance(metrics['failed'], jax.Array) else np.where
   with np.errstate(all='ignore'):  # the metrics of a child that failed may be anything
-    return np.where(metrics['failed'] == fit.Status.OK, reward(metrics), 0.0)
+    return where(_failed(metrics), 0.0, reward(metrics))  # type: ignore[arg-type]
 
 
 def score(space: Space, programs: Programs, state: SearchState, tokens: Array, m: int) -> dict[str, np.ndarray]:

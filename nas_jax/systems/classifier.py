@@ -13,6 +13,7 @@ from nas_jax.children import conv
 from nas_jax.config import field
 from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
+from nas_jax.nn.precision import PRECISION_HELP, PRECISIONS
 from nas_jax.space import Kind, Space
 from nas_jax.space.network import NetworkOptions
 from nas_jax.training import child as child_lib
@@ -69,7 +70,9 @@ class Config(config.DataSeed):
   )
   lr_decay: float = field(0.1, 'factor by which the learning rate decays, as Huang et al. (2016)', above=0.0, high=1.0)
   score_batch: int = field(500, 'images in a validation step', low=1)
+  precision: str = field('float32', PRECISION_HELP, choices=PRECISIONS)
 
+  added: ClassVar[dict[str, Any]] = {'precision': 'float32'}  # see `config.with_added`
   removed: ClassVar[dict[str, Any]] = {'block': 1, 'pool_at': [0]}  # see `config.without_removed`
 
 
@@ -142,7 +145,7 @@ def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
   """Returns what a network must know of its images; a validation step takes no more images than there are."""
   augment = image_batches.Augment(cfg.upsample, cfg.flip, cfg.pad)
   size = min(cfg.score_batch, len(images.valid.labels))
-  return conv.InputSpec(images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first)
+  return conv.InputSpec(images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first, cfg.precision)
 
 
 def set_up(

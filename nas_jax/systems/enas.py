@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from nas_jax import search
 from nas_jax.search import weight_sharing
+from nas_jax.search.weight_sharing_phases import Programs, build_phases
 from nas_jax.space import Space
+from nas_jax.training import fit
 from nas_jax.training.problem import Problem
 
 # The controller of the paper, except the weight of the entropy bonus.
@@ -36,7 +39,7 @@ SHORT: dict[str, Any] = {
 }
 
 
-def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | None = None) -> weight_sharing.Programs:
+def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | None = None) -> Programs:
   """Compiles the two phases of a search: training the shared weights, and scoring architectures by them."""
 
   def score(params, arch, carry, data):
@@ -45,9 +48,8 @@ def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | No
   child = problem.child._replace(score=score)
   arch = problem.space.decode_batch(jnp.zeros(problem.space.length, jnp.int32))
   optimizer = problem.optimizer(cfg.passes * problem.pass_steps)(())
-  return weight_sharing.build_programs(
-    child, arch, optimizer, problem.data, problem.minibatch, problem.pass_steps, mesh
-  )
+  mesh = fit.child_mesh(jax.local_devices()[: cfg.m]) if mesh is None else mesh  # more would have no child to score
+  return build_phases(child, arch, optimizer, problem.data, problem.minibatch, problem.pass_steps, mesh)
 
 
 def check(space: Space, cfg: weight_sharing.Config) -> None:
@@ -73,7 +75,7 @@ def length(cfg: weight_sharing.Config) -> str:
 def build(
   problem: Problem,
   cfg: weight_sharing.Config,
-  programs: weight_sharing.Programs,
+  programs: Programs,
   check: Callable[[], None] = lambda: None,
 ) -> search.Search:
   """Returns the search by phases that are compiled once, for any algorithm."""

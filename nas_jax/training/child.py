@@ -23,6 +23,7 @@ class Child(NamedTuple):
     loss: (params, arch, carry, batch, key) -> (loss [] in nats per prediction, carry), in training mode.
     score: (params, arch, carry, data) -> dict of [] arrays, in evaluation mode over the whole validation split.
     compiler_options: (platform) -> what to tell XLA about programs of it.
+    precision: of its products, one of `precision.PRECISIONS`; the trainer traces `loss` and `score` in its scope.
   """
 
   init: Callable[[PyTree, Key], PyTree]
@@ -31,6 +32,7 @@ class Child(NamedTuple):
   loss: Callable[[PyTree, PyTree, PyTree, PyTree, Key], tuple[Array, PyTree]]
   score: Callable[[PyTree, PyTree, PyTree, PyTree], dict[str, Array]]
   compiler_options: Callable[[str], dict[str, Any]] = lambda platform: {}
+  precision: str = 'float32'
 
 
 def count_weights(init: Callable[[], PyTree]) -> int:

@@ -8,6 +8,7 @@ own, and `warm_started` one child after another, each from the weights of the on
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import functools
+import math
 import queue
 from typing import NamedTuple
 import warnings
@@ -116,6 +117,8 @@ def attempt(
   try:
     states, archs, keys = fit.begin(programs, archs, keys, only)
     states = states._replace(params=warm_start(states.params))
+    if not _fits(programs, states, archs, keys, data):
+      return failed(fit.Status.NO_MEMORY)
     states, found = fit.run(programs, states, archs, keys, data, recovery, name, seconds)
     metrics = {key: np.asarray(value)[:m] for key, value in found.items()}
   except jax.errors.JaxRuntimeError as error:
@@ -130,10 +133,22 @@ def attempt(
   return Attempt(metrics, states.params)
 
 
+def _fits(programs: fit.Fit, states: fit.FitState, archs: PyTree, keys: Key, data: PyTree) -> bool:
+  """Says whether the program of several children for each device fits in memory, by its own plan of that memory.
+
+  The program is then compiled already when it is run. A child that has a device to itself is tried in any case.
+  """
+  limit = fit.memory_limit(programs.mesh)
+  if len(keys) <= programs.mesh.size or math.isinf(limit):
+    return True
+  return programs.planned(data, states, archs, keys) <= limit
+
+
 def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Recovery = NO_RECOVERY) -> Evaluate:
   """Trains all children of a batch by one program, whose architecture is traced.
 
-  If a batch does not fit in memory it is split in halves until it does; a child that does not fit alone fails. If the
+  If a batch does not fit in memory it is split in halves until it does; a child that does not fit alone fails. Where
+  devices say how much memory they have, the compiled program's own plan decides before anything is trained. If the
   process has died of a batch, the batch is retrained one child at a time, the others masked. This isolates the child
   that crashes; its siblings get the rewards they would have had.
 

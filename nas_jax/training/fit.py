@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import optax
 
-from nas_jax.nn import image_ops
+from nas_jax.nn import image_ops, precision
 from nas_jax.training.child import Child
 from nas_jax.training.recovery import NO_RECOVERY, Recovery
 from nas_jax.types import Array, Key, PyTree
@@ -66,6 +66,7 @@ class Fit(NamedTuple):
   shapes: Callable[[PyTree, Key, Array], FitState]  # the same -> their shapes, without compiling anything
   chunk: Callable[..., FitState]  # (data, steps, states, archs, keys) -> states; `states` is used up
   score: Callable[..., dict[str, Array]]  # (data, states, archs) -> metrics [m]
+  planned: Callable[..., int]  # (data, states, archs, keys) -> bytes that `chunk` takes of each device, as compiled
   compilations: Callable[[], int]  # programs compiled so far
   steps: int
   steps_per_call: int
@@ -83,12 +84,7 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
 
   The first argument is the same for all children, the others and the result have a leading axis m.
   """
-  on_cpu = mesh.devices.flat[0].platform == 'cpu'
-
-  def local(shared, *mine):
-    if on_cpu:
-      return jax.lax.map(lambda one: function(shared, *one), mine)
-    return jax.vmap(functools.partial(function, shared))(*mine)
+  local = on_one_device(function, mesh)
 
   def everywhere(shared, *mine):
     shared_spec, mine_spec = PartitionSpec(), PartitionSpec('child')
@@ -97,6 +93,22 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=mine_spec, check_vma=False)(shared, *mine)
 
   return jax.jit(everywhere, **jit_options)
+
+
+def in_turn(mesh: Mesh) -> bool:
+  """Whether each device takes its children one after another, and not as one batch."""
+  return mesh.devices.flat[0].platform == 'cpu'
+
+
+def on_one_device(function: Callable, mesh: Mesh) -> Callable:
+  """`function(shared, *mine)` for one child to one for the children of one device."""
+
+  def each(shared, *mine):
+    if in_turn(mesh):
+      return jax.lax.map(lambda one: function(shared, *one), mine)
+    return jax.vmap(functools.partial(function, shared))(*mine)
+
+  return each
 
 
 def jit_options(mesh: Mesh, of: Callable[[str], dict[str, Any]], level: int | None = None) -> dict[str, Any]:
@@ -139,7 +151,8 @@ def advance(
   batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step + 1))
   batch = child.batch(data, batch_key, state.step)
   value_and_grad = jax.value_and_grad(child.loss, has_aux=True)
-  (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
+  with precision.scope(child.precision):
+    (loss, carry), grads = value_and_grad(state.params, arch, state.carry, batch, loss_key)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   failed = jnp.where(jnp.isfinite(loss) & jnp.isfinite(image_ops.square_sum(grads)), Status.OK, Status.NOT_FINITE)
@@ -193,7 +206,8 @@ def fitter(
     return state._replace(params=back(state.params))
 
   def score(data, state: FitState, arch) -> dict[str, Array]:
-    metrics = child.score(state.params, arch, state.carry, data)
+    with precision.scope(child.precision):
+      metrics = child.score(state.params, arch, state.carry, data)
     finite = functools.reduce(jnp.logical_and, (jnp.isfinite(value).all() for value in metrics.values()))
     failed = jnp.where((state.failed == Status.OK) & ~finite, Status.NOT_FINITE, state.failed)
     return metrics | {'loss': state.loss, 'failed': failed}
@@ -210,11 +224,27 @@ def fitter(
     lambda archs, keys, real: jax.eval_shape(many[0], (), archs, keys, real),
     lambda data, count, states, archs, keys: many[1]((data, count), states, archs, keys),
     many[2],
+    lambda data, *children: _bytes(many[1].lower((data, jnp.asarray(0)), *children).compile()),
     lambda: sum(program._cache_size() for program in many),
     steps,
     steps_per_call,
     scored,
   )
+
+
+def _bytes(program: jax.stages.Compiled) -> int:
+  """The memory of one device that a compiled program takes with its arguments; 0 where XLA does not say."""
+  found: Any = program.memory_analysis()
+  if found is None:
+    return 0
+  whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+  return whole - found.alias_size_in_bytes
+
+
+def memory_limit(mesh: Mesh) -> float:
+  """The bytes that programs may take of each device; infinity where devices do not say, as those of a CPU."""
+  known = [device.memory_stats() or {} for device in mesh.local_devices]
+  return min(stats.get('bytes_limit', math.inf) for stats in known)
 
 
 def share(data: PyTree, mesh: Mesh) -> PyTree:

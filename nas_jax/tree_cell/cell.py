@@ -55,6 +55,7 @@ def unroll(
   hoist: bool = True,
   dtype: DType | None = None,
   operations: Operations = BUILT_IN,
+  together: int = 1,
 ) -> tuple[Carry, Array]:
   """Runs the cell over a sequence. The projections of all inputs are one product before the loop.
 
@@ -73,6 +74,8 @@ def unroll(
     dtype: the type of the products with weights, such as bfloat16; by default the common type of all arguments. The
       tree, c and h have the common type of `dtype` and the carry.
     operations: the operations that the arch may hold, see `apply`.
+    together: time steps that one turn of the loop is compiled for. More of them are faster on a GPU, where a small cell
+      waits for its kernels to be launched, and take longer to compile. They change results by rounding at most.
 
   Returns:
     The final (c, h) and the outputs h_t [T, B, P]; outputs after a row's length have no meaning.
@@ -92,5 +95,15 @@ def unroll(
   cell, traced = program(arch, operations)
   backward_cell, _ = program(arch, operations, backward=True)
   return recurrent.unroll(
-    cell, traced, params, carry, xs, h_mask=h_mask, length=length, hoist=hoist, dtype=dtype, backward_cell=backward_cell
+    cell,
+    traced,
+    params,
+    carry,
+    xs,
+    h_mask=h_mask,
+    length=length,
+    hoist=hoist,
+    dtype=dtype,
+    backward_cell=backward_cell,
+    together=together,
   )

@@ -110,7 +110,7 @@ def test_dropout_is_for_training_alone_and_scaled_to_keep_the_mean(laid_out):
   params = child.init(PLAN, jax.random.key(5))
   assert child.score(params, spec, (), laid_out) == child.score(params, PLAN, (), laid_out)
   # One word, dropped or doubled: the mean of its embedding over many masks is itself.
-  linear = network(cell=language_model.Cell(None, lambda b, h: (), lambda p, a, c, xs, m: (c, xs)))
+  linear = network(cell=language_model.Cell(None, lambda b, h: (), lambda p, a, c, xs, m, together: (c, xs)))
   params = {'embedding': jnp.eye(V, H), 'cells': [()], 'softmax': jnp.eye(H, V) * 1e-3, 'softmax_bias': jnp.zeros(V)}
   batch = jnp.ones((2, B), jnp.int32), True
   keys, spec = jax.random.split(jax.random.key(0), 2000), dropping(embedding=0.5)
@@ -127,3 +127,27 @@ def test_a_flax_cell_is_flax_rnn(laid_out):
   _, ys = cell.unroll(params, None, cell.carry(B, H), xs, None)
   rnn = nn.RNN(nn.SimpleCell(H), time_major=True)
   np.testing.assert_allclose(ys, rnn.apply({'params': {'cell': params['params']}}, xs), rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['tree', 'enas', 'lstm', 'flax'])
+def test_unrolled_time_steps_change_no_number(x64, laid_out, name):
+  """Three of five steps in a turn of the loop, and then two: loss, carry and gradients are the same."""
+  cell, arch = {
+    'tree': (language_model.tree(), ARCH),
+    'enas': (language_model.enas(normalize=True), space.RnnArch((1, 3), (0,))),
+    'lstm': (language_model.lstm(), ARCH),
+    'flax': (language_model.flax_cell(lambda features: nn.SimpleCell(features, param_dtype=float)), ARCH),
+  }[name]
+  spec = PLAN._replace(arch=arch)
+
+  def measured(together):
+    child = network(cell=cell, together=together)
+    params = child.init(spec, jax.random.key(0))
+    batch = child.batch(jax.tree.map(jnp.asarray, laid_out), jax.random.key(1), jnp.asarray(0))
+    both = jax.value_and_grad(child.loss, has_aux=True)
+    arguments = params, spec, child.carry(params), batch, jax.random.key(2)
+    return jax.jit(lambda: both(*arguments))(), str(jax.make_jaxpr(lambda: both(*arguments))())
+
+  (one, plain), (other, unrolled) = measured(1), measured(3)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), one, other)
+  assert 'unroll=3' in unrolled and 'unroll=1' not in unrolled and 'unroll=3' not in plain

@@ -182,6 +182,52 @@ def test_phases_alternate(s, programs):
   assert all(after[name] <= before[name] + 1 for name in after)  # or none, where another test had them compiled
 
 
+def test_updates_of_one_program_are_those_one_by_one(s):
+  """`updates` against `ask`, `evaluate` and `tell`: the same children, and the same numbers but for rounding."""
+  start = s.init(jax.random.key(0))
+  first = s.updates(start, 5)
+  assert len(first) == 2, 'no more than come before the next pass'
+  (third,) = s.updates(first[-1].state, 1)
+  state = start
+  for update in (*first, third):
+    batch = s.ask(state)
+    outcome = s.evaluate(batch)
+    state, info = s.tell(state, batch, outcome)
+    np.testing.assert_array_equal(update.batch.tokens, batch.tokens)
+    np.testing.assert_array_equal(update.batch.ids, batch.ids)
+    np.testing.assert_allclose(update.outcome.reward, outcome.reward, rtol=1e-5)
+    assert set(update.outcome.metrics) == set(outcome.metrics) and set(update.info) == set(info)
+    for name, value in outcome.metrics.items():
+      np.testing.assert_allclose(update.outcome.metrics[name], value, rtol=1e-5)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+      update.state._replace(key=0),
+      state._replace(key=0),
+    )
+
+
+def test_updates_in_parts_are_the_same_to_the_bit(s):
+  """However many updates are made at once: here two, or one and one."""
+  start = s.init(jax.random.key(0))
+  both = s.updates(start, 2)
+  (one,) = s.updates(start, 1)
+  (other,) = s.updates(one.state, 1)
+  for a, b in zip(both, (one, other), strict=True):
+    jax.tree.map(np.testing.assert_array_equal, a.state._replace(key=0), b.state._replace(key=0))
+    np.testing.assert_array_equal(a.outcome.reward, b.outcome.reward)
+
+
+@pytest.mark.parametrize('limit', ['reward', 'seconds'])
+def test_a_limit_within_a_program_ends_the_search_there(s, limit):
+  """Updates that one program made beyond it are neither journalled nor kept."""
+  start, lines, states = s.init(jax.random.key(0)), [], []
+  first = s.updates(start, 2)[0]
+  hook = search.Hook(children=lines.extend, step=lambda state, info: states.append(int(state.step)))
+  limits = {'reward': float(first.state.best.reward)} if limit == 'reward' else {'seconds': 1e-9}
+  state = search.run(s, start, [hook], search.Budget(100, **limits))
+  assert int(state.step) == 1 and [line['id'] for line in lines] == [0, 1] and states == [1]
+
+
 def test_rewards_of_ones_own_leave_the_weights(s):
   state = s.init(jax.random.key(0))
   after, _ = s.tell(state, s.ask(state), Outcome(jnp.array([0.5, 1.0])))
@@ -247,9 +293,9 @@ def test_cut_off_it_goes_on_as_if_unbroken(s, tmp_path, monkeypatch):
 
   monkeypatch.setattr(search, 'run', cut)
   with pytest.raises(Cut):
-    run('broken', 12)  # dies at the fifth update: the checkpoint is of the second
+    run('broken', 12)  # dies at the fifth update: the checkpoint is of the second, the program made the sixth too
   monkeypatch.undo()
-  assert len(lines('broken')) == 10
+  assert len(lines('broken')) == 12
   run('broken', 12)
   assert lines('broken') == lines('unbroken') and [line['id'] for line in lines('broken')] == list(range(12))
   updates = [journal.read(str(tmp_path / name / 'updates.jsonl'), by='step') for name in ('broken', 'unbroken')]

@@ -120,6 +120,33 @@ def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, faile
   np.testing.assert_array_equal(outcome.reward, [0 if failed else 2] * 4)
 
 
+@pytest.mark.parametrize(('room', 'calls'), [(4, [4]), (2, [2, 2]), (1, [1, 1, 1, 1])])
+def test_children_are_as_many_as_the_compiled_program_says_fit(room, calls, monkeypatch):
+  """The device has what the program for so many children plans to take; nothing that takes more is run."""
+  made = fit.fitter(sized_child(Sized((64,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
+  asked, ids = [], jnp.arange(4)
+  batch = Batch(ids, jax.random.split(jax.random.key(0), 4), ids, ids[:, None])
+
+  def planned(m):
+    return made.planned((), *fit.begin(made, batch.archs[:m], batch.keys[:m]))
+
+  assert planned(4) >= planned(2) + 2 * 64 * 4 and planned(2) >= planned(1) + 64 * 4, 'the weights of each child'
+  monkeypatch.setattr(fit, 'memory_limit', lambda mesh: planned(room))
+
+  def chunk(data, steps, states, archs, keys):
+    asked.append(len(keys))
+    return made.chunk(data, steps, states, archs, keys)
+
+  evaluate = evaluators.from_scratch(made._replace(chunk=chunk, steps_per_call=2), (), lambda metrics: metrics['width'])
+  outcome = evaluate(batch)
+  assert asked == calls and (outcome.metrics['failed'] == 0).all()
+  np.testing.assert_array_equal(outcome.reward, [64] * 4)
+
+
+def test_a_cpu_sets_no_limit():
+  assert fit.memory_limit(fit.child_mesh()) == np.inf
+
+
 def test_a_program_of_all_children_that_cannot_be_compiled_is_no_childs_failure():
   made = fit.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
 

@@ -1,0 +1,47 @@
+"""Children in bfloat16 against float32: whether they earn the same ranks, and how fast they are."""
+
+from collections.abc import Iterator
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from experiments.bench.timing import Row, Setup
+from experiments.common.systems import CELL, CONV, System
+from nas_jax.report import reliability
+from nas_jax.training.recovery import NO_RECOVERY
+
+COUNT = 24  # random children
+LOW = 'bfloat16'
+
+
+def rows(setup: Setup) -> Iterator[Row]:
+  """Of cells and of networks."""
+  for system in (CELL, CONV):
+    yield from ranks(system, setup)
+
+
+def ranks(system: System, setup: Setup) -> Iterator[Row]:
+  """Rank correlations of rewards of the same children: in two precisions from one seed, and from two seeds.
+
+  No precision can be expected to agree better with float32 than float32 from another seed does.
+  """
+  cfg, count = system.presets['smoke' if setup.small else 'demo'](), 4 if setup.small else COUNT
+  key, rewards, taken = jax.random.key(0), {}, {}
+  for precision in ('float32', LOW):
+    assert system.alone is not None
+    problem = system.make_problem(dataclasses.replace(cfg, precision=precision), system.load(cfg, ''))
+    evaluate = system.alone.evaluator(problem, None, NO_RECOVERY)
+    for seed in (1, 2):
+      begun = time.perf_counter()
+      rewards[precision, seed] = reliability.rewards(problem.space, evaluate, key, seed, count, cfg.m)
+      taken[precision, seed] = time.perf_counter() - begun
+  name, one, other = f'{system.noun}s of the demo, {count} random', ('float32', 1), ('float32', 2)
+  low = rewards[LOW, 1]
+  yield Row(f'{name}: Spearman, {LOW} and float32, one seed', reliability.ranks(rewards[one], low).all, '')
+  yield Row(f'{name}: Spearman, {LOW} and float32, two seeds', reliability.ranks(rewards[other], low).all, '')
+  yield Row(f'{name}: Spearman, float32, two seeds', reliability.ranks(rewards[one], rewards[other]).all, '')
+  yield Row(f'{name}: mean reward, {LOW} against float32', float(np.nanmean(low) / np.nanmean(rewards[one])))
+  # The first batch compiles; the second seed's children run by the same programs.
+  yield Row(f'{name}: as fast as float32', taken[other] / taken[LOW, 2])
