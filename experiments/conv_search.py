@@ -6,10 +6,10 @@ The same command resumes a search that was cut off. Example:
 
 import functools
 
-from experiments.common import launch, search_flow
+from experiments.common import launch, prepare_search
 from experiments.common.systems import CONV
 
-prepare = functools.partial(search_flow.prepare, (CONV,), __doc__)
+prepare = functools.partial(prepare_search.prepare, (CONV,), __doc__)
 
 if __name__ == '__main__':
   launch.main(prepare)

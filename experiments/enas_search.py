@@ -8,10 +8,10 @@ The same command resumes a search that was cut off. Examples:
 
 import functools
 
-from experiments.common import launch, search_flow
+from experiments.common import launch, prepare_search
 from experiments.common.systems import ENAS
 
-prepare = functools.partial(search_flow.prepare, ENAS, __doc__)
+prepare = functools.partial(prepare_search.prepare, ENAS, __doc__)
 
 if __name__ == '__main__':
   launch.main(prepare)

@@ -6,10 +6,10 @@ The same command resumes a search that was cut off. Example:
 
 import functools
 
-from experiments.common import launch, search_flow
+from experiments.common import launch, prepare_search
 from experiments.common.systems import CHAIN
 
-prepare = functools.partial(search_flow.prepare, (CHAIN,), __doc__)
+prepare = functools.partial(prepare_search.prepare, (CHAIN,), __doc__)
 
 if __name__ == '__main__':
   launch.main(prepare)

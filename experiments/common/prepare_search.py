@@ -1,0 +1,222 @@
+"""Reads the flags and the data of a search, and opens its workdir; `search_flow` runs it then."""
+
+from collections.abc import Callable, Sequence
+import json
+import os
+from typing import Any
+
+from absl import flags
+import jax
+
+from experiments import ray_workers
+from experiments.common import (
+  connection,
+  final_choice,
+  from_scratch,
+  launch,
+  recovery_files,
+  search_flow,
+  start_from,
+  workdirs,
+)
+from experiments.common.systems import Arch, Config, Data, System, check_workdir
+from nas_jax import config
+from nas_jax import hosts as hosts_lib
+from nas_jax.report import rankings
+from nas_jax.training.problem import Problem
+
+
+def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
+  """Defines the flags that a launcher of these systems has beside the fields of their configs."""
+  launcher = systems[0].launcher
+
+  def define(values: flags.FlagValues) -> None:
+    presets = {name: None for system in systems for name in system.presets}
+    launch.search_flags(presets, f'{launcher}-VARIANT' if systems[0].variant else launcher)(values)
+    connection.define_flags(values)
+    ray_workers.define_flags(values)
+    if systems[0].variant:
+      variants = [system.variant for system in systems]
+      flags.DEFINE_enum('variant', variants[0], variants, 'what is searched for', flag_values=values)
+    if systems[0].alone:
+      help = f'files like best.json, of {systems[0].noun}s to train and compare'
+      flags.DEFINE_list('beside', [], help, flag_values=values)
+      flags.DEFINE_list(
+        'start_from',
+        [],
+        f'what is known before the search: workdirs of other searches for {systems[0].noun}s, files like best.json, '
+        'names of published ones, or published for all of these',
+        flag_values=values,
+      )
+      flags.DEFINE_integer(
+        'start_children',
+        16,
+        'how many of the best children of each workdir in --start_from to train first, if they were trained otherwise',
+        0,
+        flag_values=values,
+      )
+
+  return define
+
+
+def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> launch.Work:
+  """Reads the flags and the data of a search, and opens its workdir.
+
+  Args:
+    systems: those of the launcher. If there are several, --variant names the one to search with.
+    doc: of the launcher, for --help.
+    argv: the command line.
+
+  Returns:
+    What does the work, for `launch.main`.
+
+  Raises:
+    ValueError: something is wrong with the input; nothing has been compiled then.
+  """
+  values = launch.parse(argv, doc or '', own_flags(systems), {system.variant: system.presets for system in systems})
+  connected = connection.join(values)
+  with connected.meeting(launch.ending_before_work):
+    begin = _prepare(systems, argv, values, connected)
+
+  def work(check: launch.Check) -> None:
+    with connected.meeting(launch.ending):
+      begin(check)
+    connected.leave()
+
+  return work
+
+
+def _prepare(
+  systems: Sequence[System], argv: Sequence[str], values: flags.FlagValues, connected: connection.Connection
+) -> launch.Work:
+  """Returns `prepare`'s result for this host. Host 0 alone opens the workdir; each other one has a folder in it."""
+  system = _chosen(values, systems)
+  cfg = launch.configure(values, system.presets)
+  name = '-'.join(filter(None, (system.launcher, system.variant, values.preset)))
+  workdir = values.workdir or f'runs/{name}'
+  if connected.processes > 1 and system.alone is None:
+    raise ValueError('children that share weights are trained on one host: start this search on one alone.')
+  ray = _start_workers(system, values, connected)
+  leads = connected.process == 0
+  if leads:
+    check_workdir(workdir, system)
+  cfg = workdirs.settled(workdir if leads else os.path.join(workdir, f'host-{connected.process}'), cfg)
+  beside = _read_beside(values.beside, system, cfg) if system.alone and leads else {}
+
+  def load(cfg: Config) -> Data:
+    return system.load(cfg, values.data_dir)
+
+  data = load(cfg)
+  hosts, _ = connected.checked(lambda: None)
+  facts = {'data (sha256)': data.sha256[:12], 'jax': jax.__version__, **workdirs.jax_settings()}
+  hosts_lib.agree(hosts, {'launcher': system.launcher, **config.as_json(cfg), **facts})
+  launch.set_up_jax()
+  launch.check_processes(connected.processes)
+  problem = system.make_problem(cfg, data)
+  if (ray or connected.processes > 1) and problem.warm_start:
+    raise ValueError('warm_start trains children one after another: start this search on one host, or leave it out.')
+  if ray and problem.program == 'auto':
+    raise ValueError('child_program (=auto) is measured by this process, not by workers: take generic or specialised.')
+  if not leads:
+    folder = os.path.join(workdir, f'host-{connected.process}')
+    return _prepare_to_serve(system, cfg, data, load, problem, folder, connected)
+  final_choice.of(system, cfg, data)  # raises ValueError if it cannot be made
+  lock = workdirs.lock(workdir)
+  cfg = workdirs.open_config(workdir, cfg)
+  workdirs.check_data(workdir, data.sha256)
+  started = start_from.NOTHING
+  if system.alone:
+    target = start_from.Target(system, cfg, data.sha256, problem.space, values.start_children)
+    started = start_from.open_start(workdir, values.start_from, target)
+  facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
+  facts |= {'start_from': started.files} if started.files else {}
+  workdirs.note_origin(workdir, system.launcher, argv, cfg, hosts=connected.processes, **facts)
+
+  def work(check: launch.Check) -> None:
+    hosts, check = connected.checked(check)
+    connected.on_loss(lambda host: workdirs.write(search_flow.lost_file(workdir), json.dumps([host]) + '\n'))
+    with lock, recovery_files.recording_crashes(workdir):
+      crew = None
+      if ray:
+        crew = ray_workers.hire(ray, system, cfg, values.data_dir, data.sha256, workdir, values.workers, check)
+      search_flow.run(
+        system,
+        cfg,
+        data,
+        workdir,
+        beside,
+        values.control,
+        check,
+        problem=problem,
+        hosts=hosts,
+        crew=crew,
+        started=started,
+        reload=load,
+      )
+      if hosts.processes > 1:
+        hosts_lib.dismiss(hosts)
+
+  return work
+
+
+def _start_workers(system: System, values: flags.FlagValues, connected: connection.Connection) -> Any:
+  """Returns the module `ray`, connected to a cluster, or None without --workers."""
+  if not values.workers:
+    if values.ray_address:
+      raise ValueError('--ray_address is for workers: say how many by --workers, or leave it out.')
+    return None
+  if system.alone is None:
+    raise ValueError('children that share weights are trained by one process: leave out --workers.')
+  if connected.processes > 1:
+    raise ValueError('--workers and several hosts: a search takes either, as Ray has workers on many hosts.')
+  return ray_workers.start(values.ray_address)
+
+
+def _prepare_to_serve(
+  system: System,
+  cfg: Config,
+  data: Data,
+  load: Callable[[Config], Data],
+  problem: Problem,
+  folder: str,
+  connected: connection.Connection,
+) -> launch.Work:
+  """Returns what trains children that host 0 names. What it keeps of trainings is in a folder of its own."""
+  lock = workdirs.lock(folder)
+
+  def work(check: launch.Check) -> None:
+    hosts, check = connected.checked(check)
+    with lock, recovery_files.recording_crashes(folder):
+      said = json.loads(hosts.get('settled'))
+      if hosts.process not in said['lost']:  # JAX has aborted this process, because another was lost
+        recovery_files.forget_crash(folder)
+      recovery = recovery_files.recovery(folder, cfg, check, recovery_files.ONE_FILE)
+      settled = config.settled(cfg, said['config'])
+      program = settled.child_program if problem.program == 'auto' else problem.program
+      own = from_scratch.local_evaluators(system, settled, data, problem._replace(program=program), recovery, load)
+      devices = rankings.counted(len(jax.local_devices()), f'{jax.default_backend()} device')
+      print(f'process {hosts.process} of {hosts.processes} trains children on {devices}', flush=True)
+      hosts_lib.serve(hosts, own, problem.space.arch_type)
+
+  return work
+
+
+def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
+  """Returns the system that --variant names. Raises ValueError if another flag is only for other systems."""
+  if len(systems) == 1:
+    return systems[0]
+  by_variant = {system.variant: system for system in systems}
+  system = by_variant[values.variant]
+  launch.own_preset(values, system.presets, f'--variant={values.variant}')
+  launch.own_fields(values, system.config, {f'--variant={name}': other.config for name, other in by_variant.items()})
+  return system
+
+
+def _read_beside(paths: Sequence[str], system: System, cfg: Config) -> dict[str, Arch]:
+  """Returns architectures by their files. Raises ValueError if one cannot be read or not be trained as a child."""
+  assert system.alone is not None
+  beside = {path: launch.read_arch(path, system.kind) for path in paths}
+  for path, arch in beside.items():
+    if why := system.alone.why_unsupported(cfg, arch):
+      raise ValueError(f'{path}: {why}: leave it out, or take --child_program=specialised.')
+  return beside
