@@ -182,7 +182,7 @@ def _whitening(path: str, kind: str) -> Whitening:
   if kind == 'image':
     return Whitening(kind)
   try:
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
       return Whitening(kind, arrays['shift'], arrays['scale'])
   except (OSError, ValueError, KeyError) as error:
     raise ValueError(f'{path} cannot be read ({error}): train the model again.') from None
