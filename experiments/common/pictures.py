@@ -77,7 +77,7 @@ def class_numbers(labels: np.ndarray | None, classes: Sequence[str]) -> np.ndarr
 
 def _arrays(path: str) -> tuple[np.ndarray, np.ndarray | None]:
   try:
-    with np.load(path) as arrays:
+    with np.load(path, allow_pickle=False) as arrays:
       images, labels = arrays['images'], arrays['labels'] if 'labels' in arrays else None
   except (OSError, ValueError, KeyError) as error:
     raise ValueError(f"{path} cannot be read ({error}): want an .npz with an array 'images'.") from None

@@ -62,7 +62,11 @@ def _project_backward(dtype, saved, dy):
   return dy @ kernel.T, weight_gradient(x, dy, kernel)
 
 
-project.defvjp(lambda x, kernel, dtype: (project(x, kernel, dtype), (x, kernel)), _project_backward)
+def _project_forward(x, kernel, dtype):
+  return jnp.matmul(x, kernel, preferred_element_type=dtype), (x, kernel)
+
+
+project.defvjp(_project_forward, _project_backward)
 
 
 def transposed(kernel: Array) -> Array:
