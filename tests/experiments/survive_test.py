@@ -212,9 +212,8 @@ def test_a_workdir_that_cannot_be_written_is_refused(cell_search, tmp_path):
   assert "workdir (='" in said and 'cannot be used' in said
 
 
-@pytest.mark.parametrize(
-  'system', [pytest.param(name, marks=() if name == 'cell' else pytest.mark.long) for name in kill.FLAGS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize('system', kill.FLAGS)
 def test_killed_once_it_ends_as_if_unbroken(system, tmp_path, cache, monkeypatch):
   monkeypatch.setattr(os, 'environ', cache)
   kill.trial(system, 1, random.randrange(1000), tmp_path)
