@@ -231,7 +231,9 @@ def test_a_planted_reward_is_learned(pair):
     batch = s.ask(state)
     shares.append(float(reward(batch.tokens).mean()))
     state, _ = s.tell(state, batch, Outcome(reward(batch.tokens)))
-  assert np.mean(shares[-10:]) > untrained + 0.2
+  # Evolution changes a token of every parent, so that its children are at most as good as a parent with one token wrong.
+  most = 1.0 - (pair[1] == 'evolution') / s.space.length
+  assert np.mean(shares[-10:]) > untrained + min(0.2, 0.4 * (most - untrained))
 
 
 @pytest.mark.parametrize('name', [name for name in SYSTEMS if name != 'guided'])
