@@ -231,7 +231,7 @@ def test_a_planted_reward_is_learned(pair):
     batch = s.ask(state)
     shares.append(float(reward(batch.tokens).mean()))
     state, _ = s.tell(state, batch, Outcome(reward(batch.tokens)))
-  # Evolution changes a token of every parent, so that its children are at most as good as a parent with one token wrong.
+  # Evolution changes a token of every parent: its children are at most as good as a parent with one token wrong.
   most = 1.0 - (pair[1] == 'evolution') / s.space.length
   assert np.mean(shares[-10:]) > untrained + min(0.2, 0.4 * (most - untrained))
 
