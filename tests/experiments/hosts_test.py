@@ -122,7 +122,7 @@ def wait_for(condition, launched, workdir):
     time.sleep(0.02)
 
 
-LONG = (*CELL, '--m=4', '--max_children=8', '--steps=400', '--steps_per_call=2')
+LONG = (*CELL, '--m=4', '--max_children=8', '--steps=3000', '--steps_per_call=2')
 
 
 @pytest.mark.long
