@@ -1,55 +1,16 @@
 """`unroll` in all its uses: any batch axes, Explicit meshes, bfloat16, and forward mode."""
 
+from cell_examples import ALL, ARCH, FORMS, IN, SMOOTH, WAYS, H, T, assert_close, example, loss, normal, traced
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-import numpy as np
 import pytest
 from testing import one_line
 
-from nas_jax import space, tree_cell
-from nas_jax.operations import ADD, IDENTITY, MULT, RELU, SIGMOID, TANH
-from nas_jax.tree_cell import TreeArch
+from nas_jax import tree_cell
 
 F32 = jnp.float32
-T, B, IN, H, WIDTH = 3, 4, 3, 4, 2  # WIDTH is that of a projected h
-ARCH = TreeArch(combine=(ADD, MULT, ADD), activate=(TANH, RELU, IDENTITY), inject=(MULT, TANH), index=(2, 0))
-SMOOTH = ARCH._replace(activate=(TANH, SIGMOID, TANH))
-ALL = {'bias': True, 'projection': WIDTH, 'layer_norm': True}
-
-
-def traced(arch):
-  return jax.tree.map(lambda ids: ids[0], space.stack([arch]))
-
-
-FORMS = pytest.mark.parametrize('form', [lambda arch: arch, traced], ids=['static', 'traced'])
-WAYS = pytest.mark.parametrize(
-  'form, hoist',
-  [(lambda arch: arch, True), (traced, True), (lambda arch: arch, False)],
-  ids=['static', 'traced', 'static without hoist'],
-)
-
-
-def normal(seed, *shape):
-  return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
-
-
-def example(width=H, **options):
-  """Random params, carry, xs."""
-  shapes = tree_cell.init(jax.random.key(0), ARCH, IN, H, **options)
-  params = {name: normal(place, *value.shape) for place, (name, value) in enumerate(shapes.items())}
-  return params, (normal(7, B, H), normal(8, B, width)), normal(9, T, B, IN)
-
-
-def assert_close(got, want, tolerance=1e-11):
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), got, want)
-
-
-def loss(params, arch, carry, xs, **options):
-  """A number in which every output and the final carry count with weights of their own."""
-  leaves = jax.tree.leaves(tree_cell.unroll(params, arch, carry, xs, **options))
-  return sum((leaf * jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape)).sum() for leaf in leaves)
 
 
 @WAYS
