@@ -123,20 +123,21 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     cfg = config.from_json(system.config, saved)
     config.check(cfg)
   made = system.make_space(cfg)
-  runs = {cfg.algorithm: _run(workdir, system, made, cfg.algorithm)}
+  own = search.title(cfg)
+  runs = {own: _run(workdir, system, made, own)}
   if os.path.isdir(control := os.path.join(workdir, 'control')):
     runs['random'] = _run(control, system, made, 'random')
   known = workdirs.peek(os.path.join(workdir, 'yardsticks.json')) or {}
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = rankings.standings(records, known, made, system.metric.key, system.metric.lower)
   derived = dict[str, float]()
-  for name, folder in (cfg.algorithm, workdir), ('random', control):
+  for name, folder in (own, workdir), ('random', control):
     lines = workdirs.peek(os.path.join(folder, 'derived.json')) or []
     rows += rankings.derived(name, lines, system.metric.key)
     if lines and lines[0]['failed'] is None:
       derived[name] = lines[0][system.metric.key]
   training, each = system.length(cfg), ' each' if len(runs) > 1 else ''
-  children, (key, _, lower) = runs[cfg.algorithm].records, system.metric
+  children, (key, _, lower) = runs[own].records, system.metric
   views = [(name, rankings.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
   retrained = os.path.join(workdir, 'retrain*', 'result.json')
   converged = _converged(workdir, system)
@@ -148,7 +149,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     runs=tuple(runs.values()),
     slots=made.slots,
     reliability=_reliability(workdir, system, cfg),
-    winners=_winners(workdir, system, made, runs[cfg.algorithm].records, converged),
+    winners=_winners(workdir, system, made, runs[own].records, converged),
     standings=((f'{system.metric.name}, {training}', *rankings.HEADER), rows),
     retrained=[result for path in sorted(glob.glob(retrained)) if (result := workdirs.peek(path))['rows']],
     facts=_facts(cfg, origin, made, runs),
@@ -268,7 +269,7 @@ def _glance(system: System, cfg: Any, origin: Mapping[str, Any], made: space.Spa
   return [
     ('data', cfg.dataset),
     ('space', rankings.counted(made.size(), system.noun)),
-    ('search', cfg.algorithm),
+    ('search', search.title(cfg)),
     ('budget', f'{headline.children(origin.get("max_children", cfg.max_children))}{each}, {system.length(cfg)}'),
     ('reward', system.reward(cfg)),
   ]

@@ -1,7 +1,8 @@
 """Search in a table of known rewards, many seeds at once.
 
 The table is an .npz with `ops` int [A, T] (the strings), `reward` float [A] and perhaps `test` float [A]. Example:
-  python -m experiments.table_search --table=FILE.npz --algorithm=reinforce --evaluations=100 --seeds=500 --json=OUT
+  python -m experiments.table_search --table=FILE.npz --evaluations=100 --seeds=500 --json=OUT
+It is REINFORCE guided by a Gaussian process, which tries nothing twice; --algorithm=reinforce is REINFORCE alone.
 """
 
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Flags, table and search."""
-  values = launch.parse(argv, __doc__, own_flags, {'': {'': table.Config}})
-  cfg = launch.overlay(values, table.Config())
+  values = launch.parse(argv, __doc__, own_flags, {'': {'': table.default}})
+  cfg = launch.overlay(values, table.default())
   if not values.table:
     raise ValueError('--table is missing: name an .npz file with ops [A, T] and reward [A].')
   if values.json and not os.path.isdir(os.path.dirname(values.json) or '.'):
@@ -44,7 +45,13 @@ def run(s: search.Search, cfg: table.Config, evaluations: int, seeds: int, path:
   keys = jax.random.split(jax.random.key(cfg.seed), seeds)
   _, (_, outcomes) = search.run_seeds(s, keys, -(-evaluations // cfg.m))
   found = table.summary(outcomes, evaluations)
-  setting = {'algorithm': cfg.algorithm, 'evaluations': evaluations, 'seeds': seeds}
+  setting = {
+    'algorithm': cfg.algorithm,
+    'proposals': cfg.proposals,
+    'known': cfg.known,
+    'evaluations': evaluations,
+    'seeds': seeds,
+  }
   for name in ('reward', 'test'):
     if found[f'{name}_mean'] is not None:
       print(f'{name} of the best by reward: {found[f"{name}_mean"]:.5f} +- {found[f"{name}_std"]:.5f} ({setting})')

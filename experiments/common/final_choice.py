@@ -12,7 +12,7 @@ from experiments import retrain
 from experiments.common import workdirs
 from experiments.common.stages import Found, Run
 from experiments.common.systems import Arch, Config, Data, System
-from nas_jax import draw
+from nas_jax import draw, search
 from nas_jax.report import rankings
 from nas_jax.search import journal
 from nas_jax.systems.retrain import FinalChoice
@@ -57,7 +57,7 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
     records |= named
   groups |= {name: {name: arch} for name, arch in choice.references.items()}
   result = retrain.choose(system, choice.cfg, run.data, groups, folder, run.recovery.check)
-  chosen = [row['name'] for row in result['rows'] if row['name'] in groups[run.cfg.algorithm]]
+  chosen = [row['name'] for row in result['rows'] if row['name'] in groups[search.title(run.cfg)]]
   own = [f'{who}:\n{draw.words(rankings.arch_of(made, records[who]), made)}' for who in chosen[:1]]
   if chosen:
     workdirs.write(os.path.join(folder, 'best.json'), rankings.best_json(made, records[chosen[0]]))

@@ -18,7 +18,7 @@ import numpy as np
 from experiments.common import final_choice, workdirs
 from experiments.common.stages import Found, Run, Stages, Summary, on_other_data
 from experiments.common.systems import Config, Data, FromScratch, System
-from nas_jax import draw, space
+from nas_jax import draw, search, space
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal
 from nas_jax.training import evaluators, fit, timing
@@ -167,11 +167,11 @@ def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: 
   records = {name: one.records for name, one in found.items()}
   key, _, lower = system.metric
   return Summary(
-    best_child(run, found[cfg.algorithm]),
+    best_child(run, found[search.title(cfg)]),
     f'{system.metric.name}, {system.length(cfg)}',
     rankings.standings(records, scores, made, key, lower),
     f'top 5 and 15: mean over different {system.noun}s; short budgets favour fast learners',
-    in_common(run, found[cfg.algorithm]),
+    in_common(run, found[search.title(cfg)]),
     final_choice.run(run, found),
   )
 

@@ -251,11 +251,17 @@ def own_fields(values: flags.FlagValues, own: type, others: Mapping[str, type]) 
 
 
 def overlay(values: flags.FlagValues, cfg: Any) -> Any:
-  """`cfg` with the given flags laid over it, checked."""
+  """`cfg` with the given flags laid over it, checked.
+
+  An algorithm that is named searches by itself: what else `cfg` has decide what is tried is for its own algorithm.
+  """
+  alone = ('proposals', 'known') if 'algorithm' in values and values.algorithm is not None else ()
   for item in dataclasses.fields(cfg):
     given = values[item.name].value
     if given is not None:
       setattr(cfg, item.name, _entries(item, given) if isinstance(given, list) else given)
+    elif item.name in alone:
+      setattr(cfg, item.name, item.default)
   config.check(cfg)
   return cfg
 

@@ -20,7 +20,7 @@ from experiments.common import (
 from experiments.common.stages import Found, Run, Stages, Summary
 from experiments.common.start_from import NOTHING, Start
 from experiments.common.systems import Arch, Config, Data, System
-from nas_jax import config, files
+from nas_jax import config, files, search
 from nas_jax import crew as crew_lib
 from nas_jax import hosts as hosts_lib
 from nas_jax.report import rankings
@@ -81,7 +81,7 @@ def run(
     print(said, flush=True)
   for line in started.said:
     print(f'started from {line}', flush=True)
-  found = {cfg.algorithm: _one(begun, stages, cfg, workdir, started)}
+  found = {search.title(cfg): _one(begun, stages, cfg, workdir, started)}
   control = dataclasses.replace(cfg, algorithm='random', proposals='policy')
   if with_control and control != cfg:
     folder = os.path.join(workdir, 'control')
@@ -133,7 +133,7 @@ def _one(begun: Run, stages: Stages, cfg: Config, folder: str, started: Start) -
   s, budget = start_from.begin(stages.search(cfg), started), run_search.budget_of(cfg, begun.system.children(cfg))
   watchers, told = [report_page.refresher(begun.workdir, begun.cfg)], start_from.measured(started)
   records = run_search.run(
-    folder, s, cfg.seed, budget, cfg.algorithm, begun.recovery, watchers, begun.crew, begun.width, told
+    folder, s, cfg.seed, budget, search.title(cfg), begun.recovery, watchers, begun.crew, begun.width, told
   )
   found = Found(folder, s, records)
   stages.after(cfg, found)

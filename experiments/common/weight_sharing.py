@@ -80,7 +80,7 @@ def summary(run: Run, programs: Programs, found: Mapping[str, Found]) -> Summary
   system, cfg, made = run.system, run.cfg, run.problem.space
   ranks = rank(run, programs, found)
   derived = {name: _derived(one.folder) for name, one in found.items()}
-  first, (key, metric, lower) = derived[cfg.algorithm][0], system.metric
+  first, (key, metric, lower) = derived[search.title(cfg)][0], system.metric
   best = f'no derived {system.noun} could be scored: {first["failed"]}'
   if first['failed'] is None:
     head = f'derived {system.noun} ({metric} {first[key]:.3f}; for its own, use experiments.retrain):'
@@ -93,7 +93,7 @@ def summary(run: Run, programs: Programs, found: Mapping[str, Found]) -> Summary
     metric,
     rows,
     'in the search on a minibatch each, derived on the whole split',
-    _in_words(run, ranks, found[cfg.algorithm].records) if ranks else '',
+    _in_words(run, ranks, found[search.title(cfg)].records) if ranks else '',
   )
 
 

@@ -1,7 +1,7 @@
 """Compares search algorithms at equal numbers of evaluations, seed by seed.
 
 Benchmarks are tables of known rewards (--table, as for table_search), those that are shipped (--benchmarks) and models
-of the children of a search (--surrogate). Algorithms are those of table_search, by their defaults or with settings
+of the children of a search (--surrogate). Algorithms are those of table_search by themselves, or with settings
 after a colon, and three of other libraries, if these are installed (pip install nas_jax[peers]): tpe (Optuna), pyglove
 (its regularized evolution) and nevergrad. With --json, the same command goes on where it stopped. Example:
   python -m experiments.compare --benchmarks=hidden_cell,made --seeds=100 --json=OUT --picture=OUT.svg \\

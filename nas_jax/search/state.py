@@ -43,6 +43,11 @@ class Config(algorithms.Config, Seed):
   added: ClassVar[dict[str, Any]] = {'known': 'train', 'proposals': 'policy'}  # see `config.with_added`
 
 
+def title(cfg: Config) -> str:
+  """Returns what chooses the architectures to try, in words, such as 'guided reinforce'."""
+  return f'guided {cfg.algorithm}' if cfg.proposals == 'guided' else cfg.algorithm
+
+
 class Best(NamedTuple):
   """The best child so far, of those that did not fail."""
 

@@ -19,7 +19,7 @@ from nas_jax.types import Array, Batch, Outcome
 
 @dataclasses.dataclass
 class Config(search.Config):
-  """The defaults suit searches of a few hundred evaluations in any table."""
+  """The numbers suit searches of a few hundred evaluations in any table, whatever the algorithm."""
 
   m: int = field(1, 'children per update of the controller', low=1)
   controller_init: float = field(0.2, "the controller's weights start uniform in [-x, x] for this x", above=0.0)
@@ -31,6 +31,11 @@ class Config(search.Config):
     True, 'divide the advantage R - b by its moving root mean square, since tables come in any scale'
   )
   entropy_weight: float = field(0.2, 'weight of the entropy bonus, in normalized reward per nat', low=0.0)
+
+
+def default() -> Config:
+  """What found the best in the fewest evaluations on every table that was tried: REINFORCE, guided, without repeats."""
+  return Config(proposals='guided', known='avoid')
 
 
 LARGEST = 2**31  # bytes of all arrays of a table

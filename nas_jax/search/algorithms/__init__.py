@@ -26,7 +26,13 @@ ALGORITHMS: dict[str, Callable[[Space, 'Config'], Algorithm]] = {
 class Config(evolution.Config, pqt.Config, ppo.Config, reinforce.Config):
   """Which algorithm searches, and the settings of all of them; each reads its own."""
 
-  algorithm: str = field('reinforce', 'what chooses the architectures to try', choices=tuple(ALGORITHMS), first=True)
+  algorithm: str = field(
+    'reinforce',
+    'what chooses the architectures to try; on a command line, an algorithm that is named searches by itself: '
+    "--proposals and --known are then 'policy' and 'train' unless they are given, whatever the preset has",
+    choices=tuple(ALGORITHMS),
+    first=True,
+  )
 
 
 def build(space: Space, cfg: Config) -> Algorithm:
