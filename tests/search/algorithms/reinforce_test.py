@@ -26,6 +26,8 @@ def test_every_token_gets_the_advantage_of_its_sequence_or_layer():
   np.testing.assert_array_equal(reinforce.spread(jnp.array([5.0, 6.0]), layers), [[5.0] * 4, [6.0] * 4])
   by_layer = jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
   np.testing.assert_array_equal(reinforce.spread(by_layer, layers), [[1, 2, 2, 3], [4, 5, 5, 6]])
+  with pytest.raises(AssertionError):  # a fourth layer would earn nothing, a missing one would repeat the last
+    reinforce.spread(jnp.ones((2, 4)), layers)
 
 
 def test_loss_by_hand():
