@@ -23,6 +23,19 @@ def test_reward_of_a_perplexity_by_hand():
   np.testing.assert_allclose(rewards.of_perplexity(np.array([4.0])), [5.0])
 
 
+@pytest.mark.parametrize(
+  ('words', 'wanted'),
+  [
+    (rewards.perplexity_formula(), '80 / perplexity^2'),
+    (rewards.perplexity_formula(7.5, limit=2.0, power=1.0), '7.5 / perplexity, at most 2'),
+    (rewards.accuracy_formula(), 'accuracy^3'),
+    (rewards.accuracy_formula(1.0), 'accuracy'),
+  ],
+)
+def test_rewards_in_words_are_those_that_are_paid(words, wanted):
+  assert words == wanted
+
+
 def test_a_child_that_fails_earns_nothing():
   # At such a learning rate every cell with a gradient blows up.
   cfg = testing.cell_config(lr=1e30, optimizer='sgd', schedule='constant', clip=1e30, m=4)
