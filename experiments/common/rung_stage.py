@@ -5,7 +5,6 @@ in children.jsonl, with the same id, and the number of its `rung`. A child whose
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import functools
 import itertools
 import os
 import sys
@@ -87,8 +86,8 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
     going = rungs.promoted(before, cfg.rung_factor, made, run.system.metric)
     missing = [record for record in going if (rung, record['id']) not in trained]
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), 5), rung)
-    bar_of = functools.partial(tqdm, desc=f'{cfg.algorithm}, rung {rung}', unit='child', mininterval=pause)
-    with bar_of(total=len(going), initial=len(going) - len(missing)) as bar:
+    title, done = f'{cfg.algorithm}, rung {rung}', len(going) - len(missing)
+    with tqdm(total=len(going), initial=done, desc=title, unit='child', mininterval=pause) as bar:
       for batch, count in _batches(made, missing, key, at_once):
         run.recovery.check()
         begun = time.perf_counter()
