@@ -17,6 +17,7 @@ from tqdm import tqdm
 from experiments.common import workdirs
 from experiments.common.stages import Found, Run
 from experiments.common.systems import Config, System
+from nas_jax import search
 from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
 from nas_jax.space import Space
@@ -86,7 +87,7 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
     going = rungs.promoted(before, cfg.rung_factor, made, run.system.metric)
     missing = [record for record in going if (rung, record['id']) not in trained]
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), 5), rung)
-    title, done = f'{cfg.algorithm}, rung {rung}', len(going) - len(missing)
+    title, done = f'{search.title(cfg)}, rung {rung}', len(going) - len(missing)
     with tqdm(total=len(going), initial=done, desc=title, unit='child', mininterval=pause) as bar:
       for batch, count in _batches(made, missing, key, at_once):
         run.recovery.check()
