@@ -8,7 +8,7 @@ Examples:
   python -m experiments.report runs/first runs/second
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import glob
 import math
@@ -19,11 +19,11 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import launch, workdirs
+from experiments.common import launch, rung_stage, workdirs
 from experiments.common.systems import System, system_of
 from experiments.common.weight_sharing import OTHER_DATA
 from nas_jax import config, draw, search, space
-from nas_jax.report import comparison, headline, model, page, rankings, reliability, replay_picture, style
+from nas_jax.report import comparison, headline, model, page, rankings, reliability, replay_picture, rungs, style
 from nas_jax.search import journal, replay_tree
 
 
@@ -123,10 +123,9 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     cfg = config.from_json(system.config, saved)
     config.check(cfg)
   made = system.make_space(cfg)
-  own = search.title(cfg)
-  runs = {own: _run(workdir, system, made, own)}
-  if os.path.isdir(control := os.path.join(workdir, 'control')):
-    runs['random'] = _run(control, system, made, 'random')
+  own, control = search.title(cfg), os.path.join(workdir, 'control')
+  folders = {own: workdir} | ({'random': control} if os.path.isdir(control) else {})
+  runs = {name: _run(folder, system, made, name) for name, folder in folders.items()}
   known = workdirs.peek(os.path.join(workdir, 'yardsticks.json')) or {}
   records = {name: run.records for name, run in runs.items() if run.records}
   rows = rankings.standings(records, known, made, system.metric.key, system.metric.lower)
@@ -136,6 +135,11 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     rows += rankings.derived(name, lines, system.metric.key)
     if lines and lines[0]['failed'] is None:
       derived[name] = lines[0][system.metric.key]
+  each_rung = {name: rung_stage.of(system, cfg, made, folder, runs[name].records) for name, folder in folders.items()}
+
+  def length(rung: int) -> str:
+    return rung_stage.length(system, cfg, rung)
+
   training, each = system.length(cfg), ' each' if len(runs) > 1 else ''
   children, (key, _, lower) = runs[own].records, system.metric
   views = [(name, rankings.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
@@ -149,7 +153,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     runs=tuple(runs.values()),
     slots=made.slots,
     reliability=_reliability(workdir, system, cfg),
-    winners=_winners(workdir, system, made, runs[own].records, converged),
+    winners=_winners(workdir, system, made, each_rung[own], length, converged),
     standings=((f'{system.metric.name}, {training}', *rankings.HEADER), rows),
     retrained=[result for path in sorted(glob.glob(retrained)) if (result := workdirs.peek(path))['rows']],
     facts=_facts(cfg, origin, made, runs),
@@ -164,6 +168,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     use=_use(workdir, system, origin),
     links=[name for name in LINKS if os.path.exists(os.path.join(workdir, name))],
     name=os.path.basename(os.path.abspath(workdir)),
+    rungs=((system.metric.name, *rungs.HEADER), rungs.rows(each_rung, length, made, system.metric)),
     explained=system.explained if known else '',
   )
 
@@ -190,12 +195,14 @@ def _winners(
   workdir: str,
   system: System,
   made: space.Space,
-  records: Sequence[journal.Record],
+  each_rung: Sequence[Sequence[journal.Record]],
+  length: Callable[[int], str],
   converged: Mapping[str, Any] | None,
 ) -> list[model.Winner]:
   """The child that was chosen after training to convergence, if one was, and the best three by the search's scores.
 
-  Where weights are shared, the three are those derived after the search.
+  Where weights are shared, the three are those derived after the search. Of successive halving, those of the longest
+  rung come first.
   """
   derived, winners = workdirs.peek(os.path.join(workdir, 'derived.json')), list[model.Winner]()
   path = os.path.join(workdir, 'final', 'best.json')
@@ -205,10 +212,11 @@ def _winners(
     score = f'test {converged["metric"]} {rankings.spread(first["test"])}'
     title = f'{headline.capital(headline.called(first["name"]))}, {score}'
     winners.append(_winner(title, launch.read_arch(path, made.kind), made))
-  best = rankings.ranking(derived or records, made, system.metric.key, system.metric.lower)
-  for place, record in enumerate(best[:3], 1):
+  best = rungs.best_first([derived] if derived else each_rung, made, system.metric)
+  for place, (rung, record) in enumerate(best[:3], 1):
     who = 'Derived after the search' if derived else f'Child {record["id"]}'
     title = f'{place}. {who}, {system.metric.name} {rankings.word(record[system.metric.key])}'
+    title += f' after {length(rung)}' if rung > 1 else ''
     if not chosen or derived or record['id'] != chosen['id']:
       winners.append(_winner(title, rankings.arch_of(made, record), made))
   return winners

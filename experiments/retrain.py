@@ -20,10 +20,10 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments import report as report_page
-from experiments.common import epochs, launch, models, workdirs
+from experiments.common import epochs, launch, models, rung_stage, workdirs
 from experiments.common.systems import SYSTEMS, System
-from nas_jax import space
-from nas_jax.report import rankings
+from nas_jax import config, space
+from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
 from nas_jax.systems import retrain
 from nas_jax.training import checkpoint, full_training
@@ -123,16 +123,19 @@ def configure(values: flags.FlagValues, system: System) -> retrain.Config:
 def best_of(workdir: str, top: int, system: System) -> dict[str, retrain.Arch]:
   """The best different architectures of a search, `top` of them, by names such as 'child 12'.
 
-  Of a search with shared weights they are the best that were derived at its end; of others, the best children.
+  Of a search with shared weights they are the best that were derived at its end; of others, the best children. Those
+  of a longer rung come first.
   """
   made = launch.read_file(os.path.join(workdir, 'best.json'), space.space_of)
   path, who = os.path.join(workdir, 'derived.json'), 'derived'
   if os.path.exists(path):
-    records = workdirs.peek(path)
+    each = [workdirs.peek(path)]
   else:
     path, who = os.path.join(workdir, 'children.jsonl'), 'child'
-    records = journal.read(path, schema=journal.child_of(made)).values()
-  ranked = rankings.ranking(records, made, system.metric.key, system.metric.lower)
+    records = list(journal.read(path, schema=journal.child_of(made)).values())
+    cfg = config.from_json(system.config, workdirs.peek(os.path.join(workdir, 'config.json')) or {})
+    each = rung_stage.of(system, cfg, made, workdir, records)
+  ranked = [record for _, record in rungs.best_first(each, made, system.metric)]
   if len(ranked) < top:
     found = f'only {len(ranked)} different {system.noun}s that trained'
     raise ValueError(f'top (={top}): the search in {workdir} has {found}.')

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 import os
 
 from experiments import retrain
-from experiments.common import workdirs
+from experiments.common import rung_stage, workdirs
 from experiments.common.stages import Found, Run
 from experiments.common.systems import Arch, Config, Data, System
 from nas_jax import draw, search
-from nas_jax.report import rankings
+from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
 from nas_jax.systems.retrain import FinalChoice
 
@@ -46,13 +46,14 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
   system, choice = run.system, of(run.system, run.cfg, run.data)
   if choice is None:
     return ''
-  folder, made, key = os.path.join(run.workdir, 'final'), run.problem.space, run.system.metric
+  folder, made = os.path.join(run.workdir, 'final'), run.problem.space
   workdirs.open_config(folder, choice.cfg)
   records: dict[str, journal.Record] = {}
   groups: dict[str, Mapping[str, Arch]] = {}
   for name, searched in found.items():
-    best = rankings.ranking(searched.records, made, key.key, key.lower)[: run.cfg.final_children]
-    named = {f'{name} child {record["id"]}': record for record in best}
+    each = rung_stage.of(system, run.cfg, made, searched.folder, searched.records)
+    best = rungs.best_first(each, made, system.metric)[: run.cfg.final_children]
+    named = {f'{name} child {record["id"]}': record for _, record in best}
     groups[name] = {who: rankings.arch_of(made, record) for who, record in named.items()}
     records |= named
   groups |= {name: {name: arch} for name, arch in choice.references.items()}

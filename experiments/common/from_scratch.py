@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import final_choice, workdirs
+from experiments.common import final_choice, rung_stage, workdirs
 from experiments.common.stages import Found, Run, Stages, Summary, on_other_data
 from experiments.common.systems import Config, Data, FromScratch, System
 from nas_jax import draw, search, space
-from nas_jax.report import rankings, reliability
+from nas_jax.report import rankings, reliability, rungs
 from nas_jax.search import journal
-from nas_jax.training import evaluators, fit, timing
+from nas_jax.training import evaluators, fit, halving, timing
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Batch, Evaluate
@@ -38,7 +38,7 @@ def stages(run: Run, alone: FromScratch) -> Stages:
     f'a budget of {rankings.counted(run.cfg.max_children, "child", "children")} of {run.system.length(run.cfg)}',
     search=lambda cfg: alone.search(run.problem.space, cfg, train['children']),
     before=lambda: measure_reliability(run, alone, train),
-    after=lambda cfg, found: None,
+    after=functools.partial(rung_stage.run, run, train),
     summary=functools.partial(summary, run, alone, train),
   )
 
@@ -59,6 +59,7 @@ def local_evaluators(
   * 'children' trains the children of the search and of its random-search baseline, and all architectures of its space.
   * 'longer' trains them five times as long, to measure how reliable the reward is, and 'other data' trains them on the
     data of another seed.
+  * 'rung 2', 'rung 3', ... train the children of the rungs after the search.
   * 'reference NAME' trains the known architecture of that name. It may be of another kind of network.
 
   Args:
@@ -79,10 +80,18 @@ def local_evaluators(
   def other_data() -> Evaluate:
     return alone.evaluator(on_other_data(system, cfg, reload), None, recovery)
 
+  def of_rung(rung: int) -> Evaluate:
+    problem = system.make_problem(rung_stage.config_of(system, cfg, rung), data)
+    patient = recovery._replace(timeout=recovery.timeout * halving.longer(rung, cfg.rung_factor))
+    return alone.evaluator(problem, None, patient)
+
   train = alone.evaluator(problem, None, recovery)
   known = alone.references(cfg, data, train, recovery)
   references = {_reference(name): one.evaluate for name, one in known.items()}
   later = {'longer': evaluators.on_first_use(longer), 'other data': evaluators.on_first_use(other_data)}
+  later |= {
+    rung_stage.name(rung): evaluators.on_first_use(functools.partial(of_rung, rung)) for rung in range(2, cfg.rungs + 1)
+  }
   return {'children': train, **later, **references}
 
 
@@ -171,7 +180,7 @@ def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: 
     f'{system.metric.name}, {system.length(cfg)}',
     rankings.standings(records, scores, made, key, lower),
     f'top 5 and 15: mean over different {system.noun}s; short budgets favour fast learners',
-    in_common(run, found[search.title(cfg)]),
+    rung_stage.table(run, found) + in_common(run, found[search.title(cfg)]),
     final_choice.run(run, found),
   )
 
@@ -179,11 +188,13 @@ def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: 
 def best_child(run: Run, found: Found) -> str:
   """Describes the best child in equations or words."""
   metric, made = run.system.metric, run.problem.space
-  ranked = rankings.ranking(found.records, made, metric.key, metric.lower)
+  ranked = rungs.best_first(rung_stage.of(run.system, run.cfg, made, found.folder, found.records), made, metric)
   if not ranked:
     return 'no child was trained without failing'
-  head = f'best {run.system.noun} (child {ranked[0]["id"]}, {metric.name} {ranked[0][metric.key]:.3f}):'
-  return f'{head}\n{draw.words(rankings.arch_of(made, ranked[0]), made)}'
+  rung, best = ranked[0]
+  after = f' after {rung_stage.length(run.system, run.cfg, rung)}' if rung > 1 else ''
+  head = f'best {run.system.noun} (child {best["id"]}, {metric.name} {best[metric.key]:.3f}{after}):'
+  return f'{head}\n{draw.words(rankings.arch_of(made, best), made)}'
 
 
 def in_common(run: Run, found: Found) -> str:

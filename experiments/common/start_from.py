@@ -22,7 +22,7 @@ from nas_jax.training.recovery import Limits
 
 PUBLISHED = 'published'  # in place of a file: all published architectures of the system
 # Fields that decide neither what a child is nor how it is trained, beside those of a search and its limits.
-_BESIDE = {'reliability_children', 'yardstick_repeats', 'child_program', 'steps_per_call'}
+_BESIDE = {'reliability_children', 'yardstick_repeats', 'child_program', 'steps_per_call', 'rung_factor'}
 _BESIDE |= {'final_children', 'final_repeats', 'final_preset'}
 
 

@@ -206,10 +206,16 @@ def peek(path: str) -> Any:
 
 def read_children(path: str, made: Space) -> dict[int, journal.Record]:
   """Returns the children of a space in a journal, by id. Damaged lines are moved aside with a warning."""
-  fits, aside = journal.child_of(made), os.path.join(os.path.dirname(path), 'damaged')
-  if count := journal.drop_damaged_lines(path, aside, fits):
-    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}; their children are trained again.', stacklevel=3)
+  fits = journal.child_of(made)
+  drop_damaged_lines(path, fits)
   return journal.read(path, schema=fits)
+
+
+def drop_damaged_lines(path: str, schema: files.Schema) -> None:
+  """Moves damaged lines of a journal of children aside, with a warning."""
+  aside = os.path.join(os.path.dirname(path), 'damaged')
+  if count := journal.drop_damaged_lines(path, aside, schema):
+    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}; their children are trained again.', stacklevel=4)
 
 
 def cached(path: str, measure: Callable[[], Any]) -> Any:

@@ -77,4 +77,5 @@ class Report(NamedTuple):
   use: Sequence[Use] = ()  # what to do with the best architecture
   links: Sequence[str] = ()  # files beside the page
   name: str = ''  # of the folder, beside another search
+  rungs: tuple[Sequence[str], Sequence[Sequence[object]]] = ((), ())  # of successive halving: header, rows
   explained: str = ''  # what the known architectures of the standings are

@@ -33,6 +33,7 @@ def render(report: Report, refresh: int = 0) -> str:
     section('Is the reward a signal?', _reliability(report)),
     section(f'The best {report.noun}s', _winners(report.winners)),
     section('Standings', _standings(report)),
+    section('Trained for longer', _rungs(report)),
     section(f'What the {report.noun}s have in common', ''.join(_view(report, *view) for view in report.views)),
     section('What was tried', _remembered(report.remembered)),
     section('All children', _children(report)),
@@ -177,6 +178,19 @@ def _standings(report: Report) -> str:
   named = [(_standing_name(str(row[0]), report.runs), *row[1:]) for row in rows]
   note = f'<p class="note">{escape(report.explained)}</p>' if report.explained else ''
   return f'{table(header, named)}{note}'
+
+
+def _rungs(report: Report) -> str:
+  header, rows = report.rungs
+  if not rows:
+    return ''
+  words = (
+    f'The search is the first rung. The best of its {report.noun}s were trained anew for longer, the best of these for '
+    'longer still. Scores are compared within a rung alone, and the best is that of the longest rung. The rank '
+    'correlation (Spearman) is with the scores of the same children in the rung before.'
+  )
+  named = [(_standing_name(str(row[0]), report.runs), *row[1:]) for row in rows]
+  return f'<p>{escape(words)}</p>{table(header, named)}'
 
 
 def _standing_name(name: str, runs: Sequence[Run]) -> str:

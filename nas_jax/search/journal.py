@@ -66,6 +66,12 @@ def update_of(space: Space) -> Callable[[Record], bool]:
   return fits
 
 
+def child_of_rung(space: Space) -> Callable[[Record], bool]:
+  """Returns the schema of a child that was trained again in a later rung of successive halving, as `child_of`."""
+  fits = child_of(space)
+  return lambda record: is_count(record.get('rung')) and record['rung'] > 1 and fits(record)
+
+
 _NO_METRICS = ('tokens', 'failed')
 REPEAT = 'repeat_of'  # in the record of a child that was not trained: the id of the child whose training it stands for
 REWARD_MISSING = 'no finite reward'  # why a child failed whose training did not say

@@ -13,14 +13,14 @@ from nas_jax.datasets import text as text_lib
 from nas_jax.operations import BUILT_IN, Operation, Operations, by_id, find
 from nas_jax.space.tree import TreeArch
 from nas_jax.systems import language, retrain, retrain_cell
-from nas_jax.training import evaluators, rewards, timing
+from nas_jax.training import evaluators, halving, rewards, timing
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.types import Evaluate
 
 
 @dataclasses.dataclass
-class Config(language.Children, Limits, replicas.Config, search.Config):
+class Config(language.Children, Limits, halving.Config, replicas.Config, search.Config):
   """The search, its children, and how they are trained."""
 
   base: int = field(8, 'leaves of the tree, a power of two, Sec. 4.2', low=2)
@@ -175,6 +175,7 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
   made = make_space(cfg)
   search.check(made, cfg)
   replicas.check(cfg)
+  halving.check(cfg, cfg.max_children)
   cell, hidden = cell or language_model.tree(made.operations), cfg.hidden
   if cfg.parameters:
     hidden = language.width(cfg, text, cell, made.decode(np.zeros(made.length, int)), cfg.parameters)

@@ -16,14 +16,14 @@ from nas_jax.space import ChainArch
 from nas_jax.space.chain import default_layers
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators
+from nas_jax.training import evaluators, halving
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.types import Array, Batch, Evaluate, Outcome
 
 
 @dataclasses.dataclass
-class Config(classifier.Config, Limits, per_layer.Config):
+class Config(classifier.Config, Limits, halving.Config, per_layer.Config):
   """The search, its children, and how they are trained. Xu's poster says few of the values; the others are ours."""
 
   layers: tuple[str, ...] = field(
@@ -163,6 +163,10 @@ def check(cfg: Config) -> None:
     raise ValueError(
       f'last_epochs (={cfg.last_epochs}), epochs_start (={cfg.epochs_start}) and epochs (={cfg.epochs}) must not fall.'
     )
+  halving.check(cfg, cfg.max_children)
+  if cfg.rungs > 1 and (least < cfg.epochs or cfg.warm_start):
+    way = f'epochs_start (={cfg.epochs_start}) trains some for less' if least < cfg.epochs else 'warm_start does not'
+    raise ValueError(f'rungs (={cfg.rungs}) compare children that train alike, each from the start, and {way}.')
 
 
 def build(

@@ -13,7 +13,7 @@ from nas_jax.datasets import images as images_lib
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, timing
+from nas_jax.training import evaluators, halving, timing
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
@@ -21,7 +21,7 @@ from nas_jax.types import Evaluate, PyTree
 
 
 @dataclasses.dataclass
-class Config(classifier.BlockConfig, Limits, replicas.Config, search.Config):
+class Config(classifier.BlockConfig, Limits, halving.Config, replicas.Config, search.Config):
   """The search, its children, and how they are trained. The defaults are the first experiment of Sec. 4.1."""
 
   max_depth: int = field(15, 'layers of the deepest children; 15, 20 and 13 in the three experiments of Table 1', low=1)
@@ -205,6 +205,7 @@ def check(cfg: Config, images: images_lib.Images) -> None:
   config.check(cfg)
   search.check(make_space(cfg), cfg)
   replicas.check(cfg)
+  halving.check(cfg, cfg.max_children)
   height, width, _ = images.shape
   for name, labels in (('strides', cfg.strides), ('pools', cfg.pools)):
     if max(labels) > min(height, width):

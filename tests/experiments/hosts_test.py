@@ -63,7 +63,7 @@ def test_two_processes_end_as_one(tmp_path):
 
 WHOLE = ('--preset=smoke', '--host_patience=30')
 COMMANDS = {
-  'cells': ('cell_search', *WHOLE, '--m=4', '--final_children=0'),
+  'cells': ('cell_search', *WHOLE, '--m=4', '--final_children=0', '--rungs=2'),
   'networks': ('conv_search', *WHOLE, '--m=5', '--max_children=10'),
   'networks, specialised': ('conv_search', *WHOLE, '--m=3', '--max_children=6', '--child_program=specialised'),
   'layer by layer': ('per_layer_search', *WHOLE),

@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 COMMON = ('--preset=smoke', '--nocontrol')
 ALONE = ('--reliability_children=4', '--yardstick_repeats=0')
 FLAGS = {
-  'cell': ('cell_search', *ALONE, '--max_children=40', '--steps=40', '--steps_per_call=10'),
+  'cell': ('cell_search', *ALONE, '--max_children=40', '--steps=40', '--steps_per_call=10', '--rungs=2'),
   'replicas': (
     'cell_search',
     *ALONE,
@@ -59,6 +59,10 @@ def outcome(workdir: pathlib.Path) -> dict[str, object]:
       found[name] = {number: {k: v for k, v in line.items() if k not in CLOCKS} for number, line in lines.items()}
       once = len(lines) == len(path.read_text().splitlines())
       assert once or by == 'step', f'{name}: a child is journalled twice'
+    elif path.name == 'rungs.jsonl':
+      lines = journal.read_lines(str(path), journal.CHILD)
+      found[name] = {(line['rung'], line['id']): {k: v for k, v in line.items() if k not in CLOCKS} for line in lines}
+      assert len(found[name]) == len(path.read_text().splitlines()), f'{name}: a child is journalled twice'
     elif path.name in ('best.json', 'random.json', 'derived.json', 'reliability.json', 'yardsticks.json'):
       found[name] = json.loads(path.read_text())
     elif path.name == 'ranks.json':
