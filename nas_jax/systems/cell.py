@@ -124,14 +124,17 @@ def small() -> Config:
   """
   return Config(
     m=4, controller_lr=5e-3, dataset='ptb', level='word', hidden=64, bptt=20, steps=200, score_batch=20,
-    optimizer='sgd', lr=1.0, sum_over_time=True, clip=5.0, cell_init=0.1, max_children=400, reliability_children=24,
-    yardstick_repeats=2, final_preset='small',
+    optimizer='sgd', lr=1.0, sum_over_time=True, clip=5.0, cell_init=0.1, proposals='guided', known='avoid',
+    max_children=400, reliability_children=24, yardstick_repeats=2, final_preset='small',
   )  # fmt: skip
 
 
 def demo() -> Config:
   """Minutes on a laptop, no download: characters of Python's help text."""
-  return Config(m=4, controller_lr=5e-3, reward_limit=2.0, final_children=3)
+  return Config(
+    m=4, controller_lr=5e-3, proposals='guided', known='avoid', reward_limit=2.0, max_children=300,
+    reliability_children=30, final_children=3,
+  )  # fmt: skip
 
 
 def smoke() -> Config:

@@ -101,7 +101,7 @@ def small() -> Config:
   return Config(
     m=4, controller_lr=5e-3, dataset='cifar10', resize=16, max_examples=10_000, flip=True, max_depth=4,
     filter_heights=(1, 3, 5), filter_widths=(1, 3, 5), filters=(8, 16, 24), batch=32, epochs=6, last_epochs=2,
-    schedule='cosine', child_program='auto', max_children=100,
+    schedule='cosine', child_program='auto', proposals='guided', known='avoid', max_children=100,
   )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def demo() -> Config:
   return Config(
     m=4, controller_lr=5e-3, valid_share=0.25, max_depth=4, filter_heights=(1, 3, 5), filter_widths=(1, 3, 5),
     filters=(4, 8, 16), batch=16, epochs=2, last_epochs=1, schedule='cosine', lr=(0.3,), child_program='generic',
-    max_children=160,
+    proposals='guided', known='avoid', max_children=160,
   )  # fmt: skip
 
 
