@@ -283,7 +283,8 @@ def _glance(system: System, cfg: Any, origin: Mapping[str, Any], made: space.Spa
   ]
 
 
-LINKS = ('best.json', 'final/best.json', 'children.jsonl', 'config.json', 'summary.txt')  # files that people open
+# Files that people open.
+LINKS = ('best.json', 'final/best.json', 'children.jsonl', 'rungs.jsonl', 'config.json', 'summary.txt')
 
 
 def _use(workdir: str, system: System, origin: Mapping[str, Any]) -> list[model.Use]:
