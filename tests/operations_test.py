@@ -54,6 +54,7 @@ NUMPY = {
   'add': np.add, 'mult': np.multiply, 'max': np.maximum, 'sub': np.subtract, 'gate': lambda a, b: a * sigmoid(b),
   'identity': lambda x: x, 'tanh': np.tanh, 'sigmoid': sigmoid, 'relu': lambda x: np.maximum(x, 0), 'sin': np.sin,
   'gelu': lambda x: x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2,
+  'mish': lambda x: x * np.tanh(np.log1p(np.exp(x))),
   'swish': lambda x: x * sigmoid(2 * x), 'softsign': lambda x: x / (1 + np.abs(x)),
 }  # fmt: skip
 
@@ -355,14 +356,15 @@ def test_a_report_of_a_search_with_an_operation_of_ones_own(own_space, tmp_path)
 @pytest.mark.long
 def test_one_more_line_is_one_more_operation(tmp_path):
   """A copy of the package with one line added to the table of activations passes the tests above for it."""
-  shutil.copytree(ROOT / 'nas_jax', tmp_path / 'nas_jax')
+  for folder in ('nas_jax', 'experiments'):
+    shutil.copytree(ROOT / folder, tmp_path / folder)
   for name in ('conftest.py', 'testing.py', 'operations_test.py'):
     (tmp_path / name).write_text((ROOT / 'tests' / name).read_text())
   path = tmp_path / 'nas_jax' / 'operations.py'
   head, tail = path.read_text().split('ACTIVATIONS = (\n', 1)
   table, rest = tail.split(')\n\n', 1)
-  path.write_text(f"{head}ACTIVATIONS = (\n{table}  Operation('gelu', jax.nn.gelu, 'jax.nn.gelu'),\n)\n\n{rest}")
-  names = 'test_in_a_tree_cell[gelu]', 'test_in_a_cell_of_enas[gelu]', 'test_a_search_trains_a_child_of_each'
+  path.write_text(f"{head}ACTIVATIONS = (\n{table}  Operation('mish', jax.nn.mish, 'jax.nn.mish'),\n)\n\n{rest}")
+  names = 'test_in_a_tree_cell[mish]', 'test_in_a_cell_of_enas[mish]', 'test_a_search_trains_a_child_of_each'
   done = subprocess.run(
     [sys.executable, '-m', 'pytest', '-q', *(f'operations_test.py::{name}' for name in names)],
     cwd=tmp_path, capture_output=True, text=True, timeout=300,
