@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.config import field
-from nas_jax.search import core
+from nas_jax.search import core, outcomes
 from nas_jax.search.core import Search
 from nas_jax.search.state import Best, SearchState
 from nas_jax.space import Space
@@ -210,7 +210,7 @@ def build(
     if int(batch.ids[0]) != int(fleet.numbers[r]) * search.m:
       return fleet, {}  # the replica works on another batch by now: this one has been counted
     return compiled(
-      fleet, r, batch._replace(extra=()), core.as_outcome(search.space, batch, outcome)._replace(metrics=())
+      fleet, r, batch._replace(extra=()), outcomes.as_outcome(search.space, batch, outcome)._replace(metrics=())
     )
 
   def children(fleet: Fleet) -> list[int]:

@@ -48,7 +48,7 @@ class Outcome(NamedTuple):
   """The result of an evaluator.
 
   A child fails if `failed` says so, or if its reward is not finite. The reward of a failed child is not read: the
-  search replaces it by one that is never better than that of a child that trained, see `search.core.settle`.
+  search replaces it by one that is never better than that of a child that trained, see `search.outcomes.settle`.
   """
 
   reward: Array  # [m], or [m, L] with a reward for each layer

@@ -29,10 +29,17 @@ def same_numbers(request):
 
 
 @pytest.fixture(autouse=True, scope='module')
-def no_programs_left():
-  """Drops what a module compiled once its tests are over: the programs of all modules together are several GB."""
+def few_programs_left():
+  """Frees memory between modules, whose programs together are several GB; small ones serve the next modules too."""
   yield
-  testing.drop_programs()
+  testing.spare_memory()
+
+
+@pytest.fixture(scope='session')
+def with_programs(tmp_path_factory):
+  """An environment in which the processes that tests start keep what they compile for each other."""
+  kept = {'JAX_ENABLE_COMPILATION_CACHE': 'true', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  return {**os.environ, **kept, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('programs'))}
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import ctypes
 import itertools
+import os
+import pathlib
 from typing import NamedTuple
 
 import jax
@@ -18,8 +20,11 @@ from nas_jax.space.conv import conv_space
 from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell
 
 
-def drop_programs() -> None:
-  """Frees the memory of all programs compiled so far; those that are called again are compiled again."""
+def spare_memory(enough: int = 2_000_000_000) -> None:
+  """Drops all programs compiled so far if they take much memory; those that are called again are compiled again."""
+  held = pathlib.Path('/proc/self/statm')  # the second number: pages in memory
+  if held.exists() and int(held.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') < enough:
+    return
   jax.clear_caches()
   libc = ctypes.CDLL(None)
   if hasattr(libc, 'malloc_trim'):  # of glibc, which keeps much of what is freed
@@ -109,6 +114,16 @@ def rnn_config(**changes) -> enas_rnn.Config:
   """Cells of three nodes, likewise."""
   small = {'nodes': 3, 'hidden': 4, 'batch': 3, 'bptt': 5, 'score_batch': 4, 'optimizer': 'adam', 'lr': 0.01}
   return enas_rnn.Config(**(_SHARED | _AFTER | small | changes))
+
+
+def one_search(system):
+  """A system whose search is compiled once for all that go on with a finished one: they train no child any more."""
+  build, made = system.alone.search, {}
+
+  def once(space, cfg, evaluate):
+    return made.setdefault(cfg.algorithm, build(space, cfg, evaluate))
+
+  return system._replace(alone=system.alone._replace(search=once))
 
 
 def random_variables(module, example):

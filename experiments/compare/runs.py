@@ -36,7 +36,7 @@ def ours(benchmark: Benchmark, cfg: table.Config, keys: Key, evaluations: int) -
 def peer(benchmark: Benchmark, name: str, keys: Key, evaluations: int, check: Check) -> Found:
   """Runs a peer from each of the keys [n], one after another.
 
-  A child that fails earns what it would in a search of our own, see `search.core.settle`. Tokens that do not exist,
+  A child that fails earns what it would in a search of our own, see `search.outcomes.settle`. Tokens that do not exist,
   because others exclude them, are 0.
   """
   start, space = time.perf_counter(), benchmark.space
@@ -50,7 +50,7 @@ def peer(benchmark: Benchmark, name: str, keys: Key, evaluations: int, check: Ch
     hidden = benchmark.hide(state.key)
     batch = Batch(ids, child_keys, tokens[None], space.decode_batch(tokens[None]), extra=hidden)
     outcome = benchmark.evaluate(hidden, batch)
-    settled, worst = search.core.settle(state.worst, batch, outcome)
+    settled, worst = search.outcomes.settle(state.worst, batch, outcome)
     return tokens, outcome._replace(failed=settled.failed), settled.reward[0], worst
 
   outcomes, drawn = [], np.zeros((len(keys), evaluations, space.length), np.int32)

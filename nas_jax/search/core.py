@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from nas_jax import config
-from nas_jax.search import algorithms, guide, history
-from nas_jax.search.algorithms.base import Algorithm, depths, layers_exist
+from nas_jax.search import algorithms, history, memory
+from nas_jax.search.algorithms.base import Algorithm, layers_exist
+from nas_jax.search.outcomes import as_outcome, best_of, settle
 from nas_jax.search.state import Best, Config, SearchState
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Evaluate, Info, Key, Outcome, PyTree
@@ -97,13 +97,9 @@ class Search(NamedTuple):
     """
     if self.parts:
       return self.parts.grow(state, step)
-    if self.replicas or not isinstance(state.history, history.History):
+    if self.replicas:
       return state
-    capacity = history.capacity_for(self.told + (step + 1) * self.m)
-    guided = isinstance(state.guide, guide.Guide)
-    return state._replace(
-      history=history.grow(state.history, capacity), guide=guide.grow(state.guide, capacity) if guided else ()
-    )
+    return memory.grow(state, self.told + (step + 1) * self.m)
 
 
 def check(space: Space, cfg: Config) -> None:
@@ -147,57 +143,39 @@ def build(
   """
   check(space, cfg)
   algorithm = algorithms.build(space, cfg)
-  guided = cfg.proposals == 'guided'
-  remembers = guided or cfg.known != 'train'
+  record = memory.build(space, cfg, algorithm.propose)
 
   def init(key: Key) -> SearchState:
     run_key, own_key = jax.random.split(key)
     step = jnp.zeros((), jnp.int32)
     infinite = jnp.asarray(jnp.inf, jnp.float32)
     nothing = Best(-infinite, step - 1, jnp.zeros(space.length, jnp.int32), step)
-    record = history.empty(space.length) if remembers else ()
-    model = guide.empty() if guided else ()
-    state = SearchState(step, run_key, algorithm.init(own_key), nothing, infinite, history=record, guide=model)
-    return s.sized(state, 0)
+    return s.sized(record.begin(SearchState(step, run_key, algorithm.init(own_key), nothing, infinite)), 0)
 
   def ask(state: SearchState, depth: int | None = None) -> Batch:
     ids, own_keys, child_keys = identify(state, cfg.m)
-    repeats, layers = None, space.layers if depth is None else depth
-    if guided:
-      model = state.guide, state.history
-      tokens = guide.propose(space, *model, algorithm.propose, state.algorithm, own_keys, ids, depth)
-    elif cfg.known == 'avoid':
-      is_known = functools.partial(history.are_known, state.history, depth=layers)
-      tokens = history.draw_unseen(is_known, algorithm.propose, state.algorithm, own_keys, depth)
-    else:
-      tokens = algorithm.propose(state.algorithm, own_keys, depth)
-    if cfg.known != 'train':
-      repeats = history.repeats(state.history, tokens, layers, ids)
+    tokens, repeats = record.propose(state, own_keys, ids, depth)
     return Batch(ids, child_keys, tokens, space.decode_batch(tokens, depth), depth, repeats=repeats)
 
   def tell(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[SearchState, Info]:
-    settled = settle(state.worst, batch, history.fill(batch, outcome))[0]
-    told = algorithm.update(state.algorithm, batch, settled, functools.partial(credit, state, batch))
-    return after(state, batch, outcome, *told)
+    return after(state, batch, outcome, *algorithm.update(state.algorithm, batch, *earned(state, batch, outcome)))
 
   def gradient(own: Callable[..., PyTree], state: SearchState, batch: Batch, outcome: Outcome) -> PyTree:
-    settled = settle(state.worst, batch, history.fill(batch, outcome))[0]
-    return own(state.algorithm, batch, settled, functools.partial(credit, state, batch))
+    return own(state.algorithm, batch, *earned(state, batch, outcome))
 
   def apply(own: Callable[..., tuple[PyTree, Info]], state: SearchState, grads: PyTree, batch: Batch, outcome: Outcome):
-    settled = settle(state.worst, batch, history.fill(batch, outcome))[0]
-    return after(
-      state, batch, outcome, *own(state.algorithm, grads, batch, settled, functools.partial(credit, state, batch))
-    )
+    return after(state, batch, outcome, *own(state.algorithm, grads, batch, *earned(state, batch, outcome)))
+
+  def earned(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[Outcome, Callable[[Array], Array]]:
+    """Returns what an algorithm learns from: the outcome, and how advantages become those of layers."""
+    return settle(state.worst, batch, history.fill(batch, outcome))[0], functools.partial(credit, state, batch)
 
   def after(state: SearchState, batch: Batch, outcome: Outcome, kept: PyTree, info: Info) -> tuple[SearchState, Info]:
     settled, worst = settle(state.worst, batch, history.fill(batch, outcome))
-    if remembers:
-      state = state._replace(history=history.tell(space, state.history, batches(state) * cfg.m, batch, settled))
-      if guided:
-        state = state._replace(guide=guide.update(state.guide, state.history, cfg.m))
-      info |= {} if batch.repeats is None else {'repeats': batch.repeats.known.sum()}
-    found = _best(space, batch, settled)
+    state = record.tell(state, batch, settled)
+    if batch.repeats is not None:
+      info |= {'repeats': batch.repeats.known.sum()}
+    found = best_of(space, batch, settled)
     better = found.reward > state.best.reward
     best = jax.tree.map(lambda new, old: jnp.where(better, new, old), found, state.best)
     state = remember(state, batch, settled)._replace(step=state.step + 1, algorithm=kept, best=best, worst=worst)
@@ -207,27 +185,20 @@ def build(
     """Returns `compiled`, whose last two arguments are a batch and its outcome, with the outcome checked first."""
     return lambda *args: compiled(*args[:-1], as_outcome(space, args[-2], args[-1]))
 
-  def reserve(state: SearchState, batch: Batch) -> SearchState:
-    state = state._replace(history=history.reserve(space, state.history, batch))
-    if guided:
-      model = guide.update(state.guide, state.history, cfg.m)
-      state = state._replace(guide=guide.believe(model, state.history, batch.tokens, depths(space, batch)))
-    return state
-
   def growing(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """Returns `compiled`, which maps a state and more to a state and perhaps more, with room for the next batch."""
 
     def grown(state: SearchState, *args: Any) -> Any:
       found = compiled(state, *args)
-      if not remembers or isinstance(state.step, jax.core.Tracer):
+      if not record.reserve or isinstance(state.step, jax.core.Tracer):
         return found
-      size = functools.partial(s.sized, step=int(batches(state)) + 1)
+      size = functools.partial(s.sized, step=int(memory.batches(state)) + 1)
       return size(found) if isinstance(found, SearchState) else (size(found[0]), *found[1:])
 
     return grown
 
   def growing_deeper(state: SearchState) -> Batch:
-    return asked(state, int(depth_of(cfg, space, int(batches(state)) * cfg.m)))
+    return asked(state, int(depth_of(cfg, space, int(memory.batches(state)) * cfg.m)))
 
   asked = jax.jit(ask, static_argnums=1)  # the depth decides the shapes of architectures: one program for each
   s = Search(
@@ -236,88 +207,23 @@ def build(
     cfg.m,
     init=jax.jit(init),
     ask=growing_deeper if cfg.depth_start else asked,
-    evaluate=history.reusing(evaluate) if remembers else evaluate,
+    evaluate=record.reusing(evaluate),
     tell=growing(checked(jax.jit(tell))),
     gradient=checked(jax.jit(functools.partial(gradient, algorithm.gradient))) if algorithm.gradient else None,
     apply=growing(checked(jax.jit(functools.partial(apply, algorithm.apply)))) if algorithm.apply else None,
     policy_summary=jax.jit(lambda state, keys: algorithm.summary(state.algorithm, keys)),
-    reserve=growing(jax.jit(reserve)) if remembers else None,
+    reserve=growing(jax.jit(record.reserve)) if record.reserve else None,
   )
   return s
-
-
-def settle(worst: Array, batch: Batch, outcome: Outcome) -> tuple[Outcome, Array]:
-  """Returns the outcome with what failed children earn, and the worst reward of all that trained, these included.
-
-  A failed child earns 0 or, if a child that trained has earned less than 0, the worst reward of all that trained so
-  far. So failing never pays: with rewards that cannot be negative, such as accuracies, it earns 0.
-
-  Args:
-    worst: [] the worst reward before this batch; infinity if none has trained.
-    batch: the children.
-    outcome: of the batch. The result has `failed` in the shape of `reward`.
-  """
-  failed = ~jnp.isfinite(outcome.reward)
-  if outcome.failed is not None:
-    marked = jnp.asarray(outcome.failed, bool)
-    failed |= marked if marked.ndim == failed.ndim else marked[:, None]
-  exists = layers_exist(batch, outcome.reward)
-  trained = ~failed if exists is None else exists & ~failed
-  worst = jnp.minimum(worst, jnp.min(outcome.reward, where=trained, initial=jnp.inf)).astype(worst.dtype)
-  reward = jnp.where(failed, jnp.minimum(worst, 0.0).astype(outcome.reward.dtype), outcome.reward)
-  return outcome._replace(reward=reward, failed=failed), worst
-
-
-def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence[float]) -> Outcome:
-  """Returns an outcome as arrays, with rewards as floats.
-
-  Args:
-    space: of the children.
-    batch: the m children that were scored.
-    given: their outcome, or only their rewards, such as a list of m numbers. A number that is not finite, such as NaN,
-      says that the child failed.
-
-  Raises:
-    ValueError: the rewards are not numbers, or not one for each child (or for each layer of each child, if children
-      that repeat an earlier one are trained again).
-  """
-  outcome = given if isinstance(given, Outcome) else Outcome(given)  # type: ignore[arg-type]
-  m = len(batch.tokens)
-  try:
-    reward = jnp.asarray(outcome.reward)
-    failed = None if outcome.failed is None else jnp.asarray(outcome.failed, bool)
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-      f'the rewards are not numbers ({" ".join(str(error).split())[:200]}): want {m}, one for each child.'
-    ) from None
-  if reward.shape not in ((m,), (m, space.layers)):
-    raise ValueError(
-      f'the rewards have shape {reward.shape} for a batch of {m} children: want one for each child, [{m}], NaN for one '
-      f'that failed, or one for each of its layers, [{m}, {space.layers}].'
-    )
-  if reward.ndim == 2 and batch.repeats is not None:
-    raise ValueError(
-      f'the rewards have shape {reward.shape}, one for each layer: known=reuse and known=avoid want one for each '
-      'child; take known=train.'
-    )
-  if failed is not None and failed.shape not in ((m,), reward.shape):
-    raise ValueError(f'`failed` has shape {failed.shape} for a batch of {m} children: want one for each child, [{m}].')
-  real = reward if jnp.issubdtype(reward.dtype, jnp.floating) else reward.astype(float)
-  return outcome._replace(reward=real, failed=failed)
 
 
 def identify(state: SearchState, m: int) -> tuple[Array, Key, Key]:
   """Returns the ids [m] of the next token sequences, keys [m] to choose them with, and keys [m] for their children."""
   # fold_in, not split(key, m): the key of a child must not depend on how many siblings it has.
-  number = batches(state)
+  number = memory.batches(state)
   step_key = jax.random.fold_in(state.key, number)
   keys = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(step_key, k)))(jnp.arange(m))
   return number * m + jnp.arange(m, dtype=jnp.int32), keys[:, 0], keys[:, 1]
-
-
-def batches(state: SearchState) -> Array:
-  """Returns how many batches have been asked for and told, or reserved."""
-  return state.step + state.history.waiting if isinstance(state.history, history.History) else state.step
 
 
 def depth_of(cfg: Config, space: Space, children: int | Array) -> Array:
@@ -353,21 +259,3 @@ def ask_tell(space: Space, cfg: Config) -> Search:
     raise ValueError('this search has no evaluator: score the children of `ask` yourself and give them to `tell`.')
 
   return build(space, cfg, evaluate)
-
-
-def _best(space: Space, batch: Batch, settled: Outcome) -> Best:
-  """Returns the best child of a batch that did not fail, with reward minus infinity if all did.
-
-  Where every layer has a reward, it is the best prefix.
-  """
-  assert settled.failed is not None, 'the outcome of `settle`'
-  reward, exists = jnp.where(settled.failed, -jnp.inf, settled.reward), layers_exist(batch, settled.reward)
-  depth = jnp.broadcast_to(space.layers if batch.depth is None else batch.depth, len(reward)).astype(jnp.int32)
-  if reward.ndim == 1:
-    first = jnp.argmax(reward)
-    return Best(reward[first], batch.ids[first], batch.tokens[first], depth[first])
-  reward = reward if exists is None else jnp.where(exists, reward, -jnp.inf)
-  first, layer = jnp.divmod(jnp.argmax(reward), reward.shape[1])
-  tokens, depth = batch.tokens[first], layer.astype(jnp.int32) + 1
-  tokens = jnp.where(space.exists(tokens, depth), tokens, 0)
-  return Best(reward[first, layer], batch.ids[first], tokens, depth)

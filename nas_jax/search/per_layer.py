@@ -125,7 +125,7 @@ def build(
     fresh, (tree, trained, idle) = outcome.children, state.replay
     if isinstance(fresh, tuple):
       return state  # nothing was trained: the caller of `tell` has made up the rewards
-    assert outcome.failed is not None, 'the outcome of `core.settle`'
+    assert outcome.failed is not None, 'the outcome of `outcomes.settle`'
     reward = jnp.where(outcome.failed, jnp.nan, outcome.reward)
     tree = replay_tree.insert_all(tree, batch.tokens, jnp.asarray(batch.depth), reward, fresh, batch.extra.length)
     count = fresh.sum(dtype=jnp.int32)

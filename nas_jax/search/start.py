@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nas_jax.search import core, history
+from nas_jax.search import history, memory
 from nas_jax.search.core import Search
 from nas_jax.search.state import SearchState
 from nas_jax.types import Batch, Key, Outcome, Repeats
@@ -83,7 +83,7 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
       found = function(state, *args)
       if isinstance(state.step, jax.core.Tracer):
         return found
-      step = int(core.batches(state)) + 1
+      step = int(memory.batches(state)) + 1
       return begun.sized(found, step) if isinstance(found, SearchState) else (begun.sized(found[0], step), *found[1:])
 
     return grown

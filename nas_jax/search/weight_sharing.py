@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.config import field
-from nas_jax.search import core
+from nas_jax.search import core, outcomes
 from nas_jax.search import state as state_lib
 from nas_jax.search.algorithms.base import Algorithm
 from nas_jax.search.state import SearchState
@@ -126,7 +126,7 @@ def build(
     return s.ask(state._replace(children=()))._replace(extra=Turn(state.algorithm, state.children))
 
   def tell(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[SearchState, Any]:
-    outcome = core.as_outcome(space, batch, outcome)
+    outcome = outcomes.as_outcome(space, batch, outcome)
     alone = state._replace(children=()), batch._replace(extra=()), outcome._replace(children=())
     told, info = s.tell(*alone)
     return remember(told._replace(children=state.children), batch, outcome), info

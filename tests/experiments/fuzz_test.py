@@ -35,14 +35,8 @@ def made(tmp_path_factory):
   def of(name):
     if name not in kept:
       system, cfg, load = SYSTEMS[name]
-      data, folder, searches = load(), tmp_path_factory.mktemp(name) / 'run', {}
-      if system.alone:  # one compiled search for all that go on with it
-        build = system.alone.search
-
-        def once(space, cfg, evaluate):
-          return searches.setdefault(cfg.algorithm, build(space, cfg, evaluate))
-
-        system = system._replace(alone=system.alone._replace(search=once))
+      data, folder = load(), tmp_path_factory.mktemp(name) / 'run'
+      system = testing.one_search(system) if system.alone else system
       problem = system.make_problem(cfg, data)
 
       def go_on(folder, cfg=cfg):

@@ -27,11 +27,9 @@ CELL = ('cell_search', *SMOKE, '--final_children=0')
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-  """Compiled programs, for all the processes of these tests."""
-  monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'true')
-  monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path_factory.getbasetemp() / 'cache'))
+def one_store(with_programs, monkeypatch):
+  """The processes of these tests share what they compile."""
+  monkeypatch.setattr(os, 'environ', with_programs)
 
 
 def logs(workdir, count):

@@ -29,15 +29,8 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope='module')
-def cache(tmp_path_factory):
-  """Compiled programs, for all the processes of these tests."""
-  settings = {'JAX_ENABLE_COMPILATION_CACHE': 'true', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
-  return {**os.environ, **settings, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('cache'))}
-
-
 @pytest.fixture
-def cell_search(tmp_path, cache):
+def cell_search(tmp_path, with_programs):
   """Starts a search in tmp_path/run, and ends it with the test."""
   begun = []
 
@@ -52,7 +45,7 @@ def cell_search(tmp_path, cache):
       *flags,
     ]
     pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
-    begun.append(subprocess.Popen(command, cwd=ROOT, env=cache, **pipes, **kwargs))
+    begun.append(subprocess.Popen(command, cwd=ROOT, env=with_programs, **pipes, **kwargs))
     return begun[-1]
 
   yield start
@@ -86,15 +79,17 @@ def earned(folder):
 
 
 @pytest.fixture(scope='module')
-def unbroken(tmp_path_factory, cache):
+def unbroken(tmp_path_factory, with_programs):
   """Twenty children, whom nothing happens to."""
   folder = tmp_path_factory.mktemp('whole') / 'run'
   command = [sys.executable, '-m', 'experiments.cell_search', *FLAGS, f'--workdir={folder}', '--max_children=20']
-  subprocess.run(command, cwd=ROOT, env=cache, check=True, capture_output=True, timeout=300)
+  subprocess.run(command, cwd=ROOT, env=with_programs, check=True, capture_output=True, timeout=300)
   return folder
 
 
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+  ('number', 'code'), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_told_to_end_it_ends_soon_and_is_gone_on_with(cell_search, tmp_path, unbroken, number, code):
   """Children of 10,000 calls, of which none would be over in time; then short ones, to compare what is resumed."""
   endless = cell_search('--steps=2000000', workdir='endless')
@@ -122,10 +117,11 @@ def test_stopped_between_children_it_ends_as_if_unbroken(cell_search, tmp_path, 
   assert earned(tmp_path / 'run') == earned(unbroken)
 
 
-def test_killed_three_times_in_one_training_it_fails_no_child(cell_search, tmp_path, unbroken):
+@pytest.mark.parametrize('kills', [1, pytest.param(4, marks=pytest.mark.long)])
+def test_killed_in_one_training_it_fails_no_child(cell_search, tmp_path, unbroken, kills):
   """As a preempted machine does. A process that aborts in one leaves a trace, and a child that fails in the end."""
   started = tmp_path / 'run' / 'started.jsonl'
-  for k in range(4):
+  for k in range(kills):
     endless = cell_search('--steps=2000000')
     until(lambda k=k: started.exists() and started.read_text().count('"calls"') > k, endless)
     endless.kill()
@@ -133,16 +129,18 @@ def test_killed_three_times_in_one_training_it_fails_no_child(cell_search, tmp_p
   found = recovery_files.history(journal.read_lines(str(started), recovery_files.STARTED))
   assert not found.crashes and not found.suspects and not found.ended
   endless = cell_search('--steps=2000000')
-  until(lambda: started.read_text().count('"calls"') > 4, endless)
+  until(lambda: started.read_text().count('"calls"') > kills, endless)
   endless.send_signal(signal.SIGABRT)
   endless.communicate()
   again = cell_search('--steps=2000000')
-  until(lambda: started.read_text().count('"calls"') > 5, again)
+  until(lambda: started.read_text().count('"calls"') > kills + 1, again)
   found = recovery_files.history(journal.read_lines(str(started), recovery_files.STARTED))
   assert list(found.crashes.values()) == [1]
 
 
-@pytest.mark.parametrize('broken', ['stdout', 'stderr', 'closed'])
+@pytest.mark.parametrize(
+  'broken', ['stdout', pytest.param('stderr', marks=pytest.mark.long), pytest.param('closed', marks=pytest.mark.long)]
+)
 def test_streams_that_nobody_reads_end_no_search(cell_search, tmp_path, unbroken, broken):
   """Its report is written all the same, and nothing that is printed gets into its files."""
   if broken == 'closed':
@@ -185,6 +183,7 @@ def test_budgets_end_a_search_and_larger_ones_go_on(cell_search, tmp_path, unbro
   assert earned(tmp_path / 'run') == earned(unbroken)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_it_in_one_line_and_it_resumes(cell_search, tmp_path, unbroken):
   """From some moment on no file may grow beyond what the journal has then."""
   path = tmp_path / 'run' / 'children.jsonl'
@@ -214,8 +213,8 @@ def test_a_workdir_that_cannot_be_written_is_refused(cell_search, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize('system', kill.FLAGS)
-def test_killed_once_it_ends_as_if_unbroken(system, tmp_path, cache, monkeypatch):
-  monkeypatch.setattr(os, 'environ', cache)
+def test_killed_once_it_ends_as_if_unbroken(system, tmp_path, with_programs, monkeypatch):
+  monkeypatch.setattr(os, 'environ', with_programs)
   kill.trial(system, 1, random.randrange(1000), tmp_path)
 
 
@@ -230,8 +229,8 @@ def test_memory_stays_where_it_is():
 
 @pytest.mark.long
 @pytest.mark.parametrize(('system', 'kills'), [('cell', 4), ('conv', 3), ('shared', 3)])
-def test_killed_ten_times_in_all_they_end_as_if_unbroken(system, kills, tmp_path, cache, monkeypatch):
-  monkeypatch.setattr(os, 'environ', cache)
+def test_killed_ten_times_in_all_they_end_as_if_unbroken(system, kills, tmp_path, with_programs, monkeypatch):
+  monkeypatch.setattr(os, 'environ', with_programs)
   kill.trial(system, kills, random.randrange(1000), tmp_path)
 
 

@@ -21,8 +21,6 @@ PRESETS = {
 }
 TABLE = choice_space({f'slot {k}': 'abcde' for k in range(6)})  # as the cells of NAS-Bench-201
 PRESETS['table'] = table.default, lambda cfg: TABLE
-# These once could not learn; the others are tested by `make test-all`.
-SHORT = ('enas_macro paper',)
 
 
 def widths(space: Space) -> np.ndarray:
@@ -75,9 +73,8 @@ def test_an_entropy_bonus_that_leaves_no_room_is_seen():
   assert learnable(enas_images.make_space(cfg), cfg).min() == pytest.approx(0.1852, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-  'name', [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in PRESETS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize('name', PRESETS)
 def test_a_planted_reward_moves_the_controller(name):
   """With the preset's controller and weights of entropy and links.
 
@@ -87,7 +84,7 @@ def test_a_planted_reward_moves_the_controller(name):
   preset, make_space = PRESETS[name]
   alone = {'proposals': 'policy', 'known': 'train'}
   cfg = dataclasses.replace(preset(), m=32, controller_lr=5e-3, depth_start=0, **alone)
-  first, last = right_share(make_space(cfg), cfg, 100 if name in SHORT else 200)
+  first, last = right_share(make_space(cfg), cfg, 200)
   assert last > first + 0.05
 
 

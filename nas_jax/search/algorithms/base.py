@@ -25,8 +25,8 @@ class Algorithm(NamedTuple):
   searches in tables `vmap` them over seeds: no Python value of the state may decide anything.
 
   An outcome has rewards [m], or [m, L] with one reward for each layer, of which `layers_exist` says which are there.
-  They are finite: the search has replaced those of failed children, see `core.settle`. `failed` of the outcome, of the
-  shape of the rewards, says which these are.
+  They are finite: the search has replaced those of failed children, see `outcomes.settle`. `failed` of the outcome, of
+  the shape of the rewards, says which these are.
 
   The last three functions are for algorithms that follow the gradient of a policy, and None otherwise. The state of
   such an algorithm is a NamedTuple with the fields `theta`, the parameters that the gradient is taken of, and

@@ -1,0 +1,87 @@
+"""What a search does with its record of children: it trains none of them twice, or has a model guide its proposals.
+
+See the settings `known` and `proposals`. The record is `history` of the state, the model its `guide`.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import NamedTuple
+
+from nas_jax.search import guide, history
+from nas_jax.search.algorithms.base import Depth, Propose, depths
+from nas_jax.search.state import Config, SearchState
+from nas_jax.space import Space
+from nas_jax.types import Array, Batch, Evaluate, Key, Outcome, Repeats
+
+
+class Memory(NamedTuple):
+  """The record of a search as functions of its state. The first two and the last do nothing if it has none."""
+
+  begin: Callable[[SearchState], SearchState]  # a new state -> the same with an empty record
+  tell: Callable[[SearchState, Batch, Outcome], SearchState]  # the state that knows what a batch has earned
+  # (state, keys [m], ids [m], depth) -> the next token sequences, and which of them need no training
+  propose: Callable[[SearchState, Key, Array, Depth], tuple[Array, Repeats | None]]
+  reserve: Callable[[SearchState, Batch], SearchState] | None  # as `Search.reserve`
+  reusing: Callable[[Evaluate], Evaluate]  # an evaluator that trains only what has to be trained
+
+
+def build(space: Space, cfg: Config, propose: Propose) -> Memory:
+  """Returns the record that `cfg` asks for.
+
+  Args:
+    space: of the children.
+    cfg: says by `known` and `proposals` what the record is for.
+    propose: of the search algorithm.
+  """
+  guided = cfg.proposals == 'guided'
+  if not guided and cfg.known == 'train':
+    return Memory(
+      begin=lambda state: state,
+      tell=lambda state, batch, outcome: state,
+      propose=lambda state, keys, ids, depth: (propose(state.algorithm, keys, depth), None),
+      reserve=None,
+      reusing=lambda evaluate: evaluate,
+    )
+
+  def begin(state: SearchState) -> SearchState:
+    return state._replace(history=history.empty(space.length), guide=guide.empty() if guided else ())
+
+  def tell(state: SearchState, batch: Batch, outcome: Outcome) -> SearchState:
+    state = state._replace(history=history.tell(space, state.history, batches(state) * cfg.m, batch, outcome))
+    return state._replace(guide=guide.update(state.guide, state.history, cfg.m)) if guided else state
+
+  def new(state: SearchState, keys: Key, ids: Array, depth: Depth) -> tuple[Array, Repeats | None]:
+    layers = space.layers if depth is None else depth
+    if guided:
+      tokens = guide.propose(space, state.guide, state.history, propose, state.algorithm, keys, ids, depth)
+    elif cfg.known == 'avoid':
+      is_known = functools.partial(history.are_known, state.history, depth=layers)
+      tokens = history.draw_unseen(is_known, propose, state.algorithm, keys, depth)
+    else:
+      tokens = propose(state.algorithm, keys, depth)
+    return tokens, None if cfg.known == 'train' else history.repeats(state.history, tokens, layers, ids)
+
+  def reserve(state: SearchState, batch: Batch) -> SearchState:
+    state = state._replace(history=history.reserve(space, state.history, batch))
+    if not guided:
+      return state
+    model = guide.update(state.guide, state.history, cfg.m)
+    return state._replace(guide=guide.believe(model, state.history, batch.tokens, depths(space, batch)))
+
+  return Memory(begin, tell, new, reserve, history.reusing)
+
+
+def batches(state: SearchState) -> Array:
+  """Returns how many batches have been asked for and told, or reserved."""
+  return state.step + state.history.waiting if isinstance(state.history, history.History) else state.step
+
+
+def grow(state: SearchState, children: int) -> SearchState:
+  """Returns the state with room for so many children in its record and in its model, if it has them."""
+  if not isinstance(state.history, history.History):
+    return state
+  capacity = history.capacity_for(children)
+  guided = isinstance(state.guide, guide.Guide)
+  return state._replace(
+    history=history.grow(state.history, capacity), guide=guide.grow(state.guide, capacity) if guided else ()
+  )
