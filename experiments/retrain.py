@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from absl import flags
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from experiments import report as report_page
-from experiments.common import epochs, launch, models, rung_stage, workdirs
+from experiments.common import epochs, launch, models, quick_end, rung_stage, workdirs
+from experiments.common.progress import Advance, Progress
 from experiments.common.systems import SYSTEMS, System
 from nas_jax import config, space
 from nas_jax.report import rankings, rungs
@@ -29,6 +29,10 @@ from nas_jax.systems import retrain
 from nas_jax.training import checkpoint, full_training
 
 RECIPES = {system.kind: system.retrain for system in SYSTEMS if system.retrain}
+
+
+def _unseen(*_: Any) -> None:
+  """Shows nobody how far it is."""
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -74,7 +78,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   epochs.open_results(results, cfg)
 
   def work(check: launch.Check) -> None:
-    with lock:
+    with lock, quick_end.while_compiling(set()):  # epochs are saved; one that is cut off is trained again in any case
       run(system, cfg, data, archs, results, check)
     if values.workdir:
       report_page.write(values.workdir, report_page.make(values.workdir))
@@ -156,11 +160,29 @@ def run(
   if shorter := [row['name'] for row in rows if row['epochs'] < cfg.epochs and row['name'] not in archs]:
     print(f'not in the table, as they have fewer epochs: {", ".join(dict.fromkeys(shorter))}; name them to go on')
   rows = [row for row in rows if row['epochs'] == cfg.epochs]
-  for name, arch in archs.items():
-    found = retrain_arch(RECIPES[system.kind], cfg, data, name, arch, _folder(results, name, arch), check)
-    rows = [row for row in rows if row['name'] != name] + found
-    workdirs.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
-  print(f'\n{table(rows, system)}\n{setting}')
+  points = len(retrain.grid(RECIPES[system.kind].point, cfg))
+  each = _epochs_of_grid(cfg, points) * (points > 1) + _epochs_at_all_sizes(system, cfg)
+  with Progress().phase('retraining', len(archs) * each, 'epochs') as advance:
+    for name, arch in archs.items():
+      folder = _folder(results, name, arch)
+      found = retrain_arch(RECIPES[system.kind], cfg, data, name, arch, folder, check, advance)
+      rows = [row for row in rows if row['name'] != name] + found
+      workdirs.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
+  print(f'\n{table(rows, system)}\n{setting}\nresults and models in {results}')
+
+
+def epochs_of_choice(system: System, cfg: retrain.Config, candidates: int, groups: int) -> int:
+  """Returns how many epochs `choose` trains, of all trainings together."""
+  points = len(retrain.grid(RECIPES[system.kind].point, cfg))
+  return candidates * _epochs_of_grid(cfg, points) + groups * _epochs_at_all_sizes(system, cfg)
+
+
+def _epochs_of_grid(cfg: retrain.Config, points: int) -> int:
+  return points * (cfg.grid_epochs or cfg.epochs)
+
+
+def _epochs_at_all_sizes(system: System, cfg: retrain.Config) -> int:
+  return len(RECIPES[system.kind].sizes(cfg)) * cfg.repeats * cfg.epochs
 
 
 def choose(
@@ -170,6 +192,7 @@ def choose(
   groups: Mapping[str, Mapping[str, retrain.Arch]],
   results: str,
   check: launch.Check = lambda: None,
+  advance: Advance = _unseen,
 ) -> dict[str, Any]:
   """Trains the grid of every architecture, and then retrains the best of each group by validation.
 
@@ -180,26 +203,30 @@ def choose(
     groups: architectures by name, for each group; an empty group gives no row.
     results: the folder of results. What stands there is not trained again.
     check: raises `Stopped` if the process was asked to end.
+    advance: told of each epoch of each training.
 
   Returns:
     What result.json then holds: the `rows` of those that were chosen, in the order of groups, their `setting`, and of
     each group the `candidates`, names and best validation losses in the grid.
   """
-  rows, candidates = list[dict[str, Any]](), dict[str, dict[str, float]]()
+  recipe, grids = RECIPES[system.kind], dict[str, Mapping[str, tuple[Any, float]]]()
   first: dict[str, str] = {}  # the name under which an architecture is trained, which several groups may hold
 
   def folder(name: str, arch: retrain.Arch) -> str:
     return _folder(results, first.setdefault(repr(arch), name), arch)
 
   for group, archs in groups.items():
-    candidates[group] = {
-      name: train_grid(RECIPES[system.kind], cfg, data, name, arch, folder(name, arch), check)[1]
+    grids[group] = {
+      name: train_grid(recipe, cfg, data, name, arch, folder(name, arch), check, advance)
       for name, arch in archs.items()
     }
+  candidates = {group: {name: loss for name, (_, loss) in found.items()} for group, found in grids.items()}
+  rows = list[dict[str, Any]]()
   for group, archs in groups.items():
     if archs:
       name = min(archs, key=candidates[group].__getitem__)
-      rows += retrain_arch(RECIPES[system.kind], cfg, data, name, archs[name], folder(name, archs[name]), check)
+      place, known = folder(name, archs[name]), grids[group][name]
+      rows += retrain_arch(recipe, cfg, data, name, archs[name], place, check, advance, known)
   result = {'rows': rows, 'setting': RECIPES[system.kind].setting(cfg, data), 'candidates': candidates}
   workdirs.write(os.path.join(results, 'result.json'), json.dumps(result) + '\n')
   return result
@@ -260,10 +287,11 @@ def train_grid(
   arch: retrain.Arch,
   folder: str,
   check: launch.Check,
+  advance: Advance = _unseen,
 ) -> tuple[Any, float]:
   """Trains all points of the grid at the first size; returns the best point by validation, and its loss there."""
   points, size = retrain.grid(recipe.point, cfg), recipe.sizes(cfg)[0]
-  stage = Stage(f'{name}: grid', size, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False)
+  stage = Stage(f'{name}: grid', size, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False, (), advance)
   found = _train_once(recipe, cfg, data, arch, f'grid at {size}', stage, folder, check)
   lowest = int(np.argmin(found['valid']))
   return points[lowest], found['valid'][lowest]
@@ -272,13 +300,14 @@ def train_grid(
 class Stage(NamedTuple):
   """Trainings of one architecture at one size, side by side."""
 
-  name: str  # on the progress bar
+  name: str  # for people
   size: str
   epochs: int
   points: Sequence[Any]  # [m] the hyperparameters of each training
   seed: int
   final: bool  # whether to score the test split, which no choice may look at, and to keep the weights
   validated: Sequence[float] = ()  # of a final stage: the validation loss in the grid, if there was one at this size
+  advance: Advance = _unseen  # told of each epoch of each training
 
 
 def retrain_arch(
@@ -289,10 +318,13 @@ def retrain_arch(
   arch: retrain.Arch,
   folder: str,
   check: launch.Check,
+  advance: Advance = _unseen,
+  trained: tuple[Any, float] | None = None,
 ) -> list[dict[str, Any]]:
   """Trains the grid at the first size if it has several points, then the best point of it at every size.
 
-  What is trained stands in trainings.json of the folder, and is not trained again.
+  What is trained stands in trainings.json of the folder, and is not trained again. `trained` is what `train_grid`
+  returned, if the grid has been trained already.
 
   Returns:
     A row of result.json for each size.
@@ -300,13 +332,13 @@ def retrain_arch(
   points, sizes = retrain.grid(recipe.point, cfg), recipe.sizes(cfg)
   best, validated = points[0], list[float]()
   if len(points) > 1:
-    best, loss = train_grid(recipe, cfg, data, name, arch, folder, check)
+    best, loss = trained or train_grid(recipe, cfg, data, name, arch, folder, check, advance)
     validated = [loss]
   rows, settings = [], recipe.describe(best)
   for size in sizes:
     # A training on the validation images too has no score there: the grid's stands for it, at the size of the grid.
     grids = validated if size == sizes[0] else []
-    stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True, grids)
+    stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True, grids, advance)
     row = {'name': name, 'settings': settings, 'epochs': cfg.epochs, 'repeats': cfg.repeats}
     row |= _train_once(recipe, cfg, data, arch, f'{size}, {settings}', stage, folder, check)
     row.setdefault('valid', grids)
@@ -332,6 +364,8 @@ def _train_once(
       epochs.begin(running, stage.name, cfg, epochs.of(found[key]), stage.epochs)
     found[key] = train_stage(recipe, cfg, data, arch, stage, folder, running, check)
     workdirs.write(path, json.dumps(found, indent=2) + '\n')
+  else:
+    stage.advance(stage.epochs * len(stage.points))
   epochs.end(running, cfg, stage.final)  # not before what it led to is written
   return found[key]
 
@@ -362,18 +396,17 @@ def train_stage(
   progress, settings, keys = full_training.start(task, recipe.hyperparameters(stage.points), keys, stage.epochs)
   progress = epochs.restored(running, progress)
   save, close = checkpoint.saver(running, keep=1)
-  with tqdm(total=stage.epochs, initial=int(progress.done), desc=stage.name, unit='epoch') as bar:
+  stage.advance(m * int(progress.done))
 
-    def keep(now: full_training.Progress) -> None:
-      save(int(now.done), epochs.saved(now))
-      scores = np.asarray(now.curve)[int(now.done) - 1, :m]
-      bar.set_postfix({recipe.metric: ' '.join(rankings.word(float(score)) for score in scores)}, refresh=False)
-      bar.update(int(now.done) - bar.n)
+  def keep(now: full_training.Progress) -> None:
+    save(int(now.done), epochs.saved(now))
+    scores = ' '.join(rankings.word(float(score)) for score in np.asarray(now.curve)[int(now.done) - 1, :m])
+    stage.advance(m, f'{stage.name}, epoch {int(now.done)} of {stage.epochs}, {recipe.metric} {scores}')
 
-    try:
-      progress = full_training.run(task, progress, settings, keys, keep, check)
-    finally:
-      close()
+  try:
+    progress = full_training.run(task, progress, settings, keys, keep, check)
+  finally:
+    close()
   curve = np.asarray(progress.curve)[:, :m]
   found = {'size': task.size, 'parameters': task.weights, 'curve': curve.T.tolist()}
   if task.choose:

@@ -4,6 +4,7 @@ import importlib
 import pathlib
 import re
 import shlex
+import subprocess
 
 from absl import flags
 import pytest
@@ -52,3 +53,17 @@ def test_commands_have_the_flags_they_show(page):
     assert not left.value.code, words
   for path in re.findall(r'python ((?:docs|tests)/[\w/]+\.py)', text):
     assert (ROOT / path).exists(), path
+
+
+def test_the_repository_has_one_address_which_one_replacement_puts_everywhere():
+  """Until it is known, a placeholder stands for OWNER/NAME in all these places and in no other file."""
+  notebooks = sorted(f'notebooks/{path.name}' for path in (ROOT / 'notebooks').glob('*.ipynb'))
+  places = ['README.md', 'CITATION.cff', 'setup.cfg', *notebooks]
+  one = r'(?:github\.com/|colab\.research\.google\.com/github/)(REPOSITORY|[\w.-]+/[\w-]+)'
+  found = {place: re.findall(one, read(place)) for place in places}
+  assert all(found.values()) and len({address for addresses in found.values() for address in addresses}) == 1
+  badges = re.findall(r'\]\(https://colab\S+/blob/main/(notebooks/\S+)\)', read('README.md'))
+  assert sorted(badges) == notebooks
+  command = ['git', 'grep', '-lF', 'REPOSITORY', '--', ':!tests']
+  listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+  assert set(listed) <= set(places)

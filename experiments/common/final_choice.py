@@ -17,6 +17,8 @@ from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
 from nas_jax.systems.retrain import FinalChoice
 
+NAME = 'final choice'  # the phase of a run
+
 
 def of(system: System, cfg: Config, data: Data) -> FinalChoice | None:
   """Returns how the final choice of a search is made, None if it makes none.
@@ -30,6 +32,16 @@ def of(system: System, cfg: Config, data: Data) -> FinalChoice | None:
     return system.alone.final(cfg, data)
   except ValueError as error:
     raise ValueError(f'final_children (={cfg.final_children}): {error} Or leave it out: --final_children=0.') from None
+
+
+def work(run: Run, searches: int) -> float:
+  """Returns how much work the final choice of so many searches is, in trainings of a child; 0 if there is none."""
+  choice = of(run.system, run.cfg, run.data)
+  if choice is None:
+    return 0.0
+  cfg = choice.cfg
+  groups, known = searches + len(choice.references), len(choice.references)
+  return choice.epoch * retrain.epochs_of_choice(run.system, cfg, searches * run.cfg.final_children + known, groups)
 
 
 def run(run: Run, found: Mapping[str, Found]) -> str:
@@ -57,7 +69,11 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
     groups[name] = {who: rankings.arch_of(made, record) for who, record in named.items()}
     records |= named
   groups |= {name: {name: arch} for name, arch in choice.references.items()}
-  result = retrain.choose(system, choice.cfg, run.data, groups, folder, run.recovery.check)
+  trainings = retrain.epochs_of_choice(
+    system, choice.cfg, sum(map(len, groups.values())), len(list(filter(None, groups.values())))
+  )
+  with run.progress.phase(NAME, trainings, 'epochs') as advance:
+    result = retrain.choose(system, choice.cfg, run.data, groups, folder, run.recovery.check, advance)
   chosen = [row['name'] for row in result['rows'] if row['name'] in groups[search.title(run.cfg)]]
   own = [f'{who}:\n{draw.words(rankings.arch_of(made, records[who]), made)}' for who in chosen[:1]]
   if chosen:

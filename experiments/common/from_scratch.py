@@ -4,7 +4,7 @@ The reliability of the reward is measured before the search. After it, known arc
 as the children were.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import final_choice, rung_stage, workdirs
+from experiments.common.progress import counted
 from experiments.common.stages import Found, Run, Stages, Summary, on_other_data
 from experiments.common.systems import Config, Data, FromScratch, System
 from nas_jax import draw, search, space
@@ -27,6 +28,7 @@ from nas_jax.training.recovery import Recovery
 from nas_jax.types import Batch, Evaluate
 
 LONGER = 5  # times the training of the search that its reward is compared with
+RELIABILITY, REFERENCES = 'reliability of the reward', 'reference architectures'  # phases of a run
 
 
 def stages(run: Run, alone: FromScratch) -> Stages:
@@ -36,6 +38,7 @@ def stages(run: Run, alone: FromScratch) -> Stages:
   return Stages(
     run.cfg,
     f'a budget of {rankings.counted(run.cfg.max_children, "child", "children")} of {run.system.length(run.cfg)}',
+    work=functools.partial(work, run, train),
     search=lambda cfg: alone.search(run.problem.space, cfg, train['children']),
     before=lambda: measure_reliability(run, alone, train),
     after=functools.partial(rung_stage.run, run, train),
@@ -99,6 +102,22 @@ def _reference(name: str) -> str:
   return f'reference {name}'
 
 
+def work(run: Run, train: Mapping[str, Evaluate], cfgs: Sequence[Config]) -> dict[str, float]:
+  """Returns the phases of a run beside the searches of these configs, and the work of each in trainings of a child."""
+  short, long = _reliability_trainings(run.cfg)
+  known = len(run.beside) + sum(name.startswith(_reference('')) for name in train)
+  found = {RELIABILITY: short + LONGER * long, REFERENCES: run.cfg.yardstick_repeats * known}
+  found |= {name: trainings for cfg in cfgs for name, trainings in rung_stage.work(cfg).items()}
+  found |= {final_choice.NAME: final_choice.work(run, len(cfgs))}
+  return {name: trainings for name, trainings in found.items() if trainings}
+
+
+def _reliability_trainings(cfg: Config) -> tuple[int, int]:
+  """Returns how many children are trained as long as in the search, and how many for longer; batches are whole."""
+  every, some = (-(-count // cfg.m) * cfg.m for count in (cfg.reliability_children, cfg.reliability_children // 2))
+  return 3 * every, some if cfg.reliability_children // 2 > 2 else 0
+
+
 def settle_program(run: Run, hosts: int = 1) -> Run:
   """Returns `run` with the faster way to compile children, measured once in a workdir and written to config.json.
 
@@ -108,6 +127,7 @@ def settle_program(run: Run, hosts: int = 1) -> Run:
     return run
   cfg = run.cfg
   if cfg.child_program == 'auto':
+    print('measuring which kind of program trains children faster here', flush=True)
     seconds = timing.of_problem(run.problem, jax.random.key(cfg.seed), -(-cfg.m // hosts), cfg.max_children)
     faster = min(seconds._fields, key=lambda name: getattr(seconds, name))
     took = f'{seconds.generic:.2f} s each generic, {seconds.specialised:.2f} s specialised'
@@ -128,11 +148,15 @@ def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evalua
     key = jax.random.fold_in(jax.random.key(cfg.seed), 1)
     made, some = run.problem.space, cfg.reliability_children // 2
     counts = cfg.reliability_children, cfg.m
-    return reliability.as_json(
-      reliability.measure(made, train['children'], key, *counts, train['longer'], some, train['other data'])
-    )
+    with run.progress.phase(RELIABILITY, sum(_reliability_trainings(cfg)), 'trainings') as advance:
+      once, longer, other = (
+        counted(train[name], advance, trainings)
+        for name, trainings in (('children', 1), ('longer', LONGER), ('other data', 1))
+      )
+      return reliability.as_json(reliability.measure(made, once, key, *counts, longer, some, other))
 
   found = reliability.from_json(workdirs.cached(os.path.join(run.workdir, 'reliability.json'), measure))
+  run.progress.drop(RELIABILITY)
   lines = [
     f'reward reliability: rank correlations (Spearman) of {rankings.counted(found.children, f"random {system.noun}")}, '
     'without those that failed; in brackets, within the best quarter:'
@@ -163,7 +187,10 @@ def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[
     return [journal.plain(score) for score in scores]
 
   path = os.path.join(run.workdir, 'yardsticks.json')
-  return workdirs.cached_each(path, {name: functools.partial(train, one) for name, one in known.items()})
+  measured = len(known.keys() & (workdirs.read(path) or {}))
+  with run.progress.phase(REFERENCES, repeats * len(known), 'trainings', repeats * measured) as advance:
+    shown = {name: one._replace(evaluate=counted(one.evaluate, advance)) for name, one in known.items()}
+    return workdirs.cached_each(path, {name: functools.partial(train, one) for name, one in shown.items()})
 
 
 def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: Mapping[str, Found]) -> Summary:

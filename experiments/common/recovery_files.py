@@ -118,7 +118,13 @@ def forget_crash(workdir: str) -> None:
   os.truncate(os.path.join(workdir, 'crash.txt'), 0)  # `recording_crashes` has it open
 
 
-def recovery(workdir: str, limits: Limits, check: Callable[[], None], store: Store = ORBAX) -> Recovery:
+def recovery(
+  workdir: str,
+  limits: Limits,
+  check: Callable[[], None],
+  store: Store = ORBAX,
+  unsaved: set[str] | None = None,
+) -> Recovery:
   """Returns a recovery that keeps started.jsonl and, for long trainings, their states in training/.
 
   Args:
@@ -126,7 +132,9 @@ def recovery(workdir: str, limits: Limits, check: Callable[[], None], store: Sto
     limits: of a child.
     check: raises `Stopped` if the process was asked to end.
     store: how the states are kept.
+    unsaved: a set that then has the names of trainings under way of which something is not saved yet.
   """
+  unsaved = set() if unsaved is None else unsaved
   path, folder = os.path.join(workdir, 'started.jsonl'), os.path.join(workdir, 'training')
   lock, kept = threading.Lock(), dict[str, float]()  # when each was saved the last time
 
@@ -163,14 +171,17 @@ def recovery(workdir: str, limits: Limits, check: Callable[[], None], store: Sto
   def put(name: str, calls: int, states: PyTree) -> None:
     # Before the next call, which uses the states up.
     store.save(os.path.join(folder, name), calls, Standing(jnp.asarray(calls, jnp.int32), jax.device_get(states)))
+    unsaved.discard(name)
     note({'training': name, 'kept': calls})
 
   def end(name: str, metrics: Metrics) -> None:
     note({'training': name, 'metrics': {key: [str(value.dtype), value.tolist()] for key, value in metrics.items()}})
+    unsaved.discard(name)
     shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
 
   def leave(name: str) -> None:
     note({'training': name, 'left': True})
+    unsaved.discard(name)
 
   timeout = limits.child_timeout or math.inf
   return Recovery(
@@ -184,6 +195,8 @@ def recovery(workdir: str, limits: Limits, check: Callable[[], None], store: Sto
     timeout,
     limits.child_starts,
     suspects.__contains__,
+    unsaved.add,
+    unsaved.discard,
   )
 
 

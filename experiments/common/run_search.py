@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
 import math
 import os
-import sys
 import time
 import types
 from typing import Any
@@ -12,9 +11,9 @@ import warnings
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from experiments.common import hooks, workdirs
+from experiments.common.progress import Progress
 from nas_jax import crew as crew_lib
 from nas_jax import files, search
 from nas_jax.report import rankings
@@ -41,6 +40,7 @@ def run(
   crew: crew_lib.Crew | None = None,
   width: int = 1,
   told: Mapping[int, journal.Record] = types.MappingProxyType({}),
+  progress: Progress | None = None,
 ) -> list[journal.Record]:
   """Runs a search in a folder until the budget is spent, from wherever the folder says that it stands.
 
@@ -52,12 +52,13 @@ def run(
     s: the search.
     seed: of its initial state.
     budget: when it ends.
-    name: of the progress bar.
+    name: of this phase of the run.
     recovery: asked before each update whether the process should end.
     watchers: hooks that are called after all others.
     crew: trains the children of asynchronous replicas; by default this process does.
     width: how many it trains at once.
     told: records of children that the search was told of, by their negative ids, for children that repeat one.
+    progress: shows how far it is; by default one that knows of nothing else.
 
   Returns:
     The records of all children, by id.
@@ -83,18 +84,21 @@ def run(
   def keep(now: search.SearchState, info: Mapping[str, Any] | None = None) -> None:
     nonlocal saved, state
     state = now
+    if s.shared:  # the weights: the journal does not lead back to them
+      recovery.hold(folder)
     if info is None or time.monotonic() - saved > SECONDS:
-      save(int(state.step), state)
+      save(int(state.step), state)  # which goes on in the background
       saved = time.monotonic()
       if s.parts:
         workdirs.write(os.path.join(folder, 'replay.json'), s.parts.export(state) + '\n')
 
-  pause = 1 if sys.stderr.isatty() else 20
-  with tqdm(total=budget.children, initial=s.spent(state), desc=name, unit='child', mininterval=pause) as bar:
+  spent = min(s.spent(state), budget.children)
+  with (progress or Progress()).phase(name, budget.children, 'children', spent) as advance:
 
     def show(state: search.SearchState, info: Mapping[str, Any]) -> None:
-      bar.set_postfix(best=f'{float(state.best.reward):.4f}', mean=f'{info["reward"]:.4f}', refresh=False)
-      bar.update(min(s.spent(state), budget.children) - bar.n)
+      nonlocal spent
+      before, spent = spent, min(s.spent(state), budget.children)
+      advance(spent - before, f'best {float(state.best.reward):.4f}, mean {info["reward"]:.4f}')
 
     listeners = [
       search.Hook(children=journal.writer(path), vital=True),
@@ -115,6 +119,7 @@ def run(
     finally:
       stop_watching()
       close()
+      recovery.release(folder)
   found = journal.read(path, schema=journal.child_of(s.space))
   return [found[number] for number in s.children(state) if number in found]
 

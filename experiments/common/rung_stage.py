@@ -7,12 +7,10 @@ in children.jsonl, with the same id, and the number of its `rung`. A child whose
 from collections.abc import Iterator, Mapping, Sequence
 import itertools
 import os
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from experiments.common import workdirs
 from experiments.common.stages import Found, Run
@@ -63,6 +61,18 @@ def of(system: System, cfg: Config, made: Space, folder: str, records: Sequence[
   return rungs.of(records, read(folder, made), cfg.rung_factor, made, system.metric) if system.alone else [records]
 
 
+def _phase(cfg: Config, rung: int) -> str:
+  return f'{search.title(cfg)}, rung {rung}'
+
+
+def work(cfg: Config) -> dict[str, float]:
+  """Returns the phases of the rungs after a search, and the work of each in trainings of a child of the search."""
+  return {
+    _phase(cfg, rung): halving.size(cfg.max_children, rung, cfg.rung_factor) * halving.longer(rung, cfg.rung_factor)
+    for rung in range(2, cfg.rungs + 1)
+  }
+
+
 def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> None:
   """Trains the rungs of a search that has ended, or the rest of them, and then writes best.json of the longest rung.
 
@@ -77,7 +87,6 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
   """
   made, path = run.problem.space, os.path.join(found.folder, FILE)
   workdirs.drop_damaged_lines(path, journal.child_of_rung(made))
-  pause = 1 if sys.stderr.isatty() else 20
   write, at_once = journal.writer(path), cfg.m
   if found.search.replicas:  # whose batches of m children are trained side by side in the search, too
     at_once = max(cfg.m, run.crew.size if run.crew else run.width)
@@ -87,14 +96,14 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
     going = rungs.promoted(before, cfg.rung_factor, made, run.system.metric)
     missing = [record for record in going if (rung, record['id']) not in trained]
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), 5), rung)
-    title, done = f'{search.title(cfg)}, rung {rung}', len(going) - len(missing)
-    with tqdm(total=len(going), initial=done, desc=title, unit='child', mininterval=pause) as bar:
+    done = len(going) - len(missing)
+    with run.progress.phase(_phase(cfg, rung), len(going), 'children', done) as advance:
       for batch, count in _batches(made, missing, key, at_once):
         run.recovery.check()
         begun = time.perf_counter()
         lines = journal.records(batch, train[name(rung)](batch), time.perf_counter() - begun)[:count]
         write([line | {'rung': rung} for line in lines])
-        bar.update(count)
+        advance(count)
   ranked = rungs.best_first(of(run.system, cfg, made, found.folder, found.records), made, run.system.metric)
   if ranked and ranked[0][0] > 1:
     workdirs.write(os.path.join(found.folder, 'best.json'), rankings.best_json(made, ranked[0][1]))

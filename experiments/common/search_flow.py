@@ -11,12 +11,14 @@ from experiments import report as report_page
 from experiments.common import (
   from_scratch,
   launch,
+  quick_end,
   recovery_files,
   run_search,
   start_from,
   weight_sharing,
   workdirs,
 )
+from experiments.common.progress import Progress
 from experiments.common.stages import Found, Run, Stages, Summary
 from experiments.common.start_from import NOTHING, Start
 from experiments.common.systems import Arch, Config, Data, System
@@ -63,32 +65,48 @@ def run(
     reload: reads the data again with the data_seed of its argument, to see what rewards owe to the data; by default the
       splits stay those of `data`.
   """
-  recovery = recovery_files.recovery(workdir, cfg, check)
+  unsaved = {'what other hosts train'} if hosts.processes > 1 else set[str]()
+  recovery = recovery_files.recovery(workdir, cfg, check, unsaved=unsaved)
   problem = system.make_problem(cfg, data) if problem is None else problem
-  begun = Run(
-    system, cfg, data, problem, workdir, recovery, beside or {}, reload or (lambda cfg: data), len(jax.local_devices())
-  )
-  begun = _placed(begun, hosts, crew)
+  beside, reload = beside or {}, reload or (lambda cfg: data)
+  width = len(jax.local_devices())
+  begun = Run(system, cfg, data, problem, workdir, recovery, beside, reload, Progress(), width)
+  with quick_end.while_compiling(unsaved):
+    _run(_placed(begun, hosts, crew), with_control, started, _places(hosts, crew))
+
+
+def _run(begun: Run, with_control: bool, started: Start, places: str) -> None:
+  """Runs all stages; `places` says in words where children are trained."""
+  system, workdir, problem = begun.system, begun.workdir, begun.problem
   stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
   cfg = stages.cfg
   print(
-    f'{rankings.counted(problem.space.size(), system.noun)}; {stages.children} on {system.about(cfg, data)}; '
-    f'{_places(hosts, crew)}; results in {workdir}',
+    f'{rankings.counted(problem.space.size(), system.noun)}; {stages.children} on {system.about(cfg, begun.data)}; '
+    f'{places}; results in {workdir}',
     flush=True,
   )
+  control = dataclasses.replace(cfg, algorithm='random', proposals='policy')
+  with_control &= control != cfg
+  phases = [f'search ({search.title(cfg)})', *(['random search'] if with_control else [])]
+  beside = stages.work([cfg, control][: len(phases)])
+  begun.progress.expect({name: system.children(cfg) for name in phases} | dict(beside))
   said = stages.before()
   if said:
     print(said, flush=True)
   for line in started.said:
     print(f'started from {line}', flush=True)
-  found = {search.title(cfg): _one(begun, stages, cfg, workdir, started)}
-  control = dataclasses.replace(cfg, algorithm='random', proposals='policy')
-  if with_control and control != cfg:
+  found = {search.title(cfg): _one(begun, stages, cfg, workdir, started, phases[0])}
+  if with_control:
     folder = os.path.join(workdir, 'control')
     workdirs.open_config(folder, control)
-    found['random'] = _one(begun, stages, control, folder, NOTHING)
+    found['random'] = _one(begun, stages, control, folder, NOTHING, phases[1])
   _summarize(begun, cfg, stages.summary(found), [said] if said else [], started)
   report_page.write(workdir, report_page.make(workdir, begun.cfg))
+  chosen = os.path.join('final', 'best.json')
+  of_choice = f', {chosen} the one of the final choice' if os.path.exists(os.path.join(workdir, chosen)) else ''
+  print(f'results in {workdir}: summary.txt has these tables, best.json the best architecture{of_choice}')
+  if system.retrain:
+    print(f'python -m experiments.retrain --workdir={workdir} trains that to the end', flush=True)
 
 
 def _placed(begun: Run, hosts: hosts_lib.Hosts, crew: crew_lib.Crew | None) -> Run:
@@ -128,12 +146,12 @@ def _summarize(begun: Run, cfg: Config, found: Summary, reliability: Sequence[st
   print(f'\n{summary}', end='')
 
 
-def _one(begun: Run, stages: Stages, cfg: Config, folder: str, started: Start) -> Found:
+def _one(begun: Run, stages: Stages, cfg: Config, folder: str, started: Start, phase: str) -> Found:
   """Runs one search to its end, and what follows it at once."""
   s, budget = start_from.begin(stages.search(cfg), started), run_search.budget_of(cfg, begun.system.children(cfg))
   watchers, told = [report_page.refresher(begun.workdir, begun.cfg)], start_from.measured(started)
   records = run_search.run(
-    folder, s, cfg.seed, budget, search.title(cfg), begun.recovery, watchers, begun.crew, begun.width, told
+    folder, s, cfg.seed, budget, phase, begun.recovery, watchers, begun.crew, begun.width, told, begun.progress
   )
   found = Found(folder, s, records)
   stages.after(cfg, found)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
+from experiments.common.progress import Progress
 from experiments.common.systems import Arch, Config, Data, System
 from nas_jax import config, search
 from nas_jax.crew import Crew
@@ -32,6 +33,7 @@ class Run(NamedTuple):
   recovery: Recovery
   beside: Mapping[str, Arch]  # architectures by name, to train as the children are trained
   reload: Callable[[Config], Data]  # see `on_other_data`
+  progress: Progress  # shows how far the run is
   width: int = 1  # children of asynchronous replicas that are trained at once: as many as there are devices
   crew: Crew | None = None  # who trains the children of asynchronous replicas; None for this process
   place: Place = lambda own: own  # where children are trained; see `from_scratch.local_evaluators` for the names
@@ -71,6 +73,8 @@ class Stages(NamedTuple):
   Attributes:
     cfg: the config of the search; what its flags left to be measured is settled.
     children: how many children are trained and how, in words.
+    work: (configs of all searches) -> the phases of the run beside the searches, by name, and how much work each is in
+      trainings of a child; NaN where that is not known.
     search: (cfg) -> the search. Its programs are shared with other searches, whose `cfg` may differ in the algorithm.
     before: measures something before the search and returns it in words; '' for nothing.
     after: (cfg, search) is called as soon as a search has ended; it may write files in the folder of the search.
@@ -79,6 +83,7 @@ class Stages(NamedTuple):
 
   cfg: Config
   children: str
+  work: Callable[[Sequence[Config]], Mapping[str, float]]
   search: Callable[[Config], search.Search]
   before: Callable[[], str]
   after: Callable[[Config, Found], None]

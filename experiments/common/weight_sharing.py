@@ -10,6 +10,7 @@ Its workdir holds these files beside those of every search:
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import json
+import math
 import os
 import time
 from typing import Any
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common import workdirs
+from experiments.common.progress import counted
 from experiments.common.stages import Found, Run, Stages, Summary, on_other_data
 from experiments.common.systems import Config
 from nas_jax import draw, search
@@ -30,6 +32,7 @@ from nas_jax.training import checkpoint, evaluators
 from nas_jax.training.problem import Problem
 from nas_jax.types import Batch
 
+ALONE = 'architectures trained by themselves'  # a phase of the run
 OTHER_DATA = 'two seeds with other data seeds'  # the name of a comparison in ranks.json, beside 'two seeds'
 
 
@@ -39,6 +42,7 @@ def stages(run: Run) -> Stages:
   return Stages(
     run.cfg,
     f'{run.cfg.samples} samples with {run.system.length(run.cfg)}',
+    work=lambda cfgs: {ALONE: math.nan} if run.cfg.rank_children else {},
     search=lambda cfg: enas.build(run.problem, cfg, programs, run.recovery.check),
     before=lambda: '',
     after=functools.partial(derive, run, programs),
@@ -158,7 +162,7 @@ def train_alone(run: Run) -> list[journal.Record]:
   known = {number: line for number, line in known.items() if problem.metric in line}
 
   def train(batch: Batch, make: Callable[[], Problem]) -> None:
-    evaluate = functools.cache(lambda: evaluators.build(make(), recovery=run.recovery))
+    evaluate = functools.cache(lambda: counted(evaluators.build(make(), recovery=run.recovery), advance))
     for start in range(0, len(batch.ids), cfg.m):
       indices = jnp.arange(start, start + cfg.m) % len(batch.ids)  # the last are filled up from the front
       part = jax.tree.map(lambda x: x[indices], batch)  # noqa: B023, called at once
@@ -169,8 +173,10 @@ def train_alone(run: Run) -> list[journal.Record]:
         write(fresh)
         known.update({line['id']: line for line in fresh})
 
-  train(twice, lambda: problem)
-  train(third, lambda: on_other_data(run.system, cfg, run.reload))
+  batches = [range(0, len(some.ids), cfg.m) for some in (twice, third)]
+  with run.progress.phase(ALONE, sum(map(len, batches)) * cfg.m, 'trainings') as advance:
+    train(twice, lambda: problem)
+    train(third, lambda: on_other_data(run.system, cfg, run.reload))
   return [known[number] for number in range(3 * n)]
 
 

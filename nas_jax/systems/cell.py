@@ -266,4 +266,5 @@ def final_choice(cfg: Config, text: text_lib.Text) -> retrain.FinalChoice:
   references = {name: retrain_cell.KNOWN[name] for name in ('NASCELL', 'LSTM')}
   for reference in references.values():
     retrain_cell.validate(recipe, text, reference)
-  return retrain.FinalChoice(recipe, references)
+  child = cfg.steps * cfg.batch * cfg.bptt / len(text.train) if not cfg.epochs else cfg.epochs  # passes over the text
+  return retrain.FinalChoice(recipe, references, 1 / child)

@@ -8,6 +8,7 @@ architecture; a `Recipe` has what differs between cells, networks and the networ
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import itertools
+import math
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from nas_jax import export
@@ -44,6 +45,7 @@ class FinalChoice(NamedTuple):
 
   cfg: Config  # of the recipe of the system that was searched with
   references: Mapping[str, Arch]
+  epoch: float = math.nan  # how many times the training of a child of the search an epoch takes, about
 
 
 Cfg = TypeVar('Cfg', bound=Config)

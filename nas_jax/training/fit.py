@@ -332,6 +332,7 @@ def run(
   for call in range(done, calls):
     count = min(programs.steps_per_call, programs.steps - call * programs.steps_per_call)
     states = jax.block_until_ready(programs.chunk(data, jnp.asarray(count), states, archs, keys))
+    recovery.hold(name)
     if time.monotonic() - begun > seconds:
       return states, {'failed': jnp.where(states.failed == Status.OK, Status.TOO_LONG, states.failed)}
     if call >= calls - programs.scored:

@@ -65,6 +65,8 @@ class Recovery(NamedTuple):
   timeout: float = math.inf  # seconds of training for each child
   starts: int = 0  # failed ones after which a child fails; 0: no limit
   is_suspect: Callable[[str], bool] = lambda name: False  # the process has crashed while it and others were under way
+  hold: Callable[[str], None] = _nothing  # from now on something would be lost if the process ended at once,
+  release: Callable[[str], None] = _nothing  # and from now on it would not; `keep`, `end` and `leave` say so themselves
 
   def crashes_process(self, name: str, starts: int) -> bool:
     """Says whether the process has crashed so often in a training that it is not begun again; 0: never."""

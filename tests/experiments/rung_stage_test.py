@@ -13,6 +13,7 @@ import testing
 
 from experiments import report, retrain
 from experiments.common import from_scratch, rung_stage, search_flow, stages, workdirs
+from experiments.common.progress import Progress
 from experiments.common.systems import CELL, CHAIN, CONV
 from nas_jax import config, space
 from nas_jax.report import page
@@ -62,7 +63,7 @@ def stage(folder, records, cfg=CFG, trainings=None):
   trainings = trainings or Trainings()
   system, problem = system_of(trainings), cell.make_problem(cfg, TEXT)
   recovery = NO_RECOVERY._replace(timeout=7.0)
-  run = stages.Run(system, cfg, TEXT, problem, str(folder), recovery, {}, lambda cfg: TEXT)
+  run = stages.Run(system, cfg, TEXT, problem, str(folder), recovery, {}, lambda cfg: TEXT, Progress())
   train = from_scratch.local_evaluators(system, cfg, TEXT, problem, recovery, run.reload)
   search = types.SimpleNamespace(replicas=None)
   rung_stage.run(run, train, cfg, stages.Found(str(folder), search, records))

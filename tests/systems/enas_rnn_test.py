@@ -14,6 +14,7 @@ import testing
 from experiments import enas_search, retrain
 from experiments.common import launch, search_flow, workdirs
 from experiments.common import weight_sharing as flow
+from experiments.common.progress import Progress
 from experiments.common.stages import Run
 from experiments.common.systems import ENAS, RECURRENT
 from nas_jax import published, space
@@ -203,7 +204,7 @@ def test_ranks_where_trainings_failed(tmp_path, monkeypatch):
   """A training that failed has no rank; its reward of 0 is no number. If all have failed, nothing is best."""
   cfg = testing.rnn_config(rank_children=4)
   problem = enas_rnn.make_problem(cfg, TEXT)
-  run = Run(RECURRENT, cfg, TEXT, problem, str(tmp_path), NO_RECOVERY, {}, lambda cfg: TEXT)
+  run = Run(RECURRENT, cfg, TEXT, problem, str(tmp_path), NO_RECOVERY, {}, lambda cfg: TEXT, Progress())
 
   def trained(scores):
     lines = zip(scores, 3 * list(testing.random_tokens(problem.space, 4)), strict=True)

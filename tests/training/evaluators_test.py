@@ -14,6 +14,7 @@ import pytest
 import testing
 
 from experiments.common import from_scratch, workdirs
+from experiments.common.progress import Progress
 from experiments.common.stages import Run
 from experiments.common.systems import CELL
 from nas_jax import space
@@ -207,7 +208,9 @@ def test_what_is_faster_is_measured_once_and_noted(tmp_path, monkeypatch):
   def settled(cfg):
     opened = workdirs.open_config(str(tmp_path), cfg)
     return from_scratch.settle_program(
-      Run(CELL, opened, text, cell.make_problem(cfg, text), str(tmp_path), NO_RECOVERY, {}, lambda cfg: text)
+      Run(
+        CELL, opened, text, cell.make_problem(cfg, text), str(tmp_path), NO_RECOVERY, {}, lambda cfg: text, Progress()
+      )
     )
 
   monkeypatch.setattr(timing, 'of_problem', lambda problem, *rest: timing.Timing(2.0, 1.0))
