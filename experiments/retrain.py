@@ -10,6 +10,7 @@ cut off. Examples:
 from collections.abc import Mapping, Sequence
 import hashlib
 import json
+import math
 import os
 import time
 from typing import Any, NamedTuple
@@ -172,8 +173,8 @@ def run(
 
 
 def epochs_of_choice(system: System, cfg: retrain.Config, candidates: int, groups: int) -> int:
-  """Returns how many epochs `choose` trains, of all trainings together."""
-  points = len(retrain.grid(RECIPES[system.kind].point, cfg))
+  """Returns how many epochs `choose` trains, of all trainings together, if a grid is continued once at most."""
+  points = len(retrain.grid(RECIPES[system.kind].point, cfg)) + min(cfg.extend_grid, 1)
   return candidates * _epochs_of_grid(cfg, points) + groups * _epochs_at_all_sizes(system, cfg)
 
 
@@ -289,12 +290,21 @@ def train_grid(
   check: launch.Check,
   advance: Advance = _unseen,
 ) -> tuple[Any, float]:
-  """Trains all points of the grid at the first size; returns the best point by validation, and its loss there."""
+  """Trains all points of the grid at the first size; returns the best point by validation, and its loss there.
+
+  The grid is continued as `extend_grid` of the config says.
+  """
   points, size = retrain.grid(recipe.point, cfg), recipe.sizes(cfg)[0]
-  stage = Stage(f'{name}: grid', size, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False, (), advance)
-  found = _train_once(recipe, cfg, data, arch, f'grid at {size}', stage, folder, check)
-  lowest = int(np.argmin(found['valid']))
-  return points[lowest], found['valid'][lowest]
+  key, tried = f'grid at {size}', dict[Any, float]()
+  for _ in range(1 + cfg.extend_grid):
+    stage = Stage(f'{name}: grid', size, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False, (), advance)
+    tried |= zip(points, _train_once(recipe, cfg, data, arch, key, stage, folder, check)['valid'], strict=True)
+    further = retrain.beyond(tried)
+    if further is None:
+      break
+    points, key = [further], f'grid at {size}, lr {further.lr:g}'
+  best = min(tried, key=lambda point: (not math.isfinite(tried[point]), tried[point]))
+  return best, tried[best]
 
 
 class Stage(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import itertools
 import math
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from nas_jax import export
 from nas_jax.config import Seed, field
@@ -34,7 +34,16 @@ class Config(Seed):
 
   epochs: int = epochs_field(1)
   grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for as many as in the other trainings', low=0)
+  extend_grid: int = field(
+    0,
+    'how many more learning rates may be tried, one after another, while the best one is the least or the greatest of '
+    'those that were tried; each continues them by the same factor',
+    low=0,
+    high=20,
+  )
   repeats: int = field(1, 'trainings of the best point of the grid at each size, from different seeds', low=1)
+
+  added: ClassVar[dict[str, Any]] = {'extend_grid': 0}  # see `config.with_added`
 
 
 Arch = Any  # a static architecture, or the name of a standard one that has no tokens, such as 'LSTM'
@@ -81,3 +90,27 @@ def grid(point: type[Point], cfg: Config) -> list[Point]:
   """The points of a grid: the product of the lists that `cfg` has for the fields of `point`, the last varying first."""
   lists = (getattr(cfg, name) for name in point._fields)  # type: ignore[attr-defined]
   return [point(*values) for values in itertools.product(*lists)]
+
+
+def beyond(tried: Mapping[Any, float]) -> Any | None:
+  """Returns the point with which to continue a grid: the best one at a learning rate beyond those that were tried.
+
+  Args:
+    tried: the validation loss of each `Point` so far, which has a field `lr`; not finite if its training failed.
+
+  Returns:
+    None if the best point has a lower and a greater rate beside it, if there is no other rate, or if all have failed.
+
+  >>> from nas_jax.systems.retrain_cell import Point
+  >>> losses = {Point(0.01, 4.0, 0.1, '0'): 1.5, Point(0.02, 4.0, 0.1, '0'): 1.4}
+  >>> beyond(losses).lr
+  0.04
+  >>> beyond(losses | {Point(0.04, 4.0, 0.1, '0'): 1.6}) is None
+  True
+  """
+  best = min(tried, key=lambda point: (not math.isfinite(tried[point]), tried[point]))
+  rates = sorted(point.lr for point in tried if point._replace(lr=best.lr) == best)
+  if len(rates) < 2 or not math.isfinite(tried[best]) or rates[0] < best.lr < rates[-1]:
+    return None
+  beside = rates[1] if best.lr == rates[0] else rates[-2]
+  return best._replace(lr=best.lr * best.lr / beside)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -218,6 +219,33 @@ def test_grid_then_winner_at_every_size(tmp_path, capsys):
   models = [f'model-{size}-{k}' for size in (4, 6) for k in (0, 1)]
   others = sorted(path.name for path in folder.iterdir() if not path.name.startswith('ended-'))
   assert others == [*models, 'trainings.json']  # nothing half done is left
+
+
+@pytest.mark.parametrize(
+  ('best', 'more', 'tried', 'chosen'),
+  [
+    (0.02, 4, [0.01, 0.02, 0.04], 0.02),  # the greatest of two is an end, the middle of three is none
+    (0.09, 4, [0.01, 0.02, 0.04, 0.08, 0.16], 0.08),
+    (0.001, 2, [0.01, 0.02, 0.005, 0.0025], 0.0025),  # no more than that
+    (0.09, 0, [0.01, 0.02], 0.02),
+    (None, 4, [0.01, 0.02], 0.01),  # all fail: no rate is known to be better
+  ],
+)
+def test_a_grid_goes_on_while_its_best_rate_is_at_an_end(tmp_path, monkeypatch, best, more, tried, chosen):
+  rates = list[float]()
+
+  def stage(recipe, cfg, data, arch, stage, folder, running, check):
+    rates.extend(point.lr for point in stage.points)
+    losses = [math.inf if best is None else abs(math.log(point.lr / best)) for point in stage.points]
+    curve = [[loss] * stage.epochs for loss in losses]
+    return {'size': '4', 'parameters': 1, 'valid': losses, 'curve': curve, 'seconds': 0.0}
+
+  monkeypatch.setattr(launcher, 'train_stage', stage)
+  cfg = testing.retrain_config(lr=(0.01, 0.02), extend_grid=more)
+  for _ in range(2):  # the second time all of it is known
+    point, _ = launcher.train_grid(CELL.retrain, cfg, None, 'cell', None, str(tmp_path), lambda: None)
+    assert point.lr == pytest.approx(chosen)
+    np.testing.assert_allclose(rates, tried)
 
 
 def test_cells_of_several_kinds_side_by_side(tmp_path):
