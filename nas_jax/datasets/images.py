@@ -1,22 +1,15 @@
 """Images as arrays. Nothing is downloaded: the digits are part of scikit-learn, other sets are read from a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import hashlib
+import os
 from typing import NamedTuple
 
 import numpy as np
 
 from nas_jax import lazy
-from nas_jax.datasets import tfds
-
-LARGEST = 2**35  # bytes of resized images
-
-
-class Split(NamedTuple):
-  """Some images and their classes."""
-
-  images: np.ndarray  # [n, H, W, C] uint8
-  labels: np.ndarray  # [n] int32
+from nas_jax.datasets import own_images, splits, tfds
+from nas_jax.datasets.splits import Size, Source, Split, resized
 
 
 class Images(NamedTuple):
@@ -44,42 +37,59 @@ def load_images(
   dataset: str = 'digits',
   data_dir: str = '',
   valid_share: float = 0.1,
-  resize: int = 0,
+  resize: Size = 0,
   max_examples: int = 0,
   seed: int = 0,
+  test_share: float = 0.0,
 ) -> Images:
   """Reads a set of images.
 
   The validation split is that of the set. If it has none, it is drawn at random from the training images (Sec. 4.1).
 
   Args:
-    dataset: 'digits' is the set of scikit-learn: 1,797 images of 8 x 8 pixels, a fifth of them for testing. Anything
-      else is the name of a set of TensorFlow Datasets with images and labels, as 'cifar10', prepared in `data_dir`.
-    data_dir: the folder of prepared sets; not used by 'digits'.
+    dataset: 'digits' is the set of scikit-learn: 1,797 images of 8 x 8 pixels, a fifth of them for testing. 'folder' is
+      the folder `data_dir` of image files, see `own_images.of_folder`. What ends in .npz is a file of arrays, in
+      `data_dir` if that is given, see `own_images.of_npz`. Anything else is the name of a set of TensorFlow Datasets
+      with images and labels, as 'cifar10', prepared in `data_dir`.
+    data_dir: the folder that the set is read from; not used by 'digits'.
     valid_share: share of the training images to validate with, if the set has no validation split of its own; a tenth
       is the paper's 5,000 of 50,000.
-    resize: height and width in pixels to scale the images to; 0 leaves them.
+    resize: pixels to scale the images to, of a square or (height, width); 0 leaves them.
     max_examples: how many training images to take, those to validate with included, and at most as many of the other
       splits of the set; 0 takes all.
     seed: of the random choice of the images to take and to validate with.
+    test_share: share of the training images that become the test split if the set has none; 0 for no test split. They
+      do not depend on the seed.
 
   Raises:
-    ValueError: as `tfds.prepared` and `split_images`.
+    ValueError: as `tfds.prepared`, `own_images` and `split_images`, or `resize` has a 0 in a pair.
   """
+  if resize and min(splits.height_and_width(resize)) < 1:
+    raise ValueError(f'resize (={resize}) must be one size, or height and width, above 0.')
   if dataset == 'digits':
-    parts, classes, class_names = _digits(), 10, ()
+    parts, classes, class_names = _digits(), 10, tuple[str, ...]()
     if resize:
       parts = {name: part._replace(images=resized(part.images, resize)) for name, part in parts.items()}
   else:
-    source = tfds.prepared(dataset, data_dir, "or take dataset 'digits', which needs no folder")
-    names = ['train', *(name for name in ('test', 'validation') if name in source)]
-    parts = {name: _decoded(source, name, dataset, max_examples, seed, resize) for name in names}
-    labels = source['train'].dataset_info.features['label']
-    classes, class_names = labels.num_classes, tuple(labels.names)
+    sources, class_names = _sources(dataset, data_dir, resize)
+    parts, classes = splits.read(sources, max_examples, test_share, seed), len(class_names)
   found = split_images(
     parts['train'], parts.get('test'), classes, valid_share, max_examples, seed, parts.get('validation')
   )
   return found._replace(names=class_names)
+
+
+def _sources(dataset: str, data_dir: str, resize: Size) -> tuple[dict[str, Source], tuple[str, ...]]:
+  """Returns the splits of a set, and the names of its classes."""
+  if dataset == own_images.FOLDER:
+    return own_images.of_folder(data_dir, resize)
+  if dataset.endswith(own_images.ENDING):
+    return own_images.of_npz(os.path.join(data_dir, os.path.expanduser(dataset)), resize)
+  instead = f"or take dataset {own_images.FOLDER!r}, a file FILE.npz, or 'digits', which needs no folder"
+  source = tfds.prepared(dataset, data_dir, instead)
+  names = ['train', *(name for name in ('test', 'validation') if name in source)]
+  found = {name: _prepared(source, name, dataset, resize) for name in names}
+  return found, tuple(source['train'].dataset_info.features['label'].names)
 
 
 def split_images(
@@ -137,11 +147,7 @@ def split_images(
 def _check(name: str, part: Split, classes: int) -> None:
   images, labels = part
   where = f'the {name} split'
-  if labels.ndim == 2 and len(images) == len(labels):
-    way = 'labels[:, 0]' if labels.shape[1] == 1 else 'labels.argmax(1), if they are one-hot'
-    raise ValueError(f'{where} has labels {labels.shape}: want the number of a class for each image, [n]; take {way}.')
-  if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
-    raise ValueError(f'{where} has images {images.shape} and labels {labels.shape}: want [n, H, W, C] and [n], n > 0.')
+  splits.check_shapes(name, images, labels)
   if min(images.shape[1:3]) < 4:
     raise ValueError(f'{where} has images of {images.shape[1]} x {images.shape[2]} pixels: want at least 4 x 4.')
   if not np.isfinite(images).all():
@@ -149,6 +155,7 @@ def _check(name: str, part: Split, classes: int) -> None:
     raise ValueError(f'{where} has pixels that are not finite, first in image {first}: want numbers.')
   if images.dtype != np.uint8:
     raise ValueError(f'{where} has pixels of type {images.dtype}: want uint8, 0 to 255.')
+  splits.check_type(name, labels)
   if not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(f'{where} has labels of type {labels.dtype}: want ints, 0 to {classes - 1}.')
   if classes < 2 or len(np.unique(labels)) < 2:
@@ -171,40 +178,18 @@ def _digits() -> dict[str, Split]:
   }
 
 
-def _decoded(source: Mapping, name: str, dataset: str, max_examples: int, seed: int, resize: int) -> Split:
+def _prepared(source: Mapping, name: str, dataset: str, resize: Size) -> Source:
   if name not in source or not {'image', 'label'} <= set(source[name].dataset_info.features):
     raise ValueError(f'dataset {dataset!r} has no {name} split with image and label: want a set for classification.')
-  # Only what is wanted: decoding takes longer than all the rest.
-  order = np.random.default_rng(seed).permutation(len(source[name]))[: max_examples or None]
-  rows = source[name].__getitems__(np.sort(order).tolist())
-  images, labels = [row['image'] for row in rows], np.array([row['label'] for row in rows])
-  if resize:
-    return Split(resized(images, resize), labels)
-  if len(shapes := {image.shape for image in images}) > 1:
-    few = ', '.join(map(str, sorted(shapes)[:3]))
-    raise ValueError(f'the {name} split of {dataset!r} has images of {len(shapes)} shapes ({few}): set resize.')
-  return Split(np.stack(images), labels)
 
+  def read(places: np.ndarray) -> Split:
+    rows = source[name].__getitems__(places.tolist())
+    images, labels = [row['image'] for row in rows], np.array([row['label'] for row in rows])
+    if resize:
+      return Split(resized(images, resize), labels)
+    if len(shapes := {image.shape for image in images}) > 1:
+      few = ', '.join(map(str, sorted(shapes)[:3]))
+      raise ValueError(f'the {name} split of {dataset!r} has images of {len(shapes)} shapes ({few}): set resize.')
+    return Split(np.stack(images), labels)
 
-def resized(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
-  """Returns n images [H, W, C], which may differ in size, as [n, size, size, C], smoothed where that is smaller.
-
-  Raises:
-    ValueError: they would take more than LARGEST bytes, or are not uint8.
-  """
-  needed = len(images) * size**2 * images[0].shape[-1]
-  if needed > LARGEST:
-    raise ValueError(
-      f'resize (={size}) makes {needed / 2**30:.0f} GiB of {len(images)} images: want at most '
-      f'{LARGEST / 2**30:.0f} GiB; take a smaller one, or fewer max_examples.'
-    )
-  if images[0].dtype != np.uint8:
-    raise ValueError(f'the images have pixels of type {images[0].dtype}: want uint8, 0 to 255.')
-  lazy.require('PIL', 'resizing images')
-  from PIL import Image
-
-  def channel(pixels: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
-
-  # Not by JAX: this is before a launcher has said on which devices it runs.
-  return np.stack([np.stack([channel(image[..., c]) for c in range(image.shape[-1])], -1) for image in images])
+  return Source(len(source[name]), read)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 import numpy as np
 import optax
@@ -11,7 +12,7 @@ import optax
 from nas_jax import config
 from nas_jax.children import conv
 from nas_jax.config import field
-from nas_jax.datasets import image_batches
+from nas_jax.datasets import image_batches, splits
 from nas_jax.datasets import images as images_lib
 from nas_jax.nn.precision import PRECISION_HELP, PRECISIONS
 from nas_jax.space import Kind, Space
@@ -29,13 +30,27 @@ class Config(config.DataSeed):
 
   dataset: str = field(
     'digits',
-    "images: 'digits', which come with scikit-learn, or a set of TensorFlow Datasets in data_dir, as 'cifar10'",
+    "images: 'digits', which come with scikit-learn; 'folder', files in data_dir, in a sub-folder for each class; "
+    "FILE.npz, arrays images and labels; or a set of TensorFlow Datasets in data_dir, as 'cifar10'",
     first=True,
   )
-  resize: int = field(0, 'height and width to resize images to; 0 to leave them as they are', low=0, high=4096)
+  resize: int | tuple[int, int] = field(
+    0,
+    'pixels to resize images to, 64 for squares or 48,64 for height and width; 0 to leave them as they are',
+    low=0,
+    high=4096,
+    pair=True,
+  )
   max_examples: int = field(0, 'images to take for training and validation together; 0 for all', low=0)
   valid_share: float = field(
     0.1, 'share of the training images to validate with; 5,000 of 50,000 in Sec. 4.1', above=0.0
+  )
+  test_share: float = field(
+    0.0,
+    'share of the training images to test with, where the set has no test split; retraining needs one, and the search '
+    'before it the same share, so that it does not see them',
+    low=0.0,
+    high=0.9,
   )
   whiten: str = field(
     'image',
@@ -72,7 +87,7 @@ class Config(config.DataSeed):
   score_batch: int = field(500, 'images in a validation step', low=1)
   precision: str = field('float32', PRECISION_HELP, choices=PRECISIONS)
 
-  added: ClassVar[dict[str, Any]] = {'precision': 'float32'}  # see `config.with_added`
+  added: ClassVar[dict[str, Any]] = {'precision': 'float32', 'test_share': 0.0}  # see `config.with_added`
   removed: ClassVar[dict[str, Any]] = {'block': 1, 'pool_at': [0]}  # see `config.without_removed`
 
 
@@ -100,11 +115,25 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
     ValueError: as `images.load_images`, or there are fewer training images than a batch has.
   """
   found = images_lib.load_images(
-    cfg.dataset, data_dir, cfg.valid_share, cfg.resize, cfg.max_examples, config.data_seed(cfg)
+    cfg.dataset, data_dir, cfg.valid_share, cfg.resize, cfg.max_examples, config.data_seed(cfg), cfg.test_share
   )
   if len(found.train.labels) < cfg.batch:
     raise ValueError(f'batch (={cfg.batch}) is more than the {len(found.train.labels)} training images: take fewer.')
   return found
+
+
+def check_memory(cfg: Config, images: images_lib.Images) -> None:
+  """Raises ValueError if a device has no memory for the images, each of which it needs as the network reads it."""
+  every = [part.images for part in images[:3]]
+  needed = sum(part.size for part in every) * (1 if cfg.whiten == 'image' else 4)
+  needed += image_batches.ORDERS * 8 * len(images.train.labels)
+  limit = min(fit.memory_limit(fit.child_mesh()), splits.memory() / len(jax.local_devices()))
+  if needed > limit:
+    raise ValueError(
+      f'{sum(map(len, every))} images of {images.shape} take {needed / 2**30:.3g} GiB of a device that has '
+      f'{limit / 2**30:.3g}: take a smaller resize, fewer max_examples, or whiten=image, which needs a quarter of the '
+      'others.'
+    )
 
 
 def widest(space: Space) -> PyTree:
@@ -166,7 +195,11 @@ def set_up(
     decayed: (params) -> a bool for each weight, whether the optimizer decays it. It is for a child whose loss has no
       weight decay, and does not work with `quick` of `fitter`.
     least: the learning rate that cosines end at.
+
+  Raises:
+    ValueError: as `check_memory`.
   """
+  check_memory(cfg, images)
   spec = inputs(cfg, images)
   data = image_batches.lay_out(
     train or images.train, scored or (images.valid,), spec.score_batch, cfg.whiten, config.data_seed(cfg)

@@ -103,12 +103,16 @@ def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
 def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
   """Raises ValueError if there are no images to test with, which a search does not need."""
   if not len(images.test.labels):
-    raise ValueError(f'dataset {cfg.dataset!r} has no test split: a network trained to the end is scored on one.')
+    raise ValueError(
+      f'dataset {cfg.dataset!r} has no test split, on which a network trained to the end is scored: give test_share, '
+      'to this and to the search, as --test_share=0.1.'
+    )
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
   check_test_split(cfg, images)
+  classifier.check_memory(cfg, images)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters))).params
   child_lib.check_weights(weights, 'a smaller add_filters.')
   check_module(images, arch, _options(cfg, images, cfg.add_filters[0], cfg.epsilon[0]))
@@ -210,7 +214,7 @@ def check_module(images: images_lib.Images, arch: PyTree, options: Mapping[str, 
 def image_inputs(cfg: Config, images: images_lib.Images) -> export.ImageInputs:
   """Returns what the networks that will be tested read."""
   whitening = image_batches.fit_whitening(cfg.whiten, trained_on(cfg, images).images)
-  return export.ImageInputs(images.shape, images.class_names, whitening, cfg.resize > 0)
+  return export.ImageInputs(images.shape, images.class_names, whitening, bool(cfg.resize))
 
 
 RECIPE = retrain.Recipe(
