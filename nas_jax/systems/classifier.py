@@ -18,7 +18,7 @@ from nas_jax.nn.precision import PRECISION_HELP, PRECISIONS
 from nas_jax.space import Kind, Space
 from nas_jax.space.network import NetworkOptions
 from nas_jax.training import child as child_lib
-from nas_jax.training import fit, rewards, schedules
+from nas_jax.training import fit, metrics, rewards, schedules
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.types import PyTree
@@ -86,8 +86,23 @@ class Config(config.DataSeed):
   lr_decay: float = field(0.1, 'factor by which the learning rate decays, as Huang et al. (2016)', above=0.0, high=1.0)
   score_batch: int = field(500, 'images in a validation step', low=1)
   precision: str = field('float32', PRECISION_HELP, choices=PRECISIONS)
+  metric: str = field(
+    'accuracy',
+    "what networks are scored by: 'accuracy'; 'balanced_accuracy', the mean over classes of the share that is "
+    "recognised; 'f1', the mean over classes of F1 (macro F1). Where a text says accuracy it is this score",
+    choices=tuple(metrics.NAMES),
+  )
+  class_weights: str = field(
+    'none',
+    "weights of the losses of training images: 'none', or 'balanced', which makes all classes weigh the same however "
+    'many images they have',
+    choices=metrics.CLASS_WEIGHTS,
+  )
 
-  added: ClassVar[dict[str, Any]] = {'precision': 'float32', 'test_share': 0.0}  # see `config.with_added`
+  # See `config.with_added`.
+  added: ClassVar[dict[str, Any]] = {
+    'precision': 'float32', 'test_share': 0.0, 'metric': 'accuracy', 'class_weights': 'none',
+  }  # fmt: skip
   removed: ClassVar[dict[str, Any]] = {'block': 1, 'pool_at': [0]}  # see `config.without_removed`
 
 
@@ -174,7 +189,10 @@ def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
   """Returns what a network must know of its images; a validation step takes no more images than there are."""
   augment = image_batches.Augment(cfg.upsample, cfg.flip, cfg.pad)
   size = min(cfg.score_batch, len(images.valid.labels))
-  return conv.InputSpec(images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first, cfg.precision)
+  weights = metrics.balanced(images.train.labels, images.classes) if cfg.class_weights == 'balanced' else ()
+  return conv.InputSpec(
+    images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first, cfg.precision, cfg.metric, weights
+  )
 
 
 def set_up(
@@ -234,8 +252,8 @@ def make_problem(
     network: the child, whose arch is a `conv.ChildSpec`.
     hyperparameters: (arch) -> the hyperparameters of its child.
     epochs: passes over the training images that train a child.
-    last_epochs: how many of the last epochs are scored; the best accuracy counts.
-    reward_power: the reward is that accuracy to this power.
+    last_epochs: how many of the last epochs are scored; the best score counts.
+    reward_power: the reward is that score to this power.
   """
 
   def spec(arch: PyTree) -> conv.ChildSpec:
@@ -253,8 +271,8 @@ def make_problem(
     steps=epochs * setup.pass_steps,
     pass_steps=setup.pass_steps,
     steps_per_call=setup.pass_steps,
-    metric='accuracy',
-    reward=lambda accuracy: rewards.of_accuracy(accuracy, reward_power),
+    metric=setup.inputs.metric,
+    reward=lambda score: rewards.of_accuracy(score, reward_power),
     scored=last_epochs,
     program='specialised',
     quick=True,

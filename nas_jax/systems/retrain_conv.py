@@ -18,7 +18,7 @@ from nas_jax.space import count
 from nas_jax.space.network import Arch
 from nas_jax.systems import classifier, retrain
 from nas_jax.training import child as child_lib
-from nas_jax.training import full_training
+from nas_jax.training import full_training, metrics
 from nas_jax.types import PyTree
 
 KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
@@ -173,7 +173,7 @@ def training(
   own = child_lib.bind_arch(network, lambda hyperparameters: conv.ChildSpec(arch, hyperparameters))
   programs = classifier.fitter(setup, own, lambda hyperparameters: hyperparameters, epochs * setup.pass_steps, mesh)
   return full_training.Task(
-    size, weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything
+    size, weights, programs, data, test, lambda scores: 1.0 - scores[cfg.metric], not everything
   )
 
 
@@ -188,10 +188,11 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
   """What all trainings have in common, in words."""
   trained = 'training and validation images' if cfg.train_on_all else 'training images'
   chosen = 'last epoch' if cfg.train_on_all else 'best epoch by validation'
+  weighed = ', classes of equal weight' if cfg.class_weights == 'balanced' else ''
   return (
-    f'error of {cfg.epochs} epochs on the {trained}, {chosen}; validation is of the grid; {cfg.dataset}, sha256 '
-    f'{images.sha256[:12]}; {len(images.test.labels)} images to test; {config.seeds_in_words(cfg)}; means over '
-    'the trainings'
+    f'{metrics.NAMES[cfg.metric][1]} of {cfg.epochs} epochs on the {trained}{weighed}, {chosen}; validation is of the '
+    f'grid; {cfg.dataset}, sha256 {images.sha256[:12]}; {len(images.test.labels)} images to test; '
+    f'{config.seeds_in_words(cfg)}; means over the trainings'
   )
 
 
