@@ -91,6 +91,35 @@ def test_images_of_an_npz_with_labels(classifier, tmp_path, capsys, named):
   assert 'accuracy: 0.6000 of 5 images' in capsys.readouterr().out
 
 
+def test_images_in_folders_of_their_classes(classifier, tmp_path, capsys):
+  path, model = classifier
+  pixels = np.random.default_rng(2).integers(256, size=(4, 4, 4), dtype=np.uint8)
+  labels = np.asarray(model(pixels[..., None]).argmax(-1)).copy()
+  labels[3] = (labels[3] + 1) % 3  # three of four are right
+  for k, number in enumerate(labels):
+    (tmp_path / model.classes[number]).mkdir(exist_ok=True)
+    Image.fromarray(pixels[k]).save(tmp_path / model.classes[number] / f'{k}.png')
+  run(f'--model={path}', f'--images={tmp_path}')
+  assert 'accuracy: 0.7500 of 4 images' in capsys.readouterr().out
+  (tmp_path / 'hen').mkdir()
+  Image.fromarray(pixels[0]).save(tmp_path / 'hen' / 'x.png')
+  assert "'hen', which is no class" in complaint(f'--model={path}', f'--images={tmp_path}')
+
+
+def test_labels_are_numbers_of_classes_or_their_names():
+  labels = np.array([10, 30, 20])
+  assert pictures.class_numbers(labels, ('10', '20', '30')).tolist() == [0, 2, 1]
+  assert pictures.class_numbers(labels // 10 - 1, ('cat', 'dog', 'owl')).tolist() == [0, 2, 1]
+  with pytest.raises(ValueError, match="'10', which is no class"):
+    pictures.class_numbers(labels, ('0', '1', '2'))
+
+
+def test_images_are_scaled_to_what_is_no_square(tmp_path):
+  Image.new('L', (6, 9), 7).save(tmp_path / 'x.png')
+  wanted = export.ImageInputs((4, 8, 1), ('cat', 'dog'), Whitening('image'), True)
+  assert pictures.read([str(tmp_path)], wanted).images.shape == (1, 4, 8, 1)
+
+
 def test_a_text(language, tmp_path, capsys):
   path, _ = language
   (tmp_path / 'text.txt').write_text('abba\nab')
