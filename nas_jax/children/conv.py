@@ -65,9 +65,9 @@ def build(inputs: InputSpec, options: NetworkOptions = NetworkOptions()) -> Chil
     options: what networks have beside the layers of their architecture.
 
   Returns:
-    A child whose score is {'accuracy': ...} on the validation split, with other metrics beside it if one is wanted. Its
-    carry are the moving statistics of batch norm,
-    a (mean, variance) for each unit, which are used for scoring.
+    A child whose score on the validation split is {'accuracy': ...}, {'r2': ...}, or all scores of classes if another
+    of these is wanted. Its carry are the moving statistics of batch norm, a (mean, variance) for each unit, which are
+    used for scoring.
   """
 
   def forward(params, stats, spec, x, key):
@@ -116,15 +116,23 @@ def classifier(
     logits, stats = forward(params, stats, spec, low(images), key)
     # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
     penalty = 0.5 * spec.hyperparameters.weight_decay * image_ops.square_sum(decayed(params))
+    if inputs.metric == 'r2':
+      return jnp.mean((logits[:, 0] - labels) ** 2) + penalty, stats
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if inputs.class_weights:
       losses *= jnp.asarray(inputs.class_weights, losses.dtype)[labels]
     return losses.mean() + penalty, stats
 
   def score(params, spec, stats, data):
+    def logits(images):
+      return forward(params, stats, spec, low(image_batches.whitened(images)), None)[0]
+
     def said(images):
-      logits, _ = forward(params, stats, spec, low(image_batches.whitened(images)), None)
-      return logits.argmax(-1)
+      return logits(images).argmax(-1)
+
+    def squares(sofar, drawn):
+      images, labels = drawn
+      return sofar + jnp.nansum((logits(images)[:, 0] - labels) ** 2), None
 
     def right(sofar, drawn):
       images, labels = drawn
@@ -140,6 +148,9 @@ def classifier(
     if inputs.metric == 'accuracy':
       found, _ = jax.lax.scan(right, jnp.zeros((), jnp.int32), batches)
       return {'accuracy': found / (data.valid_labels >= 0).sum()}
+    if inputs.metric == 'r2':
+      errors, _ = jax.lax.scan(squares, jnp.zeros(()), batches)
+      return {'r2': metrics.r2(errors, data.valid_labels)}
     nothing = metrics.Counts(*jnp.zeros((3, inputs.classes), jnp.int32))
     return metrics.scores(jax.lax.scan(counted, nothing, batches)[0])
 

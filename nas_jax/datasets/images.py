@@ -9,7 +9,7 @@ import numpy as np
 
 from nas_jax import lazy
 from nas_jax.datasets import own_images, splits, tfds
-from nas_jax.datasets.splits import Size, Source, Split, resized
+from nas_jax.datasets.splits import Scale, Size, Source, Split, resized
 
 
 class Images(NamedTuple):
@@ -18,14 +18,15 @@ class Images(NamedTuple):
   train: Split
   valid: Split
   test: Split  # without images if the set has no such split: a search does not need one
-  classes: int
+  classes: int  # 1 if labels are numbers to predict: a network has so many outputs
   sha256: str  # of what was read, for results
   names: tuple[str, ...] = ()  # of the classes; () for '0', '1', ...
+  scale: Scale | None = None  # of the training labels if they are numbers to predict; None for classes
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """The name of each class."""
-    return self.names or tuple(map(str, range(self.classes)))
+    """The name of each class; () if labels are numbers to predict."""
+    return () if self.scale else self.names or tuple(map(str, range(self.classes)))
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -41,6 +42,7 @@ def load_images(
   max_examples: int = 0,
   seed: int = 0,
   test_share: float = 0.0,
+  numbers: bool = False,
 ) -> Images:
   """Reads a set of images.
 
@@ -60,31 +62,40 @@ def load_images(
     seed: of the random choice of the images to take and to validate with.
     test_share: share of the training images that become the test split if the set has none; 0 for no test split. They
       do not depend on the seed.
+    numbers: whether labels are numbers to predict and no classes; for an .npz alone.
 
   Raises:
     ValueError: as `tfds.prepared`, `own_images` and `split_images`, or `resize` has a 0 in a pair.
   """
   if resize and min(splits.height_and_width(resize)) < 1:
     raise ValueError(f'resize (={resize}) must be one size, or height and width, above 0.')
+  if numbers and not dataset.endswith(own_images.ENDING):
+    raise ValueError(f'metric r2 predicts numbers, and dataset {dataset!r} has classes: take a FILE.npz of numbers.')
   if dataset == 'digits':
     parts, classes, class_names = _digits(), 10, tuple[str, ...]()
     if resize:
       parts = {name: part._replace(images=resized(part.images, resize)) for name, part in parts.items()}
   else:
-    sources, class_names = _sources(dataset, data_dir, resize)
+    sources, class_names = _sources(dataset, data_dir, resize, numbers)
     parts, classes = splits.read(sources, max_examples, test_share, seed), len(class_names)
   found = split_images(
-    parts['train'], parts.get('test'), classes, valid_share, max_examples, seed, parts.get('validation')
+    parts['train'],
+    parts.get('test'),
+    None if numbers else classes,
+    valid_share,
+    max_examples,
+    seed,
+    parts.get('validation'),
   )
   return found._replace(names=class_names)
 
 
-def _sources(dataset: str, data_dir: str, resize: Size) -> tuple[dict[str, Source], tuple[str, ...]]:
+def _sources(dataset: str, data_dir: str, resize: Size, numbers: bool) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Returns the splits of a set, and the names of its classes."""
   if dataset == own_images.FOLDER:
     return own_images.of_folder(data_dir, resize)
   if dataset.endswith(own_images.ENDING):
-    return own_images.of_npz(os.path.join(data_dir, os.path.expanduser(dataset)), resize)
+    return own_images.of_npz(os.path.join(data_dir, os.path.expanduser(dataset)), resize, numbers)
   instead = f"or take dataset {own_images.FOLDER!r}, a file FILE.npz, or 'digits', which needs no folder"
   source = tfds.prepared(dataset, data_dir, instead)
   names = ['train', *(name for name in ('test', 'validation') if name in source)]
@@ -95,7 +106,7 @@ def _sources(dataset: str, data_dir: str, resize: Size) -> tuple[dict[str, Sourc
 def split_images(
   train: Split,
   test: Split | None,
-  classes: int,
+  classes: int | None,
   valid_share: float = 0.1,
   max_examples: int = 0,
   seed: int = 0,
@@ -106,7 +117,7 @@ def split_images(
   Args:
     train: the images to train with.
     test: the images to test with; None if there are none, which is enough for a search.
-    classes: how many there are.
+    classes: how many there are; None if labels are numbers to predict.
     valid_share: as in `load_images`.
     max_examples: as in `load_images`.
     seed: as in `load_images`.
@@ -114,7 +125,8 @@ def split_images(
 
   Raises:
     ValueError: in one line, there are pixels that are not finite or not uint8, labels that are no ints [n] or out of
-      range, fewer than two classes, images smaller than 4 x 4 or of different shapes, or a split without images.
+      range, fewer than two classes, numbers to predict that are not finite or all the same, images smaller than 4 x 4
+      or of different shapes, or a split without images.
   """
   given = {'train': train, 'test': test, 'validation': valid}
   parts = {name: part for name, part in given.items() if part is not None}
@@ -136,15 +148,21 @@ def split_images(
     digest.update(part.labels.tobytes())
 
   def taken(part: Split, at: np.ndarray | slice) -> Split:
-    return Split(part.images[at], part.labels[at].astype(np.int32))
+    return Split(part.images[at], part.labels[at].astype(np.float32 if classes is None else np.int32))
 
   some = slice(max_examples or None)
   chosen = taken(valid, some) if valid else taken(train, order[:cut])
   kept = taken(test, some) if test else taken(train, slice(0))
-  return Images(taken(train, order[cut:]), chosen, kept, classes, digest.hexdigest())
+  rest = taken(train, order[cut:])
+  if classes is None:
+    for name, part in (('train', rest), ('validation', chosen)):
+      splits.check_numbers(name, part.labels)
+    scale = Scale(float(rest.labels.mean(dtype=np.float64)), float(rest.labels.std(dtype=np.float64)))
+    return Images(rest, chosen, kept, 1, digest.hexdigest(), scale=scale)
+  return Images(rest, chosen, kept, classes, digest.hexdigest())
 
 
-def _check(name: str, part: Split, classes: int) -> None:
+def _check(name: str, part: Split, classes: int | None) -> None:
   images, labels = part
   where = f'the {name} split'
   splits.check_shapes(name, images, labels)
@@ -155,6 +173,9 @@ def _check(name: str, part: Split, classes: int) -> None:
     raise ValueError(f'{where} has pixels that are not finite, first in image {first}: want numbers.')
   if images.dtype != np.uint8:
     raise ValueError(f'{where} has pixels of type {images.dtype}: want uint8, 0 to 255.')
+  if classes is None:
+    splits.check_numbers(name, labels)
+    return
   splits.check_type(name, labels)
   if not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(f'{where} has labels of type {labels.dtype}: want ints, 0 to {classes - 1}.')

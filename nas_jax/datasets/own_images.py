@@ -81,7 +81,7 @@ def folders(folder: str) -> list[str]:
   return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
 
 
-def of_npz(path: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[str, ...]]:
+def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Returns the splits of an .npz of images, and the names of its classes.
 
   Its arrays are `images` [n, H, W, C] or, of grey ones, [n, H, W], uint8; and `labels` [n], ints or words. Other splits
@@ -91,6 +91,7 @@ def of_npz(path: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[str, .
   Args:
     path: of the file.
     resize: the size to bring images to.
+    numbers: whether labels are numbers to predict. There are no classes then.
 
   Raises:
     ValueError: in one line, naming what is wrong: the file cannot be read or takes too much memory; an array is
@@ -112,12 +113,15 @@ def of_npz(path: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[str, .
     images[split] = images[split][..., None] if images[split].ndim == 3 else images[split]
     labels[split] = labels[split][:, 0] if labels[split].shape[1:] == (1,) else labels[split]
     splits.check_shapes(split, images[split], labels[split])
-  numbers, classes = (labels, _words(path, names)) if names is not None else numbered(labels)
+  if numbers and names is not None:
+    raise ValueError(f"{path} has 'class_names', and metric r2 takes labels that are numbers: leave them out.")
+  known = _words(path, names) if names is not None else ()
+  labels, classes = (labels, known) if names is not None or numbers else numbered(labels)
 
   def source(split: str) -> Source:
     def read(places: np.ndarray) -> Split:
       some = images[split][places]
-      return Split(splits.resized(some, resize) if resize else some, numbers[split][places])
+      return Split(splits.resized(some, resize) if resize else some, labels[split][places])
 
     return Source(len(images[split]), read)
 

@@ -15,10 +15,17 @@ Size = int | tuple[int, int]  # of images in pixels: of a square, or height and 
 
 
 class Split(NamedTuple):
-  """Some images and their classes."""
+  """Some images and their classes, or the numbers to predict of them (regression)."""
 
   images: np.ndarray  # [n, H, W, C] uint8
-  labels: np.ndarray  # [n] int32
+  labels: np.ndarray  # [n] int32; float32 if they are numbers to predict
+
+
+class Scale(NamedTuple):
+  """Mean and standard deviation of numbers to predict, which networks learn as (number - mean) / deviation."""
+
+  mean: float
+  deviation: float
 
 
 class Source(NamedTuple):
@@ -123,8 +130,17 @@ def check_type(name: str, labels: np.ndarray) -> None:
   """Raises ValueError if labels of the split `name` are no ints, bools or words."""
   if labels.dtype.kind == 'f':
     raise ValueError(
-      f'the {name} split has labels of type {labels.dtype}, as for regression: want ints or words, the classes of '
-      'images; if they are numbers of classes, make them ints.'
+      f'the {name} split has labels of type {labels.dtype}, as for regression, which takes metric r2: want ints or '
+      'words, the classes of images; if they are numbers of classes, make them ints.'
     )
   if labels.dtype.kind not in 'biuU':
     raise ValueError(f'the {name} split has labels of type {labels.dtype}: want ints or words.')
+
+
+def check_numbers(name: str, labels: np.ndarray) -> None:
+  """Raises ValueError if labels of the split `name` are no finite numbers, or are all the same."""
+  if labels.dtype.kind not in 'iuf' or not np.isfinite(labels).all():
+    what = f'of type {labels.dtype}' if labels.dtype.kind not in 'iuf' else 'that are not finite'
+    raise ValueError(f'the {name} split has labels {what}: metric r2 wants numbers to predict, one for each image.')
+  if labels.min() == labels.max():
+    raise ValueError(f'the {name} split has the label {labels[0]} alone: metric r2 wants numbers that differ.')

@@ -89,7 +89,8 @@ class Config(config.DataSeed):
   metric: str = field(
     'accuracy',
     "what networks are scored by: 'accuracy'; 'balanced_accuracy', the mean over classes of the share that is "
-    "recognised; 'f1', the mean over classes of F1 (macro F1). Where a text says accuracy it is this score",
+    "recognised; 'f1', the mean over classes of F1 (macro F1); or 'r2' for labels that are numbers (regression): the "
+    'share of their variance that is explained. Where a text says accuracy it is this score',
     choices=tuple(metrics.NAMES),
   )
   class_weights: str = field(
@@ -130,7 +131,14 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
     ValueError: as `images.load_images`, or there are fewer training images than a batch has.
   """
   found = images_lib.load_images(
-    cfg.dataset, data_dir, cfg.valid_share, cfg.resize, cfg.max_examples, config.data_seed(cfg), cfg.test_share
+    cfg.dataset,
+    data_dir,
+    cfg.valid_share,
+    cfg.resize,
+    cfg.max_examples,
+    config.data_seed(cfg),
+    cfg.test_share,
+    numbers=cfg.metric == 'r2',
   )
   if len(found.train.labels) < cfg.batch:
     raise ValueError(f'batch (={cfg.batch}) is more than the {len(found.train.labels)} training images: take fewer.')
@@ -189,10 +197,22 @@ def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
   """Returns what a network must know of its images; a validation step takes no more images than there are."""
   augment = image_batches.Augment(cfg.upsample, cfg.flip, cfg.pad)
   size = min(cfg.score_batch, len(images.valid.labels))
+  if (cfg.metric == 'r2') != (images.scale is not None):
+    has = 'numbers' if images.scale else 'classes'
+    raise ValueError(f'metric (={cfg.metric}) does not fit images whose labels are {has}.')
+  if cfg.metric == 'r2' and cfg.class_weights != 'none':
+    raise ValueError(f'class_weights (={cfg.class_weights}) are for classes, and metric r2 predicts numbers.')
   weights = metrics.balanced(images.train.labels, images.classes) if cfg.class_weights == 'balanced' else ()
   return conv.InputSpec(
     images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first, cfg.precision, cfg.metric, weights
   )
+
+
+def learned(images: images_lib.Images, part: images_lib.Split) -> images_lib.Split:
+  """Returns a split with labels as networks learn them: numbers to predict are scaled, see `Scale`."""
+  if images.scale is None:
+    return part
+  return part._replace(labels=((part.labels - images.scale.mean) / images.scale.deviation).astype(np.float32))
 
 
 def set_up(
@@ -219,9 +239,8 @@ def set_up(
   """
   check_memory(cfg, images)
   spec = inputs(cfg, images)
-  data = image_batches.lay_out(
-    train or images.train, scored or (images.valid,), spec.score_batch, cfg.whiten, config.data_seed(cfg)
-  )
+  first, *others = (learned(images, part) for part in (train or images.train, *(scored or (images.valid,))))
+  data = image_batches.lay_out(first, others, spec.score_batch, cfg.whiten, config.data_seed(cfg))
   pass_steps = len(data[0].labels) // cfg.batch
 
   def optimizer(steps: int) -> Callable[[conv.Hyperparameters], optax.GradientTransformation]:
@@ -263,6 +282,7 @@ def make_problem(
     make = setup.optimizer(steps)
     return lambda arch: make(hyperparameters(arch))
 
+  make_reward = rewards.of_r2 if setup.inputs.metric == 'r2' else rewards.of_accuracy
   return Problem(
     space,
     child_lib.bind_arch(network, spec),
@@ -272,7 +292,7 @@ def make_problem(
     pass_steps=setup.pass_steps,
     steps_per_call=setup.pass_steps,
     metric=setup.inputs.metric,
-    reward=lambda score: rewards.of_accuracy(score, reward_power),
+    reward=lambda score: make_reward(score, reward_power),
     scored=last_epochs,
     program='specialised',
     quick=True,

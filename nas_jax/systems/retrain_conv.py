@@ -215,7 +215,7 @@ def check_module(images: images_lib.Images, arch: PyTree, options: Mapping[str, 
 def image_inputs(cfg: Config, images: images_lib.Images) -> export.ImageInputs:
   """Returns what the networks that will be tested read."""
   whitening = image_batches.fit_whitening(cfg.whiten, trained_on(cfg, images).images)
-  return export.ImageInputs(images.shape, images.class_names, whitening, bool(cfg.resize))
+  return export.ImageInputs(images.shape, images.class_names, whitening, bool(cfg.resize), images.scale)
 
 
 RECIPE = retrain.Recipe(

@@ -1,4 +1,7 @@
-"""How image classifiers are scored: accuracy, balanced accuracy and macro F1, all from counts of each class."""
+"""How image classifiers are scored: accuracy, balanced accuracy and macro F1, all from counts of each class.
+
+Networks that predict a number of each image (regression) are scored by R2, the share of its variance that they explain.
+"""
 
 from collections.abc import Mapping
 import types
@@ -16,6 +19,7 @@ NAMES: Mapping[str, tuple[str, str]] = types.MappingProxyType(
     'accuracy': ('accuracy', 'error'),
     'balanced_accuracy': ('balanced accuracy', 'balanced error'),
     'f1': ('macro F1', '1 - macro F1'),
+    'r2': ('R2', '1 - R2'),
   }
 )
 CLASS_WEIGHTS = ('none', 'balanced')
@@ -46,7 +50,7 @@ def count(said: Array, labels: Array, classes: int) -> Counts:
 
 
 def scores(counts: Counts) -> dict[str, Array]:
-  """Returns all scores of `NAMES`, each from 0 to 1, [].
+  """Returns the scores of classifiers, each from 0 to 1, [].
 
   Balanced accuracy is the mean over the classes that have images of the share of these that are recognised. Macro F1 is
   the mean of the F1 of each class, 2 right / (said + there), over the classes that have images or are said.
@@ -61,6 +65,16 @@ def scores(counts: Counts) -> dict[str, Array]:
     'balanced_accuracy': mean(right / jnp.maximum(there, 1), there > 0),
     'f1': mean(2 * right / jnp.maximum(said + there, 1), said + there > 0),
   }
+
+
+def r2(squares: Array, labels: Array) -> Array:
+  """Returns 1 - (mean squared error) / (variance of the labels), [].
+
+  Args:
+    squares: [] the sum of squared errors.
+    labels: [n] the numbers to predict; NaN for images that do not count.
+  """
+  return 1.0 - squares / jnp.nansum((labels - jnp.nanmean(labels)) ** 2)
 
 
 def balanced(labels: np.ndarray, classes: int) -> tuple[float, ...]:

@@ -46,11 +46,20 @@ def of_accuracy(accuracy: np.ndarray, power: float = 3.0) -> np.ndarray:
   return accuracy**power
 
 
+def of_r2(r2: np.ndarray, power: float = 3.0) -> np.ndarray:
+  """(1 / (2 - R2)) to a power: 1 for a network without error, 1/2 to the power for one that predicts the mean.
+
+  2 - R2 is 1 + (mean squared error) / (variance): however bad a network is, a better one earns more.
+  """
+  return (1.0 / (2.0 - r2)) ** power
+
+
 def perplexity_formula(c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> str:
   """Returns `of_perplexity` in words."""
   return f'{c:g} / perplexity' + (f'^{power:g}' if power != 1 else '') + (f', at most {limit:g}' if limit else '')
 
 
 def accuracy_formula(power: float = 3.0, metric: str = 'accuracy') -> str:
-  """Returns `of_accuracy` in words; `metric` is what stands for the accuracy, one of `metrics.NAMES`."""
-  return metrics.NAMES[metric][0] + (f'^{power:g}' if power != 1 else '')
+  """Returns `of_accuracy` or `of_r2` in words; `metric` is what stands for the accuracy, one of `metrics.NAMES`."""
+  score = '(1 / (2 - R2))' if metric == 'r2' else metrics.NAMES[metric][0]
+  return score + (f'^{power:g}' if power != 1 else '')

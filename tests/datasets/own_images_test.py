@@ -222,6 +222,34 @@ def test_what_is_wrong_in_an_npz(tmp_path, change, says):
   assert re.search(says, complaint(save(tmp_path / 'x.npz', **given), valid_share=0.5))
 
 
+def test_labels_that_are_numbers_to_predict(tmp_path):
+  labels = np.linspace(-3.0, 5.0, 20)
+  path = save(tmp_path / 'x.npz', **arrays(20, labels, test_images=arrays(4, [])['images'], test_labels=np.arange(4)))
+  found = load_images(path, numbers=True)
+  assert found.classes == 1 and found.class_names == () and found.train.labels.dtype == np.float32
+  np.testing.assert_allclose(found.scale, (found.train.labels.mean(), found.train.labels.std()), rtol=1e-5)
+  np.testing.assert_array_equal(found.test.labels, [0, 1, 2, 3])
+  cfg = classifier.Config(metric='r2', batch=3, whiten='image')
+  train, valid = (classifier.learned(found, part).labels for part in found[:2])
+  assert train.mean() == pytest.approx(0, abs=1e-6) and train.std() == pytest.approx(1, rel=1e-5)
+  np.testing.assert_allclose(valid * found.scale.deviation + found.scale.mean, found.valid.labels, rtol=1e-5)
+  data = classifier.set_up(cfg, found).data[0]
+  np.testing.assert_array_equal(data.labels, train)
+  for wrong, says in (
+    (np.where(labels > 4, np.nan, labels), 'labels that are not finite: metric r2 wants numbers'),
+    (np.array(['a', 'b'] * 10), 'labels of type <U1: metric r2 wants numbers'),
+    (labels * 0 + 2, 'the label 2.0 alone: metric r2 wants numbers that differ'),
+  ):
+    assert says in complaint(save(tmp_path / 'y.npz', **arrays(20, wrong)), numbers=True)
+  more = arrays(20, labels, class_names=np.array(['a']))
+  assert 'metric r2 takes labels that are numbers' in complaint(save(tmp_path / 'y.npz', **more), numbers=True)
+  assert "dataset 'digits' has classes: take a FILE.npz" in complaint('digits', numbers=True)
+  with pytest.raises(ValueError, match=r'metric \(=accuracy\) does not fit images whose labels are numbers'):
+    classifier.inputs(classifier.Config(), found)
+  with pytest.raises(ValueError, match='class_weights .* predicts numbers'):
+    classifier.inputs(dataclasses.replace(cfg, class_weights='balanced'), found)
+
+
 def test_files_that_are_no_npz(tmp_path):
   assert 'nowhere.npz cannot be read (No such file or directory)' in complaint('nowhere.npz', tmp_path)
   (tmp_path / 'x.npz').write_text('text')

@@ -82,6 +82,30 @@ def test_from_a_folder_to_the_name_of_a_class(tmp_path, capsys, make):
   assert (workdir / 'children.jsonl').read_text().count('\n') == 2
 
 
+@pytest.mark.long
+def test_from_numbers_to_a_number(tmp_path, capsys):
+  """The label of an image is how much brighter its upper half has been made."""
+  images = RNG.integers(120, size=(80, 8, 8), dtype=np.uint8)
+  above = RNG.integers(120, size=80, dtype=np.uint8)
+  images[:, :4] += above[:, None, None]
+  np.savez(tmp_path / 'mine.npz', images=images[:60], labels=above[:60] / 10.0, test_images=images[60:],
+           test_labels=above[60:] / 10.0)  # fmt: skip
+  data, workdir = ['--dataset=mine.npz', f'--data_dir={tmp_path}', '--metric=r2', '--whiten=channel'], tmp_path / 'run'
+  searched = ['--max_children=2', '--reliability_children=0', '--yardstick_repeats=0', '--nocontrol']
+  run(conv_search, '--preset=smoke', f'--workdir={workdir}', *data, *searched)
+  assert 'validation R2' in capsys.readouterr().out
+  children = [json.loads(line) for line in (workdir / 'children.jsonl').read_text().splitlines()]
+  assert all(child['reward'] == pytest.approx((1 / (2 - child['r2'])) ** 3) for child in children)
+  run(retrain, '--preset=smoke', f'--workdir={workdir}', *data, '--epochs=40', '--lr=0.02', '--add_filters=6')
+  assert 'test 1 - R2' in capsys.readouterr().out
+  model = export.load(workdir)
+  assert isinstance(model, export.Regressor)
+  found = np.asarray(model(images[60:, :, :, None]))
+  wanted = above[60:] / 10.0
+  left = np.mean((found - wanted) ** 2) / wanted.var()
+  assert left == pytest.approx(model.about['scores']['test'], rel=1e-3) and left < 0.9
+
+
 @pytest.mark.parametrize('launcher', [conv_search, per_layer_search, enas_search, retrain])
 @pytest.mark.parametrize(
   ('flags', 'says'),
@@ -89,7 +113,8 @@ def test_from_a_folder_to_the_name_of_a_class(tmp_path, capsys, make):
     ([], 'pixels and .* give resize, as --resize=64 or --resize=48,64'),
     (['--resize=12,8,3'], r'resize \(=12,8,3\) must be one int, or two'),
     (['--resize=0,8'], r'resize \(=\(0, 8\)\) must be one size, or height and width, above 0'),
-    (['--metric=auc'], r'metric \(=auc\) must be one of accuracy, balanced_accuracy, f1'),
+    (['--metric=auc'], r'metric \(=auc\) must be one of accuracy, balanced_accuracy, f1, r2'),
+    (['--metric=r2'], "metric r2 predicts numbers, and dataset 'folder' has classes"),
     (['--dataset=other.npz'], 'other.npz cannot be read'),
   ],
 )

@@ -66,7 +66,7 @@ def child(**how):
   def forward(params, stats, spec, x, key):
     return x.reshape(len(x), -1)[:, :3] * params, stats
 
-  inputs = conv.InputSpec((2, 2, 1), 3, 5, 4, **how)
+  inputs = conv.InputSpec(**({'image': (2, 2, 1), 'classes': 3, 'batch': 5, 'score_batch': 4} | how))
   return conv.classifier(lambda spec, key: jnp.ones(()), lambda params: (), forward, lambda params: [], inputs)
 
 
@@ -93,6 +93,24 @@ def test_a_child_is_scored_over_all_batches_and_nothing_else():
   assert {name: float(value) for name, value in whole.items()} == pytest.approx(found(said[:11], labels[:11], 3))
   alone = child().score(jnp.ones(()), SPEC, (), data)
   assert set(alone) == {'accuracy'} and alone['accuracy'] == whole['accuracy']
+
+
+def test_numbers_to_predict():
+  """Labels 1, 2, 3 and 6 have mean 3 and squares 4 + 1 + 0 + 9; errors 1, 0, 1 and 2 have squares 1 + 0 + 1 + 4."""
+  images = np.zeros((6, 2, 2, 1), np.float32)
+  images[:, 0, 0, 0] = [2, 2, 2, 4, 7, 7]
+  labels = np.array([1, 2, 3, 6, np.nan, np.nan], np.float32)
+  data = image_batches.Data(*(jnp.zeros(()),) * 2, jnp.asarray(images), jnp.asarray(labels), *(jnp.zeros(()),) * 2)
+  found = child(metric='r2', score_batch=3).score(jnp.ones(()), SPEC, (), data)
+  assert set(found) == {'r2'} and found['r2'] == pytest.approx(1 - 6 / 14)
+  assert found['r2'] == pytest.approx(sklearn_metrics.r2_score(labels[:4], images[:4, 0, 0, 0]))
+  drawn = jnp.asarray(images[:4]), jnp.asarray(labels[:4])
+  loss, _ = child(metric='r2').loss(jnp.ones(()), SPEC, (), drawn, jax.random.key(0))
+  assert loss == pytest.approx(6 / 4)
+  worse = np.array([-1e6, -3.0, 0.0, 0.5, 1.0])
+  np.testing.assert_allclose(rewards.of_r2(worse, 2.0)[1:], [1 / 25, 1 / 4, 4 / 9, 1])
+  assert (np.diff(rewards.of_r2(worse)) > 0).all() and rewards.of_r2(worse)[0] > 0
+  assert rewards.accuracy_formula(3.0, 'r2') == '(1 / (2 - R2))^3'
 
 
 def test_a_config_decides_metric_weights_and_words():
