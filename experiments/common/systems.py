@@ -179,12 +179,12 @@ SYSTEMS = (CELL, CONV, CHAIN, *ENAS)
 
 def for_config(system: System, cfg: Config) -> System:
   """Returns a system whose metric, and that of its retraining, is the one that a config of its own or of this names."""
-  if not isinstance(cfg, classifier.Config) or cfg.metric == 'accuracy' or system.retrain is None:
+  if not isinstance(cfg, classifier.Config) or cfg.metric == 'accuracy':
     return system
   score, loss = metrics.NAMES[cfg.metric]
   key, name, lower = system.metric
   metric = model.Metric(key.replace('accuracy', cfg.metric), name.replace('accuracy', score), lower)
-  return system._replace(metric=metric, retrain=system.retrain._replace(metric=loss))
+  return system._replace(metric=metric, retrain=system.retrain and system.retrain._replace(metric=loss))
 
 
 def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | None:
