@@ -67,7 +67,7 @@ def test_orders_and_draws_depend_on_the_seed():
     (lambda part: part._replace(labels=part.labels * 0), '1 of 3 classes'),
     (lambda part: part._replace(labels=np.eye(3, dtype=int)[part.labels]), r'labels \(\d+, 3\).*argmax\(1\)'),
     (lambda part: part._replace(labels=part.labels[:, None]), r'take labels\[:, 0\]'),
-    (lambda part: part._replace(labels=part.labels + 0.5), 'labels of type float64, as for regression: want ints'),
+    (lambda part: part._replace(labels=part.labels + 0.5), 'float64, as for regression, which takes metric r2: want ints'),
     (lambda part: part._replace(labels=np.where(part.labels == 2, np.nan, part.labels)), 'labels of type float64'),
     (lambda part: part._replace(labels=part.labels[:-1]), r'want \[n, H, W, C\]'),
     (lambda part: Split(part.images[:0], part.labels[:0]), 'n > 0'),
