@@ -1,8 +1,8 @@
 """Applies a trained network to images or to a text, and prints what it says.
 
 The model is what `retrain` has kept: a folder of results, of one training, or the workdir of a search that made its
-final choice. Images are a folder, files, or an .npz with an array 'images' [n, H, W, C], 0 to 255, and perhaps 'labels'
-[n]. Examples:
+final choice. Images are a folder, perhaps with a sub-folder for each class, files, or an .npz with an array 'images'
+[n, H, W, C], 0 to 255, and perhaps 'labels' [n]. Examples:
   python -m experiments.predict --model=runs/retrain-demo --images=photos
   python -m experiments.predict --model=runs/cell_search-demo --text=letter.txt --sample=200
 """
@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments.common import launch, pictures
 from nas_jax import export
+from nas_jax.datasets import splits
 from nas_jax.report import rankings
 
 AT_ONCE = 256  # images in one program call
@@ -55,6 +56,9 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     raise ValueError(f'{path} takes {takes}: give --{takes}.')
   if isinstance(model, export.Classifier):
     given = pictures.read(values.images, model.inputs, values.resize)
+    if isinstance(model, export.Regressor):
+      numbers = model
+      return lambda check: show_numbers(path, numbers, given, values.json)
     labels = pictures.class_numbers(given.labels, model.classes)
     return lambda check: show_images(path, model, given, labels, values)
   words = launch.read_file(values.text, str)
@@ -92,6 +96,24 @@ def show_images(
   print(f'model: {path}\n{rankings.table(header, lines)}')
   if labels is not None:
     print(f'accuracy: {found["accuracy"]:.4f} of {rankings.counted(len(labels), "image")}')
+
+
+def show_numbers(path: str, model: export.Regressor, given: pictures.Pictures, as_json: bool) -> None:
+  """Prints the number that is predicted of each image, and the root mean squared error if the labels are known."""
+  parts = range(0, len(given.names), AT_ONCE)
+  numbers = np.concatenate([np.asarray(model(given.images[first : first + AT_ONCE])) for first in parts])
+  found: dict[str, Any] = {'model': path}
+  if given.labels is not None:
+    splits.check_numbers('given', given.labels)
+    found['rmse'] = float(np.sqrt(np.mean((numbers - given.labels) ** 2)))
+  if as_json:
+    lines = zip(given.names, map(float, numbers), strict=True)
+    print(json.dumps(found | {'images': [{'image': name, 'number': number} for name, number in lines]}))
+    return
+  rows = [[name, float(number)] for name, number in zip(given.names, numbers, strict=True)]
+  print(f'model: {path}\n{rankings.table(["image", "number"], rows)}')
+  if 'rmse' in found:
+    print(f'root mean squared error: {found["rmse"]:.4g} of {rankings.counted(len(numbers), "image")}')
 
 
 def show_text(path: str, model: export.LanguageModel, words: str, values: flags.FlagValues) -> None:

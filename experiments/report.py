@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from experiments.common import launch, rung_stage, workdirs
-from experiments.common.systems import System, system_of
+from experiments.common.systems import System, for_config, system_of
 from experiments.common.weight_sharing import OTHER_DATA
 from nas_jax import config, draw, search, space
 from nas_jax.report import comparison, headline, model, page, rankings, reliability, replay_picture, rungs, style
@@ -122,6 +122,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
   if cfg is None:
     cfg = config.from_json(system.config, saved)
     config.check(cfg)
+  system = for_config(system, cfg)
   made = system.make_space(cfg)
   own, control = search.title(cfg), os.path.join(workdir, 'control')
   folders = {own: workdir} | ({'random': control} if os.path.isdir(control) else {})

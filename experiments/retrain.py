@@ -22,7 +22,7 @@ import numpy as np
 from experiments import report as report_page
 from experiments.common import epochs, launch, models, quick_end, rung_stage, workdirs
 from experiments.common.progress import Advance, Progress
-from experiments.common.systems import SYSTEMS, System
+from experiments.common.systems import SYSTEMS, System, for_config
 from nas_jax import config, space
 from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
@@ -65,9 +65,11 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   archs = {name: launch.named_arch(name, known_archs()) for name in values.arch}
   systems = {source: system_of(source) for source in sources}
   system = agreed(systems)
-  recipe, cfg = RECIPES[system.kind], configure(values, system)
+  cfg = configure(values, system)
   if values.workdir:
     archs |= best_of(values.workdir, values.top, systems[sources[-1]])
+  system = for_config(system, cfg)
+  recipe = recipe_of(system)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
   cfg = workdirs.settled(results, cfg)
   data = system.load(cfg, values.data_dir)
@@ -113,6 +115,12 @@ def agreed(systems: Mapping[str, System]) -> System:
   return chosen
 
 
+def recipe_of(system: System) -> retrain.Recipe:
+  """The recipe of a system that has one."""
+  assert system.retrain is not None, system.kind
+  return system.retrain
+
+
 def configure(values: flags.FlagValues, system: System) -> retrain.Config:
   """The config of the chosen preset with the given flags laid over it, checked."""
   recipe = RECIPES[system.kind]
@@ -132,13 +140,14 @@ def best_of(workdir: str, top: int, system: System) -> dict[str, retrain.Arch]:
   of a longer rung come first.
   """
   made = launch.read_file(os.path.join(workdir, 'best.json'), space.space_of)
+  cfg = config.from_json(system.config, workdirs.peek(os.path.join(workdir, 'config.json')) or {})
+  system = for_config(system, cfg)
   path, who = os.path.join(workdir, 'derived.json'), 'derived'
   if os.path.exists(path):
     each = [workdirs.peek(path)]
   else:
     path, who = os.path.join(workdir, 'children.jsonl'), 'child'
     records = list(journal.read(path, schema=journal.child_of(made)).values())
-    cfg = config.from_json(system.config, workdirs.peek(os.path.join(workdir, 'config.json')) or {})
     each = rung_stage.of(system, cfg, made, workdir, records)
   ranked = [record for _, record in rungs.best_first(each, made, system.metric)]
   if len(ranked) < top:
@@ -156,17 +165,17 @@ def run(
   check: launch.Check = lambda: None,
 ) -> None:
   """Retrains architectures one by one, and prints the table of all that the folder of results holds then."""
-  path, setting = os.path.join(results, 'result.json'), RECIPES[system.kind].setting(cfg, data)
+  path, setting = os.path.join(results, 'result.json'), recipe_of(system).setting(cfg, data)
   rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
   if shorter := [row['name'] for row in rows if row['epochs'] < cfg.epochs and row['name'] not in archs]:
     print(f'not in the table, as they have fewer epochs: {", ".join(dict.fromkeys(shorter))}; name them to go on')
   rows = [row for row in rows if row['epochs'] == cfg.epochs]
-  points = len(retrain.grid(RECIPES[system.kind].point, cfg))
+  points = len(retrain.grid(recipe_of(system).point, cfg))
   each = _epochs_of_grid(cfg, points) * (points > 1) + _epochs_at_all_sizes(system, cfg)
   with Progress().phase('retraining', len(archs) * each, 'epochs') as advance:
     for name, arch in archs.items():
       folder = _folder(results, name, arch)
-      found = retrain_arch(RECIPES[system.kind], cfg, data, name, arch, folder, check, advance)
+      found = retrain_arch(recipe_of(system), cfg, data, name, arch, folder, check, advance)
       rows = [row for row in rows if row['name'] != name] + found
       workdirs.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
   print(f'\n{table(rows, system)}\n{setting}\nresults and models in {results}')
@@ -174,7 +183,7 @@ def run(
 
 def epochs_of_choice(system: System, cfg: retrain.Config, candidates: int, groups: int) -> int:
   """Returns how many epochs `choose` trains, of all trainings together, if a grid is continued once at most."""
-  points = len(retrain.grid(RECIPES[system.kind].point, cfg)) + min(cfg.extend_grid, 1)
+  points = len(retrain.grid(recipe_of(system).point, cfg)) + min(cfg.extend_grid, 1)
   return candidates * _epochs_of_grid(cfg, points) + groups * _epochs_at_all_sizes(system, cfg)
 
 
@@ -183,7 +192,7 @@ def _epochs_of_grid(cfg: retrain.Config, points: int) -> int:
 
 
 def _epochs_at_all_sizes(system: System, cfg: retrain.Config) -> int:
-  return len(RECIPES[system.kind].sizes(cfg)) * cfg.repeats * cfg.epochs
+  return len(recipe_of(system).sizes(cfg)) * cfg.repeats * cfg.epochs
 
 
 def choose(
@@ -210,7 +219,7 @@ def choose(
     What result.json then holds: the `rows` of those that were chosen, in the order of groups, their `setting`, and of
     each group the `candidates`, names and best validation losses in the grid.
   """
-  recipe, grids = RECIPES[system.kind], dict[str, Mapping[str, tuple[Any, float]]]()
+  recipe, grids = recipe_of(system), dict[str, Mapping[str, tuple[Any, float]]]()
   first: dict[str, str] = {}  # the name under which an architecture is trained, which several groups may hold
 
   def folder(name: str, arch: retrain.Arch) -> str:
@@ -228,7 +237,7 @@ def choose(
       name = min(archs, key=candidates[group].__getitem__)
       place, known = folder(name, archs[name]), grids[group][name]
       rows += retrain_arch(recipe, cfg, data, name, archs[name], place, check, advance, known)
-  result = {'rows': rows, 'setting': RECIPES[system.kind].setting(cfg, data), 'candidates': candidates}
+  result = {'rows': rows, 'setting': recipe_of(system).setting(cfg, data), 'candidates': candidates}
   workdirs.write(os.path.join(results, 'result.json'), json.dumps(result) + '\n')
   return result
 
@@ -248,7 +257,7 @@ def candidates(result: Mapping[str, Any], system: System) -> str:
     for name, losses in result['candidates'].items()
     if len(losses) > 1
   ]
-  return f'validation {RECIPES[system.kind].metric} of the candidates; ' + '; '.join(found) if found else ''
+  return f'validation {recipe_of(system).metric} of the candidates; ' + '; '.join(found) if found else ''
 
 
 def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
@@ -257,7 +266,7 @@ def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
   Its 'multiply-adds' are for one image or token. Its 'bits' are the mean of log2 of the test perplexity, the bits for
   each token.
   """
-  metric = RECIPES[system.kind].metric
+  metric = recipe_of(system).metric
   header = [
     system.noun,
     'size',

@@ -24,6 +24,7 @@ def field(
   budget: bool = False,
   first: bool = False,
   also: type | None = None,
+  pair: bool = False,
   unsettled: Any = 'auto',
 ) -> Any:
   """Returns a dataclass field with its help text and its bounds.
@@ -38,9 +39,18 @@ def field(
     budget: whether it only says when to stop. A search can be resumed with another value of such a field.
     first: whether it is among the few that people set first, which --help shows first.
     also: for a list of words, another type that entries may have; JSON has the `name` of such an entry.
+    pair: whether the value may also be a tuple of two of its kind.
     unsettled: the value that leaves the choice to the first start of a search, which notes it: see `settled`.
   """
-  fits = {'low': low, 'above': above, 'high': high, 'choices': choices, 'also': also, 'unsettled': unsettled}
+  fits = {
+    'low': low,
+    'above': above,
+    'high': high,
+    'choices': choices,
+    'also': also,
+    'pair': pair,
+    'unsettled': unsettled,
+  }
   return dataclasses.field(default=default, metadata={'help': help, 'budget': budget, 'first': first, **fits})
 
 
@@ -90,7 +100,9 @@ def check(config: Any) -> None:
           continue
         _check_value(item.name, entry, type(item.default[0]), item.metadata)
     else:
-      _check_value(item.name, value, type(item.default), item.metadata)
+      pair = item.metadata['pair'] and isinstance(value, tuple) and len(value) == 2
+      for entry in value if pair else (value,):
+        _check_value(item.name, entry, type(item.default), item.metadata)
 
 
 def _check_value(name: str, value: Any, wanted: type, rules: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from nas_jax import space
 from nas_jax.children import conv as conv_child
 from nas_jax.children import conv_traced
 from nas_jax.datasets import image_batches, images
+from nas_jax.datasets.splits import height_and_width
 from nas_jax.nn import image_ops
 from nas_jax.space.conv import IMAGE, ConvArch
 from nas_jax.space.network import Layer, network
@@ -210,7 +211,7 @@ def compiling_share(setup: Setup) -> Row:
   each child one of them compiles while others train.
   """
   cfg = conv.smoke() if setup.small else conv.small()
-  pictured = noise((8, 8, 1), 60) if setup.small else noise((cfg.resize, cfg.resize, 3), cfg.max_examples)
+  pictured = noise((8, 8, 1), 60) if setup.small else noise((*height_and_width(cfg.resize), 3), cfg.max_examples)
   problem = conv.make_problem(cfg, pictured)
   measured = timing.of_problem(problem, jax.random.key(cfg.seed), cfg.m, cfg.max_children)._asdict()
   kind = min(measured, key=lambda kind: measured[kind])

@@ -174,7 +174,8 @@ def parse(
     for item in dataclasses.fields(next(iter(presets.values()))()):
       fields.setdefault(item.name, []).append(item)
   for name, items in fields.items():
-    kinds, helps = {type(item.default) for item in items}, ' '.join(item.metadata['help'] for item in items)
+    kinds = {tuple if item.metadata['pair'] else type(item.default) for item in items}
+    helps = ' '.join(item.metadata['help'] for item in items)
     # Where one config has a list and another a single value, a list is read, and `overlay` wants one entry.
     _DEFINE[kinds.pop() if len(kinds) == 1 else tuple](name, None, helps, flag_values=values)
   try:
@@ -274,9 +275,12 @@ def _entries(item: Any, given: Sequence[str]) -> Any:
     entries = tuple(wanted(entry) for entry in given)
     if not single or len(entries) == 1:
       return entries[0] if single else entries
+    if item.metadata['pair'] and len(entries) == 2:
+      return entries
   except ValueError:
     pass
-  what = f'one {wanted.__name__}' if single else f'a list of {wanted.__name__}s'
+  one = f'one {wanted.__name__}{", or two" if item.metadata["pair"] else ""}'
+  what = one if single else f'a list of {wanted.__name__}s'
   raise ValueError(f'{item.name} (={",".join(given)}) must be {what}.')
 
 

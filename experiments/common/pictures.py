@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nas_jax import export, lazy
-from nas_jax.datasets.images import resized
-
-ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+from nas_jax import export
+from nas_jax.datasets import image_files, own_images
+from nas_jax.datasets.splits import resized
 
 
 class Pictures(NamedTuple):
@@ -22,6 +21,8 @@ class Pictures(NamedTuple):
 
 def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False) -> Pictures:
   """Reads the images of one folder, of files, or of one .npz.
+
+  A folder holds images, or a sub-folder for each class, whose names are then the labels.
 
   Colours become grey, and grey becomes colours, if the network was trained so. Other sizes are scaled if training did
   so, or if `resize` says it.
@@ -38,9 +39,10 @@ def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False)
     array, labels = _arrays(paths[0])
     images, names = list(array), tuple(map(str, range(len(array))))
   else:
-    files = _files(paths)
-    names, labels = tuple(map(os.path.basename, files)), None
-    images = [_decoded(path, wanted.shape[2]) for path in files]
+    files, labels = _files(paths)
+    words = map(os.path.basename, files)
+    names = tuple(words if labels is None else map(os.path.join, labels, words))
+    images = [image_files.decoded(path, wanted.shape[2]) for path in files]
   height, width, channels = wanted.shape
   for name, image in zip(names, images, strict=True):
     if image.ndim != 3 or image.shape[2] != channels:
@@ -50,21 +52,19 @@ def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False)
         f'image {name} is {image.shape[0]} x {image.shape[1]}: the model takes {height} x {width}; --resize scales it.'
       )
   if any(image.shape != wanted.shape for image in images):
-    if height != width:
-      raise ValueError(f'the model takes images of {height} x {width}: only to squares can they be scaled.')
-    images = list(resized(images, height))
+    images = list(resized(images, (height, width)))
   return Pictures(names, np.stack(images), labels)
 
 
 def class_numbers(labels: np.ndarray | None, classes: Sequence[str]) -> np.ndarray | None:
-  """Returns the number of the class of each label, which is that number or the name of a class.
+  """Returns the number of the class of each label, which is the name of a class or, if names are words, its number.
 
   Raises:
     ValueError: a label is neither.
   """
   if labels is None:
     return None
-  if not np.issubdtype(labels.dtype, np.integer):
+  if not np.issubdtype(labels.dtype, np.integer) or all(name.lstrip('-').isdigit() for name in classes):
     numbers = {name: number for number, name in enumerate(classes)}
     unknown = sorted({str(label) for label in labels} - numbers.keys())
     if unknown:
@@ -89,24 +89,11 @@ def _arrays(path: str) -> tuple[np.ndarray, np.ndarray | None]:
   return images, labels
 
 
-def _files(paths: Sequence[str]) -> list[str]:
-  if len(paths) == 1 and os.path.isdir(paths[0]):
-    found = sorted(name for name in os.listdir(paths[0]) if name.lower().endswith(ENDINGS))
-    if not found:
-      raise ValueError(f'{paths[0]} holds no image: want files that end in {", ".join(ENDINGS)}.')
-    return [os.path.join(paths[0], name) for name in found]
-  return list(paths)
-
-
-def _decoded(path: str, channels: int) -> np.ndarray:
-  lazy.require('PIL', 'reading image files')
-  from PIL import Image
-
-  if channels not in (1, 3):
-    raise ValueError(f'the model takes {channels} channels: image files have 1 or 3; give an .npz.')
-  try:
-    with Image.open(path) as image:
-      pixels = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
-  except OSError as error:
-    raise ValueError(f'{path} cannot be read as an image ({error}).') from None
-  return pixels[..., None] if channels == 1 else pixels
+def _files(paths: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
+  """Returns the files of images, and the names of their classes if they lie in folders of these names."""
+  if len(paths) > 1 or not os.path.isdir(paths[0]):
+    return list(paths), None
+  found = image_files.inside(paths[0])
+  if found or not own_images.folders(paths[0]):
+    return found or image_files.below(paths[0]), None
+  return own_images.by_class(paths[0])

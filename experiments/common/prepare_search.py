@@ -19,7 +19,7 @@ from experiments.common import (
   start_from,
   workdirs,
 )
-from experiments.common.systems import Arch, Config, Data, System, check_workdir
+from experiments.common.systems import Arch, Config, Data, System, check_workdir, for_config
 from nas_jax import config
 from nas_jax import hosts as hosts_lib
 from nas_jax.report import rankings
@@ -101,6 +101,7 @@ def _prepare(
   if leads:
     check_workdir(workdir, system)
   cfg = workdirs.settled(workdir if leads else os.path.join(workdir, f'host-{connected.process}'), cfg)
+  system = for_config(system, cfg)
   beside = _read_beside(values.beside, system, cfg) if system.alone and leads else {}
 
   def load(cfg: Config) -> Data:

@@ -25,7 +25,7 @@ from nas_jax.systems import (
   retrain_enas,
 )
 from nas_jax.systems.retrain import FinalChoice, Recipe
-from nas_jax.training import evaluators, rewards
+from nas_jax.training import evaluators, metrics, rewards
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Evaluate
@@ -108,7 +108,7 @@ CONV = System(
   conv.length,
   retrain_conv.RECIPE,
   FromScratch(evaluators.build, replicas.build_search, conv.scale_budget, conv.why_unsupported, conv.references),
-  reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power),
+  reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power, cfg.metric),
   explained='The known networks are plain ones that nobody searched for, trained just as the children were.',
 )
 CHAIN = System(
@@ -175,6 +175,16 @@ RECURRENT = System(
 )
 ENAS = (MACRO, MICRO, RECURRENT)
 SYSTEMS = (CELL, CONV, CHAIN, *ENAS)
+
+
+def for_config(system: System, cfg: Config) -> System:
+  """Returns a system whose metric, and that of its retraining, is the one that a config of its own or of this names."""
+  if not isinstance(cfg, classifier.Config) or cfg.metric == 'accuracy':
+    return system
+  score, loss = metrics.NAMES[cfg.metric]
+  key, name, lower = system.metric
+  metric = model.Metric(key.replace('accuracy', cfg.metric), name.replace('accuracy', score), lower)
+  return system._replace(metric=metric, retrain=system.retrain and system.retrain._replace(metric=loss))
 
 
 def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | None:

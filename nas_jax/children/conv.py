@@ -17,6 +17,7 @@ from nas_jax.datasets import image_batches
 from nas_jax.nn import image_ops, precision
 from nas_jax.space.conv import CONV, IMAGE, MAX_POOL, NORM
 from nas_jax.space.network import RESIDUAL, Network, NetworkOptions, joined, network
+from nas_jax.training import metrics
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
@@ -49,6 +50,8 @@ class InputSpec(NamedTuple):
   augment: image_batches.Augment = image_batches.Augment()  # of training images
   norm_first: bool = True  # whether batch norm comes before the ReLU, or after it
   precision: str = 'float32'  # of convolutions and of the images between them, one of `precision.PRECISIONS`
+  metric: str = 'accuracy'  # that is scored, one of `metrics.NAMES`; all of them are unless it is accuracy
+  class_weights: tuple[float, ...] = ()  # [classes] of the losses of images; () for 1 each
 
 
 def build(inputs: InputSpec, options: NetworkOptions = NetworkOptions()) -> Child:  # noqa: B008 - a NamedTuple cannot change
@@ -62,8 +65,9 @@ def build(inputs: InputSpec, options: NetworkOptions = NetworkOptions()) -> Chil
     options: what networks have beside the layers of their architecture.
 
   Returns:
-    A child whose score is {'accuracy': ...} on the validation split. Its carry are the moving statistics of batch norm,
-    a (mean, variance) for each unit, which are used for scoring.
+    A child whose score on the validation split is {'accuracy': ...}, {'r2': ...}, or all scores of classes if another
+    of these is wanted. Its carry are the moving statistics of batch norm, a (mean, variance) for each unit, which are
+    used for scoring.
   """
 
   def forward(params, stats, spec, x, key):
@@ -112,19 +116,43 @@ def classifier(
     logits, stats = forward(params, stats, spec, low(images), key)
     # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
     penalty = 0.5 * spec.hyperparameters.weight_decay * image_ops.square_sum(decayed(params))
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean() + penalty, stats
+    if inputs.metric == 'r2':
+      return jnp.mean((logits[:, 0] - labels) ** 2) + penalty, stats
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if inputs.class_weights:
+      losses *= jnp.asarray(inputs.class_weights, losses.dtype)[labels]
+    return losses.mean() + penalty, stats
 
   def score(params, spec, stats, data):
-    def one(right, drawn):
+    def logits(images):
+      return forward(params, stats, spec, low(image_batches.whitened(images)), None)[0]
+
+    def said(images):
+      return logits(images).argmax(-1)
+
+    def squares(sofar, drawn):
       images, labels = drawn
-      logits, _ = forward(params, stats, spec, low(image_batches.whitened(images)), None)
-      return right + (logits.argmax(-1) == labels).sum(dtype=jnp.int32), None
+      return sofar + jnp.nansum((logits(images)[:, 0] - labels) ** 2), None
+
+    def right(sofar, drawn):
+      images, labels = drawn
+      return sofar + (said(images) == labels).sum(dtype=jnp.int32), None
+
+    def counted(sofar, drawn):
+      images, labels = drawn
+      return jax.tree.map(jnp.add, sofar, metrics.count(said(images), labels, inputs.classes)), None
 
     batches = jax.tree.map(
       lambda x: x.reshape(-1, inputs.score_batch, *x.shape[1:]), (data.valid_images, data.valid_labels)
     )
-    right, _ = jax.lax.scan(one, jnp.zeros((), jnp.int32), batches)
-    return {'accuracy': right / (data.valid_labels >= 0).sum()}
+    if inputs.metric == 'accuracy':
+      found, _ = jax.lax.scan(right, jnp.zeros((), jnp.int32), batches)
+      return {'accuracy': found / (data.valid_labels >= 0).sum()}
+    if inputs.metric == 'r2':
+      errors, _ = jax.lax.scan(squares, jnp.zeros(()), batches)
+      return {'r2': metrics.r2(errors, data.valid_labels)}
+    nothing = metrics.Counts(*jnp.zeros((3, inputs.classes), jnp.int32))
+    return metrics.scores(jax.lax.scan(counted, nothing, batches)[0])
 
   return Child(init, carry, take, loss, score, image_ops.compiler_options, inputs.precision)
 

@@ -24,7 +24,7 @@ class Data(NamedTuple):
   images: Array
   labels: Array
   valid_images: Array  # a multiple of the score batch, filled up by repeating
-  valid_labels: Array  # -1 where filled up
+  valid_labels: Array  # -1 where filled up; NaN if labels are numbers to predict
   orders: Array  # [ORDERS, n] int32, the order of images in each epoch; after ORDERS epochs the first is used again
   draws: Array  # [ORDERS, n] uint32, random bits that say how each image is augmented, see `augmented`
 
@@ -46,7 +46,7 @@ def lay_out(
 
   def filled(images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
     count = -(-len(labels) // score_batch) * score_batch
-    rest = np.full(count - len(labels), -1, labels.dtype)
+    rest = np.full(count - len(labels), np.nan if labels.dtype.kind == 'f' else -1, labels.dtype)
     return jnp.asarray(turn(np.resize(images, (count, *images.shape[1:])))), jnp.concatenate([labels, rest])
 
   images, labels = jnp.asarray(turn(train.images)), jnp.asarray(train.labels)

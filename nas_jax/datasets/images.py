@@ -1,22 +1,15 @@
 """Images as arrays. Nothing is downloaded: the digits are part of scikit-learn, other sets are read from a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import hashlib
+import os
 from typing import NamedTuple
 
 import numpy as np
 
 from nas_jax import lazy
-from nas_jax.datasets import tfds
-
-LARGEST = 2**35  # bytes of resized images
-
-
-class Split(NamedTuple):
-  """Some images and their classes."""
-
-  images: np.ndarray  # [n, H, W, C] uint8
-  labels: np.ndarray  # [n] int32
+from nas_jax.datasets import own_images, splits, tfds
+from nas_jax.datasets.splits import Scale, Size, Source, Split, resized
 
 
 class Images(NamedTuple):
@@ -25,14 +18,15 @@ class Images(NamedTuple):
   train: Split
   valid: Split
   test: Split  # without images if the set has no such split: a search does not need one
-  classes: int
+  classes: int  # 1 if labels are numbers to predict: a network has so many outputs
   sha256: str  # of what was read, for results
   names: tuple[str, ...] = ()  # of the classes; () for '0', '1', ...
+  scale: Scale | None = None  # of the training labels if they are numbers to predict; None for classes
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """The name of each class."""
-    return self.names or tuple(map(str, range(self.classes)))
+    """The name of each class; () if labels are numbers to predict."""
+    return () if self.scale else self.names or tuple(map(str, range(self.classes)))
 
   @property
   def shape(self) -> tuple[int, int, int]:
@@ -44,48 +38,75 @@ def load_images(
   dataset: str = 'digits',
   data_dir: str = '',
   valid_share: float = 0.1,
-  resize: int = 0,
+  resize: Size = 0,
   max_examples: int = 0,
   seed: int = 0,
+  test_share: float = 0.0,
+  numbers: bool = False,
 ) -> Images:
   """Reads a set of images.
 
   The validation split is that of the set. If it has none, it is drawn at random from the training images (Sec. 4.1).
 
   Args:
-    dataset: 'digits' is the set of scikit-learn: 1,797 images of 8 x 8 pixels, a fifth of them for testing. Anything
-      else is the name of a set of TensorFlow Datasets with images and labels, as 'cifar10', prepared in `data_dir`.
-    data_dir: the folder of prepared sets; not used by 'digits'.
+    dataset: 'digits' is the set of scikit-learn: 1,797 images of 8 x 8 pixels, a fifth of them for testing. 'folder' is
+      the folder `data_dir` of image files, see `own_images.of_folder`. What ends in .npz is a file of arrays, in
+      `data_dir` if that is given, see `own_images.of_npz`. Anything else is the name of a set of TensorFlow Datasets
+      with images and labels, as 'cifar10', prepared in `data_dir`.
+    data_dir: the folder that the set is read from; not used by 'digits'.
     valid_share: share of the training images to validate with, if the set has no validation split of its own; a tenth
       is the paper's 5,000 of 50,000.
-    resize: height and width in pixels to scale the images to; 0 leaves them.
+    resize: pixels to scale the images to, of a square or (height, width); 0 leaves them.
     max_examples: how many training images to take, those to validate with included, and at most as many of the other
       splits of the set; 0 takes all.
     seed: of the random choice of the images to take and to validate with.
+    test_share: share of the training images that become the test split if the set has none; 0 for no test split. They
+      do not depend on the seed.
+    numbers: whether labels are numbers to predict and no classes; for an .npz alone.
 
   Raises:
-    ValueError: as `tfds.prepared` and `split_images`.
+    ValueError: as `tfds.prepared`, `own_images` and `split_images`, or `resize` has a 0 in a pair.
   """
+  if resize and min(splits.height_and_width(resize)) < 1:
+    raise ValueError(f'resize (={resize}) must be one size, or height and width, above 0.')
+  if numbers and not dataset.endswith(own_images.ENDING):
+    raise ValueError(f'metric r2 predicts numbers, and dataset {dataset!r} has classes: take a FILE.npz of numbers.')
   if dataset == 'digits':
-    parts, classes, class_names = _digits(), 10, ()
+    parts, classes, class_names = _digits(), 10, tuple[str, ...]()
     if resize:
       parts = {name: part._replace(images=resized(part.images, resize)) for name, part in parts.items()}
   else:
-    source = tfds.prepared(dataset, data_dir, "or take dataset 'digits', which needs no folder")
-    names = ['train', *(name for name in ('test', 'validation') if name in source)]
-    parts = {name: _decoded(source, name, dataset, max_examples, seed, resize) for name in names}
-    labels = source['train'].dataset_info.features['label']
-    classes, class_names = labels.num_classes, tuple(labels.names)
+    sources, class_names = _sources(dataset, data_dir, resize, numbers)
+    parts, classes = splits.read(sources, max_examples, test_share, seed), len(class_names)
   found = split_images(
-    parts['train'], parts.get('test'), classes, valid_share, max_examples, seed, parts.get('validation')
+    parts['train'],
+    parts.get('test'),
+    None if numbers else classes,
+    valid_share,
+    max_examples,
+    seed,
+    parts.get('validation'),
   )
   return found._replace(names=class_names)
+
+
+def _sources(dataset: str, data_dir: str, resize: Size, numbers: bool) -> tuple[dict[str, Source], tuple[str, ...]]:
+  """Returns the splits of a set, and the names of its classes."""
+  if dataset == own_images.FOLDER:
+    return own_images.of_folder(data_dir, resize)
+  if dataset.endswith(own_images.ENDING):
+    return own_images.of_npz(os.path.join(data_dir, os.path.expanduser(dataset)), resize, numbers)
+  instead = f"or take dataset {own_images.FOLDER!r}, a file FILE.npz, or 'digits', which needs no folder"
+  source = tfds.prepared(dataset, data_dir, instead)
+  names = ['train', *(name for name in ('test', 'validation') if name in source)]
+  found = {name: _prepared(source, name, dataset, resize) for name in names}
+  return found, tuple(source['train'].dataset_info.features['label'].names)
 
 
 def split_images(
   train: Split,
   test: Split | None,
-  classes: int,
+  classes: int | None,
   valid_share: float = 0.1,
   max_examples: int = 0,
   seed: int = 0,
@@ -96,7 +117,7 @@ def split_images(
   Args:
     train: the images to train with.
     test: the images to test with; None if there are none, which is enough for a search.
-    classes: how many there are.
+    classes: how many there are; None if labels are numbers to predict.
     valid_share: as in `load_images`.
     max_examples: as in `load_images`.
     seed: as in `load_images`.
@@ -104,7 +125,8 @@ def split_images(
 
   Raises:
     ValueError: in one line, there are pixels that are not finite or not uint8, labels that are no ints [n] or out of
-      range, fewer than two classes, images smaller than 4 x 4 or of different shapes, or a split without images.
+      range, fewer than two classes, numbers to predict that are not finite or all the same, images smaller than 4 x 4
+      or of different shapes, or a split without images.
   """
   given = {'train': train, 'test': test, 'validation': valid}
   parts = {name: part for name, part in given.items() if part is not None}
@@ -126,22 +148,24 @@ def split_images(
     digest.update(part.labels.tobytes())
 
   def taken(part: Split, at: np.ndarray | slice) -> Split:
-    return Split(part.images[at], part.labels[at].astype(np.int32))
+    return Split(part.images[at], part.labels[at].astype(np.float32 if classes is None else np.int32))
 
   some = slice(max_examples or None)
   chosen = taken(valid, some) if valid else taken(train, order[:cut])
   kept = taken(test, some) if test else taken(train, slice(0))
-  return Images(taken(train, order[cut:]), chosen, kept, classes, digest.hexdigest())
+  rest = taken(train, order[cut:])
+  if classes is None:
+    for name, part in (('train', rest), ('validation', chosen)):
+      splits.check_numbers(name, part.labels)
+    scale = Scale(float(rest.labels.mean(dtype=np.float64)), float(rest.labels.std(dtype=np.float64)))
+    return Images(rest, chosen, kept, 1, digest.hexdigest(), scale=scale)
+  return Images(rest, chosen, kept, classes, digest.hexdigest())
 
 
-def _check(name: str, part: Split, classes: int) -> None:
+def _check(name: str, part: Split, classes: int | None) -> None:
   images, labels = part
   where = f'the {name} split'
-  if labels.ndim == 2 and len(images) == len(labels):
-    way = 'labels[:, 0]' if labels.shape[1] == 1 else 'labels.argmax(1), if they are one-hot'
-    raise ValueError(f'{where} has labels {labels.shape}: want the number of a class for each image, [n]; take {way}.')
-  if images.ndim != 4 or labels.ndim != 1 or len(images) != len(labels) or not len(labels):
-    raise ValueError(f'{where} has images {images.shape} and labels {labels.shape}: want [n, H, W, C] and [n], n > 0.')
+  splits.check_shapes(name, images, labels)
   if min(images.shape[1:3]) < 4:
     raise ValueError(f'{where} has images of {images.shape[1]} x {images.shape[2]} pixels: want at least 4 x 4.')
   if not np.isfinite(images).all():
@@ -149,6 +173,10 @@ def _check(name: str, part: Split, classes: int) -> None:
     raise ValueError(f'{where} has pixels that are not finite, first in image {first}: want numbers.')
   if images.dtype != np.uint8:
     raise ValueError(f'{where} has pixels of type {images.dtype}: want uint8, 0 to 255.')
+  if classes is None:
+    splits.check_numbers(name, labels)
+    return
+  splits.check_type(name, labels)
   if not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(f'{where} has labels of type {labels.dtype}: want ints, 0 to {classes - 1}.')
   if classes < 2 or len(np.unique(labels)) < 2:
@@ -171,40 +199,18 @@ def _digits() -> dict[str, Split]:
   }
 
 
-def _decoded(source: Mapping, name: str, dataset: str, max_examples: int, seed: int, resize: int) -> Split:
+def _prepared(source: Mapping, name: str, dataset: str, resize: Size) -> Source:
   if name not in source or not {'image', 'label'} <= set(source[name].dataset_info.features):
     raise ValueError(f'dataset {dataset!r} has no {name} split with image and label: want a set for classification.')
-  # Only what is wanted: decoding takes longer than all the rest.
-  order = np.random.default_rng(seed).permutation(len(source[name]))[: max_examples or None]
-  rows = source[name].__getitems__(np.sort(order).tolist())
-  images, labels = [row['image'] for row in rows], np.array([row['label'] for row in rows])
-  if resize:
-    return Split(resized(images, resize), labels)
-  if len(shapes := {image.shape for image in images}) > 1:
-    few = ', '.join(map(str, sorted(shapes)[:3]))
-    raise ValueError(f'the {name} split of {dataset!r} has images of {len(shapes)} shapes ({few}): set resize.')
-  return Split(np.stack(images), labels)
 
+  def read(places: np.ndarray) -> Split:
+    rows = source[name].__getitems__(places.tolist())
+    images, labels = [row['image'] for row in rows], np.array([row['label'] for row in rows])
+    if resize:
+      return Split(resized(images, resize), labels)
+    if len(shapes := {image.shape for image in images}) > 1:
+      few = ', '.join(map(str, sorted(shapes)[:3]))
+      raise ValueError(f'the {name} split of {dataset!r} has images of {len(shapes)} shapes ({few}): set resize.')
+    return Split(np.stack(images), labels)
 
-def resized(images: Sequence[np.ndarray] | np.ndarray, size: int) -> np.ndarray:
-  """Returns n images [H, W, C], which may differ in size, as [n, size, size, C], smoothed where that is smaller.
-
-  Raises:
-    ValueError: they would take more than LARGEST bytes, or are not uint8.
-  """
-  needed = len(images) * size**2 * images[0].shape[-1]
-  if needed > LARGEST:
-    raise ValueError(
-      f'resize (={size}) makes {needed / 2**30:.0f} GiB of {len(images)} images: want at most '
-      f'{LARGEST / 2**30:.0f} GiB; take a smaller one, or fewer max_examples.'
-    )
-  if images[0].dtype != np.uint8:
-    raise ValueError(f'the images have pixels of type {images[0].dtype}: want uint8, 0 to 255.')
-  lazy.require('PIL', 'resizing images')
-  from PIL import Image
-
-  def channel(pixels: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
-
-  # Not by JAX: this is before a launcher has said on which devices it runs.
-  return np.stack([np.stack([channel(image[..., c]) for c in range(image.shape[-1])], -1) for image in images])
+  return Source(len(source[name]), read)

@@ -10,10 +10,10 @@ from nas_jax.export.enas import MacroNetwork, MicroNetwork
 from nas_jax.export.files import Card, choose, load, read, save
 from nas_jax.export.kinds import module, to_source, variables
 from nas_jax.export.language import EnasCell, RecurrentNetwork
-from nas_jax.export.model import Classifier, ImageInputs, LanguageModel, Scored, TextInputs
+from nas_jax.export.model import Classifier, ImageInputs, LanguageModel, Regressor, Scored, TextInputs
 
 __all__ = [
   'Card', 'Classifier', 'ConvNetwork', 'Cost', 'EnasCell', 'ImageInputs', 'LanguageModel', 'MacroNetwork',
-  'MicroNetwork', 'RecurrentNetwork', 'Scored', 'TextInputs', 'choose', 'cost', 'load', 'module', 'read', 'save',
-  'to_source', 'variables',
+  'MicroNetwork', 'RecurrentNetwork', 'Regressor', 'Scored', 'TextInputs', 'choose', 'cost', 'load', 'module', 'read',
+  'save', 'to_source', 'variables',
 ]  # fmt: skip

@@ -12,8 +12,9 @@ import numpy as np
 
 from nas_jax import files, space
 from nas_jax.datasets.image_batches import Whitening
+from nas_jax.datasets.splits import Scale
 from nas_jax.export.kinds import module
-from nas_jax.export.model import Classifier, ImageInputs, LanguageModel, TextInputs
+from nas_jax.export.model import Classifier, ImageInputs, LanguageModel, Regressor, TextInputs
 from nas_jax.space import ChainArch, ConvArch, MacroArch, MicroArch, RnnArch, TreeArch
 from nas_jax.training import checkpoint
 from nas_jax.types import PyTree
@@ -27,7 +28,7 @@ _SCHEMA: files.Schema = {
   'kind': str,
   'arch': {},
   'options': {},
-  'images?': {'shape': [int], 'classes': [str], 'whiten': str, 'resized': bool},
+  'images?': {'shape': [int], 'classes': [str], 'whiten': str, 'resized': bool, 'scale?': [files.is_number]},
   'text?': {'level': str, 'vocabulary': [str]},
   'scores': {'metric': str, 'valid': (files.is_number, None), 'test': files.is_number},
 }
@@ -60,8 +61,9 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
   write(0, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables))  # what modules have, also under x64
   close()
   if isinstance(card.inputs, ImageInputs):
-    shape, classes, (whiten, shift, scale), resized = card.inputs
+    shape, classes, (whiten, shift, scale), resized, numbers = card.inputs
     reads = {'images': {'shape': shape, 'classes': classes, 'whiten': whiten, 'resized': resized}}
+    reads['images'] |= {'scale': list(numbers)} if numbers else {}
     if shift is not None and scale is not None:
       np.savez(os.path.join(part, WHITENING), shift=shift, scale=scale)
   else:
@@ -132,11 +134,12 @@ def read(folder: str) -> Classifier | LanguageModel:
     images = found['images']
     whitening = _whitening(os.path.join(folder, WHITENING), images['whiten'])
     inputs = ImageInputs(tuple(images['shape']), tuple(images['classes']), whitening, images['resized'])
+    inputs = inputs._replace(scale=Scale(*images['scale']) if 'scale' in images else None)
   variables = checkpoint.load(where, jax.eval_shape(made.init, jax.random.key(0), inputs.example))
   about = {name: value for name, value in found.items() if name not in ('kind', 'arch', 'options', 'images', 'text')}
   if isinstance(inputs, TextInputs):
     return LanguageModel(made, variables, inputs, about)
-  return Classifier(made, variables, inputs, about)
+  return (Regressor if inputs.scale else Classifier)(made, variables, inputs, about)
 
 
 def _models(folder: str) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax.datasets import image_batches, text
+from nas_jax.datasets.splits import Scale
 from nas_jax.types import Array, Key, PyTree
 
 WINDOW = 256  # tokens that a text is read in at a time
@@ -19,9 +20,10 @@ class ImageInputs(NamedTuple):
   """The images that a network was trained on."""
 
   shape: tuple[int, int, int]  # height, width, channels
-  classes: tuple[str, ...]  # their names
+  classes: tuple[str, ...]  # their names; () if there are none
   whitening: image_batches.Whitening
   resized: bool = False  # whether the images were scaled to this height and width
+  scale: Scale | None = None  # of the numbers that the network predicts; None if it tells classes apart
 
   @property
   def example(self) -> jax.ShapeDtypeStruct:
@@ -89,6 +91,26 @@ class Classifier:
     Raises ValueError as `whiten`.
     """
     return _probabilities(self.module, self.variables, self.whiten(images))
+
+
+@dataclasses.dataclass(frozen=True)
+class Regressor(Classifier):
+  """The same for a network that predicts a number of each image; it has no classes."""
+
+  def __call__(self, images: Any) -> Array:
+    """Returns numbers [n], as the labels in training, of raw images [n, H, W, C], uint8 or floats from 0 to 255.
+
+    Raises ValueError as `whiten`.
+    """
+    assert self.inputs.scale is not None
+    return self.inputs.scale.mean + self.inputs.scale.deviation * _outputs(
+      self.module, self.variables, self.whiten(images)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(module: Any, variables: PyTree, images: Array) -> Array:
+  return module.apply(variables, images)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

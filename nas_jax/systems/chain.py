@@ -19,6 +19,7 @@ from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators, halving
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
+from nas_jax.training.rewards import Reward
 from nas_jax.types import Array, Batch, Evaluate, Outcome
 
 
@@ -170,9 +171,13 @@ def check(cfg: Config) -> None:
 
 
 def build(
-  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
+  cfg: Config,
+  images: images_lib.Images,
+  mesh: Mesh | None = None,
+  recovery: Recovery = NO_RECOVERY,
+  reward: Reward | None = None,
 ) -> search.Search:
-  """Returns the search. Raises ValueError as `make_problem`.
+  """Returns the search. The arguments and errors are those of `conv.build`.
 
   >>> import jax
   >>> from nas_jax.systems import chain, classifier
@@ -182,7 +187,7 @@ def build(
   >>> cfg.m, batch.tokens.shape
   (2, (2, 2))
   """
-  problem = make_problem(cfg, images)
+  problem = make_problem(cfg, images)._replace(reward_of=reward)
   return build_search(problem.space, cfg, build_evaluator(problem, mesh, recovery))
 
 

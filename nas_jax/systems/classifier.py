@@ -4,6 +4,7 @@ from collections.abc import Callable
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 import numpy as np
 import optax
@@ -11,13 +12,13 @@ import optax
 from nas_jax import config
 from nas_jax.children import conv
 from nas_jax.config import field
-from nas_jax.datasets import image_batches
+from nas_jax.datasets import image_batches, splits
 from nas_jax.datasets import images as images_lib
 from nas_jax.nn.precision import PRECISION_HELP, PRECISIONS
 from nas_jax.space import Kind, Space
 from nas_jax.space.network import NetworkOptions
 from nas_jax.training import child as child_lib
-from nas_jax.training import fit, rewards, schedules
+from nas_jax.training import fit, metrics, rewards, schedules
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.types import PyTree
@@ -29,13 +30,27 @@ class Config(config.DataSeed):
 
   dataset: str = field(
     'digits',
-    "images: 'digits', which come with scikit-learn, or a set of TensorFlow Datasets in data_dir, as 'cifar10'",
+    "images: 'digits', which come with scikit-learn; 'folder', files in data_dir, in a sub-folder for each class; "
+    "FILE.npz, arrays images and labels; or a set of TensorFlow Datasets in data_dir, as 'cifar10'",
     first=True,
   )
-  resize: int = field(0, 'height and width to resize images to; 0 to leave them as they are', low=0, high=4096)
+  resize: int | tuple[int, int] = field(
+    0,
+    'pixels to resize images to, 64 for squares or 48,64 for height and width; 0 to leave them as they are',
+    low=0,
+    high=4096,
+    pair=True,
+  )
   max_examples: int = field(0, 'images to take for training and validation together; 0 for all', low=0)
   valid_share: float = field(
     0.1, 'share of the training images to validate with; 5,000 of 50,000 in Sec. 4.1', above=0.0
+  )
+  test_share: float = field(
+    0.0,
+    'share of the training images to test with, where the set has no test split; retraining needs one, and the search '
+    'before it the same share, so that it does not see them',
+    low=0.0,
+    high=0.9,
   )
   whiten: str = field(
     'image',
@@ -71,8 +86,24 @@ class Config(config.DataSeed):
   lr_decay: float = field(0.1, 'factor by which the learning rate decays, as Huang et al. (2016)', above=0.0, high=1.0)
   score_batch: int = field(500, 'images in a validation step', low=1)
   precision: str = field('float32', PRECISION_HELP, choices=PRECISIONS)
+  metric: str = field(
+    'accuracy',
+    "what networks are scored by: 'accuracy'; 'balanced_accuracy', the mean over classes of the share that is "
+    "recognised; 'f1', the mean over classes of F1 (macro F1); or 'r2' for labels that are numbers (regression): the "
+    'share of their variance that is explained. Where a text says accuracy it is this score',
+    choices=tuple(metrics.NAMES),
+  )
+  class_weights: str = field(
+    'none',
+    "weights of the losses of training images: 'none', or 'balanced', which makes all classes weigh the same however "
+    'many images they have',
+    choices=metrics.CLASS_WEIGHTS,
+  )
 
-  added: ClassVar[dict[str, Any]] = {'precision': 'float32'}  # see `config.with_added`
+  # See `config.with_added`.
+  added: ClassVar[dict[str, Any]] = {
+    'precision': 'float32', 'test_share': 0.0, 'metric': 'accuracy', 'class_weights': 'none',
+  }  # fmt: skip
   removed: ClassVar[dict[str, Any]] = {'block': 1, 'pool_at': [0]}  # see `config.without_removed`
 
 
@@ -100,11 +131,32 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
     ValueError: as `images.load_images`, or there are fewer training images than a batch has.
   """
   found = images_lib.load_images(
-    cfg.dataset, data_dir, cfg.valid_share, cfg.resize, cfg.max_examples, config.data_seed(cfg)
+    cfg.dataset,
+    data_dir,
+    cfg.valid_share,
+    cfg.resize,
+    cfg.max_examples,
+    config.data_seed(cfg),
+    cfg.test_share,
+    numbers=cfg.metric == 'r2',
   )
   if len(found.train.labels) < cfg.batch:
     raise ValueError(f'batch (={cfg.batch}) is more than the {len(found.train.labels)} training images: take fewer.')
   return found
+
+
+def check_memory(cfg: Config, images: images_lib.Images) -> None:
+  """Raises ValueError if a device has no memory for the images, each of which it needs as the network reads it."""
+  every = [part.images for part in images[:3]]
+  needed = sum(part.size for part in every) * (1 if cfg.whiten == 'image' else 4)
+  needed += image_batches.ORDERS * 8 * len(images.train.labels)
+  limit = min(fit.memory_limit(fit.child_mesh()), splits.memory() / len(jax.local_devices()))
+  if needed > limit:
+    raise ValueError(
+      f'{sum(map(len, every))} images of {images.shape} take {needed / 2**30:.3g} GiB of a device that has '
+      f'{limit / 2**30:.3g}: take a smaller resize, fewer max_examples, or whiten=image, which needs a quarter of the '
+      'others.'
+    )
 
 
 def widest(space: Space) -> PyTree:
@@ -145,7 +197,22 @@ def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
   """Returns what a network must know of its images; a validation step takes no more images than there are."""
   augment = image_batches.Augment(cfg.upsample, cfg.flip, cfg.pad)
   size = min(cfg.score_batch, len(images.valid.labels))
-  return conv.InputSpec(images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first, cfg.precision)
+  if (cfg.metric == 'r2') != (images.scale is not None):
+    has = 'numbers' if images.scale else 'classes'
+    raise ValueError(f'metric (={cfg.metric}) does not fit images whose labels are {has}.')
+  if cfg.metric == 'r2' and cfg.class_weights != 'none':
+    raise ValueError(f'class_weights (={cfg.class_weights}) are for classes, and metric r2 predicts numbers.')
+  weights = metrics.balanced(images.train.labels, images.classes) if cfg.class_weights == 'balanced' else ()
+  return conv.InputSpec(
+    images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first, cfg.precision, cfg.metric, weights
+  )
+
+
+def learned(images: images_lib.Images, part: images_lib.Split) -> images_lib.Split:
+  """Returns a split with labels as networks learn them: numbers to predict are scaled, see `Scale`."""
+  if images.scale is None:
+    return part
+  return part._replace(labels=((part.labels - images.scale.mean) / images.scale.deviation).astype(np.float32))
 
 
 def set_up(
@@ -166,11 +233,14 @@ def set_up(
     decayed: (params) -> a bool for each weight, whether the optimizer decays it. It is for a child whose loss has no
       weight decay, and does not work with `quick` of `fitter`.
     least: the learning rate that cosines end at.
+
+  Raises:
+    ValueError: as `check_memory`.
   """
+  check_memory(cfg, images)
   spec = inputs(cfg, images)
-  data = image_batches.lay_out(
-    train or images.train, scored or (images.valid,), spec.score_batch, cfg.whiten, config.data_seed(cfg)
-  )
+  first, *others = (learned(images, part) for part in (train or images.train, *(scored or (images.valid,))))
+  data = image_batches.lay_out(first, others, spec.score_batch, cfg.whiten, config.data_seed(cfg))
   pass_steps = len(data[0].labels) // cfg.batch
 
   def optimizer(steps: int) -> Callable[[conv.Hyperparameters], optax.GradientTransformation]:
@@ -201,8 +271,8 @@ def make_problem(
     network: the child, whose arch is a `conv.ChildSpec`.
     hyperparameters: (arch) -> the hyperparameters of its child.
     epochs: passes over the training images that train a child.
-    last_epochs: how many of the last epochs are scored; the best accuracy counts.
-    reward_power: the reward is that accuracy to this power.
+    last_epochs: how many of the last epochs are scored; the best score counts.
+    reward_power: the reward is that score to this power.
   """
 
   def spec(arch: PyTree) -> conv.ChildSpec:
@@ -212,6 +282,7 @@ def make_problem(
     make = setup.optimizer(steps)
     return lambda arch: make(hyperparameters(arch))
 
+  make_reward = rewards.of_r2 if setup.inputs.metric == 'r2' else rewards.of_accuracy
   return Problem(
     space,
     child_lib.bind_arch(network, spec),
@@ -220,8 +291,8 @@ def make_problem(
     steps=epochs * setup.pass_steps,
     pass_steps=setup.pass_steps,
     steps_per_call=setup.pass_steps,
-    metric='accuracy',
-    reward=lambda accuracy: rewards.of_accuracy(accuracy, reward_power),
+    metric=setup.inputs.metric,
+    reward=lambda score: make_reward(score, reward_power),
     scored=last_epochs,
     program='specialised',
     quick=True,

@@ -17,6 +17,7 @@ from nas_jax.training import evaluators, halving, timing
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
+from nas_jax.training.rewards import Reward
 from nas_jax.types import Evaluate, PyTree
 
 
@@ -184,9 +185,20 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
 
 
 def build(
-  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
+  cfg: Config,
+  images: images_lib.Images,
+  mesh: Mesh | None = None,
+  recovery: Recovery = NO_RECOVERY,
+  reward: Reward | None = None,
 ) -> search.Search:
   """Returns the search. Raises ValueError as `make_problem`.
+
+  Args:
+    cfg: the config.
+    images: the data set.
+    mesh: where children are trained; all local devices by default.
+    recovery: recalls, keeps and ends trainings.
+    reward: (metrics of m children, [m] each) -> rewards [m]; by default the metric that `cfg` names, to its power.
 
   >>> import jax
   >>> from nas_jax.systems import classifier, conv
@@ -196,7 +208,7 @@ def build(
   >>> cfg.m, batch.tokens.shape
   (2, (2, 7))
   """
-  problem = make_problem(cfg, images)
+  problem = make_problem(cfg, images)._replace(reward_of=reward)
   return replicas.build_search(problem.space, cfg, evaluators.build(problem, mesh, recovery))
 
 

@@ -12,7 +12,7 @@ from nas_jax.search import weight_sharing
 from nas_jax.search.weight_sharing_phases import Programs, build_phases
 from nas_jax.space import Space
 from nas_jax.training import fit
-from nas_jax.training.problem import Problem
+from nas_jax.training.problem import SHARED, Problem
 
 # The controller of the paper, except the weight of the entropy bonus.
 PAPER: dict[str, Any] = {
@@ -43,7 +43,9 @@ def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | No
   """Compiles the two phases of a search: training the shared weights, and scoring architectures by them."""
 
   def score(params, arch, carry, data):
-    return {problem.shared_metric: problem.child.score(params, arch, carry, data)[problem.metric]}
+    found = problem.child.score(params, arch, carry, data)
+    names = (problem.metric,) if problem.reward_of is None else found
+    return {f'{SHARED}{name}': found[name] for name in names}
 
   child = problem.child._replace(score=score)
   arch = problem.space.decode_batch(jnp.zeros(problem.space.length, jnp.int32))

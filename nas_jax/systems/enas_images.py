@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import optax
 
-from nas_jax import config, space
+from nas_jax import config, search, space
 from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.config import field
 from nas_jax.controller import PENALTIES
@@ -21,6 +22,7 @@ from nas_jax.training import child as child_lib
 from nas_jax.training import schedules
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
+from nas_jax.training.rewards import Reward
 from nas_jax.types import Key, PyTree
 
 
@@ -267,6 +269,22 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
     traced=lambda archs: found.child,
     minibatch=lambda data, key: part_of(data, size, key),
   )
+
+
+def build(
+  cfg: Config, images: images_lib.Images, mesh: Mesh | None = None, reward: Reward | None = None
+) -> search.Search:
+  """Returns the search. Raises ValueError as `make_problem`.
+
+  Args:
+    cfg: the config.
+    images: the data set.
+    mesh: the devices to use, as in `enas.build_programs`.
+    reward: (metrics of m children, [m] each) -> rewards [m]; by default the metric that `cfg` names, to its power.
+      It is traced, so it computes by `jax.numpy`.
+  """
+  problem = make_problem(cfg, images)._replace(reward_of=reward)
+  return enas.build(problem, cfg, enas.build_programs(problem, cfg, mesh))
 
 
 def part_of(data: image_batches.Data, size: int, key: Key) -> image_batches.Data:

@@ -18,7 +18,7 @@ from nas_jax.space import count
 from nas_jax.space.network import Arch
 from nas_jax.systems import classifier, retrain
 from nas_jax.training import child as child_lib
-from nas_jax.training import full_training
+from nas_jax.training import full_training, metrics
 from nas_jax.types import PyTree
 
 KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
@@ -103,12 +103,16 @@ def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
 def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
   """Raises ValueError if there are no images to test with, which a search does not need."""
   if not len(images.test.labels):
-    raise ValueError(f'dataset {cfg.dataset!r} has no test split: a network trained to the end is scored on one.')
+    raise ValueError(
+      f'dataset {cfg.dataset!r} has no test split, on which a network trained to the end is scored: give test_share, '
+      'to this and to the search, as --test_share=0.1.'
+    )
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
   check_test_split(cfg, images)
+  classifier.check_memory(cfg, images)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters))).params
   child_lib.check_weights(weights, 'a smaller add_filters.')
   check_module(images, arch, _options(cfg, images, cfg.add_filters[0], cfg.epsilon[0]))
@@ -169,7 +173,7 @@ def training(
   own = child_lib.bind_arch(network, lambda hyperparameters: conv.ChildSpec(arch, hyperparameters))
   programs = classifier.fitter(setup, own, lambda hyperparameters: hyperparameters, epochs * setup.pass_steps, mesh)
   return full_training.Task(
-    size, weights, programs, data, test, lambda scores: 1.0 - scores['accuracy'], not everything
+    size, weights, programs, data, test, lambda scores: 1.0 - scores[cfg.metric], not everything
   )
 
 
@@ -184,10 +188,11 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
   """What all trainings have in common, in words."""
   trained = 'training and validation images' if cfg.train_on_all else 'training images'
   chosen = 'last epoch' if cfg.train_on_all else 'best epoch by validation'
+  weighed = ', classes of equal weight' if cfg.class_weights == 'balanced' else ''
   return (
-    f'error of {cfg.epochs} epochs on the {trained}, {chosen}; validation is of the grid; {cfg.dataset}, sha256 '
-    f'{images.sha256[:12]}; {len(images.test.labels)} images to test; {config.seeds_in_words(cfg)}; means over '
-    'the trainings'
+    f'{metrics.NAMES[cfg.metric][1]} of {cfg.epochs} epochs on the {trained}{weighed}, {chosen}; validation is of the '
+    f'grid; {cfg.dataset}, sha256 {images.sha256[:12]}; {len(images.test.labels)} images to test; '
+    f'{config.seeds_in_words(cfg)}; means over the trainings'
   )
 
 
@@ -210,7 +215,7 @@ def check_module(images: images_lib.Images, arch: PyTree, options: Mapping[str, 
 def image_inputs(cfg: Config, images: images_lib.Images) -> export.ImageInputs:
   """Returns what the networks that will be tested read."""
   whitening = image_batches.fit_whitening(cfg.whiten, trained_on(cfg, images).images)
-  return export.ImageInputs(images.shape, images.class_names, whitening, cfg.resize > 0)
+  return export.ImageInputs(images.shape, images.class_names, whitening, bool(cfg.resize), images.scale)
 
 
 RECIPE = retrain.Recipe(

@@ -111,6 +111,7 @@ def check(cfg: Config) -> None:
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
   retrain_conv.check_test_split(cfg, images)
+  classifier.check_memory(cfg, images)
   weights = _weights(_build(cfg, images, arch, max(cfg.filters)), arch)
   child_lib.check_weights(weights, 'fewer filters or cells.')
   retrain_conv.check_module(images, arch, _options(cfg, images, arch, cfg.filters[0], cfg.epsilon[0]))

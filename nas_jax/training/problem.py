@@ -13,10 +13,12 @@ import optax
 
 from nas_jax.space import Space
 from nas_jax.training import child as child_lib
-from nas_jax.training import fit
+from nas_jax.training import fit, rewards
 from nas_jax.training.child import Child
+from nas_jax.training.rewards import Reward
 from nas_jax.types import Key, PyTree
 
+SHARED = 'shared_'  # what the names of scores by shared weights begin with
 MakeOptimizer = Callable[[int], Callable[[PyTree], optax.GradientTransformation]]  # (training steps) -> (arch) -> it
 
 
@@ -40,6 +42,7 @@ class Problem(NamedTuple):
     warm_start: (initial weights, weights of the child before) -> the weights that a child starts from; None if each
       child starts from its own initial weights.
     minibatch: (data, key) -> the same with a part of the validation split; for scores by shared weights only.
+    reward_of: a reward of the user's own, which takes the place of `reward`; see `rewards.Reward`. None for none.
   """
 
   space: Space
@@ -57,6 +60,7 @@ class Problem(NamedTuple):
   quick: bool = False
   warm_start: Callable[[PyTree, PyTree], PyTree] | None = None
   minibatch: Callable[[PyTree, Key], PyTree] = lambda data, key: data
+  reward_of: Reward | None = None
 
   @property
   def own_programs(self) -> bool:
@@ -66,15 +70,17 @@ class Problem(NamedTuple):
   @property
   def shared_metric(self) -> str:
     """The name of the score by shared weights, which must not be taken for that of a child trained by itself."""
-    return f'shared_{self.metric}'
+    return f'{SHARED}{self.metric}'
 
   def own_reward(self, metrics: dict[str, np.ndarray]) -> np.ndarray:
-    """Rewards [m] of children that were trained by themselves."""
-    return self.reward(metrics[self.metric])
+    """Rewards [m] of children that were trained by themselves. Raises ValueError as `rewards.checked`."""
+    return self.reward(metrics[self.metric]) if self.reward_of is None else rewards.checked(self.reward_of, metrics)
 
   def shared_reward(self, metrics: dict[str, np.ndarray]) -> np.ndarray:
-    """Rewards [m] of children by shared weights."""
-    return self.reward(metrics[self.shared_metric])
+    """Rewards [m] of children by shared weights. A reward of the user's own sees the names without 'shared_'."""
+    if self.reward_of is None:
+      return self.reward(metrics[self.shared_metric])
+    return rewards.checked(self.reward_of, {name.removeprefix(SHARED): value for name, value in metrics.items()})
 
 
 def traced_fitter(problem: Problem, child: Child, mesh: Mesh | None = None) -> fit.Fit:

@@ -2,9 +2,34 @@
 
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
-Reward = Callable[[dict[str, np.ndarray]], np.ndarray]  # the metrics of m children, [m] each -> rewards [m]
+from nas_jax.training import metrics
+
+# (the metrics of m children, [m] each) -> their rewards [m], more for better ones. The metrics are the scores of the
+# system, such as 'accuracy', and of children that were trained by themselves also 'loss' and 'failed'. Those of a child
+# that failed may be NaN; its reward is not used. With shared weights the arrays are JAX's, and may be traced.
+Reward = Callable[[dict[str, np.ndarray]], np.ndarray]
+
+
+def checked(reward: Reward, metrics: dict[str, np.ndarray]) -> np.ndarray:
+  """Returns what a reward of the user's own makes of metrics.
+
+  Raises:
+    ValueError: these are not m numbers, or not finite for a child that has not failed. The latter is not seen while
+      they are traced.
+  """
+  found, m = reward(metrics), len(next(iter(metrics.values())))
+  if np.shape(found) != (m,):
+    raise ValueError(f'the reward of {m} children is of shape {np.shape(found)}: want ({m},), a number for each.')
+  if not isinstance(found, jax.core.Tracer):
+    wrong = ~np.isfinite(np.asarray(found)) & (np.asarray(metrics.get('failed', np.zeros(m))) == 0)
+    if wrong.any():
+      k = int(wrong.argmax())
+      scored = ', '.join(f'{name} {value[k]}' for name, value in metrics.items())
+      raise ValueError(f'the reward of a child is {found[k]}: want a finite number; its metrics are {scored}.')
+  return found
 
 
 def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> np.ndarray:
@@ -17,8 +42,16 @@ def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0, p
 
 
 def of_accuracy(accuracy: np.ndarray, power: float = 3.0) -> np.ndarray:
-  """Validation accuracy from 0 to 1, cubed: Zoph & Le (2017) Sec. 4.1."""
+  """Validation accuracy, or another score from 0 to 1, cubed: Zoph & Le (2017) Sec. 4.1."""
   return accuracy**power
+
+
+def of_r2(r2: np.ndarray, power: float = 3.0) -> np.ndarray:
+  """(1 / (2 - R2)) to a power: 1 for a network without error, 1/2 to the power for one that predicts the mean.
+
+  2 - R2 is 1 + (mean squared error) / (variance): however bad a network is, a better one earns more.
+  """
+  return (1.0 / (2.0 - r2)) ** power
 
 
 def perplexity_formula(c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> str:
@@ -26,6 +59,7 @@ def perplexity_formula(c: float = 80.0, limit: float = 0.0, power: float = 2.0) 
   return f'{c:g} / perplexity' + (f'^{power:g}' if power != 1 else '') + (f', at most {limit:g}' if limit else '')
 
 
-def accuracy_formula(power: float = 3.0) -> str:
-  """Returns `of_accuracy` in words."""
-  return 'accuracy' + (f'^{power:g}' if power != 1 else '')
+def accuracy_formula(power: float = 3.0, metric: str = 'accuracy') -> str:
+  """Returns `of_accuracy` or `of_r2` in words; `metric` is what stands for the accuracy, one of `metrics.NAMES`."""
+  score = '(1 / (2 - R2))' if metric == 'r2' else metrics.NAMES[metric][0]
+  return score + (f'^{power:g}' if power != 1 else '')

@@ -67,7 +67,10 @@ def test_orders_and_draws_depend_on_the_seed():
     (lambda part: part._replace(labels=part.labels * 0), '1 of 3 classes'),
     (lambda part: part._replace(labels=np.eye(3, dtype=int)[part.labels]), r'labels \(\d+, 3\).*argmax\(1\)'),
     (lambda part: part._replace(labels=part.labels[:, None]), r'take labels\[:, 0\]'),
-    (lambda part: part._replace(labels=part.labels + 0.5), 'labels of type float64: want ints'),
+    (
+      lambda part: part._replace(labels=part.labels + 0.5),
+      'float64, as for regression, which takes metric r2: want ints',
+    ),
     (lambda part: part._replace(labels=np.where(part.labels == 2, np.nan, part.labels)), 'labels of type float64'),
     (lambda part: part._replace(labels=part.labels[:-1]), r'want \[n, H, W, C\]'),
     (lambda part: Split(part.images[:0], part.labels[:0]), 'n > 0'),
@@ -116,15 +119,15 @@ def test_images_of_several_sizes_are_resized_and_need_it():
       return [self[place] for place in places]
 
   source = {'train': Source(rows)}
-  part = images._decoded(source, 'train', 'mine', 0, 0, resize=4)
+  part = images._prepared(source, 'train', 'mine', resize=4).read(np.arange(6))
   assert part.images.shape == (6, 4, 4, 1)
   with pytest.raises(ValueError, match=r"of 'mine' has images of 6 shapes .*: set resize") as error:
-    images._decoded(source, 'train', 'mine', 0, 0, resize=0)
+    images._prepared(source, 'train', 'mine', resize=0).read(np.arange(6))
   assert '\n' not in str(error.value)
 
 
 def test_what_would_not_fit_into_memory_is_refused():
-  with pytest.raises(ValueError, match=r'resize \(=2147483647\) makes'):
+  with pytest.raises(ValueError, match='3 images of 2147483647 x 2147483647 pixels take 1.29e'):
     images.resized(some(3).images, 2**31 - 1)
   with pytest.raises(ValueError, match=r"whiten \(='zca'\) needs a matrix of 150528 x 150528 .* 84 GiB"):
     image_batches.zca(np.zeros((2, 224, 224, 3), np.uint8))

@@ -10,6 +10,7 @@ import testing
 from experiments import predict
 from experiments.common import launch, pictures
 from nas_jax import export, space
+from nas_jax.datasets import splits
 from nas_jax.datasets.image_batches import Whitening
 
 CHAIN = space.chain_space(('max pool 2 2',), 1).decode([0])
@@ -89,6 +90,53 @@ def test_images_of_an_npz_with_labels(classifier, tmp_path, capsys, named):
   np.savez(tmp_path / 'some.npz', images=images, labels=np.array(model.classes)[labels] if named else labels)
   run(f'--model={path}', f'--images={tmp_path / "some.npz"}')
   assert 'accuracy: 0.6000 of 5 images' in capsys.readouterr().out
+
+
+def test_images_in_folders_of_their_classes(classifier, tmp_path, capsys):
+  path, model = classifier
+  pixels = np.random.default_rng(2).integers(256, size=(4, 4, 4), dtype=np.uint8)
+  labels = np.asarray(model(pixels[..., None]).argmax(-1)).copy()
+  labels[3] = (labels[3] + 1) % 3  # three of four are right
+  for k, number in enumerate(labels):
+    (tmp_path / model.classes[number]).mkdir(exist_ok=True)
+    Image.fromarray(pixels[k]).save(tmp_path / model.classes[number] / f'{k}.png')
+  run(f'--model={path}', f'--images={tmp_path}')
+  assert 'accuracy: 0.7500 of 4 images' in capsys.readouterr().out
+  (tmp_path / 'hen').mkdir()
+  Image.fromarray(pixels[0]).save(tmp_path / 'hen' / 'x.png')
+  assert "'hen', which is no class" in complaint(f'--model={path}', f'--images={tmp_path}')
+
+
+def test_labels_are_numbers_of_classes_or_their_names():
+  labels = np.array([10, 30, 20])
+  assert pictures.class_numbers(labels, ('10', '20', '30')).tolist() == [0, 2, 1]
+  assert pictures.class_numbers(labels // 10 - 1, ('cat', 'dog', 'owl')).tolist() == [0, 2, 1]
+  with pytest.raises(ValueError, match="'10', which is no class"):
+    pictures.class_numbers(labels, ('0', '1', '2'))
+
+
+def test_numbers_of_images(tmp_path, capsys):
+  inputs = export.ImageInputs((4, 4, 1), (), Whitening('image'), scale=splits.Scale(10.0, 2.0))
+  model = save(tmp_path / 'model', CHAIN, {'classes': 1}, inputs)
+  assert isinstance(model, export.Regressor) and model.inputs == inputs and model.classes == ()
+  images = np.random.default_rng(3).integers(256, size=(5, 4, 4, 1), dtype=np.uint8)
+  numbers = np.asarray(model(images))
+  outputs = model.module.apply(model.variables, model.whiten(images))
+  np.testing.assert_allclose(numbers, 10 + 2 * outputs[:, 0], rtol=1e-6)
+  np.savez(tmp_path / 'some.npz', images=images, labels=numbers + np.array([0, 0, 0, 1, -3]))
+  flags = f'--model={tmp_path / "model"}', f'--images={tmp_path / "some.npz"}'
+  run(*flags)
+  shown = capsys.readouterr().out
+  assert 'root mean squared error: 1.414 of 5 images' in shown and f'{numbers[0]:.3f}' in shown
+  run(*flags, '--json')
+  found = json.loads(capsys.readouterr().out)
+  assert [line['number'] for line in found['images']] == pytest.approx(numbers.tolist())
+
+
+def test_images_are_scaled_to_what_is_no_square(tmp_path):
+  Image.new('L', (6, 9), 7).save(tmp_path / 'x.png')
+  wanted = export.ImageInputs((4, 8, 1), ('cat', 'dog'), Whitening('image'), True)
+  assert pictures.read([str(tmp_path)], wanted).images.shape == (1, 4, 8, 1)
 
 
 def test_a_text(language, tmp_path, capsys):
