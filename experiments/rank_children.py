@@ -124,7 +124,8 @@ def gather(cfg: Config, values: flags.FlagValues) -> Cells:
     name = os.path.basename(os.path.normpath(folder))
     found |= {f'{name} {who}': arch for who, arch in retrain.best_of(folder, values.top, CELL).items()}
   known = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
-  found |= {name: launch.named_arch(name, known, CELL.kind) for name in values.arch}
+  for name in values.arch:
+    found |= launch.named_archs(name, known, CELL.kind)
   different = {space.canonical(arch): name for name, arch in reversed(found.items())}
   if not found:
     raise ValueError('no cells to train: give --random, --workdirs, --arch or --cells.')

@@ -13,14 +13,13 @@ import functools
 import glob
 import math
 import os
-import re
 import time
 from typing import Any
 
 from absl import flags
 
-from experiments.common import launch, rung_stage, workdirs
-from experiments.common.systems import System, for_config, system_of
+from experiments.common import launch, rung_stage, top, workdirs
+from experiments.common.systems import System, for_config, goal, system_of
 from experiments.common.weight_sharing import OTHER_DATA
 from nas_jax import config, draw, search, space
 from nas_jax.report import comparison, headline, model, page, rankings, reliability, replay_picture, rungs, style
@@ -33,6 +32,8 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_list('compare', [], 'folders of two searches to compare; plain words mean the same', flag_values=values)
   help = 'folder for two pictures: best.svg, the best architecture, and search.svg, the best score so far'
   flags.DEFINE_string('pictures', '', help, flag_values=values)
+  help = 'how many of the best different architectures to write to top.json; by default that file stays as it is'
+  flags.DEFINE_integer('top', None, help, 1, flag_values=values)
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
@@ -44,6 +45,8 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     raise ValueError('--workdir is missing: name the folder of a search.')
   if values.pictures and not os.path.isdir(values.pictures):
     raise ValueError(f'pictures (={values.pictures!r}) is no folder: name one that exists.')
+  if values.top is not None:
+    write_top(values.workdir, values.top)
   found = read(values.workdir)
   drawn = pictures(found) if values.pictures else {}
   text = page.render(found)
@@ -59,7 +62,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
 
 
 def _prepare_comparison(values: flags.FlagValues) -> launch.Work:
-  if len(values.compare) != 2 or values.workdir or values.pictures:
+  if len(values.compare) != 2 or values.workdir or values.pictures or values.top:
     raise ValueError(
       f'compare (={",".join(values.compare)}) must be the folders of two searches, and no other flag beside it; the '
       'report of one search takes --workdir=FOLDER.'
@@ -112,17 +115,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
   Raises:
     ValueError: a file is damaged or missing, and the message names it; or there are operations of the user's own.
   """
-  saved = workdirs.peek(os.path.join(workdir, 'config.json'))
-  if saved is None:
-    raise ValueError(f'workdir (={workdir!r}) holds no search: there is no config.json in it. Name one that does.')
-  origin = workdirs.peek(os.path.join(workdir, 'origin.json')) or {}
-  system = system_of(saved, origin)
-  if system is None:
-    raise ValueError(f'{workdir}/config.json is of no system known here: it has the fields {", ".join(saved)}.')
-  if cfg is None:
-    cfg = config.from_json(system.config, saved)
-    config.check(cfg)
-  system = for_config(system, cfg)
+  saved, origin, system, cfg = _opened(workdir, cfg)
   made = system.make_space(cfg)
   own, control = search.title(cfg), os.path.join(workdir, 'control')
   folders = {own: workdir} | ({'random': control} if os.path.isdir(control) else {})
@@ -154,7 +147,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     runs=tuple(runs.values()),
     slots=made.slots,
     reliability=_reliability(workdir, system, cfg),
-    winners=_winners(workdir, system, made, each_rung[own], length, converged),
+    winners=_winners(workdir, system, cfg, made, each_rung[own], length, converged),
     standings=((f'{system.metric.name}, {training}', *rankings.HEADER), rows),
     retrained=[result for path in sorted(glob.glob(retrained)) if (result := workdirs.peek(path))['rows']],
     facts=_facts(cfg, origin, made, runs),
@@ -166,12 +159,35 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     derived=derived,
     converged=converged,
     glance=_glance(system, cfg, origin, made, each),
-    use=_use(workdir, system, origin),
+    use=_use(workdir, system, cfg, origin),
     links=[name for name in LINKS if os.path.exists(os.path.join(workdir, name))],
     name=os.path.basename(os.path.abspath(workdir)),
     rungs=((system.metric.name, *rungs.HEADER), rungs.rows(each_rung, length, made, system.metric)),
     explained=system.explained if known else '',
   )
+
+
+def _opened(workdir: str, cfg: Any = None) -> tuple[Mapping[str, Any], Mapping[str, Any], System, Any]:
+  """Returns the config.json and the origin.json of a workdir, its system and its config. The errors are `read`'s."""
+  saved = workdirs.peek(os.path.join(workdir, 'config.json'))
+  if saved is None:
+    raise ValueError(f'workdir (={workdir!r}) holds no search: there is no config.json in it. Name one that does.')
+  origin = workdirs.peek(os.path.join(workdir, 'origin.json')) or {}
+  system = system_of(saved, origin)
+  if system is None:
+    raise ValueError(f'{workdir}/config.json is of no system known here: it has the fields {", ".join(saved)}.')
+  if cfg is None:
+    cfg = config.from_json(system.config, saved)
+    config.check(cfg)
+  return saved, origin, for_config(system, cfg), cfg
+
+
+def write_top(workdir: str, most: int) -> None:
+  """Writes top.json of a search that may have ended long ago. The errors are those of `read`, or there is no child."""
+  _, _, system, cfg = _opened(workdir)
+  if not top.write(workdir, system, cfg, most):
+    raise ValueError(f'top (={most}): no child of the search in {workdir} has been trained without failing yet.')
+  print(top.said(workdir, system, cfg))
 
 
 def _caveat(system: System, training: str) -> str:
@@ -195,12 +211,13 @@ def _run(folder: str, system: System, made: space.Space, name: str) -> model.Run
 def _winners(
   workdir: str,
   system: System,
+  cfg: Any,
   made: space.Space,
   each_rung: Sequence[Sequence[journal.Record]],
   length: Callable[[int], str],
   converged: Mapping[str, Any] | None,
 ) -> list[model.Winner]:
-  """The child that was chosen after training to convergence, if one was, and the best three by the search's scores.
+  """The child that was chosen after training to convergence, if one was, and the best three by the search's `goal`.
 
   Where weights are shared, the three are those derived after the search. Of successive halving, those of the longest
   rung come first.
@@ -213,7 +230,7 @@ def _winners(
     score = f'test {converged["metric"]} {rankings.spread(first["test"])}'
     title = f'{headline.capital(headline.called(first["name"]))}, {score}'
     winners.append(_winner(title, launch.read_arch(path, made.kind), made))
-  best = rungs.best_first([derived] if derived else each_rung, made, system.metric)
+  best = rungs.best_first([derived] if derived else each_rung, made, goal(system, cfg))
   for place, (rung, record) in enumerate(best[:3], 1):
     who = 'Derived after the search' if derived else f'Child {record["id"]}'
     title = f'{place}. {who}, {system.metric.name} {rankings.word(record[system.metric.key])}'
@@ -285,10 +302,10 @@ def _glance(system: System, cfg: Any, origin: Mapping[str, Any], made: space.Spa
 
 
 # Files that people open.
-LINKS = ('best.json', 'final/best.json', 'children.jsonl', 'rungs.jsonl', 'config.json', 'summary.txt')
+LINKS = ('best.json', 'top.json', 'final/best.json', 'children.jsonl', 'rungs.jsonl', 'config.json', 'summary.txt')
 
 
-def _use(workdir: str, system: System, origin: Mapping[str, Any]) -> list[model.Use]:
+def _use(workdir: str, system: System, cfg: Any, origin: Mapping[str, Any]) -> list[model.Use]:
   """How to go on with the best architecture; nothing if there is none yet."""
   places = [os.path.join(workdir, name) for name in ('final/best.json', 'best.json')]
   best = next((path for path in places if os.path.exists(path)), None)
@@ -303,10 +320,11 @@ def _use(workdir: str, system: System, origin: Mapping[str, Any]) -> list[model.
     lines = ['import flax.linen as nn', 'from nas_jax import space, tree_cell', lines[1]]
     lines += ['layer = nn.RNN(tree_cell.TreeCell(features=64, arch=arch))']
   found = [model.Use('Use it in Python', '\n'.join(lines))]
-  if system.retrain:
-    given = re.search(r'--preset[= ](\w+)', origin.get('command', ''))
-    preset = given[1] if given and given[1] in system.retrain.presets else 'demo'
-    found.append(model.Use('Train it to the end', f'python -m experiments.retrain --preset={preset} --arch={best}'))
+  if command := top.retrain_command(best, system, cfg, origin):
+    found.append(model.Use('Train it to the end', command))
+  several = os.path.join(workdir, top.FILE)
+  if os.path.exists(several) and (command := top.retrain_command(several, system, cfg, origin)):
+    found.append(model.Use(f'Train the {top.best(workdir, system)} to the end', command))
   return found
 
 

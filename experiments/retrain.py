@@ -20,12 +20,12 @@ import jax
 import numpy as np
 
 from experiments import report as report_page
-from experiments.common import epochs, launch, models, quick_end, rung_stage, workdirs
+from experiments.common import epochs, launch, models, quick_end, workdirs
+from experiments.common import top as top_lib
 from experiments.common.progress import Advance, Progress
 from experiments.common.systems import SYSTEMS, System, for_config
 from nas_jax import config, space
-from nas_jax.report import rankings, rungs
-from nas_jax.search import journal
+from nas_jax.report import rankings
 from nas_jax.systems import retrain
 from nas_jax.training import checkpoint, full_training
 
@@ -43,7 +43,9 @@ def own_flags(values: flags.FlagValues) -> None:
     'preset', 'demo', presets, 'named configuration that the other flags are laid over', flag_values=values
   )
   known = ', '.join(known_archs())
-  flags.DEFINE_list('arch', [], f'architectures to train: files such as a best.json, or {known}', flag_values=values)
+  flags.DEFINE_list(
+    'arch', [], f'architectures to train: files such as a best.json or a top.json, or {known}', flag_values=values
+  )
   flags.DEFINE_string('workdir', '', 'folder of a search whose best children to train', flag_values=values)
   flags.DEFINE_integer('top', 1, 'how many different children of --workdir to train', 1, flag_values=values)
   flags.DEFINE_string(
@@ -62,7 +64,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   sources = [*values.arch, *([os.path.join(values.workdir, 'best.json')] if values.workdir else [])]
   if not sources:
     raise ValueError('nothing is named to train: give --arch=FILE,... (or a known name), or --workdir=DIR of a search.')
-  archs = {name: launch.named_arch(name, known_archs()) for name in values.arch}
+  archs = {name: arch for given in values.arch for name, arch in launch.named_archs(given, known_archs()).items()}
   systems = {source: system_of(source) for source in sources}
   system = agreed(systems)
   cfg = configure(values, system)
@@ -99,11 +101,11 @@ def system_of(source: str) -> System:
   for system in SYSTEMS:
     if system.kind in RECIPES and source in RECIPES[system.kind].known:
       return system
-  kind = launch.read_file(source, space.kind_of)
+  kinds = set(launch.read_archs(source, space.kind_of).values())
   for system in SYSTEMS:
-    if system.kind == kind and kind in RECIPES:
+    if kinds == {system.kind} and system.kind in RECIPES:
       return system
-  raise ValueError(f'{source} is of kind {kind!r}: want one of {", ".join(RECIPES)}.')
+  raise ValueError(f'{source} is of kind {" and ".join(sorted(map(repr, kinds)))}: want one of {", ".join(RECIPES)}.')
 
 
 def agreed(systems: Mapping[str, System]) -> System:
@@ -142,14 +144,7 @@ def best_of(workdir: str, top: int, system: System) -> dict[str, retrain.Arch]:
   made = launch.read_file(os.path.join(workdir, 'best.json'), space.space_of)
   cfg = config.from_json(system.config, workdirs.peek(os.path.join(workdir, 'config.json')) or {})
   system = for_config(system, cfg)
-  path, who = os.path.join(workdir, 'derived.json'), 'derived'
-  if os.path.exists(path):
-    each = [workdirs.peek(path)]
-  else:
-    path, who = os.path.join(workdir, 'children.jsonl'), 'child'
-    records = list(journal.read(path, schema=journal.child_of(made)).values())
-    each = rung_stage.of(system, cfg, made, workdir, records)
-  ranked = [record for _, record in rungs.best_first(each, made, system.metric)]
+  who, ranked = top_lib.ranked(workdir, system, cfg, made)
   if len(ranked) < top:
     found = f'only {len(ranked)} different {system.noun}s that trained'
     raise ValueError(f'top (={top}): the search in {workdir} has {found}.')

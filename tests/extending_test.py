@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from experiments.common import launch, prepare_search, systems
+from experiments.common import prepare_search, systems
 from nas_jax.datasets import images as images_lib
 from nas_jax.datasets.images import Split
 from nas_jax.systems import conv

@@ -18,15 +18,16 @@ import numpy as np
 from experiments.common import final_choice, rung_stage, workdirs
 from experiments.common.progress import counted
 from experiments.common.stages import Found, Run, Stages, Summary, on_other_data
-from experiments.common.systems import Config, Data, FromScratch, System
+from experiments.common.systems import Config, Data, FromScratch, System, goal
 from nas_jax import draw, search, space
 from nas_jax.report import rankings, reliability, rungs
 from nas_jax.search import journal
-from nas_jax.training import evaluators, fit, halving, timing
+from nas_jax.training import costs, evaluators, fit, halving, timing
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Batch, Evaluate
 
+RANDOM = 1000  # architectures of which it is counted how many are within the bounds
 LONGER = 5  # times the training of the search that its reward is compared with
 RELIABILITY, REFERENCES = 'reliability of the reward', 'reference architectures'  # phases of a run
 
@@ -35,12 +36,13 @@ def stages(run: Run, alone: FromScratch) -> Stages:
   """Returns the stages. They share one evaluator, so that what trains children is compiled once."""
   run = settle_program(run)
   train = run.place(local_evaluators(run.system, run.cfg, run.data, run.problem, run.recovery, run.reload))
+  bounds = within_bounds(run.problem, run.cfg.seed)
   return Stages(
     run.cfg,
     f'a budget of {rankings.counted(run.cfg.max_children, "child", "children")} of {run.system.length(run.cfg)}',
     work=functools.partial(work, run, train),
     search=lambda cfg: alone.search(run.problem.space, cfg, train['children']),
-    before=lambda: measure_reliability(run, alone, train),
+    before=lambda: '\n'.join(filter(None, [bounds, measure_reliability(run, alone, train)])),
     after=functools.partial(rung_stage.run, run, train),
     summary=functools.partial(summary, run, alone, train),
   )
@@ -64,6 +66,7 @@ def local_evaluators(
     data of another seed.
   * 'rung 2', 'rung 3', ... train the children of the rungs after the search.
   * 'reference NAME' trains the known architecture of that name. It may be of another kind of network.
+  * 'beside' trains the architectures that the user wants to compare. For these and the references no bound holds.
 
   Args:
     system: of the children, which have weights of their own.
@@ -89,13 +92,25 @@ def local_evaluators(
     return alone.evaluator(problem, None, patient)
 
   train = alone.evaluator(problem, None, recovery)
-  known = alone.references(cfg, data, train, recovery)
+  free = problem._replace(bounds=costs.UNBOUNDED)
+  bounded = problem.bounds != costs.UNBOUNDED
+  beside = evaluators.on_first_use(lambda: alone.evaluator(free, None, recovery)) if bounded else train
+  known = alone.references(cfg, data, beside, recovery)
   references = {_reference(name): one.evaluate for name, one in known.items()}
   later = {'longer': evaluators.on_first_use(longer), 'other data': evaluators.on_first_use(other_data)}
   later |= {
     rung_stage.name(rung): evaluators.on_first_use(functools.partial(of_rung, rung)) for rung in range(2, cfg.rungs + 1)
   }
-  return {'children': train, **later, **references}
+  return {'children': train, 'beside': beside, **later, **references}
+
+
+def within_bounds(problem: Problem, seed: int) -> str:
+  """Returns in words how many random architectures are within the bounds of a problem; '' if it has none."""
+  if problem.cost_of is None or problem.bounds == costs.UNBOUNDED:
+    return ''
+  drawn = evaluators.random_batch(problem.space, jax.random.fold_in(jax.random.key(seed), 4), RANDOM)
+  inside = sum(costs.within(problem.cost_of(arch), problem.bounds) for arch in space.unstack(drawn.archs))
+  return f'bounds: {inside:,} of {RANDOM:,} random architectures are within them; the others are not trained and fail'
 
 
 def _reference(name: str) -> str:
@@ -198,7 +213,7 @@ def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: 
   system, cfg, made = run.system, run.cfg, run.problem.space
   references = alone.references(cfg, run.data, train['children'], run.recovery)
   known = {name: evaluators.Known(one.arch, train[_reference(name)]) for name, one in references.items()}
-  known |= {name: evaluators.Known(arch, train['children']) for name, arch in run.beside.items()}
+  known |= {name: evaluators.Known(arch, train['beside']) for name, arch in run.beside.items()}
   scores = measure_references(run, known)
   records = {name: one.records for name, one in found.items()}
   key, _, lower = system.metric
@@ -214,8 +229,8 @@ def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: 
 
 def best_child(run: Run, found: Found) -> str:
   """Describes the best child in equations or words."""
-  metric, made = run.system.metric, run.problem.space
-  ranked = rungs.best_first(rung_stage.of(run.system, run.cfg, made, found.folder, found.records), made, metric)
+  metric, made, by = run.system.metric, run.problem.space, goal(run.system, run.cfg)
+  ranked = rungs.best_first(rung_stage.of(run.system, run.cfg, made, found.folder, found.records), made, by)
   if not ranked:
     return 'no child was trained without failing'
   rung, best = ranked[0]

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import glob
+import json
 import logging
 import os
 import re
@@ -158,11 +159,13 @@ def parse(
   own: Callable[[flags.FlagValues], None],
   configs: Mapping[str, usage.Presets] = types.MappingProxyType({}),
   words: str = '',
+  elsewhere: Mapping[str, str] = types.MappingProxyType({}),
 ) -> flags.FlagValues:
   """Parses `argv`: the launcher's `own` flags and one for each field of the configs, of which one will be made.
 
   `configs` holds the presets of each config by what it is for, '' if there is one config; `words` is the list flag that
-  plain words are another way to give. Raises ValueError on what is no flag, naming those that may be meant.
+  plain words are another way to give; `elsewhere` has flags that this launcher lacks, and which launchers have them.
+  Raises ValueError on what is no flag, naming those that may be meant.
   """
   values = flags.FlagValues()
   values.set_gnu_getopt(bool(words))  # flags may come after words
@@ -181,6 +184,8 @@ def parse(
   try:
     rest = values(list(argv))
   except flags.UnrecognizedFlagError as error:
+    if where := elsewhere.get(error.flagname):
+      raise ValueError(f'there is no flag --{error.flagname} here, it is one of {where}: leave it out.') from None
     near = usage.suggestions(error.flagname, {name: values[name].help or '' for name in values if len(name) > 1})
     ask = f' (did you mean {" or ".join(f"--{name}" for name in near)}?)' if near else ''
     raise ValueError(f'there is no flag --{error.flagname}{ask}: --help lists all.') from None
@@ -335,19 +340,40 @@ def drop_damaged_programs(warning: str) -> str:
   return found[1]
 
 
-def named_arch(name: str, known: Mapping[str, Any], kind: str = '') -> Any:
-  """The architecture of a known name, or the one in the file of that name. Raises ValueError if it is neither."""
+def named_archs(name: str, known: Mapping[str, Any], kind: str = '') -> dict[str, Any]:
+  """The architecture of a known name, or those in the file of that name. Raises ValueError if it is neither."""
   if name in known:
-    return known[name]
+    return {name: known[name]}
   if not os.path.exists(name):
     near = config.did_you_mean(name, known)
     raise ValueError(f'{name} is neither a file nor a known architecture{near}: known are {", ".join(known)}.')
-  return read_arch(name, kind)
+  return read_archs(name, functools.partial(space.from_json, kind=kind))
 
 
 def read_arch(path: str, kind: str = '') -> Any:
   """The architecture in a file. Raises ValueError, naming the file, if it holds none or one of another kind."""
   return read_file(path, functools.partial(space.from_json, kind=kind))
+
+
+def read_archs(path: str, parse: Callable[[str], Any] = space.from_json) -> dict[str, Any]:
+  """What `parse` makes of each architecture in a file like a best.json, which has one, or a top.json, a list of them.
+
+  They are named by the path; those of a list by their place too, counted from 1. Raises ValueError as `read_file`.
+  """
+  return read_file(path, lambda text: {name: parse(one) for name, one in _entries_of(path, text)})
+
+
+def _entries_of(path: str, text: str) -> list[tuple[str, str]]:
+  """Returns the name and the JSON text of each architecture in a file."""
+  try:
+    found = json.loads(text)
+  except ValueError:
+    found = None  # what reads an architecture says what is wrong
+  if not isinstance(found, list):
+    return [(path, text)]
+  if not found:
+    raise ValueError('it is an empty list, and there is no architecture in it.')
+  return [(f'{path} {place}', json.dumps(one)) for place, one in enumerate(found, 1)]
 
 
 def read_file(path: str, parse: Callable[[str], Any]) -> Any:

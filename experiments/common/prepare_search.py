@@ -1,6 +1,8 @@
 """Reads the flags and the data of a search, and opens its workdir; `search_flow` runs it then."""
 
 from collections.abc import Callable, Sequence
+import dataclasses
+import functools
 import json
 import os
 from typing import Any
@@ -19,8 +21,8 @@ from experiments.common import (
   start_from,
   workdirs,
 )
-from experiments.common.systems import Arch, Config, Data, System, check_workdir, for_config
-from nas_jax import config
+from experiments.common.systems import SYSTEMS, Arch, Config, Data, System, check_workdir, for_config
+from nas_jax import config, space
 from nas_jax import hosts as hosts_lib
 from nas_jax.report import rankings
 from nas_jax.training.problem import Problem
@@ -33,6 +35,9 @@ def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
   def define(values: flags.FlagValues) -> None:
     presets = {name: None for system in systems for name in system.presets}
     launch.search_flags(presets, f'{launcher}-VARIANT' if systems[0].variant else launcher)(values)
+    flags.DEFINE_integer(
+      'top', 5, 'how many of the best different architectures to write to top.json; 0 for none', 0, flag_values=values
+    )
     connection.define_flags(values)
     ray_workers.define_flags(values)
     if systems[0].variant:
@@ -73,7 +78,8 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
   Raises:
     ValueError: something is wrong with the input; nothing has been compiled then.
   """
-  values = launch.parse(argv, doc or '', own_flags(systems), {system.variant: system.presets for system in systems})
+  configs = {system.variant: system.presets for system in systems}
+  values = launch.parse(argv, doc or '', own_flags(systems), configs, elsewhere=_elsewhere(systems))
   connected = connection.join(values)
   with connected.meeting(launch.ending_before_work):
     begin = _prepare(systems, argv, values, connected)
@@ -153,6 +159,7 @@ def _prepare(
         crew=crew,
         started=started,
         reload=load,
+        top_count=values.top,
       )
       if hosts.processes > 1:
         hosts_lib.dismiss(hosts)
@@ -202,6 +209,15 @@ def _prepare_to_serve(
   return work
 
 
+def _elsewhere(systems: Sequence[System]) -> dict[str, str]:
+  """Returns which launchers have a flag, for all flags of the configs of other systems than these, by name."""
+  found = dict[str, dict[str, None]]()
+  for system in SYSTEMS:
+    for item in dataclasses.fields(system.config) if system.launcher != systems[0].launcher else ():
+      found.setdefault(item.name, {})[system.launcher] = None
+  return {name: ' and '.join(launchers) for name, launchers in found.items()}
+
+
 def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
   """Returns the system that --variant names. Raises ValueError if another flag is only for other systems."""
   if len(systems) == 1:
@@ -216,7 +232,8 @@ def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
 def _read_beside(paths: Sequence[str], system: System, cfg: Config) -> dict[str, Arch]:
   """Returns architectures by their files. Raises ValueError if one cannot be read or not be trained as a child."""
   assert system.alone is not None
-  beside = {path: launch.read_arch(path, system.kind) for path in paths}
+  parse = functools.partial(space.from_json, kind=system.kind)
+  beside = {name: arch for path in paths for name, arch in launch.read_archs(path, parse).items()}
   for path, arch in beside.items():
     if why := system.alone.why_unsupported(cfg, arch):
       raise ValueError(f'{path}: {why}: leave it out, or take --child_program=specialised.')

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from experiments.common import workdirs
 from experiments.common.stages import Found, Run
-from experiments.common.systems import Config, System
+from experiments.common.systems import Config, System, goal
 from nas_jax import search
 from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
@@ -58,7 +58,7 @@ def of(system: System, cfg: Config, made: Space, folder: str, records: Sequence[
     folder: of the search.
     records: its children, by id.
   """
-  return rungs.of(records, read(folder, made), cfg.rung_factor, made, system.metric) if system.alone else [records]
+  return rungs.of(records, read(folder, made), cfg.rung_factor, made, goal(system, cfg)) if system.alone else [records]
 
 
 def _phase(cfg: Config, rung: int) -> str:
@@ -85,15 +85,15 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
     cfg: of the search, or of its random-search baseline.
     found: the search.
   """
-  made, path = run.problem.space, os.path.join(found.folder, FILE)
+  made, path, by = run.problem.space, os.path.join(found.folder, FILE), goal(run.system, cfg)
   workdirs.drop_damaged_lines(path, journal.child_of_rung(made))
   write, at_once = journal.writer(path), cfg.m
   if found.search.replicas:  # whose batches of m children are trained side by side in the search, too
     at_once = max(cfg.m, run.crew.size if run.crew else run.width)
   for rung in range(2, cfg.rungs + 1):
     trained = read(found.folder, made)
-    before = rungs.of(found.records, trained, cfg.rung_factor, made, run.system.metric)[: rung - 1]
-    going = rungs.promoted(before, cfg.rung_factor, made, run.system.metric)
+    before = rungs.of(found.records, trained, cfg.rung_factor, made, by)[: rung - 1]
+    going = rungs.promoted(before, cfg.rung_factor, made, by)
     missing = [record for record in going if (rung, record['id']) not in trained]
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), 5), rung)
     done = len(going) - len(missing)
@@ -104,7 +104,7 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
         lines = journal.records(batch, train[name(rung)](batch), time.perf_counter() - begun)[:count]
         write([line | {'rung': rung} for line in lines])
         advance(count)
-  ranked = rungs.best_first(of(run.system, cfg, made, found.folder, found.records), made, run.system.metric)
+  ranked = rungs.best_first(of(run.system, cfg, made, found.folder, found.records), made, by)
   if ranked and ranked[0][0] > 1:
     workdirs.write(os.path.join(found.folder, 'best.json'), rankings.best_json(made, ranked[0][1]))
 

@@ -58,6 +58,7 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
       'start_from?': Each(str),
     },
     'best.json': {'kind': str, 'arch': {}},
+    'top.json': [{'kind': str, 'arch': {}}],
     'start.json': {'files': Each(str), 'told': [{}], 'first': [[is_count]], 'said': [str], 'sha256': str},
     'reliability.json': {
       'seeds': _MEASURED,

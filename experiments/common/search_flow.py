@@ -15,6 +15,7 @@ from experiments.common import (
   recovery_files,
   run_search,
   start_from,
+  top,
   weight_sharing,
   workdirs,
 )
@@ -47,6 +48,7 @@ def run(
   crew: crew_lib.Crew | None = None,
   started: Start = NOTHING,
   reload: Callable[[Config], Data] | None = None,
+  top_count: int = 5,
 ) -> None:
   """Runs all stages of a search in a workdir, from wherever the workdir says that it stands.
 
@@ -64,6 +66,7 @@ def run(
     started: what the search starts from. The random search beside it starts from nothing.
     reload: reads the data again with the data_seed of its argument, to see what rewards owe to the data; by default the
       splits stay those of `data`.
+    top_count: how many of the best different architectures to write to top.json; 0 for none.
   """
   unsaved = {'what other hosts train'} if hosts.processes > 1 else set[str]()
   recovery = recovery_files.recovery(workdir, cfg, check, unsaved=unsaved)
@@ -72,10 +75,10 @@ def run(
   width = len(jax.local_devices())
   begun = Run(system, cfg, data, problem, workdir, recovery, beside, reload, Progress(), width)
   with quick_end.while_compiling(unsaved):
-    _run(_placed(begun, hosts, crew), with_control, started, _places(hosts, crew))
+    _run(_placed(begun, hosts, crew), with_control, started, _places(hosts, crew), top_count)
 
 
-def _run(begun: Run, with_control: bool, started: Start, places: str) -> None:
+def _run(begun: Run, with_control: bool, started: Start, places: str, top_count: int) -> None:
   """Runs all stages; `places` says in words where children are trained."""
   system, workdir, problem = begun.system, begun.workdir, begun.problem
   stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
@@ -100,6 +103,7 @@ def _run(begun: Run, with_control: bool, started: Start, places: str) -> None:
     folder = os.path.join(workdir, 'control')
     workdirs.open_config(folder, control)
     found['random'] = _one(begun, stages, control, folder, NOTHING, phases[1])
+  top.write(workdir, system, cfg, top_count)
   _summarize(begun, cfg, stages.summary(found), [said] if said else [], started)
   report_page.write(workdir, report_page.make(workdir, begun.cfg))
   chosen = os.path.join('final', 'best.json')
@@ -141,7 +145,8 @@ def _summarize(begun: Run, cfg: Config, found: Summary, reliability: Sequence[st
   facts = f'{cfg.dataset}, sha256 {begun.data.sha256[:12]}; {config.seeds_in_words(cfg)}; {found.note}'
   converged = [found.converged] if found.converged else []
   origins = [f'started from {line}' for line in started.said]
-  summary = '\n'.join([*converged, found.best, '', table, facts, *origins, *reliability, found.rest])
+  best = [said] if (said := top.said(begun.workdir, begun.system, cfg)) else []
+  summary = '\n'.join([*converged, found.best, '', table, facts, *origins, *reliability, *best, found.rest])
   workdirs.write(os.path.join(begun.workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
 

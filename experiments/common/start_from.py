@@ -5,6 +5,7 @@ The workdir has them in start.json, so that the files may change or go away whil
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -133,8 +134,10 @@ def _of_archs(path: str, target: Target) -> Start:
   known = {name: arch for name, arch in vars(published).items() if isinstance(arch, target.space.arch_type)}
   if path != PUBLISHED and path not in known:
     text = launch.read_file(path, str)
-    tokens = launch.read_file(path, lambda text: _tokens(text, target))
-    return Start({path: hashlib.sha256(text.encode()).hexdigest()}, [], [tokens], [f'{path}: trained first'])
+    tokens = launch.read_archs(path, functools.partial(_tokens, target))
+    return Start(
+      {path: hashlib.sha256(text.encode()).hexdigest()}, [], list(tokens.values()), [f'{path}: trained first']
+    )
   archs = dict(known) if path == PUBLISHED else {path: known[path]}
   first, lacking = dict[str, list[int]](), dict[str, str]()
   for name, arch in archs.items():
@@ -153,7 +156,7 @@ def _first(lacking: Mapping[str, str]) -> str:
   return next((f'{name}: {why}' for name, why in lacking.items()), 'there is none')
 
 
-def _tokens(text: str, target: Target) -> list[int]:
+def _tokens(target: Target, text: str) -> list[int]:
   return _checked(target.space.from_json(text), target)
 
 

@@ -25,7 +25,7 @@ from nas_jax.systems import (
   retrain_enas,
 )
 from nas_jax.systems.retrain import FinalChoice, Recipe
-from nas_jax.training import evaluators, metrics, rewards
+from nas_jax.training import costs, evaluators, metrics, rewards
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Evaluate
@@ -108,7 +108,7 @@ CONV = System(
   conv.length,
   retrain_conv.RECIPE,
   FromScratch(evaluators.build, replicas.build_search, conv.scale_budget, conv.why_unsupported, conv.references),
-  reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power, cfg.metric),
+  reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power, cfg.metric) + costs.formula(cfg),
   explained='The known networks are plain ones that nobody searched for, trained just as the children were.',
 )
 CHAIN = System(
@@ -147,7 +147,7 @@ MACRO = System(
   retrain_enas.RECIPE,
   variant='macro',
   children=lambda cfg: cfg.samples,
-  reward=CONV.reward,
+  reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power, cfg.metric),
 )
 MICRO = MACRO._replace(
   kind='enas_micro',
@@ -185,6 +185,12 @@ def for_config(system: System, cfg: Config) -> System:
   key, name, lower = system.metric
   metric = model.Metric(key.replace('accuracy', cfg.metric), name.replace('accuracy', score), lower)
   return system._replace(metric=metric, retrain=system.retrain and system.retrain._replace(metric=loss))
+
+
+def goal(system: System, cfg: Config) -> model.Metric:
+  """Returns what the best children of a search are chosen by: the score, or the reward if their cost shapes it."""
+  shaped = getattr(cfg, 'cost', 'none') != 'none'
+  return model.Metric('reward', 'reward', lower=False) if shaped else system.metric
 
 
 def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | None:

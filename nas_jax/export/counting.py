@@ -1,20 +1,14 @@
 """What a Flax module costs: its weights, and the multiply-adds of one call."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 from jax.extend import core
 
+from nas_jax.training.costs import Cost
 from nas_jax.types import PyTree
-
-
-class Cost(NamedTuple):
-  """The size and the cost of a network."""
-
-  weights: int  # all parameters: also those of batch norm and of the classifier
-  multiply_adds: int  # of convolutions and matrix products
 
 
 def cost(module: nn.Module, *inputs: PyTree) -> Cost:

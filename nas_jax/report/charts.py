@@ -123,6 +123,40 @@ def entropy(name: str, label: str, lines: Sequence[Line]) -> str:
   return _svg(name, label, draw)
 
 
+def against_cost(
+  name: str,
+  label: str,
+  xlabel: str,
+  ylabel: str,
+  children: Sequence[Line],
+  fronts: Sequence[Line],
+  points: Sequence[Point],
+) -> str:
+  """Draws scores over costs: a point for each child, and the front of each search as steps with marks.
+
+  Args:
+    name: as in `_svg`.
+    label: as in `_svg`.
+    xlabel: the cost.
+    ylabel: the score.
+    children: the costs and scores of each search.
+    fronts: those of its children that no other one beats, by cost.
+    points: what is said of each child.
+  """
+
+  def draw(axes: Any) -> Sequence[Point]:
+    for side, line in enumerate(children):
+      _points(axes, side, line)
+    for side, line in enumerate(fronts):
+      _curve(axes, side, line, drawstyle='steps-post', linewidth=1.4, marker=_MARKERS[side], markersize=5)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _scale(axes, np.concatenate([np.asarray(line.y, float) for line in children]))
+    _scale(axes, np.concatenate([np.asarray(line.x, float) for line in children]), 'x')
+    return points
+
+  return _svg(name, label, draw)
+
+
 def moving_mean(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
   """Returns at each place the mean of the last `window` values, or of fewer at the start; NaNs are left out."""
   found = np.asarray(values, float)
@@ -177,25 +211,32 @@ def _points(axes: Any, side: int, line: Line) -> None:
     axes.add_patch(PathPatch(Path(np.repeat(places, 2, 0), codes), edgecolor=_SIDES[side], **style))
 
 
-def _scale(axes: Any, values: Sequence[float] | np.ndarray) -> None:
-  """Sets limits around `values`, and a logarithmic scale with round numbers if they span more than a factor of 2."""
+def _scale(axes: Any, values: Sequence[float] | np.ndarray, side: str = 'y') -> None:
+  """Sets limits around `values`, and a logarithmic scale with round numbers if they span more than a factor of 2.
+
+  Args:
+    axes: of the chart.
+    values: finite ones count.
+    side: 'y', or 'x' for an axis of large numbers, which has words such as 20k and 1.5M.
+  """
   from matplotlib import ticker
 
   finite = np.asarray(values, float)
   finite = finite[np.isfinite(finite)]
   if not len(finite):
     return
-  low, high = finite.min(), finite.max()
+  low, high, axis = finite.min(), finite.max(), axes.yaxis if side == 'y' else axes.xaxis
   if low > 0 and high > 2 * low:
     margin = (high / low) ** 0.06
-    axes.set_yscale('log')
-    axes.set_ylim(low / margin, high * margin)
+    axes.set(**{f'{side}scale': 'log', f'{side}lim': (low / margin, high * margin)})
     steps = (1,) if high > 300 * low else (1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 5, 7)
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=steps, numticks=20))
-    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter('%g'))
-    axes.yaxis.set_minor_locator(ticker.NullLocator())
+    axis.set_major_locator(ticker.LogLocator(subs=steps, numticks=20))
+    axis.set_major_formatter(ticker.FormatStrFormatter('%g'))
+    axis.set_minor_locator(ticker.NullLocator())
   elif high > low:
-    axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
+    axes.set(**{f'{side}lim': (low - 0.06 * (high - low), high + 0.06 * (high - low))})
+  if side == 'x':
+    axis.set_major_formatter(ticker.EngFormatter(sep=''))
 
 
 def _svg(name: str, label: str, draw: Callable[[Any], Sequence[Point]]) -> str:

@@ -5,6 +5,7 @@ import html
 
 from nas_jax.report.rankings import word
 from nas_jax.search.journal import Record
+from nas_jax.training.costs import Cost
 
 
 def render(runs: Sequence[tuple[str, Sequence[Record]]], key: str, metric: str, lower: bool) -> str:
@@ -26,14 +27,14 @@ def render(runs: Sequence[tuple[str, Sequence[Record]]], key: str, metric: str, 
     score = _score(child[1], key)
     return score is None, 0.0 if score is None else score if lower else -score
 
-  deep = any('depth' in record for _, record in children)
-  header = ['child', 'search', metric, 'reward', *(['layers'] if deep else []), 'seconds', 'failed', 'tokens']
+  shown = [name for name, field in _NUMBERS.items() if any(record.get(field) is not None for _, record in children)]
+  header = ['child', 'search', metric, 'reward', *shown, 'seconds', 'failed', 'tokens']
   heads = ''.join(f'<th{"" if name in _WORDS else _RIGHT}>{html.escape(name)}</th>' for name in header)
   rows = []
   for name, record in sorted(children, key=place):
     earned = '' if record['failed'] else word(record['reward'])
     cells = [str(record['id']), name, word(_score(record, key) or ''), earned]
-    cells += [str(record.get('depth', ''))] if deep else []
+    cells += ['' if (number := record.get(_NUMBERS[column])) is None else str(number) for column in shown]
     cells += [f'{record["seconds"]:.2f}', record['failed'] or '', ' '.join(map(str, record['tokens']))]
     columns = zip(header, cells, strict=True)
     rows.append(
@@ -48,6 +49,8 @@ def render(runs: Sequence[tuple[str, Sequence[Record]]], key: str, metric: str, 
 
 
 _WORDS = ('search', 'failed', 'tokens')  # columns of text, which are aligned left
+# Columns of numbers that not every journal has, and their names in it.
+_NUMBERS = {'layers': 'depth'} | {name.replace('_', '-'): name for name in Cost._fields}
 _RIGHT = ' class="n"'
 
 

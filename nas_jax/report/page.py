@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nas_jax.report import charts, children, importance, probabilities
+from nas_jax.report import charts, children, importance, pareto, probabilities
 from nas_jax.report.headline import called, capital, headline, lede, who
 from nas_jax.report.model import Report, Run, Winner
 from nas_jax.report.parts import definitions, escape, figure, frame, section, table
@@ -28,6 +28,7 @@ def render(report: Report, refresh: int = 0) -> str:
     _glance(report),
     section('Trained to convergence', _converged(report)),
     section('How the search went', _course(report)),
+    section('Score and cost', _costs(report)),
     section('What the controller came to prefer', _preferences(report)),
     section('Which decisions mattered', _importance(report)),
     section('Is the reward a signal?', _reliability(report)),
@@ -122,6 +123,11 @@ def _course(report: Report) -> str:
       )
     )
   return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _costs(report: Report) -> str:
+  found = pareto.figures(report.runs, report.metric)
+  return f'<div class="charts">{"".join(found)}</div>' if found else ''
 
 
 def _view(report: Report, name: str, rows: Sequence[Sequence[object]]) -> str:

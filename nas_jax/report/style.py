@@ -78,6 +78,7 @@ figcaption b { color: var(--ink); font-weight: 600; }
 .bar { display: inline-block; height: 0.8em; min-width: 1px; max-width: 60%; background: var(--search); }
 .tall { max-height: 28rem; overflow: auto; }
 .tall thead th { position: sticky; top: 0; background: var(--paper); }
+.tall td:nth-child(2) { white-space: nowrap; }
 .tall td:last-child { white-space: nowrap; color: var(--soft); font-size: 0.8rem; }
 th button { all: unset; cursor: pointer; font-weight: 500; }
 th button:focus-visible { outline: 2px solid var(--search); }

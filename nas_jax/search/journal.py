@@ -82,7 +82,8 @@ def records(
 ) -> list[Record]:
   """Returns a record for each child: id, tokens, reward, metrics, why it failed (or null), and its wall seconds.
 
-  The reward of a child that failed is noted as 0, and nothing reads it. A child that repeats an earlier one has the
+  The reward of a child that failed is noted as 0, and nothing reads it. A child above a bound has no seconds, as it was
+  not trained. A child that repeats an earlier one has the
   metrics of that one, no seconds, and the earlier child's id as the metric `REPEAT`.
 
   Args:
@@ -96,7 +97,8 @@ def records(
   failed = ~np.isfinite(reward) if outcome.failed is None else ~np.isfinite(reward) | np.asarray(outcome.failed, bool)
   status = columns.pop('failed', np.zeros(len(batch.ids), np.int32))
   source = _sources(batch)
-  each, earlier = seconds / max(1, len(batch.ids) - len(source)), dict(measured or {})
+  above = [k for k, one in enumerate(status) if k not in source and Status(int(one)).above_bound]
+  each, earlier = seconds / max(1, len(batch.ids) - len(source) - len(above)), dict(measured or {})
   for k, (number, tokens) in enumerate(zip(np.asarray(batch.ids), np.asarray(batch.tokens), strict=True)):
     record = {'id': int(number), 'tokens': tokens.tolist(), 'reward': 0.0 if failed[k] else reward[k].tolist()}
     record |= {} if batch.depth is None else {'depth': int(np.broadcast_to(batch.depth, len(batch.ids))[k])}
@@ -109,7 +111,7 @@ def records(
       why = Status(int(status[k])).reason or why
       record |= {'reward': 0.0} if why else {}
       record |= {name: plain(values[k]) for name, values in columns.items()}
-      record |= {'failed': why, 'seconds': round(each, 4)}
+      record |= {'failed': why, 'seconds': 0.0 if k in above else round(each, 4)}
       earlier[record['id']] = record
     found.append(record)
   return found

@@ -3,17 +3,19 @@
 import dataclasses
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from nas_jax import config, published, replicas, search, space
+from nas_jax import config, export, published, replicas, search, space
 from nas_jax.children import language_model
 from nas_jax.config import field
 from nas_jax.datasets import text as text_lib
 from nas_jax.operations import BUILT_IN, Operation, Operations, by_id, find
 from nas_jax.space.tree import TreeArch
 from nas_jax.systems import language, retrain, retrain_cell
-from nas_jax.training import evaluators, halving, rewards, timing
+from nas_jax.training import costs, evaluators, halving, rewards, timing
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.types import Evaluate
@@ -179,7 +181,7 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
   search.check(made, cfg)
   replicas.check(cfg)
   halving.check(cfg, cfg.max_children)
-  cell, hidden = cell or language_model.tree(made.operations), cfg.hidden
+  trees, cell, hidden = cell is None, cell or language_model.tree(made.operations), cfg.hidden
   if cfg.parameters:
     hidden = language.width(cfg, text, cell, made.decode(np.zeros(made.length, int)), cfg.parameters)
 
@@ -187,7 +189,29 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
     return rewards.of_perplexity(perplexity, cfg.reward_c, cfg.reward_limit)
 
   found = language.make_problem(cfg, text, made, cell, hidden, reward)
-  return found._replace(steps=found.steps or cfg.steps, steps_per_call=cfg.steps_per_call, program=cfg.child_program)
+  count = counter(cfg, text, made.operations, hidden) if trees else None
+  return found._replace(
+    steps=found.steps or cfg.steps, steps_per_call=cfg.steps_per_call, program=cfg.child_program, cost_of=count
+  )
+
+
+def counter(cfg: Config, text: text_lib.Text, operations: Operations, hidden: int) -> costs.Count:
+  """Returns what counts the networks of cells of width `hidden`.
+
+  What a tree cell costs depends on the number of its leaves alone, so it is counted once for each. All cells of a space
+  cost the same: bounds and a reward shaped by the cost would tell none of them from another, and there are none here.
+  """
+  made = dict[int, costs.Cost]()
+  sizes = {'vocabulary': cfg.vocabulary or len(text.vocabulary), 'layers': cfg.layers, 'embedding': cfg.embedding}
+
+  def count(arch: TreeArch) -> costs.Cost:
+    nodes = len(arch.combine)
+    if nodes not in made:
+      network = export.module(arch, features=hidden, tied=cfg.tied, operations=operations, **sizes)
+      made[nodes] = export.cost(network, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    return made[nodes]
+
+  return count
 
 
 def build(

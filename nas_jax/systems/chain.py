@@ -16,7 +16,7 @@ from nas_jax.space import ChainArch
 from nas_jax.space.chain import default_layers
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, halving
+from nas_jax.training import costs, evaluators, halving
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.training.rewards import Reward
@@ -24,7 +24,7 @@ from nas_jax.types import Array, Batch, Evaluate, Outcome
 
 
 @dataclasses.dataclass
-class Config(classifier.Config, Limits, halving.Config, per_layer.Config):
+class Config(classifier.Config, costs.Config, Limits, halving.Config, per_layer.Config):
   """The search, its children, and how they are trained. Xu's poster says few of the values; the others are ours."""
 
   layers: tuple[str, ...] = field(
@@ -152,13 +152,19 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
   own = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
   budget = cfg.epochs, cfg.last_epochs, cfg.reward_power
   found = classifier.make_problem(setup, made, conv.build(setup.inputs), lambda arch: own, *budget)
-  return found._replace(warm_start=conv.warm_start_params if cfg.warm_start else None)
+  return found._replace(
+    warm_start=conv.warm_start_params if cfg.warm_start else None,
+    cost_of=costs.of_networks(images.shape, images.classes),
+    bounds=costs.bounds(cfg),
+    shaping=costs.shaping(cfg),
+  )
 
 
 def check(cfg: Config) -> None:
   """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
   config.check(cfg)
   search.check(make_space(cfg), cfg)
+  costs.check(cfg)
   least = cfg.epochs_start or cfg.epochs
   if not cfg.last_epochs <= least <= cfg.epochs:
     raise ValueError(

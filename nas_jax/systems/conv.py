@@ -13,7 +13,7 @@ from nas_jax.datasets import images as images_lib
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, halving, timing
+from nas_jax.training import costs, evaluators, halving, timing
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
@@ -22,7 +22,7 @@ from nas_jax.types import Evaluate, PyTree
 
 
 @dataclasses.dataclass
-class Config(classifier.BlockConfig, Limits, halving.Config, replicas.Config, search.Config):
+class Config(classifier.BlockConfig, costs.Config, Limits, halving.Config, replicas.Config, search.Config):
   """The search, its children, and how they are trained. The defaults are the first experiment of Sec. 4.1."""
 
   max_depth: int = field(15, 'layers of the deepest children; 15, 20 and 13 in the three experiments of Table 1', low=1)
@@ -181,7 +181,13 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
   def traced(archs: PyTree) -> Child:
     return of_depth(archs.filters.shape[1])
 
-  return found._replace(program=cfg.child_program, traced=None if needs_own_programs(cfg) else traced)
+  return found._replace(
+    program=cfg.child_program,
+    traced=None if needs_own_programs(cfg) else traced,
+    cost_of=costs.of_networks(images.shape, images.classes, classifier.network_options(cfg)),
+    bounds=costs.bounds(cfg),
+    shaping=costs.shaping(cfg),
+  )
 
 
 def build(
@@ -218,6 +224,7 @@ def check(cfg: Config, images: images_lib.Images) -> None:
   search.check(make_space(cfg), cfg)
   replicas.check(cfg)
   halving.check(cfg, cfg.max_children)
+  costs.check(cfg)
   height, width, _ = images.shape
   for name, labels in (('strides', cfg.strides), ('pools', cfg.pools)):
     if max(labels) > min(height, width):

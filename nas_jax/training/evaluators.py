@@ -20,7 +20,7 @@ import numpy as np
 
 from nas_jax.controller import uniform_controller
 from nas_jax.space import Space, unstack
-from nas_jax.training import fit
+from nas_jax.training import costs, fit
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem, static_fitter, traced_fitter
 from nas_jax.training.recovery import NO_RECOVERY, Metrics, Recovery, fingerprint
@@ -40,11 +40,21 @@ class Known(NamedTuple):
 def build(problem: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY) -> Evaluate:
   """What trains each child of a problem by itself and scores it, by the kind of program that the problem names.
 
+  Where the problem says what architectures cost, its bounds and its shaping of rewards hold; see `costs.accounted`.
+
   Args:
     problem: what the children learn.
     mesh: where they are trained; all local devices by default.
     recovery: recalls, keeps and ends trainings.
   """
+  train = _trainer(problem, mesh, recovery)
+  if problem.cost_of is None:
+    return train
+  return costs.accounted(train, problem.cost_of, problem.bounds, problem.shaping)
+
+
+def _trainer(problem: Problem, mesh: Mesh | None, recovery: Recovery) -> Evaluate:
+  """Returns the evaluator of a problem, as if nothing were known of what architectures cost."""
   devices, static = None if mesh is None else list(mesh.devices.flat), functools.partial(static_fitter, problem)
   data, reward = problem.data, problem.own_reward
   if problem.warm_start:

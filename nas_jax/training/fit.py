@@ -34,16 +34,23 @@ class Status(enum.IntEnum):
   NO_PROGRAM = 4
   TOO_LONG = 5
   CRASHED = 6
+  ABOVE_WEIGHTS = 7
+  ABOVE_MULTIPLY_ADDS = 8
 
   @property
   def reason(self) -> str:
     """Why the child has failed, in words; '' for OK."""
     return _REASONS[self]
 
+  @property
+  def above_bound(self) -> bool:
+    """Whether the child was not trained because it costs more than a bound; see `training.costs`."""
+    return self in (Status.ABOVE_WEIGHTS, Status.ABOVE_MULTIPLY_ADDS)
+
 
 _REASONS = (
   '', 'not a child', 'loss or gradient not finite', 'out of memory', 'cannot be compiled or run', 'took too long',
-  'the process died of it',
+  'the process died of it', 'more weights than max_weights', 'more multiply-adds than max_multiply_adds',
 )  # fmt: skip
 
 

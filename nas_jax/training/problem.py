@@ -15,6 +15,7 @@ from nas_jax.space import Space
 from nas_jax.training import child as child_lib
 from nas_jax.training import fit, rewards
 from nas_jax.training.child import Child
+from nas_jax.training.costs import UNBOUNDED, Bounds, Count, Shaping
 from nas_jax.training.rewards import Reward
 from nas_jax.types import Key, PyTree
 
@@ -43,6 +44,10 @@ class Problem(NamedTuple):
       child starts from its own initial weights.
     minibatch: (data, key) -> the same with a part of the validation split; for scores by shared weights only.
     reward_of: a reward of the user's own, which takes the place of `reward`; see `rewards.Reward`. None for none.
+    cost_of: (static arch) -> what it costs; None if that is not counted. This and the two below are for children that
+      are trained by themselves.
+    bounds: the most that a child may cost.
+    shaping: how its cost shapes its reward; None for not at all.
   """
 
   space: Space
@@ -61,6 +66,9 @@ class Problem(NamedTuple):
   warm_start: Callable[[PyTree, PyTree], PyTree] | None = None
   minibatch: Callable[[PyTree, Key], PyTree] = lambda data, key: data
   reward_of: Reward | None = None
+  cost_of: Count | None = None
+  bounds: Bounds = UNBOUNDED
+  shaping: Shaping | None = None
 
   @property
   def own_programs(self) -> bool:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from nas_jax.training import evaluators
+from nas_jax.training.costs import UNBOUNDED
 from nas_jax.training.problem import Problem
 from nas_jax.types import Batch, Evaluate, Key
 
@@ -22,7 +23,7 @@ class Timing(NamedTuple):
 
 
 def of_problem(problem: Problem, key: Key, m: int, children: int, mesh: Mesh | None = None) -> Timing:
-  """`time_programs` on m random children of a problem, each to be trained for its whole `steps`.
+  """`time_programs` on m random children of a problem, each to be trained for its whole `steps`, bounds or not.
 
   Args:
     problem: what the children learn.
@@ -33,7 +34,7 @@ def of_problem(problem: Problem, key: Key, m: int, children: int, mesh: Mesh | N
   """
 
   def build(kind: str, steps: int) -> Evaluate:
-    return evaluators.build(problem._replace(program=kind, steps=steps), mesh)
+    return evaluators.build(problem._replace(program=kind, steps=steps, bounds=UNBOUNDED), mesh)
 
   kinds = ('generic', 'specialised') if problem.traced else ('specialised',)
   return time_programs(build, evaluators.random_batch(problem.space, key, m), problem.steps, children, kinds)

@@ -63,13 +63,13 @@ def outcome(workdir: pathlib.Path) -> dict[str, object]:
       lines = journal.read_lines(str(path), journal.CHILD)
       found[name] = {(line['rung'], line['id']): {k: v for k, v in line.items() if k not in CLOCKS} for line in lines}
       assert len(found[name]) == len(path.read_text().splitlines()), f'{name}: a child is journalled twice'
-    elif path.name in ('best.json', 'random.json', 'derived.json', 'reliability.json', 'yardsticks.json'):
+    elif path.name in ('best.json', 'top.json', 'random.json', 'derived.json', 'reliability.json', 'yardsticks.json'):
       found[name] = json.loads(path.read_text())
     elif path.name == 'ranks.json':
       found[name] = {k: v for k, v in json.loads(path.read_text()).items() if k != 'seconds'}
     elif path.name == 'summary.txt':
       found[name] = [line for line in path.read_text().splitlines() if ' the search took ' not in f' {line}']
-      found[name] = [line for line in found[name] if not line.startswith('taken ')]
+      found[name] = [line for line in found[name] if not line.startswith('taken ') and str(workdir) not in line]
   newest = max((workdir / 'checkpoints').glob('*/digest/metadata'), key=lambda path: int(path.parts[-3]))
   found['state at the end'] = newest.parts[-3], newest.read_text()
   return found

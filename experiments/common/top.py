@@ -1,0 +1,118 @@
+"""The best different architectures of a search in one file, top.json, which `retrain --arch` takes; and its command."""
+
+from collections.abc import Mapping
+import os
+import shlex
+from typing import Any
+
+from experiments.common import rung_stage, workdirs
+from experiments.common.systems import Config, System, goal
+from nas_jax import files, space
+from nas_jax.report import rankings, rungs
+from nas_jax.search import journal
+
+FILE = 'top.json'
+_DATA = ('dataset', 'level', 'resize')  # fields that a search and its retraining have in common
+
+
+def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tuple[str, list[journal.Record]]:
+  """Returns the different architectures of a search that did not fail, best first, and what they are: 'child'.
+
+  Of a search with shared weights they are those that were 'derived' at its end. Those of a longer rung come first.
+
+  Args:
+    workdir: of the search.
+    system: of the search.
+    cfg: its config.
+    made: its space.
+
+  Raises:
+    files.Unusable: a file is damaged.
+  """
+  path, who = os.path.join(workdir, 'derived.json'), 'derived'
+  if os.path.exists(path):
+    each = [workdirs.peek(path)]
+  else:
+    path, who = os.path.join(workdir, 'children.jsonl'), 'child'
+    records = list(journal.read(path, schema=journal.child_of(made)).values())
+    each = rung_stage.of(system, cfg, made, workdir, records)
+  return who, [record for _, record in rungs.best_first(each, made, goal(system, cfg))]
+
+
+def write(workdir: str, system: System, cfg: Config, most: int) -> int:
+  """Writes top.json into the workdir of a search, a list of objects as in best.json with the best first.
+
+  Args:
+    workdir: of the search.
+    system: of the search.
+    cfg: its config.
+    most: how many architectures; 0 for no file. One from before is then removed.
+
+  Returns:
+    How many there are, which may be fewer.
+  """
+  path, made = os.path.join(workdir, FILE), system.make_space(cfg)
+  found = ranked(workdir, system, cfg, made)[1][:most]
+  if found:
+    lines = (rankings.best_json(made, record).rstrip('\n') for record in found)
+    workdirs.write(path, '[\n' + ',\n'.join(lines) + '\n]\n')
+  else:
+    files.remove(path)
+  return len(found)
+
+
+def said(workdir: str, system: System, cfg: Config) -> str:
+  """Returns the lines of the summary that say what top.json holds and how to go on; '' if there is none."""
+  path = os.path.join(workdir, FILE)
+  if not os.path.exists(path):
+    return ''
+  origin = workdirs.peek(os.path.join(workdir, 'origin.json')) or {}
+  command = retrain_command(path, system, cfg, origin)
+  further = f'; to train {"them" if count(workdir) > 1 else "it"} to the end:\n  {command}' if command else ''
+  return f'the {best(workdir, system)} {"are" if count(workdir) > 1 else "is"} in {path}{further}'
+
+
+def best(workdir: str, system: System) -> str:
+  """Returns in words what top.json holds."""
+  many = count(workdir)
+  return f'best {many} different {system.noun}s' if many > 1 else f'best {system.noun}'
+
+
+def count(workdir: str) -> int:
+  """Returns how many architectures are in top.json."""
+  return len(workdirs.peek(os.path.join(workdir, FILE)))
+
+
+def retrain_command(path: str, system: System, cfg: Config, origin: Mapping[str, Any]) -> str:
+  """Returns the command that trains the architectures in a file to the end; '' if the system has none.
+
+  The preset is that of the search if `retrain` has one of the same name. The data are those of the search.
+  """
+  if system.retrain is None:
+    return ''
+  given = _flags(origin.get('command', ''))
+  preset = given.get('preset', 'demo')
+  preset = preset if preset in system.retrain.presets else 'demo'
+  own = system.retrain.presets[preset]()
+  words = [f'--preset={preset}', f'--arch={path}']
+  words += [
+    f'--{name}={getattr(cfg, name)}'
+    for name in _DATA
+    if hasattr(cfg, name) and hasattr(own, name) and getattr(cfg, name) != getattr(own, name)
+  ]
+  words += [f'--data_dir={given["data_dir"]}'] if given.get('data_dir') else []
+  return shlex.join(['python', '-m', 'experiments.retrain', *words])
+
+
+def _flags(command: str) -> dict[str, str]:
+  """Returns the flags of a command that have a value, by name: --name=value or --name value."""
+  found = dict[str, str]()
+  try:
+    words = shlex.split(command)
+  except ValueError:  # a quotation mark too few, in a file that somebody has edited
+    return found
+  for word, after in zip(words, [*words, ''][1:], strict=True):
+    if word.startswith('-'):
+      name, apart, value = word.lstrip('-').partition('=')
+      found[name] = value if apart else after
+  return found
