@@ -1,5 +1,5 @@
 # make search   environment, then the demo: recurrent cells on Python's own help text (minutes, no download of data)
-# make test     lint, types, tests (8 to 12 minutes on two cores)
+# make test     lint, types, tests (about 10 minutes on two cores)
 # make test-all the same with the long tests, and the API pages
 # make docs     API pages from the docstrings, in build/api
 

@@ -136,7 +136,7 @@ _OF_CHILDREN = ('ids', 'keys', 'tokens', 'archs', 'repeats')  # the fields of a 
 
 
 def on_device(batch: Batch) -> Batch:
-  """Returns a batch of arrays of numpy, as `arrays.unpack` makes it, as one of JAX."""
+  """Returns a batch with JAX arrays in place of the NumPy arrays that `arrays.unpack` gives."""
   return batch._replace(**{name: jax.tree.map(jnp.asarray, getattr(batch, name)) for name in _OF_CHILDREN})
 
 

@@ -3,7 +3,7 @@
 K replicas train m children each at the same time. A replica samples them with the parameters that it read last, sends
 the gradient that they give at these parameters, and reads the parameters again. Meanwhile others have moved them: its
 gradient is stale by so many updates. The parameters lie on a server in S shards, and a shard makes an update from the
-mean of every n gradients that reach it.
+mean of every n gradients that reach it: see `nas_jax.parameter_server`.
 
 `Replicas.ask` and `Replicas.tell` are the machine, and a `Fleet` is its state. Who answers next is decided outside of
 it: by training times that are drawn from the seed (`simulated`), by workers that train the children, or by a journal
@@ -12,20 +12,20 @@ it: by training times that are drawn from the seed (`simulated`), by workers tha
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import functools
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax import parameter_server
 from nas_jax.config import field
+from nas_jax.parameter_server import Fleet
 from nas_jax.search import core, outcomes
 from nas_jax.search.core import Search
-from nas_jax.search.state import Best, SearchState
+from nas_jax.search.state import SearchState
 from nas_jax.space import Space
-from nas_jax.types import Array, Batch, Evaluate, Info, Key, Outcome, PyTree
+from nas_jax.types import Array, Batch, Evaluate, Info, Key, Outcome
 
 Delay = Callable[[Key], Array]  # draws how long a child trains, [], in any unit of time
 _CLOCK = np.uint32(2**32 - 1)  # folded into the run's key where training times are drawn; no number of a batch
@@ -57,35 +57,6 @@ class Turn(NamedTuple):
   event: Array  # [] int32, answers that the server had when the batch was asked for
   time: Array  # [] simulated time at which its training ends
   staleness: Array  # [] updates of the server since the replica read its parameters, the mean over shards
-
-
-class Fleet(NamedTuple):
-  """Everything that decides the future of an asynchronous search."""
-
-  server: SearchState  # its step counts answers; theta is [S, P], and all leaves of opt_state have a leading axis S
-  sums: PyTree  # [S, P] gradients that have reached each shard since its last update; () without a gradient
-  waiting: Array  # [S] int32, how many these are
-  versions: Array  # [S] int32, updates of each shard
-  late: PyTree  # [A, S, P] the last gradients that were sent, if some shards receive them later than others; else ()
-  held: PyTree  # [K, ...] what each replica samples with: theta, or the whole state of an algorithm without a gradient
-  seen: Array  # [K, S] int32, updates that each shard had made when the replica read it
-  numbers: Array  # [K] int32, the batch that each replica works on; ids and keys of its children follow from it
-  ends: Array  # [K] simulated time at which each of these batches is trained
-
-  @property
-  def step(self) -> Array:
-    """Answers so far, [] int32."""
-    return self.server.step
-
-  @property
-  def key(self) -> Key:
-    """The key of the run."""
-    return self.server.key
-
-  @property
-  def best(self) -> Best:
-    """The best child so far."""
-    return self.server.best
 
 
 class Replicas(NamedTuple):
@@ -167,7 +138,7 @@ def build(
     raise ValueError(f'replicas, accumulate and shards (={replicas, accumulate, shards}) must be at least 1.')
   if lags is not None and (len(lags) != shards or min(lags) < 0):
     raise ValueError(f'lags (={tuple(lags)}) must be one number of gradients, at least 0, for each of {shards} shards.')
-  server = _sharded(search, accumulate, shards, lags) if search.gradient else _whole(search)
+  server = parameter_server.build(search, accumulate, shards, lags)
 
   def duration(state: SearchState, number: Array) -> Array:
     key = jax.random.fold_in(jax.random.fold_in(state.key, _CLOCK), number)
@@ -220,133 +191,6 @@ def build(
 
   view = jax.jit(lambda fleet: server.lend(fleet.server, server.read(fleet.server)))
   return Replicas(search, replicas, jax.jit(init), ask, tell, compiled, jax.jit(turn), view, children)
-
-
-class _Server(NamedTuple):
-  """What takes the answers of replicas."""
-
-  init: Callable[[SearchState], tuple[SearchState, PyTree, PyTree]]  # -> the state it keeps; `sums` and `late`
-  read: Callable[[SearchState], PyTree]  # what a replica samples with from now on
-  lend: Callable[[SearchState, PyTree], SearchState]  # the state as a replica has it that has read this
-  take: Callable[[Fleet, SearchState, Batch, Outcome], tuple[Fleet, Info]]  # an answer, and the state it was asked with
-
-
-def _whole(search: Search) -> _Server:
-  """Returns a server for an algorithm without a gradient, whose whole state replicas read."""
-
-  def take(fleet: Fleet, asked: SearchState, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
-    del asked
-    state, info = search.tell(fleet.server, batch, outcome)
-    return fleet._replace(server=state, versions=fleet.versions + 1), info
-
-  return _Server(
-    lambda state: (state, (), ()),
-    lambda state: state.algorithm,
-    lambda state, held: state._replace(algorithm=held),
-    take,
-  )
-
-
-def _sharded(search: Search, accumulate: int, shards: int, lags: Sequence[int] | None) -> _Server:
-  """Returns a server that keeps theta in shards and updates them with the gradients of replicas."""
-  assert search.gradient and search.apply
-  gradient_of, apply = search.gradient, search.apply
-  slicing = _slicing(jax.eval_shape(search.init, jax.random.key(0)).algorithm, shards)
-  furthest = 0 if lags is None else max(lags) + 1
-
-  def init(state: SearchState) -> tuple[SearchState, PyTree, PyTree]:
-    own = state.algorithm
-    optimizer = jax.vmap(slicing.cut_optimizer, (None, 0))(own.opt_state, jnp.arange(shards))
-    state = state._replace(algorithm=own._replace(theta=slicing.cut(own.theta), opt_state=optimizer))
-    sums = jnp.zeros_like(state.algorithm.theta)
-    return state, sums, jnp.zeros((furthest, *sums.shape), sums.dtype) if furthest else ()
-
-  def lend(state: SearchState, held: PyTree) -> SearchState:
-    return state._replace(algorithm=state.algorithm._replace(theta=slicing.join(held), opt_state=()))
-
-  def take(fleet: Fleet, asked: SearchState, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
-    sent = slicing.cut(gradient_of(asked, batch, outcome))  # [S, P]
-    reached, there, late = sent, jnp.ones(shards, bool), fleet.late
-    if furthest:
-      late, before = late.at[fleet.step % furthest].set(sent), fleet.step - jnp.asarray(lags)
-      reached, there = late[before % furthest, jnp.arange(shards)], before >= 0
-    sums, waiting = fleet.sums + jnp.where(there[:, None], reached, 0.0), fleet.waiting + there
-    due, after, info = waiting == accumulate, *update(fleet.server, sums / accumulate, batch, outcome)
-    old, new = fleet.server.algorithm, after.algorithm
-    parts = jax.tree.map(functools.partial(_where, due), (new.theta, new.opt_state), (old.theta, old.opt_state))
-    return fleet._replace(
-      server=after._replace(algorithm=new._replace(theta=parts[0], opt_state=parts[1])),
-      sums=_where(due, jnp.zeros_like(sums), sums),
-      waiting=jnp.where(due, 0, waiting),
-      versions=fleet.versions + due,
-      late=late,
-    ), info | {'gradient_norm': jnp.sqrt(jnp.sum(sent**2))}
-
-  def update(state: SearchState, mean: Array, batch: Batch, outcome: Outcome) -> tuple[SearchState, Info]:
-    """Returns the state after an answer, with all shards updated by a mean gradient [S, P]."""
-    own = state.algorithm
-    theta, gradient = slicing.join(own.theta), slicing.join(mean)
-
-    def shard(i: Array, opt_state: PyTree) -> Any:
-      """Updates all parameters with the counts of one shard, and takes its part of them."""
-      before = own._replace(theta=theta, opt_state=slicing.join_optimizer(opt_state))
-      after, info = apply(state._replace(algorithm=before), gradient, batch, outcome)
-      part = slicing.cut(after.algorithm.theta)[i], slicing.cut_optimizer(after.algorithm.opt_state, i)
-      return part, after._replace(algorithm=after.algorithm._replace(theta=(), opt_state=())), info
-
-    # What an answer changes beside the parameters does not depend on the shard.
-    axes = (0, slicing.axes)
-    parts, after, info = jax.vmap(shard, axes, (0, None, 0))(jnp.arange(shards), own.opt_state)
-    after = after._replace(algorithm=after.algorithm._replace(theta=parts[0], opt_state=parts[1]))
-    return after, {name: value[0] for name, value in info.items()}
-
-  return _Server(init, lambda state: state.algorithm.theta, lend, take)
-
-
-class _Slicing(NamedTuple):
-  """Parameters as a matrix [S, P]: their concatenation, filled up with zeros and cut into S rows.
-
-  In the state of an optimizer all that has the shape of theta is such a matrix, and each count is [S].
-  """
-
-  cut: Callable[[PyTree], Array]  # a tree of the shape of theta -> the matrix
-  join: Callable[[Array], PyTree]  # the matrix -> the tree
-  axes: PyTree  # of the optimizer's state, for `vmap` over the counts of shards: None for matrices
-  join_optimizer: Callable[[PyTree], PyTree]  # the state with the counts of one shard -> that of the optimizer
-  cut_optimizer: Callable[[PyTree, Array], PyTree]  # the optimizer's state -> what one shard has of it
-
-
-def _slicing(state: Any, shards: int) -> _Slicing:
-  """Returns the slicing of an algorithm's state, which may hold shapes only."""
-  structure: Any = jax.tree.structure(state.theta)
-  flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.theta))
-  size = flat.size
-  if shards > size:
-    raise ValueError(f'shards (={shards}) is more than the controller has parameters, {size}.')
-
-  def cut(tree: PyTree) -> Array:
-    return jnp.pad(ravel_pytree(tree)[0], (0, -size % shards)).reshape(shards, -1)
-
-  def join(matrix: Array) -> PyTree:
-    return unravel(matrix.reshape(-1)[:size])
-
-  def is_theta(x: PyTree) -> bool:
-    return jax.tree.structure(x) == structure
-
-  axes = jax.tree.map(lambda x: None if is_theta(x) else 0, state.opt_state, is_leaf=is_theta)
-
-  def join_optimizer(opt_state: PyTree) -> PyTree:
-    return jax.tree.map(lambda axis, x: x if axis == 0 else join(x), axes, opt_state, is_leaf=lambda x: x is None)
-
-  def cut_optimizer(opt_state: PyTree, i: Array) -> PyTree:
-    return jax.tree.map(lambda x: cut(x)[i] if is_theta(x) else x, opt_state, is_leaf=is_theta)
-
-  return _Slicing(cut, join, axes, join_optimizer, cut_optimizer)
-
-
-def _where(due: Array, new: Array, old: Array) -> Array:
-  """Takes slices [S, ...] of `new` where they are due."""
-  return jnp.where(due.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 def simulated(machine: Replicas) -> Search:

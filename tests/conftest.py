@@ -29,10 +29,10 @@ def same_numbers(request):
 
 
 @pytest.fixture(autouse=True, scope='module')
-def few_programs_left():
-  """Frees memory between modules, whose programs together are several GB; small ones serve the next modules too."""
+def no_programs_left():
+  """Drops what a module compiled once its tests are over: the programs of all modules together are several GB."""
   yield
-  testing.spare_memory()
+  testing.drop_programs()
 
 
 @pytest.fixture(scope='session')

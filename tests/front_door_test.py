@@ -131,6 +131,7 @@ FLOORS = [
   ('children',),
   ('search', 'export'),
   ('hosts',),
+  ('parameter_server',),
   ('replicas',),
   ('crew',),
   ('draw', 'report', 'systems'),

@@ -2,8 +2,6 @@
 
 import ctypes
 import itertools
-import os
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -20,11 +18,8 @@ from nas_jax.space.conv import conv_space
 from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell
 
 
-def spare_memory(enough: int = 2_000_000_000) -> None:
-  """Drops all programs compiled so far if they take much memory; those that are called again are compiled again."""
-  held = pathlib.Path('/proc/self/statm')  # the second number: pages in memory
-  if held.exists() and int(held.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') < enough:
-    return
+def drop_programs() -> None:
+  """Frees the memory of all programs compiled so far; those that are called again are compiled again."""
   jax.clear_caches()
   libc = ctypes.CDLL(None)
   if hasattr(libc, 'malloc_trim'):  # of glibc, which keeps much of what is freed

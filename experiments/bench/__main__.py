@@ -35,7 +35,7 @@ ALL = [name for name in SECTIONS if name not in ('precision', 'presets')]
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """All flags there are."""
+  """Defines the flags of the benchmark."""
   flags.DEFINE_list(
     'what',
     'all',
@@ -56,7 +56,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Flags, and whether PyTorch is there."""
+  """Reads the flags and checks whether PyTorch is there. Returns the work."""
   values = launch.parse(argv, __doc__, own_flags, words='what')
   what = list(dict.fromkeys(section for name in values.what for section in (ALL if name == 'all' else [name])))
   if 'gpu' in what and len(what) > 1:
@@ -79,7 +79,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
 
 
 def with_torch(python: str) -> str:
-  """The version of PyTorch that a Python has, '' if none."""
+  """Returns the version of PyTorch that a Python has, '' if it has none."""
   try:
     asked = [python, '-c', 'import torch; print(torch.__version__)']
     return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
@@ -91,7 +91,7 @@ def with_torch(python: str) -> str:
 def run(
   what: Sequence[str], setup: Setup, facts: Mapping[str, Any], path: str, picture: str, check: launch.Check
 ) -> None:
-  """Each section in turn; what is measured so far is written after each figure."""
+  """Measures the sections in turn. After each figure it writes all that is measured so far."""
   if setup.small:
     print('tiny shapes: figures and bars say nothing but that everything runs\n')
   found = {'machine': machine.rows(setup)}

@@ -40,7 +40,7 @@ class Size(NamedTuple):
 
   @property
   def words(self) -> str:
-    """What it is called."""
+    """The size in words."""
     layers = f', {self.layers} layers' if self.layers > 1 else ''
     return f'cells H={self.hidden}, V={self.vocabulary}{layers}'
 
@@ -66,7 +66,7 @@ class Task(NamedTuple):
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-  """The modules of Flax, each size, and that one program is enough."""
+  """Measures cells in Flax models, children of each size, and how many programs all children need."""
   sizes = (SMALL,) if setup.small else SIZES
   own, many = task(sizes[0]), 6 if setup.small else DIFFERENT
   yield from in_flax(SMALL if setup.small else SIZES[1], setup)
@@ -77,7 +77,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def in_flax(size: Size, setup: Setup) -> Iterator[Row]:
-  """Forward and backward in a model of one's own: the LSTM as a tree, in `nn.RNN` and unrolled, against Flax's LSTM.
+  """Measures gradients in a Flax model: the LSTM as a tree, in `nn.RNN` and unrolled, against Flax's LSTM.
 
   As a tree it has eight leaves where the LSTM has four gates, so twice the products.
   """
@@ -115,7 +115,7 @@ def in_flax(size: Size, setup: Setup) -> Iterator[Row]:
 
 
 def task(size: Size, unroll: int = 1) -> Task:
-  """Children on random text, by plain SGD, with nothing dropped."""
+  """Returns children that train on random text by plain SGD, without dropout."""
   cfg = cell.Config(
     base=size.base, hidden=size.hidden, layers=size.layers, batch=size.batch, bptt=size.bptt, optimizer='sgd',
     schedule='constant', lr=0.1, unroll=unroll,
@@ -141,13 +141,13 @@ def task(size: Size, unroll: int = 1) -> Task:
 
 
 def noise(vocabulary: int, words: int) -> text_lib.Text:
-  """A text in which there is nothing to learn, of which hardly any is to validate."""
+  """Returns a text of random characters, with a tiny validation split."""
   tokens = np.random.default_rng(0).integers(vocabulary, size=words, dtype=np.int32)
   return text_lib.Text(tokens, tokens[:9], tokens[:9], tuple(map(str, range(vocabulary))), '')
 
 
 def compared(size: Size, setup: Setup) -> list[Row]:
-  """All ways to train the same children."""
+  """Trains the same children in all ways."""
   own, name, m = task(size), size.words, size.children
   archs, keys = own.children(m)
   static = space.unstack(archs)
@@ -188,7 +188,7 @@ def write(folder: str, own: Task, static: Sequence[Any], params: Sequence[PyTree
 
 
 def flops_of(size: Size) -> float:
-  """Of a training step, products alone: each of a forward pass has two of the same size in the backward pass.
+  """Counts the operations of a training step in products: each of the forward pass has two as large in the backward.
 
   The first layer projects the words, if these are fewer than what it reads.
   """
@@ -198,7 +198,7 @@ def flops_of(size: Size) -> float:
 
 
 def products(size: Size) -> Way:
-  """The products of all children and nothing else: the same shapes, in the same loops, laid out over devices alike."""
+  """Returns the products of all children and nothing else, with their shapes and loops, on the same devices."""
   hidden, width = size.hidden, size.base * size.hidden
   shapes = [(hidden, width), (hidden, width)] * size.layers + [(hidden, size.vocabulary)]
   keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -211,7 +211,7 @@ def products(size: Size) -> Way:
     return jax.lax.map(lambda row: row @ matrix, rows)
 
   def step(shared: PyTree, x: Array) -> list[Array]:
-    """The gradients of the weights."""
+    """Returns the gradients of the weights."""
     weights, found = shared, list[Array]()
     for layer, (kernel, recurrent) in enumerate(zip(weights[:-1:2], weights[1:-1:2], strict=True)):
       gates = x @ kernel
@@ -238,7 +238,7 @@ def products(size: Size) -> Way:
 
 
 def importing(setup: Setup) -> Row:
-  """What a cell in a model of one's own costs before it runs."""
+  """Measures how much longer `import nas_jax.tree_cell` takes than `import flax.linen`."""
   code = 'import time, flax.linen; t = time.perf_counter(); import nas_jax.tree_cell; print(time.perf_counter() - t)'
 
   def fresh() -> float:

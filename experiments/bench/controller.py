@@ -24,7 +24,7 @@ UPDATES = 4  # of a demo whose children are trained, in each repeat
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-  """Of long strings, and as a share of each demo."""
+  """Measures the controller on long token sequences, and its share of the time of each demo."""
   depth = 3 if setup.small else DEPTH
   updating = update(search.ask_tell(conv_space(depth), search.Config(m=M)))
   updating()  # compiles
@@ -35,7 +35,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def update(s: search.Search) -> Way:
-  """An update, children left out."""
+  """Returns an update of the controller, without training children."""
   state = s.init(jax.random.key(0))
 
   def both() -> float:
@@ -73,7 +73,7 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
   watched = s._replace(ask=timed(s.ask), tell=timed(s.tell))
 
   def part() -> float:
-    """Not seconds but a share of them."""
+    """Returns a share of the seconds in place of the seconds."""
     nonlocal state, spent
     spent, begun = 0.0, time.perf_counter()
     state = updated(watched, state, UPDATES)
@@ -127,7 +127,7 @@ def shares(system: System, setup: Setup) -> Iterator[Row]:
 def updated(
   s: search.Search, state: search.SearchState, updates: int, reports: Sequence[search.Hook] = ()
 ) -> search.SearchState:
-  """The state after so many more updates, or after fewer if nothing is left to train."""
+  """Returns the state after so many more updates, or after fewer if nothing is left to train."""
   end = int(state.step) + updates
   while int(state.step) < end and not s.over(state, 2**31):
     more = 1 if s.parts else (end - int(state.step)) * s.m
@@ -136,7 +136,7 @@ def updated(
 
 
 def build(system: System, cfg: Any) -> search.Search:
-  """The search of a config whose children train each by itself."""
+  """Returns the search of a config whose children do not share weights."""
   assert system.alone is not None
   problem = system.make_problem(cfg, system.load(cfg, ''))
   return system.alone.search(problem.space, cfg, system.alone.evaluator(problem, None, NO_RECOVERY))

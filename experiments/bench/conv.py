@@ -54,7 +54,7 @@ class Size(NamedTuple):
 
   @property
   def words(self) -> str:
-    """What it is called."""
+    """The size in words."""
     return f'conv {self.pixels}x{self.pixels}, {self.depth} layers'
 
 
@@ -72,11 +72,11 @@ class Task(NamedTuple):
 
   @property
   def data(self) -> image_batches.Data:
-    """The images, laid out."""
+    """The images, as children read them."""
     return self.setup.data[0]
 
   def programs(self, child: Child, arch: PyTree = None) -> fit.Fit:
-    """Of a static arch, or, without one, of all."""
+    """Returns the programs of a static architecture, or those for all if none is given."""
 
     def plan(traced: PyTree) -> conv_child.ChildSpec:
       own = traced if arch is None else arch
@@ -87,18 +87,18 @@ class Task(NamedTuple):
     return classifier.fitter(self.setup, planned, lambda arch: plan(arch).hyperparameters, steps, quick=quick)
 
   def children(self) -> tuple[PyTree, Key]:
-    """Random archs [m], and keys [m]."""
+    """Returns random architectures [m] and keys [m]."""
     batch = evaluators.random_batch(conv.make_space(self.cfg), jax.random.key(1), self.size.children)
     return batch.archs, batch.keys
 
   def batches(self, child: Child, count: int) -> list[np.ndarray]:
-    """What the first steps train on."""
+    """Returns the minibatches of the first steps."""
     drawn = [child.batch(self.data, jax.random.key(0), jnp.asarray(step)) for step in range(count)]
     return [np.stack([np.asarray(part) for part in parts]) for parts in zip(*drawn, strict=True)]
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-  """Each size, and what compiling costs a search."""
+  """Measures children of each size, and what compiling costs a search."""
   sizes = (SMALL,) if setup.small else SIZES
   for size in sizes:
     yield from compared(size, setup)
@@ -106,7 +106,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def task(size: Size) -> Task:
-  """Children on noise, all of one size."""
+  """Returns children of one size that train on noise."""
   cfg = conv.Config(
     max_depth=size.depth, filters=size.filters, filter_heights=size.windows, filter_widths=size.windows,
     batch=size.batch, schedule='constant', lr=(0.05,), score_batch=size.batch,
@@ -116,7 +116,7 @@ def task(size: Size) -> Task:
 
 
 def noise(shape: tuple[int, int, int], count: int) -> images.Images:
-  """Images of ten classes in which there is nothing to see; they cost as much as others."""
+  """Returns random images of ten classes. Training on them costs as much as on real ones."""
   rng = np.random.default_rng(0)
   pixels = rng.integers(256, size=(count, *shape), dtype=np.uint8)
   split = images.Split(pixels, (np.arange(count) % 10).astype(np.int32))
@@ -124,7 +124,7 @@ def noise(shape: tuple[int, int, int], count: int) -> images.Images:
 
 
 def compared(size: Size, setup: Setup) -> list[Row]:
-  """All ways to train the same children."""
+  """Trains the same children in all ways."""
   own, name = task(size), size.words
   archs, keys = own.children()
   static, child = space.unstack(archs), conv_child.build(own.setup.inputs)
@@ -165,21 +165,21 @@ def write(
 
 
 def convolutions(size: Size, archs: Sequence[ConvArch]) -> Way:
-  """The convolutions of all networks, with the gradients that training needs, and nothing else, in turn."""
+  """Runs the convolutions of all networks and their gradients, and nothing else, network by network."""
   mesh = fit.child_mesh()
   each = [_alone(size, network(arch).layers, mesh) for arch in archs]
   return lambda: sum(work() for work in each) / mesh.size
 
 
 def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
-  """Those of one network, the same on each device."""
+  """Returns the convolutions of one network, the same on each device."""
   read = [sum(size.channels if j == IMAGE else layers[j].filters for j in layer.reads) for layer in layers]
   key, square = jax.random.key(0), (size.batch, size.pixels, size.pixels)
   images = {channels: jax.random.normal(key, (*square, channels)) for channels in set(read)}
   kernels = [jax.random.normal(key, layer.kernels(n)[0]) * 0.01 for layer, n in zip(layers, read, strict=True)]
 
   def step(shared: PyTree, last: list[Array]) -> list[Array]:
-    """The gradients of the kernels."""
+    """Returns the gradients of the kernels."""
     (images, kernels), found = shared, list[Array]()
     for layer, channels, kernel, before in zip(layers, read, kernels, last, strict=True):
       # What a step does hangs on the step before, or all but one would be left out.
@@ -198,16 +198,17 @@ def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
 
 
 def of_all(own: Task) -> fit.Fit:
-  """The one program for all networks of this depth."""
+  """Returns the one program for all networks of this depth."""
   cfg = own.cfg
   labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
   return own.programs(conv_traced.build(cfg.max_depth, *labels, cfg.skips, own.setup.inputs))
 
 
 def compiling_share(setup: Setup) -> Row:
-  """Of the wall time of a batch of the preset `small`, trained to its end on noise of its images' shape.
+  """Measures the share of compiling in the wall time of a batch of the preset `small`.
 
-  By the kind of program that `auto` takes. Each device trains children in a thread of its own, so with a program for
+  Its children train to the end, on noise of the shape of the preset's images, by the kind of program that `auto`
+  takes. Each device trains children in a thread of its own, so with a program for
   each child one of them compiles while others train.
   """
   cfg = conv.smoke() if setup.small else conv.small()

@@ -17,7 +17,7 @@ MANY = 1, 2, 4, 8, 16, 32, 64  # children in a program call
 
 
 def rows(setup: Setup) -> list[Row]:
-  """Two devices against one, more children against fewer, and the memory of each."""
+  """Measures two devices against one, many children in a call against few, and the memory of a child."""
   size = SMALL if setup.small else SIZES[0]._replace(steps=20)
   count = MANY[:4] if setup.small else MANY
   own = task(size)
@@ -26,7 +26,7 @@ def rows(setup: Setup) -> list[Row]:
 
 
 def doubled(own: Task, repeats: int) -> list[Row]:
-  """Two devices, four children.
+  """Measures four children on two devices against one.
 
   XLA lets one CPU device use idle cores for parts of its work, so it is also measured with one core to itself.
   """
@@ -40,7 +40,7 @@ def doubled(own: Task, repeats: int) -> list[Row]:
 
 
 def on_one_core(work: Way) -> float:
-  """The seconds of `work` with all threads of this process on one core, where the system can say so."""
+  """Returns the seconds of `work` with all threads of this process on one core, where the system can pin them."""
   if not hasattr(os, 'sched_setaffinity'):
     return work()
   cores = os.sched_getaffinity(0)
@@ -58,7 +58,7 @@ def _place(cores: set[int]) -> None:
 
 
 def growing(own: Task, count: tuple[int, ...], repeats: int) -> list[Row]:
-  """Children an hour by how many there are in a call."""
+  """Measures children an hour by how many are trained in a call."""
   devices = min(2, jax.local_device_count())
   found = alternating({str(m): trained(own, m, devices).further for m in count}, repeats)
   rates = {m: 3600 * m * own.size.steps / found[str(m)] for m in count}
@@ -73,7 +73,7 @@ def growing(own: Task, count: tuple[int, ...], repeats: int) -> list[Row]:
 
 
 def memory(own: Task, count: tuple[int, ...]) -> list[Row]:
-  """What the program that trains takes for each further child, by what XLA has planned."""
+  """Returns how much memory each further child takes, by XLA's plan of the training program."""
   some = count[1], count[len(count) // 2], count[-1]
   needed = [planned(own, m) for m in some]
   each = np.diff(needed) / np.diff(some)
@@ -87,7 +87,7 @@ def memory(own: Task, count: tuple[int, ...]) -> list[Row]:
 
 
 def planned(own: Task, m: int) -> int:
-  """Bytes on one device."""
+  """Returns the planned bytes on one device."""
   programs = own.programs(None, fit.child_mesh(jax.local_devices()[:1]))
   archs, keys = own.children(m)
   shapes = fit.shapes(programs, archs, keys), archs, keys
@@ -99,6 +99,6 @@ def planned(own: Task, m: int) -> int:
 
 
 def trained(own: Task, m: int, devices: int) -> Group:
-  """So many children on so many devices."""
+  """Returns a training of so many children on so many devices."""
   programs = own.programs(None, fit.child_mesh(jax.local_devices()[:devices]))
   return group(programs, *own.children(m), own.data, own.size.steps)

@@ -13,7 +13,7 @@ COPIES = 20
 
 
 def rows(setup: Setup) -> list[Row]:
-  """The ceilings."""
+  """Measures the machine's ceilings: products, and copies of memory."""
   products = {f'{n} x {n}': product(n) for n in _sizes(setup)}
   copying, moved = copy(2**12 if setup.small else COPIED)
   found = alternating({name: each for name, (each, _) in products.items()} | {'copy': copying}, setup.repeats)

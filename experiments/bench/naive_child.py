@@ -29,7 +29,7 @@ Network = tuple[Callable[[PyTree, PyTree, list[Array]], tuple[Array, PyTree]], P
 
 
 def main(folder: str) -> None:
-  """All children of a job."""
+  """Trains all children of a job."""
   with open(os.path.join(folder, 'job.json'), encoding='utf-8') as file:
     job = json.load(file)
   arrays = np.load(os.path.join(folder, 'batches.npz'), allow_pickle=False)
@@ -37,7 +37,7 @@ def main(folder: str) -> None:
   found: dict[str, list[Any]] = {'losses': [], 'seconds': [], 'compiling': []}
 
   def made(k: int) -> tuple[Any, PyTree, float]:
-    """A compiled step, the state at first, and the seconds of compiling."""
+    """Returns a compiled step, its first state, and the seconds of compiling."""
     weights = np.load(os.path.join(folder, f'weights-{k}.npz'), allow_pickle=False)
     params = {name: jnp.asarray(weights[name]) for name in weights.files}
     step, state = trainer(job['settings'], *NETWORKS[job['kind']](job['archs'][k], job['settings']), params)
@@ -64,7 +64,7 @@ def main(folder: str) -> None:
 
 
 def trainer(settings: dict[str, Any], loss: Callable[..., Any], carry: PyTree, params: PyTree) -> tuple[Any, PyTree]:
-  """A jitted step, and the state that it takes and gives back."""
+  """Returns a jitted step, and the state that it takes and returns."""
   momentum = settings.get('momentum')
   clip = [optax.clip_by_global_norm(settings['clip'])] if 'clip' in settings else []
   optimizer = optax.chain(*clip, optax.sgd(settings['lr'], momentum, nesterov=momentum is not None))

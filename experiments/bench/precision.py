@@ -17,7 +17,7 @@ LOW = 'bfloat16'
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-  """Of cells and of networks."""
+  """Measures cells and networks in every precision."""
   for system in (CELL, CONV):
     yield from ranks(system, setup)
 

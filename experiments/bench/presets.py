@@ -30,7 +30,7 @@ TIMED, STEPS = 2, 4  # networks; steps of each measurement
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-  """Each preset."""
+  """Measures the children of each preset."""
   for name in ('smoke',) if setup.small else ('paper_v1', 'paper_v2', 'paper_v3'):
     yield from networks(f'conv.{name}', conv_system.PRESETS[name](), setup)
   name = 'smoke' if setup.small else 'paper'
@@ -40,7 +40,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:
-  """Of `TIMED` random networks, a program each; children cost what the mean of `STRINGS` does."""
+  """Times `TIMED` random networks, a program each. A child counts as much as the mean of `STRINGS` networks."""
   images = conv.noise(SHAPE, 2 * cfg.batch)
   size = conv.Size(SHAPE[0], SHAPE[2], None, steps=1 if setup.small else STEPS)
   own = conv.Task(size, cfg, classifier.set_up(cfg, images))
@@ -59,9 +59,10 @@ def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:
 
 
 def moved(arch: ConvArch, options: NetworkOptions) -> float:
-  """Bytes that a training step moves for an image at least: 7 times what a convolution reads, 11 times what it writes.
+  """Returns the least bytes that a training step moves for an image.
 
-  Forward and backward, with batch norm and ReLU after it, each array read and written as often as they must be.
+  They are 7 times what each convolution reads and 11 times what it writes: forward and backward, with batch norm and
+  ReLU after it, each array read and written as often as it must be.
   """
   shapes, numbers = count(arch, options=options).shapes, 0
   for layer, shape in zip(network(arch, options).layers, shapes, strict=True):
@@ -72,7 +73,7 @@ def moved(arch: ConvArch, options: NetworkOptions) -> float:
 
 
 def language_models(name: str, cfg: cell.Config, setup: Setup) -> Iterator[Row]:
-  """Of a batch of random cells, by the one program for all."""
+  """Times a batch of random cells by the one program for all."""
   vocabulary = 7 if setup.small else VOCABULARY
   steps, words = 1 if setup.small else STEPS, cfg.batch * (2 * STEPS * cfg.bptt + 1)
   text = cells.noise(vocabulary, words)

@@ -51,7 +51,7 @@ def write(
 
 
 class Rival:
-  """One of them, as what `alternating` takes: seconds of all children together, as the process itself took them."""
+  """A process that trains the same children. A call returns the seconds for all, as the process measured them."""
 
   def __init__(self, command: Sequence[str], losses: np.ndarray, close: float = CLOSE):
     self.command, self.losses = command, losses  # what to run; [m, CHECKED] that it must find
@@ -59,7 +59,7 @@ class Rival:
     self.compiling = 0.0  # seconds a child, of the first step in PyTorch
 
   def __call__(self) -> float:
-    """Raises ValueError if it does not do the same."""
+    """Runs the process. Raises ValueError if its losses are not ours."""
     sharing = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # this process has most of a GPU's memory
     done = subprocess.run(self.command, capture_output=True, text=True, cwd=ROOT, env=sharing)
     if done.returncode:
@@ -75,7 +75,7 @@ class Rival:
 
 
 def ways(folder: str, setup: Setup, losses: np.ndarray, close: float = CLOSE) -> dict[str, Rival]:
-  """Those that can be had, by their names in NAMES; their losses may differ from ours by `close`."""
+  """Returns the rivals that can run here, by their names in NAMES. Losses may differ from ours by `close`."""
   torch = [setup.torch_python, os.path.join(HERE, 'torch_child.py'), folder]
   commands = {'naive': [sys.executable, '-m', 'experiments.bench.naive_child', folder]}
   commands |= {'torch': torch} if setup.torch_python else {}
@@ -86,7 +86,7 @@ def ways(folder: str, setup: Setup, losses: np.ndarray, close: float = CLOSE) ->
 def rows(
   size: str, program: str, found: Mapping[str, np.ndarray], others: Mapping[str, Rival], bar: Bar | None
 ) -> list[Row]:
-  """How many times faster than each of them `program` is, by seconds [repeats] for the same children.
+  """Returns how many times faster than each rival `program` is, by seconds [repeats] for the same children.
 
   The bar is for PyTorch eager.
   """

@@ -14,7 +14,7 @@ SLOTS, LABELS = 6, 5  # of the table: 15,625 strings, as NAS-Bench-201 has
 
 
 def rows(setup: Setup) -> list[Row]:
-  """Compiling is part of it: every search is compiled anew."""
+  """Measures whole searches in tables, each compiled anew: compiling is part of the figures."""
   seeds, evaluations, slots, labels = (3, 4, 2, 3) if setup.small else (SEEDS, EVALUATIONS, SLOTS, LABELS)
   ops, reward = additive(slots, labels)
   cfg = table.Config()
@@ -36,7 +36,7 @@ def rows(setup: Setup) -> list[Row]:
 
 
 def additive(slots: int, labels: int) -> tuple[np.ndarray, np.ndarray]:
-  """Every string [A, slots], and as its reward [A] the mean of a number for each of its tokens."""
+  """Returns all token sequences [A, slots], and their rewards [A]: the mean of one number for each token."""
   ops = np.array(list(itertools.product(range(labels), repeat=slots)), np.int32)
   values = np.random.default_rng(0).uniform(size=(slots, labels))
   return ops, values[np.arange(slots), ops].mean(1)

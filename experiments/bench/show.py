@@ -13,7 +13,7 @@ MISSED, MET, PLAIN = 'tab:red', 'tab:green', '0.55'
 
 
 def table(found: Found) -> str:
-  """All rows, each section under its name."""
+  """Returns all rows as text, each section under its name."""
   lines = [
     [name.upper(), '', '', '', ''] if row is None else _line(row)
     for name, rows in found.items()
@@ -23,13 +23,13 @@ def table(found: Found) -> str:
 
 
 def as_json(found: Found, facts: Mapping[str, Any]) -> str:
-  """The same with what it was measured on."""
+  """Returns all rows as JSON, with the facts of the machine."""
   rows = [{'section': name, **plain(row)} for name, rows in found.items() for row in rows]
   return json.dumps({**facts, 'rows': rows}, indent=2) + '\n'
 
 
 def picture(found: Found, path: str) -> None:
-  """What has a bar: how many times better each figure is than that, with its spread; the path says the format."""
+  """Draws how many times better than its bar each figure is, with its spread. The path decides the format."""
   import matplotlib
   from matplotlib.figure import Figure
 
@@ -54,12 +54,12 @@ def picture(found: Found, path: str) -> None:
 
 
 def beyond(bar: Bar, value: float) -> float:
-  """How many times better than its bar a value is: above 1 where it is met."""
+  """Returns how many times better than its bar a value is: above 1 where the bar is met."""
   return value / bar.limit if bar.sign == '>=' else bar.limit / max(value, 1e-9)
 
 
 def figure_of(value: float) -> str:
-  """Three digits that say something."""
+  """Returns a number as text with three significant digits."""
   if not value or not math.isfinite(value):
     return f'{value:g}'
   places = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -83,5 +83,5 @@ def _bar(row: Row) -> str:
 
 
 def plain(row: Row) -> dict[str, Any]:
-  """A row as JSON can say it."""
+  """Returns a row as JSON values."""
   return row._asdict() | {'bar': row.bar and row.bar._asdict(), 'met': row.met}

@@ -41,43 +41,43 @@ class Row(NamedTuple):
 
   @property
   def met(self) -> bool | None:
-    """Whether the bar is, None if there is none."""
+    """Whether the figure meets its bar; None if it has none."""
     if self.bar is None:
       return None
     return self.value >= self.bar.limit if self.bar.sign == '>=' else self.value <= self.bar.limit
 
 
 def at_least(limit: float) -> Bar:
-  """More is better."""
+  """Returns the bar of a figure of which more is better."""
   return Bar('>=', limit)
 
 
 def at_most(limit: float) -> Bar:
-  """Less is better."""
+  """Returns the bar of a figure of which less is better."""
   return Bar('<=', limit)
 
 
 def seconds(work: Callable[[], Any]) -> float:
-  """How long `work` takes, until all arrays it returns are there."""
+  """Returns the seconds that `work` takes, until all arrays it returns are computed."""
   begun = time.perf_counter()
   jax.block_until_ready(work())
   return time.perf_counter() - begun
 
 
 def way(work: Callable[[], Any]) -> Way:
-  """`work` as what `alternating` takes, compiled beforehand by doing it once."""
+  """Returns `work` as `alternating` takes it. It is done once here, so that it is compiled."""
   jax.block_until_ready(work())
   return lambda: seconds(work)
 
 
 def alternating(ways: Mapping[str, Way], repeats: int) -> dict[str, np.ndarray]:
-  """Seconds [repeats] of each, all in turn: a machine that gets slower does so for all of them."""
+  """Times all ways in turn and returns seconds [repeats] for each: a machine that slows down does so for all."""
   rounds = [[work() for work in ways.values()] for _ in range(repeats)]
   return dict(zip(ways, np.array(rounds, float).T, strict=True))
 
 
 def row(name: str, values: np.ndarray, unit: str = 'x', bar: Bar | None = None, note: str = '') -> Row:
-  """The median and the spread of what the repeats gave; a ratio is taken within each repeat, before the median."""
+  """Returns the median and the spread over repeats. A ratio is taken within each repeat, before the median."""
   return Row(name, float(np.median(values)), unit, bar, (float(np.min(values)), float(np.max(values))), note)
 
 
@@ -90,7 +90,7 @@ class Compiling(NamedTuple):
 
 @contextlib.contextmanager
 def compilations():
-  """The list of `Compiling`, filled as they happen while the context is open, in whatever thread."""
+  """A context whose value is a list: it gets a `Compiling` for each program compiled meanwhile, in any thread."""
   found, before = list[Compiling](), collections.defaultdict[int, float](float)  # of each thread, XLA's part to come
 
   def note(event: str, duration: float, **facts: Any) -> None:

@@ -19,7 +19,7 @@ ACTIVATE = (lambda x: x, torch.tanh, torch.sigmoid, torch.relu, torch.sin)
 
 
 def main(folder, compiled):
-  """All children of a job."""
+  """Trains all children of a job."""
   with open(os.path.join(folder, 'job.json'), encoding='utf-8') as file:
     job = json.load(file)
   torch.set_default_device(job['device'])

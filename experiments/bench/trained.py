@@ -25,7 +25,7 @@ class Group(NamedTuple):
 
 
 def group(programs: fit.Fit, archs: PyTree, keys: Key, data: Any, steps: int) -> Group:
-  """Children that each call of `further` trains `steps` steps.
+  """Returns children that each call of `further` trains `steps` steps.
 
   Args:
     programs: of all of them.
@@ -58,13 +58,13 @@ def group(programs: fit.Fit, archs: PyTree, keys: Key, data: Any, steps: int) ->
 
 
 def alike(programs: fit.Fit, key: Key, data: Any, steps: int) -> Group:
-  """As `group`, children of a program that has their architecture: one on each device."""
+  """Returns, as `group`, children of one static architecture: one on each device."""
   keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(programs.mesh.size))
   return group(programs, (), keys, data, steps)
 
 
 def one_by_one(groups: Sequence[Group]) -> Way:
-  """A child of each of the groups of `alike`: while one of them has all devices, a device has one of its children."""
+  """Returns a way that trains groups of `alike` in turn, each on all devices with one child a device."""
 
   def work() -> float:
     return sum(each.further() / len(each.losses) for each in groups)
@@ -73,7 +73,7 @@ def one_by_one(groups: Sequence[Group]) -> Way:
 
 
 def compiled(name: str, programs: fit.Fit, archs: PyTree, keys: Key, data: Any, m: int) -> Row:
-  """How many programs take one step of each child, m children at a time; m divides their number."""
+  """Counts the programs that are compiled for one step of each child, m at a time. m divides their number."""
   found = list[int]()
   for first in range(0, len(keys), m):
     some = jax.tree.map(lambda x, first=first: x[first : first + m], (archs, keys))

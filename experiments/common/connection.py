@@ -201,26 +201,7 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
       if told or lost:
         raise (*told, *lost)[0]
 
-    def until_done(act: Callable[..., Any]) -> Callable[..., Any]:
-      def call(key: str, *args: Any) -> Any:
-        while True:
-          both()
-          try:
-            return act(_OURS + key, *args)
-          except jax.errors.JaxRuntimeError as error:
-            if 'DEADLINE_EXCEEDED' not in str(error):
-              time.sleep(BEAT)  # host 0 does not answer: the watch will see whether it is lost
-
-      return call
-
-    def get(key: str) -> bytes:
-      return client.blocking_key_value_get_bytes(key, int(1000 * BEAT))
-
-    def put(key: str, value: bytes) -> None:
-      client.key_value_set_bytes(key, value, allow_overwrite=True)
-
-    acts = {'put': put, 'get': get, 'drop': client.key_value_delete}
-    return Hosts(index, count, **{name: until_done(act) for name, act in acts.items()}, numbers=itertools.count()), both
+    return _exchange(client, index, count, both), both
 
   @contextlib.contextmanager
   def meeting(describe: Describe) -> Iterator[None]:
@@ -238,6 +219,31 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
   thread = threading.Thread(target=watch, name='the watch over other hosts', daemon=True)
   thread.start()
   return Connection(index, count, checked, noting.append, meeting, leave)
+
+
+def _exchange(client: Any, index: int, count: int, check: Check) -> Hosts:
+  """Returns the hosts, whose values go through the coordination service; `check` is called while one waits."""
+
+  def until_done(act: Callable[..., Any]) -> Callable[..., Any]:
+    def call(key: str, *args: Any) -> Any:
+      while True:
+        check()
+        try:
+          return act(_OURS + key, *args)
+        except jax.errors.JaxRuntimeError as error:
+          if 'DEADLINE_EXCEEDED' not in str(error):
+            time.sleep(BEAT)  # host 0 does not answer: the watch will see whether it is lost
+
+    return call
+
+  def get(key: str) -> bytes:
+    return client.blocking_key_value_get_bytes(key, int(1000 * BEAT))
+
+  def put(key: str, value: bytes) -> None:
+    client.key_value_set_bytes(key, value, allow_overwrite=True)
+
+  acts = {'put': put, 'get': get, 'drop': client.key_value_delete}
+  return Hosts(index, count, **{name: until_done(act) for name, act in acts.items()}, numbers=itertools.count())
 
 
 def _exit(code: int) -> None:

@@ -148,7 +148,7 @@ def rank(run: Run, programs: Programs, found: Mapping[str, Found]) -> dict[str, 
 
 
 def train_alone(run: Run) -> list[journal.Record]:
-  """Trains random architectures by themselves, all once more from another seed, and then on data of another seed.
+  """Trains random architectures by themselves: from two seeds, and a third time on data of another seed.
 
   The records are kept in alone.jsonl, so that no training is repeated.
   """

@@ -120,7 +120,7 @@ def joined(
 
 
 def own_joined(tree: PyTree, taken: Sequence[int]) -> PyTree:
-  """Selects from the unit of `joined` the kernels of images that are taken; other trees are returned unchanged."""
+  """Returns a unit of `joined` with the kernels of those images alone that are taken, and other trees unchanged."""
   if not isinstance(tree, dict) or 'kernel' not in tree:
     return tree
   kernels = [kernel for kernel, take in zip(tree['kernel'], taken, strict=True) if take]

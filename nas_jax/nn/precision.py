@@ -36,7 +36,7 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 def scope(precision: str) -> contextlib.AbstractContextManager[Any]:
   """Returns the context in which programs of a precision are traced.
 
-  In that of 'tf32' products of float32 have factors of at least TF32's precision: one pass of TF32 on GPUs that have
-  it, three passes of bfloat16 on TPUs. The others leave the products of float32 as JAX is set to compute them.
+  With 'tf32' the factors of float32 products keep at least TF32's precision: one pass of TF32 on GPUs that have it,
+  three passes of bfloat16 on TPUs. The other precisions leave float32 products as JAX's own setting has them.
   """
   return jax.default_matmul_precision('tensorfloat32') if precision == 'tf32' else contextlib.nullcontext()

@@ -88,31 +88,9 @@ def build_phases(
     return scored
 
   def updates(update: MakeUpdate, most: int) -> Updates:
-    mine = fit.on_one_device(functools.partial(one, minibatch), mesh)
-
-    def everywhere(shared: PyTree, state: SearchState, count: Array) -> PyTree:
-      """All devices make the same updates. Each scores its share of the children, and tells the others."""
-
-      def score(archs: PyTree, key: Key) -> dict[str, Array]:
-        m, whole = len(jax.tree.leaves(archs)[0]), fit.filled(archs, mesh)
-        each = -(-m // mesh.size)
-        first = jax.lax.axis_index('child') * each
-        found = mine((*shared, key), jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, each), whole))
-        return {name: jax.lax.all_gather(value, 'child', tiled=True)[:m] for name, value in found.items()}
-
-      made = functools.partial(update, score)
-      nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(made, state)[1])
-
-      def step(state: SearchState, k: Array) -> tuple[SearchState, PyTree]:
-        return jax.lax.cond(k < count, made, lambda state: (state, nothing), state)
-
-      return jax.lax.scan(step, state, jnp.arange(most))[1]
-
-    same = PartitionSpec()
-    program = jax.jit(
-      jax.shard_map(everywhere, mesh=mesh, in_specs=same, out_specs=same, check_vma=False),
-      **fit.jit_options(mesh, lambda platform: child.compiler_options(platform) | (PATIENCE if mesh.size > 1 else {})),
-    )
+    patience = PATIENCE if mesh.size > 1 else {}
+    waiting = fit.jit_options(mesh, lambda platform: child.compiler_options(platform) | patience)
+    program = _several(functools.partial(one, minibatch), update, most, mesh, waiting)
     return lambda weights, state, count: program((placed, weights.params, weights.carry), state, jnp.int32(count))
 
   def a_pass(weights: fit.FitState, archs: PyTree, key: Key, check: Callable[[], None] = lambda: None) -> fit.FitState:
@@ -138,6 +116,42 @@ def build_phases(
     steps=steps,
     compilations=lambda: {'learn': learned._cache_size(), 'score': compiled[0]._cache_size()},
   )
+
+
+def _several(
+  one: Callable[[PyTree, PyTree], dict[str, Array]], update: MakeUpdate, most: int, mesh: Mesh, options: dict[str, Any]
+) -> Callable[[PyTree, SearchState, Array], PyTree]:
+  """Returns a program of up to `most` updates: (data, params and carry of the weights; state; count) -> results.
+
+  All devices make the same updates. Each scores its share of the children, and tells the others.
+
+  Args:
+    one: scores a child: (data, params, carry and key of the minibatch; arch) -> metrics.
+    update: what an update is.
+    most: how many fit into one call.
+    mesh: the devices.
+    options: for the compiler.
+  """
+  mine = fit.on_one_device(one, mesh)
+
+  def everywhere(shared: PyTree, state: SearchState, count: Array) -> PyTree:
+    def score(archs: PyTree, key: Key) -> dict[str, Array]:
+      m, whole = len(jax.tree.leaves(archs)[0]), fit.filled(archs, mesh)
+      each = -(-m // mesh.size)
+      first = jax.lax.axis_index('child') * each
+      found = mine((*shared, key), jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, each), whole))
+      return {name: jax.lax.all_gather(value, 'child', tiled=True)[:m] for name, value in found.items()}
+
+    made = functools.partial(update, score)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(made, state)[1])
+
+    def step(state: SearchState, k: Array) -> tuple[SearchState, PyTree]:
+      return jax.lax.cond(k < count, made, lambda state: (state, nothing), state)
+
+    return jax.lax.scan(step, state, jnp.arange(most))[1]
+
+  same = PartitionSpec()
+  return jax.jit(jax.shard_map(everywhere, mesh=mesh, in_specs=same, out_specs=same, check_vma=False), **options)
 
 
 def _averaged(child: Child) -> Child:

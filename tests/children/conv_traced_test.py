@@ -119,7 +119,10 @@ def assert_the_static_network(way, arch, norm_first, rtol, atol):
   assert_close((loss, after, grads, score), want, rtol, atol)
 
 
-@pytest.mark.parametrize('name', ['none linked', 'all linked', 'random 0', 'random 1'])
+@pytest.mark.parametrize(
+  'name',
+  ['none linked', 'random 0', *(pytest.param(name, marks=pytest.mark.long) for name in ('all linked', 'random 1'))],
+)
 @pytest.mark.parametrize('way', ['looped', 'masked'])
 def test_it_is_the_network_of_the_static_child(x64, way, name):
   assert_the_static_network(way, NETWORKS[name], True, 1e-9, 1e-11)

@@ -20,6 +20,7 @@ from experiments.bench import (
   conv,
   devices,
   gpu,
+  gpu_parts,
   machine,
   presets,
   rivals,
@@ -265,6 +266,7 @@ def test_what_is_no_section():
   assert done.returncode == 2 and "bench: there is no section 'celz'" in done.stderr
 
 
+@pytest.mark.long
 def test_one_accelerator_in_parts(tmp_path, monkeypatch, capsys):
   """A part that is done is not measured again; one that hangs is stopped, and what it has measured is kept."""
   path = str(tmp_path / 'gpu.json')
@@ -275,7 +277,7 @@ def test_one_accelerator_in_parts(tmp_path, monkeypatch, capsys):
   assert found['ask and tell'].how == gpu.DONE and found['ask and tell'].rows[0].met
   assert found['unknown'].how == gpu.FAILED and "KeyError: 'unknown'" in found['unknown'].why
   assert json.loads((tmp_path / 'gpu.json').read_text())['small']
-  parts['ask and tell'] = gpu.Part(gpu.asking, 0.0)
+  parts['ask and tell'] = gpu_parts.Part(gpu_parts.asking, 0.0)
   monkeypatch.setattr(gpu, 'PARTS', {'ask and tell': parts['ask and tell']})
   capsys.readouterr()
   gpu.run(SMALL, 0.0, path, {}, lambda: None)

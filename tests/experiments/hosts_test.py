@@ -29,7 +29,8 @@ CELL = ('cell_search', *SMOKE, '--final_children=0')
 @pytest.fixture(autouse=True)
 def one_store(with_programs, monkeypatch):
   """The processes of these tests share what they compile."""
-  monkeypatch.setattr(os, 'environ', with_programs)
+  for name in ('ENABLE_COMPILATION_CACHE', 'PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', 'COMPILATION_CACHE_DIR'):
+    monkeypatch.setenv(f'JAX_{name}', with_programs[f'JAX_{name}'])
 
 
 def logs(workdir, count):

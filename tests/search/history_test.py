@@ -227,7 +227,7 @@ def test_rewards_of_layers_are_refused():
   one_line(error)
 
 
-@pytest.mark.parametrize('program', ['generic', 'specialised'])
+@pytest.mark.parametrize('program', ['generic', pytest.param('specialised', marks=pytest.mark.long)])
 def test_children_that_train_leave_out_those_that_repeat(program):
   """A child beside one that is not trained earns what it earns beside one that is."""
   cfg = testing.cell_config(m=3, known='reuse', child_program=program)

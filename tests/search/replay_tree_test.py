@@ -116,9 +116,13 @@ OPERATION = st.one_of(
 )
 
 
-@hypothesis.settings(max_examples=150, deadline=None, derandomize=True, database=None)
-@hypothesis.given(st.lists(OPERATION, min_size=10, max_size=40))
-def test_a_tree_is_a_dictionary_of_prefixes(operations):
+@pytest.mark.parametrize('examples', [50, pytest.param(150, marks=pytest.mark.long)])
+def test_a_tree_is_a_dictionary_of_prefixes(examples):
+  sampled = hypothesis.given(st.lists(OPERATION, min_size=10, max_size=40))(is_a_dictionary_of_prefixes)
+  hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)(sampled)()
+
+
+def is_a_dictionary_of_prefixes(operations):
   tree, plain = replay_tree.empty(K, CAPACITIES[0]), Plain(CAPACITIES[0])
   for name, *args in operations:
     if name == 'insert':

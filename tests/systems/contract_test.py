@@ -134,7 +134,7 @@ def s(pair):
   name, algorithm = pair
   yield built(name, algorithm)
   if algorithm in ('random', tuple(ALGORITHMS)[-1]):  # what trains children serves all algorithms
-    testing.spare_memory()
+    testing.drop_programs()
 
 
 def numbers(state):

@@ -154,6 +154,7 @@ def test_a_final_training_has_all_images_and_keeps_the_last_weights():
   assert retrain_conv.task(retrain_config(train_on_all=False), IMAGES, ARCH, '0', 3, True).choose
 
 
+@pytest.mark.long
 def test_grid_then_winner_at_every_width(tmp_path, capsys):
   cfg = retrain_config(lr=(0.05, 1e-6), add_filters=(0, 2), grid_epochs=2, repeats=2)
   launcher.run(CONV, cfg, IMAGES, {'mine': ARCH}, str(tmp_path))
