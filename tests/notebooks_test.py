@@ -218,7 +218,7 @@ def test_from_search_to_model():
 @pytest.mark.long
 def test_many_devices():
   text, _ = printed('many_devices.ipynb', ROOT / 'notebooks')
-  assert float(re.search(r'difference of a reward: (\S+)', text)[1]) < 1e-3
+  assert float(re.search(r'share of the best reward: (\S+)', text)[1]) < 1e-3
   assert 'to the bit the same rewards: True' in text and 'two processes: 8 children' in text
   found = re.findall(r'replicas: +(\d+), updates behind: +(\S+), .*: +(\S+) trainings', text)
   counts, behind, times = (np.array(column, float) for column in zip(*found, strict=True))

@@ -50,7 +50,7 @@ class Progress:
 
     Args:
       name: of the phase; one that was not expected takes `total` of work.
-      total: how much is to do, in units that people count.
+      total: how much is to do, in units that people count; it may turn out to be more.
       unit: what they count, in the plural.
       done: how much of it had been done before the run.
     """
@@ -65,11 +65,14 @@ class Progress:
       def show(found: str) -> None:
         rest = self._rest()
         if terminal:
+          bar.total = max(done, total)
           bar.set_postfix_str(', '.join(filter(None, (found, rest))), refresh=False)
           bar.update(done - bar.n)
-        elif done < total and self._clock() - self._said > SECONDS:
+        elif done != total and self._clock() - self._said > SECONDS:
           passed = duration(self._clock() - begun) if done else ''
-          self._say(f'{name}: ' + ', '.join(filter(None, (f'{done} of {total} {unit}', found, passed, rest))))
+          self._say(
+            f'{name}: ' + ', '.join(filter(None, (f'{done} of {max(done, total)} {unit}', found, passed, rest)))
+          )
 
       def advance(count: int, found: str = '', work: float | None = None) -> None:
         nonlocal done, left

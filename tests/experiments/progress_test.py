@@ -94,6 +94,21 @@ def test_what_is_left_counts_all_phases_by_their_work(clock, capsys):
   assert lines[-2] == 'unknown: 1 of 4 trainings, 20 s, about 30 s left'
 
 
+def test_a_phase_may_turn_out_to_be_longer(clock, capsys):
+  progress = Progress({'grid': 4, 'rest': 10}, clock)
+  with progress.phase('grid', 4, 'epochs') as advance:
+    for _ in range(3):
+      clock.now += 11
+      advance(2)
+  # The second call says nothing, as it seemed to be the last.
+  assert capsys.readouterr().err.splitlines() == [
+    'grid: 0 of 4 epochs',
+    'grid: 2 of 4 epochs, 11 s, about 1 min left',
+    'grid: 6 of 6 epochs, 33 s, about 55 s left',
+    'grid: 6 epochs in 33 s',
+  ]
+
+
 def test_what_was_over_before_says_nothing(capsys):
   with Progress().phase('search', 8, 'children', done=8) as advance:
     advance(0)

@@ -21,7 +21,7 @@ import jax, jax.numpy as jnp
 from experiments.common import launch, progress, quick_end
 
 def deep(x):
-  for i in range(1500):
+  for i in range(800):
     x = jnp.sin(x @ x) + i * jnp.tanh(x)
   return x
 
@@ -52,7 +52,7 @@ def test_it_ends_in_a_compilation_once_nothing_would_be_lost(tmp_path):
   process = subprocess.Popen(command, cwd=ROOT, **pipes)
   try:
     assert process.stderr.readline() == 'compiling\n'
-    time.sleep(3)  # traced by now
+    time.sleep(2)  # traced by now
     process.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
       process.wait(1.5)
