@@ -12,7 +12,7 @@ from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
 
 FILE = 'top.json'
-_DATA = ('dataset', 'level', 'resize')  # fields that a search and its retraining have in common
+_DATA = ('dataset', 'level', 'resize', 'test_share', 'metric', 'class_weights')  # fields that a search and its retraining have in common
 
 
 def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tuple[str, list[journal.Record]]:
@@ -96,12 +96,17 @@ def retrain_command(path: str, system: System, cfg: Config, origin: Mapping[str,
   own = system.retrain.presets[preset]()
   words = [f'--preset={preset}', f'--arch={path}']
   words += [
-    f'--{name}={getattr(cfg, name)}'
+    f'--{name}={_flag(getattr(cfg, name))}'
     for name in _DATA
     if hasattr(cfg, name) and hasattr(own, name) and getattr(cfg, name) != getattr(own, name)
   ]
   words += [f'--data_dir={given["data_dir"]}'] if given.get('data_dir') else []
   return shlex.join(['python', '-m', 'experiments.retrain', *words])
+
+
+def _flag(value: Any) -> str:
+  """Returns a value as a flag has it: 32, or 48,64 for a pair."""
+  return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _flags(command: str) -> dict[str, str]:

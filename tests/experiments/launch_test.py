@@ -374,7 +374,7 @@ def test_a_workdir_with_fields_that_were_removed_since_is_resumed(tmp_path, cfg)
 
 
 @pytest.mark.parametrize(
-  'cfg', [enas_images.demo_macro(), enas_images.small_micro(), cell.demo(), chain.demo(), retrain_enas.demo()]
+  'cfg', [enas_images.demo_macro(), enas_images.small_micro(), cell.Config(m=4), chain.demo(), retrain_enas.demo()]
 )
 def test_a_workdir_without_fields_that_were_added_since_is_resumed(tmp_path, cfg):
   """If the config has the values by which the program worked before there was a choice."""

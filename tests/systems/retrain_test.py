@@ -76,6 +76,14 @@ def test_one_program_trains_all_points_as_each_would_alone(made, whole):
     np.testing.assert_allclose(progress.curve[:, 0], whole[0].curve[:, k], rtol=1e-5)
 
 
+@pytest.mark.parametrize('steps', [4, 1000])
+def test_an_epoch_has_all_its_steps_in_however_many_calls(made, whole, monkeypatch, steps):
+  monkeypatch.setattr(full_training, 'CALL_STEPS', steps)
+  progress, _ = finished(made)
+  np.testing.assert_array_equal(progress.states.step[: len(POINTS)], 3 * len(made.data.train))
+  np.testing.assert_array_equal(progress.curve, whole[0].curve)
+
+
 def test_the_rate_decays_by_epochs_as_by_hand():
   make = language.optimizer(DECAYING, steps=50, epoch=10)
   optimizer = make(language_model.Hyperparameters(jnp.array(8.0), jnp.array(2.0), 0.0, 0.0))

@@ -30,9 +30,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # For each file of the core the tests that are to see a fault in it, quick ones first.
 CORE = {
   'nas_jax/controller.py': ['tests/controller_test.py', 'tests/search/algorithms/reinforce_test.py'],
-  'nas_jax/search/algorithms/reinforce.py': ['tests/search/algorithms', 'tests/systems/planted_reward_test.py'],
+  'nas_jax/search/algorithms/reinforce.py': ['tests/search/algorithms', 'tests/search/per_layer_test.py'],
   'nas_jax/search/algorithms/baseline.py': ['tests/search/algorithms'],
   'nas_jax/search/core.py': ['tests/search/core_test.py', 'tests/search/depth_test.py', 'tests/search/loop_test.py'],
+  'nas_jax/search/outcomes.py': ['tests/search/core_test.py', 'tests/search/history_test.py'],
   'nas_jax/search/per_layer.py': ['tests/search/per_layer_test.py'],
   'nas_jax/search/replay_tree.py': ['tests/search/replay_tree_test.py', 'tests/search/per_layer_test.py'],
   'nas_jax/search/journal.py': ['tests/search/journal_test.py', 'tests/experiments/damage_test.py'],
