@@ -12,7 +12,8 @@ from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
 
 FILE = 'top.json'
-_DATA = ('dataset', 'level', 'resize', 'test_share', 'metric', 'class_weights')  # fields that a search and its retraining have in common
+# Fields that a search and its retraining have in common.
+_DATA = ('dataset', 'level', 'resize', 'test_share', 'metric', 'class_weights')
 
 
 def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tuple[str, list[journal.Record]]:
