@@ -32,6 +32,9 @@ from nas_jax.training import checkpoint, full_training
 RECIPES = {system.kind: system.retrain for system in SYSTEMS if system.retrain}
 
 
+Tried = Mapping[Any, float]  # the validation loss of each point of a grid that was trained
+
+
 def _unseen(*_: Any) -> None:
   """Shows nobody how far it is."""
 
@@ -178,8 +181,9 @@ def run(
 
 def epochs_of_choice(system: System, cfg: retrain.Config, candidates: int, groups: int) -> int:
   """Returns how many epochs `choose` trains, of all trainings together, if a grid is continued once at most."""
-  points = len(retrain.grid(recipe_of(system).point, cfg)) + min(cfg.extend_grid, 1)
-  return candidates * _epochs_of_grid(cfg, points) + groups * _epochs_at_all_sizes(system, cfg)
+  points, more = len(retrain.grid(recipe_of(system).point, cfg)), min(cfg.extend_grid, 1)
+  of_each = _epochs_of_grid(cfg, more) + _epochs_at_all_sizes(system, cfg)
+  return candidates * _epochs_of_grid(cfg, points) + groups * of_each
 
 
 def _epochs_of_grid(cfg: retrain.Config, points: int) -> int:
@@ -201,6 +205,8 @@ def choose(
 ) -> dict[str, Any]:
   """Trains the grid of every architecture, and then retrains the best of each group by validation.
 
+  Architectures of a group are compared by the points of the grid alone. It is continued for the best of them.
+
   Args:
     system: of the architectures.
     cfg: of its recipe.
@@ -214,7 +220,7 @@ def choose(
     What result.json then holds: the `rows` of those that were chosen, in the order of groups, their `setting`, and of
     each group the `candidates`, names and best validation losses in the grid.
   """
-  recipe, grids = recipe_of(system), dict[str, Mapping[str, tuple[Any, float]]]()
+  recipe, grids = recipe_of(system), dict[str, Mapping[str, Tried]]()
   first: dict[str, str] = {}  # the name under which an architecture is trained, which several groups may hold
 
   def folder(name: str, arch: retrain.Arch) -> str:
@@ -225,7 +231,7 @@ def choose(
       name: train_grid(recipe, cfg, data, name, arch, folder(name, arch), check, advance)
       for name, arch in archs.items()
     }
-  candidates = {group: {name: loss for name, (_, loss) in found.items()} for group, found in grids.items()}
+  candidates = {group: {name: min(tried.values()) for name, tried in found.items()} for group, found in grids.items()}
   rows = list[dict[str, Any]]()
   for group, archs in groups.items():
     if archs:
@@ -293,22 +299,36 @@ def train_grid(
   folder: str,
   check: launch.Check,
   advance: Advance = _unseen,
-) -> tuple[Any, float]:
-  """Trains all points of the grid at the first size; returns the best point by validation, and its loss there.
-
-  The grid is continued as `extend_grid` of the config says.
-  """
+) -> Tried:
+  """Trains all points of the grid at the first size; returns the validation loss of each."""
   points, size = retrain.grid(recipe.point, cfg), recipe.sizes(cfg)[0]
-  key, tried = f'grid at {size}', dict[Any, float]()
-  for _ in range(1 + cfg.extend_grid):
-    stage = Stage(f'{name}: grid', size, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False, (), advance)
-    tried |= zip(points, _train_once(recipe, cfg, data, arch, key, stage, folder, check)['valid'], strict=True)
-    further = retrain.beyond(tried)
-    if further is None:
+  stage = Stage(f'{name}: grid', size, cfg.grid_epochs or cfg.epochs, points, cfg.seed, False, (), advance)
+  found = _train_once(recipe, cfg, data, arch, f'grid at {size}', stage, folder, check)
+  return dict(zip(points, found['valid'], strict=True))
+
+
+def extend_grid(
+  recipe: retrain.Recipe,
+  cfg: retrain.Config,
+  data: Any,
+  name: str,
+  arch: retrain.Arch,
+  folder: str,
+  check: launch.Check,
+  advance: Advance,
+  tried: Tried,
+) -> tuple[Any, float]:
+  """Continues a grid as `extend_grid` of the config says; returns the best point by validation, and its loss there."""
+  size, found = recipe.sizes(cfg)[0], dict(tried)
+  for _ in range(cfg.extend_grid):
+    point = retrain.beyond(found)
+    if point is None:
       break
-    points, key = [further], f'grid at {size}, lr {further.lr:g}'
-  best = min(tried, key=lambda point: (not math.isfinite(tried[point]), tried[point]))
-  return best, tried[best]
+    stage = Stage(f'{name}: grid', size, cfg.grid_epochs or cfg.epochs, [point], cfg.seed, False, (), advance)
+    key = f'grid at {size}, lr {point.lr:g}'
+    (found[point],) = _train_once(recipe, cfg, data, arch, key, stage, folder, check)['valid']
+  best = min(found, key=lambda point: (not math.isfinite(found[point]), found[point]))
+  return best, found[best]
 
 
 class Stage(NamedTuple):
@@ -333,7 +353,7 @@ def retrain_arch(
   folder: str,
   check: launch.Check,
   advance: Advance = _unseen,
-  trained: tuple[Any, float] | None = None,
+  trained: Tried | None = None,
 ) -> list[dict[str, Any]]:
   """Trains the grid at the first size if it has several points, then the best point of it at every size.
 
@@ -346,7 +366,8 @@ def retrain_arch(
   points, sizes = retrain.grid(recipe.point, cfg), recipe.sizes(cfg)
   best, validated = points[0], list[float]()
   if len(points) > 1:
-    best, loss = trained or train_grid(recipe, cfg, data, name, arch, folder, check, advance)
+    tried = trained or train_grid(recipe, cfg, data, name, arch, folder, check, advance)
+    best, loss = extend_grid(recipe, cfg, data, name, arch, folder, check, advance, tried)
     validated = [loss]
   rows, settings = [], recipe.describe(best)
   for size in sizes:

@@ -251,7 +251,8 @@ def test_a_grid_goes_on_while_its_best_rate_is_at_an_end(tmp_path, monkeypatch, 
   monkeypatch.setattr(launcher, 'train_stage', stage)
   cfg = testing.retrain_config(lr=(0.01, 0.02), extend_grid=more)
   for _ in range(2):  # the second time all of it is known
-    point, _ = launcher.train_grid(CELL.retrain, cfg, None, 'cell', None, str(tmp_path), lambda: None)
+    grid = CELL.retrain, cfg, None, 'cell', None, str(tmp_path), lambda: None
+    point, _ = launcher.extend_grid(*grid, lambda count: None, launcher.train_grid(*grid))
     assert point.lr == pytest.approx(chosen)
     np.testing.assert_allclose(rates, tried)
 
