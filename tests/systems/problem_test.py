@@ -33,6 +33,7 @@ def test_a_problem_trains_and_scores_children_of_its_space(kind):
   assert problem.space.slots == system.make_space(cfg).slots and problem.steps == steps
   batch, mesh = evaluators.random_batch(problem.space, jax.random.key(0), 2), fit.child_mesh(jax.devices()[:1])
   made = []
+  assert (problem.traced is None) == (system is CHAIN)  # all others have one program for all architectures
   if problem.traced:
     made.append((traced_fitter(problem, problem.traced(batch.archs), mesh), batch.archs))
   if system not in ENAS:  # children that share weights are never static
