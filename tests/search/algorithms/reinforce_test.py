@@ -1,5 +1,6 @@
 """REINFORCE: its pieces by hand, its gradient by enumeration, one update, and that it learns."""
 
+import dataclasses
 import functools
 
 import chex
@@ -19,6 +20,20 @@ from nas_jax.space import choice_space, enas_macro_space
 from nas_jax.types import Batch, Outcome
 
 # -- the pieces, by hand ----------------------------------------------------------------------------------------------
+
+
+def test_the_optimizer_is_adam_with_the_numbers_of_the_config():
+  """The first step of Adam is lr g / (|g| + epsilon); the second by hand, with a beta1 of 0.5 and a beta2 of 0.999."""
+  cfg = search.Config(controller_lr=0.1, controller_beta1=0.5, controller_epsilon=0.5, controller_clip=0.0)
+  optimizer = reinforce.make_optimizer(cfg)
+  theta, grads = jnp.zeros(1), (jnp.array([0.5]), jnp.array([-1.0]))
+  first, state = optimizer.update(grads[0], optimizer.init(theta))
+  np.testing.assert_allclose(first, [-0.1 * 0.5 / (0.5 + 0.5)], rtol=1e-5)
+  second, _ = optimizer.update(grads[1], state)
+  mean, square = (0.5 * 0.25 - 0.5) / (1 - 0.5**2), (0.999 * 0.00025 + 0.001) / (1 - 0.999**2)
+  np.testing.assert_allclose(second, [-0.1 * mean / (np.sqrt(square) + 0.5)], rtol=1e-5)
+  clipped = reinforce.make_optimizer(dataclasses.replace(cfg, controller_clip=0.1))
+  np.testing.assert_allclose(clipped.update(grads[0], clipped.init(theta))[0], [-0.1 * 0.1 / (0.1 + 0.5)], rtol=1e-5)
 
 
 def test_every_token_gets_the_advantage_of_its_sequence_or_layer():
