@@ -309,7 +309,8 @@ def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path,
   def stage(recipe, cfg, data, arch, stage, models, running, check):
     began.append((stage.name, os.path.isdir(running)))
     os.makedirs(running, exist_ok=True)
-    return {'size': '4', 'parameters': 1, 'curve': [[1.0] * 3], 'valid': [1.0], 'test': [1.0], 'seconds': 0.0}
+    each = [1.0] * len(stage.points)
+    return {'size': '4', 'parameters': 1, 'curve': [[1.0] * 3], 'valid': each, 'test': [1.0], 'seconds': 0.0}
 
   def remove(path):
     removed.append(path)
