@@ -57,7 +57,7 @@ def picture(arch, space: Space) -> str:
 
 
 def _own(arch, space: Space) -> tuple[Operations, ...]:
-  """Returns the argument by which functions of recurrent cells know operations of the user's own."""
+  """Returns the keyword argument that passes the user's own operations to the functions for recurrent cells."""
   return (space.operations,) if isinstance(arch, TreeArch | RnnArch) else ()
 
 

@@ -19,7 +19,8 @@ def draw(arch: Arch, path: str | os.PathLike[str], options: NetworkOptions = Net
   """Draws a static network into a file, dark on white. The ending of the path decides the format.
 
   The box of a convolution has the height and width of its window and its number of filters; that of a residual block
-  also has its name. Layers have the numbers that `describe` uses. The classifier reads what no layer reads.
+  also has its name. Layers have the numbers that `describe` uses. The classifier reads the layers that no other
+  layer reads.
 
   Raises:
     ValueError: the path does not end in .svg, .png or .pdf.

@@ -17,7 +17,7 @@ Arch = MacroArch | MicroArch | RnnArch
 # Lengths in points.
 _SUM = 16.0  # the height of a sum
 _NODE, _COLUMN, _RISE = 70.0, 78.0, 26.0  # the width of a node; from column to column; from rank to rank
-_STATE, _BESIDE, _ENTRY = 32.0, 18.0, 7.0  # the width of x and h; how far they and their arrows are from the middle
+_STATE, _BESIDE, _ENTRY = 32.0, 18.0, 7.0  # the width of x and h; the distances of both and of their arrows from the middle
 
 
 def draw(arch: Arch, path: str | os.PathLike[str], operations: Operations = BUILT_IN) -> None:
@@ -86,7 +86,7 @@ def _macro(arch: MacroArch) -> Layout:
 
 
 def _recurrent(arch: RnnArch, operations: Operations) -> Layout:
-  """Returns a tree with its root below. A node is above the node that it reads; the mean is above all."""
+  """Returns a tree with its root at the bottom. Each node is above the node that it reads; the mean is at the top."""
   nodes = len(arch.activate)
   readers = [[i for i, j in enumerate(arch.previous, 1) if j == node] for node in range(nodes)]
   ranks, across, ends = [0] * nodes, [0.0] * nodes, list[int]()

@@ -57,7 +57,7 @@ def _moved(cell: Layout, right: float, first: int) -> Layout:
 
 
 class _Wires(NamedTuple):
-  """How arrows go from nodes to their readers. A reader is the node of a block, or `concat`, which follows the last."""
+  """How arrows go from nodes to their readers. A reader is the node of a block or, after the last block, `concat`."""
 
   upright: Sequence[set[int]]  # [B + 3] the nodes whose arrows come to each reader from straight below
   both: Sequence[routing.Side]  # the arrows on the left and on the right of the blocks
@@ -75,7 +75,7 @@ def _wires(blocks: Sequence[Block]) -> _Wires:
   end = INPUTS + len(blocks)
   reads = [*(set[int]() for _ in range(INPUTS)), *({node for node, _ in block} for block in blocks)]
   reads.append(set(enas.loose_ends(list(set.union(*reads)), end)))
-  # Straight up go the inputs to the first block, if it reads both, and each block to the next one.
+  # Arrows go straight up from the inputs to the first block, if it reads both, and from each block to the next.
   upright = [row & {i - 1} if i > INPUTS else row if len(row) == INPUTS else set() for i, row in enumerate(reads)]
   beside = {j: [i for i in range(INPUTS, end + 1) if j in reads[i] - upright[i]] for j in range(end)}
   both = routing.sides({j: readers for j, readers in beside.items() if readers}, fixed={0: 0, 1: 1})
@@ -93,7 +93,7 @@ def _cell(name: str, blocks: Sequence[Block]) -> Layout:
   outputs = [*range(INPUTS), *range(INPUTS + 2, len(boxes) - 1, 3)]  # the box that gives each node
 
   def read(node: int, target: int, *way: tuple[float, float]) -> None:
-    """Adds an arrow by the lane of a node, up to the height where the rest of its way begins."""
+    """Adds an arrow along the lane of a node, up to the height where the rest of the arrow begins."""
     side, box = 0 if node in wires.lanes[0] else 1, boxes[outputs[node]]
     edge, outwards = middle + (side - 0.5) * _BLOCK, 2 * side - 1
     along, low = edge + outwards * (routing.NEAR + routing.LANE * wires.lanes[side][node]), box.y + box.height / 2

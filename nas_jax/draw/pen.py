@@ -1,4 +1,4 @@
-"""What all drawings share: a pen that draws in points, and writing into files and HTML pages.
+"""Shared by all drawings: a pen that draws in points, and functions that write to files and HTML pages.
 
 matplotlib is imported when something is drawn.
 """
@@ -43,7 +43,7 @@ def write(make: Make, path: str | os.PathLike[str], noun: str) -> None:
 def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: str = '100%') -> str:
   """Returns a drawing as an <svg> element for an HTML page. The same `key` gives the same bytes.
 
-  The element is at least so wide that its smallest letters are `LEGIBLE` high: on a narrow page it must be scrolled.
+  The element is wide enough for its smallest letters to be `LEGIBLE` high; on a narrow page the reader scrolls it.
   The background is transparent, and lines and text have the text colour of the page (`currentColor`). Letters are
   paths, so they look the same everywhere. Ids begin with the prefix and a hash of the key, so that a page can have many
   drawings.
@@ -51,7 +51,7 @@ def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: s
   Args:
     make: makes the figure.
     prefix: of ids.
-    key: all that decides what is drawn.
+    key: everything that determines the drawing.
     label: describes the drawing, for screen readers.
     widest: the greatest width, in CSS.
   """

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from nas_jax.draw import pen as pen_lib
 
-# Of lanes. Each is visible on a light page and on a dark one.
+# The colours of lanes. Each is visible on a light page and on a dark one.
 COLORS = ('#2f7fc1', '#d2593b', '#2b9160', '#9466c9', '#a87f1d', '#c9508f', '#7a838d')
 
 # Lengths in points.
@@ -114,7 +114,9 @@ def column(boxes: Sequence[Box], reads: Sequence[Sequence[int]], marks: Mapping[
 
 
 def sides(beside: Side, fixed: Mapping[int, int] | None = None) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-  """Assigns each source to the left (0) or right (1): as `fixed`, or to the side with fewer arrows at its readers."""
+  """Assigns each source to the left (0) or right (1): as `fixed` says, else to the side where its readers have
+  fewer arrows.
+  """
   found: tuple[dict[int, list[int]], dict[int, list[int]]] = ({}, {})
   readers = list(itertools.chain(*beside.values()))
   crowds = [dict.fromkeys(readers, 0) for _ in found]
@@ -142,7 +144,7 @@ def lanes_width(lanes: Mapping[int, int]) -> float:
 
 
 def colors(both: Sequence[Side]) -> dict[int, int]:
-  """Returns a colour for each source: if possible unlike those of the lanes beside it, and the one longest unused."""
+  """Returns a colour for each source: the one longest unused, if possible other than those of the lanes beside it."""
   found, latest = dict[int, int](), [-1] * len(COLORS)
   for source in sorted(itertools.chain(*both)):
     side = both[0] if source in both[0] else both[1]

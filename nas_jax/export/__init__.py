@@ -1,4 +1,4 @@
-"""Found networks for use elsewhere: Flax modules, Python files, and trained models that take raw images or text.
+"""Exports found networks: as Flax modules, as Python files, and as trained models that take raw images or text.
 
 `module`, `variables` and `to_source` call the function for the type of the architecture. To add a type of your own,
 register a function for it, as in `export.module.register(MyArch, MyNetwork)`.

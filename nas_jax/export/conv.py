@@ -20,11 +20,11 @@ class ConvNetwork(nn.Module):
   Attributes:
     arch: a static architecture.
     classes: their number.
-    block: as in `NetworkOptions`, like the next two.
-    pools: see there.
-    add_filters: see there.
+    block: see `NetworkOptions`.
+    pools: see `NetworkOptions`.
+    add_filters: see `NetworkOptions`.
     epsilon: added to the variance in batch norm.
-    norm_first: whether batch norm comes before the ReLU, or after it.
+    norm_first: whether batch norm comes before the ReLU; if not, it comes after it.
   """
 
   arch: ConvArch | ChainArch

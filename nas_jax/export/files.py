@@ -35,22 +35,22 @@ _SCHEMA: files.Schema = {
 
 
 class Card(NamedTuple):
-  """All that a trained model is, beside its weights."""
+  """Describes a trained model: everything except its weights."""
 
   arch: Any  # a static architecture, or 'LSTM'
-  options: Mapping[str, Any]  # what `export.module` takes beside it, as in JSON
+  options: Mapping[str, Any]  # the options of `export.module`, as JSON values
   inputs: ImageInputs | TextInputs
 
 
 def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
-  """Writes a trained model into a folder, which is there whole or not at all.
+  """Writes a trained model into a folder. The folder appears complete or not at all.
 
   Args:
-    folder: its path. What was there is replaced.
-    card: what it is.
-    variables: of its module, see `export.variables`.
-    **about: what else JSON should say; 'scores' has the 'metric', less of it being better, and its values 'valid', None
-      if there is none, and 'test'.
+    folder: its path. Existing contents are replaced.
+    card: describes the model.
+    variables: the variables of its module, see `export.variables`.
+    **about: more entries for the JSON file. 'scores' has the name of the 'metric' (lower is better) and its values
+      'valid' (None if there is none) and 'test'.
 
   Raises:
     OSError: it cannot be written.
@@ -58,7 +58,7 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
   part = f'{folder}.part'
   files.remove(part)
   write, close = checkpoint.saver(os.path.join(part, WEIGHTS), keep=1)
-  write(0, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables))  # what modules have, also under x64
+  write(0, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables))  # the dtype of modules, also under x64
   close()
   if isinstance(card.inputs, ImageInputs):
     shape, classes, (whiten, shift, scale), resized, numbers = card.inputs
@@ -90,7 +90,7 @@ def load(folder: str | os.PathLike[str]) -> Classifier | LanguageModel:
       models, the one with the best validation score is taken.
 
   Raises:
-    ValueError: in one line: there is no model, or none that is the best; or a file is damaged.
+    ValueError: there is no model, or no single best model, or a file is damaged. The message is one line.
 
   >>> import nas_jax
   >>> model = nas_jax.load('runs/retrain-demo')  # doctest: +SKIP
@@ -143,7 +143,7 @@ def read(folder: str) -> Classifier | LanguageModel:
 
 
 def _models(folder: str) -> dict[str, dict[str, Any]]:
-  """Returns what model.json says by the path of each model in a folder, or else in the folders inside it."""
+  """Returns, by path, the model.json of each model in a folder or, if it has none, in the folders inside it."""
   for depth in range(4):
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), *('*',) * depth, NAME)))
     if paths := [path for path in paths if not os.path.dirname(path).endswith('.part')]:

@@ -1,4 +1,4 @@
-"""The three functions that choose by the type of the architecture. See the package."""
+"""The three functions of the package that dispatch on the type of the architecture."""
 
 import functools
 from typing import Any
@@ -47,7 +47,7 @@ def variables(arch: Any, params: PyTree, carry: PyTree) -> PyTree:
   Args:
     arch: a static architecture.
     params: of the child, as its `init` returns them; for one network, without a leading axis.
-    carry: of the child: moving statistics of batch norm. Those of recurrent cells are not used.
+    carry: of the child: moving statistics of batch norm. The carry of recurrent cells is not used.
 
   Returns:
     {'params': ..., 'batch_stats': ...} for `module.apply`, the latter if the network has batch norm.
@@ -64,10 +64,11 @@ def to_source(arch: Any, **options: Any) -> str:
 
   Args:
     arch: as in `module`.
-    **options: likewise.
+    **options: as in `module`.
 
   Returns:
-    A file with a Flax module `Network`, or `LanguageModel`. It takes the same variables as that of `module`.
+    A file with a Flax module `Network`, or `LanguageModel`. It takes the same variables as the module that
+    `module` returns.
 
   Raises:
     ValueError: there is no function for the type of the architecture.

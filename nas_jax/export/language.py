@@ -12,7 +12,7 @@ from nas_jax.space.tree import TreeArch
 from nas_jax.tree_cell import TreeCell
 from nas_jax.types import Array, Key, PyTree
 
-Arch = TreeArch | RnnArch | str  # 'LSTM' is the standard LSTM, with biases, which no tree is
+Arch = TreeArch | RnnArch | str  # 'LSTM': the standard LSTM with biases, which no tree cell equals
 
 
 class EnasCell(nn.RNNCellBase):
@@ -30,7 +30,7 @@ class EnasCell(nn.RNNCellBase):
 
   @nn.compact
   def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
-    """One step: maps h [..., H] and x [..., in] to (h, h)."""
+    """Computes one step: maps h [..., H] and x [..., in] to (h, h)."""
     reads = (None, *self.arch.previous)
 
     def product(x: Array, name: str) -> Array:
@@ -49,7 +49,7 @@ class EnasCell(nn.RNNCellBase):
 
   @nn.nowrap
   def initialize_carry(self, rng: Key, input_shape: tuple[int, ...]) -> Array:
-    """Zeros; `input_shape` is [..., in]."""
+    """Returns zeros; `input_shape` is [..., in]."""
     del rng
     return jnp.zeros((*input_shape[:-1], self.features))
 
@@ -84,7 +84,7 @@ class RecurrentNetwork(nn.Module):
   def __call__(self, tokens: Array, carry: list[PyTree] | None = None) -> tuple[list[PyTree], Array]:
     """Returns the carry of each layer after the last token, and logits [B, T, V] of the token after each of [B, T].
 
-    `carry` is that of the tokens before; None for zeros.
+    `carry` is the carry after the tokens before these; None for zeros.
     """
     embed = nn.Embed(self.vocabulary, self.embedding or self.features, name='embedding')
     x, after = embed(tokens), list[PyTree]()
@@ -121,7 +121,7 @@ def variables(arch: Arch, params: PyTree, carry: PyTree) -> PyTree:
 
 
 def _of_lstm(cell: PyTree) -> PyTree:
-  """Flax has a matrix for each gate, and its biases beside the recurrent ones."""
+  """Converts the weights of an LSTM: Flax has a matrix for each gate, and biases only beside the recurrent matrices."""
 
   def gates(name):
     return dict(zip('igfo', jnp.split(cell[name], 4, -1), strict=True))

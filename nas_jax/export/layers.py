@@ -19,7 +19,7 @@ class Norm(NamedTuple):
   """How batch norm is computed."""
 
   epsilon: float  # added to the variance
-  train: bool  # whether by the batch, whose statistics also move the running ones; else by these
+  train: bool  # whether to use the batch's statistics and update the running ones; else the running ones are used
 
   def __call__(self, x: Array, name: str) -> Array:
     """Batch norm of images [B, H, W, C]."""
@@ -31,7 +31,7 @@ class Norm(NamedTuple):
 def convolved(
   x: Array, name: str, filters: int, window: tuple[int, int], strides: tuple[int, int] = (1, 1), separable: bool = False
 ) -> Array:
-  """A convolution without bias; with stride s its output is that of stride 1 at 0, s, 2 s, ...
+  """A convolution without bias. With stride s its output is the output of stride 1 at 0, s, 2 s, ...
 
   A separable one is a depthwise convolution and then one of 1 x 1 pixels.
   """
@@ -48,7 +48,7 @@ def convolved(
 def reduced(x: Array, name: str, filters: int, norm: Norm) -> Array:
   """The factorised reduction of ENAS: half the height and width, rounded up, and batch norm.
 
-  Half of the filters, rounded down, read every second pixel of both axes, and the others read those between.
+  Half of the filters, rounded down, read every second pixel of both axes; the others read the pixels in between.
   """
   between, half = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])[:, 1:, 1:], filters // 2
   counts = {'even': (x, half), 'odd': (between, filters - half)}
@@ -85,7 +85,7 @@ def variables(units: Iterable[Unit], reductions: Iterable[Unit], params: PyTree)
 
   Args:
     units: convolutions and batch norms; {} for a layer that has neither.
-    reductions: those that are computed by `reduced`.
+    reductions: the units that `reduced` computes.
     params: of the child; its classifier is taken.
   """
   weights: dict[str, PyTree] = {'classifier': {'kernel': params['softmax'], 'bias': params['softmax_bias']}}

@@ -1,4 +1,4 @@
-"""Trained models that take raw images or text: a Flax module, its variables, and what it reads."""
+"""Trained models that take raw images or text: a Flax module, its variables and its preprocessing."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -23,7 +23,7 @@ class ImageInputs(NamedTuple):
   classes: tuple[str, ...]  # their names; () if there are none
   whitening: image_batches.Whitening
   resized: bool = False  # whether the images were scaled to this height and width
-  scale: Scale | None = None  # of the numbers that the network predicts; None if it tells classes apart
+  scale: Scale | None = None  # of the numbers that the network predicts; None for a classifier
 
   @property
   def example(self) -> jax.ShapeDtypeStruct:
@@ -51,7 +51,7 @@ class Classifier:
     module: the network, as `export.module` makes it.
     variables: its parameters and running statistics, for `module.apply`.
     inputs: the images that it takes, and the names of its classes.
-    about: what else is known of its training: data, settings, scores.
+    about: other facts about its training: data, settings, scores.
   """
 
   module: Any
@@ -95,7 +95,7 @@ class Classifier:
 
 @dataclasses.dataclass(frozen=True)
 class Regressor(Classifier):
-  """The same for a network that predicts a number of each image; it has no classes."""
+  """A trained image regressor: like `Classifier`, but predicts one number for each image; it has no classes."""
 
   def __call__(self, images: Any) -> Array:
     """Returns numbers [n], as the labels in training, of raw images [n, H, W, C], uint8 or floats from 0 to 255.
@@ -122,7 +122,7 @@ class Scored(NamedTuple):
   """A text as a language model sees it."""
 
   tokens: tuple[str, ...]  # [n]
-  log_prob: np.ndarray  # [n - 1] of each token but the first, given all before it, in nats
+  log_prob: np.ndarray  # [n - 1] log-probability of each token but the first, given all tokens before it, in nats
 
   @property
   def perplexity(self) -> float:
@@ -138,7 +138,7 @@ class LanguageModel:
     module: the network, as `export.module` makes it.
     variables: its parameters, for `module.apply`.
     inputs: what its tokens are.
-    about: what else is known of its training: data, settings, scores.
+    about: other facts about its training: data, settings, scores.
   """
 
   module: Any
@@ -157,7 +157,7 @@ class LanguageModel:
     return self.inputs.vocabulary
 
   def numbers(self, words: str) -> np.ndarray:
-    """Returns the tokens of a text as numbers [n] int32; those that training lacked are <unk>.
+    """Returns the tokens of a text as numbers [n] int32. Tokens that are not in the vocabulary become <unk>.
 
     Raises:
       ValueError: a token is not in the vocabulary, and neither is <unk>.
@@ -219,7 +219,7 @@ class LanguageModel:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_prob(module: Any, variables: PyTree, carry: PyTree, tokens: Array) -> tuple[PyTree, Array]:
-  """Returns the carry and the log-probabilities [T] of tokens [T + 1] but the first."""
+  """Returns the carry and the log-probabilities [T] of all tokens [T + 1] but the first."""
   carry, logits = module.apply(variables, tokens[None, :-1], carry)
   return carry, jnp.take_along_axis(jax.nn.log_softmax(logits[0]), tokens[1:, None], 1)[:, 0]
 

@@ -19,12 +19,13 @@ def image_classifier(
   Args:
     arch: a static architecture, for the docstring.
     classes: their number.
-    helpers: functions by name, for the top of the file; only those that are called are written, as of `own`.
+    helpers: functions by name, for the top of the file. Of these and of `own`, only functions that are called are
+      written.
     own: functions by name, for the top of `__call__`. Each may call those before it.
     body: of `__call__`, without indentation: statements that compute features from x.
     last: the expression of the features that the classifier reads the means of.
   """
-  # In brackets, which the long lines have, Python takes line breaks.
+  # Python allows line breaks inside brackets, and all long lines have brackets.
   lines = [textwrap.fill(line, 110, subsequent_indent='  ', break_long_words=False) for line in body.splitlines()]
   inner = ''.join(f'{text.strip()}\n\n' for text in _called(own, body + last)) + '\n'.join(lines)
   functions = ''.join(f'\n\n{text.strip()}\n' for text in _called(helpers, inner + last))
@@ -49,7 +50,7 @@ def norm(epsilon: float) -> dict[str, str]:
 
 
 def _called(texts: Mapping[str, str], body: str) -> list[str]:
-  """Returns the texts whose names `body`, or a text after them that is called, calls."""
+  """Returns the functions that `body` calls, directly or through a later function that is itself called."""
   kept = list[str]()
   for name, text in reversed(list(texts.items())):
     if re.search(rf'(?<![\w.]){name}\(', '\n'.join([*kept, body])):

@@ -1,8 +1,8 @@
-"""Charts as SVG elements for an HTML page, in the colours of that page.
+"""Draws charts as SVG elements for an HTML page, in the colours of that page.
 
 Text has the text colour; `--search`, `--control` and `--grid` are the other colours. Each function returns one `<svg>`
-element. The same data give the same bytes. The element has the values of its points in words, for the script of the
-page to show: its attribute `data-points` is a list of [x, y, words], with x and y in the units of the drawing.
+element. The same data give the same bytes. The element holds the values of its points in words, which the script of
+the page shows: its attribute `data-points` is a list of [x, y, words], with x and y in the units of the drawing.
 """
 
 from collections.abc import Callable, Sequence
@@ -140,8 +140,8 @@ def against_cost(
     xlabel: the cost.
     ylabel: the score.
     children: the costs and scores of each search.
-    fronts: those of its children that no other one beats, by cost.
-    points: what is said of each child.
+    fronts: for each search, the children that no other child beats, by cost.
+    points: the words for each child.
   """
 
   def draw(axes: Any) -> Sequence[Point]:
@@ -240,7 +240,7 @@ def _scale(axes: Any, values: Sequence[float] | np.ndarray, side: str = 'y') -> 
 
 
 def _svg(name: str, label: str, draw: Callable[[Any], Sequence[Point]]) -> str:
-  """Returns what `draw` puts on axes as an element, with the points that `draw` returns.
+  """Returns what `draw` draws on axes as an <svg> element that holds the points that `draw` returns.
 
   The ids of the element begin with `name`; `label` is for screen readers.
   """
@@ -268,7 +268,7 @@ def _svg(name: str, label: str, draw: Callable[[Any], Sequence[Point]]) -> str:
 def _placed(axes: Any, points: Sequence[Point]) -> str:
   """Returns points as JSON, with their places in the drawing; those outside of the axes are left out.
 
-  Of more than `_MOST` only every second, third, ... is there, so that the page stays small.
+  If there are more than `_MOST` points, only every second, third, ... is kept, so that the page stays small.
   """
   (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
   inside = [point for point in points if left <= point[0] <= right and low <= point[1] <= high]

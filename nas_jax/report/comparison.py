@@ -11,10 +11,10 @@ from nas_jax.report.rankings import spread
 
 
 def render(first: Report, second: Report) -> str:
-  """Returns a page that compares two searches, the random-search baselines left out of its charts.
+  """Returns a page that compares two searches. Its charts leave out the random-search baselines.
 
   Raises:
-    ValueError: they have other metrics, or folders of the same name.
+    ValueError: the searches have different metrics, or their folders have the same name.
   """
   both = (first, second)
   if first.metric != second.metric:

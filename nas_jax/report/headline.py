@@ -43,7 +43,7 @@ def _of_derived(report: Report) -> str:
 
 
 def lede(report: Report) -> list[str]:
-  """Returns how far the searches are, and when the search passed the random-search baseline."""
+  """Returns how far the searches have got, and when the search passed the random-search baseline."""
   words = list[str]()
   if report.converged and report.converged['rows']:
     others = [f'{spread(row["test"])} by {called(row["name"])}' for row in report.converged['rows'][1:]]
@@ -65,12 +65,12 @@ def lede(report: Report) -> list[str]:
 
 
 def who(run: Run) -> str:
-  """Returns what a search is called all through the page."""
+  """Returns the name of a search that the whole page uses."""
   return 'random search' if run.name == 'random' else 'the search'
 
 
 def called(name: str) -> str:
-  """Returns a name such as 'reinforce child 12', which begins with that of an algorithm, as the page says it."""
+  """Returns a name that begins with an algorithm, such as 'reinforce child 12', in the words of the page."""
   algorithm, apart, rest = name.partition(' child ')
   return f'{who(Run(algorithm, (), (), ()))}, child {rest}' if apart else name
 

@@ -1,4 +1,4 @@
-"""Which decisions mattered: how much of the differences between children each single decision explains."""
+"""Which decisions mattered: the share of the variance between children that each single decision explains."""
 
 from collections.abc import Sequence
 import html
@@ -10,7 +10,7 @@ from scipy import stats
 from nas_jax.search.journal import Record
 from nas_jax.space import Kind, Slot
 
-FEWEST = 20  # children; fewer say nothing
+FEWEST = 20  # the least number of children that can be analysed
 
 
 class Decision(NamedTuple):
@@ -18,7 +18,7 @@ class Decision(NamedTuple):
 
   name: str
   share: float  # of the variance of ranks, 0 to 1
-  best: str  # the label whose children rank best in the mean
+  best: str  # the label whose children have the best mean rank
 
 
 def measure(slots: Sequence[Slot], records: Sequence[Record], key: str, lower: bool) -> list[Decision]:

@@ -1,4 +1,4 @@
-"""What a report is made of. It is the same for all systems: it says what a child is called and what the metric is."""
+"""The data of a report. Its types are the same for all systems; the names of a child and of the metric are data."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -36,7 +36,7 @@ class Winner(NamedTuple):
 
 
 class Use(NamedTuple):
-  """How a reader goes on with what was found: a step in words, and the lines that do it."""
+  """A next step with the result: the step in words, and the commands or code for it."""
 
   step: str
   code: str
@@ -48,7 +48,7 @@ class Correlation(NamedTuple):
   between: str
   value: float  # NaN if it could not be measured
   wanted: float = math.nan  # the least that is good enough; NaN if there is no such value
-  quarter: float = math.nan  # the same within the best quarter of the children; NaN if it was not measured
+  quarter: float = math.nan  # the correlation within the best quarter of the children; NaN if it was not measured
   failed: int | None = None  # children that failed and are left out; None if they were not counted
 
 
@@ -65,13 +65,13 @@ class Report(NamedTuple):
   winners: Sequence[Winner]  # best first
   standings: tuple[Sequence[str], Sequence[Sequence[object]]]  # header, rows
   retrained: Sequence[Mapping[str, Any]]  # each {'rows': [...], 'setting': text}
-  facts: Sequence[tuple[str, str]]  # where the numbers come from: name and value
+  facts: Sequence[tuple[str, str]]  # the provenance of the numbers: name and value
   config: Mapping[str, Any]
   caveat: str
   views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # tables of kinds of children: name and rows
   remembered: str = ''  # the replay tree as an <svg> element
   shared: bool = False  # whether children share weights
-  derived: Mapping[str, float] = types.MappingProxyType({})  # the best that each run derived after it, by its name
+  derived: Mapping[str, float] = types.MappingProxyType({})  # the best architecture that each run derived, by name of the run
   converged: Mapping[str, Any] | None = None  # as one of `retrained`, with its 'metric': the best, trained to the end
   glance: Sequence[tuple[str, str]] = ()  # data, budget, reward: what a reader must know first
   use: Sequence[Use] = ()  # what to do with the best architecture

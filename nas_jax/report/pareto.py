@@ -1,4 +1,4 @@
-"""Scores against what children cost: charts in which those are marked that no other child beats in both."""
+"""Charts of scores against costs. Marked are the children that no other child beats in both (the Pareto front)."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from nas_jax.training.costs import Cost
 def front(records: Sequence[Record], cost: str, score: str, lower: bool) -> list[Record]:
   """Returns the children that no other one beats, the cheapest first.
 
-  A child is beaten by one that costs no more and scores no worse, if one of the two is better. Of several with equal
-  cost and score the first counts.
+  Another child beats it if that child costs no more and scores no worse, and is better in at least one of the two.
+  Of several children with equal cost and score the first counts.
 
   Args:
     records: of children that have both numbers.
@@ -32,7 +32,7 @@ def front(records: Sequence[Record], cost: str, score: str, lower: bool) -> list
 def figures(runs: Sequence[Run], metric: Metric) -> list[str]:
   """Returns a chart with its caption for each kind of cost in which children differ.
 
-  There is none if they all cost the same, as the cells of a space do, or if the journal does not say what they cost.
+  There is no chart if all children cost the same, as the cells of a space do, or if the journal has no costs.
   """
   found = list[str]()
   for cost in Cost._fields:

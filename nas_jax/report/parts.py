@@ -54,7 +54,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
-  """Returns names and what they are, as a list."""
+  """Returns terms and their definitions as a list."""
   return f'<dl>{"".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs)}</dl>'
 
 

@@ -82,7 +82,7 @@ def _bands(label: str, x: Sequence[float], shares: np.ndarray, colours: Sequence
     shares: [P, K].
     colours: [K] indices N of the page's colours `--label-N`.
   """
-  if len(x) == 1:  # one look is a strip of one colour each
+  if len(x) == 1:  # a single point in time is drawn as a strip, with one colour for each label
     x, shares = [0, 1], np.repeat(shares, 2, 0)
   across = (np.asarray(x, float) - x[0]) / max(x[-1] - x[0], 1) * 100
   edges = np.concatenate([np.zeros((len(shares), 1)), np.cumsum(shares, 1)], 1) * 100

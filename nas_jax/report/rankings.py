@@ -28,7 +28,7 @@ def arch_of(space: Space, record: Record) -> Any:
 
 
 def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = True) -> list[Record]:
-  """Returns the children that did not fail, best first; of each architecture (canonical form) only the best one."""
+  """Returns the children that did not fail, best first. Of each architecture (canonical form) only its best child."""
   sound = [record for record in records if record['failed'] is None and record.get(metric) is not None]
   first: dict[object, Record] = {}
   for record in sorted(sound, key=lambda record: record[metric] if lower else -record[metric]):
@@ -116,7 +116,7 @@ def standings(
 def _of_scores(
   name: str, scores: Sequence[float | None], noun: str, best: Callable[[Sequence[float]], float]
 ) -> tuple[object, ...]:
-  """Returns a row of `standings` for scores of which those that failed are None, or not finite."""
+  """Returns a row of `standings` for some scores. The score of a failed child is None or not finite."""
   sound = [score for score in scores if score is not None and np.isfinite(score)]
   failed = len(scores) - len(sound)
   of = f'{counted(len(scores), noun)}{f", {failed} failed" if failed else ""}'

@@ -1,4 +1,4 @@
-"""Is the reward a signal? Rank correlations, to be looked at before searches are compared."""
+"""The reliability of the reward as rank correlations. Look at them before you compare searches."""
 
 from collections.abc import Mapping
 import math
@@ -18,12 +18,12 @@ class Ranks(NamedTuple):
   """How two trainings of the same children rank them. A child that failed in one of them has no rank."""
 
   all: float  # Spearman's rank correlation over the children that failed in neither; NaN if it cannot be measured
-  quarter: float  # the same over the best quarter of them by the second training
+  quarter: float  # the correlation over the best quarter of these children by the second training
   failed: int | None  # children that failed in one of the trainings, or in both; None if they were not counted
 
 
 class Reliability(NamedTuple):
-  """Rank correlations of the rewards of the same random children. None is of what was not measured."""
+  """Rank correlations of the rewards of the same random children. None stands for one that was not measured."""
 
   seeds: Ranks  # two trainings from different initial weights; aim at 0.7 or more
   data_seeds: Ranks | None  # two trainings from different initial weights on data of different seeds
@@ -47,13 +47,13 @@ def measure(
 
   Args:
     space: of the children.
-    evaluate: trains and scores children; each of them twice.
+    evaluate: trains and scores children; it is given each child twice.
     key: of the architectures and of the initial weights.
     children: how many architectures there are.
     m: children of a batch.
-    longer: trains children for longer; the first `longer_children` once.
-    longer_children: at least 3, or `longer` is not asked.
-    other_data: trains children on data of another seed; each of them once.
+    longer: trains children for longer; it is given the first `longer_children` once.
+    longer_children: with fewer than 3, `longer` is not called.
+    other_data: trains children on data of another seed; it is given each child once.
   """
   first, second = (rewards(space, evaluate, key, seed, children, m) for seed in (1, 2))
   budget = data_seeds = None
@@ -67,10 +67,10 @@ def measure(
 def rewards(
   space: Space, evaluate: Evaluate, key: Key, seed: int, children: int, m: int, first: int | None = None
 ) -> np.ndarray:
-  """Returns what the first (by default all) of `children` random architectures earn, NaN where they failed.
+  """Returns the rewards of the first (by default all) of `children` random architectures, NaN where they failed.
 
-  They are trained in batches of m. The architectures depend on `key` and their number alone, initial weights on `seed`
-  too.
+  They are trained in batches of m. An architecture depends on `key` and its number alone, its initial weights also
+  on `seed`.
   """
   tokens = jax.vmap(lambda k: uniform_controller(space).sample((), k))(
     jax.random.split(jax.random.fold_in(key, 0), children)
@@ -78,7 +78,7 @@ def rewards(
   keys, count = jax.random.split(jax.random.fold_in(key, seed), children), first or children
   found = []
   for start in range(0, count, m):
-    part = jnp.arange(start, start + m) % children  # the last batch is filled up from the front
+    part = jnp.arange(start, start + m) % children  # the last batch is filled up with the first children
     batch = Batch(part.astype(jnp.int32), keys[part], tokens[part], space.decode_batch(tokens[part]))
     outcome = evaluate(batch)
     found.append(np.where(outcome.failed, np.nan, outcome.reward) if outcome.failed is not None else outcome.reward)
@@ -113,12 +113,12 @@ def from_json(saved: Mapping[str, Any]) -> Reliability:
 
 
 def in_words(found: Reliability, training: str, longer: str) -> dict[str, Ranks]:
-  """Returns what was measured, by what it is between.
+  """Returns the correlations that were measured, by the two trainings that each compares, in words.
 
   Args:
     found: what was measured.
     training: how long children of the search are trained, in words.
-    longer: how long those of the longer training, in words.
+    longer: how long children of the longer training are trained, in words.
   """
   parts = {
     'two seeds': found.seeds,
@@ -152,7 +152,7 @@ class Agreement(NamedTuple):
   everywhere: float  # Spearman's rank correlation over all that do not fail by the expensive score
   quarter: float  # the same within the best quarter by the expensive score
   regret: float  # relative loss in the expensive score of the cheap score's best; infinite if that one fails
-  regret5: float  # the same for the best by the expensive score among the five best by the cheap one
+  regret5: float  # the loss of the best by the expensive score among the five best by the cheap score
 
 
 def agreement(sure: np.ndarray, cheap: np.ndarray) -> Agreement:
@@ -178,7 +178,7 @@ def trained(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kendall(a: np.ndarray, b: np.ndarray) -> float:
-  """Kendall's tau-b: the share of pairs in the same order minus that of the others; NaN if a or b is constant."""
+  """Kendall's tau-b: the share of concordant pairs minus the share of discordant ones; NaN if a or b is constant."""
   if not len(a) or np.ptp(a) == 0 or np.ptp(b) == 0:
     return float('nan')
   return float(stats.kendalltau(a, b).statistic)

@@ -1,4 +1,4 @@
-"""The rungs of successive halving: which children each has, and which of all are the best."""
+"""The rungs of successive halving: the children of each rung, and the best children of all rungs."""
 
 from collections.abc import Callable, Mapping, Sequence
 import math
@@ -22,7 +22,7 @@ def promoted(rungs: Sequence[Sequence[Record]], factor: int, space: Space, metri
 
   Args:
     rungs: the children of each rung so far, the search first.
-    factor: one of so many children of the search goes on to the second rung, and so on.
+    factor: one child in `factor` goes on from each rung to the next one.
     space: of the children.
     metric: what they are ranked by.
   """
@@ -35,8 +35,8 @@ def of(
 ) -> list[Sequence[Record]]:
   """Returns the children of each rung, the search first, as far as they have been trained.
 
-  A search that was extended promotes others than before. Those that it no longer promotes are left out, so that the
-  rungs are those of a search that was as long from the start.
+  A search that was extended may promote other children than before. Children that it no longer promotes are left out,
+  so that the rungs are those of a search that had this length from the start.
 
   Args:
     records: of the search.
@@ -55,7 +55,7 @@ def of(
 def best_first(rungs: Sequence[Sequence[Record]], space: Space, metric: Metric) -> list[tuple[int, Record]]:
   """Returns the different children of all rungs, best first, each with the longest rung that it was trained in.
 
-  Those of a longer rung come before all others, whatever their scores: scores of different rungs are not compared. A
+  Children of a longer rung come before those of a shorter one: scores of different rungs are not compared. A
   child that failed in its longest rung is left out.
   """
   found, seen = list[tuple[int, Record]](), set[int]()

@@ -1,4 +1,4 @@
-"""The script of the page. Without it the page still reads: it sorts and filters tables, and shows values in charts."""
+"""The script of the page: it sorts and filters tables and shows values in charts. The page is readable without it."""
 
 SCRIPT = """
 'use strict';
