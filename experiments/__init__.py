@@ -11,11 +11,11 @@ def _leave(*_: Any) -> None:
   os._exit(130)
 
 
-if sys.argv[0] == '-m':  # `python -m experiments.NAME`, which first imports for seconds what can end in no other way
+if sys.argv[0] == '-m':  # `python -m experiments.NAME`: Ctrl-C ends the imports, which take seconds
   signal.signal(signal.SIGINT, _leave)
 
 from nas_jax import lazy  # noqa: E402
 
-# What every search needs beside the library, looked for now and not after hours of training.
+# Packages that every search needs beside the library. They are checked now, not after hours of training.
 for _package in ('absl', 'filelock', 'matplotlib', 'tensorboardX', 'tqdm'):
   lazy.require(_package, 'a launcher')

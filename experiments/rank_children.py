@@ -6,7 +6,7 @@ by several budgets and recipes. Prints how each of these agrees with the full tr
 all cells and within the best quarter, and the regret of the choice, which is how much worse the cell that it prefers
 is, after full training, than the best one.
 
-Each training is a line of trainings.jsonl as soon as its batch ends; the same command goes on from there. Example:
+Each training is written to trainings.jsonl when its batch ends; the same command resumes from there. Example:
   python -m experiments.rank_children --workdirs=runs/cell_search-demo --random=24 --top=24
 """
 
@@ -80,7 +80,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   launch.check_processes()
   text = CELL.load(cfg, values.data_dir)
   cells = read_cells(values.cells) if values.cells else gather(cfg, values)
-  space.stack(list(cells.values()))  # which raises if they are not of one size
+  space.stack(list(cells.values()))  # raises ValueError if the cells are not of one size
   made = {name: rank_cell.programs(cfg, name, text, cells) for name in dict.fromkeys((FINAL, *cfg.recipes))}
   lock = workdirs.lock(results, 'results')
   workdirs.open_config(results, cfg, 'results')
@@ -149,7 +149,7 @@ def train_all(
   m: int,
   check: launch.Check,
 ) -> None:
-  """Trains what is not done: the grid, the children by each recipe, the repeats."""
+  """Runs the trainings that are not done yet: the grid, the children by each recipe, the repeats."""
   write = journal.writer(path)
 
   def run(name: str, jobs: Sequence[Job]) -> None:

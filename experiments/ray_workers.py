@@ -30,7 +30,7 @@ from nas_jax.types import Batch, Outcome, Repeats
 
 PATIENCE = 1.0  # seconds between two looks whether the search was asked to end
 LOCKED = 60.0  # seconds to wait for the folder of a worker
-STARTS = 10  # deaths of a worker in a row that Ray does not mend, after which the search ends
+STARTS = 10  # consecutive failures of a worker, not repaired by Ray, after which the search ends
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -100,7 +100,7 @@ class Trainer:
     self._types = [Batch, Repeats, Group, problem.space.arch_type]
 
   def train(self, task: bytes) -> bytes:
-    """Trains a batch by the evaluator of a name; the answer is its outcome and the seconds it took."""
+    """Trains a batch by the evaluator of this name; returns the outcome and the seconds that it took."""
     name, batch = arrays.unpack(task, self._types)
     begun = time.perf_counter()
     outcome = self._own[name](hosts.on_device(batch))

@@ -86,7 +86,7 @@ def make(workdir: str, cfg: Any = None) -> str:
 
 
 def refresher(workdir: str, cfg: Any = None) -> search.Hook:
-  """Returns a hook that writes the page of a search that runs, each time that its last version is a minute old."""
+  """Returns a hook that rewrites the page of a running search when the page is a minute old."""
   written = time.monotonic()
 
   def step(state: search.SearchState, info: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ def write(workdir: str, text: str, name: str = 'report.html') -> None:
 
 
 def read(workdir: str, cfg: Any = None) -> model.Report:
-  """Returns what a workdir holds, as the page says it.
+  """Returns the content of a workdir as the data of a page.
 
   Args:
     workdir: the folder of the search.
@@ -219,7 +219,7 @@ def _winners(
 ) -> list[model.Winner]:
   """The child that was chosen after training to convergence, if one was, and the best three by the search's `goal`.
 
-  Where weights are shared, the three are those derived after the search. Of successive halving, those of the longest
+  Where weights are shared, the three are those derived after the search. With successive halving, those of the longest
   rung come first.
   """
   derived, winners = workdirs.peek(os.path.join(workdir, 'derived.json')), list[model.Winner]()
@@ -245,7 +245,7 @@ def _winner(title: str, arch: Any, made: space.Space) -> model.Winner:
 
 
 def _remembered(path: str, made: space.Space) -> str:
-  """The replay tree of a search that has one, as an SVG element."""
+  """Returns the replay tree of a search that has one, as an SVG element."""
   if not os.path.exists(path):
     return ''
   labels = made.slots[0].labels
@@ -291,7 +291,7 @@ def _converged(workdir: str, system: System) -> Mapping[str, Any] | None:
 
 
 def _glance(system: System, cfg: Any, origin: Mapping[str, Any], made: space.Space, each: str) -> list[tuple[str, str]]:
-  """What a reader must know first."""
+  """Returns the facts that a reader must know first."""
   return [
     ('data', cfg.dataset),
     ('space', rankings.counted(made.size(), system.noun)),
@@ -306,7 +306,7 @@ LINKS = ('best.json', 'top.json', 'final/best.json', 'children.jsonl', 'rungs.js
 
 
 def _use(workdir: str, system: System, cfg: Any, origin: Mapping[str, Any]) -> list[model.Use]:
-  """How to go on with the best architecture; nothing if there is none yet."""
+  """Returns next steps with the best architecture; none if there is no architecture yet."""
   places = [os.path.join(workdir, name) for name in ('final/best.json', 'best.json')]
   best = next((path for path in places if os.path.exists(path)), None)
   if best is None:

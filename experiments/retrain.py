@@ -36,7 +36,7 @@ Tried = Mapping[Any, float]  # the validation loss of each point of a grid that 
 
 
 def _unseen(*_: Any) -> None:
-  """Shows nobody how far it is."""
+  """Takes the progress and shows nothing."""
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -141,8 +141,8 @@ def configure(values: flags.FlagValues, system: System) -> retrain.Config:
 def best_of(workdir: str, top: int, system: System) -> dict[str, retrain.Arch]:
   """The best different architectures of a search, `top` of them, by names such as 'child 12'.
 
-  Of a search with shared weights they are the best that were derived at its end; of others, the best children. Those
-  of a longer rung come first.
+  For a search with shared weights these are the best architectures derived at its end; for other searches, the best
+  children. Children of a longer rung come first.
   """
   made = launch.read_file(os.path.join(workdir, 'best.json'), space.space_of)
   cfg = config.from_json(system.config, workdirs.peek(os.path.join(workdir, 'config.json')) or {})
@@ -180,7 +180,7 @@ def run(
 
 
 def epochs_of_choice(system: System, cfg: retrain.Config, candidates: int, groups: int) -> int:
-  """Returns how many epochs `choose` trains, of all trainings together, if a grid is continued once at most."""
+  """Returns the total number of epochs that `choose` trains, if a grid is continued at most once."""
   points, more = len(retrain.grid(recipe_of(system).point, cfg)), min(cfg.extend_grid, 1)
   of_each = _epochs_of_grid(cfg, more) + _epochs_at_all_sizes(system, cfg)
   return candidates * _epochs_of_grid(cfg, points) + groups * of_each
@@ -205,7 +205,7 @@ def choose(
 ) -> dict[str, Any]:
   """Trains the grid of every architecture, and then retrains the best of each group by validation.
 
-  Architectures of a group are compared by the points of the grid alone. It is continued for the best of them.
+  Architectures of a group are compared only by the points of the grid. The grid is then continued for the best one.
 
   Args:
     system: of the architectures.
@@ -221,7 +221,7 @@ def choose(
     each group the `candidates`, names and best validation losses in the grid.
   """
   recipe, grids = recipe_of(system), dict[str, Mapping[str, Tried]]()
-  first: dict[str, str] = {}  # the name under which an architecture is trained, which several groups may hold
+  first: dict[str, str] = {}  # the name under which an architecture is trained; several groups may hold the same one
 
   def folder(name: str, arch: retrain.Arch) -> str:
     return _folder(results, first.setdefault(repr(arch), name), arch)
@@ -252,7 +252,7 @@ def _folder(results: str, name: str, arch: retrain.Arch) -> str:
 
 
 def candidates(result: Mapping[str, Any], system: System) -> str:
-  """Says among which architectures `choose` chose, for each group of more than one."""
+  """Returns in words the architectures that `choose` chose from, for each group of more than one."""
   found = [
     f'{name}: ' + ', '.join(f'{who.removeprefix(name).strip()} {rankings.word(loss)}' for who, loss in losses.items())
     for name, losses in result['candidates'].items()
@@ -318,7 +318,7 @@ def extend_grid(
   advance: Advance,
   tried: Tried,
 ) -> tuple[Any, float]:
-  """Continues a grid as `extend_grid` of the config says; returns the best point by validation, and its loss there."""
+  """Continues a grid as the config field `extend_grid` says; returns the best point and its validation loss."""
   size, found = recipe.sizes(cfg)[0], dict(tried)
   for _ in range(cfg.extend_grid):
     point = retrain.beyond(found)
@@ -357,7 +357,7 @@ def retrain_arch(
 ) -> list[dict[str, Any]]:
   """Trains the grid at the first size if it has several points, then the best point of it at every size.
 
-  What is trained stands in trainings.json of the folder, and is not trained again. `trained` is what `train_grid`
+  Finished trainings are in trainings.json of the folder and are not repeated. `trained` is what `train_grid`
   returned, if the grid has been trained already.
 
   Returns:
@@ -371,7 +371,7 @@ def retrain_arch(
     validated = [loss]
   rows, settings = [], recipe.describe(best)
   for size in sizes:
-    # A training on the validation images too has no score there: the grid's stands for it, at the size of the grid.
+    # A training on the validation images too has no validation score; at the grid's size the grid's score is used.
     grids = validated if size == sizes[0] else []
     stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True, grids, advance)
     row = {'name': name, 'settings': settings, 'epochs': cfg.epochs, 'repeats': cfg.repeats}
@@ -401,7 +401,7 @@ def _train_once(
     workdirs.write(path, json.dumps(found, indent=2) + '\n')
   else:
     stage.advance(stage.epochs * len(stage.points))
-  epochs.end(running, cfg, stage.final)  # not before what it led to is written
+  epochs.end(running, cfg, stage.final)  # only after its result is written
   return found[key]
 
 

@@ -1,4 +1,4 @@
-"""What stale gradients cost and save: simulated asynchronous searches in tables, against children and against time.
+"""The effect of stale gradients: simulated asynchronous searches in tables, by number of children and by time.
 
 A child trains for a time drawn from a lognormal distribution with a median of 1 and a deviation of 0.3 (of its
 logarithm), whatever its architecture. A batch of a replica takes as long as the slowest of its m children. Example:
@@ -26,7 +26,7 @@ from nas_jax.types import Array, Batch, Key, Outcome
 
 SLOTS, LABELS = 8, 3  # of the tables, as in NAS-Bench-Macro
 WINDOW = 100  # children that a mean reward is over
-LEVEL = 0.6  # of the way from the mean of a table to its best, which the mean reward is to reach
+LEVEL = 0.6  # target of the mean reward, as a share of the way from the mean of a table to its best
 
 
 class Case(NamedTuple):
@@ -49,7 +49,7 @@ CASES = (
 
 
 class Table(NamedTuple):
-  """What every token sequence earns, in lexicographic order, and the deviation of the noise of one training."""
+  """The reward of every token sequence, in lexicographic order, and the standard deviation of a training's noise."""
 
   reward: np.ndarray  # [A]
   noise: float = 0.0

@@ -1,4 +1,4 @@
-"""The processes of a search over several hosts: how they find one another, keep watch, and end together.
+"""The processes of a search over several hosts: they find one another, watch one another, and end together.
 
 They meet in JAX's coordination service, which process 0 runs. Each tells the others every `BEAT` seconds that it is
 alive, by a thread that also looks for hosts that have ended or are lost. The keys, beside those of `nas_jax.hosts`:
@@ -27,10 +27,10 @@ from experiments.common import launch
 from nas_jax.hosts import ALONE, LOST, Ended, Hosts
 
 BEAT = 1.0  # seconds between two signs of life
-GRACE = 2.0  # seconds that a host which is not asked to save its work has to end in
+GRACE = 2.0  # seconds within which a host must end that is not asked to save its work
 JOIN = 1800  # seconds to wait for all hosts to start; one that must make its environment first takes minutes
 _OURS = 'nas_jax/'
-_SIGNALS = (130, 143)  # exit codes of a process that was asked to end: it may take its time to save its work
+_SIGNALS = (130, 143)  # exit codes of a process that was asked to end; it may take time to save its work
 
 
 Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
@@ -42,8 +42,8 @@ class Connection(NamedTuple):
 
   process: int  # the number of this host; host 0 leads
   processes: int
-  checked: Callable[[Check], tuple[Hosts, Check]]  # (check) -> what raises its `Stopped`, and `Ended` of other hosts
-  on_loss: Callable[[Callable[[int], None]], None]  # sets what is told the number of a host that is lost, at once
+  checked: Callable[[Check], tuple[Hosts, Check]]  # the hosts, and `check` that also raises `Ended`
+  on_loss: Callable[[Callable[[int], None]], None]  # sets a function to call at once with the number of a lost host
   meeting: Callable[[Describe], contextlib.AbstractContextManager[None]]  # see `connect`
   leave: Callable[[], None]  # at the normal end, which all hosts reach
 
@@ -103,7 +103,7 @@ def join(values: flags.FlagValues) -> Connection:
     ) from None
   except RuntimeError as error:
     raise Ended(LOST, f'the hosts have not all come ({str(error).splitlines()[0]})') from None
-  # JAX has no public door to its store of keys and values; Orbax takes this one too.
+  # JAX has no public API for its key-value store; Orbax uses this private one too.
   from jax._src.distributed import global_state
 
   return connect(global_state.client, global_state.process_id, global_state.num_processes, values.host_patience)
@@ -112,8 +112,9 @@ def join(values: flags.FlagValues) -> Connection:
 def connect(client: Any, index: int, count: int, patience: float) -> Connection:
   """Starts to keep watch, and returns the connection.
 
-  Its `meeting(describe)` is a context. An error in it is told to the others, who then raise `Ended` with the same exit
-  code. The error goes on when all are about to exit, or if a host is lost, a second later.
+  Its `meeting(describe)` is a context manager. An error inside it is reported to the other hosts, which then raise
+  `Ended` with the same exit code. The error propagates when all hosts are about to exit or, if a host is lost, a
+  second later.
 
   Args:
     client: of JAX's coordination service.
@@ -134,7 +135,7 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     return {int(key.rsplit('/', 1)[1]): value for key, value in found}
 
   def look(number: int) -> None:
-    """Says that this host is alive, and looks whether the others are, and whether they have ended."""
+    """Reports that this host is alive, and checks whether the others are alive and whether they have ended."""
     say('beat', str(number).encode())
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       beats, now = listed('beat'), time.monotonic()
@@ -222,7 +223,7 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
 
 
 def _exchange(client: Any, index: int, count: int, check: Check) -> Hosts:
-  """Returns the hosts, whose values go through the coordination service; `check` is called while one waits."""
+  """Returns the hosts. Their values are exchanged through the coordination service; a wait calls `check` repeatedly."""
 
   def until_done(act: Callable[..., Any]) -> Callable[..., Any]:
     def call(key: str, *args: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Trainings to the end that are asked for more epochs than they had: they go on where the schedule allows it.
+"""Extends full trainings to more epochs than they had. They are continued if the learning-rate schedule allows it.
 
-Such a training ends as one of so many epochs from the start would have. The state of a final training is therefore kept
-after its end, in a folder ended-... beside its entry in trainings.json. The rate of the schedule 'cosine' depends on
-the number of epochs at every step, so these trainings start anew.
+An extended training gives the same result as a training with that many epochs from the start. The state of
+a final training is therefore kept after its end, in a folder ended-... beside its entry in trainings.json. With the
+schedule 'cosine' the rate of every step depends on the number of epochs, so trainings with it start anew.
 """
 
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ def begin(running: str, name: str, cfg: Any, old: int, epochs: int) -> None:
 
 
 def end(running: str, cfg: Any, final: bool) -> None:
-  """Keeps the state of a training that has ended and may be asked for more epochs; removes that of others."""
+  """Keeps the state of an ended training that may be asked for more epochs; removes that of another training."""
   if final and schedules.prolongs(cfg.schedule) and os.path.isdir(running):
     files.remove(_ended(running))
     os.replace(running, _ended(running))
@@ -79,7 +79,7 @@ def _ended(running: str) -> str:
 def folder_of(folder: str, key: str) -> str:
   """Returns the folder for the state of a training under way, one for each entry of trainings.json.
 
-  Earlier versions had one for all, which held the state of the first training that is not in trainings.json.
+  Earlier versions had one folder for all trainings. It held the state of the first one that trainings.json lacks.
   """
   running = os.path.join(folder, 'running')
   own = f'{running}-{hashlib.sha256(key.encode()).hexdigest()[:8]}'
@@ -89,7 +89,7 @@ def folder_of(folder: str, key: str) -> str:
 
 
 def saved(progress: full_training.Progress) -> full_training.Progress:
-  """Returns a state as it is saved: with the curve of the epochs that are done, whatever number is to come."""
+  """Returns a state as it is saved: its curve holds only the epochs that are done, not those to come."""
   return progress._replace(curve=progress.curve[: int(progress.done)])
 
 

@@ -35,7 +35,7 @@ def of(system: System, cfg: Config, data: Data) -> FinalChoice | None:
 
 
 def work(run: Run, searches: int) -> float:
-  """Returns how much work the final choice of so many searches is, in trainings of a child; 0 if there is none."""
+  """Returns the work of the final choice of this many searches, in trainings of a child; 0 if they make none."""
   choice = of(run.system, run.cfg, run.data)
   if choice is None:
     return 0.0

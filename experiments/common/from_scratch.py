@@ -27,13 +27,13 @@ from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Batch, Evaluate
 
-RANDOM = 1000  # architectures of which it is counted how many are within the bounds
-LONGER = 5  # times the training of the search that its reward is compared with
+RANDOM = 1000  # random architectures that estimate the share within the bounds
+LONGER = 5  # length of the longer training for reliability, in trainings of the search
 RELIABILITY, REFERENCES = 'reliability of the reward', 'reference architectures'  # phases of a run
 
 
 def stages(run: Run, alone: FromScratch) -> Stages:
-  """Returns the stages. They share one evaluator, so that what trains children is compiled once."""
+  """Returns the stages. They share one evaluator, so that its training program is compiled once."""
   run = settle_program(run)
   train = run.place(local_evaluators(run.system, run.cfg, run.data, run.problem, run.recovery, run.reload))
   bounds = within_bounds(run.problem, run.cfg.seed)
@@ -240,7 +240,7 @@ def best_child(run: Run, found: Found) -> str:
 
 
 def in_common(run: Run, found: Found) -> str:
-  """Returns tables of what the kinds of children scored; '' if the system tells no kinds apart."""
+  """Returns tables of scores by kind of child; '' if the system does not distinguish kinds."""
   key, _, lower = run.system.metric
   tables = [
     rankings.table(

@@ -1,4 +1,4 @@
-"""Writes what people want to see of a search: updates.jsonl and TensorBoard events. The search reads neither."""
+"""Writes logs of a search for people: updates.jsonl and TensorBoard events. The search itself reads neither."""
 
 from collections.abc import Callable, Iterable, Sequence
 import os
@@ -12,7 +12,7 @@ from nas_jax.search import journal
 from nas_jax.space import Space
 from nas_jax.training import fit
 
-SAMPLES = 64  # token sequences that the controller's entropy and probabilities are means over
+SAMPLES = 64  # number of sampled token sequences that estimate the controller's entropy and probabilities
 POINTS = 100  # its probabilities are written about this many times in a run
 
 
@@ -39,7 +39,7 @@ def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple
   )
 
   def summaries(states: list[search.SearchState]) -> Iterable[tuple[Any, Any]]:
-    """Those of the policy after each of several updates, by one program for all of them."""
+    """Returns summaries of the policy after each of several updates, computed by one program."""
     nonlocal most
     if len(states) == 1:
       return [s.policy_summary(states[0], keys)]

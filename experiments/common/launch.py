@@ -39,7 +39,8 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 
 
 def main(prepare: Callable[[Sequence[str]], Work]) -> None:
-  """Runs a launcher: `prepare(argv)` reads and checks all input, what it returns does the work.
+  """Runs a launcher: `prepare(argv)` reads and checks all input, the function that it returns does
+  the work.
 
   Each of these ends it with one line on stderr: whatever is wrong with the input, exit code 2; a file that cannot be
   written, 74; SIGTERM, 143, and Ctrl-C, 130, as soon as what runs is over, and at once the second time.
@@ -64,7 +65,7 @@ def _end(error: BaseException, code: int, message: str) -> NoReturn:
     raise error
   say(message)
   if code == CANNOT_WRITE:
-    os._exit(code)  # what would be written on the way out cannot be either
+    os._exit(code)  # the output still in the buffers cannot be written either
   raise SystemExit(code)
 
 
@@ -163,9 +164,9 @@ def parse(
 ) -> flags.FlagValues:
   """Parses `argv`: the launcher's `own` flags and one for each field of the configs, of which one will be made.
 
-  `configs` holds the presets of each config by what it is for, '' if there is one config; `words` is the list flag that
-  plain words are another way to give; `elsewhere` has flags that this launcher lacks, and which launchers have them.
-  Raises ValueError on what is no flag, naming those that may be meant.
+  `configs` maps the purpose of each config ('' if there is only one) to its presets. `words` names a list flag whose
+  values may also be given as plain words. `elsewhere` maps flags that this launcher lacks to the launchers that have
+  them. Raises ValueError on an unknown flag, and suggests known ones.
   """
   values = flags.FlagValues()
   values.set_gnu_getopt(bool(words))  # flags may come after words
@@ -248,7 +249,7 @@ def own_preset(values: flags.FlagValues, presets: Mapping[str, Any], whose: str)
 
 
 def own_fields(values: flags.FlagValues, own: type, others: Mapping[str, type]) -> None:
-  """Raises ValueError if a flag is given that is no field of the config `own`, but of one of `others`, by owner."""
+  """Raises ValueError if a given flag is a field of one of the configs `others`, by owner, and not of `own`."""
   names = {item.name for item in dataclasses.fields(own)}
   for whose, other in others.items():
     for item in dataclasses.fields(other):
@@ -259,7 +260,7 @@ def own_fields(values: flags.FlagValues, own: type, others: Mapping[str, type]) 
 def overlay(values: flags.FlagValues, cfg: Any) -> Any:
   """`cfg` with the given flags laid over it, checked.
 
-  An algorithm that is named searches by itself: what else `cfg` has decide what is tried is for its own algorithm.
+  If a flag gives the algorithm, `proposals` and `known` are reset to their defaults unless flags give them too.
   """
   alone = ('proposals', 'known') if 'algorithm' in values and values.algorithm is not None else ()
   for item in dataclasses.fields(cfg):
@@ -273,7 +274,7 @@ def overlay(values: flags.FlagValues, cfg: Any) -> Any:
 
 
 def _entries(item: Any, given: Sequence[str]) -> Any:
-  """The entries of a list flag as those of the field's default are, or the only one of a field that is no list."""
+  """Converts the entries of a list flag to the type of the field's default; only one for a field that is no list."""
   single = not isinstance(item.default, tuple)
   wanted = type(item.default if single else item.default[0])
   try:
@@ -299,8 +300,8 @@ def cores() -> int:
 def set_up_jax(at_most: int | None = None) -> None:
   """Makes each core of a CPU machine a device (`at_most` so many), and keeps compiled programs for the next time.
 
-  Before JAX is first used; accelerators do not care for the former, and JAX_NUM_CPU_DEVICES names another number.
-  Programs are kept in nas_jax of the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says;
+  Call it before JAX is first used. The number of devices has no effect on accelerators; JAX_NUM_CPU_DEVICES overrides
+  it. Programs are kept in nas_jax of the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says;
   JAX_ENABLE_COMPILATION_CACHE=false keeps none.
   """
   if 'JAX_NUM_CPU_DEVICES' not in os.environ:
@@ -322,10 +323,10 @@ def check_processes(known: int = 1) -> None:
 
 
 def drop_damaged_programs(warning: str) -> str:
-  """Removes the compiled programs that JAX warns it cannot read, which it would never replace.
+  """Removes the compiled programs that JAX warns it cannot read. JAX itself would never replace them.
 
-  The warning gives the name of a program alone, which may stand for several: all of them are removed, and those that
-  are used are compiled again.
+  The warning gives only the name of a program, which several may share. All of these are removed; those in use are
+  compiled again.
 
   Returns:
     The name; '' if the warning is another one, or nothing is kept.
@@ -356,9 +357,9 @@ def read_arch(path: str, kind: str = '') -> Any:
 
 
 def read_archs(path: str, parse: Callable[[str], Any] = space.from_json) -> dict[str, Any]:
-  """What `parse` makes of each architecture in a file like a best.json, which has one, or a top.json, a list of them.
+  """Returns the result of `parse` for each architecture in a file: one as in best.json, or a list as in top.json.
 
-  They are named by the path; those of a list by their place too, counted from 1. Raises ValueError as `read_file`.
+  Each is named by the path and, in a list, by its position, counted from 1. Raises ValueError as `read_file`.
   """
   return read_file(path, lambda text: {name: parse(one) for name, one in _entries_of(path, text)})
 
@@ -377,7 +378,7 @@ def _entries_of(path: str, text: str) -> list[tuple[str, str]]:
 
 
 def read_file(path: str, parse: Callable[[str], Any]) -> Any:
-  """What `parse` makes of the text of a file. Raises ValueError, naming the file, if `parse` does or it is no text."""
+  """Returns `parse` of the text of a file. Raises ValueError, naming the file, if `parse` does or it is no text."""
   try:
     with open(path, encoding='utf-8') as file:
       return parse(file.read())

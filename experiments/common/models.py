@@ -1,4 +1,4 @@
-"""The networks that `retrain` has trained to the end, kept in a folder each, which `nas_jax.load` reads."""
+"""Saves the networks that `retrain` has trained, each in a folder that `nas_jax.load` reads."""
 
 from collections.abc import Mapping
 import os
@@ -38,7 +38,7 @@ def keep(
     found: what trainings.json will say of them: 'valid' or, of the grid, 'validated', if there are any; and 'test'.
 
   Returns:
-    What such a network costs.
+    The cost of such a network.
 
   Raises:
     OSError: a file cannot be written.

@@ -1,4 +1,4 @@
-"""Images of a user, read for a trained network."""
+"""Reads a user's images for a trained network."""
 
 from collections.abc import Sequence
 import os
@@ -24,8 +24,8 @@ def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False)
 
   A folder holds images, or a sub-folder for each class, whose names are then the labels.
 
-  Colours become grey, and grey becomes colours, if the network was trained so. Other sizes are scaled if training did
-  so, or if `resize` says it.
+  Colour images become grey, and grey ones become colour, if the network was trained on such images. Images of other
+  sizes are scaled if this was done in training or if `resize` is True.
 
   Args:
     paths: a folder, image files, or an .npz with 'images' [n, H, W, C] and perhaps 'labels' [n].

@@ -1,4 +1,4 @@
-"""Reads the flags and the data of a search, and opens its workdir; `search_flow` runs it then."""
+"""Reads the flags and the data of a search, and opens its workdir; `search_flow` then runs the search."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -73,7 +73,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
     argv: the command line.
 
   Returns:
-    What does the work, for `launch.main`.
+    The function that does the work, for `launch.main`.
 
   Raises:
     ValueError: something is wrong with the input; nothing has been compiled then.
@@ -95,7 +95,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
 def _prepare(
   systems: Sequence[System], argv: Sequence[str], values: flags.FlagValues, connected: connection.Connection
 ) -> launch.Work:
-  """Returns `prepare`'s result for this host. Host 0 alone opens the workdir; each other one has a folder in it."""
+  """Returns the result of `prepare` for this host. Only host 0 opens the workdir; other hosts have folders in it."""
   system = _chosen(values, systems)
   cfg = launch.configure(values, system.presets)
   name = '-'.join(filter(None, (system.launcher, system.variant, values.preset)))
@@ -189,7 +189,7 @@ def _prepare_to_serve(
   folder: str,
   connected: connection.Connection,
 ) -> launch.Work:
-  """Returns what trains children that host 0 names. What it keeps of trainings is in a folder of its own."""
+  """Returns a function that trains the children that host 0 names. It keeps states of trainings in its own folder."""
   lock = workdirs.lock(folder)
 
   def work(check: launch.Check) -> None:
@@ -210,7 +210,7 @@ def _prepare_to_serve(
 
 
 def _elsewhere(systems: Sequence[System]) -> dict[str, str]:
-  """Returns which launchers have a flag, for all flags of the configs of other systems than these, by name."""
+  """Returns, for each flag of the configs of all other systems, the launchers that have the flag."""
   found = dict[str, dict[str, None]]()
   for system in SYSTEMS:
     for item in dataclasses.fields(system.config) if system.launcher != systems[0].launcher else ():

@@ -9,10 +9,8 @@ import time
 
 from tqdm import tqdm
 
-SECONDS = 10  # between two lines, but for those that end a phase
-RECENT = (
-  50  # calls of `Advance` that the pace is measured over, so that what was compiled or recalled is soon forgotten
-)
+SECONDS = 10  # between two lines, except lines that end a phase
+RECENT = 50  # the pace is measured over this many calls of `Advance`, so that compiled or recalled work soon drops out
 
 # (how much more is done, what is found in words, how much work it was) -> None. By default it was as much work as the
 # phase has on average.
@@ -22,8 +20,8 @@ Advance = Callable[..., None]
 class Progress:
   """Shows the phases of a run, one after another, and about how long the whole run still takes.
 
-  Work is counted in trainings of one child of the search. What a unit of it takes is measured in the phase that runs;
-  until it is known there, it is that of the phase before.
+  Work is counted in trainings of one child of the search. The time for a unit of work is measured in the current
+  phase; until then, that of the phase before is used.
   """
 
   def __init__(self, expected: Mapping[str, float] | None = None, clock: Callable[[], float] = time.monotonic):
@@ -83,7 +81,7 @@ class Progress:
         if left < then:
           self._pace = (now - since) / (then - left)
         elif math.isnan(self._pace) and work:
-          self._pace = (now - begun) / work  # with what was compiled, for want of anything better
+          self._pace = (now - begun) / work  # compilation included, for lack of a better estimate
         self._left[name] = max(left, 0.0)
         show(found)
 
@@ -107,7 +105,7 @@ class Progress:
 
 
 def counted(evaluate: Callable, advance: Advance, work: float = 1.0) -> Callable:
-  """Returns an evaluator that says how many children it has trained, `work` being that of each of them."""
+  """Returns an evaluator that reports how many children it has trained; `work` is the work for each child."""
 
   def act(batch):
     outcome = evaluate(batch)

@@ -1,7 +1,8 @@
-"""Ends a process that is asked to end while it compiles, where nothing would be lost by that.
+"""Ends a process that is asked to end while it compiles, if this loses no work.
 
 Python runs signal handlers between two bytecodes of the main thread, and XLA compiles for seconds, on a busy machine
-for minutes, in one call. So a thread waits for signals too. It ends the process if all that is under way is compiling.
+for minutes, in one call. So a thread waits for signals too. It ends the process if
+nothing but compilation is under way.
 """
 
 from collections.abc import Iterator
@@ -74,14 +75,14 @@ def _leave(number: int) -> None:
 
 
 def only_compiling() -> bool:
-  """Says whether some thread of ours traces or compiles a program, and no other does anything but wait."""
+  """Returns whether a thread of ours traces or compiles a program while all other threads of ours wait."""
   mine = threading.get_ident()
   doing = {_doing(frame) for ident, frame in sys._current_frames().items() if ident != mine}
   return 'compiles' in doing and 'works' not in doing
 
 
 def _doing(frame: types.FrameType | None) -> str:
-  """Returns what a thread does, by its innermost frame: 'compiles', 'works' or 'waits', as other people's threads do.
+  """Returns what a thread does, by its innermost frame: 'compiles', 'works' or 'waits'. Without our code it 'waits'.
 
   JAX traces, lowers and compiles below a function of its pjit.py. The call that runs what was compiled is below it too.
   """

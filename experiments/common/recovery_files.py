@@ -1,4 +1,4 @@
-"""What a workdir keeps of trainings under way, so that little is lost when the process ends, and who it died of.
+"""The state of trainings under way in a workdir, so that little is lost when the process ends, and causes of crashes.
 
 started.jsonl has lines of these kinds:
 
@@ -6,8 +6,8 @@ started.jsonl has lines of these kinds:
 * `training` with `calls`: a training was begun, or gone on with after so many calls of its program.
 * `training` with `kept`: its state after so many calls is in training/.
 * `training` with `metrics`: it ended and gave these.
-* `training` with `left`: it is over and gave nothing that could be recalled.
-* `died`: the process before crashed, and of what.
+* `training` with `left`: it is over, without metrics that could be recalled.
+* `died`: the process before crashed, and the cause.
 
 A crash is told from a kill by crash.txt. While a search runs, Python's faulthandler is set to write to it, which it
 does on the signals of a crash (SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL) and on no other. So SIGKILL, a preempted
@@ -114,7 +114,7 @@ def recording_crashes(workdir: str) -> Iterator[None]:
 
 
 def forget_crash(workdir: str) -> None:
-  """Empties crash.txt, if the process before was not at fault."""
+  """Empties crash.txt. Call it if the crash of the process before was not its own fault."""
   os.truncate(os.path.join(workdir, 'crash.txt'), 0)  # `recording_crashes` has it open
 
 
@@ -216,7 +216,7 @@ def history(lines: Iterable[dict[str, Any]]) -> History:
       under_way.discard(name)
     elif 'left' in line:
       under_way.discard(name)
-    elif 'kept' in line:  # it gets on, so that nothing is wrong with it
+    elif 'kept' in line:  # the training makes progress, so it does not crash the process
       found.crashes[name] = 0
       under_way.discard(name)
     else:
@@ -231,7 +231,7 @@ def _read(path: str, aside: str) -> list[dict[str, Any]]:
 
 
 def _are_metrics(value: Any) -> bool:
-  """Says whether a JSON value is what `end` writes: for each name a type of numbers and as many of them."""
+  """Returns whether a JSON value is of the form that `end` writes: by name, a dtype and numbers or booleans."""
   try:
     arrays = {name: np.array(values, np.dtype(str(dtype))) for name, (dtype, values) in value.items()}
     known = all(status in set(Status) for status in arrays['failed'].tolist())
@@ -252,7 +252,7 @@ STARTED: files.Schema = (
 
 
 def _crash(path: str) -> str:
-  """Returns of what the process before crashed, '' if it did not, and empties the file that says so."""
+  """Returns the cause of the crash of the process before, '' if it did not crash, and empties crash.txt."""
   if not os.path.isfile(path):
     return ''
   with open(path, errors='replace') as file:

@@ -25,7 +25,7 @@ SECONDS = 20  # between checkpoints; the updates since the last one are repeated
 
 
 def budget_of(limits: Limits, children: int) -> search.Budget:
-  """Returns the budget of a search: so many children, or the limits of its config, where 0 is no limit."""
+  """Returns the budget of a search: a number of children, or the limits of its config, where 0 means no limit."""
   return search.Budget(children, limits.max_seconds or math.inf, limits.target_reward or math.inf)
 
 
@@ -42,7 +42,7 @@ def run(
   told: Mapping[int, journal.Record] = types.MappingProxyType({}),
   progress: Progress | None = None,
 ) -> list[journal.Record]:
-  """Runs a search in a folder until the budget is spent, from wherever the folder says that it stands.
+  """Runs a search in a folder until the budget is spent. It resumes from the state in the folder.
 
   The folder then holds children.jsonl, checkpoints/ and best.json. For people there are updates.jsonl and events/, and
   replay.json if the search has a replay tree.
@@ -130,11 +130,11 @@ def _missing(s: search.Search, state: search.SearchState, known: Mapping[int, jo
 
 
 def _restored(checkpoints: str, s: search.Search, seed: int, known: Mapping[int, journal.Record]) -> search.SearchState:
-  """Returns the state that a search goes on from: the newest checkpoint that the journal does not fall short of.
+  """Returns the state to resume a search from: the newest checkpoint whose children are all in the journal.
 
-  From a newer one the missing children would never be asked for again. Going on from before the first of them trains
-  them anew; the others are in the journal. Children that share weights depend on all before them, so that this would
-  repeat the whole search: the newest checkpoint is taken then.
+  A newer checkpoint would never ask for the missing children again. An older one trains the missing children anew, and
+  the others come from the journal. Children that share weights depend on all children before them, so that this would
+  repeat the whole search; for these the newest checkpoint is taken.
 
   Raises:
     files.Unusable: a checkpoint is of a search with another seed.
@@ -158,7 +158,7 @@ def _noting_best(
 ) -> Callable[[Iterable[journal.Record]], None]:
   """Returns what writes best.json whenever a child is better than all before it, the `known` ones included.
 
-  A child that failed is never the best. If the journal is `whole`, the best of the known ones is written at once: the
+  A child that failed is never the best. If the journal is `whole`, the best of `known` is written at once: the
   process may have ended between the journal and best.json. If it is not, the best child may be one that is missing.
   """
   best = -math.inf

@@ -110,7 +110,7 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
 
 
 def table(run: Run, found: Mapping[str, Found]) -> str:
-  """Returns the table of the rungs of searches, by the names of their algorithms; '' if they have one rung alone."""
+  """Returns the table of the rungs of searches, by the names of their algorithms; '' if they have only one rung."""
   made, cfg, metric = run.problem.space, run.cfg, run.system.metric
   each = {name: of(run.system, cfg, made, one.folder, one.records) for name, one in found.items()}
   rows = rungs.rows(each, lambda rung: length(run.system, cfg, rung), made, metric)

@@ -35,7 +35,7 @@ def _derived(value: Any) -> bool:
 
 
 def _trainings(value: Any) -> bool:
-  """The grid, which is chosen from by its validation scores, has these; other trainings have test scores."""
+  """Returns whether a value fits trainings.json. Entries of the grid have validation scores, others test scores."""
   return not files.mismatch(value, Each({**_RESULT, 'curve': [_NUMBERS]})) and all(
     _some_numbers(entry.get('valid' if key.startswith('grid at ') else 'test')) for key, entry in value.items()
   )

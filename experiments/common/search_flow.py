@@ -31,7 +31,7 @@ from nas_jax.training.problem import Problem
 
 
 def lost_file(workdir: str) -> str:
-  """Returns the file that says which hosts were lost before host 0 ended: of these, a crash is their own."""
+  """Returns the file that says which hosts were lost before host 0 ended. A crash of such a host was its own fault."""
   return os.path.join(workdir, 'lost.json')
 
 
@@ -50,7 +50,7 @@ def run(
   reload: Callable[[Config], Data] | None = None,
   top_count: int = 5,
 ) -> None:
-  """Runs all stages of a search in a workdir, from wherever the workdir says that it stands.
+  """Runs all stages of a search in a workdir. It resumes from the state in the workdir.
 
   Args:
     system: what is searched for.
@@ -64,8 +64,8 @@ def run(
     hosts: those that train the children, as host 0 sees them.
     crew: workers that train the children, in place of this process.
     started: what the search starts from. The random search beside it starts from nothing.
-    reload: reads the data again with the data_seed of its argument, to see what rewards owe to the data; by default the
-      splits stay those of `data`.
+    reload: reads the data again with the data_seed of its argument, to measure how rewards depend on the data split; by
+      default the splits of `data` are kept.
     top_count: how many of the best different architectures to write to top.json; 0 for none.
   """
   unsaved = {'what other hosts train'} if hosts.processes > 1 else set[str]()
@@ -152,7 +152,7 @@ def _summarize(begun: Run, cfg: Config, found: Summary, reliability: Sequence[st
 
 
 def _one(begun: Run, stages: Stages, cfg: Config, folder: str, started: Start, phase: str) -> Found:
-  """Runs one search to its end, and what follows it at once."""
+  """Runs one search to its end, and then the steps that follow it at once."""
   s, budget = start_from.begin(stages.search(cfg), started), run_search.budget_of(cfg, begun.system.children(cfg))
   watchers, told = [report_page.refresher(begun.workdir, begun.cfg)], start_from.measured(started)
   records = run_search.run(

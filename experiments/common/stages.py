@@ -1,4 +1,4 @@
-"""What a whole search consists of, and what differs between searches of different kinds.
+"""The stages of a whole search, and the parts that differ between kinds of searches.
 
 `search_flow` runs the stages. `from_scratch` has them for children that train each by itself, `weight_sharing` for
 children that share weights.
@@ -17,8 +17,8 @@ from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Evaluate
 
-# Says where children are trained. It takes the evaluators of this process by name and returns those that the search
-# uses, by the same names: the same ones, or others that have a batch trained elsewhere, by the evaluator of that name.
+# Decides where children are trained. It takes the evaluators of this process by name and returns the evaluators that
+# the search uses under these names: either unchanged, or ones that have each batch trained elsewhere.
 Place = Callable[[Mapping[str, Evaluate]], Mapping[str, Evaluate]]
 
 
@@ -71,7 +71,7 @@ class Stages(NamedTuple):
   """The stages of a whole search.
 
   Attributes:
-    cfg: the config of the search; what its flags left to be measured is settled.
+    cfg: the config of the search; values that its flags left to be measured are set.
     children: how many children are trained and how, in words.
     work: (configs of all searches) -> the phases of the run beside the searches, by name, and how much work each is in
       trainings of a child; NaN where that is not known.

@@ -50,7 +50,7 @@ class Target(NamedTuple):
 
 
 def open_start(workdir: str, paths: Sequence[str], target: Target) -> Start:
-  """Returns what the search in a workdir starts from: what is noted there, or else what the files say, which is noted.
+  """Returns the start of the search in a workdir. It is read from start.json, or else from the files and then noted.
 
   Raises:
     ValueError: a file cannot be read or has nothing for this search, or the workdir holds a search that was started
@@ -111,7 +111,7 @@ def measured(found: Start) -> dict[int, journal.Record]:
 
 
 def _read(paths: Sequence[str], target: Target) -> Start:
-  """Reads all files. Token sequences that are told or come twice are not trained first."""
+  """Reads all files. Token sequences that are told are not also trained, and none is trained twice."""
   if len(set(paths)) < len(paths):
     raise ValueError(f'start_from (={",".join(paths)}) has a file twice: name each once.')
   if paths and target.system.kind == 'chain':
@@ -173,7 +173,7 @@ def _checked(arch: Any, target: Target) -> list[int]:
 
 
 def _of_journal(path: str, target: Target) -> Start:
-  """Returns the children of a search, to tell of if they were trained as those of this one are, else to train first."""
+  """Returns the children of a search: to tell if they were trained as in this search, else to train first."""
   folder, system = os.path.dirname(path) if path.endswith('.jsonl') else path, target.system
   saved, origin = (workdirs.peek(os.path.join(folder, name)) for name in ('config.json', 'origin.json'))
   held = system_of(saved, origin or {}) if saved else None
@@ -224,7 +224,7 @@ def _best(told: Sequence[journal.Record], target: Target) -> list[list[int]]:
 
 
 def _trained_otherwise(old: Config, origin: Mapping[str, Any], target: Target) -> list[str]:
-  """Returns how children of an old search were trained otherwise than those of this one will be; empty if just so.
+  """Returns how the training of an old search's children differs from that of this search; empty if it does not.
 
   Settings of the search, limits, budgets and what the space holds do not count.
   """

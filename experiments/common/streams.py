@@ -1,4 +1,4 @@
-"""Standard streams that nobody reads any more: what is printed then is lost, and the program goes on."""
+"""Standard streams that survive the loss of their reader: the output is dropped and the program goes on."""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,7 +12,7 @@ GONE = {errno.EPIPE, errno.EBADF, errno.EIO, errno.ENXIO}  # the reader, or the 
 
 @contextlib.contextmanager
 def tolerant() -> Iterator[None]:
-  """Lets sys.stdout and sys.stderr, be they closed or break later, take what is printed without an error."""
+  """Makes sys.stdout and sys.stderr accept output without an error, even if they are closed or break later."""
   for number in (0, 1, 2):
     try:
       os.fstat(number)

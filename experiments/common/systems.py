@@ -1,4 +1,4 @@
-"""The systems whose children are trained: what a search and its report must know of each."""
+"""The systems whose children are trained: the facts about each that a search and its report need."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -47,7 +47,7 @@ class FromScratch(NamedTuple):
 
 
 class System(NamedTuple):
-  """One system: what its launcher, its report and its retraining must know."""
+  """One system: the facts that its launcher, its report and its retraining need."""
 
   launcher: str
   kind: str  # of its architectures, in a best.json
@@ -178,7 +178,7 @@ SYSTEMS = (CELL, CONV, CHAIN, *ENAS)
 
 
 def for_config(system: System, cfg: Config) -> System:
-  """Returns a system whose metric, and that of its retraining, is the one that a config of its own or of this names."""
+  """Returns a system with the metric that a config names; the metric of its retraining is set too."""
   if not isinstance(cfg, classifier.Config) or cfg.metric == 'accuracy':
     return system
   score, loss = metrics.NAMES[cfg.metric]
@@ -188,7 +188,7 @@ def for_config(system: System, cfg: Config) -> System:
 
 
 def goal(system: System, cfg: Config) -> model.Metric:
-  """Returns what the best children of a search are chosen by: the score, or the reward if their cost shapes it."""
+  """Returns the metric that chooses the best children of a search: the score, or the reward if cost is part of it."""
   shaped = getattr(cfg, 'cost', 'none') != 'none'
   return model.Metric('reward', 'reward', lower=False) if shaped else system.metric
 

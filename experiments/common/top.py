@@ -19,7 +19,8 @@ _DATA = ('dataset', 'level', 'resize', 'test_share', 'metric', 'class_weights')
 def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tuple[str, list[journal.Record]]:
   """Returns the different architectures of a search that did not fail, best first, and what they are: 'child'.
 
-  Of a search with shared weights they are those that were 'derived' at its end. Those of a longer rung come first.
+  For a search with shared weights these are the architectures 'derived' at its end. Those of a longer rung
+  come first.
 
   Args:
     workdir: of the search.
@@ -115,7 +116,7 @@ def _flags(command: str) -> dict[str, str]:
   found = dict[str, str]()
   try:
     words = shlex.split(command)
-  except ValueError:  # a quotation mark too few, in a file that somebody has edited
+  except ValueError:  # an unmatched quotation mark, in a file that somebody has edited
     return found
   for word, after in zip(words, [*words, ''][1:], strict=True):
     if word.startswith('-'):

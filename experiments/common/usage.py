@@ -1,4 +1,4 @@
-"""What a launcher prints about its flags: the page of --help, and the names that an unknown one may stand for."""
+"""The text that a launcher prints about its flags: the page of --help, and suggestions for an unknown flag."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
@@ -120,8 +120,8 @@ def _word(value: Any) -> str:
 def suggestions(name: str, known: Mapping[str, str]) -> list[str]:
   """At most three of the known flags, by name with their help, that an unknown name may stand for.
 
-  These are flags with a word of the name in their own, or spelled much alike; failing these, flags whose help has the
-  name's words one after the other, the sooner the better.
+  The first choice is flags that share a word with the name or are spelled much like it. If there are none, it is
+  flags whose help has the words of the name in a row; the earlier they appear, the better.
   """
   words, phrase = set(name.split('_')), name.replace('_', ' ')
 

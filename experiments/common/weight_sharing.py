@@ -1,4 +1,4 @@
-"""The stages of a search whose children share weights: what it derives, and what scores by shared weights mean.
+"""The stages of a search whose children share weights: deriving architectures, and the reliability of their scores.
 
 Its workdir holds these files beside those of every search:
 
@@ -104,9 +104,10 @@ def summary(run: Run, programs: Programs, found: Mapping[str, Found]) -> Summary
 def rank(run: Run, programs: Programs, found: Mapping[str, Found]) -> dict[str, Any] | None:
   """Measures how the shared weights of each search rank random architectures that were trained by themselves.
 
-  Each of these is trained three times, the third time on data of another seed. The second and the third trainings rank
-  the first ones too: no other score can be expected to do better. An architecture that failed by one of two scores has
-  no rank among them. The result is kept in ranks.json until the search is continued, for then its weights change.
+  Each architecture is trained three times, the third time on data of another seed. The ranks by the second and third
+  trainings are compared with those by the first too: they bound the agreement that another score can
+  reach. An architecture that failed by one of two scores is left out of their correlation. The result is kept in
+  ranks.json until the search is continued, which changes its weights.
 
   Returns:
     The content of ranks.json, or None if the config asks for none.
@@ -164,7 +165,7 @@ def train_alone(run: Run) -> list[journal.Record]:
   def train(batch: Batch, make: Callable[[], Problem]) -> None:
     evaluate = functools.cache(lambda: counted(evaluators.build(make(), recovery=run.recovery), advance))
     for start in range(0, len(batch.ids), cfg.m):
-      indices = jnp.arange(start, start + cfg.m) % len(batch.ids)  # the last are filled up from the front
+      indices = jnp.arange(start, start + cfg.m) % len(batch.ids)  # the last batch is filled up with the first children
       part = jax.tree.map(lambda x: x[indices], batch)  # noqa: B023, called at once
       if any(number not in known for number in part.ids.tolist()):
         begun = time.perf_counter()
@@ -201,7 +202,7 @@ def _write_best(run: Run, path: str, record: Mapping[str, Any]) -> None:
 
 
 def _in_words(run: Run, ranks: Mapping[str, Any], records: Sequence[journal.Record]) -> str:
-  """Says how far scores by shared weights can be trusted, and how much time they save."""
+  """Returns in words how well scores by shared weights agree with separate trainings, and the time that they save."""
   spent, one, noun = sum(record['seconds'] for record in records), ranks['seconds'], run.system.noun
   apart, passes = one * len(records), rankings.counted(ranks['passes'], 'pass', 'passes')
   agree = ', '.join(

@@ -1,4 +1,4 @@
-"""A folder of results: opened by one process at a time, its files whole or not at all, what is damaged moved aside."""
+"""A folder of results: one process opens it at a time, writes are atomic, and damaged files are moved aside."""
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
@@ -20,7 +20,7 @@ from nas_jax.space import Space
 
 # No space, no quota, or a file too large: the same command goes on once there is space.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# JAX's settings that decide random numbers or how they are computed with, and their defaults.
+# JAX's settings that change random numbers or the results of computations, and their defaults.
 JAX_SETTINGS = {
   'jax_threefry_partitionable': True,
   'jax_default_prng_impl': 'threefry2x32',
@@ -66,7 +66,8 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
   """Makes the folder and writes config.json; in a folder that has one, checks that it is the same config.
 
   JAX's settings are compared first: see `JAX_SETTINGS`. A config.json that is missing or damaged is written again from
-  the copy in origin.json, or else from `cfg`. One that differs from `cfg` counts as damaged if the copy does not.
+  the copy in origin.json, or else from `cfg`. A config.json that differs from `cfg` counts as damaged if the copy
+  equals `cfg`.
 
   Args:
     workdir: the folder.
@@ -112,7 +113,7 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
 
 
 def settled(workdir: str, cfg: Any) -> Any:
-  """Returns `cfg` with the seed of its data, and other choices that flags leave open, as they are in this folder.
+  """Returns `cfg` with the seed of its data, and other values that flags leave open, as they are set in this folder.
 
   In a new folder the seed of the data is that of the whole run. Nothing is written or moved. The copy of the config in
   origin.json is asked first: a damaged config.json then differs from it, and does not count.
@@ -140,7 +141,7 @@ def jax_settings() -> dict[str, Any]:
 
 
 def _check_jax_settings(workdir: str, origin: Mapping[str, Any], begun: bool, flag: str) -> None:
-  """Raises ValueError if a folder has results of other settings; where none are noted, of others than the defaults."""
+  """Raises ValueError if a folder has results of other settings of JAX. If it notes none, they are the defaults."""
   now = jax_settings()
   old = (JAX_SETTINGS | origin.get('jax_settings', {})) if begun else now
   different = [f'{name} ({old[name]} -> {now[name]})' for name in now if old[name] != now[name]]

@@ -20,7 +20,7 @@ class Found(NamedTuple):
   """What n searches have found."""
 
   best: np.ndarray  # [n, E] the best reward after each evaluation; `Benchmark.worst` while there is none
-  test: np.ndarray | None  # [n, E] the metric `test` of the architecture with that reward; None if there is no such
+  test: np.ndarray | None  # [n, E] the metric `test` of the architecture with that reward; None without that metric
   different: np.ndarray  # [n] different token sequences among all of a search
   seconds: float  # of all searches together, compilation included
 
@@ -36,8 +36,8 @@ def ours(benchmark: Benchmark, cfg: table.Config, keys: Key, evaluations: int) -
 def peer(benchmark: Benchmark, name: str, keys: Key, evaluations: int, check: Check) -> Found:
   """Runs a peer from each of the keys [n], one after another.
 
-  A child that fails earns what it would in a search of our own, see `search.outcomes.settle`. Tokens that do not exist,
-  because others exclude them, are 0.
+  A child that fails gets the same reward as in a search of our own, see `search.outcomes.settle`. Tokens that other
+  tokens rule out are 0.
   """
   start, space = time.perf_counter(), benchmark.space
   s = benchmarks.build(benchmark, table.Config(algorithm='random'))

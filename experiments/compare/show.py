@@ -30,7 +30,7 @@ def table(curves: Curves, checkpoints: Sequence[int]) -> str:
 
 
 def costs(curves: Curves) -> str:
-  """Returns a table of what a search consists of: different token sequences, and time."""
+  """Returns a table of the cost of a search: different token sequences, and time."""
   rows = [[name, f'{one.different:.0f}', f'{1000 * one.seconds:.2f}'] for name, one in curves.items()]
   return rankings.table(['algorithm', 'different token sequences', 'ms an evaluation'], rows)
 

@@ -1,4 +1,4 @@
-"""What many searches found, in numbers: means, their errors, and how algorithms differ seed by seed."""
+"""Statistics of many searches: means, their standard errors, and paired differences between algorithms."""
 
 from collections.abc import Sequence
 import math
@@ -18,7 +18,7 @@ class Curve(NamedTuple):
   at: Sequence[Sequence[float]]  # [C, n] the best reward
   test: Sequence[float | None]  # [C] mean of the metric `test` of the architecture with the best reward; None if none
   different: float  # mean number of different token sequences in a search
-  seconds: float  # an evaluation, with what it took to compile shared among all
+  seconds: float  # seconds per evaluation, with the compilation time shared among all
 
 
 class Row(NamedTuple):
@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
   mean: float
   error: float  # standard error of the mean
-  difference: float  # mean over seeds of what it found less what the first found
+  difference: float  # mean over seeds of its reward minus the reward of the first algorithm
   difference_error: float
   p: float  # two-sided, of a paired t-test; NaN where all seeds have the same difference
   reaches: int | None  # evaluations after which its mean is at least the first's mean here; None if never
@@ -58,7 +58,7 @@ def standard_error(values: np.ndarray) -> float:
 def compare(one: Curve, first: Curve, place: int, evaluations: int) -> Row:
   """Returns how an algorithm stands beside the first one after so many evaluations, the `place`-th of the checkpoints.
 
-  Searches of the same seed are paired; where one of the two has more seeds, the others are left out of the pairs.
+  Searches of the same seed are paired. If one algorithm has more seeds, its extra seeds are not paired.
   """
   mine, its = np.asarray(one.at[place]), np.asarray(first.at[place])
   pairs = min(len(mine), len(its))

@@ -46,8 +46,8 @@ def draw(arch: TreeArch, path: str | os.PathLike[str], operations: Operations = 
   """Draws a static cell as a tree into a file, dark on white. The ending of the path decides the format.
 
   The leaves, at the bottom, combine W_i x and U_i h. A node has its combination and, above it, its activation if that
-  is not the identity. The values a0, a1, ... are named as in `equations`. Drawn in colour are c_(t-1) with the operations
-  of Cell Inject, and c_t at its node.
+  is not the identity. The values a0, a1, ... are named as in `equations`. Coloured are c_(t-1) with the operations of
+  Cell Inject, and c_t at its node.
 
   Args:
     arch: a static architecture.

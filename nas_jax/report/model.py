@@ -71,7 +71,7 @@ class Report(NamedTuple):
   views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # tables of kinds of children: name and rows
   remembered: str = ''  # the replay tree as an <svg> element
   shared: bool = False  # whether children share weights
-  derived: Mapping[str, float] = types.MappingProxyType({})  # the best architecture that each run derived, by name of the run
+  derived: Mapping[str, float] = types.MappingProxyType({})  # by run, the best score of its derived architectures
   converged: Mapping[str, Any] | None = None  # as one of `retrained`, with its 'metric': the best, trained to the end
   glance: Sequence[tuple[str, str]] = ()  # data, budget, reward: what a reader must know first
   use: Sequence[Use] = ()  # what to do with the best architecture
