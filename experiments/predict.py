@@ -35,7 +35,7 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_integer('top', 3, 'how many classes to show for each image', 1, flag_values=values)
   flags.DEFINE_integer('sample', 0, 'how many tokens to continue the text by', 0, flag_values=values)
   flags.DEFINE_float(
-    'temperature', 1.0, 'of the continuation: below 1 likely tokens become likelier', 1e-3, flag_values=values
+    'temperature', 1.0, 'of --sample: below 1, likely tokens become likelier', 1e-3, flag_values=values
   )
   flags.DEFINE_integer('seed', 0, 'of the continuation', 0, flag_values=values)
   flags.DEFINE_bool('json', False, 'print JSON, with the probabilities of all classes', flag_values=values)

@@ -36,7 +36,7 @@ STARTS = 10  # consecutive failures of a worker, not repaired by Ray, after whic
 def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of a search with workers."""
   flags.DEFINE_integer(
-    'workers', 0, 'train children by so many workers on a Ray cluster; 0: in this process', 0, flag_values=values
+    'workers', 0, 'number of workers on a Ray cluster that train children; 0: this process does', 0, flag_values=values
   )
   flags.DEFINE_string(
     'ray_address', '', 'with --workers: address of a running Ray cluster; by default one is started on this machine',

@@ -62,8 +62,8 @@ def define_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'coordinator', '', 'instead of --hosts, where hosts cannot be detected: IP:PORT of process 0', flag_values=values
   )
-  flags.DEFINE_integer('num_processes', None, 'with --coordinator: how many processes', 1, flag_values=values)
-  flags.DEFINE_integer('process_id', None, 'with --coordinator: which one this is, from 0', 0, flag_values=values)
+  flags.DEFINE_integer('num_processes', None, 'with --coordinator: number of processes', 1, flag_values=values)
+  flags.DEFINE_integer('process_id', None, 'with --coordinator: index of this process, from 0', 0, flag_values=values)
   flags.DEFINE_integer(
     'host_patience', 60, 'seconds without a sign of life after which a host counts as lost', 5, flag_values=values
   )

@@ -66,16 +66,16 @@ def own_flags(values: flags.FlagValues) -> None:
     'what is compared with the first of them; a setting is written as NAME:field=value,field=value',
     flag_values=values,
   )
-  flags.DEFINE_list('evaluations', '50,100,200,500', 'evaluations after which they are compared', flag_values=values)
+  flags.DEFINE_list('evaluations', '50,100,200,500', 'numbers of evaluations to compare after', flag_values=values)
   flags.DEFINE_integer(
-    'seed', 0, 'seed that the seeds of all searches come from', 0, config.LAST_SEED, flag_values=values
+    'seed', 0, 'seed that determines the seeds of all searches', 0, config.LAST_SEED, flag_values=values
   )
   flags.DEFINE_integer('seeds', 100, 'searches by each algorithm', 2, flag_values=values)
   flags.DEFINE_integer(
     'peer_seeds', 25, 'searches by each peer, which run one after another; at most --seeds', 2, flag_values=values
   )
   flags.DEFINE_string('json', '', 'file to write the results to, as JSON, and to go on from', flag_values=values)
-  flags.DEFINE_string('picture', '', 'file to draw them to: .svg, .png or .pdf', flag_values=values)
+  flags.DEFINE_string('picture', '', 'file to draw the results to: .svg, .png or .pdf', flag_values=values)
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:

@@ -59,7 +59,7 @@ class ConvNetwork(nn.Module):
       elif layer.kind in (MAX_POOL, AVERAGE_POOL):
         x = layers.pooled(x, layer.window, layer.stride, layer.kind == MAX_POOL)
       else:
-        raise ValueError(f'layer {i} is of type {NAMES[layer.kind]!r}, which networks for use elsewhere lack.')
+        raise ValueError(f'layer {i} is of type {NAMES[layer.kind]!r}, which exported networks do not have.')
       outputs.append(x)
     features = side_by_side([outputs[i] for i in made.ends]).mean((1, 2))
     return nn.Dense(self.classes, name='classifier')(features)

@@ -71,7 +71,7 @@ def _operation(x, name, operation, filters, norm):
   if 'pool' in kind:
     return layers.pooled_around(x, int(size), kind == 'max pool')
   if kind not in ('conv', 'sepconv'):
-    raise ValueError(f'{name} has the operation {operation!r}, which networks for use elsewhere lack.')
+    raise ValueError(f'{name} has the operation {operation!r}, which exported networks do not have.')
   window = int(size), int(size)
   x = layers.convolved(x, f'{name}_b', filters, window, separable=kind == 'sepconv')
   return nn.relu(norm(x, f'{name}_b'))
@@ -164,7 +164,7 @@ def _side(x, name, operation, norm):
   if 'pool' in kind:
     return layers.pooled_around(x, int(size), kind == 'max pool')
   if kind != 'sepconv':
-    raise ValueError(f'{name} has the operation {operation!r}, which networks for use elsewhere lack.')
+    raise ValueError(f'{name} has the operation {operation!r}, which exported networks do not have.')
   for part in 'ab':
     own, window = f'{name}_{part}', (int(size), int(size))
     x = norm(layers.convolved(nn.relu(x), own, x.shape[-1], window, separable=True), own)
