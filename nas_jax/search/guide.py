@@ -3,9 +3,9 @@
 The process is fitted to all rewards so far. Among many candidates it chooses the one with the greatest expected
 improvement (Jones et al. 1998, "Efficient Global Optimization"). Candidates are proposals of the search's own algorithm
 and mutations of the best children. Two token sequences have the covariance exp(-d / l), where d is the number of tokens
-in which they differ (Hamming distance) and the length scale l is the likeliest of a few (Rasmussen & Williams 2006, Sec.
-2.2 and 5.4.1). The children of a batch are chosen one after another, each as if the children before had earned their
-expected rewards ("kriging believer", Ginsbourger et al. 2010). Batches that are not told yet are treated alike.
+in which they differ (Hamming distance) and the length scale l is the likeliest of a few (Rasmussen & Williams 2006,
+Sec. 2.2 and 5.4.1). The children of a batch are chosen one after another, each as if the children before had earned
+their expected rewards ("kriging believer", Ginsbourger et al. 2010). Batches that are not told yet are treated alike.
 
 The inverse of the Cholesky factor of the covariance matrix is kept and extended by a row for each new token sequence,
 so the matrix is never factorized anew.

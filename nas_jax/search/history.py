@@ -150,7 +150,7 @@ def reusing(evaluate: Evaluate) -> Evaluate:
 def insert(
   history: History, tokens: Array, depth: Array, ids: Array, trained: Array, reward: Array, failed: Array
 ) -> History:
-  """Returns the record after m more children. Those with `trained` have been told; the others are only reserved.
+  """Returns the record after m more children. New sequences get a row; each child with `trained` adds its reward.
 
   If the record is full, new token sequences are left out: call `grow` in time.
 
