@@ -99,9 +99,7 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
   return begun
 
 
-_FIRST = (
-  2**30
-)  # the first id of known children while they are told: greater than any id that a search asks for
+_FIRST = 2**30  # the first id of known children while they are told: greater than any id that a search asks for
 
 
 def _batch(s: Search, part: Known, number: int) -> tuple[Batch, Outcome]:
