@@ -68,8 +68,8 @@ class DataSeed(Seed):
 
   data_seed: int = field(
     -1,
-    'seed of the data: of its split into training and validation where the set has none, of its order, and of random '
-    'crops and flips; -1 for that of the whole run',
+    'seed of the data: of the split into training and validation data if the set has none, of their order, and of '
+    'random crops and flips; -1 for the seed of the whole run',
     low=-1,
     high=LAST_SEED,
     unsettled=-1,

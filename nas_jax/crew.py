@@ -134,8 +134,8 @@ def _placed(lines: Sequence[journal.Record], replica: int, event: int) -> list[j
 def _round(search: Search, fleet: Fleet, together: int) -> list[Answer]:
   """Trains the batches of the replicas that answer next, in one program, and returns their answers in order.
 
-  A round is the next `together` events, counted in multiples of that number. Its batches were handed out before the
-  round began. A search that was interrupted within a round resumes with the rest of that round.
+  A round is a block of `together` events that begins at a multiple of that number. Its batches were handed out before
+  the round began. A search that was interrupted within a round resumes with the rest of that round.
   """
   machine, event = search.replicas, int(fleet.step)
   first = event - event % together

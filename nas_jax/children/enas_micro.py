@@ -7,8 +7,8 @@ too large. So a reduction cell halves its inputs, and its operations have stride
 code. In the paper its operations have stride 2. In the released code the newer input stays unchanged if its size fits.
 
 A separable convolution is ReLU, convolution and batch norm, twice. The output of a cell consists of the nodes,
-including inputs, that no operation reads: they are concatenated, and ReLU, a 1 x 1 convolution and batch norm follow. In the
-released code a network that is trained by itself has no such convolution.
+including inputs, that no operation reads: they are concatenated, and ReLU, a 1 x 1 convolution and batch norm follow.
+In the released code a network that is trained by itself has no such convolution.
 """
 
 from collections.abc import Sequence

@@ -26,7 +26,10 @@ class Config:
     budget=True,
   )
   rung_factor: int = field(
-    3, 'one of so many children goes on to the next rung, where training is so many times as long', low=2, high=1000
+    3,
+    'one of this many children goes on to the next rung, where training takes this many times as long',
+    low=2,
+    high=1000,
   )
 
   added: ClassVar[dict[str, Any]] = {'rungs': 1, 'rung_factor': 3}  # see `config.with_added`

@@ -57,8 +57,9 @@ class Recovery(NamedTuple):
 
   recall: Callable[[str], Metrics | None] = _nothing  # the metrics of a training that has ended before
   failed_starts: Callable[[str], int] = lambda name: 0  # crashes of the process while only this training ran
-  begin: Callable[[str, PyTree], tuple[int, PyTree]] = lambda name, fresh: (0, fresh)  # program calls done, and their
-  keep: Callable[[str, int, PyTree], None] = _nothing  # states; told after each call but the last; raises Stopped
+  # (name, fresh states) -> the program calls that are done and the states after them
+  begin: Callable[[str, PyTree], tuple[int, PyTree]] = lambda name, fresh: (0, fresh)
+  keep: Callable[[str, int, PyTree], None] = _nothing  # called after each program call but the last; raises Stopped
   end: Callable[[str, Metrics], None] = _nothing
   leave: Callable[[str], None] = _nothing  # the training is over and has no result to recall
   check: Callable[[], None] = _nothing  # raises Stopped

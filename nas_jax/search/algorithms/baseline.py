@@ -24,7 +24,7 @@ class Config:
     0.95, 'decay of the moving average of rewards, once per update (the paper does not say)', low=0.0, high=1.0
   )
   normalize_advantage: bool = field(
-    False, 'divide the advantage R - b by a moving root mean square of it; not in the paper'
+    False, 'divide the advantage R - b by its moving root mean square; not in the paper'
   )
 
 

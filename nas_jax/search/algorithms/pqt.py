@@ -26,7 +26,7 @@ class Config(reinforce.Config):
 
   queue: int = field(5, 'best token sequences that pqt imitates; 10 in Abolafia et al. (2018)', low=1)
   queue_weight: float = field(
-    0.5, 'weight of their log-probability beside the gradient of REINFORCE in pqt, per (normalized) reward', low=0.0
+    0.5, "weight of the log-probability of the queue's sequences in pqt, per (normalized) reward", low=0.0
   )
 
   added: ClassVar[dict[str, Any]] = {'queue': 5, 'queue_weight': 0.5}  # see `config.with_added`
