@@ -1,4 +1,4 @@
-"""Trees of arrays as bytes: numpy's .npz format with a digest before it. Reading them runs no code (no pickle)."""
+"""Trees of arrays as bytes: a digest, then an .npz archive of NumPy. Reading one runs no code, as no pickle is used."""
 
 from collections.abc import Sequence
 import hashlib
@@ -20,7 +20,7 @@ def pack(tree: PyTree) -> bytes:
   """Returns a tree as bytes.
 
   Args:
-    tree: tuples, NamedTuples, lists and dicts (with strings as keys) of arrays, random keys, and values of JSON.
+    tree: tuples, NamedTuples, lists and dicts (with strings as keys) of arrays, random keys, and JSON values.
   """
   arrays = dict[str, np.ndarray]()
 

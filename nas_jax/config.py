@@ -9,7 +9,7 @@ import difflib
 import json
 from typing import Any, ClassVar
 
-LARGEST = 1e30  # of a float field: products of settings must still fit 32 bits
+LARGEST = 1e30  # the largest value of a float field, so that products of settings still fit float32
 LAST_SEED = 2**32 - 1  # JAX makes keys of the lowest 32 bits of a seed: a greater one would repeat a smaller one
 
 
@@ -36,11 +36,12 @@ def field(
     above: a value it must exceed.
     high: the greatest value allowed.
     choices: the words allowed.
-    budget: whether it only says when to stop. A search can be resumed with another value of such a field.
-    first: whether it is among the few that people set first, which --help shows first.
-    also: for a list of words, another type that entries may have; JSON has the `name` of such an entry.
+    budget: whether the field only says when to stop. A search can be resumed with another value of such a field.
+    first: whether the field is among the few that --help shows first, because users set them first.
+    also: for a list of words, another type that entries may have. Such an entry is saved in JSON as its `name`.
     pair: whether the value may also be a tuple of two of its kind.
-    unsettled: the value that leaves the choice to the first start of a search, which notes it: see `settled`.
+    unsettled: the value that leaves the choice to the first start of a search. That start saves its choice, and later
+      starts read it: see `settled`.
   """
   fits = {
     'low': low,
@@ -63,12 +64,12 @@ class Seed:
 
 @dataclasses.dataclass
 class DataSeed(Seed):
-  """The same, and that of the data."""
+  """The seed of a search or of a retraining, and the seed of its data."""
 
   data_seed: int = field(
     -1,
-    'seed of the data: of its split into training and validation where the set has none, of its order, and of random '
-    'crops and flips; -1 for that of the whole run',
+    'seed of the data: of the split into training and validation data if the set has none, of their order, and of '
+    'random crops and flips; -1 for the seed of the whole run',
     low=-1,
     high=LAST_SEED,
     unsettled=-1,
@@ -83,13 +84,13 @@ def data_seed(config: DataSeed) -> int:
 
 
 def seeds_in_words(config: DataSeed) -> str:
-  """Returns the seed, and that of the data if it is another."""
+  """Returns the seed in words, with the seed of the data if the two differ."""
   own = data_seed(config)
   return f'seed {config.seed}' + (f', of the data {own}' if own != config.seed else '')
 
 
 def check(config: Any) -> None:
-  """Raises ValueError on the first value of a wrong type or out of range; it names the field and what it may be."""
+  """Raises ValueError on the first value of a wrong type or out of range. The error names the field and its bounds."""
   for item in dataclasses.fields(config):
     value = getattr(config, item.name)
     if isinstance(item.default, tuple) and isinstance(value, tuple):
@@ -131,7 +132,7 @@ def bounds(rules: Mapping[str, Any]) -> dict[str, Callable[[Any], bool]]:
 
 
 def as_json(config: Any) -> dict[str, Any]:
-  """Returns the fields as JSON would: tuples become lists, and entries that are no words become their `name`."""
+  """Returns the fields as JSON values: tuples become lists, and entries that are not words become their `name`."""
 
   def plain(value: Any) -> Any:
     return [getattr(entry, 'name', entry) for entry in value] if isinstance(value, tuple) else value
@@ -142,7 +143,7 @@ def as_json(config: Any) -> dict[str, Any]:
 def from_json(config_class: type, saved: Mapping[str, Any]) -> Any:
   """The inverse of `as_json`. Fields that `saved` lacks get their defaults; entries that are no fields are ignored.
 
-  A field that is newer than `saved` gets the value that had its effect before: see `with_added`.
+  A field that was added after `saved` was written gets the value that keeps the old behaviour: see `with_added`.
   """
   saved, names = with_added(saved, config_class), {item.name for item in dataclasses.fields(config_class)}
   values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
@@ -159,10 +160,10 @@ def settled(config: Any, old: Mapping[str, Any]) -> Any:
 
 
 def without_removed(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-  """Returns a saved config without the fields that have been removed since and had their default values.
+  """Returns a saved config without those fields that no longer exist and were saved with their default values.
 
-  The attribute `removed` of a config class has the fields that it once had, with their defaults as in JSON. A default
-  had no effect, so a search that was started with such a field can be resumed without it.
+  The attribute `removed` of a config class lists its removed fields with their defaults as in JSON. The default of such
+  a field had no effect, so a search that was started with that default can be resumed without the field.
   """
   names = {item.name for item in dataclasses.fields(config_class)}
   every = [item for one in reversed(config_class.__mro__) for item in vars(one).get('removed', {}).items()]
@@ -171,9 +172,9 @@ def without_removed(saved: Mapping[str, Any], config_class: type) -> dict[str, A
 
 
 def with_added(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-  """Returns a saved config with the fields that have been added since, at the values that had their effect before.
+  """Returns a saved config with the fields that were added later, at the values that keep the old behaviour.
 
-  The attribute `added` of a config class has the fields that are newer than some workdirs, with these values as in
+  The attribute `added` of a config class lists the fields that are newer than some workdirs, with these values as in
   JSON. So an older search is resumed unchanged, or is refused if the field now has another value.
   """
   added = dict[str, Any]()
@@ -185,8 +186,8 @@ def with_added(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Any) -> list[str]:
   """Returns the fields in which a saved config differs from `new`, as 'name (old -> new)'.
 
-  Budgets do not count, nor do fields that no longer exist and had their default values: see `without_removed`. A field
-  that did not exist yet has the value of `with_added`.
+  Budgets are ignored, and so are removed fields that had their default values: see `without_removed`. A field that is
+  newer than the saved config counts with its value in `with_added`.
   """
   old = with_added(without_removed(old, type(new)), type(new))
   now, budgets = as_json(new), {item.name for item in dataclasses.fields(new) if item.metadata['budget']}

@@ -48,7 +48,7 @@ class _Table(NamedTuple):
   start: np.ndarray  # [S] index of the first candidate anchor
   anchor: np.ndarray  # [S] index of the anchor written; if none, the number of anchors: out of range, so it is dropped
   selects: np.ndarray  # [S] bool
-  allowed: np.ndarray  # [S, K] bool, for which tokens of the selecting slot it exists
+  allowed: np.ndarray  # [S, K] bool, for which tokens of the selecting slot this slot exists
 
 
 def _table(space: Space) -> tuple[_Table, int, int, int]:
@@ -76,13 +76,13 @@ def lstm_controller(
   temperature: float = 1.0,
   tanh_constant: float = 0.0,
 ) -> Controller:
-  """Returns the paper's controller: an LSTM with one step for each slot, whose input is the token before.
+  """Returns the paper's controller: an LSTM with one step for each slot, whose input is the previous token.
 
   A CHOICE is a softmax over its labels, computed from the top layer's state. A LINK or a POINTER attends to the states
   h_j at earlier anchors: u_j = v . tanh(W_prev h_j + W_curr h_i), with the same W_prev, W_curr and v for all slots. A
   LINK includes each j with probability sigmoid(u_j); a POINTER selects one j by softmax(u). The next input is the
   embedding of the token after a CHOICE, the state of the anchor after a POINTER, and the mean of the states of the
-  chosen anchors after a LINK (zeros if there are none). The paper does not say what it is in the last two cases.
+  chosen anchors after a LINK (zeros if there are none). The paper does not give the next input after a POINTER or LINK.
 
   Args:
     space: only its table of slots is used.
@@ -137,7 +137,7 @@ def lstm_controller(
       tokens = jnp.where(slot.allowed[governor], choose(shaped(_logits(theta, slot, h, projected)), slot, noise), 0)
       own, share = _next_input(theta, slot, tokens, anchors)
       x = own + share @ states
-      if anchors:  # what attention needs of an anchor is computed once, when it is written
+      if anchors:  # the projection that attention needs of an anchor is computed once, when the anchor is written
         states = states.at[slot.anchor].set(h, mode='drop')
         projected = projected.at[slot.anchor].set(h @ theta['w_prev'], mode='drop')
       return ((state, x, states), projected, jnp.where(slot.selects, tokens[0], governor)), tokens
@@ -161,7 +161,7 @@ def lstm_controller(
 
 
 def _uniform(key: Key, shapes: dict[str, tuple[int, ...]], scale: float) -> PyTree:
-  """Returns weights in [-scale, scale] by a single draw; each separate draw would take half a second to compile."""
+  """Returns weights uniform in [-scale, scale], drawn at once: each separate draw would take 0.5 s to compile."""
   ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
   parts = jnp.split(jax.random.uniform(key, (ends[-1],), minval=-scale, maxval=scale), ends[:-1])
   return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
@@ -223,7 +223,7 @@ def _make(space: Space, table: _Table, widest: int, init, write, read) -> Contro
     table: the slots as arrays.
     widest: K.
     init: (key) -> theta.
-    write: (theta, choose, noise [S, ...]) -> tokens [S, K]. It calls choose(logits [K], slot, noise) for each slot.
+    write: (theta, choose, noise [S, ...]) -> tokens [S, K]; calls choose(logits [K], slot, noise) for each slot.
     read: (theta, tokens [S, K]) -> logits [S, K].
   """
   # Token t of the flat sequence is entry `place[t]` of the tokens of slot `owner[t]`.
@@ -288,14 +288,14 @@ PENALTIES = ('sum', 'mean')
 
 
 def divergence(space: Space, probabilities: Array, target: float, penalty: str = 'sum') -> Array:
-  """Returns the penalty [] in nats that keeps networks sparse in Pham et al. (2018): KL(p || target) of the links.
+  """Returns the penalty [] in nats by which Pham et al. (2018) keep networks sparse: KL(p || target) of the links.
 
   Args:
     space: of the token sequence.
     probabilities: [S, K] of `Score`.
     target: the probability that links are drawn towards.
-    penalty: 'sum' over all links, or 'mean', the mean over the layers that have links of the sum over a layer's links.
-      The paper does not say which; its released code takes the mean.
+    penalty: 'sum' adds up all links; 'mean' adds up the links of each layer, and averages over the layers that have
+      links. The paper does not say which; its released code takes the mean.
   """
   width = np.array([slot.width if slot.kind == Kind.LINK else 0 for slot in space.slots])
   is_link = np.arange(probabilities.shape[1])[None] < width[:, None]

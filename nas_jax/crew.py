@@ -1,8 +1,8 @@
-"""Workers that train children elsewhere, and the loop of a search with asynchronous replicas that they train for.
+"""Workers in other processes that train children, and the loop that runs a search with asynchronous replicas.
 
-The loop follows the journal first: each line of it says which replica answered, and after how many answers (`event`).
-Then it takes the answers as they come. So a search that was interrupted ends in a state that its own journal gives
-again. Without workers the order is drawn from the seed, and the search is deterministic.
+The loop first replays the journal: each line says which replica answered, and after how many answers (`event`). Then
+the loop takes new answers in the order in which they arrive. So the final state of an interrupted search can be
+reproduced from its journal. Without workers the order is drawn from the seed, and the search is deterministic.
 """
 
 from collections import deque
@@ -28,18 +28,19 @@ CHILDREN = 'children'  # the name of the evaluator that trains the children of a
 class Crew(NamedTuple):
   """Workers that train one batch each at a time. If one is lost, another gets its batch."""
 
-  size: int  # how many workers there are, those that have not come yet included
+  size: int  # number of workers, including those that have not connected yet
   submit: Callable[[str, Batch], int]  # (name of an evaluator, batch) -> a ticket
-  collect: Callable[[Collection[int]], tuple[int, Outcome, float]]  # waits for the next of these tickets: which, its
-  # outcome, and the seconds that it took; raises `Stopped` if the process was asked to end
+  # Waits until one of these tickets is done. Returns the ticket, its outcome, and the seconds that its training took.
+  # Raises `Stopped` if the process was asked to end.
+  collect: Callable[[Collection[int]], tuple[int, Outcome, float]]
 
 
 def elsewhere(crew: Crew, names: Iterable[str], uniform: bool) -> dict[str, Evaluate]:
-  """Returns evaluators that cut a batch into shares, each of which a worker trains.
+  """Returns evaluators that cut a batch into shares and have each share trained by a worker.
 
   Args:
-    crew: whose workers have evaluators of these names.
-    names: of the evaluators.
+    crew: the workers, which have evaluators of these names.
+    names: the names of the evaluators.
     uniform: whether one program trains all children of a share; see `hosts.share`.
   """
 
@@ -66,19 +67,19 @@ def run(
   crew: Crew | None = None,
   width: int = 1,
 ) -> Any:
-  """Runs a search with replicas as `search.run` runs others, and returns the last state.
+  """Runs a search with replicas, as `search.run` runs other searches, and returns the last state.
 
-  Without a crew this process trains the children, and the order of answers is that of simulated times. So that all
-  devices have children, it trains the batches of several replicas together, and then takes their answers one by one.
+  Without a crew this process trains the children, and simulated times decide the order of answers. To keep all devices
+  busy, the batches of several replicas are trained together; their answers are then taken one by one.
 
   Args:
-    search: of `replicas.simulated`.
-    fleet: its state.
+    search: the search that `replicas.simulated` returned.
+    fleet: the state of that search.
     hooks: as in `search.run`.
-    budget: likewise. Batches that are still under way when it is spent do not count.
+    budget: as in `search.run`. Batches that are still in training when the budget is spent do not count.
     known: the journal so far, by child id. Its children are not trained again, and count in the order of their events.
-    crew: trains the children, each of its workers those of one replica.
-    width: children that this process trains at once, if there is no crew: as many as there are devices.
+    crew: the workers that train the children, each one the children of one replica at a time.
+    width: without a crew, how many children this process trains at once: the number of devices.
 
   Raises:
     ValueError: the journal belongs to another search.
@@ -118,7 +119,7 @@ def run(
 
 
 class Answer(NamedTuple):
-  """What a replica answers."""
+  """The answer of a replica: its batch and the outcome of that batch."""
 
   replica: int
   batch: Batch
@@ -126,15 +127,15 @@ class Answer(NamedTuple):
 
 
 def _placed(lines: Sequence[journal.Record], replica: int, event: int) -> list[journal.Record]:
-  """Returns records that say which answer they are of."""
+  """Returns the records with the replica and the event of their answer added."""
   return [line | {'replica': replica, 'event': event} for line in lines]
 
 
 def _round(search: Search, fleet: Fleet, together: int) -> list[Answer]:
   """Trains the batches of the replicas that answer next, in one program, and returns their answers in order.
 
-  A round is of so many events, and of batches that were handed out before it. An interrupted search goes on with the
-  rest of a round.
+  A round is a block of `together` events that begins at a multiple of that number. Its batches were handed out before
+  the round began. A search that was interrupted within a round resumes with the rest of that round.
   """
   machine, event = search.replicas, int(fleet.step)
   first = event - event % together
@@ -175,7 +176,7 @@ def _part(outcome: Outcome, children: slice) -> Outcome:
 def _next(
   machine: replicas.Replicas, fleet: Fleet, crew: Crew, under_way: dict[int, tuple[int, Batch]]
 ) -> tuple[Answer, float]:
-  """Gives batches to the workers that have none, those that were asked for first, and waits for an answer."""
+  """Gives the oldest waiting batches to the idle workers, and waits for the next answer."""
   numbers = fleet.numbers.tolist()
   busy = {r for r, _ in under_way.values()}
   for r in sorted(set(range(machine.replicas)) - busy, key=numbers.__getitem__)[: crew.size - len(under_way)]:
@@ -188,7 +189,7 @@ def _next(
 def events(known: Mapping[int, journal.Record], machine: replicas.Replicas) -> dict[int, int]:
   """Returns which replica gave each answer of a journal.
 
-  Where a line is lost, the next batch of its replica may tell: the one that was handed out at the answer.
+  If a line is lost, the next batch of the same replica may fill the gap, since it was handed out at that answer.
   """
   m, count = machine.search.m, machine.replicas
   handed = {line['id'] // m - count: line['replica'] for line in known.values() if line['id'] >= count * m}

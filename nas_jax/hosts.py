@@ -1,15 +1,15 @@
 """One search over several hosts: host 0 leads it, and the others train the children that it names.
 
 Host 0 alone has the search, its files and all decisions. It cuts each batch of children into equal shares, one for each
-host, trains its own and waits for the others. What the hosts tell one another goes through a store of keys and values,
-such as that of JAX's coordination service. No training program has a collective in it, so the bits of a result are
-those of one host with as many devices.
+host, trains its own share and waits for the others. The hosts communicate through a key-value store, such as that of
+JAX's coordination service. No training program contains a collective, so a result is bit-identical to that of one host
+with as many devices.
 
 The keys of the store:
 
 * `facts`, `agreed/HOST`, `verdict`: whether all hosts were started with the same config and the same data.
 * `task/NUMBER`: the batches, in order, each with the name of its evaluator. An empty one ends the search.
-* `done/NUMBER/HOST`: what the share of a host earned.
+* `done/NUMBER/HOST`: the outcome of a host's share.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,11 +26,11 @@ from nas_jax.training import evaluators
 from nas_jax.training.recovery import Stopped
 from nas_jax.types import Batch, Evaluate, Outcome, Repeats
 
-LOST = 75  # exit code (EX_TEMPFAIL of sysexits.h): a host is lost, and the same command goes on
+LOST = 75  # exit code (EX_TEMPFAIL of sysexits.h): a host is lost, and the same command resumes the search
 
 
 class Ended(Stopped):
-  """Another host has ended before the search did, or is lost; this one ends with exit code `code` too."""
+  """Another host has ended before the search did, or is lost. This host then ends with exit code `code` too."""
 
   def __init__(self, code: int, message: str):
     super().__init__(message)
@@ -56,14 +56,14 @@ ALONE = Hosts(0, 1, _alone, _alone, _alone, iter(()))
 
 
 def agree(hosts: Hosts, facts: Mapping[str, Any]) -> None:
-  """Returns if all hosts call it with the same facts.
+  """Checks that all hosts were started with the same facts. Every host must call this function.
 
   Args:
-    hosts: called on each of them.
+    hosts: the hosts of the search.
     facts: values of JSON by name, such as the settings of the search.
 
   Raises:
-    ValueError: on every host, if the facts of one differ from those of host 0; the message names how.
+    ValueError: on every host, if the facts of one host differ from those of host 0. The message names the difference.
   """
   if hosts.process:
     first, own = json.loads(hosts.get('facts')), json.loads(json.dumps(facts))
@@ -106,7 +106,7 @@ def lead(hosts: Hosts, own: Mapping[str, Evaluate], uniform: bool) -> dict[str, 
 
 
 def dismiss(hosts: Hosts) -> None:
-  """Tells the hosts that `serve` that the search is over."""
+  """Tells the other hosts, which are in `serve`, that the search is over."""
   hosts.put(f'task/{next(hosts.numbers)}', b'')
 
 
@@ -119,7 +119,7 @@ def serve(hosts: Hosts, own: Mapping[str, Evaluate], arch_type: type) -> None:
     arch_type: the NamedTuple of the architectures.
 
   Raises:
-    Stopped: this host or another is to end.
+    Stopped: this host or another one was asked to end.
   """
   for number in hosts.numbers:
     task = hosts.get(f'task/{number}')
@@ -145,10 +145,10 @@ def share(batch: Batch, index: int, count: int, uniform: bool) -> Batch:
 
   Args:
     batch: m children.
-    index: of the host.
-    count: of hosts.
-    uniform: whether shares with a child are filled up to equal sizes by copies of their last one, so that all hosts run
-      the same program as one host with as many devices would. Else the last shares are smaller; they may be empty.
+    index: the number of the host.
+    count: the number of hosts.
+    uniform: whether each share that has a child is filled up to a full share by copies of its last child. All hosts
+      then run the same program as one host with as many devices. Otherwise the last shares are smaller or empty.
   """
   m = len(batch.keys)
   size = -(-m // count)
@@ -165,9 +165,9 @@ def join(outcomes: list[Outcome], m: int, size: int) -> Outcome:
   """Returns the outcome of m children whose shares had these outcomes; copies that filled up a share are dropped.
 
   Args:
-    outcomes: in the order of hosts.
+    outcomes: the outcome of each share, in the order of hosts.
     m: children of the batch.
-    size: of a full share.
+    size: children of a full share.
   """
   counts = [min(size, m - first) for first in range(0, m, size)]
   reward, failed = ([np.asarray(getattr(one, name))[:n] for one, n in zip(outcomes, counts)] for name in _EARNED)

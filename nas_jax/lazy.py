@@ -13,9 +13,9 @@ def modules(
   """Returns `__getattr__` and `__dir__` for a package whose modules `names` are imported on first use.
 
   Args:
-    package: its name.
-    names: of its modules, and of what stands in `members`.
-    members: names that are no modules, each with the module that has it.
+    package: the name of the package.
+    names: the names of its modules, and the names in `members`.
+    members: the names of objects that are not modules, each with the module that defines the object.
   """
 
   def load(name: str) -> Any:
@@ -28,12 +28,12 @@ def modules(
 
 
 def require(package: str, user: str, extra: str = 'experiments') -> None:
-  """Raises ImportError, saying how to install it, if a package is missing that the core of nas_jax does without.
+  """Raises ImportError if an optional package is not installed. The message says how to install it.
 
   Args:
-    package: the name it is imported by.
-    user: what needs it, as the message begins.
-    extra: of nas_jax, which has the package.
+    package: the name by which the package is imported.
+    user: what needs the package; the first words of the message.
+    extra: the extra of nas_jax that installs the package.
   """
   if importlib.util.find_spec(package) is None:
     raise ImportError(f"{user} needs {package}, which is not installed: pip install 'nas_jax[{extra}]'.")

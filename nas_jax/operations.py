@@ -1,8 +1,8 @@
 """The operations that recurrent cells are made of: elementwise combinations of two values and activations of one.
 
 The two tables below are the only place that lists them. Spaces, flags, cells, equations, source files and drawings all
-read the tables, so one more line here adds an operation everywhere. An operation of your own needs no change here: give
-an `Operation` to the function that makes a space or a cell.
+read the tables, so one more line here adds an operation everywhere. To use an operation of your own, leave this file as
+it is and pass an `Operation` to the function that makes a space or a cell.
 
   swish = Operation('swish', lambda x: x * jax.nn.sigmoid(2 * x), 'lambda x: x * jax.nn.sigmoid(2 * x)')
   cells = space.tree_cell_space(base=2, activate=('tanh', swish))

@@ -21,11 +21,11 @@ class Fleet(NamedTuple):
 
   server: SearchState  # its step counts answers; theta is [S, P], and all leaves of opt_state have a leading axis S
   sums: PyTree  # [S, P] gradients that have reached each shard since its last update; () without a gradient
-  waiting: Array  # [S] int32, how many these are
+  waiting: Array  # [S] int32, how many gradients `sums` holds
   versions: Array  # [S] int32, updates of each shard
   late: PyTree  # [A, S, P] the last gradients that were sent, if some shards receive them later than others; else ()
   held: PyTree  # [K, ...] what each replica samples with: theta, or the whole state of an algorithm without a gradient
-  seen: Array  # [K, S] int32, updates that each shard had made when the replica read it
+  seen: Array  # [K, S] int32, updates that each shard had made when the replica read that shard
   numbers: Array  # [K] int32, the batch that each replica works on; ids and keys of its children follow from it
   ends: Array  # [K] simulated time at which each of these batches is trained
 
@@ -46,11 +46,11 @@ class Fleet(NamedTuple):
 
 
 class Server(NamedTuple):
-  """What takes the answers of replicas."""
+  """The functions of the server, which takes the answers of replicas."""
 
   init: Callable[[SearchState], tuple[SearchState, PyTree, PyTree]]  # -> the state it keeps; `sums` and `late`
   read: Callable[[SearchState], PyTree]  # what a replica samples with from now on
-  lend: Callable[[SearchState, PyTree], SearchState]  # the state as a replica has it that has read this
+  lend: Callable[[SearchState, PyTree], SearchState]  # (server's state, what a replica has read) -> the replica's state
   take: Callable[[Fleet, SearchState, Batch, Outcome], tuple[Fleet, Info]]  # an answer, and the state it was asked with
 
 
@@ -125,7 +125,7 @@ def _sharded(search: Search, accumulate: int, shards: int, lags: Sequence[int] |
       part = slicing.cut(after.algorithm.theta)[i], slicing.cut_optimizer(after.algorithm.opt_state, i)
       return part, after._replace(algorithm=after.algorithm._replace(theta=(), opt_state=())), info
 
-    # What an answer changes beside the parameters does not depend on the shard.
+    # Apart from the parameters, the changes that an answer makes do not depend on the shard.
     axes = (0, slicing.axes)
     parts, after, info = jax.vmap(shard, axes, (0, None, 0))(jnp.arange(shards), own.opt_state)
     after = after._replace(algorithm=after.algorithm._replace(theta=parts[0], opt_state=parts[1]))
@@ -137,7 +137,7 @@ def _sharded(search: Search, accumulate: int, shards: int, lags: Sequence[int] |
 class _Slicing(NamedTuple):
   """Parameters as a matrix [S, P]: their concatenation, filled up with zeros and cut into S rows.
 
-  In the state of an optimizer all that has the shape of theta is such a matrix, and each count is [S].
+  In the optimizer's state each tree of the shape of theta becomes such a matrix, and each count becomes [S].
   """
 
   cut: Callable[[PyTree], Array]  # a tree of the shape of theta -> the matrix

@@ -1,13 +1,13 @@
 """Asynchronous replicas of the controller, Zoph & Le (2017) Sec. 3.2, as a pure state machine.
 
-K replicas train m children each at the same time. A replica samples them with the parameters that it read last, sends
-the gradient that they give at these parameters, and reads the parameters again. Meanwhile others have moved them: its
-gradient is stale by so many updates. The parameters lie on a server in S shards, and a shard makes an update from the
-mean of every n gradients that reach it: see `nas_jax.parameter_server`.
+K replicas train m children each at the same time. A replica samples its children with the parameters that it read last,
+sends the gradient at these parameters, and reads the parameters again. Meanwhile other replicas have updated the
+parameters, and the gradient is stale by that number of updates. A server keeps the parameters in S shards, and a shard
+makes an update from the mean of every n gradients that reach it: see `nas_jax.parameter_server`.
 
-`Replicas.ask` and `Replicas.tell` are the machine, and a `Fleet` is its state. Who answers next is decided outside of
-it: by training times that are drawn from the seed (`simulated`), by workers that train the children, or by a journal
-(both in `nas_jax.crew`). The state is a function of the order of the answers.
+`Replicas.ask` and `Replicas.tell` are the machine, and a `Fleet` is its state. Which replica answers next is decided
+outside of the machine: by training times that are drawn from the seed (`simulated`), by workers that train the
+children, or by a journal (both in `nas_jax.crew`). The order of the answers determines the state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Evaluate, Info, Key, Outcome
 
 Delay = Callable[[Key], Array]  # draws how long a child trains, [], in any unit of time
-_CLOCK = np.uint32(2**32 - 1)  # folded into the run's key where training times are drawn; no number of a batch
+_CLOCK = np.uint32(2**32 - 1)  # folded into the run's key to draw training times; no batch has this number
 
 
 @dataclasses.dataclass
@@ -51,7 +51,7 @@ class Config:
 
 
 class Turn(NamedTuple):
-  """Where a batch stands among those of other replicas: `extra` of a batch that `Replicas.ask` returns."""
+  """The replica and the time of a batch: the `extra` of a batch that `Replicas.ask` returns."""
 
   replica: Array  # [] int32
   event: Array  # [] int32, answers that the server had when the batch was asked for
@@ -62,7 +62,7 @@ class Turn(NamedTuple):
 class Replicas(NamedTuple):
   """The state machine."""
 
-  search: Search  # what each replica does
+  search: Search  # the search that each replica takes part in
   replicas: int  # K
   init: Callable[[Key], Fleet]
   ask: Callable[[Fleet, int | Array], Batch]  # the batch that a replica works on, as often as one asks
@@ -106,15 +106,15 @@ def build(
   as random search, takes each answer at once: nothing is accumulated, and there are no shards.
 
   Args:
-    search: what each replica does. Its children train by themselves.
+    search: the search that each replica takes part in. Its children train by themselves.
     replicas: K.
     accumulate: n, how many gradients make an update.
-    shards: S, how many parts of the parameters are updated by themselves. If all receive every gradient at once, which
-      is so without `lags`, the number makes no difference.
-    delay: draws the training time of a child. A batch takes as long as the slowest of its m children. The times only
-      say who answers next in `simulated`.
-    lags: for simulations, [S]: a shard receives each gradient only when so many more have been sent. By default all
-      shards receive it at once, and a replica reads all of them at one version.
+    shards: S, how many parts of the parameters are updated separately. Without `lags` all shards receive every gradient
+      at once, and their number makes no difference.
+    delay: draws the training time of a child. A batch takes as long as the slowest of its m children. These times only
+      decide which replica answers next in `simulated`.
+    lags: for simulations, [S]: a shard receives each gradient only after this number of later gradients were sent. By
+      default all shards receive a gradient at once, and a replica reads all shards at one version.
 
   Raises:
     ValueError: the children share weights or are parts of token sequences, or a number does not fit.
@@ -196,8 +196,8 @@ def build(
 def simulated(machine: Replicas) -> Search:
   """Returns a search whose state is a `Fleet`: the next answer is that of the replica whose training ends first.
 
-  Training times are drawn from the seed, so the search is deterministic. It can be run as any other: in a table, whole
-  searches for many seeds in one program by `search.run_seeds`. To the metrics of a child it adds those of its `Turn`.
+  Training times are drawn from the seed, so the search is deterministic. It runs like any other search. With rewards
+  from a table, `search.run_seeds` runs it for many seeds in one program. The metrics of a child include its `Turn`.
   """
   search = machine.search
 
@@ -228,7 +228,7 @@ def simulated(machine: Replicas) -> Search:
 
 
 def noted(outcome: Outcome, numbers: Mapping[str, Array]) -> Outcome:
-  """Returns an outcome whose metrics have these numbers too, the same for all children."""
+  """Returns the outcome with these numbers added to the metrics, the same for all children."""
   m = len(outcome.reward)
   return outcome._replace(
     metrics={**(outcome.metrics or {}), **{name: jnp.broadcast_to(value, m) for name, value in numbers.items()}}
@@ -238,7 +238,7 @@ def noted(outcome: Outcome, numbers: Mapping[str, Array]) -> Outcome:
 def build_search(space: Space, cfg: Any, evaluate: Evaluate) -> Search:
   """Returns the search that a config with the fields of `Config` describes.
 
-  Without replicas it is `search.build`, with them it is `simulated`.
+  The search is made by `search.build` if `cfg.replicas` is 0, else by `simulated`.
 
   Raises:
     ValueError: as `check` and `search.build`.

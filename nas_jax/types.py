@@ -19,11 +19,11 @@ Info = dict[str, Array]  # numbers that an update reports, by name; they do not 
 
 
 class Repeats(NamedTuple):
-  """Which children of a batch repeat an earlier one, whose reward stands for theirs, so that they are not trained."""
+  """Which children of a batch are not trained, because they repeat an earlier child and get its reward."""
 
   known: Array  # [m] bool, whether the child needs no training
   source: Array  # [m] int32, the id of the child that was trained, which may be an earlier one of the same batch
-  reward: Array  # [m] what was measured: the mean over trainings that did not fail; read only if `source` was told
+  reward: Array  # [m] mean reward over the trainings that did not fail; read only if `source` was told
   failed: Array  # [m] bool, whether all these trainings failed
 
 

@@ -1,1 +1,1 @@
-"""Child networks: what the architectures of a search are trained as."""
+"""Child networks: the networks that a search trains for its architectures."""

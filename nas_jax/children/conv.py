@@ -50,24 +50,24 @@ class InputSpec(NamedTuple):
   augment: image_batches.Augment = image_batches.Augment()  # of training images
   norm_first: bool = True  # whether batch norm comes before the ReLU, or after it
   precision: str = 'float32'  # of convolutions and of the images between them, one of `precision.PRECISIONS`
-  metric: str = 'accuracy'  # that is scored, one of `metrics.NAMES`; all of them are unless it is accuracy
-  class_weights: tuple[float, ...] = ()  # [classes] of the losses of images; () for 1 each
+  metric: str = 'accuracy'  # one of `metrics.NAMES`; if not accuracy or R2, all scores of classes are computed
+  class_weights: tuple[float, ...] = ()  # [classes] weight of the loss of each image by its class; () for 1 each
 
 
 def build(inputs: InputSpec, options: NetworkOptions = NetworkOptions()) -> Child:  # noqa: B008 - a NamedTuple cannot change
   """Returns the child of static architectures. The `arch` argument of its functions is a `ChildSpec`.
 
-  An epoch has as many whole batches as there are images for. Each epoch has its own order of the images and its own
-  augmentation, which are the same for all children.
+  An epoch consists of whole batches; images that do not fill one are left out of it. Each epoch has its own order of
+  the images and its own augmentation, which are the same for all children.
 
   Args:
     inputs: the images.
-    options: what networks have beside the layers of their architecture.
+    options: the options of networks that are not part of an architecture.
 
   Returns:
-    A child whose score on the validation split is {'accuracy': ...}, {'r2': ...}, or all scores of classes if another
-    of these is wanted. Its carry are the moving statistics of batch norm, a (mean, variance) for each unit, which are
-    used for scoring.
+    A child whose score on the validation split is {'accuracy': ...}, {'r2': ...}, or for any other metric all scores of
+    classes. Its carry is the moving statistics of batch norm, a (mean, variance) for each unit, which are used for
+    scoring.
   """
 
   def forward(params, stats, spec, x, key):
@@ -100,8 +100,8 @@ def classifier(
     init: (spec, key) -> params.
     carry: (params) -> moving statistics.
     forward: (params, statistics, spec, images, key) -> logits [B, classes], statistics. The key is None in evaluation.
-      Where the images are bfloat16, so are convolutions and what they return; statistics and logits stay float32.
-    decayed: (params) -> the weights that the loss decays; none if the optimizer does so.
+      If the images are bfloat16, so are convolutions and their results; statistics and logits stay float32.
+    decayed: (params) -> the weights that the loss decays; none if the optimizer decays weights.
     inputs: as in `build`.
   """
 
@@ -182,7 +182,7 @@ def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: i
     kernels += zip(units, own, strict=False)  # a batch norm by itself has no kernel
     found.append(units if layer.kind == RESIDUAL else units[0] if units else {})
     shapes.append((-(-height // layer.stride[0]), -(-width // layer.stride[1]), out))
-  # A single draw for all kernels: each draw of its own would have to be compiled.
+  # A single draw for all kernels, because each separate draw would have to be compiled.
   drawn, at = jax.random.normal(key, (sum(math.prod(shape) for _, shape in kernels),)), 0
   for unit, shape in kernels:
     kernel = drawn[at : at + math.prod(shape)].reshape(shape)
@@ -193,11 +193,11 @@ def init_params(key: Key, made: Network, image: tuple[int, int, int], classes: i
 
 
 def warm_start_params(fresh: PyTree, old: PyTree) -> PyTree:
-  """Returns initial weights of a chain, with the layers that it shares with a shorter chain taken from there.
+  """Returns initial weights of a chain, with the first layers taken from a trained shorter chain.
 
   Args:
     fresh: initial weights of the longer chain, perhaps with leading axes. Its classifier is kept.
-    old: weights of the shorter chain, which the longer one begins with; with the same axes.
+    old: weights of the shorter chain, whose layers are the first of the longer one; with the same axes.
   """
   known = len(old['layers'])
   return fresh | {'layers': [*old['layers'], *fresh['layers'][known:]]}
@@ -232,10 +232,10 @@ def run(
 
 
 def residual(x, stride, own, moving, epsilon, train):
-  """A residual block (He et al. 2016): y [B, ceil(H / sh), ceil(W / sw), F], and the moving statistics after it.
+  """Returns the output of a residual block (He et al. 2016), [B, ceil(H / sh), ceil(W / sw), F], and its statistics.
 
-  Convolution with the stride, batch norm, ReLU, convolution and batch norm are added to x; a ReLU follows. If the block
-  has a third unit, the shortcut is a 1 x 1 convolution with the stride, and batch norm.
+  The block applies a convolution with the stride, batch norm, ReLU, a convolution and batch norm, adds x, and applies
+  ReLU. If it has a third unit, the shortcut is a 1 x 1 convolution with the stride, and batch norm.
   """
 
   def unit(k, x, stride, relu):
@@ -248,7 +248,7 @@ def residual(x, stride, own, moving, epsilon, train):
 
 
 def normed(x, own, moving, epsilon, train, relu):
-  """Batch norm, by the batch in training or else by the moving statistics; and the moving statistics after it."""
+  """Applies batch norm, by the batch in training, else by the moving statistics. Returns also the new statistics."""
   if not train:
     return image_ops.normalize(x, own['scale'], own['shift'], *moving, epsilon, relu), moving
   y, mean, variance = image_ops.batch_norm(x, own['scale'], own['shift'], epsilon, relu)
@@ -256,7 +256,7 @@ def normed(x, own, moving, epsilon, train, relu):
 
 
 def moved(moving: PyTree, found: PyTree) -> PyTree:
-  """Updates moving statistics by those of a batch."""
+  """Updates moving statistics with the statistics of a batch."""
   return jax.tree.map(lambda old, new: MOMENTUM * old + (1 - MOMENTUM) * new, moving, found)
 
 
@@ -284,5 +284,5 @@ def pooled(x: Array, window: tuple[int, int], stride: tuple[int, int], largest: 
   def summed(x):
     return jax.lax.reduce_window(x, 0.0, jax.lax.add, size, steps, padding)
 
-  # The sizes of windows are computed for one image: XLA would fold the constants of a whole batch, which takes seconds.
+  # The sizes of windows are computed for one image: folding the constants of a whole batch would take XLA seconds.
   return summed(x) / summed(jnp.ones((1, *x.shape[1:3], 1), x.dtype))

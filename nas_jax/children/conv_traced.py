@@ -37,7 +37,7 @@ def build(
     inputs: as in `conv.build`.
 
   Returns:
-    A child whose arch is a `ChildSpec` with a `ConvArch` of int32 arrays. Their values must be of the space, which is
+    A child whose arch is a `ChildSpec` with a `ConvArch` of int32 arrays. Their values must be in the space; this is
     not checked. Its carry is the moving mean and variance [L, F] of every channel.
   """
   sizes = Sizes(inputs.image[2], tuple(filter_heights), tuple(filter_widths), tuple(filters))
@@ -75,7 +75,7 @@ def build(
 
 
 def _wires(arch: ConvArch, depth: int, skips: bool) -> Wires:
-  """Returns which layers each layer reads; by the first of the paper's rules one that reads none reads the image."""
+  """Returns which layers each layer reads. By the paper's first rule a layer without inputs reads the image."""
   if skips and depth > 1:
     layer, source = pairs(depth - 1)
     links = jnp.zeros((depth, depth), bool).at[layer + 1, source].set(jnp.asarray(arch.links) != 0)
@@ -86,7 +86,7 @@ def _wires(arch: ConvArch, depth: int, skips: bool) -> Wires:
 
 
 def _ends(sizes: Sizes, wires: Wires) -> Array:
-  """[L, F, 1] bool, what the classifier reads: the channels of layers that no other layer reads."""
+  """Returns the channels that the classifier reads, [L, F, 1] bool: those of layers that no other layer reads."""
   own = jnp.arange(max(sizes.filters))[None] < wires.filters[:, None]
   return (own & ~wires.reads[:, 1:].any(0)[:, None])[..., None]
 

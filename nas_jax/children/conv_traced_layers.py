@@ -36,7 +36,7 @@ def run(
     norm_first: static.
     weights: entries that the network does not have are ignored.
     wires: the network.
-    x: [B, H, W, C] images; they get no gradient. Of bfloat16, so are the convolutions and the outputs of layers.
+    x: [B, H, W, C] images; they get no gradient. If they are bfloat16, so are convolutions and the outputs of layers.
     epsilon: of batch norm.
     moving: mean and variance, [L, F] each, in evaluation, which has no gradient; None in training.
 
@@ -54,7 +54,7 @@ def run(
 
 
 def _masked(sizes, norm_first, weights, wires, x, epsilon, moving):
-  """Computes every layer in full size; weights of 0 take the place of those that the network does not have."""
+  """Computes every layer in full size; weights that the network does not have are set to 0."""
   weights = present(sizes, weights, wires)
   kh, kw, widest, most = sizes.most()
   below, features, used = _widened(x, widest), [], []
@@ -84,7 +84,7 @@ class _Found(NamedTuple):
   """
 
   outputs: Array  # [L + 1, N C] as [B, H, W, c]: the sources
-  transposed: Array  # [L + 1, N C] the same, as [c, H, W, B]
+  transposed: Array  # [L + 1, N C] the sources, as [c, H, W, B]
   normed: Array  # [L, N F] as [B, H, W, f]: the inputs of batch norm
   features: Array  # [L, B, F]
   mean: Array  # [L, F]
@@ -95,11 +95,11 @@ class _Place(NamedTuple):
   """What a layer reads and what size it has, as indices."""
 
   first: Array  # index of the pair of this layer and source 0
-  sources: Array  # [L + 1] all sources, those that it reads first
-  reads: Array  # the number of sources that it reads
-  kinds: Array  # [L + 1] of each source, into Sizes.sources
-  window: Array  # into Sizes.windows
-  filters: Array  # into Sizes.filters
+  sources: Array  # [L + 1] all sources, beginning with those that the layer reads
+  reads: Array  # the number of sources that the layer reads
+  kinds: Array  # [L + 1] for each source its index into Sizes.sources
+  window: Array  # index into Sizes.windows
+  filters: Array  # index into Sizes.filters
 
 
 def _place(sizes, wires, i):
@@ -211,7 +211,7 @@ _looped.defvjp(_looped_forward, _looped_backward)
 def _pulled(sizes, place, outputs, kernels, rows, shape, state):
   """Adds the gradients of one layer's convolutions to those of its sources, and sets those of its kernels.
 
-  It computes them as `image_ops.conv` does on a CPU, but transposes each array once, not once for each pair.
+  The gradients are computed as in `image_ops.conv` on a CPU, but each array is transposed only once, not for each pair.
   """
   kh, kw, widest, most = sizes.most()
   batch, height, width = shape
@@ -274,7 +274,7 @@ def _over(row, value):
 
 
 def _inner(kernel, size):
-  """Returns the part of a kernel [kh, kw, ...] that is its own window."""
+  """Returns the central part of a kernel [kh, kw, ...] that has the size of its own window."""
   top, left = corner(kernel.shape[:2], size)
   return kernel[top : top + size[0], left : left + size[1]]
 

@@ -32,8 +32,8 @@ def child(inputs: conv.InputSpec, options: Any, space: Space, zeros: Callable, o
 
   Args:
     inputs: as in `conv.build`.
-    options: what all networks have in common.
-    space: of the architectures; a static one of another space is refused.
+    options: the options that all networks share.
+    space: the space of the architectures; a static architecture of another space is refused.
     zeros: () -> zeros in the shapes of all weights.
     own: (tree, static arch) -> the part of the tree that its network uses.
     run: (params, statistics, arch, options, images, epsilon, key or None) -> logits, statistics.
@@ -74,20 +74,20 @@ def mode(norm: str, key: Key | None) -> str:
 
 
 def normed(x: Array, own: PyTree, moving: PyTree, epsilon: Array, how: str, relu: bool = False) -> tuple[Array, PyTree]:
-  """Batch norm, and the moving statistics after it; `how` is TRAIN or one of NORMS."""
+  """Applies batch norm. Returns also the moving statistics after it; `how` is TRAIN or one of NORMS."""
   y, after = conv.normed(x, own, moving, epsilon, how != 'moving', relu)
   return y, after if how == TRAIN else moving
 
 
 def unit(x: Array, own: PyTree, moving: PyTree, epsilon: Array, how: str, relu: bool = False) -> tuple[Array, PyTree]:
-  """A convolution and batch norm, and the moving statistics after it."""
+  """Applies a convolution and batch norm. Returns also the moving statistics after them."""
   if 'depthwise' in own:
     x = image_ops.depthwise(x, own['depthwise'])
   return normed(image_ops.conv(x, own['kernel']), own, moving, epsilon, how, relu)
 
 
 def reduced(x: Array, own: PyTree, moving: PyTree, epsilon: Array, how: str) -> tuple[Array, PyTree]:
-  """A factorised reduction to half the height and width, rounded up, and batch norm.
+  """Applies a factorised reduction to half the height and width, rounded up, and batch norm.
 
   Half of the filters, rounded down, read the pixels at 0, 2, ... of both axes; the others read those at 1, 3, ..., with
   zeros beyond the edge.
@@ -120,7 +120,7 @@ def joined(
 
 
 def own_joined(tree: PyTree, taken: Sequence[int]) -> PyTree:
-  """Returns a unit of `joined` with the kernels of those images alone that are taken, and other trees unchanged."""
+  """Returns a unit of `joined` with only the kernels of the images that are taken; other trees stay unchanged."""
   if not isinstance(tree, dict) or 'kernel' not in tree:
     return tree
   kernels = [kernel for kernel, take in zip(tree['kernel'], taken, strict=True) if take]
@@ -175,7 +175,7 @@ def drawn(key: Key, shapes: PyTree) -> PyTree:
   leaves, tree = jax.tree.flatten_with_path(shapes)
   fans = {'kernel': slice(-4, -1), 'depthwise': slice(-3, -1)}  # the axes that one output reads
   names = [path[-1].key for path, _ in leaves]
-  # A single draw for all kernels: each draw of its own would have to be compiled.
+  # A single draw for all kernels, because each separate draw would have to be compiled.
   count = sum(leaf.size for name, (_, leaf) in zip(names, leaves, strict=True) if name in fans)
   normal, at, found = jax.random.normal(key, (count,)), 0, []
   for name, (_, leaf) in zip(names, leaves, strict=True):

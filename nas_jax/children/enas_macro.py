@@ -36,7 +36,7 @@ class NetworkOptions(NamedTuple):
 
 
 def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
-  """Returns the child of these networks, which are trained each by itself or with shared weights.
+  """Returns the child of these networks. Each is trained by itself, or all with shared weights.
 
   Args:
     inputs: as in `conv.build`; batch norm always comes before the ReLU.
@@ -44,11 +44,11 @@ def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
 
   Returns:
     A child whose arch is a `conv.ChildSpec`. With a static `MacroArch` it has the weights of that network. With a
-    traced one it has those of all networks, and a training step changes the part that `own` selects. Its carry is the
-    moving statistics, of which the same part changes.
+    traced one it has the weights of all networks, and a training step changes only the part that `own` selects. Its
+    carry is the moving statistics; a step changes the same part of these.
 
   Raises:
-    ValueError: `options` has a value that cannot be; or, in `init`, a static arch is not of the space.
+    ValueError: `options` has an invalid value; or, in `init`, a static arch is not of the space.
   """
   space = enas_macro_space(options.layers, options.operations)
 
@@ -127,7 +127,7 @@ def _reduced(outputs, needed, own, moving, epsilon, how):
     return enas_layers.reduced(x, own, moving, epsilon, how)
 
   def leave(x, own, moving):
-    return jnp.zeros_like(halve(x, own, moving)[0]), moving  # the shape alone
+    return jnp.zeros_like(halve(x, own, moving)[0]), moving  # only the shape matters
 
   found = []
   for x, need, part, old in zip(outputs, needed, own, moving, strict=True):

@@ -4,11 +4,11 @@ A network begins with a 3 x 3 convolution. Normal cells follow, with a reduction
 of them, which halves height and width and doubles the filters. A cell reads the outputs of the two cells before it. A
 ReLU, a 1 x 1 convolution and batch norm bring them to its number of filters, or a factorised reduction if they are
 too large. So a reduction cell halves its inputs, and its operations have stride 1, as in the search of the released
-code. In the paper its operations have stride 2. In the released code the newer input is left as it is if it fits.
+code. In the paper its operations have stride 2. In the released code the newer input stays unchanged if its size fits.
 
-A separable convolution is ReLU, convolution and batch norm, twice. The output of a cell are the nodes that no operation
-reads, inputs too: they are concatenated, and ReLU, a 1 x 1 convolution and batch norm follow. In the released code a
-network that is trained by itself has no such convolution.
+A separable convolution is ReLU, convolution and batch norm, twice. The output of a cell consists of the nodes,
+including inputs, that no operation reads: they are concatenated, and ReLU, a 1 x 1 convolution and batch norm follow.
+In the released code a network that is trained by itself has no such convolution.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
     A child whose arch is a `conv.ChildSpec` of a static or traced `MicroArch`.
 
   Raises:
-    ValueError: `options` has a value that cannot be; or, in `init`, a static arch is not of the space.
+    ValueError: `options` has an invalid value; or, in `init`, a static arch is not of the space.
   """
   space = enas_micro_space(options.blocks, options.operations)
   if options.cells < 1:
@@ -112,7 +112,7 @@ def own(tree: PyTree, arch: MicroArch) -> PyTree:
 def run(
   params: PyTree, stats: PyTree, arch: MicroArch, options: NetworkOptions, x: Array, epsilon: Any, key: Key | None
 ) -> tuple[Array, PyTree]:
-  """Logits [B, classes] of images [B, H, W, C], and the moving statistics after them; in training with a key."""
+  """Returns logits [B, classes] of images [B, H, W, C], and the moving statistics; a key means training."""
   how, cells, after = enas_layers.mode(options.norm, key), cells_of(options), []
   dropout, paths = (None, None) if key is None else jax.random.split(key)
   x, stem = enas_layers.unit(x, params['stem'], stats['stem'], epsilon, how)

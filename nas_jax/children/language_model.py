@@ -31,7 +31,7 @@ class Cell(NamedTuple):
 
 
 def tree(operations: Operations = BUILT_IN) -> Cell:
-  """Returns tree cells. Traced ones may hold only the given operations."""
+  """Returns tree cells. Traced architectures may hold only the given operations."""
 
   def unroll(params, arch, carry, xs, h_mask, together=1):
     return tree_cell.unroll(params, arch, carry, xs, h_mask=h_mask, operations=operations, together=together)
@@ -43,7 +43,7 @@ def tree(operations: Operations = BUILT_IN) -> Cell:
 
 
 def enas(operations: Operations = BUILT_IN, normalize: bool = False) -> Cell:
-  """Returns recurrent cells of ENAS. Traced ones share their weights and may hold only the given activations.
+  """Returns recurrent cells of ENAS. Traced architectures share weights and may hold only the given activations.
 
   `normalize` adds batch norm of the outputs over the streams of the batch, as in the paper's search.
   """
@@ -172,7 +172,7 @@ def run(
 ) -> tuple[Array, list[PyTree]]:
   """Runs the network over a window. Returns losses [T, B], in nats, of `targets` given `inputs` [T, B]; and carries.
 
-  In the precision 'bfloat16' products and all values between them are so; logits, losses and what is returned are
+  With the precision 'bfloat16' products and all values between them are bfloat16. Logits, losses and carries are
   float32.
   """
   bias, given = params['softmax_bias'], carries
@@ -227,7 +227,7 @@ def build(
     window to window.
 
   Raises:
-    ValueError: `tied`, and the embedding is not as wide as the cells.
+    ValueError: `tied` is true, and the embedding is not as wide as the cells.
   """
   embedding = embedding or hidden
   if tied and embedding != hidden:

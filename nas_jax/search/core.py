@@ -1,6 +1,6 @@
 """A search as pure functions of its state: ask for children, evaluate them, tell what they earned.
 
-`evaluate` alone takes long and may depend on the machine; `search.run` calls the functions in turn.
+Only `evaluate` takes long or may depend on the machine. `search.run` calls the functions in turn.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,10 +36,10 @@ class Parts(NamedTuple):
 
 
 class Update(NamedTuple):
-  """One of several updates that one program made."""
+  """The result of one update, when one program call makes several."""
 
-  state: SearchState  # after it
-  batch: Batch  # ids and token sequences alone
+  state: SearchState  # after the update
+  batch: Batch  # only ids and token sequences
   outcome: Outcome
   info: Info
 
@@ -61,20 +61,20 @@ class Search(NamedTuple):
   gradient: Callable[[SearchState, Batch, Outcome], PyTree] | None
   apply: Callable[[SearchState, PyTree, Batch, Outcome], tuple[SearchState, Info]] | None
   policy_summary: Callable[[SearchState, Key], tuple[Array, Array]]  # for reports: `Algorithm.summary`
-  # (state, batch) -> the state that knows that a batch was asked for and will be told later: the next `ask` asks for
-  # other children. Batches may be told in any order. None if the search has no record of its children.
+  # (state, batch) -> the state in which the batch is reserved: it will be told later, and the next `ask` asks for other
+  # children. Batches may be told in any order. None if the search has no record of its children.
   reserve: Callable[[SearchState, Batch], SearchState] | None = None
   parts: Parts | None = None  # None if every token sequence is one child
   shared: bool = False  # whether children share weights, so that a reward depends on all that came before
   replicas: Any = None  # `nas_jax.replicas.Replicas`, if the state is a `Fleet` of them
-  told: int = 0  # known children that it has been told of at its beginning, see `search.start`
-  # (state, n) -> the next updates, at least one and at most n, all by one program; None if each needs the host. They
-  # are what `ask`, `evaluate` and `tell` give one by one, but for the rounding of a differently compiled program.
+  told: int = 0  # known children that the search was told of at its beginning, see `search.start`
+  # (state, n) -> the next updates, at least one and at most n, all in one program call; None if each update needs the
+  # host. The updates are those that `ask`, `evaluate` and `tell` would make, up to rounding in another program.
   updates: Callable[[SearchState, int], list[Update]] | None = None
 
   @property
   def train(self) -> Evaluate:
-    """Trains and scores architectures: the children, whatever the search does with their scores."""
+    """The function that trains and scores architectures: `parts.train` if the search has parts, else `evaluate`."""
     return self.parts.train if self.parts else self.evaluate
 
   def spent(self, state: SearchState) -> int:
@@ -82,18 +82,18 @@ class Search(NamedTuple):
     return self.parts.spent(state) if self.parts else int(state.step) * self.m
 
   def children(self, state: SearchState) -> Sequence[int]:
-    """Returns the ids of the children so far, in rising order. Replicas may have trained later ones before others."""
+    """Returns the ids of the children so far, in rising order. With replicas some smaller ids may be missing."""
     return self.replicas.children(state) if self.replicas else range(self.spent(state))
 
   def over(self, state: SearchState, children: int) -> bool:
-    """Says whether a budget of so many children is spent, or nothing is left to train."""
+    """Says whether a budget of `children` is spent, or nothing is left to train."""
     return self.spent(state) >= children or (self.parts is not None and self.parts.exhausted(state))
 
   def sized(self, state: SearchState, step: int) -> SearchState:
-    """Returns the state with arrays of the sizes that they have after so many updates.
+    """Returns the state with its arrays grown to the sizes that they have after `step` updates.
 
-    Batches that are reserved count as updates. `tell` and `reserve` do this by themselves, unless they are traced: a
-    search within one program needs it once, before, for all its updates.
+    Batches that are reserved count as updates. `tell` and `reserve` grow the state by themselves, unless they are
+    traced. A search that runs within one program must therefore call this once before its first update.
     """
     if self.parts:
       return self.parts.grow(state, step)
@@ -125,7 +125,7 @@ def build(
     space: of the children.
     cfg: the algorithm and its settings, the size of a batch, the schedule of depths.
     evaluate: trains and scores children, with one reward for each child or for each of its layers.
-    credit: maps the advantages of a batch, [m] or [m, L], to what its layers are credited with.
+    credit: maps the advantages of a batch, [m] or [m, L], to the credits of its layers.
     remember: sets `children` and `replay` of the state from an outcome; called before the algorithm's part is set.
 
   Raises:
@@ -167,7 +167,7 @@ def build(
     return after(state, batch, outcome, *own(state.algorithm, grads, batch, *earned(state, batch, outcome)))
 
   def earned(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[Outcome, Callable[[Array], Array]]:
-    """Returns what an algorithm learns from: the outcome, and how advantages become those of layers."""
+    """Returns what an algorithm learns from: the settled outcome, and the function that assigns credit to layers."""
     return settle(state.worst, batch, history.fill(batch, outcome))[0], functools.partial(credit, state, batch)
 
   def after(state: SearchState, batch: Batch, outcome: Outcome, kept: PyTree, info: Info) -> tuple[SearchState, Info]:
@@ -227,7 +227,7 @@ def identify(state: SearchState, m: int) -> tuple[Array, Key, Key]:
 
 
 def depth_of(cfg: Config, space: Space, children: int | Array) -> Array:
-  """Returns the depth of the next child after so many: `depth_step` more every `depth_every` children, Sec. 4.1."""
+  """Returns the depth of the next child, which grows by `depth_step` every `depth_every` children, Sec. 4.1."""
   grown = cfg.depth_start + cfg.depth_step * (children // cfg.depth_every)
   return jnp.minimum(space.layers, grown if cfg.depth_start else space.layers)
 

@@ -1,14 +1,14 @@
-"""A Gaussian process that chooses among proposals: Bayesian optimization over what an algorithm proposes.
+"""A Gaussian process that chooses among proposals: Bayesian optimization over the proposals of an algorithm.
 
-It is fitted to all that was measured, and of many candidates takes the one with the greatest expected improvement
-(Jones et al. 1998, "Efficient Global Optimization"). Candidates are proposals of the search's own algorithm and
-mutations of the best children. Two token sequences have the covariance exp(-d / l), where d is the number of tokens in
-which they differ (Hamming distance) and the length scale l is the likeliest of a few (Rasmussen & Williams 2006, Sec.
-2.2 and 5.4.1). The children of a batch are chosen one after another, each as if those before had earned what was
-expected of them ("kriging believer", Ginsbourger et al. 2010), and so is a batch beside batches that are not told yet.
+The process is fitted to all rewards so far. Among many candidates it chooses the one with the greatest expected
+improvement (Jones et al. 1998, "Efficient Global Optimization"). Candidates are proposals of the search's own algorithm
+and mutations of the best children. Two token sequences have the covariance exp(-d / l), where d is the number of tokens
+in which they differ (Hamming distance) and the length scale l is the likeliest of a few (Rasmussen & Williams 2006,
+Sec. 2.2 and 5.4.1). The children of a batch are chosen one after another, each as if the children before had earned
+their expected rewards ("kriging believer", Ginsbourger et al. 2010). Batches that are not told yet are treated alike.
 
-The inverse of the Cholesky factor of the covariance matrix is kept and gets a row for each new token sequence, so that
-nothing is ever factorized.
+The inverse of the Cholesky factor of the covariance matrix is kept and extended by a row for each new token sequence,
+so the matrix is never factorized anew.
 """
 
 from typing import NamedTuple
@@ -24,10 +24,10 @@ from nas_jax.space import Space
 from nas_jax.types import Array, Depth, Key, PyTree
 
 LENGTHS = (0.125, 0.35, 1.0, 2.8)  # length scales, in tokens of a whole sequence
-NOISE = 0.05  # variance of the noise of a reward, where that of the normalized rewards is 1
-LARGEST = 1024  # token sequences that the process is fitted to; of later ones it learns nothing
-WARM_UP = 10  # children that are told before the process is asked
-OWN = 3  # every so many children one is the algorithm's own proposal
+NOISE = 0.05  # variance of the noise of a reward; the normalized rewards have variance 1
+LARGEST = 1024  # token sequences that the process is fitted to; later ones are ignored
+WARM_UP = 10  # children that are told before the process chooses any
+OWN = 3  # one of this many children is the algorithm's own proposal
 MUTATIONS = 16  # for each child of a batch
 PARENTS = 5  # best children that are mutated
 
@@ -36,12 +36,12 @@ class Guide(NamedTuple):
   """The Gaussian process, one for each of the S length scales. Its rows are the first of the history."""
 
   inverse: Array  # [S, N, N] the inverse of the lower Cholesky factor of the covariance matrix; 0 where there is no row
-  believed: Array  # [N] what a sequence was expected to earn when it was reserved, normalized
+  believed: Array  # [N] the normalized reward that was expected of a sequence when it was reserved
   size: Array  # [] int32, rows
 
 
 def empty(capacity: int = LEAST) -> Guide:
-  """Returns a process that knows nothing."""
+  """Returns a process without rows."""
   return Guide(jnp.zeros((len(LENGTHS), capacity, capacity)), jnp.zeros(capacity), jnp.zeros((), jnp.int32))
 
 
@@ -52,12 +52,12 @@ def grow(guide: Guide, capacity: int) -> Guide:
 
 
 def distances(tokens: Array, depth: Array | int, others: Array, depths: Array | int) -> Array:
-  """Returns in how many tokens sequences [..., T] differ, and their difference in layers added to that, [...]."""
+  """Returns the number of tokens in which sequences [..., T] differ, plus their difference in layers, [...]."""
   return (tokens != others).sum(-1) + jnp.abs(depth - depths)
 
 
 def length_scales(length: int) -> Array:
-  """Returns the length scales [S] for sequences of so many tokens."""
+  """Returns the length scales [S] for sequences of `length` tokens."""
   return length * jnp.asarray(LENGTHS)
 
 
@@ -86,15 +86,15 @@ class Fit(NamedTuple):
   inverse: Array  # [N, N]
   weights: Array  # [N] inverse @ normalized rewards
   scale: Array  # [] the length scale
-  deviation: Array  # [] that of the process
+  deviation: Array  # [] the standard deviation of the process
   best: Array  # [] the greatest normalized reward
 
 
 def normalized(guide: Guide, history: History) -> Array:
   """Returns the rewards of the rows as normal scores, [N]; 0 where there is no row.
 
-  Only their order counts, so that outliers and failed children, which are the last, do no harm. A sequence that was
-  not told yet has what is believed of it.
+  Only the order of the rewards counts, so that outliers and failed children, which rank last, do no harm. A sequence
+  that was not told yet has its expected reward, `believed`.
   """
   room = len(guide.believed)
   told = (jnp.arange(room) < guide.size) & (history.trained[:room] > 0)
@@ -108,7 +108,7 @@ def normalized(guide: Guide, history: History) -> Array:
 
 
 def fit(guide: Guide, history: History) -> Fit:
-  """Returns the process at the length scale of the greatest evidence, its variance being the likeliest one."""
+  """Returns the process with the length scale of the greatest evidence and with the likeliest variance."""
   values = normalized(guide, history)
   weights = jnp.einsum('sij,j->si', guide.inverse, values)
   count = jnp.maximum(guide.size, 1)
@@ -124,8 +124,8 @@ def predict(found: Fit, history: History, tokens: Array, depth: Array | int) -> 
   """Predicts what token sequences [n, T] earn, normalized.
 
   Returns:
-    Means [n], variances [n] in units of that of the process, and [n, N] covariances with the rows times the inverse
-    factor, of which both are made.
+    The means [n]; the variances [n], as shares of the variance of the process; and the covariances with the rows times
+    the inverse factor, [n, N], from which both are computed.
   """
   room = len(found.weights)
   apart = distances(tokens[:, None], depth, history.tokens[None, :room], history.depth[None, :room])
@@ -144,7 +144,7 @@ def log_improvement(mean: Array, deviation: Array, best: Array) -> Array:
 
 
 def believe(guide: Guide, history: History, tokens: Array, depth: Array) -> Guide:
-  """Returns the process with the expected rewards of m sequences [m, T] that are reserved, which are rows already."""
+  """Stores the expected rewards of m reserved sequences [m, T], which must have rows already. Returns the process."""
   mean, _, _ = predict(fit(guide, history), history, tokens, depth[0])
   row = jnp.argmax((history.tokens[None] == tokens[:, None]).all(-1) & (history.depth[None] == depth[:, None]), 1)
   return guide._replace(believed=guide.believed.at[row].set(mean, mode='drop'))
@@ -154,7 +154,7 @@ class Chosen(NamedTuple):
   """The children of a batch that are chosen already, and what follows from them for the n candidates."""
 
   tokens: Array  # [m, T] int32
-  variance: Array  # [n] as `predict` returns it, the chosen ones given
+  variance: Array  # [n] as `predict` returns it, conditioned on the chosen children
   given: Array  # [n, m] what the chosen ones add to the last result of `predict`
   best: Array  # [] the greatest normalized reward, or what is expected of the chosen ones
 
@@ -164,7 +164,7 @@ def propose(
 ) -> Array:
   """Returns token sequences [m, T] for a batch, none of which has been asked for before.
 
-  If a child has only known candidates it is the first proposal of the algorithm.
+  If all candidates for a child are known, the child is the first proposal of the algorithm.
 
   Args:
     space: of the children.
@@ -206,7 +206,8 @@ def propose(
 def mutants(space: Space, history: History, drawn: Array, keys: Key, depth: Depth) -> Array:
   """Returns `MUTATIONS` mutations of the best children for each of `keys` [m], as [m * MUTATIONS, T].
 
-  Tokens that a mutation brings into being are those of other proposals, `drawn` [m, n, T] with n at least MUTATIONS.
+  A mutation can add tokens that its parent lacks. These come from other proposals, `drawn` [m, n, T] with n at least
+  MUTATIONS.
   """
   reward = jnp.where(history.sound > 0, history.reward, -jnp.inf)
   top, rows = jax.lax.top_k(reward, PARENTS)

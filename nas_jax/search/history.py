@@ -5,7 +5,8 @@ state. It is kept only by searches that need it: those that do not train a known
 config is 'reuse' or 'avoid').
 
 Two token sequences are the same here if their tokens and their depths are equal. Different token sequences can also
-mean the same network (`space.canonical`). That form exists for static architectures only, so it is not looked at.
+mean the same network (`space.canonical`). This is not detected, since canonical forms exist for static architectures
+only.
 """
 
 from collections.abc import Callable
@@ -19,27 +20,27 @@ from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Depth, Evaluate, Key, Outcome, PyTree, Repeats
 
 LEAST = 256  # rows of the smallest record
-DRAWS = 32  # proposals for each child, of which the first that is not known is taken
+DRAWS = 32  # proposals for each child; the first one that is not known is taken
 
 
 class History(NamedTuple):
   """Up to N distinct token sequences, in the order in which they were first asked for.
 
-  A sequence without trainings is pending: it was asked for, and nothing has been told of it yet.
+  A sequence without trainings is pending: it was asked for, and its outcome has not been told yet.
   """
 
   tokens: Array  # [N, T] int32
   depth: Array  # [N] int32, layers
   id: Array  # [N] int32, of the child that was first asked for with these tokens
   reward: Array  # [N] mean over the trainings that did not fail; 0 where there are none
-  trained: Array  # [N] int32, trainings so far, those that failed included
+  trained: Array  # [N] int32, trainings so far, including failed ones
   sound: Array  # [N] int32, trainings that did not fail
   size: Array  # [] int32, token sequences so far
   waiting: Array  # [] int32, batches that are reserved and not told
 
 
 def empty(length: int, capacity: int = LEAST) -> History:
-  """Returns a record of no token sequences, each of which would have `length` tokens."""
+  """Returns an empty record for token sequences of `length` tokens."""
   depth, number, trained, sound = (jnp.zeros(capacity, jnp.int32) for _ in range(4))
   nothing = jnp.zeros((), jnp.int32)
   tokens, reward = jnp.zeros((capacity, length), jnp.int32), jnp.zeros(capacity, jnp.float32)
@@ -47,7 +48,7 @@ def empty(length: int, capacity: int = LEAST) -> History:
 
 
 def capacity_for(children: int) -> int:
-  """Returns how many rows a record has that has room for so many children: it grows by doubling."""
+  """Returns the capacity of a record with room for `children`: `LEAST` times a power of 2."""
   capacity = LEAST
   while capacity < children:
     capacity *= 2
@@ -62,14 +63,14 @@ def grow(history: History, capacity: int) -> History:
 
 
 def find(history: History, tokens: Array, depth: Array | int) -> tuple[Array, Array]:
-  """Returns the row of a token sequence [T] of so many layers, and whether there is one."""
+  """Returns the row of a token sequence [T] of `depth` layers, and whether there is such a row."""
   same = (history.tokens == tokens[None]).all(1) & (history.depth == depth)
   same &= jnp.arange(len(history.depth)) < history.size
   return jnp.argmax(same), same.any()
 
 
 def are_known(history: History, tokens: Array, depth: Array | int) -> Array:
-  """Says which of the token sequences [n, T] of so many layers have been asked for before, [n] bool."""
+  """Says which of the token sequences [n, T] of `depth` layers have been asked for before, [n] bool."""
   return jax.vmap(lambda one: find(history, one, depth)[1])(tokens)
 
 
@@ -79,11 +80,11 @@ def draw_unseen(is_known: Callable[[Array], Array], propose: Propose, state: PyT
   If all of them are known, it is the first proposal.
 
   Args:
-    is_known: maps token sequences [n, T] to which of them are known, [n] bool.
-    propose: of the algorithm.
-    state: of the algorithm.
+    is_known: says which of the token sequences [n, T] are known, [n] bool.
+    propose: `propose` of the algorithm.
+    state: the state of the algorithm.
     keys: [m].
-    depth: of the children; None for all layers.
+    depth: the depth of the children; None for all layers.
   """
   m = len(keys)
   each = jax.vmap(lambda key: jax.random.split(key, DRAWS))(keys).reshape(-1)
@@ -98,7 +99,7 @@ def draw_unseen(is_known: Callable[[Array], Array], propose: Propose, state: PyT
 
 
 def repeats(history: History, tokens: Array, depth: Array | int, ids: Array) -> Repeats:
-  """Returns which children of a batch need no training: what they earn is known, or will be from an earlier sibling.
+  """Returns which children of a batch repeat an earlier child, of this batch or of another, and need no training.
 
   Args:
     history: all token sequences so far.
@@ -115,7 +116,7 @@ def repeats(history: History, tokens: Array, depth: Array | int, ids: Array) -> 
 
 
 def fill(batch: Batch, outcome: Outcome) -> Outcome:
-  """Returns an outcome in which children that were not trained have what was measured: the mean of the trainings."""
+  """Returns an outcome in which each child that was not trained has the mean reward of the earlier trainings."""
   if batch.repeats is None:
     return outcome
   known, source, reward, failed = batch.repeats
@@ -129,10 +130,10 @@ def fill(batch: Batch, outcome: Outcome) -> Outcome:
 
 
 def reusing(evaluate: Evaluate) -> Evaluate:
-  """Returns an evaluator whose children that repeat earlier ones earn what was measured.
+  """Returns an evaluator in which children that repeat earlier ones get the measured rewards of those.
 
-  If all of them do, nothing is evaluated. Otherwise `evaluate` gets the whole batch, so that shapes do not change, and
-  may leave out the children that `batch.repeats` names.
+  If all children of a batch repeat earlier ones, nothing is evaluated. Otherwise `evaluate` gets the whole batch, so
+  that shapes do not change, and may leave out the children that `batch.repeats` names.
   """
 
   def evaluated(batch: Batch) -> Outcome:
@@ -149,7 +150,7 @@ def reusing(evaluate: Evaluate) -> Evaluate:
 def insert(
   history: History, tokens: Array, depth: Array, ids: Array, trained: Array, reward: Array, failed: Array
 ) -> History:
-  """Returns the record after m more children, which are told or, with no training, reserved.
+  """Returns the record after m more children. New sequences get a row; each child with `trained` adds its reward.
 
   If the record is full, new token sequences are left out: call `grow` in time.
 
@@ -193,7 +194,7 @@ def tell(space: Space, history: History, asked: Array, batch: Batch, outcome: Ou
     history: the record before.
     asked: [] int32, children that have been asked for, those that are reserved included.
     batch: the children.
-    outcome: of the batch, with `failed` in the shape of the rewards. Of several rewards of layers the best counts.
+    outcome: of the batch, with `failed` in the shape of the rewards. If each layer has a reward, the best one counts.
   """
   trained = jnp.ones(len(batch.tokens), bool) if batch.repeats is None else ~batch.repeats.known
   reserved = batch.ids[0] < asked

@@ -74,7 +74,7 @@ def child_of_rung(space: Space) -> Callable[[Record], bool]:
 
 _NO_METRICS = ('tokens', 'failed')
 REPEAT = 'repeat_of'  # in the record of a child that was not trained: the id of the child whose training it stands for
-REWARD_MISSING = 'no finite reward'  # why a child failed whose training did not say
+REWARD_MISSING = 'no finite reward'  # why a child failed, if its training gave no reason
 
 
 def records(
@@ -82,14 +82,14 @@ def records(
 ) -> list[Record]:
   """Returns a record for each child: id, tokens, reward, metrics, why it failed (or null), and its wall seconds.
 
-  The reward of a child that failed is noted as 0, and nothing reads it. A child above a bound has no seconds, as it was
-  not trained. A child that repeats an earlier one has the
-  metrics of that one, no seconds, and the earlier child's id as the metric `REPEAT`.
+  The reward of a child that failed is written as 0, and nothing reads it. A child above a bound has no seconds, as it
+  was not trained. A child that repeats an earlier one has the metrics of that child, no seconds, and the id of that
+  child as the metric `REPEAT`.
 
   Args:
     batch: the children.
     outcome: of the batch.
-    seconds: that the children took together.
+    seconds: the time that all children took together.
     measured: the records of earlier children by id, for those that repeat one.
   """
   columns = {name: np.asarray(values) for name, values in dict(outcome.metrics or {}).items()}
@@ -118,7 +118,7 @@ def records(
 
 
 def _sources(batch: Batch) -> dict[int, int]:
-  """Returns the id of the earlier child for each place of a batch whose child repeats one."""
+  """Maps the place of each child that repeats an earlier one to the id of the earlier child."""
   if batch.repeats is None:
     return {}
   known, source = np.asarray(batch.repeats.known), np.asarray(batch.repeats.source)
@@ -126,13 +126,13 @@ def _sources(batch: Batch) -> dict[int, int]:
 
 
 def outcome(lines: Sequence[Record]) -> Outcome:
-  """Returns the outcome that was journalled. Its rewards are equal to the bit; it has no metrics."""
+  """Returns the outcome that the records hold. Its rewards are bit-identical to the original; it has no metrics."""
   failed = jnp.asarray([line['failed'] is not None for line in lines])
   return Outcome(jnp.asarray([line['reward'] for line in lines], jnp.float32), failed=failed)
 
 
 def agree(lines: Sequence[Record], batch: Batch) -> None:
-  """Raises `files.Unusable` if a record has other tokens than the child of its id: the journal is of another search."""
+  """Raises `files.Unusable` if a record and the child of its id differ in tokens: the journal is of another search."""
   tokens = dict(zip(batch.ids.tolist(), np.asarray(batch.tokens).tolist(), strict=True))
   for line in lines:
     if line.get('tokens') != tokens[line['id']]:
@@ -192,8 +192,8 @@ def read_lines(path: str, schema: files.Schema) -> list[Record]:
 def drop_damaged_lines(path: str, aside: str, schema: files.Schema = CHILD) -> int:
   """Moves damaged lines of `path` to a file of the same name in the folder `aside`, and returns how many there were.
 
-  A line is damaged if its checksum does not fit, if it has no end, as the last line of a killed process, or if it is
-  not of the schema. Something else than a file at `path` is moved as a whole.
+  A line is damaged if its checksum does not fit, if it does not match the schema, or if it has no line end, such as the
+  last line of a killed process. If `path` is not a file, it is moved as a whole.
   """
   if os.path.lexists(path) and not os.path.isfile(path):
     files.set_aside(path, aside)
@@ -209,7 +209,7 @@ def drop_damaged_lines(path: str, aside: str, schema: files.Schema = CHILD) -> i
 
 
 def read(path: str, by: str = 'id', schema: files.Schema = None) -> dict[int, Record]:
-  """Returns the records by id, or by the step of an update. Of several with one number the last counts.
+  """Returns the records by id, or by the step of an update. If several have the same number, the last one counts.
 
   Damaged lines, such as the last one of a killed process, are left out.
 

@@ -18,12 +18,12 @@ Told = tuple[SearchState, Mapping[str, Any]]  # the state after an update, and w
 
 
 class Hook(NamedTuple):
-  """What the loop reports to. Only hooks write files, and nothing that a hook does changes the search."""
+  """Functions that the loop calls to report progress. Only hooks write files, and no hook changes the search."""
 
   children: Callable[[list[journal.Record]], None] = lambda records: None  # called as soon as children are scored
   step: Callable[[SearchState, Mapping[str, Any]], None] = lambda state, info: None  # called after each update
-  vital: bool = False  # if it fails, a vital hook (the journal) stops the search, another (a progress bar) only warns
-  steps: Callable[[Sequence[Told]], None] | None = None  # called instead of `step`, once for updates of one program
+  vital: bool = False  # an error of a vital hook (the journal) stops the search; that of another only gives a warning
+  steps: Callable[[Sequence[Told]], None] | None = None  # called instead of `step`, once for all updates of a program
 
 
 class Budget(NamedTuple):
@@ -49,8 +49,8 @@ def run(
     hooks: called in this order.
     budget: the limits; children before `state` count.
     known: the journal of a search that was interrupted, by child id. `ask` is pure, so the search asks for the same
-      children again, and those of a group that is in the journal are not trained again. A group that is there only in
-      part is evaluated again as a whole: with fewer children it would be another program, and might round otherwise.
+      children again. A group of children that is completely in the journal is not trained again. A group that is only
+      partly there is evaluated again as a whole, because a program for fewer children might round differently.
 
   Raises:
     ValueError: the journal belongs to another search: it has other tokens for a child of the same id.
@@ -121,7 +121,7 @@ def journalled(
 ) -> tuple[Outcome, list[journal.Record]]:
   """Returns the outcome of children, and records of those that are not in the journal yet.
 
-  `measured` has the records of all children so far, for those that repeat one of them.
+  `measured` has the records of all children so far; a child that repeats one of them takes its metrics from there.
   """
   seen = _seen(batch, known)
   if len(seen) == len(batch.ids) and not search.shared:
@@ -196,7 +196,7 @@ def run_seeds(search: Search, keys: Key, steps: int) -> tuple[SearchState, tuple
 
     return jax.lax.scan(step, search.sized(search.init(key), steps), length=steps)
 
-  # On a CPU one after another: the weights of all controllers at once would not fit into its caches.
+  # A CPU runs the searches one after another: the weights of all controllers together would not fit into its caches.
   mesh = fit.child_mesh()
   found = fit.over_children(one, mesh)((), fit.filled(keys, mesh))
   return jax.tree.map(lambda x: x[: len(keys)], found)

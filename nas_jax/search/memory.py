@@ -1,6 +1,6 @@
-"""What a search does with its record of children: it trains none of them twice, or has a model guide its proposals.
+"""How a search uses the record of its children: it trains no child twice, or lets a model guide its proposals.
 
-See the settings `known` and `proposals`. The record is `history` of the state, the model its `guide`.
+See the settings `known` and `proposals`. The record is `SearchState.history`, and the model is `SearchState.guide`.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,10 @@ from nas_jax.types import Array, Batch, Evaluate, Key, Outcome, Repeats
 
 
 class Memory(NamedTuple):
-  """The record of a search as functions of its state. The first two and the last do nothing if it has none."""
+  """The record of a search as functions of its state. Without a record `begin`, `tell` and `reusing` do nothing."""
 
-  begin: Callable[[SearchState], SearchState]  # a new state -> the same with an empty record
-  tell: Callable[[SearchState, Batch, Outcome], SearchState]  # the state that knows what a batch has earned
+  begin: Callable[[SearchState], SearchState]  # adds an empty record to a new state
+  tell: Callable[[SearchState, Batch, Outcome], SearchState]  # adds the outcome of a batch to the record
   # (state, keys [m], ids [m], depth) -> the next token sequences, and which of them need no training
   propose: Callable[[SearchState, Key, Array, Depth], tuple[Array, Repeats | None]]
   reserve: Callable[[SearchState, Batch], SearchState] | None  # as `Search.reserve`
@@ -77,7 +77,7 @@ def batches(state: SearchState) -> Array:
 
 
 def grow(state: SearchState, children: int) -> SearchState:
-  """Returns the state with room for so many children in its record and in its model, if it has them."""
+  """Returns the state with room for `children` in its record and in its model, if it has them."""
   if not isinstance(state.history, history.History):
     return state
   capacity = history.capacity_for(children)

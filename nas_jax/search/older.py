@@ -35,7 +35,7 @@ class WithoutWorst(NamedTuple):
 
 
 class FlatState(NamedTuple):
-  """The state as it was: theta, opt_state and baseline stood beside each other, in random search too."""
+  """The oldest state, with theta, opt_state and baseline as separate fields, even in random search."""
 
   step: Array
   key: Key
@@ -50,7 +50,7 @@ class FlatState(NamedTuple):
 def layouts(state: Any) -> list[tuple[Any, Callable[[Any], SearchState]]]:
   """Returns the older layouts in which `state` may have been saved, each with the conversion to a `SearchState`.
 
-  Replicas have a state of another kind, of which there are none.
+  The state of replicas, a `Fleet`, has no older layouts.
   """
   if not isinstance(state, SearchState):
     return []

@@ -1,4 +1,4 @@
-"""What a batch has earned, made ready for a search: arrays that were checked, failed children, the best child."""
+"""Prepares the outcome of a batch for a search: checks its arrays, sets failed rewards, finds the best child."""
 
 from collections.abc import Sequence
 
@@ -50,15 +50,15 @@ def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence
 
 
 def settle(worst: Array, batch: Batch, outcome: Outcome) -> tuple[Outcome, Array]:
-  """Returns the outcome with what failed children earn, and the worst reward of all that trained, these included.
+  """Sets the rewards of failed children. Returns the outcome, and the worst reward of all children that trained.
 
-  A failed child earns 0 or, if a child that trained has earned less than 0, the worst reward of all that trained so
-  far. So failing never pays: with rewards that cannot be negative, such as accuracies, it earns 0.
+  A failed child gets the worst reward of all children that trained so far, this batch included, or 0 if that is
+  positive. So failing never pays: with rewards that cannot be negative, such as accuracies, it earns 0.
 
   Args:
     worst: [] the worst reward before this batch; infinity if none has trained.
     batch: the children.
-    outcome: of the batch. The result has `failed` in the shape of `reward`.
+    outcome: of the batch. The returned outcome has `failed` in the shape of `reward`.
   """
   failed = ~jnp.isfinite(outcome.reward)
   if outcome.failed is not None:
@@ -74,7 +74,7 @@ def settle(worst: Array, batch: Batch, outcome: Outcome) -> tuple[Outcome, Array
 def best_of(space: Space, batch: Batch, settled: Outcome) -> Best:
   """Returns the best child of a batch that did not fail, with reward minus infinity if all did.
 
-  Where every layer has a reward, it is the best prefix.
+  If every layer has a reward, the best child is the best prefix.
   """
   assert settled.failed is not None, 'the outcome of `settle`'
   reward, exists = jnp.where(settled.failed, -jnp.inf, settled.reward), layers_exist(batch, settled.reward)

@@ -1,4 +1,4 @@
-"""Searches that reward every layer and remember what they tried: the augmented search of Olga Xu.
+"""Searches that reward every layer and remember the architectures that they tried: the augmented search of Olga Xu.
 
 Every prefix of a token sequence is an architecture of its own. It is trained, and its score is the reward of its last
 layer. The scores are kept in a tree (`SearchState.replay`), so that no prefix is trained twice, and the search may
@@ -64,18 +64,18 @@ class Config(state_lib.Config):
 
 
 class Memory(NamedTuple):
-  """What a search remembers."""
+  """What a search with rewards for every layer remembers: its tree and two counts."""
 
   tree: replay_tree.Tree
   trained: Array  # [] int32, children so far
-  idle: Array  # [] int32, updates since the last of them
+  idle: Array  # [] int32, updates since the last child was trained
 
 
 class Asked(NamedTuple):
   """What the evaluator needs to know of a batch of token sequences."""
 
   known: Array  # [m, T] bool, prefixes that need no training
-  reward: Array  # [m, T] what these earned; NaN for those that failed
+  reward: Array  # [m, T] rewards of these prefixes; NaN for those that failed
   trained: Array  # [] int32, children so far
   length: Array  # [] int32, how long children are trained now
 
@@ -84,7 +84,7 @@ class Group(NamedTuple):
   """What the prefixes of one token sequence have in common."""
 
   string: int  # the id of the sequence
-  length: int  # how long they are trained
+  length: int  # how long the prefixes are trained
 
 
 def build(
@@ -117,7 +117,7 @@ def build(
     weight = jnp.ones_like(value)
     if cfg.importance and replay_share:
       weight = _importance(s.algorithm, cfg, replay_share, state, batch)
-    if cfg.returns == 'past':  # G_t depends on the layers up to t, so one weight is right for all of it ...
+    if cfg.returns == 'past':  # G_t depends only on the layers up to t, so one weight applies to the whole sum ...
       return weight * reinforce.returns(value, cfg.gamma, cfg.returns)
     return reinforce.returns(weight * value, cfg.gamma, cfg.returns)  # ... and here each reward needs its own
 
@@ -131,9 +131,9 @@ def build(
     count = fresh.sum(dtype=jnp.int32)
     return state._replace(replay=Memory(tree, trained + count, jnp.where(count > 0, 0, idle + 1)))
 
-  # The tree is the record of what is known.
+  # The tree takes the place of the record of known token sequences.
   s = core.build(space, dataclasses.replace(cfg, known='train'), train, credit, remember)
-  replay_share = cfg.replay if s.algorithm.gradient else 0.0  # others, random search above all, propose all themselves
+  replay_share = cfg.replay if s.algorithm.gradient else 0.0  # replay is only for algorithms with a gradient
 
   def init(key: Key) -> SearchState:
     nothing = jnp.zeros((), jnp.int32)
@@ -141,7 +141,7 @@ def build(
     return grow(s.init(key)._replace(replay=memory), 0)
 
   def grow(state: SearchState, step: int) -> SearchState:
-    """Makes the tree large enough for one more update, by doubling: so its size depends on the step alone."""
+    """Doubles the capacity of the tree until one more update fits, so that its size depends only on the step."""
     capacity = 256
     while capacity <= (step + 1) * cfg.m * space.length:
       capacity *= 2
@@ -167,8 +167,8 @@ def build(
 def _importance(algorithm: Algorithm, cfg: Config, replay_share: float, state: SearchState, batch: Batch) -> Array:
   """Returns the importance weights [m, T] of all prefixes, at most 1 / (1 - p).
 
-  They are the probability under the controller over that of being asked for, which is a mixture: with probability p,
-  the replay share, a sequence is drawn from the tree.
+  A weight is the probability of the prefix under the controller, divided by the probability that it is asked for. The
+  latter is a mixture: with probability p, the replay share, a sequence is drawn from the tree.
   """
   assert algorithm.log_prob is not None, 'an algorithm with a gradient has the probabilities it is of'
   tree = state.replay.tree
@@ -208,7 +208,7 @@ def _ask(
 
 
 def _propose(space: Space, cfg: Config, algorithm: Algorithm, state: SearchState, keys: Key, depth: Array) -> Array:
-  """Returns proposals of the algorithm, [m, T]; for known=avoid the first of several that is not in the tree."""
+  """Returns proposals of the algorithm, [m, T]. With known=avoid each is the first one that is not in the tree."""
   if cfg.known != 'avoid':
     return algorithm.propose(state.algorithm, keys, depth)
 
@@ -225,7 +225,7 @@ def _shortened(space: Space, tokens: Array, depths: Array) -> PyTree:
 
 
 def prefixes(space: Space, batch: Batch) -> list[Batch]:
-  """Returns the prefixes of a batch that must be trained, each once: a group for each sequence that has any.
+  """Returns the prefixes of a batch that must be trained, each once, as one group for each sequence that has any.
 
   Args:
     space: of the token sequences.
@@ -247,15 +247,15 @@ def prefixes(space: Space, batch: Batch) -> list[Batch]:
 
 
 def join(batch: Batch, groups: list[Batch], outcomes: list[Outcome]) -> Outcome:
-  """Returns what the sequences of a batch earned: a reward for each layer, 0 for layers that do not exist.
+  """Returns the rewards of the sequences of a batch: one for each layer, 0 for layers that do not exist.
 
-  The reward of a prefix that failed is NaN, now or when it was trained. `children` of the result, [m, T] bool, says
-  which of these rewards come from a training just now.
+  The reward of a prefix that failed, just now or earlier, is NaN. `children` of the result, [m, T] bool, says which of
+  these rewards come from a training just now.
 
   Args:
     batch: m token sequences.
-    groups: what `prefixes` made of it.
-    outcomes: of these groups.
+    groups: the groups that `prefixes` made of the batch.
+    outcomes: the outcome of each group.
   """
   earned = dict[tuple[int, ...], tuple[float, int]]()
   for group, outcome in zip(groups, outcomes, strict=True):

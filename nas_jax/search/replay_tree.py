@@ -5,8 +5,8 @@ needs no training again, and a walk from the root to a leaf that prefers good no
 again. The tree consists of arrays of a fixed capacity: inserting, looking up and drawing are pure functions that can
 be compiled and vmapped.
 
-Two points that Xu leaves open: we draw the next node in proportion to a power of its reward, and a node's reward is the
-mean over its longest trainings only, because children are trained for longer as a search goes on.
+Xu leaves two points open. Here the next node is drawn in proportion to a power of its reward. The reward of a node is
+the mean over its longest trainings only, because children are trained for longer as a search goes on.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def empty(choices: int, capacity: int) -> Tree:
     capacity: N, how many nodes there may be, the root included.
 
   Raises:
-    ValueError: one of them is below 1.
+    ValueError: `choices` or `capacity` is below 1.
   """
   if choices < 1 or capacity < 1:
     raise ValueError(
@@ -97,10 +97,10 @@ def lookup(tree: Tree, tokens: Array, depth: int | Array) -> Array:
 def insert(tree: Tree, tokens: Array, depth: int | Array, rewards: Array, fresh: Array, length: int | Array) -> Tree:
   """Returns the tree after one more token sequence: missing nodes are added, counts and rewards updated.
 
-  A reward from a longer training than before replaces a node's mean, one from an equally long training is averaged
-  with it, one from a shorter training is ignored. A reward that is not finite says that the training failed. It counts
-  only at a node without a reward from an equally long training, and is replaced as soon as there is one. If the tree is
-  full, the missing nodes are dropped while the others are updated: call `grow` in time.
+  A reward from a longer training than before replaces a node's mean. A reward from an equally long training is averaged
+  with the mean, and a reward from a shorter training is ignored. A reward that is not finite says that the training
+  failed. A failure counts only at a node without a reward from an equally long training, and the first such reward
+  replaces it. If the tree is full, new nodes are dropped and the others are updated: call `grow` in time.
 
   Args:
     tree: the tree before.
@@ -170,7 +170,7 @@ def draw(tree: Tree, key: Key, T: int, power: float | Array) -> tuple[Array, Arr
     tree: where to walk.
     key: a key for this walk.
     T: the greatest length of a token sequence.
-    power: 0 makes all children equally likely, more prefers the better ones; may be traced.
+    power: 0 makes all children equally likely; greater values prefer children of greater reward. May be traced.
 
   Returns:
     (tokens [T] int32, 0 from where the walk has ended; depth [] int32, 0 if the tree is empty).
@@ -213,7 +213,7 @@ def _log_next(tree: Tree, node: Array, power: float | Array) -> Array:
   children = tree.children[node]
   exists, reward = children > 0, tree.reward[children]
   earns = exists & jnp.isfinite(reward) & (reward > 0)
-  # By logarithms: a reward to a high power would be 0.
+  # In logarithms, because a high power of a reward would round to 0.
   score = jnp.where(earns, power * jnp.log(jnp.where(earns, reward, 1.0)), -jnp.inf)
   alike = (power == 0) | ~jnp.any(score > -jnp.inf)
   score = jnp.where(exists, jnp.where(alike, 0.0, score), -jnp.inf)
@@ -246,7 +246,7 @@ def as_json(tree: Tree, labels: Sequence[str]) -> str:
     return [
       {
         'layer': layers[node],
-        # The shortest that is the same float32.
+        # The shortest number that is equal as float32.
         'reward': float(str(tree.reward[node])) if np.isfinite(tree.reward[node]) else None,
         **{name: int(getattr(tree, name)[node]) for name in ('trained', 'used', 'length')},
         'next': nodes(node),

@@ -1,10 +1,10 @@
 """Searches that begin with known architectures.
 
-There are two ways. What was trained exactly as the search trains its children is told before the first `ask`, with the
-rewards that it earned. What was trained otherwise, or not at all, is asked for first: its rewards would say nothing
-here, so it is trained as the first children of the search.
+There are two ways. Architectures that were trained exactly as the search trains its children are told, with their
+rewards, before the first `ask`. Architectures that were trained otherwise, or not at all, have no comparable rewards,
+so the search asks for them first and trains them as its first children.
 
-Either way the search only finds children of its own: `SearchState.best` never is one that was told.
+Either way `SearchState.best` is always a child of the search itself, never one that was told.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Known(NamedTuple):
 
   tokens: np.ndarray  # [K, T] int32
   depth: np.ndarray  # [K] int32, layers
-  reward: np.ndarray  # [K] float32, read where it did not fail
+  reward: np.ndarray  # [K] float32, read where the child did not fail
   failed: np.ndarray  # [K] bool
   trained: np.ndarray  # [K] bool, False where an earlier child's reward stood for its own
 
@@ -32,11 +32,11 @@ class Known(NamedTuple):
 def begin(s: Search, known: Known, first: np.ndarray) -> Search:
   """Returns a search that is told of known children when it is begun, and asks for some token sequences first.
 
-  The known children update the algorithm in their order, m at a time, as if the search had asked for them itself. The
-  state after that is the one that a search from the same seed and by the same settings had after them. If they are of a
-  search by other settings, REINFORCE takes them as samples of its own although they are not, without importance
-  weights: over a whole token sequence these weights would leave next to nothing of all but a few samples. So it learns
-  to imitate those above the baseline. After some updates of its own it follows its own samples again.
+  The known children update the algorithm in their order, m at a time, as if the search had asked for them itself. If
+  they come from a search with the same seed and settings, the state is then the one that that search had after them. If
+  they come from a search with other settings, REINFORCE treats them as samples of its own policy, although they are
+  not. It uses no importance weights, because over a whole token sequence they would be close to 0 for all but a few
+  samples. So it learns to imitate the children above the baseline. After some updates it follows its own samples again.
 
   Args:
     s: the search.
@@ -56,7 +56,7 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
     for start in range(0, told, s.m):
       part = Known._make(column[start : start + s.m] for column in known)
       after, _ = s.tell(state, *_batch(s, part, _FIRST + start))
-      state = after._replace(step=fresh.step, best=fresh.best)  # they count neither as updates nor for the best
+      state = after._replace(step=fresh.step, best=fresh.best)  # neither updates nor the best
     record = state.history
     if isinstance(record, history.History):
       ids = jnp.where(record.id >= _FIRST, record.id - _FIRST - told, record.id)
@@ -77,7 +77,7 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
     return batch._replace(tokens=tokens, archs=space.decode_batch(tokens, depth), depth=depth, repeats=repeats)
 
   def roomy(function):
-    """Returns `function`, from a state to a state and perhaps more, with room for what it was told besides."""
+    """Returns `function`, which maps a state to a state and perhaps more, with room for the known children added."""
 
     def grown(state: SearchState, *args):
       found = function(state, *args)
@@ -99,9 +99,7 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
   return begun
 
 
-_FIRST = (
-  2**30
-)  # the first id of children while they are told: more than a search has, so that none seems to be asked for
+_FIRST = 2**30  # the first id of known children while they are told: greater than any id that a search asks for
 
 
 def _batch(s: Search, part: Known, number: int) -> tuple[Batch, Outcome]:

@@ -1,4 +1,4 @@
-"""What every search has: its config, and the state that decides its future."""
+"""The config and the state that every search has. The state decides the future of the search."""
 
 import dataclasses
 from typing import Any, ClassVar, NamedTuple
@@ -44,7 +44,7 @@ class Config(algorithms.Config, Seed):
 
 
 def title(cfg: Config) -> str:
-  """Returns what chooses the architectures to try, in words, such as 'guided reinforce'."""
+  """Returns the name of the method that chooses architectures, such as 'guided reinforce'."""
   return f'guided {cfg.algorithm}' if cfg.proposals == 'guided' else cfg.algorithm
 
 

@@ -25,8 +25,8 @@ from nas_jax.training import fit
 from nas_jax.training.recovery import Limits
 from nas_jax.types import Array, Batch, Key, Outcome, PyTree
 
-Reward = Callable[[Any], Any]  # metrics [m] by name -> rewards [m]; of NumPy's arrays and, traced, of JAX's
-CALL_UPDATES = 50  # at most so many updates of the controller in one program call
+Reward = Callable[[Any], Any]  # metrics [m] by name -> rewards [m]; takes NumPy arrays, or JAX arrays if traced
+CALL_UPDATES = 50  # the most updates of the controller in one program call
 
 
 @dataclasses.dataclass
@@ -83,7 +83,7 @@ def build(
     space: of the children.
     cfg: the algorithm and its settings, and how the phases alternate.
     programs: the phases, for children of that space.
-    reward: maps metrics [m] to rewards. It is not asked about children that failed.
+    reward: maps metrics [m] to rewards. Its values for children that failed are not used.
     check: called between program calls; it may raise `recovery.Stopped`.
 
   Raises:
@@ -139,32 +139,32 @@ def build(
     unkeyed = after._replace(key=none), batch._replace(keys=none, archs=())
     return after, (*unkeyed, outcome._replace(metrics=metrics), info)
 
-  none: Any = ()  # keys never change, and NumPy has no arrays of them
+  none: Any = ()  # takes the place of the key, which never changes and which NumPy cannot hold
   call_updates = min(CALL_UPDATES, cfg.controller_updates)
   made = programs.updates(update, call_updates)
   first_key = jax.jit(lambda state: core.identify(state, 1)[2][0])
 
   def updates(state: SearchState, most: int) -> list[core.Update]:
-    # As NumPy's arrays, of which parts cost nothing; and so that a state is alike, and no other program, wherever from.
+    # The state becomes NumPy arrays: they are cheap to slice, and states of all origins then share one program.
     step, alone = int(state.step), jax.device_get(state._replace(children=(), key=none))._replace(key=state.key)
     weights = learned(state.children, alone.algorithm, first_key(alone), step)
     count = min(most, call_updates, cfg.controller_updates - step % cfg.controller_updates)
     found = jax.device_get(made(weights, alone, count))
     return [_update(jax.tree.map(lambda x, k=k: x[k, ...], found), weights, state.key) for k in range(count)]
 
-  together = None if cfg.depth_start else updates  # where depths change, so do the shapes
+  together = None if cfg.depth_start else updates  # if depths change, so do the shapes
   return s._replace(init=init, ask=ask, tell=tell, shared=True, updates=together)
 
 
 def _update(found: PyTree, weights: fit.FitState, key: Key) -> core.Update:
-  """Returns one of the updates of a program; `found` is what it gave of it."""
+  """Returns one of the updates of a program; `found` has the results of this update."""
   state, batch, outcome, info = found
   outcome = outcome._replace(metrics=_described(outcome.metrics, weights), children=weights)
   return core.Update(state._replace(key=key, children=weights), batch, outcome, info)
 
 
 def _described(metrics: dict[str, np.ndarray], weights: fit.FitState) -> dict[str, np.ndarray]:
-  """Adds what describes the weights and not the child: the loss of their last step, and the steps left out so far."""
+  """Adds metrics of the shared weights: the loss of their last step, and the number of steps left out so far."""
   shape = metrics['failed'].shape
   return metrics | {'loss': np.full(shape, weights.loss), 'left_out': np.full(shape, weights.failed)}
 
@@ -176,7 +176,7 @@ def _failed(metrics: Mapping[str, Any]) -> Any:
 class Derived(NamedTuple):
   """An architecture sampled after the search."""
 
-  place: int  # its number among those sampled
+  place: int  # its number among the sampled architectures
   tokens: np.ndarray  # [T]
   metrics: dict[str, float]  # with the shared weights, on the whole validation split
   reward: float  # of these metrics
@@ -195,9 +195,9 @@ def derive(
 ) -> list[Derived]:
   """Samples `count` architectures and scores them with the shared weights, m at a time.
 
-  Returns them best first, and those that failed, whose metrics are not finite, last.
+  Returns the architectures best first. Those that failed, because their metrics are not finite, come last.
 
-  The paper scores them on one minibatch of the validation split, we score them on all of it.
+  The paper scores the architectures on one minibatch of the validation split; here they are scored on all of it.
   """
   tokens = jax.jit(algorithm.propose, static_argnums=2)(state.algorithm, jax.random.split(key, count), None)
   metrics = score(space, programs, state, tokens, m)

@@ -15,8 +15,8 @@ from nas_jax.training import fit
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
-CALL_STEPS = 50  # at most so many minibatches of training in one program call; between calls the search can be stopped
-# Seconds that a device waits for the others in `Programs.updates`: a machine under load may keep one from running.
+CALL_STEPS = 50  # the most minibatches of training in one program call; the search can be stopped between calls
+# Seconds that a device waits for the others in `Programs.updates`. They are many, as a busy machine may delay a device.
 PATIENCE = {'xla_cpu_collective_call_terminate_timeout_seconds': 3600, 'xla_cpu_collective_timeout_seconds': 3600}
 
 Score = Callable[[PyTree, Key], dict[str, Array]]  # (archs [m], key of the minibatch) -> metrics [m]
@@ -95,7 +95,7 @@ def build_phases(
 
   def a_pass(weights: fit.FitState, archs: PyTree, key: Key, check: Callable[[], None] = lambda: None) -> fit.FitState:
     steps = len(jax.tree.leaves(archs)[0])
-    # All calls have the same number of steps. Those that are too many, less than one a call, change nothing.
+    # All calls have the same number of steps. The last call may have surplus steps, which change nothing.
     each = -(-steps // -(-steps // CALL_STEPS))
     for first in range(0, steps, each):
       weights = jax.block_until_ready(learned(here, weights, archs, key, jnp.int32(first), each))
@@ -105,7 +105,7 @@ def build_phases(
   compiled = list[Any]()
   learned: Any = jax.jit(learn, static_argnums=5, **options)
   placed = fit.share(data, mesh)
-  here = jax.tree.map(jnp.asarray, data)  # committed to no device, as is the state, which all devices score
+  here = jax.tree.map(jnp.asarray, data)  # committed to no device, like the state, which all devices score
   some, every = score(minibatch), score(lambda data, key: data)
   return Programs(
     init=jax.jit(lambda key: fit.untrained(child, optimizer, arch, key), **options),
@@ -123,7 +123,7 @@ def _several(
 ) -> Callable[[PyTree, SearchState, Array], PyTree]:
   """Returns a program of up to `most` updates: (data, params and carry of the weights; state; count) -> results.
 
-  All devices make the same updates. Each scores its share of the children, and tells the others.
+  All devices make the same updates. Each device scores its share of the children and sends the scores to the others.
 
   Args:
     one: scores a child: (data, params, carry and key of the minibatch; arch) -> metrics.
@@ -163,7 +163,7 @@ def _averaged(child: Child) -> Child:
       return carry, loss
 
     keys = jax.random.split(key, len(jax.tree.leaves(archs)[0]))
-    if len(keys) == 1:  # without a loop, which would store all that the gradient needs
+    if len(keys) == 1:  # no loop, since a loop would store everything that the gradient needs
       return one(carry, jax.tree.map(lambda x: x[0], (archs, keys)))[::-1]
     carry, losses = jax.lax.scan(one, carry, (archs, keys))
     return losses.mean(), carry

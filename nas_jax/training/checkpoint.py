@@ -19,9 +19,10 @@ from nas_jax.types import PyTree
 
 
 def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Callable[[], None]]:
-  """(save(step, state), close()) into `folder`; saves go on in the background and the newest `keep` stay.
+  """Returns `save(step, state)` and `close()` for checkpoints in `folder`.
 
-  Both raise OSError if a state cannot be written.
+  Saving goes on in the background, and the newest `keep` checkpoints stay. Both functions raise OSError if a state
+  cannot be written.
   """
   manager = _manager(folder, keep)
 
@@ -32,7 +33,7 @@ def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Ca
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave({'sha256': _digest(arrays)})
     )
-    # Orbax answers False, and saves nothing, for a step not after its newest: that one is this very state.
+    # For a step that is not newer than its newest Orbax saves nothing and returns False: the state is saved already.
     written(lambda: manager.save(step, args=items))
 
   def close() -> None:
@@ -48,7 +49,7 @@ def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Ca
   return save, close
 
 
-Layouts = list[tuple[PyTree, Callable[[Any], PyTree]]]  # trees of other shapes, each with what converts it
+Layouts = list[tuple[PyTree, Callable[[Any], PyTree]]]  # trees of other shapes, each with its conversion function
 
 
 def restore(
@@ -60,13 +61,13 @@ def restore(
   """Returns the newest sound state in `folder`, or None if there is none.
 
   A checkpoint that cannot be read, whose digest does not fit, or that is rejected, is moved to `<folder>/../damaged/`
-  with a warning, and so is whatever else in the folder only looks like a checkpoint.
+  with a warning. So is anything else in the folder that Orbax would take for a checkpoint.
 
   Args:
     folder: where `saver` wrote.
     like: a state of the same shape, or a function from a step to one, for states that grow.
     older: maps such a state to the layouts in which earlier versions may have saved it.
-    reject: maps a sound state to the reason why an earlier one is wanted, '' if it is wanted. What it raises is raised.
+    reject: maps a sound state to the reason for rejecting it; '' accepts it. Its exceptions are passed on.
   """
   damaged = os.path.join(os.path.dirname(os.path.abspath(folder)), 'damaged')
   for name in _strangers(folder):
@@ -94,7 +95,8 @@ def load(folder: str, like: PyTree) -> PyTree:
     like: a state of the same shape, or shapes and types alone.
 
   Raises:
-    ValueError: in one line, there is none, or it cannot be read, is of another shape, or its digest does not fit.
+    ValueError: there is no state, or it cannot be read, has another shape, or its digest does not fit. The message is
+      one line.
   """
   steps = _steps(folder)
   if not steps:
@@ -123,7 +125,7 @@ def _steps(folder: str) -> list[int]:
 
 
 def _strangers(folder: str) -> list[str]:
-  """Returns the paths that Orbax would stumble over: digits that are no ASCII ones, files where folders belong."""
+  """Returns the paths on which Orbax would fail: names with digits outside ASCII, and files in place of folders."""
   if not os.path.isdir(folder):
     return [folder] if os.path.lexists(folder) else []
   paths = {name: os.path.join(folder, name) for name in os.listdir(folder)}
@@ -133,7 +135,7 @@ def _strangers(folder: str) -> list[str]:
 
 
 def _sound(folder: str, step: int, like: PyTree | Callable[[int], PyTree], older: Callable[[Any], Layouts]) -> PyTree:
-  """Returns the state of a step. Raises an exception of any kind if it cannot be had."""
+  """Returns the state of a step. Raises an exception of any kind if the state cannot be read."""
   manager = _manager(folder, None)
   try:
     wanted = like(step) if callable(like) else like
@@ -149,7 +151,7 @@ def _sound(folder: str, step: int, like: PyTree | Callable[[int], PyTree], older
 
 
 def _read(manager: ocp.CheckpointManager, step: int, wanted: PyTree) -> PyTree:
-  """Returns the state of a step, of the shape of `wanted`. Raises an exception of any kind if it cannot be had."""
+  """Returns the state of a step, of the shape of `wanted`. Raises an exception of any kind if it cannot be read."""
   template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _to_arrays(wanted))
   items = ocp.args.Composite(state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore())
   found = manager.restore(step, args=items)
@@ -172,8 +174,9 @@ def _manager(folder: str, keep: int | None, write: bool = True) -> ocp.Checkpoin
     alone = ocp.options.MultiprocessingOptions(
       primary_host=0, active_processes={0}, barrier_sync_key_prefix=hashlib.sha256(folder.encode()).hexdigest()[:16]
     )
-  # What a killed process had half written goes. Folders are made at once: for those made in the background Orbax waits
-  # by a number that all savers of a process share, and of two side by side one may write too early, or wait for ever.
+  # Half-written checkpoints of a killed process are deleted. Folders are made in the foreground. For folders that are
+  # made in the background Orbax waits by a number that all savers of a process share: of two savers side by side, one
+  # might write too early or wait for ever.
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
     create=False,
@@ -194,12 +197,12 @@ def _manager(folder: str, keep: int | None, write: bool = True) -> ocp.Checkpoin
 
 
 def _to_arrays(state: PyTree) -> PyTree:
-  """Random keys as the numbers they hold; NamedTuples stay as they are."""
+  """Replaces random keys by their data, as arrays of integers; NamedTuples stay as they are."""
   return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, state)
 
 
 def _from_arrays(arrays: PyTree, like: PyTree) -> PyTree:
-  """The inverse. Orbax commits arrays to a device; a fresh state is free to go anywhere, and so is this one."""
+  """The inverse of `_to_arrays`. Orbax commits arrays to a device; the returned ones are committed to none."""
 
   def free(array, leaf):
     array = jnp.asarray(np.asarray(array))

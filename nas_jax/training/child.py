@@ -1,4 +1,4 @@
-"""What a child network is to the trainer: pure functions with the architecture as an argument."""
+"""A child network as the trainer sees it: pure functions with the architecture as an argument."""
 
 from collections.abc import Callable
 import math
@@ -8,21 +8,21 @@ import jax
 
 from nas_jax.types import Array, Key, PyTree
 
-MOST_WEIGHTS = 2**31  # of a network, 8 GiB; gradients and optimizers take several times as much
+MOST_WEIGHTS = 2**31  # the most weights of a network, 8 GiB; gradients and optimizers take several times as much
 
 
 class Child(NamedTuple):
-  """One network family. All functions are for one child; the trainer lays out many.
+  """One network family. All functions are for one child; the trainer maps them over many.
 
-  `arch` is all in which children differ: an architecture, and hyperparameters where they do.
+  `arch` holds everything in which children differ: the architecture, and the hyperparameters if these differ too.
 
   Attributes:
     init: (arch, key) -> params.
-    carry: (params) -> what training hands from step to step besides the weights: recurrent state, moving statistics.
+    carry: (params) -> the state beside the weights that passes from step to step: recurrent state, moving statistics.
     batch: (data, key, step) -> the training batch of that step, taken from device-resident arrays.
     loss: (params, arch, carry, batch, key) -> (loss [] in nats per prediction, carry), in training mode.
     score: (params, arch, carry, data) -> dict of [] arrays, in evaluation mode over the whole validation split.
-    compiler_options: (platform) -> what to tell XLA about programs of it.
+    compiler_options: (platform) -> XLA's options for the programs of this child.
     precision: of its products, one of `precision.PRECISIONS`; the trainer traces `loss` and `score` in its scope.
   """
 
@@ -41,14 +41,14 @@ def count_weights(init: Callable[[], PyTree]) -> int:
 
 
 def check_weights(count: int, way_out: str) -> None:
-  """Raises ValueError if a network has too many weights to be made; `way_out` says what to take instead."""
+  """Raises ValueError if a network has too many weights to be made; `way_out` says what to do instead."""
   if count > MOST_WEIGHTS:
     size = f'{count} weights, {4 * count / 2**30:.0f} GiB'
     raise ValueError(f'the network would have {size}: want at most {MOST_WEIGHTS}; take {way_out}')
 
 
 def bind_arch(child: Child, complete: Callable[[PyTree], PyTree]) -> Child:
-  """`child` for a trainer whose children differ in less: `complete` makes its arch of what they differ in."""
+  """Returns `child` with a smaller `arch` argument, which `complete` extends to the arch that `child` takes."""
   return child._replace(
     init=lambda part, key: child.init(complete(part), key),
     loss=lambda params, part, carry, batch, key: child.loss(params, complete(part), carry, batch, key),

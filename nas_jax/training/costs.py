@@ -1,4 +1,4 @@
-"""What architectures cost, and what a search makes of it: bounds, and rewards that are shaped by the cost.
+"""What architectures cost, and how a search uses the cost: as a bound, or to shape the reward.
 
 A child above a bound is not trained. It counts as a child of the search, but fails before anything is compiled for it.
 """
@@ -24,7 +24,7 @@ EXPONENT = -0.07  # Tan et al. (2019), Sec. 3: twice the cost is worth 5 % more 
 class Cost(NamedTuple):
   """The size and the cost of a network."""
 
-  weights: int  # all parameters: also those of batch norm and of the classifier
+  weights: int  # all parameters, including those of batch norm and of the classifier
   multiply_adds: int  # of convolutions and matrix products, for one image or one token
 
 
@@ -75,7 +75,7 @@ UNBOUNDED = Bounds()
 class Shaping(NamedTuple):
   """How the cost of a child shapes its reward: reward * (cost / target)^exponent, Tan et al. (2019) Eq. 2 and 3.
 
-  The exponent is the same below and above the target, so that the target is no bound.
+  The exponent is the same below and above the target, so the target is not a bound.
   """
 
   cost: str  # a field of `Cost`
@@ -106,7 +106,7 @@ def shaping(cfg: Config) -> Shaping | None:
 
 
 def formula(cfg: Config) -> str:
-  """Returns what a reward is multiplied by, in words that follow those of the reward; '' for nothing."""
+  """Returns the factor of the reward as text to append to the reward's formula; '' if there is none."""
   if cfg.cost == 'none':
     return ''
   return f' * ({cfg.cost.replace("_", "-")} / {cfg.cost_target:,})^{cfg.cost_exponent:g}'
@@ -117,7 +117,7 @@ def of_networks(
   classes: int,
   options: NetworkOptions = NetworkOptions(),  # noqa: B008 - a NamedTuple cannot change
 ) -> Count:
-  """Returns what counts networks of `space.network` from the architecture alone; see `space.count`."""
+  """Returns a function that counts the cost of networks of `space.network` from the architecture: see `space.count`."""
 
   def count(arch: PyTree) -> Cost:
     counts = space.count(arch, image, classes, options)
@@ -129,11 +129,11 @@ def of_networks(
 def accounted(evaluate: Evaluate, count: Count, bounds: Bounds = UNBOUNDED, shaping: Shaping | None = None) -> Evaluate:
   """Returns an evaluator that reports what children cost, trains none above a bound, and shapes rewards.
 
-  The metrics of each child have the fields of `Cost`. A child above a bound fails, and its status says of which.
+  The metrics of each child have the fields of `Cost`. A child above a bound fails, and its status names the bound.
 
   Args:
     evaluate: trains and scores children, apart from those that `Batch.repeats` names. Its metrics have 'failed'.
-    count: counts an architecture.
+    count: returns the cost of an architecture.
     bounds: the most that a child may cost.
     shaping: of rewards; None leaves them as they are.
 
@@ -148,7 +148,7 @@ def accounted(evaluate: Evaluate, count: Count, bounds: Bounds = UNBOUNDED, shap
     left_out = above != Status.OK
     outcome = evaluate(_without(batch, left_out) if left_out.any() else batch)
     metrics = {**outcome.metrics}
-    if left_out.any():  # a child that was masked in a program has scores, which are of weights that nobody trained
+    if left_out.any():  # a child that was masked in a program has scores, but of untrained weights
       metrics = {name: np.where(left_out, np.nan, values) for name, values in metrics.items()}
       metrics['failed'] = np.where(left_out, above, outcome.metrics['failed'])
     metrics |= costs

@@ -1,8 +1,8 @@
 """Evaluators train the children of a batch and reward them for what they score.
 
-There is one act, `attempt`: a training that can be recalled, gone on with, and that may fail. Three schedules of it are
-all evaluators here: `from_scratch` trains all children by one program, `static_programs` each child by a program of its
-own, and `warm_started` one child after another, each from the weights of the one before.
+All build on `attempt`: one training, which is recalled if it has ended, resumed if it was interrupted, and may fail.
+Three evaluators schedule such attempts: `from_scratch` trains all children by one program, `static_programs` each child
+by a program of its own, and `warm_started` one child after another, each from the weights of the child before it.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,21 +31,21 @@ StaticPrograms = Callable[[PyTree, Mesh], fit.Fit]  # (static arch, mesh of one 
 
 
 class Known(NamedTuple):
-  """A known architecture and what scores it."""
+  """A known architecture and the evaluator that scores it."""
 
   arch: PyTree  # static
   evaluate: Evaluate
 
 
 def build(problem: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY) -> Evaluate:
-  """What trains each child of a problem by itself and scores it, by the kind of program that the problem names.
+  """Returns the evaluator that trains and scores each child of a problem by itself, with the problem's `program`.
 
-  Where the problem says what architectures cost, its bounds and its shaping of rewards hold; see `costs.accounted`.
+  If the problem counts the cost of architectures, its bounds and its shaping of rewards apply: see `costs.accounted`.
 
   Args:
-    problem: what the children learn.
-    mesh: where they are trained; all local devices by default.
-    recovery: recalls, keeps and ends trainings.
+    problem: the task of the children.
+    mesh: the devices of the training; all local devices by default.
+    recovery: recalls, saves and ends trainings.
   """
   train = _trainer(problem, mesh, recovery)
   if problem.cost_of is None:
@@ -54,7 +54,7 @@ def build(problem: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RE
 
 
 def _trainer(problem: Problem, mesh: Mesh | None, recovery: Recovery) -> Evaluate:
-  """Returns the evaluator of a problem, as if nothing were known of what architectures cost."""
+  """Returns the evaluator of a problem without regard to the cost of architectures."""
   devices, static = None if mesh is None else list(mesh.devices.flat), functools.partial(static_fitter, problem)
   data, reward = problem.data, problem.own_reward
   if problem.warm_start:
@@ -71,15 +71,15 @@ def _trainer(problem: Problem, mesh: Mesh | None, recovery: Recovery) -> Evaluat
 
 
 def on_first_use(make: Callable[[], Evaluate]) -> Evaluate:
-  """Returns the evaluator that `make` makes, which is made when it is first called."""
+  """Returns an evaluator that calls `make` on its first use and keeps the evaluator that `make` returns."""
   made = functools.cache(make)
   return lambda batch: made()(batch)
 
 
 class Attempt(NamedTuple):
-  """What a training gave."""
+  """The result of a training."""
 
-  metrics: Metrics  # [m] each; 'failed' holds a `fit.Status`, and is alone if the training has no other result
+  metrics: Metrics  # [m] each; 'failed' holds a `fit.Status`, and is the only metric if there is no other result
   params: PyTree = None  # [m, ...] the last weights; None if the training was recalled or has failed as a whole
 
 
@@ -95,11 +95,12 @@ def attempt(
   own_program: bool = True,
   warm_start: Callable[[PyTree], PyTree] = lambda params: params,
 ) -> Attempt:
-  """Trains m children by one program, from where `recovery` knows them to stand.
+  """Trains m children by one program, from the state that `recovery` has saved, if any.
 
-  A training that has ended before is recalled and not repeated. A training whose process has died `starts` times before
-  anything of it was kept fails with CRASHED. A program that does not fit in memory fails with NO_MEMORY, and one that
-  cannot be compiled or run with NO_PROGRAM. Such failures concern all m children; the others are as in `fit.run`.
+  A training that has ended before is recalled and not repeated. A training fails with CRASHED if its process has died
+  `starts` times before any progress was saved. A program that does not fit in memory fails with NO_MEMORY, and one that
+  cannot be compiled or run with NO_PROGRAM. These failures concern all m children. Other failures are those of
+  `fit.run`.
 
   Args:
     programs: of `fit.fitter`.
@@ -107,10 +108,10 @@ def attempt(
     keys: [m] a key for each child.
     data: as the child takes it, placed by `fit.share`.
     recovery: recalls, keeps and ends trainings.
-    name: of this training; a fingerprint of all that decides its outcome.
+    name: the name of this training, a fingerprint of everything that decides its outcome.
     starts: as above; 0 for no limit.
     only: the places of the children to train, the others being masked; None for all.
-    own_program: whether the program is of these children alone. If not, a program that cannot be compiled or run is no
+    own_program: whether only these children use the program. If not, a program that cannot be compiled or run is no
       child's fault, and its error is raised.
     warm_start: (initial weights [m, ...]) -> the weights to start from.
   """
@@ -144,9 +145,9 @@ def attempt(
 
 
 def _fits(programs: fit.Fit, states: fit.FitState, archs: PyTree, keys: Key, data: PyTree) -> bool:
-  """Says whether the program of several children for each device fits in memory, by its own plan of that memory.
+  """Says whether a program with several children for each device fits in memory, by its own memory plan.
 
-  The program is then compiled already when it is run. A child that has a device to itself is tried in any case.
+  This compiles the program before it is run. A child that has a device to itself is tried in any case.
   """
   limit = fit.memory_limit(programs.mesh)
   if len(keys) <= programs.mesh.size or math.isinf(limit):
@@ -184,7 +185,7 @@ def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Reco
       found = once(min(starts, 1), np.arange(m) == k) if wanted[k] else _untrained(m)
       return {key: values[k : k + 1] for key, values in found.items()}
 
-    # The last of several starts is left for each child alone; 0 remains no limit.
+    # If there are several starts, the last one is reserved for children one at a time; 0 still means no limit.
     found = once(starts if m == 1 else min(starts, max(1, starts - 1)))
     if m > 1 and (found['failed'] == fit.Status.CRASHED).all():
       return [alone(k) for k in range(m)]
@@ -224,7 +225,7 @@ def static_programs(
     free.put((mesh, fit.share(data, mesh)))
 
   def evaluate(batch: Batch) -> Outcome:
-    double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64  # a thread has a context of its own
+    double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64  # threads do not inherit a scope of this setting
 
     def train(arch: PyTree, key: Key, alone: bool = False) -> Metrics | None:
       mesh, local = place = free.get()
@@ -242,7 +243,7 @@ def static_programs(
     wanted, found = np.flatnonzero(_wanted(batch)), [_untrained(1) for _ in keys]
     with ThreadPoolExecutor(len(meshes)) as threads:
       trained = list(threads.map(train, [archs[k] for k in wanted], [keys[k] for k in wanted]))
-    # If the process has died while several were trained, each of them is trained with no other beside it.
+    # If the process has died while several children were trained, each of them is now trained alone.
     for k, metrics in zip(wanted, trained, strict=True):
       if metrics := metrics or train(archs[k], keys[k], alone=True):
         found[k] = metrics
@@ -269,7 +270,7 @@ def warm_started(
     reward: as in `from_scratch`.
     warm_start: (initial weights, weights of the child before), each with a leading axis of 1 -> weights to start from.
     device: where children are trained; the first local device by default.
-    recovery: keeps trainings. It recalls none, since the next child needs the weights and not only the metrics.
+    recovery: saves trainings. It recalls none, since the next child needs the weights and not only the metrics.
   """
   mesh = fit.child_mesh([device or jax.local_devices()[0]])
   data = fit.share(data, mesh)
@@ -296,23 +297,23 @@ def warm_started(
 
 
 def _wanted(batch: Batch) -> np.ndarray:
-  """Returns which children of a batch are to be trained, [m] bool; what the others earn is known."""
+  """Returns which children of a batch are to be trained, [m] bool; the rewards of the others are known."""
   m = len(batch.keys)
   return np.ones(m, bool) if batch.repeats is None else ~np.asarray(batch.repeats.known)
 
 
 def _untrained(m: int) -> Metrics:
-  """Returns what stands for the metrics of m children that are not trained."""
+  """Returns placeholder metrics of m children that are not trained."""
   return {'failed': np.full(m, fit.Status.PADDING)}
 
 
 def _name(programs: fit.Fit, archs: PyTree, keys: Key, only: tuple[int, ...] | None = None, arch: PyTree = ()) -> str:
-  """The name of a training; `arch` is the static one of a program of its own."""
+  """Returns the name of a training; `arch` is the static architecture if the program is for that architecture only."""
   return fingerprint(arch, archs, keys, fit.shapes(programs, archs, keys, only), programs.steps, only)
 
 
 def _outcome(parts: Sequence[Metrics], reward: Reward) -> Outcome:
-  """The outcome of a batch that was trained in parts."""
+  """Returns the outcome of a batch that was trained in parts."""
   metrics = concatenate(parts, [len(part['failed']) for part in parts])
   sound = metrics['failed'] == fit.Status.OK
   with np.errstate(all='ignore'):  # a failed child may have scored anything
@@ -331,7 +332,7 @@ def concatenate(parts: Sequence[Metrics], counts: Sequence[int]) -> Metrics:
 
 
 def random_batch(space: Space, key: Key, m: int) -> Batch:
-  """m children whose tokens are drawn uniformly."""
+  """Returns a batch of m children whose tokens are drawn uniformly."""
   keys = jax.random.split(key, m)
   tokens = jax.vmap(lambda key: uniform_controller(space).sample((), key))(keys)
   return Batch(jnp.arange(m, dtype=jnp.int32), keys, tokens, space.decode_batch(tokens))

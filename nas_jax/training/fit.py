@@ -1,8 +1,8 @@
 """Training children: many at once, over all local devices, in chunks of steps.
 
-Children are laid along a `child` mesh axis; each device takes its share one after another (CPU, where a branch on the
-architecture then is a real branch) or as one batch (accelerators). No collective stands in these programs, so devices
-never wait for one another. This is what `pmap` once did, without its demand of one child a device.
+Children are laid along a `child` mesh axis. A CPU device trains its share of children one after another, so that a
+branch on the architecture computes only one side. An accelerator trains its share as one batch. These programs contain
+no collective, so devices never wait for one another. Unlike with `pmap`, a device may have several children.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from nas_jax.types import Array, Key, PyTree
 
 
 class Status(enum.IntEnum):
-  """How a child's training stands; every status but OK leaves the child as it is."""
+  """The status of a child's training. A child whose status is not OK is not trained any further."""
 
   OK = 0
   PADDING = 1  # fills up the devices; not a child
@@ -70,26 +70,26 @@ class Fit(NamedTuple):
 
   mesh: Mesh
   init: Callable[[PyTree, Key, Array], FitState]  # (archs [m], keys [m], real [m] bool) -> states [m]
-  shapes: Callable[[PyTree, Key, Array], FitState]  # the same -> their shapes, without compiling anything
-  chunk: Callable[..., FitState]  # (data, steps, states, archs, keys) -> states; `states` is used up
+  shapes: Callable[[PyTree, Key, Array], FitState]  # (as for `init`) -> shapes of the states; compiles nothing
+  chunk: Callable[..., FitState]  # (data, steps, states, archs, keys) -> states; the given `states` are donated
   score: Callable[..., dict[str, Array]]  # (data, states, archs) -> metrics [m]
-  planned: Callable[..., int]  # (data, states, archs, keys) -> bytes that `chunk` takes of each device, as compiled
+  planned: Callable[..., int]  # (data, states, archs, keys) -> bytes that the compiled `chunk` takes on each device
   compilations: Callable[[], int]  # programs compiled so far
   steps: int
   steps_per_call: int
-  scored: int = 1  # calls at the end after each of which children are scored
+  scored: int = 1  # children are scored after each of this many last calls
 
 
 def child_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """All local devices (or those given) in one row."""
+  """Returns a mesh of all local devices, or of the given ones, along the axis `child`."""
   devices = jax.local_devices() if devices is None else devices
   return jax.make_mesh((len(devices),), ('child',), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
-  """`function(shared, *mine)` for one child to one program for m, m a multiple of the devices.
+  """Turns `function(shared, *mine)` for one child into one program for m children, m a multiple of the devices.
 
-  The first argument is the same for all children, the others and the result have a leading axis m.
+  The first argument is the same for all children. The others and the result have a leading axis m.
   """
   local = on_one_device(function, mesh)
 
@@ -103,12 +103,12 @@ def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
 
 
 def in_turn(mesh: Mesh) -> bool:
-  """Whether each device takes its children one after another, and not as one batch."""
+  """Says whether each device trains its children one after another, and not as one batch."""
   return mesh.devices.flat[0].platform == 'cpu'
 
 
 def on_one_device(function: Callable, mesh: Mesh) -> Callable:
-  """`function(shared, *mine)` for one child to one for the children of one device."""
+  """Turns `function(shared, *mine)` for one child into a function for all children of one device."""
 
   def each(shared, *mine):
     if in_turn(mesh):
@@ -119,14 +119,14 @@ def on_one_device(function: Callable, mesh: Mesh) -> Callable:
 
 
 def jit_options(mesh: Mesh, of: Callable[[str], dict[str, Any]], level: int | None = None) -> dict[str, Any]:
-  """Options of `jax.jit`. Those of the compiler that this XLA does not know are left out.
+  """Returns options of `jax.jit`, without compiler options that this version of XLA does not know.
 
   Args:
-    mesh: where they run.
-    of: `Child.compiler_options` of what they train.
-    level: on a CPU, for a program that trains but one child: LLVM's level, 1, or 0 for what runs once. XLA's older
-      generation of code and fewer of LLVM's passes, all in one thread as other children train in the others, take half
-      the time to compile it; steps of a network take up to 5 % longer.
+    mesh: the devices that the program runs on.
+    of: `Child.compiler_options` of the child that the program trains.
+    level: LLVM's optimization level for a program that trains one child on a CPU: 1, or 0 for a program that runs once.
+      With a level the program is compiled in one thread, since other children train in the other threads, by XLA's
+      older emitters and with fewer of LLVM's passes. This halves the compile time; a step takes up to 5 % longer.
   """
   platform = mesh.devices.flat[0].platform
   options = of(platform)
@@ -143,7 +143,7 @@ def jit_options(mesh: Mesh, of: Callable[[str], dict[str, Any]], level: int | No
 
 @functools.cache
 def _known(option: str, value: str | int) -> bool:
-  """Whether this XLA has such an option."""
+  """Says whether this version of XLA has a compiler option."""
   try:
     jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
   except jax.errors.JaxRuntimeError:
@@ -154,7 +154,7 @@ def _known(option: str, value: str | int) -> bool:
 def advance(
   child: Child, optimizer: optax.GradientTransformation, data: PyTree, state: FitState, arch: PyTree, key: Key
 ) -> FitState:
-  """One training step of one child; `failed` says whether its loss or gradient was not finite."""
+  """Makes one training step of one child; `failed` says whether its loss or gradient was not finite."""
   batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step + 1))
   batch = child.batch(data, batch_key, state.step)
   value_and_grad = jax.value_and_grad(child.loss, has_aux=True)
@@ -169,7 +169,7 @@ def advance(
 def untrained(
   child: Child, optimizer: optax.GradientTransformation, arch: PyTree, key: Key, in_a_row: bool = False
 ) -> FitState:
-  """A child before its first step; the optimizer's state may be that of all weights `in_a_row`."""
+  """Returns a child before its first step. With `in_a_row` the optimizer sees all weights as one vector."""
   params = child.init(arch, jax.random.fold_in(key, 0))
   none = jnp.zeros((), jnp.int32)
   opt_state = optimizer.init(ravel_pytree(params)[0] if in_a_row else params)
@@ -185,11 +185,11 @@ def fitter(
   scored: int = 1,
   quick: bool = False,
 ) -> Fit:
-  """The programs that train children of one kind for `steps` steps, `steps_per_call` in a program call.
+  """Returns the programs that train children of one kind for `steps` steps, `steps_per_call` in a program call.
 
   `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch. Children are scored
-  after each of the last `scored` calls. `quick` if they have programs of their own: see `jit_options`; to the optimizer
-  all weights are then one row, so that what it does is compiled once and not for each.
+  after each of the last `scored` calls. `quick` shortens compilation, for children with programs of their own: see
+  `jit_options`. The optimizer then sees all weights as one vector, so its update is compiled once, not for each array.
   """
   mesh = child_mesh() if mesh is None else mesh
 
@@ -240,7 +240,7 @@ def fitter(
 
 
 def _bytes(program: jax.stages.Compiled) -> int:
-  """The memory of one device that a compiled program takes with its arguments; 0 where XLA does not say."""
+  """Returns the bytes of one device that a compiled program takes with its arguments; 0 if XLA does not say."""
   found: Any = program.memory_analysis()
   if found is None:
     return 0
@@ -249,32 +249,33 @@ def _bytes(program: jax.stages.Compiled) -> int:
 
 
 def memory_limit(mesh: Mesh) -> float:
-  """The bytes that programs may take of each device; infinity where devices do not say, as those of a CPU."""
+  """Returns the bytes that programs may take on each device; infinity if a device, such as a CPU, does not say."""
   known = [device.memory_stats() or {} for device in mesh.local_devices]
   return min(stats.get('bytes_limit', math.inf) for stats in known)
 
 
 def share(data: PyTree, mesh: Mesh) -> PyTree:
-  """Puts the same arrays on every device, once, so that no call has to."""
+  """Puts the same arrays on every device, so that calls need not transfer them."""
   return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
 
 
 def filled(arrays: PyTree, mesh: Mesh) -> PyTree:
-  """[m, ...] filled up to a multiple of the devices by copies of the first."""
+  """Fills up arrays [m, ...] to a multiple of the devices with copies of the first entry."""
   return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -len(x) % mesh.size, 0)]), arrays)
 
 
 def begin(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None = None) -> tuple[FitState, PyTree, Key]:
-  """Untrained children, with their archs and keys, filled up to a multiple of the devices by children not trained.
+  """Returns untrained children with their archs and keys, filled up to a multiple of the devices.
 
-  Nor is any but those in the places `only`, if these are given.
+  The children that fill up the devices are masked, that is, not trained. So are those outside of the places `only`, if
+  these are given.
   """
   archs, keys, real = _laid_out(programs, archs, keys, only)
   return programs.init(archs, keys, real), archs, keys
 
 
 def shapes(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None = None) -> FitState:
-  """Those of the states of `begin`."""
+  """Returns the shapes of the states that `begin` returns."""
   return programs.shapes(*_laid_out(programs, archs, keys, only))
 
 
@@ -295,8 +296,8 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Arra
     data: as the child's `batch` and `score` take it, best placed by `share`.
 
   Returns:
-    The child's metrics, each [m], the greatest of those scorings, with 'loss', the last training loss, and 'failed', an
-    `Status`. A child that fails keeps its weights and disturbs no sibling.
+    The metrics of the children, [m] each: the greatest value of each score over all scorings; 'loss', the last training
+    loss; and 'failed', a `Status`. A child that fails keeps its weights and does not affect the others.
   """
   m = len(keys)
   _, metrics = run(programs, *begin(programs, archs, keys), data)
@@ -313,28 +314,29 @@ def run(
   name: str = '',
   seconds: float = math.inf,
 ) -> tuple[FitState, dict[str, Array]]:
-  """Trains children of `begin` to the end: their last states, and the metrics of `fit` for all of them.
+  """Trains children of `begin` to the end. Returns their last states, and the metrics of `fit` for all of them.
 
   Args:
     programs: of `fitter`.
-    states: untrained; `recovery` may know of better ones.
+    states: untrained states; `recovery` may replace them by saved ones.
     archs: as `begin` returns them.
-    keys: likewise.
+    keys: as `begin` returns them.
     data: as in `fit`.
     recovery: told after each program call.
-    name: of this training.
-    seconds: of training, without compiling, after which children have failed, as all but their 'failed' is missing.
+    name: the name of this training.
+    seconds: time limit, compilation excluded. Children still training then are marked TOO_LONG, and only `failed` is
+      returned.
 
   Raises:
-    Stopped: `recovery` was asked to; only between program calls.
+    Stopped: the process was asked to end. `recovery` raises this only between program calls.
   """
   calls = -(-programs.steps // programs.steps_per_call)
   shapes = jax.eval_shape(programs.score, data, states, archs)
   placed = jax.tree.map(lambda x: x.sharding, states)
   done, (states, metrics) = recovery.begin(name, (states, jax.tree.map(_least, shapes)))
-  states = jax.device_put(states, placed)  # as they were: other places would be other programs
+  states = jax.device_put(states, placed)  # with the shardings of before: others would need other programs
   if math.isfinite(seconds):
-    states = programs.chunk(data, jnp.asarray(0), states, archs, keys)  # no step, but compiled
+    states = programs.chunk(data, jnp.asarray(0), states, archs, keys)  # makes no step, but compiles the program
   begun = time.monotonic()
   for call in range(done, calls):
     count = min(programs.steps_per_call, programs.steps - call * programs.steps_per_call)
@@ -351,6 +353,6 @@ def run(
 
 
 def _least(shape: jax.ShapeDtypeStruct) -> Array:
-  """What the maximum with anything leaves as it is."""
+  """Returns the least value of the type, so that the maximum with any other value is that other value."""
   low = -jnp.inf if jnp.issubdtype(shape.dtype, jnp.floating) else jnp.iinfo(shape.dtype).min
   return jnp.full(shape.shape, low, shape.dtype)

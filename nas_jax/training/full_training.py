@@ -1,4 +1,4 @@
-"""Training to the end: many epochs, scored after each, the best weights kept, able to go on where it was cut off."""
+"""Full training: many epochs, a scoring after each, the best weights kept. It resumes after an interruption."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -11,32 +11,32 @@ import numpy as np
 from nas_jax.training import fit
 from nas_jax.types import Array, Key, PyTree
 
-CALL_STEPS = 200  # in one program call, so that a training ends soon when it is asked to
+CALL_STEPS = 200  # steps of one program call; a training can be stopped between calls
 
 
 class Task(NamedTuple):
   """A network to train to the end."""
 
-  size: str  # of its layers, for people
+  size: str  # the sizes of its layers, in words
   weights: int
   programs: fit.Fit  # one call is one epoch
   data: PyTree  # as the child's `batch` and `score` take it
-  test: PyTree  # the same with the test split where validation stands
-  loss: Callable[[Mapping[str, Array]], Array]  # of a scoring, for each child; lower is better
-  choose: bool = True  # the weights of the epoch that scored best; else those of the last
+  test: PyTree  # the same data with the test split in place of the validation split
+  loss: Callable[[Mapping[str, Array]], Array]  # metrics of a scoring -> a loss for each child; lower is better
+  choose: bool = True  # whether to keep the weights of the epoch that scored best, or those of the last epoch
 
 
 class Progress(NamedTuple):
   """Everything that decides how a training ends."""
 
   states: fit.FitState  # [m]
-  best: PyTree  # [m] the weights to keep so far, and the carry with them
-  curve: Array  # [epochs, m] the loss of the scoring after each epoch, NaN for those to come
+  best: PyTree  # [m] the weights kept so far, and their carry
+  curve: Array  # [epochs, m] the loss of the scoring after each epoch, NaN for epochs to come
   done: Array  # [] int32, epochs
 
 
 def start(task: Task, archs: PyTree, keys: Key, epochs: int) -> tuple[Progress, PyTree, Key]:
-  """Untrained children with their archs and keys, filled up to the devices as in `fit.begin`."""
+  """Returns untrained children with their archs and keys, filled up to the devices as in `fit.begin`."""
   states, archs, keys = fit.begin(task.programs, archs, keys)
   best = jax.tree.map(jnp.copy, (states.params, states.carry))  # a chunk uses its states up
   return Progress(states, best, jnp.full((epochs, len(keys)), jnp.nan), jnp.zeros((), jnp.int32)), archs, keys
@@ -50,19 +50,19 @@ def run(
   keep: Callable[[Progress], None] = lambda progress: None,
   check: Callable[[], None] = lambda: None,
 ) -> Progress:
-  """Trains to the last epoch. A child that fails is not improved any more.
+  """Trains to the last epoch. A child that fails is not trained any further.
 
   Args:
     task: what is trained.
-    progress: of `start`, perhaps restored.
+    progress: as `start` returns it, or restored.
     archs: [m], as `start` returns them.
-    keys: [m], likewise.
-    keep: told after each epoch.
-    check: called within epochs too, between program calls; it may raise `recovery.Stopped`.
+    keys: [m], as `start` returns them.
+    keep: called with the progress after each epoch.
+    check: called between program calls, also within epochs; it may raise `recovery.Stopped`.
   """
   programs, data = task.programs, fit.share(task.data, task.programs.mesh)
   for epoch in range(int(progress.done), len(progress.curve)):
-    # The last states are used up by a call: what is kept of them when an epoch is cut off is what `keep` was told.
+    # A call donates its states. If an epoch is interrupted, the training resumes from the states that `keep` got last.
     states = progress.states
     for first in range(0, programs.steps_per_call, CALL_STEPS):
       check()
@@ -80,7 +80,7 @@ def run(
 
 
 def score(task: Task, progress: Progress, archs: PyTree, m: int, data: PyTree = None) -> np.ndarray:
-  """[m] the loss of the weights kept, on the test split or on other `data`."""
+  """Returns the loss [m] of the kept weights, on the test split or on other `data`."""
   params, carry = progress.best
   states = progress.states._replace(params=params, carry=carry)
   shared = fit.share(task.test if data is None else data, task.programs.mesh)
@@ -89,5 +89,5 @@ def score(task: Task, progress: Progress, archs: PyTree, m: int, data: PyTree = 
 
 @functools.partial(jax.jit, donate_argnums=2)
 def _choose(better: Array, new: PyTree, old: PyTree) -> PyTree:
-  """New leaves for the children that did better."""
+  """Returns the new leaves for children that did better, and the old ones for the others."""
   return jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *(1,) * (a.ndim - 1)), a, b), new, old)

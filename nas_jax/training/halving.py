@@ -2,9 +2,9 @@
 
 Jamieson & Talwalkar (2016), Non-stochastic Best Arm Identification and Hyperparameter Optimization; Li et al. (2018),
 Hyperband. The search itself is the first rung. A share of its children goes on to the second one, and so on; children
-are compared with those of their own rung alone. Those papers train a child on from where it stopped. Here it is trained
-anew, with a schedule of the learning rate that is annealed over its whole training, because a training that is cut off
-ranks children worse than an annealed one of the same length.
+are compared only within their rung. Those papers continue the training of a child. Here each rung trains it anew, with
+a learning rate that is annealed over the whole training, because a truncated training ranks children worse than an
+annealed one of the same length.
 """
 
 import dataclasses
@@ -26,24 +26,27 @@ class Config:
     budget=True,
   )
   rung_factor: int = field(
-    3, 'one of so many children goes on to the next rung, where training is so many times as long', low=2, high=1000
+    3,
+    'one of this many children goes on to the next rung, where training takes this many times as long',
+    low=2,
+    high=1000,
   )
 
   added: ClassVar[dict[str, Any]] = {'rungs': 1, 'rung_factor': 3}  # see `config.with_added`
 
 
 def longer(rung: int, factor: int) -> int:
-  """Returns how many times as long as in the search children of a rung are trained; the search is rung 1."""
+  """Returns the factor by which children of a rung are trained longer than in the search, which is rung 1."""
   return factor ** (rung - 1)
 
 
 def size(children: int, rung: int, factor: int) -> int:
-  """Returns how many children a rung has after a search of so many, at least 1."""
+  """Returns how many children a rung has after a search of `children`, at least 1."""
   return max(1, children // longer(rung, factor))
 
 
 def check(cfg: Any, children: int) -> None:
-  """Raises ValueError if a search of so many children has none for the last rung."""
+  """Raises ValueError if a search of `children` has too few for the last rung."""
   least = longer(cfg.rungs, cfg.rung_factor)
   if children < least:
     raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from nas_jax.types import Array
 
-# By the name that a score has in a journal: what it is called, and what 1 minus it is called.
+# Maps the name of a score in the journal to its name in reports, and to the name of 1 - score.
 NAMES: Mapping[str, tuple[str, str]] = types.MappingProxyType(
   {
     'accuracy': ('accuracy', 'error'),
@@ -26,19 +26,19 @@ CLASS_WEIGHTS = ('none', 'balanced')
 
 
 class Counts(NamedTuple):
-  """How many images of each class there are, [K] int32."""
+  """Numbers of images for each class, [K] int32."""
 
-  right: Array  # of the class, and said to be
-  said: Array  # said to be of the class
-  there: Array  # of the class
+  right: Array  # images of the class that are predicted to be of it
+  said: Array  # images that are predicted to be of the class
+  there: Array  # images of the class
 
 
 def count(said: Array, labels: Array, classes: int) -> Counts:
-  """Counts images.
+  """Counts right predictions, predictions and images of each class.
 
   Args:
-    said: [n] the numbers of the classes that images are said to be of.
-    labels: [n] those that they are of; -1 for images that do not count.
+    said: [n] the predicted classes.
+    labels: [n] the true classes; -1 for images that do not count.
     classes: K.
   """
   real = labels >= 0
@@ -52,8 +52,8 @@ def count(said: Array, labels: Array, classes: int) -> Counts:
 def scores(counts: Counts) -> dict[str, Array]:
   """Returns the scores of classifiers, each from 0 to 1, [].
 
-  Balanced accuracy is the mean over the classes that have images of the share of these that are recognised. Macro F1 is
-  the mean of the F1 of each class, 2 right / (said + there), over the classes that have images or are said.
+  Balanced accuracy is the mean recall of the classes that have images. Macro F1 is the mean of the F1 of each class,
+  2 right / (said + there), over the classes that have images or are predicted.
   """
   right, said, there = counts
 
@@ -80,8 +80,8 @@ def r2(squares: Array, labels: Array) -> Array:
 def balanced(labels: np.ndarray, classes: int) -> tuple[float, ...]:
   """Returns weights [K] of the losses of images of each class, so that all classes weigh the same.
 
-  A class of a share p of the images `labels` [n] has weight 1 / (K p), where K classes have images; their mean over the
-  images is 1. A class without images has weight 0.
+  A class with a share p of the images, by their `labels` [n], has weight 1 / (K p), where K is the number of classes
+  that have images. The mean weight over the images is 1. A class without images has weight 0.
   """
   found = np.bincount(labels, minlength=classes)
   weights = len(labels) / ((found > 0).sum() * np.maximum(found, 1))

@@ -1,7 +1,7 @@
-"""A problem: what the children of a search learn, and what they earn for it.
+"""A problem: the task that the children of a search learn, and the reward for it.
 
-Each system makes one from its config and its data. Everything that trains or scores children takes the problem and not
-the config, be it by weights of their own (`evaluators.build`) or by shared weights (`systems.enas`).
+Each system makes a problem from its config and its data. All code that trains or scores children takes the problem
+instead of the config, both with weights of their own (`evaluators.build`) and with shared weights (`systems.enas`).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from nas_jax.training.costs import UNBOUNDED, Bounds, Count, Shaping
 from nas_jax.training.rewards import Reward
 from nas_jax.types import Key, PyTree
 
-SHARED = 'shared_'  # what the names of scores by shared weights begin with
+SHARED = 'shared_'  # the prefix of the names of scores with shared weights
 MakeOptimizer = Callable[[int], Callable[[PyTree], optax.GradientTransformation]]  # (training steps) -> (arch) -> it
 
 
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
     pass_steps: training steps of a pass over the training data.
     steps_per_call: training steps of one program call.
     metric: the name of the score that decides the reward.
-    reward: that score [m] -> rewards [m].
+    reward: (values of that metric [m]) -> rewards [m].
     scored: how many of the last program calls are followed by a scoring; the best score counts.
     program: one of `timing.PROGRAMS`, how children are compiled.
     traced: (traced architectures [m, ...]) -> the network that takes them; None if there is none.
@@ -43,11 +43,11 @@ class Problem(NamedTuple):
     warm_start: (initial weights, weights of the child before) -> the weights that a child starts from; None if each
       child starts from its own initial weights.
     minibatch: (data, key) -> the same with a part of the validation split; for scores by shared weights only.
-    reward_of: a reward of the user's own, which takes the place of `reward`; see `rewards.Reward`. None for none.
-    cost_of: (static arch) -> what it costs; None if that is not counted. This and the two below are for children that
-      are trained by themselves.
+    reward_of: a reward function of the user, which replaces `reward`: see `rewards.Reward`. None if there is none.
+    cost_of: (static arch) -> its cost; None if costs are not counted. `cost_of`, `bounds` and `shaping` apply only to
+      children that are trained by themselves.
     bounds: the most that a child may cost.
-    shaping: how its cost shapes its reward; None for not at all.
+    shaping: how the cost of a child shapes its reward; None for not at all.
   """
 
   space: Space
@@ -72,12 +72,12 @@ class Problem(NamedTuple):
 
   @property
   def own_programs(self) -> bool:
-    """Whether each child is trained by a program of its own, and not all of them by one."""
+    """Whether each child is trained by a program of its own, instead of one program for all children."""
     return self.traced is None or self.program == 'specialised'
 
   @property
   def shared_metric(self) -> str:
-    """The name of the score by shared weights, which must not be taken for that of a child trained by itself."""
+    """The name of the score with shared weights, which differs from that of a child trained by itself."""
     return f'{SHARED}{self.metric}'
 
   def own_reward(self, metrics: dict[str, np.ndarray]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What evaluators ask and tell about trainings: how far they are, what they gave, when they must end."""
+"""How evaluators recover trainings: their saved progress, their saved results, and when they must end."""
 
 from collections.abc import Callable
 import dataclasses
@@ -17,7 +17,7 @@ Metrics = dict[str, np.ndarray]
 
 @dataclasses.dataclass
 class Limits:
-  """What ends a child, or a search, before its time."""
+  """Limits that end the training of a child, or a search, early."""
 
   child_timeout: float = field(
     0.0, 'seconds of training after which a child fails, checked between calls of the program; 0 for no limit', low=0.0
@@ -40,7 +40,7 @@ class Limits:
 
 
 class Stopped(Exception):
-  """The process was asked to end. What is finished is saved, and so is the state of what is under way."""
+  """The process was asked to end. Finished trainings are saved, and so is the state of those in progress."""
 
 
 def _nothing(*_) -> None:
@@ -48,28 +48,29 @@ def _nothing(*_) -> None:
 
 
 class Recovery(NamedTuple):
-  """What evaluators ask and tell about trainings.
+  """The functions by which evaluators save and recover trainings.
 
-  Each training has a name, a fingerprint of all that decides its outcome.
+  Each training has a name, a fingerprint of everything that decides its outcome.
 
-  `NO_RECOVERY` keeps nothing, stops nothing, and ends no training before its time.
+  `NO_RECOVERY` saves nothing and stops no training.
   """
 
   recall: Callable[[str], Metrics | None] = _nothing  # the metrics of a training that has ended before
-  failed_starts: Callable[[str], int] = lambda name: 0  # crashes of the process while only it was under way
-  begin: Callable[[str, PyTree], tuple[int, PyTree]] = lambda name, fresh: (0, fresh)  # program calls done, and their
-  keep: Callable[[str, int, PyTree], None] = _nothing  # states; told after each call but the last; raises Stopped
+  failed_starts: Callable[[str], int] = lambda name: 0  # crashes of the process while only this training ran
+  # (name, fresh states) -> the program calls that are done and the states after them
+  begin: Callable[[str, PyTree], tuple[int, PyTree]] = lambda name, fresh: (0, fresh)
+  keep: Callable[[str, int, PyTree], None] = _nothing  # called after each program call but the last; raises Stopped
   end: Callable[[str, Metrics], None] = _nothing
-  leave: Callable[[str], None] = _nothing  # the training is over, and there is nothing to recall
+  leave: Callable[[str], None] = _nothing  # the training is over and has no result to recall
   check: Callable[[], None] = _nothing  # raises Stopped
   timeout: float = math.inf  # seconds of training for each child
-  starts: int = 0  # failed ones after which a child fails; 0: no limit
-  is_suspect: Callable[[str], bool] = lambda name: False  # the process has crashed while it and others were under way
-  hold: Callable[[str], None] = _nothing  # from now on something would be lost if the process ended at once,
-  release: Callable[[str], None] = _nothing  # and from now on it would not; `keep`, `end` and `leave` say so themselves
+  starts: int = 0  # failed starts after which a child fails; 0: no limit
+  is_suspect: Callable[[str], bool] = lambda name: False  # the process has crashed while this and other trainings ran
+  hold: Callable[[str], None] = _nothing  # from now on progress would be lost if the process ended at once
+  release: Callable[[str], None] = _nothing  # the opposite of `hold`; `keep`, `end` and `leave` imply it
 
   def crashes_process(self, name: str, starts: int) -> bool:
-    """Says whether the process has crashed so often in a training that it is not begun again; 0: never."""
+    """Says whether the process has crashed at least `starts` times in a training; never, if `starts` is 0."""
     return bool(starts) and self.failed_starts(name) >= starts
 
 

@@ -1,4 +1,4 @@
-"""From what a child scored to the reward of the architecture."""
+"""Rewards of architectures, computed from the scores of their children."""
 
 from collections.abc import Callable
 
@@ -7,18 +7,19 @@ import numpy as np
 
 from nas_jax.training import metrics
 
-# (the metrics of m children, [m] each) -> their rewards [m], more for better ones. The metrics are the scores of the
-# system, such as 'accuracy', and of children that were trained by themselves also 'loss' and 'failed'. Those of a child
-# that failed may be NaN; its reward is not used. With shared weights the arrays are JAX's, and may be traced.
+# (the metrics of m children, [m] each) -> their rewards [m], greater for better children. The metrics are the scores of
+# the system, such as 'accuracy', and for children that were trained by themselves also 'loss' and 'failed'. The metrics
+# of a child that failed may be NaN; its reward is not used. With shared weights the arrays are JAX arrays, and may be
+# traced.
 Reward = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
 def checked(reward: Reward, metrics: dict[str, np.ndarray]) -> np.ndarray:
-  """Returns what a reward of the user's own makes of metrics.
+  """Returns the rewards of m children by a reward function of the user, after checks.
 
   Raises:
-    ValueError: these are not m numbers, or not finite for a child that has not failed. The latter is not seen while
-      they are traced.
+    ValueError: the rewards are not m numbers, or the reward of a child that has not failed is not finite. The latter
+      is not checked for traced rewards.
   """
   found, m = reward(metrics), len(next(iter(metrics.values())))
   if np.shape(found) != (m,):
@@ -33,33 +34,33 @@ def checked(reward: Reward, metrics: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> np.ndarray:
-  """c / perplexity^2, Zoph & Le (2017) Sec. 4.2 ("c is a constant, usually set at 80"), at most `limit` if not 0.
+  """Returns c / perplexity^2, Zoph & Le (2017) Sec. 4.2 ("c is a constant, usually set at 80").
 
-  `power` is 1 in Pham et al. (2018).
+  If `limit` is not 0, it is the greatest reward. `power` is 1 in Pham et al. (2018).
   """
   reward = c / perplexity**power
   return reward.clip(max=limit) if limit else reward
 
 
 def of_accuracy(accuracy: np.ndarray, power: float = 3.0) -> np.ndarray:
-  """Validation accuracy, or another score from 0 to 1, cubed: Zoph & Le (2017) Sec. 4.1."""
+  """Returns validation accuracy, or another score from 0 to 1, cubed: Zoph & Le (2017) Sec. 4.1."""
   return accuracy**power
 
 
 def of_r2(r2: np.ndarray, power: float = 3.0) -> np.ndarray:
-  """(1 / (2 - R2)) to a power: 1 for a network without error, 1/2 to the power for one that predicts the mean.
+  """Returns (1 / (2 - R2))^power: 1 for a network without error, (1/2)^power for one that predicts the mean.
 
-  2 - R2 is 1 + (mean squared error) / (variance): however bad a network is, a better one earns more.
+  As 2 - R2 = 1 + (mean squared error) / (variance), a better network earns more, however bad both are.
   """
   return (1.0 / (2.0 - r2)) ** power
 
 
 def perplexity_formula(c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> str:
-  """Returns `of_perplexity` in words."""
+  """Returns the formula of `of_perplexity` as text."""
   return f'{c:g} / perplexity' + (f'^{power:g}' if power != 1 else '') + (f', at most {limit:g}' if limit else '')
 
 
 def accuracy_formula(power: float = 3.0, metric: str = 'accuracy') -> str:
-  """Returns `of_accuracy` or `of_r2` in words; `metric` is what stands for the accuracy, one of `metrics.NAMES`."""
+  """Returns the formula of `of_accuracy` or `of_r2` as text; `metric` is the score, one of `metrics.NAMES`."""
   score = '(1 / (2 - R2))' if metric == 'r2' else metrics.NAMES[metric][0]
   return score + (f'^{power:g}' if power != 1 else '')

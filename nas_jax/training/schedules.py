@@ -11,7 +11,7 @@ SCHEDULES = ('constant', 'cosine', 'epochs', 'twice', 'restarts')
 
 
 def prolongs(schedule: str) -> bool:
-  """Says whether the rates of a schedule are those of a longer training too, so that one can go on after its end."""
+  """Says whether a schedule does not depend on the length of training, so that a finished training can be continued."""
   return schedule != 'cosine'
 
 
@@ -55,7 +55,7 @@ def rate(
     first = epoch * decay_epoch
 
     def turn(step: Array) -> Array:
-      # The cosines that are over took 2^number - 1 times as long as the first.
+      # Together the finished cosines took 2^number - 1 times as long as the first.
       number = jnp.floor(jnp.log2(step / first + 1.0))
       done = (step / first + 1.0) / 2.0**number - 1.0
       return least + 0.5 * (lr - least) * (1.0 + jnp.cos(jnp.pi * done))

@@ -1,4 +1,4 @@
-"""Which way to compile children is faster: one program for all of them, or a program for each."""
+"""Measures which way to compile children is faster: one program for all of them, or a program for each."""
 
 from collections.abc import Callable, Sequence
 import math
@@ -12,7 +12,7 @@ from nas_jax.training.costs import UNBOUNDED
 from nas_jax.training.problem import Problem
 from nas_jax.types import Batch, Evaluate, Key
 
-PROGRAMS = ('generic', 'specialised', 'auto')  # one program for all children, one for each, or what is measured
+PROGRAMS = ('generic', 'specialised', 'auto')  # one program for all children, one for each, or the faster as measured
 
 
 class Timing(NamedTuple):
@@ -23,7 +23,7 @@ class Timing(NamedTuple):
 
 
 def of_problem(problem: Problem, key: Key, m: int, children: int, mesh: Mesh | None = None) -> Timing:
-  """`time_programs` on m random children of a problem, each to be trained for its whole `steps`, bounds or not.
+  """Calls `time_programs` on m random children of a problem with its `steps`. Bounds on the cost are ignored.
 
   Args:
     problem: what the children learn.
@@ -48,10 +48,11 @@ def time_programs(
   kinds: Sequence[str] = ('generic', 'specialised'),
   first: int = 50,
 ) -> Timing:
-  """Trains one batch for one step and for more steps, in each way, and extrapolates to whole trainings.
+  """Trains one batch for one step and for more steps with each kind of program, and extrapolates to whole trainings.
 
   A generic program is compiled once in a search, a specialised program for each child. The longer training has `first`
-  steps, then four times as many, until it takes longer than compiling and scoring, whose noise would hide it.
+  steps, then four times as many, and so on, until it takes longer than compiling and scoring, so that their noise does
+  not hide it.
 
   Args:
     build: (one of `kinds`, training steps) -> an evaluator.
@@ -63,7 +64,7 @@ def time_programs(
   """
 
   def seconds(kind: str, count: int) -> tuple[float, float]:
-    """Seconds that a batch takes with a new program, and with the same program again."""
+    """Returns the seconds that a batch takes with a new program, and with the same program again."""
     evaluate = build(kind, count)
     begun = time.perf_counter()
     evaluate(batch)

@@ -10,7 +10,7 @@ import numpy as np
 from nas_jax.space import Kind, Space
 from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome, PyTree
 
-# Maps advantages to what the tokens are credited with. It is the identity, except in searches that reward every layer
+# Maps advantages to the credits of the tokens. It is the identity, except in searches that reward every layer
 # (`search.per_layer`), where it maps [m, L] to [m, L].
 Credit = Callable[[Array], Array]
 Propose = Callable[[PyTree, Key, Depth], Array]  # (state, keys [m], depth) -> tokens [m, T] int32, 0 beyond the depth
@@ -19,18 +19,18 @@ Propose = Callable[[PyTree, Key, Depth], Array]  # (state, keys [m], depth) -> t
 class Algorithm(NamedTuple):
   """Decides which token sequences a search tries, as pure functions of a state.
 
-  The state is one pytree of arrays of the algorithm's own making. The search keeps it in `SearchState.algorithm` and
-  saves it with its checkpoints, so an algorithm must keep there all that it remembers: a search that was interrupted
-  resumes from the saved state and must go on as if it had not been. The functions are compiled by `jax.jit`, and
-  searches in tables `vmap` them over seeds: no Python value of the state may decide anything.
+  The state is a pytree of arrays that the algorithm defines. The search keeps it in `SearchState.algorithm` and saves
+  it with its checkpoints. It must hold all that the algorithm remembers, because an interrupted search resumes from the
+  saved state and must continue as if it had not been interrupted. The functions are compiled by `jax.jit`, and searches
+  in tables `vmap` them over seeds: no Python control flow may depend on the state.
 
-  An outcome has rewards [m], or [m, L] with one reward for each layer, of which `layers_exist` says which are there.
-  They are finite: the search has replaced those of failed children, see `outcomes.settle`. `failed` of the outcome, of
-  the shape of the rewards, says which these are.
+  An outcome has rewards [m], or [m, L] with one reward for each layer; `layers_exist` says which of these layers exist.
+  All rewards are finite, because the search has replaced those of failed children: see `outcomes.settle`. `failed` of
+  the outcome, in the shape of the rewards, says which rewards were replaced.
 
   The last three functions are for algorithms that follow the gradient of a policy, and None otherwise. The state of
-  such an algorithm is a NamedTuple with the fields `theta`, the parameters that the gradient is taken of, and
-  `opt_state`: replicas with parameters of their own replace these.
+  such an algorithm is a NamedTuple with the fields `theta`, the parameters of the policy, and `opt_state`. Replicas
+  replace these two fields by their own.
   """
 
   init: Callable[[Key], PyTree]  # the state of a search that has tried nothing yet
@@ -66,7 +66,7 @@ def depths(space: Space, batch: Batch) -> Array:
 def of_sequences(batch: Batch, outcome: Outcome) -> tuple[Array, Array]:
   """Returns one reward for each token sequence, [m], and which sequences failed, [m] bool.
 
-  Where layers have rewards, it is that of the best layer that did not fail.
+  If layers have rewards, the reward of a sequence is that of its best layer that did not fail.
   """
   reward = outcome.reward
   failed = jnp.zeros(reward.shape, bool) if outcome.failed is None else outcome.failed
@@ -82,8 +82,8 @@ def summary_of_samples(space: Space, tokens: Array) -> tuple[Array, Array]:
   """Describes token sequences [n, T] by how often each label occurs, as `policy_summary` describes a policy.
 
   Returns:
-    The entropy in nats of a token sequence whose tokens are independent and occur as often as in these, [], and the
-    share of each label of each slot, [S, K].
+    The entropy [] in nats of a token sequence whose tokens are independent and have these frequencies, and the share of
+    each label of each slot, [S, K].
   """
   widths = np.array([slot.width for slot in space.slots])
   is_link = np.array([slot.kind == Kind.LINK for slot in space.slots])[:, None]

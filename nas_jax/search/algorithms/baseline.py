@@ -24,7 +24,7 @@ class Config:
     0.95, 'decay of the moving average of rewards, once per update (the paper does not say)', low=0.0, high=1.0
   )
   normalize_advantage: bool = field(
-    False, 'divide the advantage R - b by a moving root mean square of it; not in the paper'
+    False, 'divide the advantage R - b by its moving root mean square; not in the paper'
   )
 
 
@@ -46,16 +46,17 @@ def advantage(
 ) -> tuple[Array, Baseline]:
   """Returns the advantages R_k - b, with b from before these rewards, and the baseline after them.
 
-  The first batch has no past: its b is its own mean, and the average starts there. The paper gives neither the decay
-  nor the start. (An average with Adam's bias correction would not be a baseline from before the update.)
+  For the first batch, which has no past, b is the mean of the batch itself, and the average starts from that mean. The
+  paper gives neither the decay nor the start. (An average with Adam's bias correction would not be a baseline from
+  before the update.)
 
   Args:
     baseline: from before these rewards.
     reward: [m], or [m, L] with one reward for each layer.
     decay: of the moving average, once per batch; None for the plain average of all rewards so far.
-    normalize: divide by the root of the average squared advantage, these included. The result is independent of the
-      scale of the rewards, and at most 1 / sqrt(1 - decay) if m is 1.
-    exists: [m, L] bool, which rewards are there, all if None; the advantage of the others is 0.
+    normalize: divide by the root of the average squared advantage, this batch included. The result is independent of
+      the scale of the rewards, and at most 1 / sqrt(1 - decay) if m is 1.
+    exists: [m, L] bool, which rewards exist; None for all. The advantage of the others is 0.
   """
   count = reward.size if exists is None else exists.sum(dtype=jnp.int32)
   keep = baseline.seen / (baseline.seen + count) if decay is None else decay
@@ -73,7 +74,7 @@ def advantage(
 
 
 def advantages(cfg: Config, baseline: Baseline, batch: Batch, outcome: Outcome) -> tuple[Array, Baseline, Info]:
-  """Returns `advantage` of a batch as `cfg` has it, and both averages for the report."""
+  """Returns the advantages of a batch by the settings `cfg`, the baseline after it, and two averages for reports."""
   decay, exists = cfg.baseline_decay if cfg.baseline == 'moving' else None, layers_exist(batch, outcome.reward)
   value, after = advantage(baseline, outcome.reward, decay, cfg.normalize_advantage, exists)
   return value, after, {'baseline': after.value, 'advantage': jnp.mean(jnp.abs(value), where=exists)}

@@ -1,7 +1,8 @@
 """Regularized evolution: Real et al. (2019), "Regularized Evolution for Image Classifier Architecture Search".
 
 The newest architectures are the population. The best of a few of them, drawn at random, is the parent of the next
-child, which differs from it in one token (Algorithm 1 of the paper). The oldest leave, however good they are.
+child, which differs from it in one token (Algorithm 1 of the paper). The oldest architecture leaves the population,
+however good it is.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome
 
 @dataclasses.dataclass
 class Config:
-  """The settings of evolution. The paper has 100 and 25 for 20,000 children; these are for hundreds."""
+  """The settings of evolution. The paper has 100 and 25 for 20,000 children; the defaults suit hundreds of children."""
 
   population: int = field(20, 'the newest children, which evolution draws parents from; 100 in Real et al.', low=1)
   tournament: int = field(

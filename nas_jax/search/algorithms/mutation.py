@@ -1,4 +1,4 @@
-"""Mutations of token sequences: what evolution and the guided proposals try beside what they know to be good."""
+"""Mutations of token sequences, by which evolution and guided proposals vary good architectures."""
 
 import jax
 import jax.numpy as jnp
@@ -20,17 +20,17 @@ def mutate(
   """Returns a token sequence [T] of `wanted` layers in which some tokens of another have other values.
 
   The tokens to change are drawn uniformly from those that exist and have more than one value, and so is the new value
-  of each. Tokens that the old sequence does not have, because it is not so deep or is of another type there, are those
-  of `fresh`.
+  of each. Tokens that the old sequence does not have, because it is less deep or has another type there, are taken from
+  `fresh`.
 
   Args:
-    space: of both.
+    space: the space of both sequences.
     tokens: [T] the sequence to start from.
     depth: its layers.
     fresh: [T] a token sequence, such as a uniform one.
     key: of the draw.
     wanted: the layers of the result; None for all.
-    count: how many tokens are changed, if there are so many; may be traced.
+    count: how many tokens to change, at most all that can change; may be traced.
   """
   values = values_of_tokens(space)
   place_key, value_key = jax.random.split(key)
@@ -40,7 +40,7 @@ def mutate(
   chosen = jnp.zeros(tokens.shape, bool).at[order].set(jnp.arange(len(values)) < count) & free
   other = (tokens + jax.random.randint(value_key, tokens.shape, 1, np.maximum(values, 2))) % values
   tokens = jnp.where(old, jnp.where(chosen, other, tokens), fresh)
-  # A changed type brings tokens into being that the old sequence has as 0.
+  # If a type changes, tokens come to exist that are 0 in the old sequence.
   born = space.exists(tokens, wanted) & ~old
   tokens = jnp.where(born, fresh, tokens)
   return jnp.where(space.exists(tokens, wanted), tokens, 0).astype(jnp.int32)

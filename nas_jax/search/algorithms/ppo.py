@@ -1,12 +1,12 @@
 """Proximal policy optimization: Schulman et al. (2017), with the advantages of REINFORCE.
 
-Children are learned from more than once. The gradient is that of the clipped surrogate objective (Eq. 7 of the paper),
+Each child is used in several updates. The gradient is that of the clipped surrogate objective (Eq. 7 of the paper),
 
   (1/n) sum_k sum_t min(r_kt A_kt, clip(r_kt, 1 - e, 1 + e) A_kt),   r_kt = pi(a_t | a_<t) / pi_old(a_t | a_<t),
 
 where pi_old is the controller that proposed the child. The paper makes several steps on one batch before it draws the
-next. Here each update is one step on the children of the last few batches, so that each batch counts as often, and an
-update remains one gradient. For a batch that is new r = 1: its gradient is that of REINFORCE.
+next. Here each update is one step on the children of the last few batches, so that each batch counts in as many steps,
+and an update remains one gradient. A new batch has r = 1, and its gradient is that of REINFORCE.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Config(reinforce.Config):
 
 
 class Recent(NamedTuple):
-  """The newest R children, oldest first. Those that have not been yet have depth 0 and no advantage."""
+  """The newest R children, oldest first. Rows that are still empty have depth 0 and advantage 0."""
 
   tokens: Array  # [R, T] int32
   depth: Array  # [R] int32, layers
@@ -53,7 +53,7 @@ class Recent(NamedTuple):
 
 
 class State(NamedTuple):
-  """What proximal policy optimization keeps: what REINFORCE does, and the newest children."""
+  """The state of proximal policy optimization: that of REINFORCE, and the newest children."""
 
   theta: PyTree
   opt_state: PyTree

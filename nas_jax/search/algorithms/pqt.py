@@ -1,8 +1,8 @@
 """Priority queue training: Abolafia et al. (2018), "Neural Program Synthesis with Priority Queue Training".
 
-The best distinct token sequences so far are kept in a queue. Each update adds to the gradient of REINFORCE that of the
-log-probability of the sequences in the queue, a mean over them, so that the controller imitates the best it has found
-(Sec. 2.3 of the paper, "PG + PQT").
+The best distinct token sequences so far are kept in a queue. Each update adds two gradients: that of REINFORCE, and
+that of the mean log-probability of the sequences in the queue. So the controller imitates the best sequences that it
+has found (Sec. 2.3 of the paper, "PG + PQT").
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Config(reinforce.Config):
 
   queue: int = field(5, 'best token sequences that pqt imitates; 10 in Abolafia et al. (2018)', low=1)
   queue_weight: float = field(
-    0.5, 'weight of their log-probability beside the gradient of REINFORCE in pqt, per (normalized) reward', low=0.0
+    0.5, "weight of the log-probability of the queue's sequences in pqt, per (normalized) reward", low=0.0
   )
 
   added: ClassVar[dict[str, Any]] = {'queue': 5, 'queue_weight': 0.5}  # see `config.with_added`
@@ -37,11 +37,11 @@ class Queue(NamedTuple):
 
   tokens: Array  # [Q, T] int32
   depth: Array  # [Q] int32, layers; 0 where there is no sequence yet
-  reward: Array  # [Q] the best that each has earned; minus infinity where there is no sequence
+  reward: Array  # [Q] the best reward of each sequence; minus infinity where there is no sequence
 
 
 class State(NamedTuple):
-  """What priority queue training keeps: what REINFORCE does, and the queue."""
+  """The state of priority queue training: that of REINFORCE, and the queue."""
 
   theta: PyTree
   opt_state: PyTree
@@ -67,7 +67,7 @@ def build(space: Space, cfg: Config) -> Algorithm:
       log_prob = jax.vmap(functools.partial(controller.log_prob, theta))(queue.tokens, queue.depth).sum(1)
       return -cfg.queue_weight * jnp.mean(log_prob, where=queue.depth > 0)
 
-    # Without a child that did not fail the queue is empty, and the mean of nothing is NaN.
+    # If all children so far failed, the queue is empty, and the mean over it is NaN.
     some = (queue.depth > 0).any()
     pull = jax.tree.map(lambda x: jnp.where(some, x, 0.0), jax.grad(objective)(state.theta))
     return jax.tree.map(jnp.add, own_gradient(state, batch, outcome, credit), pull)
@@ -81,7 +81,7 @@ def build(space: Space, cfg: Config) -> Algorithm:
 
 
 def push(queue: Queue, tokens: Array, depth: Array, reward: Array, failed: Array) -> Queue:
-  """Returns the queue after m more children: of all distinct sequences the best. Those that failed do not count."""
+  """Returns the queue after m more children: the best distinct sequences. Children that failed do not count."""
   reward = jnp.where(failed, -jnp.inf, reward).astype(queue.reward.dtype)
   merged = Queue(*(jnp.concatenate(pair) for pair in zip(queue, Queue(tokens, depth, reward), strict=True)))
   order = jnp.argsort(-merged.reward, stable=True)

@@ -1,4 +1,4 @@
-"""Random search: token sequences are drawn uniformly and nothing is learned. It is what others are compared with."""
+"""Random search, the reference: token sequences are drawn uniformly, and nothing is learned."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome
 
 
 def build(space: Space, cfg: baseline_lib.Config) -> Algorithm:
-  """Returns random search. Its state is a baseline that it only reports, so that its charts have what others have."""
+  """Returns random search. Its state is a baseline that is only reported, so that its charts match those of others."""
   controller = uniform_controller(space)
 
   def propose(state: baseline_lib.Baseline, keys: Key, depth: Depth) -> Array:

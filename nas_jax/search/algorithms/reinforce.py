@@ -67,7 +67,7 @@ class Config(baseline_lib.Config):
 
 
 class State(NamedTuple):
-  """What REINFORCE keeps."""
+  """The state of REINFORCE."""
 
   theta: PyTree  # the controller's parameters
   opt_state: PyTree
@@ -107,7 +107,7 @@ def build(space: Space, cfg: Config) -> Algorithm:
 
 
 def policy_gradient(controller: Controller, init, propose: Propose, gradient, apply) -> Algorithm:
-  """Returns an algorithm that follows a gradient of `theta`, the parameters of a controller, given its functions."""
+  """Makes an algorithm of these functions. It follows a gradient of `theta`, the parameters of a controller."""
 
   def update(state: Any, batch: Batch, outcome: Outcome, credit: Credit) -> tuple[PyTree, Info]:
     return apply(state, gradient(state, batch, outcome, credit), batch, outcome, credit)
@@ -131,7 +131,7 @@ def regularized(total: Array, space: Space, cfg: Config, score: Score, there: Ar
     space: of the children.
     cfg: the weights.
     score: of n children, [n, ...] each.
-    there: [n] bool, which of them count; None for all.
+    there: [n] bool, which children count; None for all.
   """
   if cfg.entropy_weight:
     total -= cfg.entropy_weight * jnp.mean(score.entropy.sum(1), where=there)
@@ -157,11 +157,11 @@ RETURNS = ('past', 'to go')
 
 
 def returns(value: Array, gamma: float, kind: str) -> Array:
-  """Returns what each layer is credited with, [m, L], from what each layer earned.
+  """Returns the credit of each layer, [m, L], from the reward or advantage of each layer.
 
   'past' is G_t = R_t + gamma G_(t-1), as Xu writes it. 'to go' is G_t = R_t + gamma G_(t+1), as in Sutton & Barto. The
-  rewards of earlier layers do not depend on a choice, so in expectation 'past' credits it with R_t alone, while 'to go'
-  follows the gradient of the (discounted) sum of rewards.
+  rewards of earlier layers do not depend on the choice of layer t, so in expectation 'past' credits that choice with
+  R_t alone, while 'to go' follows the gradient of the (discounted) sum of rewards.
 
   Args:
     value: [m, L] rewards or advantages, 0 for layers that do not exist.
