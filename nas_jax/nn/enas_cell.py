@@ -32,7 +32,7 @@ from nas_jax.types import Array, Key
 def init(
   key: Key, arch: RnnArch, in_features: int, features: int, *, scale: float | Array | None = None
 ) -> dict[str, Array]:
-  """Returns the parameters of a static cell, or for a traced arch those that all cells of N nodes share.
+  """Returns the parameters of a static cell, or, for a traced arch, the parameters that all cells of N nodes share.
 
   Args:
     key: the random key.
@@ -53,7 +53,7 @@ def init(
 
 
 def own(params: dict[str, Array], arch: RnnArch) -> dict[str, Array]:
-  """Selects from shared parameters those of one cell, static or traced. The result is as for a static arch."""
+  """Selects the parameters of one cell, static or traced, from the shared ones, in the layout of a static cell."""
   node = np.arange(1, len(arch.activate), dtype=np.int32)
   pairs = node * (node - 1) // 2 + jnp.asarray(arch.previous, jnp.int32)
   return params | {'nodes': params['nodes'][pairs]}
@@ -71,7 +71,7 @@ def unroll(
   operations: Operations = BUILT_IN,
   together: int = 1,
 ) -> tuple[Array, Array]:
-  """The cell over a sequence; the input projections of all steps are one product before the loop.
+  """Runs the cell over a sequence. The input projections of all steps are one product before the loop.
 
   Args:
     params: as `init` returns them. With a traced arch the matrices of its cell are gathered once, before the loop.
@@ -85,7 +85,7 @@ def unroll(
       products inside it. This is a `custom_vjp`, so forward-mode derivatives need False.
     operations: the operations that the arch may hold, as in `Space.operations`; a traced program computes only these. A
       static arch needs them only if it holds activations of your own.
-    together: time steps that one turn of the loop is compiled for, forward and backward.
+    together: number of time steps in one iteration of the compiled loop, forward and backward.
 
   Returns:
     The final h and the outputs h_t [T, B, H].
@@ -125,7 +125,7 @@ def equations(arch: RnnArch, operations: Operations = BUILT_IN) -> str:
 
 
 def _matrices(arch: RnnArch) -> int:
-  """Returns the number of matrices of the nodes after the first: one for each, or one for each pair if shared."""
+  """Returns the number of node matrices: one for each node after the first, or one for each pair if shared."""
   nodes = len(arch.activate)
   return nodes - 1 if is_static(arch) else nodes * (nodes - 1) // 2
 
@@ -138,13 +138,13 @@ def _shares(arch: Any) -> Array:
 
 
 def _node(operations: Operations, activate: int | Array, sums: Array, before: Array) -> Array:
-  """Returns h_l [B, H], from the inputs of c_l and f_l, `sums` [B, 2 H], and from the node that it reads."""
+  """Returns h_l [B, H]. `sums` [B, 2 H] are the inputs of c_l and f_l; `before` [B, H] is the node that it reads."""
   gate, value = jnp.split(sums, 2, -1)
   return before + jax.nn.sigmoid(gate) * (operations_lib.activate(operations, activate, value) - before)
 
 
 def _step(arch, operations, recurrent, nodes, mask, h, x):
-  """One step. Returns h; and for the backward pass h, h before, sums [N, B, 2 H] and values [N, B, H]."""
+  """One step. Returns h_t, and for the backward pass h_t, h_(t-1), sums [N, B, 2 H] and values [N, B, H]."""
   static, sums = is_static(arch), [x + (h * mask) @ recurrent]
   values = [_node(operations, arch.activate[0], sums[0], h)]
   for activate, previous, kernel in zip(arch.activate[1:], arch.previous, nodes, strict=True):

@@ -1,8 +1,8 @@
 """Convolutions, pools and batch norm that are fast on every platform, CPUs included.
 
 Images are [B, H, W, C], kernels [kh, kw, C, F]. On a CPU, inside a loop, the gradients of a convolution that JAX
-derives have layouts for which XLA has only a naive kernel. Written as convolutions of the usual layout they are about
-ten times faster. Sums over all pixels are fastest on a CPU as products with rows of ones.
+derives have layouts for which XLA has only a naive kernel. Here they are written as convolutions of the usual layout,
+which are about ten times faster. Sums over all pixels are fastest on a CPU as products with rows of ones.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ _own_gradient.defvjp(_conv_forward, _conv_backward)
 
 
 def _image_gradient(shape: tuple[int, ...], kernel: Array, stride: tuple[int, int], dy: Array) -> Array:
-  """The gradient of the outputs, dilated by the stride, convolved with the flipped and transposed kernel."""
+  """Convolves the gradient of the outputs, dilated by the stride, with the flipped and transposed kernel."""
   padding = []
   for n, k, s, m in zip(shape[1:3], kernel.shape[:2], stride, dy.shape[1:3], strict=True):
     before = (k - 1) // 2
@@ -82,7 +82,7 @@ def _image_gradient(shape: tuple[int, ...], kernel: Array, stride: tuple[int, in
 
 
 def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], dy: Array) -> Array:
-  """The images convolved with the gradient of the outputs, batch and channels being swapped."""
+  """Convolves the images with the gradient of the outputs, with the batch and channel axes swapped."""
   padding = []
   for n, k, s, m in zip(x.shape[1:3], shape[:2], stride, dy.shape[1:3], strict=True):
     before = (k - 1) // 2
@@ -94,8 +94,8 @@ def _kernel_gradient(x: Array, shape: tuple[int, ...], stride: tuple[int, int], 
 def depthwise(x: Array, kernel: Array) -> Array:
   """A depthwise convolution of [B, H, W, C] with [kh, kw, C], both sides odd, at stride 1 with zero padding.
 
-  It is a sum of shifted images, which every platform fuses. As a grouped convolution, which XLA:CPU computes channel by
-  channel, it would take about eighty times as long with its gradient.
+  It is computed as a sum of shifted images, which every platform fuses. A grouped convolution, which XLA:CPU computes
+  channel by channel, would take about eighty times as long, gradient included.
   """
   return _depthwise(x, kernel.astype(x.dtype))
 
@@ -116,7 +116,7 @@ def _depthwise_backward(residuals, dy):
   kh, kw, _ = kernel.shape
   wide = _framed(x, kh, kw, 0.0)
 
-  def gradient(k):  # in a loop, which compiles faster and runs as fast: each k takes a pass over the images
+  def gradient(k):  # in a loop, which compiles faster and runs as fast, as each k takes its own pass over the images
     return _sum(at_least_float32(jax.lax.dynamic_slice(wide, (0, k // kw, k % kw, 0), x.shape) * dy))
 
   gradients = jax.lax.map(gradient, jnp.arange(kh * kw)).reshape(kernel.shape).astype(kernel.dtype)
@@ -140,11 +140,11 @@ def _shifted(x: Array, kh: int, kw: int, around: float) -> list[Array]:
 def pool_around(x: Array, size: int, largest: bool) -> Array:
   """Max pooling or average pooling over a window of odd `size` around each pixel, at stride 1: [B, H, W, C].
 
-  Windows are cut off at the edge. It is computed from shifted images, rows and then columns, because the gradient of
-  XLA:CPU's max pooling takes ten times as long. If several values are largest, the last one gets the gradient.
+  Windows are cut off at the edge. The pool is computed from shifted images, rows and then columns, because the gradient
+  of XLA:CPU's max pooling takes ten times as long. If several values are largest, the last one gets the gradient.
   """
 
-  # The gradient of jnp.maximum tests which operand equals the result; it fails if one is recomputed with other bits.
+  # The gradient of jnp.maximum tests which operand equals the result. Rounding in a recomputed operand breaks the test.
   def larger(a: Array, b: Array) -> Array:
     return jnp.where(a > b, a, b)
 
@@ -165,7 +165,7 @@ def batch_norm(
   """Batch norm in training mode (Ioffe & Szegedy 2015), over batch and pixels, with a ReLU after it if asked for.
 
   Args:
-    x: [B, H, W, C]; of bfloat16, the statistics are those of float32, and the result is bfloat16.
+    x: [B, H, W, C]. If it is bfloat16, the statistics are computed in float32 and the result is bfloat16.
     scale: [C] gamma.
     bias: [C] beta.
     epsilon: added to the variance; it gets no gradient.
@@ -220,7 +220,7 @@ def batch_norm_gradient(
 
 
 def pixel_means(x: Array) -> Array:
-  """Returns the means [B, C] of images over their pixels, of bfloat16 as float32."""
+  """Returns the means [B, C] of images over their pixels, in float32 for bfloat16 images."""
   return at_least_float32(x).mean((1, 2))
 
 
@@ -261,8 +261,8 @@ def _row(x: Array) -> Array:
 def _sum(x: Array) -> Array:
   """Sums [B, H, W, C] to [C].
 
-  On a CPU it is a product with two rows of ones: XLA calls a library for it, where it would generate code for one row.
-  This is as fast, and a network compiles in a seventh less time.
+  On a CPU this is a product with two rows of ones, because XLA calls a library for two rows but generates code for one.
+  The library is as fast, and a network compiles in a seventh less time.
   """
   flat = x.reshape(-1, x.shape[-1])
   return jax.lax.platform_dependent(

@@ -1,4 +1,4 @@
-"""The precision that children are trained and scored in; their weights are kept in float32 whatever it is."""
+"""The precision in which children are trained and scored. Their weights are always kept in float32."""
 
 import contextlib
 from typing import Any
@@ -17,7 +17,7 @@ PRECISION_HELP = (
 
 
 def lowered(precision: str, tree: PyTree) -> PyTree:
-  """Returns floats as the factors of products: rounded to bfloat16 for 'bfloat16', else as they are.
+  """Prepares floats as factors of products: rounds them to bfloat16 for 'bfloat16', else leaves them as they are.
 
   Gradients come back in the type of the arrays that went in.
   """
@@ -29,7 +29,7 @@ def lowered(precision: str, tree: PyTree) -> PyTree:
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-  """Returns floats for sums and statistics: those of fewer bits as float32, others as they are."""
+  """Prepares floats for sums and statistics: casts narrower types to float32 and leaves others as they are."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

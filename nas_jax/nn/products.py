@@ -25,10 +25,10 @@ def looked_up(xs: Inputs) -> Array:
 
 
 def projected(xs: Inputs, kernel: Array, hoist: bool = True, dtype: DType | None = None) -> Array:
-  """Computes x W for all steps, [T, B, out], of a type that may be wider than the factors'; `hoist` as in `unroll`.
+  """Computes x W for all steps, [T, B, out]. `dtype` may be wider than the factors' type; `hoist` is as in `unroll`.
 
-  If the inputs are rows of a table with fewer rows than there are inputs, the table is projected and its rows are
-  looked up, which gives the same with fewer operations.
+  If the inputs are rows of a table that has fewer rows than there are inputs, the table is projected first and its rows
+  are looked up then. The result is the same and takes fewer operations.
   """
   if isinstance(xs, Rows) and len(xs.table) < xs.indices.size:
     return projected(xs.table[None], kernel, hoist, dtype)[0][xs.indices]
@@ -38,16 +38,16 @@ def projected(xs: Inputs, kernel: Array, hoist: bool = True, dtype: DType | None
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def project(x: Array, kernel: Array, dtype: DType | None = None) -> Array:
-  """x W for all steps [T, B, in], with the gradient of `weight_gradient`, which is faster on a CPU."""
+  """Computes x W for all steps x [T, B, in]. The gradient of W is `weight_gradient`, which is faster on a CPU."""
   return jnp.matmul(x, kernel, preferred_element_type=dtype)
 
 
 def weight_gradient(x: Array, dy: Array, kernel: Array) -> Array:
   """Returns the gradient [in, out] of weights that map x [T, B, in] to outputs whose gradient is dy [T, B, out].
 
-  It is one product of two matrices: for a sum over two axes XLA:CPU would first copy both arrays into another order.
-  On a mesh with Explicit axes it is JAX's own gradient, which is sharded as the weights are: there the axes that are
-  summed must not be merged.
+  The gradient is one product of two matrices, because for a sum over two axes XLA:CPU would first copy both arrays into
+  another order. On a mesh with Explicit axes the two axes must not be merged, so JAX's own gradient is used, which is
+  sharded as the weights are.
   """
   if jax.sharding.AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types:
     return jax.vjp(lambda kernel: x @ kernel, kernel)[1](dy)[0]
@@ -75,7 +75,7 @@ def transposed(kernel: Array) -> Array:
 
 
 def cast(values: PyTree, dtype: DType | None) -> PyTree:
-  """Casts all arrays to a type, but for indices; None leaves them as they are."""
+  """Casts all floating-point arrays to `dtype`; None leaves them as they are. Integers, such as indices, are kept."""
 
   def one(value):
     return value.astype(dtype) if jnp.issubdtype(value.dtype, jnp.inexact) else value
@@ -91,8 +91,8 @@ def promoted(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
 def vary_together(arrays: PyTree, others: PyTree) -> PyTree:
   """Under `shard_map`, makes all arrays vary over each mesh axis that one of them, or of `others`, varies over.
 
-  The carry of a scan and the cotangents of a `custom_vjp` must not change in this respect. Outside of `shard_map` this
-  adds a constant 0.
+  The carry of a scan and the cotangents of a `custom_vjp` must vary over the same axes before and after. Outside of
+  `shard_map` this function adds a constant 0.
   """
   zero = jnp.asarray(sum(jnp.zeros_like(array, shape=()) for array in jax.tree.leaves((arrays, others))))
   return jax.tree.map(lambda array: array + zero.astype(array.dtype), arrays)

@@ -86,25 +86,25 @@ def unroll(
   Args:
     cell: see `Cell`.
     arch: the traced architecture, or None.
-    params: 'kernel' [in, k * H] and 'recurrent_kernel' [P, k * H], where P is H without a projection. They may hold
-      more: 'bias' [k * H], which is added to h U; 'kernel_scale' and 'recurrent_scale' [k * H], the scales of the layer
-      norm of each gate of x W and of h U; 'projection_kernel' [H, P], which makes h_t out of the value of the cell.
+    params: 'kernel' [in, k * H] and 'recurrent_kernel' [P, k * H], where P is H without a projection. Optional
+      are: 'bias' [k * H], which is added to h U; 'kernel_scale' and 'recurrent_scale' [k * H], the scales of the layer
+      norm of each gate of x W and of h U; 'projection_kernel' [H, P], which maps the cell's value to h_t.
     carry: (c, h), [B, H] and [B, P].
     xs: [T, B, in], time first; or `Rows` of a table.
     h_mask: [B, P] or [P], multiplies h_(t-1) where it enters the cell (variational dropout).
-    length: [B] int, the number of steps of each row; after them its carry stays as it is.
+    length: [B] int, the number of steps of each row; a row's carry stays as it is after them.
     hoist: computes the gradient of the recurrent weights as one product after the backward loop, and recomputes the
       values inside the cell instead of storing them. This is a `custom_vjp`, so forward-mode derivatives need False.
     dtype: the type of the products with weights, to which params, xs and h are cast; by default the common type of all
       arguments. The rest of the cell, c and h have the common type of `dtype` and the carry.
-    backward_cell: the cell to recompute with, if another form of it is faster there.
-    together: time steps that one turn of the loop is compiled for, forward and backward.
+    backward_cell: the cell that the backward loop recomputes with, if another form of the cell is faster there.
+    together: number of time steps in one iteration of the compiled loop, forward and backward.
 
   Returns:
     The final (c, h) and the outputs h_t [T, B, P]; outputs after a row's length have no meaning.
 
   Raises:
-    ValueError: `params` hold a name that is none of these.
+    ValueError: `params` hold a name that is not listed above.
     TypeError: forward-mode derivatives are taken and `hoist` is True.
   """
   _check_names(params)
@@ -162,7 +162,7 @@ def _weights(params: dict[str, Array]) -> _Weights:
 
 
 def _read(weights: _Weights, product: Array, features: int) -> Array:
-  """Returns what the gates read, [B, k * H], of the product h U."""
+  """Returns the recurrent input of the gates [B, k * H]: the product h U, with layer norm if any, plus the bias."""
   return _normalized(product, weights.scale, features) + _leading(weights.bias, product.ndim)
 
 
@@ -199,7 +199,7 @@ def _scan(loop, cell, arch, keep, weights, gates, c, h, mask):
 
 
 def _step(cell, arch, weights, mask, carry, inputs):
-  """One step. Returns the carry after it, and its output together with what the backward pass needs."""
+  """One step. Returns the new carry, and a tuple of the output and the values that the backward pass needs."""
   (c, h), (gate, keep) = carry, inputs
   product = (h * mask).astype(weights.kernel.dtype) @ weights.kernel
   recurrent = _read(weights, product, c.shape[-1])

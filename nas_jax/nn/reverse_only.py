@@ -1,4 +1,4 @@
-"""Marks values of which only reverse-mode derivatives exist, so that forward mode ends in an error that helps."""
+"""Marks values that have only reverse-mode derivatives, so that forward mode raises an error that helps."""
 
 import jax
 from jax.extend.core import Primitive
@@ -11,8 +11,9 @@ from nas_jax.types import PyTree
 def reverse_only(values: PyTree, message: str) -> PyTree:
   """Returns `values`; forward-mode derivatives by them (`jvp`, `jacfwd`, `linearize`) raise TypeError(message).
 
-  A `custom_vjp` raises an error there too, but with JAX's own words, and below `jit` only when the program is lowered,
-  outside of any `try`. Derivatives of the gradient may be of either mode, as those of a `custom_vjp`.
+  A `custom_vjp` raises an error in this case too, but the message is JAX's own, and under `jit` it comes only when the
+  program is lowered, outside of any `try`. The gradient itself may be differentiated in either mode, as with a
+  `custom_vjp`.
   """
 
   def mark(value):

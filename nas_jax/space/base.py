@@ -33,27 +33,27 @@ class Kind(enum.IntEnum):
 class Slot(NamedTuple):
   """One decision of the controller: one token, or `width` tokens of 0 or 1 for a LINK.
 
-  A LINK of width 0 emits no token and only sets an anchor. The anchor point of the first layer is one.
+  A LINK of width 0 emits no token and only sets an anchor, such as the anchor point of the first layer.
   """
 
-  group: str  # what the decision belongs to, in words: 'node 3', 'layer 2'
-  name: str  # the decision within the group, '' if it is the only one: 'activate', 'filter height'
+  group: str  # the layer, node or block that the decision belongs to, in words: 'node 3', 'layer 2'
+  name: str  # the name of the decision within its group, '' if it is the only one: 'activate', 'filter height'
   kind: Kind
   width: int  # labels of a CHOICE; candidates of a LINK or POINTER: anchors start .. start + width - 1
-  field: str  # the field of the architecture that its value is appended to
+  field: str  # the field of the architecture that the slot's values are appended to
   values: tuple[int, ...] = ()  # CHOICE: the real value of each token
-  labels: tuple[str, ...] = ()  # CHOICE or POINTER: the name of each token; an anchor without one has its number
+  labels: tuple[str, ...] = ()  # CHOICE or POINTER: the name of each token; () names anchors by their numbers
   head: str = ''  # slots with one head share softmax weights and token embeddings
   start: int = 0  # first candidate anchor of a LINK or POINTER
   anchor: bool = False  # whether the hidden state here becomes the next anchor
-  layer: int = 0  # the layer that it is credited to; the slot exists when layer < depth
-  selects: bool = False  # whether the slots after it, up to the next such slot of its layer, depend on its token
-  active_if: tuple[int, ...] = ()  # tokens of the selecting slot for which this one exists; () for all
-  own: tuple[str, ...] | None = None  # CHOICE of an operation: labels of the user's own; JSON has them and not ids
+  layer: int = 0  # the layer that the slot is credited to; the slot exists when layer < depth
+  selects: bool = False  # whether its token decides which later slots exist, up to the next selecting slot of its layer
+  active_if: tuple[int, ...] = ()  # tokens of the selecting slot for which this slot exists; () for all
+  own: tuple[str, ...] | None = None  # CHOICE of an operation: labels of the user's operations, which JSON has as names
 
   @property
   def title(self) -> str:
-    """Group and name."""
+    """Returns the group and the name of the slot."""
     return f'{self.group} {self.name}'.strip()
 
   @property
@@ -71,15 +71,15 @@ class Slot(NamedTuple):
     return not self.active_if or governor in self.active_if
 
   def label(self, token: int) -> str:
-    """The name of one token; that of an anchor is its index."""
+    """Returns the name of one token. An anchor without a label is named by its index."""
     return self.labels[token] if self.labels else str(self.start + token)
 
 
-MOST_LAYERS = 128  # of a network or cell of a space: every layer takes tokens, and every token a part of each program
+MOST_LAYERS = 128  # the most layers of a network or cell: each layer adds tokens, and each token enlarges every program
 
 
 def check_layers(name: str, number: int, what: str) -> None:
-  """Raises ValueError unless an argument of a space is a number of layers, or of the like, that can be."""
+  """Raises ValueError unless `number`, of layers, nodes or blocks, is an int from 1 to MOST_LAYERS."""
   if not isinstance(number, int) or not 1 <= number <= MOST_LAYERS:
     raise ValueError(f'{name} (={number}) must be an int from 1 to {MOST_LAYERS}: {what}.')
 
@@ -105,10 +105,10 @@ class Space:
   """
 
   kind: str  # 'tree_cell', 'choice', ...
-  spec: Mapping[str, Any]  # the arguments that it was made with, as in JSON
-  arch_type: type  # the NamedTuple of its architectures
+  spec: Mapping[str, Any]  # the arguments that the space was made with, as JSON values
+  arch_type: type  # the NamedTuple class of the architectures
   slots: tuple[Slot, ...]
-  operations: Operations = BUILT_IN  # the operations that its architectures may hold, if they hold any
+  operations: Operations = BUILT_IN  # the operations that the architectures may hold, if they hold any
 
   @functools.cached_property
   def owner(self) -> np.ndarray:
@@ -122,7 +122,7 @@ class Space:
 
   @property
   def layers(self) -> int:
-    """L, the number of layers that can be credited by themselves."""
+    """L, the number of layers that can be credited separately."""
     return 1 + max(slot.layer for slot in self.slots)
 
   def layer_of_token(self) -> np.ndarray:
@@ -131,7 +131,7 @@ class Space:
 
   @functools.cached_property
   def allowed(self) -> np.ndarray:
-    """[S, K] bool, for which tokens of the selecting slot each slot exists."""
+    """[S, K] bool, whether slot s exists when its selecting slot has token k."""
     widest = max(slot.width for slot in self.slots)
     return np.array([[slot.exists(token) for token in range(widest)] for slot in self.slots])
 
@@ -150,7 +150,7 @@ class Space:
     return here & jnp.broadcast_to(shallow, here.shape)
 
   def exists(self, tokens, depth=None) -> Array:
-    """[..., T] bool, which of the tokens [..., T] exist; the others are 0 and mean nothing."""
+    """[..., T] bool, which of the tokens [..., T] exist. The others are 0 and have no meaning."""
     return self.slots_exist(tokens, depth)[..., self.owner]
 
   def size(self, depth: int | None = None) -> int:
@@ -205,7 +205,7 @@ class Space:
     return self.arch_type(**{name: jnp.stack(values, -1) if values else none for name, values in fields.items()})
 
   def encode(self, arch) -> np.ndarray:
-    """Returns the token sequence [T] of an architecture, 0 for layers that it lacks. Raises ValueError as `check`."""
+    """Returns the token sequence [T] of an architecture, 0 for missing layers. Raises ValueError as `check` does."""
     depth = self.check(arch)
     queues = {name: list(getattr(arch, name)) for name in self._fields}
     tokens, governor = list[int](), 0
@@ -219,7 +219,7 @@ class Space:
     return np.array(tokens, np.int32)
 
   def check(self, arch) -> int:
-    """Returns the depth of an architecture. Raises ValueError if it is not of this space, saying where and why."""
+    """Returns the depth of an architecture. Raises ValueError, saying where and why, if it is not of this space."""
     if not isinstance(arch, self.arch_type):
       raise ValueError(f'a {self.kind} space wants a {self.arch_type.__name__}, not a {type(arch).__name__}.')
     lengths = {name: len(getattr(arch, name)) for name in self._fields}
@@ -261,7 +261,7 @@ class Space:
     return '\n'.join(f'{group}: {", ".join(words)}' for group, words in lines.items())
 
   def to_json(self, arch) -> str:
-    """Returns a line of JSON, `{"kind": ..., "arch": {field: [ints]}}`; a user's own operations are names there."""
+    """Returns a line of JSON, `{"kind": ..., "arch": {field: [ints]}}`, with a user's own operations by name."""
     fields: dict[str, list[int | str]] = {name: [] for name in self._fields}
     for slot, entry in self._entries(self.check(arch)):
       value, own = int(getattr(arch, slot.field)[entry]), slot.own or ()
@@ -309,7 +309,7 @@ class Space:
     return depth
 
   def _entries(self, depth: int) -> Iterator[tuple[Slot, int]]:
-    """Yields for each entry of an architecture of `depth` layers its slot and its index in the field of the slot."""
+    """Yields the slot and the index within its field for each entry of an architecture of `depth` layers."""
     filled = dict.fromkeys(self._fields, 0)
     for slot in self.slots:
       for _ in range(slot.tokens if slot.layer < depth else 0):
@@ -355,13 +355,13 @@ def unstack(archs: PyTree) -> list[PyTree]:
 
 
 def is_static(arch) -> bool:
-  """Whether `arch` holds Python ints (one program for it alone) rather than arrays (one program for all)."""
+  """Whether `arch` holds Python ints (a program for this architecture only), not arrays (one program for all)."""
   return not any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(arch))
 
 
 @functools.singledispatch
 def canonical(arch):
-  """Returns one form for all architectures that mean the same network; without symmetries, `arch` itself.
+  """Returns one form for all architectures of the same network. It is `arch` itself for types without symmetries.
 
   >>> from nas_jax import space
   >>> cell = space.TreeArch(combine=(0, 1, 1), activate=(1, 2, 0), inject=(0, 1), index=(0, 1))

@@ -13,7 +13,7 @@ KINDS = ('conv', 'residual', 'average pool', 'max pool')
 class ChainArch(NamedTuple):
   """A network of L layers, each reading the one before it."""
 
-  layers: tuple[int, ...]  # [L] codes, see `code`; 0 is no layer, and pads the chains of one `stack` to one length
+  layers: tuple[int, ...]  # [L] codes, see `code`; 0 is padding, for chains of different lengths in one `stack`
 
 
 class ChainLayer(NamedTuple):
@@ -21,12 +21,12 @@ class ChainLayer(NamedTuple):
 
   kind: int  # id into KINDS
   channels: int  # 0 for a pool, which keeps the number of channels
-  kernel: int  # height and width; of both convolutions of a residual block
+  kernel: int  # height and width of the window; a residual block uses it in both of its convolutions
   stride: int
 
 
 def default_layers() -> tuple[str, ...]:
-  """Returns 24 layers to choose from. Xu's poster names only some of its 24; this list agrees with what it says."""
+  """Returns 24 layers to choose from. Xu's poster names only some of its 24; this list agrees with the poster."""
   convolutions = [f'conv {channels} {kernel} {stride}' for channels in (32, 64, 128) for kernel in (3, 4, 5)
                   for stride in (1, 2)]  # fmt: skip
   residual = [f'residual {channels} 3 1' for channels in (32, 64, 128)]
@@ -34,7 +34,7 @@ def default_layers() -> tuple[str, ...]:
 
 
 def chain_space(layers: Sequence[str] | None = None, max_depth: int = 15) -> Space:
-  """Returns the space of all chains of up to `max_depth` layers. By default 24^15 chains have 15 layers.
+  """Returns the space of all chains of up to `max_depth` layers. By default there are 24^15 chains of 15 layers.
 
   Args:
     layers: the layers that each token chooses from: 'conv CHANNELS KERNEL STRIDE', 'residual CHANNELS KERNEL STRIDE',
@@ -42,7 +42,7 @@ def chain_space(layers: Sequence[str] | None = None, max_depth: int = 15) -> Spa
     max_depth: layers of the deepest chain.
 
   Raises:
-    ValueError: a layer is unknown or named twice, or there is none; the message says which and what fits.
+    ValueError: a layer is unknown or named twice, or `layers` is empty; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> sp = space.chain_space(['conv 8 3 1', 'conv 16 3 2', 'max pool 2 2'], max_depth=3)
@@ -92,7 +92,7 @@ def parse(word: str) -> ChainLayer:
 
 
 def code(layer: ChainLayer) -> int:
-  """Returns a layer as one number, the same in every space. Its digits: kind, channels (three), kernel, stride."""
+  """Returns the code of a layer, the same in every space. Its digits: kind, channels (three), kernel, stride."""
   return ((layer.kind * 1000 + layer.channels) * 10 + layer.kernel) * 10 + layer.stride
 
 
@@ -101,7 +101,7 @@ def word_of(number: int) -> str:
   if isinstance(number, int) and 0 <= number < code(ChainLayer(len(KINDS), 0, 0, 0)):
     layer = layer_of(number)
     word = ' '.join(map(str, (KINDS[layer.kind], *(layer[1:] if layer.channels else layer[2:]))))
-    with contextlib.suppress(ValueError):  # which would not name the code
+    with contextlib.suppress(ValueError):  # a word that `parse` refuses is not returned
       parse(word)
       return word
   raise ValueError(f"{number!r} is no code of a layer: want one such as 106431, which is 'residual 64 3 1'.")

@@ -1,4 +1,4 @@
-"""Convolutional networks, Zoph & Le (2017) Sec. 3.1 and 3.3: layers in a row, each reading any of those before it."""
+"""Convolutional networks, Zoph & Le (2017) Sec. 3.1 and 3.3: layers in a row, which may read any earlier layers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 import json
@@ -12,7 +12,7 @@ IMAGE = -1  # stands for the image among the layers that a layer reads
 
 
 class ConvArch(NamedTuple):
-  """A network of L layers. A field has an entry for each layer; it is () if the space leaves no choice."""
+  """A network of L layers. A field has an entry for each layer; the field is () if the space leaves no choice."""
 
   layer_type: tuple[int, ...]  # indices into LAYER_TYPES; () if all layers are convolutions
   filter_height: tuple[int, ...]  # this and the next four are 0 in a layer that is not a convolution
@@ -39,7 +39,7 @@ def conv_space(
   """Returns the space of all networks of up to `max_depth` layers, with tokens in the paper's order (Sec. 4.1).
 
   The tokens of a layer are its filter height and width, its stride height and width, its number of filters, and its
-  anchor point: a link to each earlier layer. Without strides 64^15 * 2^105 = 2^195 networks have 15 layers.
+  anchor point: a link to each earlier layer. Without strides there are 64^15 * 2^105 = 2^195 networks of 15 layers.
 
   Args:
     max_depth: layers of the deepest network.
@@ -47,10 +47,10 @@ def conv_space(
     filter_widths: odd numbers to choose from.
     filters: numbers of filters to choose from.
     strides: stride heights and widths to choose from, (1, 2, 3) in Sec. 4.1; None for stride 1 without a token.
-    layer_types: names from LAYER_TYPES that the first token of a layer chooses from; None if all are convolutions. Of
-      the other tokens of a layer only those exist that its type uses.
-    pools: windows of pooling layers to choose from, which are their strides too.
-    rates: learning rates that the first token of all chooses from; None for no such token.
+    layer_types: names from LAYER_TYPES that the first token of a layer chooses from; None if all are convolutions.
+      A layer then has only the tokens that its type uses.
+    pools: windows of pooling layers to choose from; the stride equals the window.
+    rates: learning rates that the first token of the sequence chooses from; None for no such token.
     skips: whether layers have anchor points; without them each layer reads the one before it.
 
   Raises:
@@ -100,7 +100,7 @@ def conv_space(
 
 
 class _Choice(NamedTuple):
-  """A setting of a layer that has a token of its own."""
+  """A setting of a layer, such as its filter height, that one token chooses."""
 
   name: str
   field: str
@@ -109,7 +109,7 @@ class _Choice(NamedTuple):
 
 
 def _layer_slots(layer: int, types: Sequence[int], choices: Sequence[_Choice], skips: bool) -> Iterator[Slot]:
-  """Yields the slots of a layer: its type, if `types` has any, its settings, and its anchor point."""
+  """Yields the slots of a layer: its type (if `types` is not empty), its settings, and its anchor point."""
 
   def choice(name: str, field: str, values: Sequence[int], words: Iterable[str], **more: Any) -> Slot:
     more |= {'head': name, 'layer': layer}

@@ -17,7 +17,7 @@ INPUTS = len(INPUT_NAMES)
 
 
 class MacroArch(NamedTuple):
-  """A network of L layers. A layer applies its operation to the layer before it and adds its skips."""
+  """A network of L layers. Each applies its operation to the layer before it and adds the layers that `links` names."""
 
   operation: tuple[int, ...]  # [L] ids into MACRO_OPERATIONS
   links: tuple[int, ...]  # [L (L - 1) / 2] whether layer 1 adds 0, layer 2 adds 0, 1, layer 3 ...
@@ -71,7 +71,7 @@ def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIO
   """Returns the space of a normal cell and a reduction cell.
 
   The tokens of a block are two nodes to read and then two operations. There are (5^B (B + 1)!)^4 token sequences,
-  2.6e25 for 5 blocks. The paper counts (5 (B - 2)!)^4 for B nodes with the inputs, 1.3e11 for 7, which is too few.
+  2.6e25 for 5 blocks. The paper counts too few: (5 (B - 2)!)^4 for B nodes including the inputs, 1.3e11 for 7 nodes.
 
   Args:
     blocks: B, blocks of each cell.
@@ -147,17 +147,17 @@ def rnn_from_json(text: str, operations: Operations = BUILT_IN) -> RnnArch:
 
 
 def loose_ends(inputs: Sequence[int], nodes: int) -> tuple[int, ...]:
-  """Returns which of `nodes` nodes are not among `inputs`, so that nothing reads them: they make the cell's output."""
+  """Returns the nodes, of `nodes` in all, that are not in `inputs`: no node reads them. They make the cell's output."""
   return tuple(i for i in range(nodes) if i not in inputs)
 
 
 def cuts(count: int) -> tuple[int, ...]:
-  """Returns how many of `count` layers or cells come before each of the two reductions; () for fewer than 3."""
+  """Returns the numbers of layers or cells before the two reductions, of `count` in all; () for fewer than 3."""
   return (count // 3, 2 * count // 3) if count >= 3 else ()
 
 
 def skips_of(arch: MacroArch) -> list[tuple[int, ...]]:
-  """Returns for each layer the layers that it adds."""
+  """Returns, for each layer, the earlier layers whose outputs are added to its own."""
   rows = [arch.links[i * (i - 1) // 2 : i * (i + 1) // 2] for i in range(len(arch.operation))]
   return [tuple(j for j, link in enumerate(row) if link) for row in rows]
 
@@ -171,17 +171,17 @@ def cells_of(arch: MicroArch) -> dict[str, tuple[tuple[int, ...], tuple[int, ...
 
 
 def macro_from_json(text: str) -> MacroArch:
-  """Reads and checks a network from JSON. Raises ValueError as `Space.from_json`."""
+  """Reads and checks a network from JSON. Raises ValueError as `Space.from_json` does."""
   return enas_macro_space(_length(text, 'operation')).from_json(text)
 
 
 def micro_from_json(text: str) -> MicroArch:
-  """Reads and checks cells from JSON. Raises ValueError as `Space.from_json`."""
+  """Reads and checks cells from JSON. Raises ValueError as `Space.from_json` does."""
   return enas_micro_space(_length(text, 'normal_operation', each=2)).from_json(text)
 
 
 def describe(arch: MacroArch | MicroArch) -> str:
-  """Describes a network or its cells in words: a line for each layer or block, and what follows from them.
+  """Describes a network or its cells in words: a line for each layer or block, and the reductions or outputs.
 
   (`Space.describe` lists the decisions of the controller.)
   """
@@ -198,7 +198,7 @@ def _macro_lines(arch: MacroArch) -> Iterator[str]:
 
 
 def node_name(node: int) -> str:
-  """Returns what a node of a micro cell is called: the name of an input, or the number of a block."""
+  """Returns the name of a node of a micro cell: the name of an input, or 'block' and its number."""
   return INPUT_NAMES[node] if node < INPUTS else f'block {node - INPUTS}'
 
 
@@ -212,7 +212,7 @@ def _micro_lines(arch: MicroArch) -> Iterator[str]:
 
 
 def _length(text: str, field: str, each: int = 1) -> int:
-  """Returns the number of layers or blocks in JSON; 1 if it cannot be read: the smallest space says why."""
+  """Returns the number of layers or blocks in JSON; 1 if it cannot be read, so that `from_json` raises the error."""
   try:
     return max(len(json.loads(text)['arch'][field]) // each, 1)
   except (ValueError, TypeError, KeyError, RecursionError):

@@ -1,4 +1,4 @@
-"""From architectures to networks of layers, by the rules of Zoph & Le (2017) Sec. 3.3; and what a network costs."""
+"""From architectures to networks of layers, by the rules of Zoph & Le (2017) Sec. 3.3, and their sizes and costs."""
 
 from collections.abc import Sequence
 import math
@@ -20,16 +20,16 @@ class Layer(NamedTuple):
   reads: tuple[int, ...]  # the layers that it reads, which are concatenated; or IMAGE alone
   window: tuple[int, int]
   stride: tuple[int, int]
-  filters: int  # 0 for as many channels as it reads
+  filters: int  # 0 if the layer keeps the number of channels that it reads
 
   def kernels(self, channels: int) -> tuple[tuple[int, ...], ...]:
     """Returns the shapes [kh, kw, in, out] of its convolutions, each of which has a batch norm after it.
 
-    A residual block (He et al. 2016) has two convolutions, and a third one in its shortcut if it has a stride or
-    another number of filters than channels.
+    A residual block (He et al. 2016) has two convolutions, and a third one in its shortcut if the stride is
+    not 1 or the number of filters differs from `channels`.
 
     Args:
-      channels: how many the layer reads.
+      channels: the number of channels that the layer reads.
     """
     if self.kind not in (CONV, RESIDUAL):
       return ()
@@ -81,7 +81,7 @@ def _linked(arch: ConvArch) -> tuple[Layer, ...]:
 
 
 class NetworkOptions(NamedTuple):
-  """What a network has beside the predicted layers. The third experiment of Sec. 4.1 uses all of it.
+  """What a network has besides the predicted layers. The third experiment of Sec. 4.1 uses all three options.
 
   A chain can only have `add_filters`: its residual blocks and pools are predicted layers.
   """
@@ -101,8 +101,8 @@ class Network(NamedTuple):
 def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network:  # noqa: B008 - a NamedTuple cannot change
   """Returns the network of a static architecture.
 
-  By the paper's second rule the classifier reads the layers that no other layer reads. Whoever reads a block reads all
-  of its layers.
+  By the paper's second rule the classifier reads the layers that no other layer reads. Reading a block means
+  reading all of its layers.
 
   Raises:
     ValueError: a chain has no layer, or `options` has blocks or pools for a chain.
@@ -123,7 +123,7 @@ def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network: 
     return len(found) - 1
 
   def brought(j: int, level: int) -> int:
-    """Returns the layer that is layer j after `level` pools."""
+    """Returns the layer that holds the output of layer j after `level` pools in all, adding pools as needed."""
     while floor[j] < level:
       if j not in pooled:
         pooled[j] = add(Layer(MAX_POOL, (j,), (2, 2), (2, 2), 0), floor[j] + 1)
@@ -148,7 +148,8 @@ def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network: 
 def describe(arch: Arch, options: NetworkOptions = NetworkOptions()) -> str:  # noqa: B008 - a NamedTuple cannot change
   """Describes a network in words: the learning rate if it was chosen, then the layers and the classifier.
 
-  (`Space.describe` lists the decisions of the controller; this says what follows from them by the paper's rules.)
+  (`Space.describe` lists the decisions of the controller; this function lists the layers that follow from them by the
+  paper's rules.)
   """
   made = network(arch, options)
   rate = arch.rate if isinstance(arch, ConvArch) else ()

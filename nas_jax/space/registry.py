@@ -24,7 +24,7 @@ class _Family(NamedTuple):
   """How files hold the architectures of one kind."""
 
   make_space: Callable[..., Space]  # takes the entries of "space" in a best.json
-  from_json: Callable[..., Any] | None  # (text) -> the architecture; None if it means nothing without its space
+  from_json: Callable[..., Any] | None  # (text) -> the architecture; None if reading it needs the space
   of_operations: bool = False  # whether `from_json` also takes the `Operations` that the architecture may hold
 
 
@@ -44,11 +44,11 @@ def from_json(text: str, kind: str = '', operations: Operations = BUILT_IN) -> A
 
   Args:
     text: JSON with "kind" and "arch", and for a `ChoiceArch` with "space"; other entries are ignored.
-    kind: the kind that is wanted, such as 'tree_cell'; '' for any kind.
+    kind: the expected kind, such as 'tree_cell'; '' for any kind.
     operations: your own operations, which a recurrent cell may hold by name.
 
   Returns:
-    The NamedTuple of its kind (`TreeArch`, `ConvArch`, ...), checked.
+    The architecture, checked, as the NamedTuple of its kind (`TreeArch`, `ConvArch`, ...).
 
   Raises:
     ValueError: in one line, the text has no architecture, one of another kind, or one that is not possible.
@@ -74,7 +74,7 @@ def space_of(text: str, operations: Operations = BUILT_IN) -> Space:
   """Returns the space of a search, from the text of its best.json.
 
   Args:
-    text: of the file.
+    text: the text of the file.
     operations: your own operations, which the space may have by name.
 
   Raises:
@@ -99,7 +99,7 @@ def _handed_in(field: str, names: list[str], operations: Operations) -> list[Ope
 
 
 def _modest(value: object) -> bool:
-  """Whether a description is small enough to build a space from it: a file may say anything."""
+  """Whether a value in a file is small enough to build a space from. This guards against damaged or hostile files."""
   if isinstance(value, (list, dict)):
     return len(value) <= 1000 and all(map(_modest, value.values() if isinstance(value, dict) else value))
   return not isinstance(value, (int, float)) or abs(value) <= 10_000

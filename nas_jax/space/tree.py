@@ -14,7 +14,7 @@ from nas_jax.space.base import Kind, Slot, Space, canonical, is_static
 COMBINE = tuple(operation.name for operation in COMBINATIONS)
 ACTIVATE = tuple(operation.name for operation in ACTIVATIONS)
 
-MOST_LEAVES = 512  # of a cell; the labels of the two indices are then 2046, and a program has some thousand operations
+MOST_LEAVES = 512  # of a cell; the two indices then have 2046 labels, and a program has some thousand operations
 
 
 class TreeArch(NamedTuple):
@@ -33,9 +33,9 @@ def tree_cell_space(
 ) -> Space:
   """Returns the space of all cells of `base` leaves. A cell has 4 * base + 2 tokens, 34 for base 8.
 
-  In the paper's order they are: combination and activation of each node, leaves first and root last; combination and
-  activation of Cell Inject; the node that gives c_t; the node that takes c_(t-1). At base 8 there are 8^16 * 15^2 =
-  6.3e16 token sequences (the paper: 6e16).
+  The tokens, in the paper's order, are: combination and activation of each node, leaves first and root last;
+  combination and activation of Cell Inject; the node that gives c_t; the node that takes c_(t-1). At base 8 there are
+  8^16 * 15^2 = 6.3e16 token sequences (the paper: 6e16).
 
   Args:
     base: leaves, a power of two from 2.
@@ -110,7 +110,7 @@ def check_tree(arch: TreeArch, operations: Operations | None = BUILT_IN) -> None
 
   Args:
     arch: static or traced, of any base.
-    operations: where operations of your own that it may hold are found; None if only the number of leaves matters.
+    operations: your own operations, if the arch may hold any; None to skip the check of the entries.
 
   Raises:
     ValueError: in one line, `arch` is no TreeArch; a field has a wrong type or length; or an entry of a static
@@ -168,11 +168,11 @@ def _canonical_tree(arch: TreeArch) -> TreeArch:
 def canonical_with_leaves(arch: TreeArch) -> tuple[TreeArch, tuple[int, ...]]:
   """Returns the canonical form of a cell, and for each of its leaves the leaf of `arch` with the same weights.
 
-  If a combination is symmetric (`Operation.symmetric`), the two subtrees of a node can be swapped. A child with the
-  combination of its parent and the identity, which is neither read for c_t nor injected, only continues the sum or
-  product of its parent; then the subtrees of one height below the parent can be exchanged. Cells that differ only in
-  these ways compute the same up to rounding, if the weights of their leaves are exchanged too. A user's own combination
-  counts as not symmetric, because an architecture holds only its id.
+  If a combination is symmetric (`Operation.symmetric`), the two subtrees of a node can be swapped. A child merely
+  continues the sum or product of its parent when it has the same combination, has the identity as activation, and is
+  neither read for c_t nor injected. Then the subtrees of one height below the parent can be exchanged. Cells that
+  differ only in these ways compute the same values up to rounding, if the weights of their leaves are exchanged too. A
+  user's own combination counts as not symmetric, because an architecture holds only its id.
   """
   n = leaves(arch)
 

@@ -69,13 +69,13 @@ def unroll(
     carry: (c, h), [B, H] and [B, P], where P is H without a projection. B may be any number of axes, also none.
     xs: [T, B, in], time first; or `nn.products.Rows` of a table.
     h_mask: [B, P] or [P], multiplies h_(t-1) where it enters the leaves (variational dropout).
-    length: [B] int, the number of steps of each row; after them its carry stays as it is.
+    length: [B] int, the number of steps of each row; a row's carry stays as it is after them.
     hoist: see above.
     dtype: the type of the products with weights, such as bfloat16; by default the common type of all arguments. The
       tree, c and h have the common type of `dtype` and the carry.
     operations: the operations that the arch may hold, see `apply`.
-    together: time steps that one turn of the loop is compiled for. More of them are faster on a GPU, where a small cell
-      waits for its kernels to be launched, and take longer to compile. They change results by rounding at most.
+    together: number of time steps in one iteration of the compiled loop. More steps are faster on a GPU, where a small
+      cell waits for its kernels to be launched, but take longer to compile. Results change by rounding at most.
 
   Returns:
     The final (c, h) and the outputs h_t [T, B, P]; outputs after a row's length have no meaning.

@@ -16,7 +16,7 @@ from nas_jax.types import Array, DType, Key
 class TreeCell(nn.RNNCellBase):
   """A tree cell for Flax linen, e.g. for `nn.RNN`. The carry is (c, h); parameters are named as by `init`.
 
-  What the attributes share with `nn.OptimizedLSTMCell` means the same as there.
+  Attributes that `nn.OptimizedLSTMCell` also has mean the same here.
 
   Attributes:
     features: H.
@@ -25,22 +25,22 @@ class TreeCell(nn.RNNCellBase):
     operations: your own operations, if the arch holds any.
     dtype: the type of the products with weights; by default the common type of inputs, carry and parameters.
     param_dtype: the type of the parameters and of fresh carries.
-    kernel_init: initializer of the whole 'kernel' [in, n * H]; by default uniform in +- 1 / sqrt(H). Those that
-      `nn.with_partitioning` makes are welcome.
-    recurrent_kernel_init: likewise, of the 'recurrent_kernel'.
+    kernel_init: initializer of the whole 'kernel' [in, n * H]; by default uniform in +- 1 / sqrt(H). Initializers
+      from `nn.with_partitioning` are accepted.
+    recurrent_kernel_init: initializer of the whole 'recurrent_kernel', by default as for 'kernel'.
     bias_init: initializer of the bias; by default zeros.
     carry_init: initializer of c and of h.
-    projection: the width of h, if it is another one than H; see `init`.
+    projection: P, the width of h; None for H without a projection. See `init`.
     projection_init: initializer of the 'projection_kernel'.
-    layer_norm: whether to normalize what each leaf reads of x and of h, see `init`.
+    layer_norm: whether to normalize each leaf's projections of x and of h, see `init`.
     recurrent_dropout: rate of dropout of h where it enters the leaves. The mask is drawn by the rng 'dropout' in each
       step. `nn.RNN(cell, split_rngs={'params': False, 'dropout': False})` takes the same mask in all time steps (Gal &
-      Ghahramani, 2016), and with True for 'dropout' one for each step.
+      Ghahramani, 2016). With True for 'dropout' each step has its own mask.
     deterministic: whether to leave dropout out, as in evaluation; must be given if the rate is above 0.
 
   Raises:
-    ValueError: when it is called: `arch` is no architecture of a cell, an attribute is out of range, an initializer is
-      given for what the cell does not have, or dropout lacks `deterministic` or its rng.
+    ValueError: raised when the cell is called: `arch` is no architecture of a cell, an attribute is out of range, an
+      initializer is given for a parameter that the cell does not have, or dropout lacks `deterministic` or its rng.
 
   >>> import flax.linen as nn
   >>> import jax, jax.numpy as jnp

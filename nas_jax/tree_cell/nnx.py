@@ -22,7 +22,7 @@ _NONE: Mapping[str, Any] = types.MappingProxyType({})
 class NNXTreeCell(nnx.RNNCellBase):
   """A tree cell for `nnx.RNN`. The carry is (c, h); parameters are made and named as by `tree_cell.init`.
 
-  What the arguments share with `nnx.OptimizedLSTMCell` means the same as there.
+  Arguments that `nnx.OptimizedLSTMCell` also has mean the same here.
 
   Args:
     in_features: width of the inputs.
@@ -32,26 +32,26 @@ class NNXTreeCell(nnx.RNNCellBase):
     operations: your own operations, if the arch holds any.
     dtype: the type of the products with weights; by default the common type of inputs, carry and parameters.
     param_dtype: the type of the parameters and of fresh carries.
-    kernel_init: initializer of the whole 'kernel' [in, n * H]; by default uniform in +- 1 / sqrt(H). Those that
-      `nnx.with_partitioning` makes are welcome.
-    recurrent_kernel_init: likewise, of the 'recurrent_kernel'.
+    kernel_init: initializer of the whole 'kernel' [in, n * H]; by default uniform in +- 1 / sqrt(H). Initializers
+      from `nnx.with_partitioning` are accepted.
+    recurrent_kernel_init: initializer of the whole 'recurrent_kernel', by default as for 'kernel'.
     bias_init: initializer of the bias; by default zeros.
     carry_init: initializer of c and of h; by default zeros. `initialize_carry` takes another one.
-    projection: the width of h, if it is another one than H; see `tree_cell.init`.
+    projection: P, the width of h; None for H without a projection. See `tree_cell.init`.
     projection_init: initializer of the 'projection_kernel'.
-    layer_norm: whether to normalize what each leaf reads of x and of h, see `tree_cell.init`.
+    layer_norm: whether to normalize each leaf's projections of x and of h, see `tree_cell.init`.
     recurrent_dropout: rate of dropout of h where it enters the leaves. The mask is drawn by the rng stream 'dropout'
       in each step; `nnx.RNN(cell, broadcast_rngs='dropout')` takes the same mask in all time steps (Gal & Ghahramani,
       2016).
     deterministic: whether to leave dropout out; `train()` and `eval()` of a module set it.
     kernel_metadata: metadata of the 'kernel', such as {'out_sharding': (None, 'model')}.
-    recurrent_kernel_metadata: likewise, of the 'recurrent_kernel'.
-    bias_metadata: likewise, of the bias.
-    rngs: gives the key of the parameters, and that of dropout.
+    recurrent_kernel_metadata: metadata of the 'recurrent_kernel'.
+    bias_metadata: metadata of the bias.
+    rngs: gives the keys of the parameters and of dropout.
 
   Raises:
     ValueError: `arch` is no architecture of a cell, an argument is out of range, or an initializer or metadata are
-      given for what the cell does not have.
+      given for a parameter that the cell does not have.
 
   >>> from flax import nnx
   >>> import jax.numpy as jnp

@@ -37,22 +37,24 @@ def init(
     features: H, the width of c and, without a projection, of h.
     bias: adds a 'bias' [n * H], which the paper's cells do not have. As in TensorFlow it is added to h U.
     scale: weights without an initializer are uniform in [-scale, scale]; by default 1 / sqrt(H).
-    projection: P, the width of h: adds a 'projection_kernel' [H, P] by which the value of the root is multiplied (Sak
-      et al., 2014).
-    layer_norm: adds a 'kernel_scale' and a 'recurrent_scale' [n * H] of ones. What each leaf reads of x and what it
-      reads of h then have mean 0 and variance 1 over their H features (Ba et al., 2016), times these scales.
+    projection: P, the width of h. Adds a 'projection_kernel' [H, P] that multiplies the value of the root (Sak et al.,
+      2014).
+    layer_norm: adds a 'kernel_scale' and a 'recurrent_scale' [n * H] of ones. Each leaf's projection of x and
+      its projection of h are then normalized to mean 0 and variance 1 over their H features (Ba et al., 2016) and
+      multiplied by these scales.
     kernel_init: initializer of the whole 'kernel', as in `jax.nn.initializers`.
     recurrent_kernel_init: initializer of the whole 'recurrent_kernel'.
     bias_init: initializer of the bias; by default zeros.
     projection_init: initializer of the 'projection_kernel'.
-    param_dtype: type of all parameters; by default that of JAX's random numbers, float64 where x64 is on.
+    param_dtype: type of all parameters; by default float32, or float64 if JAX's x64 mode is on.
 
   Returns:
-    {'kernel': [in_features, n * H], 'recurrent_kernel': [P, n * H]} and what was added. P is H without a projection.
+    {'kernel': [in_features, n * H], 'recurrent_kernel': [P, n * H]} and the optional parameters. P is H without a
+    projection.
 
   Raises:
-    ValueError: `arch` is no architecture of a cell, see `space.tree.check_tree`; an initializer is given for what the
-      cell does not have, or beside `scale`.
+    ValueError: `arch` is no architecture of a cell, see `space.tree.check_tree`; an initializer is given for a
+      parameter that the cell does not have, or together with `scale`.
 
   >>> import jax
   >>> from nas_jax import tree_cell

@@ -26,12 +26,12 @@ from nas_jax.types import Array
 
 
 def program(arch: TreeArch, operations: Operations, backward: bool = False) -> tuple[recurrent.Cell, TreeArch | None]:
-  """Returns a cell as `nn.recurrent` takes it, and the arch if it is traced: a static one is closed over.
+  """Returns a cell as `nn.recurrent` takes it, and the arch if it is traced. A static arch is closed over.
 
   Args:
     arch: static or traced.
-    operations: the operations that it may hold.
-    backward: whether the cell is to be run in a backward loop, where another form of it is faster.
+    operations: the operations that the arch may hold.
+    backward: whether the cell will run in a backward loop, where another form of the cell is faster.
 
   Raises:
     ValueError: `arch` is no architecture of a cell, see `space.tree.check_tree`.

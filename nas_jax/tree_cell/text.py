@@ -21,7 +21,7 @@ class _Words(NamedTuple):
 def equations(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
   """Returns the equations of a static cell; x is x_t, h is h_(t-1) and c is c_(t-1).
 
-  There is a line for each node, but for one that only passes on c_t, and one for c_t. No expression stands there twice.
+  There is one line for c_t and one for each node, except for a node whose value is c_t. No expression is repeated.
 
   Args:
     arch: a static architecture.
