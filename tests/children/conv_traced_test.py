@@ -133,6 +133,7 @@ def test_a_chain_with_relu_before_norm(x64, way):
   assert_the_static_network(way, NETWORKS['chain'], False, 1e-9, 1e-11)
 
 
+@pytest.mark.long
 def test_in_single_precision():
   assert_the_static_network('looped', NETWORKS['random 0'], True, 1e-4, 1e-4)
 

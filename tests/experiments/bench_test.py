@@ -229,6 +229,7 @@ def bench(*args):
   return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.long
 def test_end_to_end(tmp_path):
   path, picture = tmp_path / 'out.json', tmp_path / 'out.png'
   done = bench('searches', '--small', '--repeats=1', f'--json={path}', f'--picture={picture}')

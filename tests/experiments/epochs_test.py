@@ -26,6 +26,7 @@ def train(folder, count, check=lambda: None, **changes):
   return [{**entry, 'seconds': 0} for entry in json.loads(entries.read_text()).values()]
 
 
+@pytest.mark.long
 def test_it_ends_as_one_of_so_many_epochs_from_the_start(tmp_path, capsys, monkeypatch):
   """Also if it is stopped on the way, and asked for still more when it goes on."""
   monkeypatch.setattr(full_training, 'CALL_STEPS', 100)  # one call an epoch

@@ -85,6 +85,7 @@ def test_what_is_over_is_not_trained_again(whole, monkeypatch):
   assert (whole / 'summary.txt').read_text() == before
 
 
+@pytest.mark.long
 def test_stopped_within_it_goes_on_from_the_epoch_before(whole, tmp_path, monkeypatch):
   shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
   shutil.rmtree(tmp_path / 'final')

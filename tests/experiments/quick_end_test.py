@@ -45,6 +45,7 @@ launch.main(prepare)
 """
 
 
+@pytest.mark.long
 def test_it_ends_in_a_compilation_once_nothing_would_be_lost(tmp_path):
   (tmp_path / 'unsaved').touch()
   command = [sys.executable, '-c', CODE, str(tmp_path / 'unsaved')]

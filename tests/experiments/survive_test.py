@@ -111,6 +111,7 @@ def test_told_to_end_it_ends_soon_and_is_gone_on_with(cell_search, tmp_path, unb
   assert json.loads(started.read_text().splitlines()[-1])['calls'] == int(kept.name)
 
 
+@pytest.mark.long
 def test_stopped_between_children_it_ends_as_if_unbroken(cell_search, tmp_path, unbroken):
   first = cell_search('--max_children=20')
   until(lambda: lines(tmp_path / 'run') >= 6, first)

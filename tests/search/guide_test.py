@@ -168,6 +168,7 @@ def test_when_all_is_known_a_proposal_stands():
   assert s.ask(state).repeats.known.all()
 
 
+@pytest.mark.long
 def test_depths_grow():
   s = built('layered', depth_start=1, depth_step=1, depth_every=8, m=2)
   _, asked = ask(s, s.init(jax.random.key(0)), lambda tokens: tokens.sum(1), 12)

@@ -107,6 +107,7 @@ def test_what_it_was_told_is_avoided_and_there_is_room_for_it():
   assert state.history.size == 330 and len(state.history.depth) == history.capacity_for(370)
 
 
+@pytest.mark.long
 def test_stopped_it_goes_on_as_if_unbroken(tmp_path, monkeypatch):
   monkeypatch.setenv('TQDM_DISABLE', '1')
   tokens = OPS[~MISSING][[3, 9, 20, 11, 3]]

@@ -82,7 +82,10 @@ def test_cosines_end_at_lr_min(monkeypatch):
   assert float(found(0)) == pytest.approx(0.05) and float(found(steps)) == pytest.approx(0.001)
 
 
-@pytest.mark.parametrize('preset', retrain_enas.PRESETS)
+@pytest.mark.parametrize(
+  'preset',
+  [pytest.param(name, marks=pytest.mark.long if 'paper' in name else ()) for name in retrain_enas.PRESETS],
+)
 def test_presets_are_sound(preset):
   cfg = retrain_enas.PRESETS[preset]()
   retrain_enas.check(cfg)
