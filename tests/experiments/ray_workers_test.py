@@ -2,13 +2,11 @@
 
 import collections
 import importlib.util
-import json
 import os
 import pathlib
 import random
 import signal
 import subprocess
-import sys
 import time
 import types
 
@@ -17,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import testing
+from tools import kill_ray
 
-from experiments import cell_search, conv_search, enas_search, ray_workers
-from nas_jax import arrays, config, crew, files, hosts, replicas, search
-from nas_jax.search import journal
-from nas_jax.systems import cell, conv
-from nas_jax.training import checkpoint
+from experiments import cell_search, enas_search, ray_workers
+from nas_jax import arrays, crew, files, hosts, replicas, search
 from nas_jax.training.recovery import Stopped
 from nas_jax.types import Batch, Outcome
 
@@ -179,13 +175,6 @@ def test_without_ray_it_says_how_to_install_it(monkeypatch):
 
 # -- with Ray --------------------------------------------------------------------------------------------------------
 
-FLAGS = {
-  'cell': (cell_search, '--max_children=20', '--steps=200', '--steps_per_call=10', '--final_children=0'),
-  'conv': (conv_search, '--max_children=12', '--epochs=2'),
-}
-COMMON = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardstick_repeats=0', '--workers=2')
-REPLICAS = ('--replicas=4', '--accumulate=2', '--shards=3')
-
 
 @pytest.fixture
 def started(tmp_path):
@@ -193,9 +182,7 @@ def started(tmp_path):
   begun = []
 
   def start(system, *flags):
-    launcher, *own = FLAGS[system]
-    name = launcher.__name__
-    command = [sys.executable, '-m', name, *COMMON, *own, *flags, f'--workdir={tmp_path}/run']
+    command = kill_ray.command(system, tmp_path / 'run', *flags)
     begun.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     return begun[-1]
 
@@ -212,54 +199,26 @@ def until(condition, process, seconds=400):
   assert condition(), process.communicate()[0]
 
 
-def holder(path):
-  """The process that has a file open."""
-  for folder in pathlib.Path('/proc').glob('[0-9]*/fd'):
-    try:
-      if any(os.readlink(one) == str(path) for one in folder.iterdir()):
-        return int(folder.parts[2])
-    except OSError:
-      continue
-  return None
-
-
-def children(folder):
-  path = folder / 'children.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 needs_ray = pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='Ray is not installed')
 
 
 @pytest.mark.long
 @needs_ray
-@pytest.mark.parametrize('system', FLAGS)
+@pytest.mark.parametrize('system', kill_ray.FLAGS)
 def test_real_children_of_replicas_through_the_death_of_a_worker_and_of_the_search(system, tmp_path, started):
   """The end is that of a replay of the journal, to the bit; no child counts twice."""
   folder = tmp_path / 'run'
-  process = started(system, *REPLICAS)
-  until(lambda: len(children(folder)) >= 4, process)
-  os.kill(holder(folder / 'worker-0' / 'crash.txt'), signal.SIGKILL)
-  before = len(children(folder))
-  until(lambda: len(children(folder)) >= before + 2, process)
+  process = started(system, *kill_ray.REPLICAS)
+  until(lambda: len(kill_ray.children(folder)) >= 4, process)
+  os.kill(kill_ray.holder(folder / 'worker-0' / 'crash.txt'), signal.SIGKILL)
+  before = len(kill_ray.children(folder))
+  until(lambda: len(kill_ray.children(folder)) >= before + 2, process)
   process.kill()
   process.communicate()
-  process = started(system, *REPLICAS)
+  process = started(system, *kill_ray.REPLICAS)
   said, _ = process.communicate(timeout=500)
   assert process.returncode == 0, said
-  module, cfg = (cell, cell.Config) if system == 'cell' else (conv, conv.Config)
-  cfg = config.from_json(cfg, json.loads((folder / 'config.json').read_text()))
-  s = replicas.build_search(module.make_space(cfg), cfg, lambda batch: pytest.fail('a child is trained again'))
-  found = journal.read(str(folder / 'children.jsonl'))
-  assert len(found) == len(children(folder)) == cfg.max_children
-  fleet = s.init(jax.random.key(cfg.seed))
-  replayed = crew.run(s, fleet, [], search.Budget(cfg.max_children), found)
-  saved = checkpoint.restore(str(folder / 'checkpoints'), fleet)
-  for one, other in zip(jax.tree.leaves(replayed), jax.tree.leaves(saved), strict=True):
-    one, other = (
-      jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x for x in (one, other)
-    )
-    np.testing.assert_array_equal(one, other)
+  kill_ray.compare_with_replay(system, folder)
 
 
 @pytest.mark.long
@@ -268,16 +227,15 @@ def test_a_synchronous_search_by_workers_is_that_of_one_process(tmp_path, starte
   """Two workers with a device each train what one process trains on two devices, to the bit; one of them is killed."""
   process = started('cell')
   folder = tmp_path / 'run'
-  until(lambda: len(children(folder)) >= 4, process)
-  os.kill(holder(folder / 'worker-1' / 'crash.txt'), signal.SIGKILL)
+  until(lambda: len(kill_ray.children(folder)) >= 4, process)
+  os.kill(kill_ray.holder(folder / 'worker-1' / 'crash.txt'), signal.SIGKILL)
   said, _ = process.communicate(timeout=500)
   assert process.returncode == 0, said
-  launcher, *own = FLAGS['cell']
-  command = [sys.executable, '-m', launcher.__name__, *COMMON[:-1], *own, f'--workdir={tmp_path}/alone']
+  command = [word for word in kill_ray.command('cell', tmp_path / 'alone') if not word.startswith('--workers')]
   env = {**os.environ, 'JAX_NUM_CPU_DEVICES': '2'}
   subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, timeout=500)
   by_workers, alone = (
-    [{key: line[key] for key in ('id', 'tokens', 'reward')} for line in children(tmp_path / name)]
+    [{key: line[key] for key in ('id', 'tokens', 'reward')} for line in kill_ray.children(tmp_path / name)]
     for name in ('run', 'alone')
   )
   assert by_workers == alone
