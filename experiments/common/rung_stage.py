@@ -33,8 +33,10 @@ def name(rung: int) -> str:
 
 def config_of(system: System, cfg: Config, rung: int) -> Config:
   """Returns the config of a search whose children are trained as those of a rung are."""
-  assert system.alone is not None, 'children that share weights have no rungs'
-  return cfg if rung == 1 else system.alone.scale_budget(cfg, halving.longer(rung, cfg.rung_factor))
+  if rung == 1:
+    return cfg
+  assert system.alone is not None, 'children that share weights have the rung of the search alone'
+  return system.alone.scale_budget(cfg, halving.longer(rung, cfg.rung_factor))
 
 
 def length(system: System, cfg: Config, rung: int) -> str:
