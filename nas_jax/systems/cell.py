@@ -18,6 +18,7 @@ from nas_jax.systems import language, retrain, retrain_cell
 from nas_jax.training import costs, evaluators, halving, rewards, timing
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
+from nas_jax.training.rewards import Reward
 from nas_jax.types import Evaluate
 
 
@@ -215,9 +216,20 @@ def counter(cfg: Config, text: text_lib.Text, operations: Operations, hidden: in
 
 
 def build(
-  cfg: Config, text: text_lib.Text, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY
+  cfg: Config,
+  text: text_lib.Text,
+  mesh: Mesh | None = None,
+  recovery: Recovery = NO_RECOVERY,
+  reward: Reward | None = None,
 ) -> search.Search:
   """Returns the search. Raises ValueError as `make_problem`.
+
+  Args:
+    cfg: the config.
+    text: as `language.load` returns it.
+    mesh: the devices that train children, as in `evaluators.build`.
+    recovery: what is kept of trainings, as in `evaluators.build`.
+    reward: (metrics of m children, [m] each) -> rewards [m]; by default c / perplexity^2, Sec. 4.2.
 
   >>> import jax
   >>> from nas_jax.systems import cell, language
@@ -227,7 +239,7 @@ def build(
   >>> cfg.m, batch.tokens.shape
   (2, (2, 10))
   """
-  problem = make_problem(cfg, text)
+  problem = make_problem(cfg, text)._replace(reward_of=reward)
   return replicas.build_search(problem.space, cfg, evaluators.build(problem, mesh, recovery))
 
 
