@@ -35,6 +35,7 @@ FLAGS = {
 SYSTEMS = {'cell': cell, 'conv': conv}
 COMMON = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardstick_repeats=0', '--workers=2')
 REPLICAS = ('--replicas=4', '--accumulate=2', '--shards=3')
+LONG = ('--max_children=100',)  # room for many kills in one search
 
 
 def command(system: str, workdir: pathlib.Path, *flags: str) -> list[str]:
@@ -88,7 +89,7 @@ def trial(system: str, kills: int, seed: int, folder: pathlib.Path, say=print) -
       if process is None:
         before = len(children(workdir))
         with open(workdir.with_suffix('.log'), 'ab') as log:
-          process = subprocess.Popen(command(system, workdir, *REPLICAS), cwd=kill.ROOT, stdout=log, stderr=log)
+          process = subprocess.Popen(command(system, workdir, *REPLICAS, *LONG), cwd=kill.ROOT, stdout=log, stderr=log)
       # The workers need seconds to start. Whoever is killed must be at work, or the search would never get on.
       while process.poll() is None and len(children(workdir)) == before:
         time.sleep(0.05)
