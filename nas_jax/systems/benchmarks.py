@@ -1,7 +1,7 @@
 """Benchmarks of search algorithms: spaces whose rewards cost nothing, so that whole searches are one program.
 
 Tables of known rewards are in `systems.table`, models of real children in `systems.surrogate`. This module has a hidden
-target, whose best architecture is known, and made tables, whose rewards are computed from random effects.
+target, whose best architecture is known, and synthetic ("made") tables, whose rewards are computed from random effects.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ class Benchmark(NamedTuple):
   hide: Callable[[Key], PyTree]  # draws what differs between searches, such as a target, from the key of a search
   evaluate: Callable[[PyTree, Batch], Outcome]  # (what was hidden, batch) -> outcome; its metrics may have `test`
   worst: float  # the score of a search that has found nothing yet
-  best: float | None  # the greatest reward there is; None if nobody knows it
+  best: float | None  # the greatest reward there is; None if it is not known
 
 
 def build(benchmark: Benchmark, cfg: search.Config) -> search.Search:
   """Returns a search in a benchmark.
 
-  What is hidden depends on the key of the search alone. So searches by different algorithms from equal keys look for
-  the same thing, and can be compared in pairs.
+  The hidden target depends only on the key of the search. Searches by different algorithms with the same key therefore
+  have the same target, and can be compared in pairs.
 
   >>> import jax
   >>> from nas_jax import search
@@ -71,18 +71,18 @@ def hidden_cell(base: int = 8) -> Benchmark:
   )
 
 
-_HIDDEN = 2**31  # folded into the key of a search; no search has so many steps, which are folded into it too
+_HIDDEN = 2**31  # folded into the key of a search, as step numbers are too, which never get so large
 
 
 class Recipe(NamedTuple):
-  """What a made table is made of. Shares are of the variance of rewards."""
+  """The parameters of a made table. Shares are of the variance of rewards."""
 
   seed: int
-  widths: tuple[int, int]  # tokens have between so many choices
+  widths: tuple[int, int]  # least and greatest number of choices of a token
   tokens: int
   interactions: float  # the share of effects of pairs of tokens
-  rows: float  # the share that is independent from one token sequence to the next
-  missing: float  # how many token sequences fail: those with one of some combinations of two tokens
+  rows: float  # the share that is drawn independently for each token sequence
+  missing: float  # least share of token sequences that fail: those with a banned combination of two tokens
   ceiling: bool  # whether rewards are bent so that good ones differ less than bad ones, as accuracies do
 
 
@@ -95,26 +95,26 @@ MADE = {
   'made20': Recipe(5, (2, 5), 20, 0.3, 0.05, 0.2, False),
 }
 _SAMPLE = 4096  # random token sequences that shares are measured on
-_LISTED = 2**17  # the most token sequences that are looked through for the best one
+_LISTED = 2**17  # greatest size of a space that is searched through for its best token sequence
 
 
 class Effects(NamedTuple):
   """What the reward of a token sequence is computed from."""
 
-  single: np.ndarray  # [T, K] of each token
+  single: np.ndarray  # [T, K] effect of each choice of each token
   places: np.ndarray  # [P, 2] the pairs of tokens that interact
-  pair: np.ndarray  # [P, K, K] of each combination of their tokens
-  row: float  # deviation of what each token sequence has of its own
-  mixer: np.ndarray  # [T] int32, odd: makes a number of a token sequence
-  banned: np.ndarray  # [F, 4] combinations that fail: place, token, other place, its token
+  pair: np.ndarray  # [P, K, K] effect of each combination of their choices
+  row: float  # standard deviation of the effect that is drawn for each token sequence
+  mixer: np.ndarray  # [T] int32, odd: factors that hash a token sequence to a number
+  banned: np.ndarray  # [F, 4] combinations that fail: place and token, another place and its token
   ceiling: bool
 
 
 def made(recipe: Recipe) -> Benchmark:
   """Returns a made table. The same recipe makes the same table; it is never stored.
 
-  The mean and the deviation of its rewards over random token sequences are about 0 and 1 before they are bent. The best
-  reward is known where there are at most 2^17 token sequences.
+  Over random token sequences its rewards have a mean of about 0 and a standard deviation of about 1, before `ceiling`
+  bends them. The best reward is known if there are at most 2^17 token sequences.
   """
   effects, widths = _effects(recipe)
   space = choice_space({f'slot {t}': [str(k) for k in range(width)] for t, width in enumerate(widths)})

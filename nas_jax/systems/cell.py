@@ -36,7 +36,9 @@ class Config(language.Children, Limits, halving.Config, replicas.Config, search.
     also=Operation,
   )
   hidden: int = field(32, 'hidden units of a cell', low=1)
-  parameters: int = field(0, 'weights of the network: hidden is set to come nearest; 0 to take hidden as given', low=0)
+  parameters: int = field(
+    0, 'number of weights that hidden is set to come nearest to; 0 to take hidden as given', low=0
+  )
   steps: int = field(100, 'training steps of a child, if epochs is 0', low=1)
   steps_per_call: int = field(500, 'training steps in one call of the compiled program', low=1)
   child_program: str = field(
@@ -65,13 +67,13 @@ class Config(language.Children, Limits, halving.Config, replicas.Config, search.
   )
   final_children: int = field(
     0,
-    'best different cells of the search, and as many of its random-search baseline, that are trained to convergence '
-    'after the search to choose one of each by validation; 0 for none',
+    'how many of the best different cells of the search are trained to convergence after it, beside as many of its '
+    'random-search baseline; validation then chooses one cell of each. 0 for none',
     low=0,
     budget=True,
   )
   final_repeats: int = field(
-    2, 'trainings to convergence of each chosen cell and each known one, from new seeds', low=1, budget=True
+    2, 'trainings to convergence of each chosen cell and each known cell, from new seeds', low=1, budget=True
   )
   final_preset: str = field(
     'final',
@@ -82,12 +84,12 @@ class Config(language.Children, Limits, halving.Config, replicas.Config, search.
 
 
 def paper() -> Config:
-  """Penn Treebank as in Sec. 4.2. What the paper does not say is as in the medium model of Zaremba et al. (2014).
+  """Penn Treebank as in Sec. 4.2. Settings that the paper leaves out are of the medium model of Zaremba et al. (2014).
 
   The paper ran it on 400 CPUs for weeks; it has not been run here.
   """
   return Config(
-    m=1,  # of each replica, Sec. 4.2, and so the three below
+    m=1,  # of each replica; this and the next three are of Sec. 4.2
     replicas=400,
     accumulate=10,
     shards=20,
@@ -97,11 +99,11 @@ def paper() -> Config:
     layers=2,  # Sec. 4.2
     parameters=20_000_000,  # "to match the medium baselines", Sec. 4.2: 20M in Table 2
     epochs=35,  # Sec. 4.2
-    dropout_embedding=0.2,  # Sec. 4.2 names embedding and recurrent dropout, not the rates: Gal & Ghahramani's, medium
+    dropout_embedding=0.2,  # Sec. 4.2 names embedding and recurrent dropout without rates: Gal & Ghahramani's, medium
     dropout_recurrent=0.2,
     dropout_input=0.5,  # Zaremba et al.: between layers ...
     dropout_output=0.5,  # ... and before the softmax
-    init_scale=0.05,  # Zaremba et al., likewise the seven below
+    init_scale=0.05,  # Zaremba et al., as are the next ones down to clip
     cell_init=0.05,
     optimizer='sgd',
     lr=1.0,
@@ -120,10 +122,10 @@ def small() -> Config:
   """Penn Treebank in about 90 minutes on two cores: children of 200 steps, a twelfth of the text.
 
   Children are trained by the recipe of the full training (SGD at a rate of 1, a loss summed over time, Zaremba et al.
-  2014), annealed over their own 200 steps. Within the best quarter of cells this ranks them as a full training does
-  with a Spearman correlation of 0.60; Adam at a rate of 0.01, which this preset once had, reaches 0.09. The cell that
-  is chosen is 2.4 % worse than the best one instead of 14.4 %. `--final_children=2` also trains the best two cells to
-  convergence, which takes about an hour more.
+  2014), annealed over their own 200 steps. Within the best quarter of cells, their scores and those of full trainings
+  have a Spearman correlation of 0.60; with Adam at a rate of 0.01, which this preset had before, it is 0.09. The chosen
+  cell is 2.4 % worse than the best one; with Adam it was 14.4 % worse. `--final_children=2` also trains the best two
+  cells to convergence, which takes about an hour more.
   """
   return Config(
     m=4, controller_lr=5e-3, dataset='ptb', level='word', hidden=64, bptt=20, steps=200, score_batch=20,
@@ -170,12 +172,12 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
   """Returns what the children learn.
 
   Args:
-    cfg: of the search.
+    cfg: the config of the search.
     text: as `language.load` returns it.
     cell: a kind of cell to train in place of the tree cells of the space; it may ignore the architecture.
 
   Raises:
-    ValueError: a field has a value that cannot be; nothing has been compiled then.
+    ValueError: a field has an impossible value; this is found before anything compiles.
   """
   config.check(cfg)
   made = make_space(cfg)
@@ -197,10 +199,11 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
 
 
 def counter(cfg: Config, text: text_lib.Text, operations: Operations, hidden: int) -> costs.Count:
-  """Returns what counts the networks of cells of width `hidden`.
+  """Returns a function that counts the cost of the network of a cell at width `hidden`.
 
-  What a tree cell costs depends on the number of its leaves alone, so it is counted once for each. All cells of a space
-  cost the same: bounds and a reward shaped by the cost would tell none of them from another, and there are none here.
+  The cost depends only on the number of leaves of the tree, so it is counted once for each number. All cells of a space
+  therefore cost the same. This search has no bounds on the cost and no reward that depends on the cost, since these
+  could not distinguish the cells.
   """
   made = dict[int, costs.Cost]()
   sizes = {'vocabulary': cfg.vocabulary or len(text.vocabulary), 'layers': cfg.layers, 'embedding': cfg.embedding}
@@ -261,15 +264,15 @@ def references(
   """Returns known cells, each with an evaluator that trains it just as the children of the search are trained.
 
   Args:
-    cfg: of the search.
+    cfg: the config of the search.
     text: as `language.load` returns it.
     train: the evaluator of the search.
-    recovery: of trainings of cells that are no trees, for which there is another evaluator.
+    recovery: for the trainings of cells that are not trees, which have evaluators of their own.
   """
 
   def other(cell: language_model.Cell) -> evaluators.Known:
     evaluate = evaluators.on_first_use(lambda: evaluators.build(make_problem(cfg, text, cell), recovery=recovery))
-    return evaluators.Known(published.LSTM, evaluate)  # these ignore the architecture
+    return evaluators.Known(published.LSTM, evaluate)  # these cells ignore the architecture
 
   trees = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
   return {name: evaluators.Known(arch, train) for name, arch in trees.items() if not why_unsupported(cfg, arch)} | {
@@ -281,11 +284,11 @@ def references(
 def final_choice(cfg: Config, text: text_lib.Text) -> retrain.FinalChoice:
   """Returns how the best cells of a search are trained to convergence, beside NASCELL and the standard LSTM.
 
-  The size is that of a cell of the space at the width of the preset. The references get the width that comes nearest
-  to its number of weights.
+  The size is the number of weights of a network with a cell of the space, at the width of the preset. The references
+  get the width that comes nearest to that number.
 
   Raises:
-    ValueError: no width of a reference has within 5 % as many weights, or the space has operations of the user's own.
+    ValueError: no width of a reference comes within 5 % of that number, or the space has operations of the user's own.
   """
   preset, made = retrain_cell.PRESETS[cfg.final_preset](), make_space(cfg)
   for kind in Operations._fields:

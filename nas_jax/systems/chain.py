@@ -1,4 +1,4 @@
-"""Augmented search: chains of layers, each rewarded for the network that ends with it (Olga Xu)."""
+"""Augmented search (Olga Xu): chains of layers, where each layer gets the reward of the network that ends with it."""
 
 import dataclasses
 import functools
@@ -25,17 +25,19 @@ from nas_jax.types import Array, Batch, Evaluate, Outcome
 
 @dataclasses.dataclass
 class Config(classifier.Config, costs.Config, Limits, halving.Config, per_layer.Config):
-  """The search, its children, and how they are trained. Xu's poster says few of the values; the others are ours."""
+  """The search, its children, and how they are trained. Xu's poster gives few of the values; the others are ours."""
 
   layers: tuple[str, ...] = field(
     default_layers(), "layers to choose from: 'conv CHANNELS KERNEL STRIDE', 'max pool KERNEL STRIDE', ...; 24 in Xu"
   )
   max_depth: int = field(15, 'layers of the deepest chains, Xu', low=1)
-  depth_step: int = field(1, 'layers by which the depth grows each time', low=1)
-  depth_every: int = field(40, 'children after which the depth grows again', low=1)
-  epochs: int = field(8, 'passes over the training images that train the last children', low=1)
-  epochs_start: int = field(0, 'passes that train the first children; 0 for epochs from the start', low=0)
-  epochs_every: int = field(100, 'children until the passes grow by one', low=1)
+  depth_step: int = field(1, 'layers by which the depth of the chains grows each time', low=1)
+  depth_every: int = field(40, 'number of children between two increases of the depth', low=1)
+  epochs: int = field(8, 'passes over the training images for each of the last children', low=1)
+  epochs_start: int = field(
+    0, 'passes for each of the first children; 0 trains all children for --epochs passes', low=0
+  )
+  epochs_every: int = field(100, 'number of children after which the passes grow by one', low=1)
   lr: float = field(0.1, 'learning rate of the children', above=0.0)
   decay_epoch: float = field(
     25.0, "epochs until the learning rate first decays, in the schedules 'twice' and 'epochs'", low=0.0
@@ -62,7 +64,8 @@ class Config(classifier.Config, costs.Config, Limits, halving.Config, per_layer.
 def paper_cifar10() -> Config:
   """CIFAR-10 with 24 layers to choose from, 15 deep at the end. Not run here.
 
-  The poster grows depth and training "gradually" and says neither from where nor how fast, nor the batch of strings.
+  The poster says that depth and training grow "gradually". It gives neither their first values nor how fast they grow,
+  nor how many token sequences make a batch.
   """
   return Config(
     m=1, controller_lr=5e-3, depth_start=3, depth_every=36, dataset='cifar10', upsample=4, flip=True, epochs_start=4,
@@ -71,7 +74,7 @@ def paper_cifar10() -> Config:
 
 
 def paper_mnist() -> Config:
-  """The same on MNIST, whose images are not flipped."""
+  """The preset `paper_cifar10` on MNIST, with shorter trainings; its images are not flipped."""
   return dataclasses.replace(paper_cifar10(), dataset='mnist', flip=False, epochs_start=1, epochs=4)
 
 
@@ -161,7 +164,7 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
+  """Raises ValueError, before anything compiles, if a field has an impossible value; the message says what fits."""
   config.check(cfg)
   search.check(make_space(cfg), cfg)
   costs.check(cfg)
@@ -198,15 +201,15 @@ def build(
 
 
 def build_search(made: space.Space, cfg: Config, train: Evaluate) -> search.Search:
-  """Returns the search whose children are scored by the evaluator `train`, perhaps that of another search."""
+  """Returns the search whose children are scored by the evaluator `train`, which may be that of another search."""
   return per_layer.build(made, cfg, train, functools.partial(epochs_of, cfg))
 
 
 def build_evaluator(problem: Problem, mesh: Mesh | None = None, recovery: Recovery = NO_RECOVERY) -> Evaluate:
   """Returns the evaluator of chains, each of which is trained by a program of its own.
 
-  Children train for the epochs that the `per_layer.Group` in their batch's `extra` gives, or without a group for all
-  epochs of the problem. The metrics `string` and `epochs` repeat what the group says.
+  The `per_layer.Group` in a batch's `extra` says for how many epochs its children train; without a group they train for
+  all epochs of the problem. The metrics `string` and `epochs` are copies of the group's `string` and `length`.
   """
 
   @functools.cache
@@ -225,7 +228,7 @@ def build_evaluator(problem: Problem, mesh: Mesh | None = None, recovery: Recove
 
 
 def why_unsupported(cfg: Config, arch: ChainArch) -> str:
-  """Says why the children's programs cannot train a network from outside the space: '', since they can."""
+  """Returns '': the children's programs can also train networks from outside the space."""
   del cfg, arch
   return ''
 

@@ -1,4 +1,4 @@
-"""Image classifiers: what is common to searches for networks and to training what they found to the end."""
+"""Image classifiers: what searches for networks have in common with the full training of the networks they find."""
 
 from collections.abc import Callable
 import dataclasses
@@ -26,7 +26,7 @@ from nas_jax.types import PyTree
 
 @dataclasses.dataclass
 class Config(config.DataSeed):
-  """The images, and how networks are trained on them, apart from what may differ by child: `conv.Hyperparameters`."""
+  """The images and the training of networks on them, without what may differ by child: `conv.Hyperparameters`."""
 
   dataset: str = field(
     'digits',
@@ -47,8 +47,8 @@ class Config(config.DataSeed):
   )
   test_share: float = field(
     0.0,
-    'share of the training images to test with, where the set has no test split; retraining needs one, and the search '
-    'before it the same share, so that it does not see them',
+    'share of the training images to test with, if the set has no test split. Retraining needs a test split: give the '
+    'search before it the same share, so that the search does not see these images',
     low=0.0,
     high=0.9,
   )
@@ -90,7 +90,7 @@ class Config(config.DataSeed):
     'accuracy',
     "what networks are scored by: 'accuracy'; 'balanced_accuracy', the mean over classes of the share that is "
     "recognised; 'f1', the mean over classes of F1 (macro F1); or 'r2' for labels that are numbers (regression): the "
-    'share of their variance that is explained. Where a text says accuracy it is this score',
+    'share of their variance that is explained. Where a text says accuracy, this score is meant',
     choices=tuple(metrics.NAMES),
   )
   class_weights: str = field(
@@ -109,7 +109,7 @@ class Config(config.DataSeed):
 
 @dataclasses.dataclass
 class BlockConfig(Config):
-  """The same, and what a network of `space.conv_space` makes of each predicted layer."""
+  """`Config`, and how a network of `space.conv_space` is built from the predicted layers."""
 
   block: int = field(
     1,
@@ -146,7 +146,7 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
 
 
 def check_memory(cfg: Config, images: images_lib.Images) -> None:
-  """Raises ValueError if a device has no memory for the images, each of which it needs as the network reads it."""
+  """Raises ValueError if a device has too little memory for all images in the form in which the network reads them."""
   every = [part.images for part in images[:3]]
   needed = sum(part.size for part in every) * (1 if cfg.whiten == 'image' else 4)
   needed += image_batches.ORDERS * 8 * len(images.train.labels)
@@ -160,9 +160,10 @@ def check_memory(cfg: Config, images: images_lib.Images) -> None:
 
 
 def widest(space: Space) -> PyTree:
-  """Returns the network of a space that has about the most weights: the greatest of all labels, and all links.
+  """Returns the network of a space that has about the most weights.
 
-  Of labels that are strides it has the least. With types of layers it has convolutions.
+  It has all links and the greatest label of each choice. Only of strides it has the least label, and if layers have
+  types they are convolutions.
   """
   tokens = list[int]()
   for slot in space.slots:
@@ -173,12 +174,12 @@ def widest(space: Space) -> PyTree:
 
 
 def network_options(cfg: BlockConfig, add_filters: int = 0) -> NetworkOptions:
-  """Returns what a network makes of predicted layers."""
+  """Returns how a network is built from the predicted layers."""
   return NetworkOptions(cfg.block, tuple(place for place in cfg.pool_at if place), add_filters)
 
 
 class Setup(NamedTuple):
-  """What a config says of images and of training, ready for any network.
+  """The images and the training that a config describes, ready for any network.
 
   Attributes:
     inputs: what a network must know of the images.
@@ -226,13 +227,13 @@ def set_up(
   """Lays images out for training and makes the optimizer.
 
   Args:
-    cfg: of the images and the training.
+    cfg: the config of the images and the training.
     images: as `load` returns them.
     train: the images to train on; the training split by default.
     *scored: the splits to score; the validation split by default.
-    decayed: (params) -> a bool for each weight, whether the optimizer decays it. It is for a child whose loss has no
-      weight decay, and does not work with `quick` of `fitter`.
-    least: the learning rate that cosines end at.
+    decayed: (params) -> a bool for each weight, whether the optimizer decays it. Give it for a child whose loss has no
+      weight decay; it does not work with `quick` of `fitter`.
+    least: the learning rate at which cosine schedules end.
 
   Raises:
     ValueError: as `check_memory`.
@@ -267,7 +268,7 @@ def make_problem(
 
   Args:
     setup: the images and the training.
-    space: of the architectures.
+    space: the space of the architectures.
     network: the child, whose arch is a `conv.ChildSpec`.
     hyperparameters: (arch) -> the hyperparameters of its child.
     epochs: passes over the training images that train a child.
@@ -312,7 +313,7 @@ def fitter(
   Args:
     setup: the images and the training.
     child: the network.
-    hyperparameters: (arch as `child` takes it) -> the hyperparameters of that child.
+    hyperparameters: (arch of `child`) -> the hyperparameters of that child.
     steps: training steps of a child.
     mesh: as in `fit.fitter`.
     quick: as in `fit.fitter`.

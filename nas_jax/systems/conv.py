@@ -38,7 +38,7 @@ class Config(classifier.BlockConfig, costs.Config, Limits, halving.Config, repli
   )
   pools: tuple[int, ...] = field(
     (2, 3),
-    'windows of pooling layers to choose from, which are their strides too; only if layer_types has such layers',
+    'window sizes of pooling layers to choose from, also used as strides; only if layer_types has pooling layers',
     low=1,
   )
   skips: bool = field(
@@ -78,8 +78,8 @@ class Config(classifier.BlockConfig, costs.Config, Limits, halving.Config, repli
 def paper_v1() -> Config:
   """CIFAR-10, no strides or pooling: the first experiment of Sec. 4.1, 800 GPUs in the paper. Not run here.
 
-  Each of 100 replicas has a batch of 8 children. The paper does not say how far images are enlarged, nor when the rate
-  decays: Huang et al. (2016) for the latter.
+  Each of 100 replicas has a batch of 8 children. The paper says neither how far images are upsampled nor when the
+  learning rate decays; the decay is that of Huang et al. (2016).
   """
   return Config(
     m=8, replicas=100, shards=20, controller_lr=6e-4, depth_start=6, depth_step=2, depth_every=1600, dataset='cifar10',
@@ -88,12 +88,12 @@ def paper_v1() -> Config:
 
 
 def paper_v2() -> Config:
-  """The second experiment: strides too, and up to 20 layers."""
+  """The second experiment of Sec. 4.1: strides too, and up to 20 layers."""
   return dataclasses.replace(paper_v1(), strides=(1, 2, 3), max_depth=20)
 
 
 def paper_v3() -> Config:
-  """The third: 13 predictions, each a block of three layers, and two pools. `retrain --add_filters=40` widens it."""
+  """The third: 13 predicted layers, each a block of three, and two pools. `retrain --add_filters=40` widens it."""
   return dataclasses.replace(paper_v1(), filters=(6, 12, 24, 36), max_depth=13, block=3, pool_at=(13, 24))
 
 
@@ -203,7 +203,7 @@ def build(
     cfg: the config.
     images: the data set.
     mesh: where children are trained; all local devices by default.
-    recovery: recalls, keeps and ends trainings.
+    recovery: saves trainings, so that they can be resumed or reused, and stops them.
     reward: (metrics of m children, [m] each) -> rewards [m]; by default the metric that `cfg` names, to its power.
 
   >>> import jax
@@ -219,7 +219,7 @@ def build(
 
 
 def check(cfg: Config, images: images_lib.Images) -> None:
-  """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
+  """Raises ValueError, before anything compiles, if a field has an impossible value; the message says what fits."""
   config.check(cfg)
   search.check(make_space(cfg), cfg)
   replicas.check(cfg)

@@ -26,7 +26,7 @@ PAPER: dict[str, Any] = {
   'controller_updates': 2000,
 }
 
-# For far shorter searches: the logits of the paper, and a higher learning rate.
+# For far shorter searches: the paper's temperature and tanh constant of the logits, and a higher learning rate.
 SHORT: dict[str, Any] = {
   'm': 4,
   'controller_units': 64,
@@ -50,27 +50,27 @@ def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | No
   child = problem.child._replace(score=score)
   arch = problem.space.decode_batch(jnp.zeros(problem.space.length, jnp.int32))
   optimizer = problem.optimizer(cfg.passes * problem.pass_steps)(())
-  mesh = fit.child_mesh(jax.local_devices()[: cfg.m]) if mesh is None else mesh  # more would have no child to score
+  mesh = fit.child_mesh(jax.local_devices()[: cfg.m]) if mesh is None else mesh  # other devices would be idle
   return build_phases(child, arch, optimizer, problem.data, problem.minibatch, problem.pass_steps, mesh)
 
 
 def check(space: Space, cfg: weight_sharing.Config) -> None:
-  """Raises ValueError as `search.check`, or if scores of earlier children are to be used again."""
+  """Raises ValueError as `search.check`, or if `cfg` asks to use scores of earlier children again."""
   search.check(space, cfg)
   if cfg.proposals != 'policy':
     raise ValueError(
-      f'proposals (={cfg.proposals}) must be policy where children share weights: rewards of earlier children do not '
-      'stay what they were.'
+      f'proposals (={cfg.proposals}) must be policy where children share weights: the rewards of earlier children are '
+      'outdated when the weights have changed.'
     )
   if cfg.known != 'train':
     raise ValueError(
-      f'known (={cfg.known}) must be train where children share weights: an architecture earns something else with '
-      'weights that have changed.'
+      f'known (={cfg.known}) must be train where children share weights: an architecture gets another reward when '
+      'the weights have changed.'
     )
 
 
 def length(cfg: weight_sharing.Config) -> str:
-  """Says how children are trained."""
+  """How children are trained, in words."""
   return f'weights shared for {cfg.passes} passes'
 
 
@@ -80,5 +80,5 @@ def build(
   programs: Programs,
   check: Callable[[], None] = lambda: None,
 ) -> search.Search:
-  """Returns the search by phases that are compiled once, for any algorithm."""
+  """Returns the search, by any algorithm, with the phases that `programs` has compiled."""
   return weight_sharing.build(problem.space, cfg, programs, problem.shared_reward, check)

@@ -28,12 +28,14 @@ from nas_jax.types import Key, PyTree
 
 @dataclasses.dataclass
 class Config(classifier.Config, weight_sharing.Config):
-  """What macro and micro search share. The defaults are the paper's or its code's, where nothing else is said."""
+  """The fields of macro and micro search. Defaults are the paper's or its code's, unless the help says otherwise."""
 
-  epochs: int = field(3, 'passes over the training images that train a network by itself, to compare', low=1)
+  epochs: int = field(
+    3, 'passes over the training images when a network is trained from scratch, for comparison', low=1
+  )
   filters: int = field(36, 'filters of the first layers; 36 in macro and 20 in micro search', low=1)
   keep: float = field(
-    0.9, 'share of the features that dropout lets into the classifier in training', above=0.0, high=1.0
+    0.9, 'share of the features that dropout keeps for the classifier in training', above=0.0, high=1.0
   )
   norm: str = field(
     'batch',
@@ -44,7 +46,7 @@ class Config(classifier.Config, weight_sharing.Config):
   lr_end: float = field(0.001, "least learning rate, in the schedules 'cosine' and 'restarts'", low=0.0)
   decay_epoch: float = field(
     10.0,
-    "passes of the first cosine in the schedule 'restarts', or until the rate first decays in 'twice' and 'epochs'",
+    "passes of the first cosine in the schedule 'restarts'; passes until the rate first decays in 'twice' and 'epochs'",
     above=0.0,
   )
   clip: float = field(5.0, 'norm to which the gradient of the shared weights is clipped', above=0.0)
@@ -86,22 +88,23 @@ class MacroConfig(Config):
 
 @dataclasses.dataclass
 class MicroConfig(Config):
-  """Cells, of which networks are stacks."""
+  """Cells, which are stacked to make networks."""
 
   blocks: int = field(5, 'blocks of a cell', low=1)
   cells: int = field(6, 'normal cells of a network; two reduction cells come in between', low=1, high=128)
   operations: tuple[str, ...] = field(space.enas.MICRO_OPERATIONS, 'operations to choose from in each block')
   drop_path: float = field(
     1.0,
-    'share of images for which drop path lets an operation of the last cell act in training; 1 for no drop path, as in '
+    'share of images for which drop path keeps an operation of the last cell in training; 1 for no drop path, as in '
     'the searches of Pham et al. (2018)',
     above=0.0,
     high=1.0,
   )
 
 
-# The paper says 0.1 for the weight of the entropy, but not of which entropy. With the entropy of a whole token sequence
-# this outweighs rewards from 0 to 1, and the controller learns nothing. The weight is that of the released scripts.
+# The paper gives a weight of 0.1 for the entropy and does not say of which entropy. With the entropy of a whole token
+# sequence that weight outweighs rewards from 0 to 1, and the controller learns nothing. The weight here is that of the
+# released scripts.
 _PAPER: dict[str, Any] = enas.PAPER | {
   'dataset': 'cifar10',
   'whiten': 'channel',
@@ -122,8 +125,8 @@ def paper_micro() -> MicroConfig:
   return MicroConfig(batch=160, passes=150, filters=20, weight_decay=2e-4, **_PAPER)
 
 
-# For short searches. The weight decay, unlike that of the paper, is of kernels alone and not part of what is clipped:
-# the results in docs/results.md were measured so.
+# For short searches. Unlike in the paper, weight decay acts on kernels alone and is added after clipping the gradient:
+# the results in docs/results.md were measured with these settings.
 _SHORT: dict[str, Any] = enas.SHORT | {
   'schedule': 'cosine',
   'lr_end': 0.0,
@@ -143,7 +146,7 @@ def small_macro() -> MacroConfig:
 
 
 def small_micro() -> MicroConfig:
-  """The search for cells on the same images, in about the same time."""
+  """The search for cells on the images of `small_macro`, in about the same time."""
   return MicroConfig(
     blocks=3, cells=3, filters=8, dataset='cifar10', resize=16, max_examples=10_000, flip=True, batch=64, passes=20,
     controller_updates=50, score_batch=250, **_SHORT,
@@ -159,7 +162,7 @@ def demo_macro() -> MacroConfig:
 
 
 def demo_micro() -> MicroConfig:
-  """The search for cells on the same images."""
+  """The search for cells on the images of `demo_macro`."""
   return MicroConfig(
     blocks=2, cells=2, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, lr=0.1, score_batch=90,
     **_SHORT,
@@ -204,7 +207,7 @@ def make_space(cfg: Config) -> space.Space:
 
 
 def network(cfg: Config, inputs: conv.InputSpec) -> Child:
-  """Returns the network that all children are parts of, whose arch is a `conv.ChildSpec`."""
+  """Returns the network that contains all children. Its arch is a `conv.ChildSpec`."""
   if isinstance(cfg, MicroConfig):
     cells = enas_micro.NetworkOptions(
       cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm
@@ -217,10 +220,10 @@ def network(cfg: Config, inputs: conv.InputSpec) -> Child:
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit."""
+  """Raises ValueError, before anything compiles, if a field has an impossible value; the message says what fits."""
   config.check(cfg)
   if not cfg.norm_first:
-    raise ValueError('norm_first (=False) is for networks of other spaces: the places of batch norm are those of ENAS.')
+    raise ValueError('norm_first (=False) is for networks of other spaces: ENAS fixes where batch norm stands.')
   enas.check(make_space(cfg), cfg)
 
 
@@ -281,7 +284,7 @@ def build(
     images: the data set.
     mesh: the devices to use, as in `enas.build_programs`.
     reward: (metrics of m children, [m] each) -> rewards [m]; by default the metric that `cfg` names, to its power.
-      It is traced, so it computes by `jax.numpy`.
+      It is traced, so it must use `jax.numpy`.
   """
   problem = make_problem(cfg, images)._replace(reward_of=reward)
   return enas.build(problem, cfg, enas.build_programs(problem, cfg, mesh))

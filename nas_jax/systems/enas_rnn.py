@@ -29,11 +29,11 @@ class Config(language.Children, weight_sharing.Config):
     also=Operation,
   )
   hidden: int = field(1000, 'hidden units of a cell', low=1)
-  epochs: int = field(10, 'passes over the text that train a cell by itself, to compare', low=1)
+  epochs: int = field(10, 'passes over the text when a cell is trained from scratch, for comparison', low=1)
   lr: float = field(20.0, 'learning rate of the shared weights', above=0.0)
   decay_epoch: float = field(15.0, "epochs until the learning rate first decays, in the schedule 'epochs'", low=0.0)
   normalize: bool = field(
-    False, 'batch norm, over the streams side by side, of what enters the softmax; so in the paper'
+    False, 'apply batch norm, over the streams of a batch, to the input of the softmax, as the paper does'
   )
   score_windows: int = field(
     1, 'windows of bptt time steps that a reward is measured on, starting from a state of zeros', low=1
@@ -44,9 +44,10 @@ class Config(language.Children, weight_sharing.Config):
 def paper() -> Config:
   """Penn Treebank as in Sec. 3.1, 150 passes. Not run here at this size.
 
-  The paper does not give the rates of dropout: they are those of the medium model of Zaremba et al. (2014). Nor does it
-  say whether the loss is the mean over the time steps or their sum, on which the meaning of the learning rate and of
-  the clipping norm depends: it is the sum, as in the released code. L2 is 1e-7 times the weights' squares in the loss.
+  The paper does not give the dropout rates; they are those of the medium model of Zaremba et al. (2014). The paper does
+  not say either whether the loss is the mean or the sum over the time steps, on which the effect of the learning rate
+  and of the clipping norm depends. Here it is the sum, as in the released code. L2 adds 1e-7 times the squared weights
+  to the loss.
   """
   return Config(
     **enas.PAPER, entropy_weight=1e-4,
@@ -59,10 +60,10 @@ def paper() -> Config:
 def code() -> Config:
   """Penn Treebank with the numbers of the released search script, which differ from those of the paper.
 
-  The learning rate is 0.25 for 13 of 100 epochs and then falls by a factor of 0.95 in each. Some things are not as in
-  that code. There the rate never falls below 0.0005, the recurrent mask is applied to what enters every node, every
-  node has batch norm, there is a matrix for each pair of a node read and an activation, pointers prefer near nodes, and
-  the entropy is -log p of the sampled tokens.
+  The learning rate is 0.25 for 13 of 100 epochs and then falls by a factor of 0.95 in each. That code differs
+  from this search in six points. Its learning rate never falls below 0.0005; it applies the recurrent dropout mask to
+  the input of every node; every node has batch norm; there is a weight matrix for each pair of an earlier node and an
+  activation; pointers prefer near nodes; and the entropy is -log p of the sampled tokens.
   """
   return dataclasses.replace(
     paper(), m=10, controller_lr=1e-3, controller_beta1=0.0, controller_epsilon=1e-3, entropy_weight=1e-3,
@@ -73,7 +74,7 @@ def code() -> Config:
 
 
 def _short() -> Config:
-  """Returns what the presets below have in common."""
+  """Returns the settings that the presets below have in common."""
   return Config(
     **enas.SHORT, controller_updates=20, passes=20,
     nodes=6, hidden=32, optimizer='adam', lr=0.01, clip=1.0, epochs=2,
@@ -112,7 +113,7 @@ def make_space(cfg: Config) -> space.Space:
 def make_problem(cfg: Config, text: text_lib.Text) -> Problem:
   """Returns what the children learn.
 
-  Raises ValueError, before anything compiles, naming a field that has no possible value and what would fit.
+  Raises ValueError, before anything compiles, if a field has an impossible value; the message says what fits.
 
   >>> from nas_jax.systems import enas_rnn, language
   >>> cfg = enas_rnn.smoke()
@@ -139,7 +140,10 @@ def make_problem(cfg: Config, text: text_lib.Text) -> Problem:
 
 
 def part_of(data: text_batches.Data, windows: int, key: Key) -> text_batches.Data:
-  """Returns `data` with `windows` windows in a row as its validation split, or with all if there are fewer."""
+  """Returns `data` with `windows` consecutive windows as its validation split.
+
+  The key draws their place. If there are fewer windows, all are kept.
+  """
   count = len(data.valid[0])
   size = min(windows, count)
   start = jax.random.randint(key, (), 0, count - size + 1)

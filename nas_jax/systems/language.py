@@ -1,4 +1,4 @@
-"""Language models: what is common to searches for recurrent cells and to training what they found to the end."""
+"""Language models: what searches for recurrent cells have in common with the full training of the cells they find."""
 
 from collections.abc import Callable
 import dataclasses
@@ -26,7 +26,7 @@ from nas_jax.types import Array, PyTree
 
 @dataclasses.dataclass
 class Config(config.DataSeed):
-  """The text, the network and its training, apart from what may differ by child: `language_model.Hyperparameters`."""
+  """The text, the network and its training, without what may differ by child: `language_model.Hyperparameters`."""
 
   dataset: str = field(
     'pydoc',
@@ -41,12 +41,12 @@ class Config(config.DataSeed):
   )
   min_count: int = field(
     0,
-    'training tokens that occur fewer times than this stand for <unk>. 0 means 2 for words of your own if <unk> would '
-    'not be trained otherwise, else 1',
+    'tokens that occur fewer times than this in the training split are replaced by <unk>. 0 means 2 for words of your '
+    'own text if <unk> would not be trained otherwise, else 1',
     low=0,
   )
   max_vocabulary: int = field(
-    0, 'how many of the most frequent tokens to keep, <unk> included, which the others stand for; 0 for all', low=0
+    0, 'how many of the most frequent tokens to keep, <unk> included, which replaces the others; 0 for all', low=0
   )
   vocabulary: int = field(0, 'rows of the embedding; 0 for as many as the text has different tokens', low=0)
   embedding: int = field(0, 'width of the embedding; 0 for the width of the cells', low=0)
@@ -56,8 +56,8 @@ class Config(config.DataSeed):
   bptt: int = field(35, 'time steps of truncated backpropagation', low=1)
   unroll: int = field(
     1,
-    'time steps that one turn of the loop over time is compiled for. With 5 small cells are up to twice as fast on a '
-    'GPU; compiling takes longer, and on a CPU nothing is gained',
+    'time steps that are unrolled in each iteration of the compiled loop over time. With 5, small cells are up to '
+    'twice as fast on a GPU; compiling takes longer, and a CPU gains nothing',
     low=1,
   )
   epochs: int = field(0, 'passes over the training text that train a child', low=0)
@@ -94,7 +94,7 @@ class Config(config.DataSeed):
 
 @dataclasses.dataclass
 class Children(Config):
-  """The same, and the hyperparameters that all children of a search share. A training to the end tries several."""
+  """`Config`, and the hyperparameters that all children of a search share. A training to the end tries several."""
 
   lr: float = field(0.01, 'learning rate of the children', above=0.0)
   decay_epoch: float = field(4.0, "epochs until the learning rate first decays, in the schedule 'epochs'", low=0.0)
@@ -106,13 +106,13 @@ class Children(Config):
     0.0, 'rate at which words of the embedding are dropped, Gal & Ghahramani (2016)', low=0.0, high=0.95
   )
   dropout_input: float = field(
-    0.0, 'dropout rate of what enters a cell from below, Gal & Ghahramani (2016)', low=0.0, high=0.95
+    0.0, 'dropout rate of the input of a cell from the layer below, Gal & Ghahramani (2016)', low=0.0, high=0.95
   )
   dropout_recurrent: float = field(
     0.0, 'dropout rate of h_(t-1) where it enters a cell, Gal & Ghahramani (2016)', low=0.0, high=0.95
   )
   dropout_output: float = field(
-    0.0, 'dropout rate of what enters the softmax, Gal & Ghahramani (2016)', low=0.0, high=0.95
+    0.0, 'dropout rate of the input of the softmax, Gal & Ghahramani (2016)', low=0.0, high=0.95
   )
 
 
@@ -125,14 +125,14 @@ def load(cfg: Config, data_dir: str = '') -> text_lib.Text:
   text = text_lib.load_text(cfg.dataset, data_dir, cfg.level, cfg.min_count, cfg.max_vocabulary, config.data_seed(cfg))
   if 0 < cfg.vocabulary < len(text.vocabulary):
     raise ValueError(
-      f'the text has {len(text.vocabulary)} different {cfg.level}s, the embedding vocabulary (={cfg.vocabulary}) rows: '
-      'take more of them, or 0 for as many as there are.'
+      f'the text has {len(text.vocabulary)} different {cfg.level}s, but the embedding only has vocabulary '
+      f'(={cfg.vocabulary}) rows: take more rows, or 0 for as many as needed.'
     )
   return text
 
 
 def about(cfg: Config, text: text_lib.Text) -> str:
-  """Returns what children learn, in words, and how much of the validation split is unknown, if anything is."""
+  """Returns the text of the children in words, with the share of the validation split that is <unk>, if any."""
   words, share = f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s', text.unknown('valid')
   if share:
     words += f', {share:.2%} of the validation split unknown'
@@ -141,7 +141,7 @@ def about(cfg: Config, text: text_lib.Text) -> str:
 
 
 def check_size(init: Callable[[], PyTree]) -> None:
-  """Raises ValueError if the weights that `init` returns are too many to be made; nothing is compiled or allocated."""
+  """Raises ValueError if `init` returns too many weights for the memory; nothing is compiled or allocated."""
   child_lib.check_weights(
     child_lib.count_weights(init),
     'narrower cells, fewer layers or a smaller vocabulary. (In sizes, 200 is a width, 500k or 4.65M are weights.)',
@@ -164,7 +164,7 @@ def build(cfg: Config, text: text_lib.Text, cell: language_model.Cell, hidden: i
 
 
 def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyTree, parameters: int) -> int:
-  """Returns the width of cells like `arch` whose network has nearest to `parameters` weights, as in Sec. 4.2.
+  """Returns the width of the cell `arch` that brings its network nearest to `parameters` weights, as in Sec. 4.2.
 
   Raises:
     ValueError: the nearest number of weights is more than 5 % off.
@@ -197,7 +197,7 @@ def weights(child: Child, arch: PyTree) -> int:
 def optimizer(
   cfg: Config, steps: int | Array, epoch: int
 ) -> Callable[[language_model.Hyperparameters], optax.GradientTransformation]:
-  """Returns hyperparameters -> the optimizer of a child of `steps` training steps, `epoch` of them a pass."""
+  """Returns hyperparameters -> the optimizer of a child of `steps` training steps; a pass has `epoch` of them."""
 
   def make(hyperparameters: language_model.Hyperparameters) -> optax.GradientTransformation:
     scale = [optax.scale(cfg.bptt)] if cfg.sum_over_time else []
@@ -221,15 +221,15 @@ def make_problem(
   """Returns the problem of a search for cells. Children train for `cfg.epochs` passes, one pass in a program call.
 
   Args:
-    cfg: of the text, the network and its training.
+    cfg: the config of the text, the network and its training.
     text: as `load` returns it.
-    space: of the architectures.
-    cell: what the network makes of an architecture, static or traced.
+    space: the space of the architectures.
+    cell: the kind of cell; it takes static or traced architectures of the space.
     hidden: the width of the cells.
     reward: validation perplexities [m] -> rewards [m].
 
   Raises:
-    ValueError: the text is too short for one training step, or there is no such network, or it is too large.
+    ValueError: the text is too short for one training step, or the network cannot be built or is too large.
   """
   data, plain = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch), hyperparameters(cfg, hidden)
   child = child_lib.bind_arch(build(cfg, text, cell, hidden), lambda arch: language_model.ChildSpec(arch, plain))
@@ -263,6 +263,6 @@ def fitter(
   steps_per_call: int,
   mesh: Mesh | None = None,
 ) -> fit.Fit:
-  """Returns the programs that train `child`; `hyperparameters` maps the arch it takes to its hyperparameters."""
+  """Returns the programs that train `child`; `hyperparameters` maps its arch to its hyperparameters."""
   make = optimizer(cfg, steps, len(data.train))
   return fit.fitter(child, lambda arch: make(hyperparameters(arch)), steps, steps_per_call, mesh)

@@ -1,8 +1,8 @@
 """The trainings that show which short training of children ranks cells as a full training does.
 
-A search trains its children briefly and ranks cells by that; what it finds is then trained to the end by another recipe
-(`retrain_cell`). Here the same cells are trained in both ways, and `candidates` says how each short way scores them.
-All trainings by one recipe are one program, whatever their cell, their hyperparameters and their length.
+A search ranks cells by short trainings of its children. The cells that it finds are then trained to the end by another
+recipe (`retrain_cell`). Here the same cells are trained in both ways, and `candidates` gives the scores of each kind of
+short training. All trainings by one recipe are one program, whatever their cell, hyperparameters and length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,14 +28,14 @@ from nas_jax.training import fit, full_training
 from nas_jax.types import Array
 
 Cells = Mapping[str, TreeArch]
-Line = dict[str, Any]  # a training as JSON: the fields of its `Job`, and what came out
+Line = dict[str, Any]  # a training as JSON: the fields of its `Job`, and its results
 FINAL, SEARCH = 'final', 'search'
-CHILD, GRID, REPEAT = range(3)  # numbers of trainings, each from initial weights of its own; more repeats follow
+CHILD, GRID, REPEAT = range(3)  # numbers of trainings, each with its own initial weights; REPEAT is the first repeat
 
 
 @dataclasses.dataclass
 class Config(retrain_cell.Config):
-  """How cells are trained to the end, by which grid, and which shorter trainings are compared with that."""
+  """The full training of cells, its grid, and the shorter trainings that are compared with the full training."""
 
   budgets: tuple[int, ...] = field(
     (100, 300, 800, 2000),
@@ -46,7 +46,7 @@ class Config(retrain_cell.Config):
   )
   recipes: tuple[str, ...] = field(
     (FINAL, SEARCH),
-    f'recipes of children to compare: {FINAL!r} trains them as in the end, {SEARCH!r} as the search_preset does',
+    f'recipes of children to compare: {FINAL!r} is that of the full training, {SEARCH!r} that of search_preset',
     budget=True,
     first=True,
   )
@@ -81,7 +81,7 @@ def _extended(cfg: retrain_cell.Config, **changes: Any) -> Config:
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, naming the field, on what cannot be."""
+  """Raises ValueError, naming the field, on an impossible value."""
   retrain_cell.check(cfg)
   if cfg.grid_epochs or len(cfg.sizes) > 1:
     raise ValueError('grid_epochs must be 0 and sizes a single one: here the grid is of full trainings at one size.')
@@ -100,7 +100,7 @@ class Recipe(NamedTuple):
 
 
 def recipe(cfg: Config, name: str, text: text_lib.Text, arch: TreeArch) -> Recipe:
-  """Returns a recipe by its name. `arch` is any of the cells: a size given as a number of weights needs one."""
+  """Returns a recipe by its name. `arch` is any of the cells; it is needed if a size is a number of weights."""
   if name == FINAL:
     points = retrain.grid(retrain_cell.Point, cfg)
     hidden = retrain_cell.width(cfg, text, arch, cfg.sizes[0])
@@ -118,15 +118,15 @@ class Job(NamedTuple):
   cell: str
   point: str
   steps: int
-  training: int  # number of its initial weights
+  training: int  # number that its initial weights are drawn from: CHILD, GRID, or REPEAT and above
 
 
 class Training(NamedTuple):
-  """What a child of these programs takes as its architecture."""
+  """What these programs take as the architecture of a child."""
 
   arch: TreeArch
   hyperparameters: language_model.Hyperparameters
-  steps: int | Array  # over which the learning rate falls
+  steps: int | Array  # training steps, over which the learning rate falls
 
 
 class Programs(NamedTuple):
@@ -170,21 +170,21 @@ def train(
   m: int,
   check: Callable[[], None] = lambda: None,
 ) -> list[Line]:
-  """Trains jobs of one length, m or fewer, side by side.
+  """Trains up to m jobs of one length side by side.
 
-  The batch is filled up to m by children that are not trained, so that all batches are one program.
+  The batch is filled up to m by children that are not trained, so that all batches use one program.
 
   Args:
-    cfg: of all trainings.
+    cfg: the config of all trainings.
     made: the programs of the jobs' recipe.
-    cells: among which theirs are.
-    jobs: of one recipe and one number of steps.
+    cells: cells by name, including those of the jobs.
+    jobs: jobs of one recipe and one number of steps.
     m: children of a batch.
-    check: called between program calls; it may raise `recovery.Stopped`, and the batch is lost.
+    check: called between program calls; if it raises `recovery.Stopped`, the batch is lost.
 
   Returns:
-    A line for each job, with 'perplexity', the best validation perplexity of its training (null if it has none),
-    'curve', those of all its scorings, and 'failed', null or why.
+    A line for each job: 'perplexity' is the best validation perplexity of the training (null if there is none), 'curve'
+    has the perplexity of each scoring, and 'failed' is the reason of a failure or null.
   """
   steps, final = jobs[0].steps, made.recipe.cfg is cfg
   scorings = cfg.epochs * cfg.scorings if final and steps == full_steps(cfg, made.epoch) else 1
@@ -211,7 +211,7 @@ def train(
 
 
 def _why_failed(status: int, curve: np.ndarray) -> str | None:
-  """The reason if a training failed, or if its last weights have no finite score."""
+  """The reason if a training failed or one of its scores is not finite, else None."""
   failed = fit.Status(status) if status or np.isfinite(curve).all() else fit.Status.NOT_FINITE
   return failed.reason or None
 
@@ -227,7 +227,7 @@ def grid_jobs(cfg: Config, made: Programs, cells: Cells) -> list[Job]:
 
 
 def child_jobs(cfg: Config, name: str, made: Programs, cells: Cells) -> list[Job]:
-  """Trainings of every cell as a child, by every budget and all settings of a recipe; the shortest come first."""
+  """Trainings of every cell as a child, with every budget and every setting of a recipe; the shortest come first."""
   return [
     Job(name, cell_name, point, steps, CHILD)
     for steps in sorted(cfg.budgets)
@@ -237,7 +237,7 @@ def child_jobs(cfg: Config, name: str, made: Programs, cells: Cells) -> list[Job
 
 
 def repeat_jobs(cfg: Config, made: Programs, cells: Cells, done: Mapping[Job, Line]) -> list[Job]:
-  """Full trainings from new seeds by the settings that were best in the grid; none of a cell that always failed."""
+  """Full trainings of each cell from new seeds with its best settings of the grid, unless all settings failed."""
   grid = _scores(grid_jobs(cfg, made, cells), done)
   best = grid.argmin(0)
   return [
@@ -251,8 +251,9 @@ def repeat_jobs(cfg: Config, made: Programs, cells: Cells, done: Mapping[Job, Li
 def full_scores(cfg: Config, made: Programs, cells: Cells, done: Mapping[Job, Line]) -> np.ndarray:
   """The perplexity of each cell [n] after full training by its own best settings; infinite where all failed.
 
-  It is the mean over the repeats, none of which chose the settings. A cell is left at its training of the grid for as
-  long as it has no repeat, and a repeat that failed counts as what it reached before.
+  The perplexity is the mean over the repeats: unlike the trainings of the grid, they did not choose the settings. As
+  long as a cell has no repeat, it has its best perplexity of the grid. A repeat that failed counts with the best
+  perplexity that it reached before.
   """
   grid = _scores(grid_jobs(cfg, made, cells), done).min(0)
   repeats: dict[str, list[float]] = {name: [] for name in cells}
@@ -267,8 +268,8 @@ class Candidate(NamedTuple):
 
   recipe: str
   points: str  # which settings, and how several are combined
-  steps: int  # of a training
-  trainings: int  # of a child
+  steps: int  # of each training
+  trainings: int  # that the score of a child is made of
   scores: np.ndarray  # [n] perplexities, lower is better, infinite for a child that failed
 
 
@@ -277,9 +278,10 @@ def candidates(
 ) -> list[Candidate]:
   """All ways to score children for which every training is done.
 
-  Each budget with each setting alone, with the best of the settings, and with the mean of the rewards 1 / perplexity^2
-  over the settings, where one that failed earns nothing. Then the full training of the grid, cut off after each of its
-  scorings, its rate not yet fallen, as in successive halving: the best of the settings.
+  Each budget gives one candidate for each setting alone, one for the best of the settings, and one for the mean over
+  the settings of the reward 1 / perplexity^2, in which a failed training counts as 0. Then each scoring of the full
+  trainings of the grid gives a candidate with the best of the settings: the training is cut off there, before its
+  learning rate has fallen, as in successive halving.
   """
   found = list[Candidate]()
   for name, made in all_programs.items():
@@ -315,7 +317,7 @@ def _combined(name: str, points: Sequence[str], steps: int, scores: np.ndarray) 
 
 
 def _scores(jobs: Sequence[Job], done: Mapping[Job, Line]) -> np.ndarray:
-  """Perplexities [p, n] of jobs that go through all cells for each setting; infinite where failed or not done."""
+  """Perplexities [p, n] of jobs, which list all cells for each setting; infinite if a job failed or is not done."""
   cells = len({job.cell for job in jobs})
   values = [done[job] if job in done else {'perplexity': None} for job in jobs]
   return np.array([np.inf if one['perplexity'] is None else one['perplexity'] for one in values]).reshape(-1, cells)

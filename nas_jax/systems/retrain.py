@@ -1,8 +1,8 @@
-"""What a retraining must know of the architectures that it trains to the end, Zoph & Le (2017) Sec. 4.1 and 4.2.
+"""Recipes by which architectures are retrained to the end, Zoph & Le (2017) Sec. 4.1 and 4.2.
 
 A retraining compares a small grid of hyperparameters on the validation split, trains the architecture with the best of
-them from new seeds, at one size or at several, and scores the test split. `experiments.retrain` does so for any
-architecture; a `Recipe` has what differs between cells, networks and the networks of ENAS.
+them from new seeds, at one size or at several, and scores the test split. `experiments.retrain` does this for any
+architecture; a `Recipe` holds what differs between recurrent cells, convolutional networks and the networks of ENAS.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,14 +30,14 @@ def epochs_field(default: int) -> Any:
 
 @dataclasses.dataclass
 class Config(Seed):
-  """What every retraining has to say. The config of a recipe adds the data, the network and the lists of its grid."""
+  """The fields of every retraining. The config of a recipe adds the data, the network and the lists of its grid."""
 
   epochs: int = epochs_field(1)
   grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for as many as in the other trainings', low=0)
   extend_grid: int = field(
     0,
-    'how many more learning rates may be tried, one after another, while the best one is the least or the greatest of '
-    'those that were tried; each continues them by the same factor',
+    'how many more learning rates may be tried, one after another, while the best one is the lowest or the highest '
+    'that was tried; each new rate continues the series by the same factor',
     low=0,
     high=20,
   )
@@ -52,9 +52,9 @@ Arch = Any  # a static architecture, or the name of a standard one that has no t
 class FinalChoice(NamedTuple):
   """How the best children of a search are compared by training them to the end, beside known architectures."""
 
-  cfg: Config  # of the recipe of the system that was searched with
+  cfg: Config  # of the recipe for the system of the search
   references: Mapping[str, Arch]
-  epoch: float = math.nan  # how many times the training of a child of the search an epoch takes, about
+  epoch: float = math.nan  # time of an epoch, about, in trainings of a child of the search
 
 
 Cfg = TypeVar('Cfg', bound=Config)
@@ -66,40 +66,40 @@ class Recipe(NamedTuple, Generic[Cfg, Data, Point]):
   """How the architectures of one family are trained to the end and tested.
 
   `Cfg` is its config. `Data` is the data set, as `System.load` returns it. `Point` is one entry of the grid: a
-  NamedTuple, each field of which is also a field of the config, where it is a list.
+  NamedTuple. The config has fields of the same names, which list the values to try.
   """
 
   config: type[Cfg]
   presets: Mapping[str, Callable[[], Cfg]]
-  known: Mapping[str, Arch]  # published architectures, by the names that people call them by
-  metric: str  # what is measured, less of it being better: 'perplexity' or 'error'
+  known: Mapping[str, Arch]  # published architectures by name
+  metric: str  # 'perplexity' or 'error', of which less is better
   point: type[Point]
-  check: Callable[[Cfg], None]  # raises ValueError, naming the field, on a config that cannot be
-  validate: Callable[[Cfg, Data, Arch], None]  # raises ValueError, before anything compiles, if it cannot be trained
+  check: Callable[[Cfg], None]  # raises ValueError, naming the field, on an impossible config
+  validate: Callable[[Cfg, Data, Arch], None]  # raises ValueError before anything compiles if arch cannot be trained
   sizes: Callable[[Cfg], Sequence[str]]  # the sizes to train at, as `task` takes them; the grid is at the first
-  # (cfg, data, arch, size, epochs, final) -> what to train. `final` is whether it will be tested, and not compared.
+  # (cfg, data, arch, size, epochs, final) -> what to train. `final`: it is tested and is no point of the grid.
   task: Callable[[Cfg, Data, Arch, str, int, bool], full_training.Task]
   hyperparameters: Callable[[Sequence[Point]], PyTree]  # those of m points, each an array [m], as the task takes them
   describe: Callable[[Point], str]  # a point in words
-  setting: Callable[[Cfg, Data], str]  # in words, what all trainings have in common: it stands under their table
-  # (cfg, data, arch, size, point) -> what a trained network is, to be kept with its weights
+  setting: Callable[[Cfg, Data], str]  # what all trainings have in common, in words, to stand under their table
+  # (cfg, data, arch, size, point) -> the description of a trained network, which is stored with its weights
   card: Callable[[Cfg, Data, Arch, str, Point], export.Card]
 
 
 def grid(point: type[Point], cfg: Config) -> list[Point]:
-  """The points of a grid: the product of the lists that `cfg` has for the fields of `point`, the last varying first."""
+  """The points of a grid: the product of the lists that `cfg` has for the fields of `point`, the last fastest."""
   lists = (getattr(cfg, name) for name in point._fields)  # type: ignore[attr-defined]
   return [point(*values) for values in itertools.product(*lists)]
 
 
 def beyond(tried: Mapping[Any, float]) -> Any | None:
-  """Returns the point with which to continue a grid: the best one at a learning rate beyond those that were tried.
+  """Returns the next point of a grid: the best point so far, with a learning rate beyond those that were tried.
 
   Args:
-    tried: the validation loss of each `Point` so far, which has a field `lr`; not finite if its training failed.
+    tried: the validation loss of each `Point` so far, not finite if its training failed. A point has a field `lr`.
 
   Returns:
-    None if the best point has a lower and a greater rate beside it, if there is no other rate, or if all have failed.
+    The point, or None: if lower and higher rates than the best were tried, if there is no other rate, or if all failed.
 
   >>> from nas_jax.systems.retrain_cell import Point
   >>> losses = {Point(0.01, 4.0, 0.1, '0'): 1.5, Point(0.02, 4.0, 0.1, '0'): 1.4}

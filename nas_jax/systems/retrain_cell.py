@@ -19,7 +19,7 @@ from nas_jax.systems import language, retrain
 from nas_jax.training import child as child_lib
 from nas_jax.training import full_training
 
-Arch = TreeArch | RnnArch | str  # 'LSTM' is the standard LSTM, with biases, which no tree is
+Arch = TreeArch | RnnArch | str  # 'LSTM' is the standard LSTM: it has biases, so it is no tree cell
 KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'ENAS_RNN': published.ENAS_RNN, 'LSTM': 'LSTM'}
 
 
@@ -30,7 +30,7 @@ class Config(language.Config, retrain.Config):
   epochs: int = retrain.epochs_field(1)
   sizes: tuple[str, ...] = field(
     ('32',),
-    'sizes to train: widths of the cells, or numbers of weights as 4.65M; the grid is at the first',
+    'sizes to train: widths of the cells, or numbers of weights as 4.65M; the grid is trained at the first size',
     budget=True,
     first=True,
   )
@@ -42,9 +42,9 @@ class Config(language.Config, retrain.Config):
     (0.1,), 'scales to try: all weights start uniform within +- the scale', above=0.0
   )
   dropout: tuple[str, ...] = field(
-    ('0',), 'rates of dropout to try, each embedding:input:recurrent:output or one number for input and output'
+    ('0',), 'dropout rates to try, each as embedding:input:recurrent:output, or as one number for input and output'
   )
-  test_batch: int = field(1, 'streams of the test split side by side; with 1 the text is not cut', low=1)
+  test_batch: int = field(1, 'streams of the test split scored side by side; with 1 the text is not cut', low=1)
 
 
 def zaremba_small() -> Config:
@@ -70,9 +70,9 @@ def enas() -> Config:
   As in the paper, the learning rate falls by a factor of 0.96 in each epoch after the 15th of 150 epochs, and the loss
   has 1e-7 times the weights' squares. The streams, the time steps, the loss summed over time, the initial scale and the
   rates of dropout are those of the released code for the final cell. Dropout is 0.21 for words of the embedding, 0.75
-  for what enters the cell, 0.25 for h_(t-1) and 0.76 for what enters the softmax. Two things differ from that code: it
-  applies the mask of h_(t-1) to what enters every node, here only the first node has it; and its loss has a penalty for
-  fast changes of h.
+  for the input of the cell, 0.25 for h_(t-1) and 0.76 for the input of the softmax. Two things differ from that
+  code: it applies the dropout mask of h_(t-1) to the input of every node, here only the first node has the mask; and
+  its loss has a penalty for fast changes of h, which is left out here.
   """
   return Config(
     dataset='ptb', level='word', sizes=('24M',), tied=True, batch=64, bptt=35, epochs=150, optimizer='sgd', lr=(20.0,),
@@ -84,8 +84,8 @@ def enas() -> Config:
 def char() -> Config:
   """Characters of Penn Treebank, with the settings of Table 3; its 600,000 steps are 383 passes over the text.
 
-  The paper gives two rates of dropout and does not say which is where. In the files of this set the characters stand
-  between white space, so that each is a word.
+  The paper gives two dropout rates and does not say where each applies. The files of this data set separate characters
+  by white space, so each character is read as a word.
   """
   return Config(
     dataset='ptb.char', level='word', sizes=('800',), embedding=128, layers=2, batch=32, bptt=100, epochs=383,
@@ -110,7 +110,7 @@ def small() -> Config:
 
 
 def final() -> Config:
-  """The recipe by which a demo search of cells chooses in the end: that of `demo`, each rate tried to the end."""
+  """The recipe of the final choice of a demo search of cells: `demo`, but each learning rate is trained in full."""
   return dataclasses.replace(demo(), lr=(0.005, 0.01), extend_grid=4, dropout=('0',), grid_epochs=0)
 
 
@@ -132,7 +132,7 @@ PRESETS = {
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, naming the field, on a value that cannot be."""
+  """Raises ValueError, naming the field, on an impossible value."""
   config.check(cfg)
   for size in cfg.sizes:
     parse_size(size)
@@ -181,7 +181,7 @@ class Point(NamedTuple):
 
 
 def describe(point: Point) -> str:
-  """A point in words. They are part of the keys of trainings.json: another wording would train everything again."""
+  """A point in words. The words are part of the keys of trainings.json: if they change, everything is trained again."""
   return f'lr {point.lr:g}, decay after {point.decay_epoch:g}, init {point.init_scale:g}, dropout {point.dropout}'
 
 
@@ -196,9 +196,10 @@ def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
 
 
 def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles.
+  """Raises ValueError, before anything compiles, if the cell cannot be retrained.
 
-  A size cannot be met, the text is too short, or the cell has an operation that is not built in.
+  The reason is that no width gives one of the sizes, the text is too short, or the cell has an operation that is not
+  built in.
   """
   text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   for size in cfg.sizes:
@@ -206,7 +207,7 @@ def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
 
 
 def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str, operations: Operations = BUILT_IN) -> int:
-  """The width of the cells of a network of this size. Raises ValueError if there is none; nothing is compiled."""
+  """The width of the cells of a network of this size. Raises ValueError if no width fits; nothing is compiled."""
   hidden, parameters = parse_size(size)
   cell, form = _cell(arch, operations)
   hidden = hidden or language.width(cfg, text, cell, form, parameters)
@@ -234,8 +235,8 @@ def task(
 ) -> full_training.Task:
   """A network of one cell at one size, to be trained for `epochs` passes over the text.
 
-  The weights that are kept are those after the epoch that scored best on validation, whether the training is `final` or
-  part of the grid. `operations` are those of the cell's space, if it has some of the user's own. Raises ValueError as
+  The weights after the epoch that scored best on validation are kept, whether the training is `final` or part of the
+  grid. `operations` are those of the cell's space, needed if it has operations of the user's own. Raises ValueError as
   `width` and `text_batches.lay_out`.
   """
   del final
@@ -273,7 +274,7 @@ def setting(cfg: Config, text: text_lib.Text) -> str:
 
 
 def card(cfg: Config, text: text_lib.Text, arch: Arch, size: str, point: Point) -> export.Card:
-  """What a trained network is. Dropout, which acts in training alone, is not part of it."""
+  """The description of a trained network, without dropout, which acts in training alone."""
   del point
   options = {
     'vocabulary': cfg.vocabulary or len(text.vocabulary),

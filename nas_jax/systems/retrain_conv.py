@@ -31,7 +31,7 @@ class Config(classifier.BlockConfig, retrain.Config):
   epochs: int = retrain.epochs_field(50)
   add_filters: tuple[int, ...] = field(
     (0,),
-    'sizes to train: filters added to every layer, 40 in the third experiment; the grid is at the first',
+    'sizes to train: filters added to every layer, 40 in the third experiment; the grid is trained at the first size',
     low=0,
     budget=True,
     first=True,
@@ -88,7 +88,7 @@ class Point(NamedTuple):
 
 
 def describe(point: Point) -> str:
-  """A point in words. They are part of the keys of trainings.json: another wording would train everything again."""
+  """A point in words. The words are part of the keys of trainings.json: if they change, everything is trained again."""
   return (
     f'lr {point.lr:g}, decay after {point.decay_epoch:g}, weight decay {point.weight_decay:g}, epsilon '
     f'{point.epsilon:g}'
@@ -101,7 +101,7 @@ def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
 
 
 def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
-  """Raises ValueError if there are no images to test with, which a search does not need."""
+  """Raises ValueError if there are no test images. A retraining needs them, a search does not."""
   if not len(images.test.labels):
     raise ValueError(
       f'dataset {cfg.dataset!r} has no test split, on which a network trained to the end is scored: give test_share, '
@@ -110,7 +110,7 @@ def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
+  """Raises ValueError, before anything compiles, if no network or Flax module can be built or no test split exists."""
   check_test_split(cfg, images)
   classifier.check_memory(cfg, images)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters))).params
@@ -149,19 +149,19 @@ def training(
 ) -> full_training.Task:
   """A network of a static architecture, to be trained for `epochs` passes over the images.
 
-  A training of the grid keeps the weights after the epoch that scored best on validation. A `final` one trains on the
-  validation images too, unless `cfg.train_on_all` is off. No images are then left to choose an epoch by, so the weights
-  after the last one are kept, and the curve is over images that were trained on.
+  A training of the grid keeps the weights after the epoch that scored best on validation. A `final` training also uses
+  the validation images, unless `cfg.train_on_all` is off. Then no images are left to choose an epoch by: the weights
+  after the last epoch are kept, and the curve has the scores of images that were trained on.
 
   Args:
     cfg: the config.
     images: the data set.
     network: the child network.
     arch: the static architecture.
-    size: of the network, for the table.
-    weights: their number, for the table.
+    size: the size of the network in words, for the table.
+    weights: the number of weights, for the table.
     epochs: passes over the images.
-    final: whether the network will be tested, and not compared with others.
+    final: whether the network is tested afterwards; if not, the training is one of the grid.
     mesh: the devices to train on, all of them by default.
     decayed: as in `classifier.set_up`.
     least: as in `classifier.set_up`.
@@ -178,7 +178,7 @@ def training(
 
 
 def trained_on(cfg: Config, images: images_lib.Images) -> images_lib.Split:
-  """Returns the images that a network is trained on that will be tested."""
+  """Returns the training images of networks that are tested: with `train_on_all`, the validation images too."""
   if not cfg.train_on_all:
     return images.train
   return images_lib.Split(*(np.concatenate(parts) for parts in zip(images.train, images.valid, strict=True)))
@@ -197,7 +197,7 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
 
 
 def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: Point) -> export.Card:
-  """What a trained network is."""
+  """The description of a trained network, which is stored with its weights."""
   return export.Card(arch, _options(cfg, images, int(size), point.epsilon), image_inputs(cfg, images))
 
 
@@ -208,12 +208,12 @@ def _options(cfg: Config, images: images_lib.Images, add: int, epsilon: float) -
 
 
 def check_module(images: images_lib.Images, arch: PyTree, options: Mapping[str, Any]) -> None:
-  """Raises ValueError, before anything is trained, if there is no Flax module of a network."""
+  """Raises ValueError, before anything is trained, if no Flax module can be built for the network."""
   export.cost(export.module(arch, **options), jax.ShapeDtypeStruct((1, *images.shape), jnp.float32))
 
 
 def image_inputs(cfg: Config, images: images_lib.Images) -> export.ImageInputs:
-  """Returns what the networks that will be tested read."""
+  """Returns the description of the images that tested networks read."""
   whitening = image_batches.fit_whitening(cfg.whiten, trained_on(cfg, images).images)
   return export.ImageInputs(images.shape, images.class_names, whitening, bool(cfg.resize), images.scale)
 

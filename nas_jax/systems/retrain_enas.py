@@ -24,17 +24,17 @@ Arch = MacroArch | MicroArch
 
 @dataclasses.dataclass
 class Config(retrain_conv.Config):
-  """The config of `retrain_conv`, with the sizes of ENAS instead. Fields that mean nothing here keep their defaults."""
+  """The config of `retrain_conv` with the sizes of ENAS. Fields that do not apply here must keep their defaults."""
 
   filters: tuple[int, ...] = field(
-    (36,), 'sizes to train: filters of the first layers; the grid is at the first', low=1, budget=True, first=True
+    (36,), 'sizes to train: filters of the first layers; the grid is at the first size', low=1, budget=True, first=True
   )
   cells: int = field(15, 'normal cells of a network of cells', low=1, high=128)
   keep: float = field(
-    0.8, 'share of the features that dropout leaves to the classifier in training', above=0.0, high=1.0
+    0.8, 'share of the features that dropout keeps for the classifier in training', above=0.0, high=1.0
   )
   drop_path: float = field(
-    0.6, 'share of the images for which drop path keeps an operation of the last cell; it falls there from 1',
+    0.6, 'share of the images for which drop path keeps an operation of the last cell; over the cells it falls from 1',
     above=0.0, high=1.0,
   )  # fmt: skip
   concat: bool = field(True, 'concatenate the skips of a whole network; otherwise add them')
@@ -42,7 +42,7 @@ class Config(retrain_conv.Config):
   weight_decay: tuple[float, ...] = field(
     (1e-4,),
     'weight decays to try: each times the weights is added to the gradient. Pham et al. (2018) add 2e-4 times the '
-    "weights' squares to the loss: 4e-4 in the gradient",
+    "weights' squares to the loss, which is 4e-4 in the gradient",
     low=0.0,
   )
   decay_norms: bool = field(
@@ -100,7 +100,7 @@ PRESETS = {'paper': paper, 'paper_macro': paper_macro, 'small': small, 'demo': d
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, naming the field, on a value that cannot be."""
+  """Raises ValueError, naming the field, on an impossible value."""
   config.check(cfg)
   fresh = Config()
   for name in ('add_filters', 'block', 'pool_at', 'norm_first'):
@@ -109,7 +109,7 @@ def check(cfg: Config) -> None:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network or Flax module, or no test split."""
+  """Raises ValueError, before anything compiles, if no network or Flax module can be built or no test split exists."""
   retrain_conv.check_test_split(cfg, images)
   classifier.check_memory(cfg, images)
   weights = _weights(_build(cfg, images, arch, max(cfg.filters)), arch)
@@ -151,7 +151,7 @@ def _weights(network: Child, arch: PyTree) -> int:
 
 
 def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: retrain_conv.Point) -> export.Card:
-  """What a trained network is. Dropout and drop path, which act in training alone, are not part of it."""
+  """The description of a trained network, without dropout and drop path, which act in training alone."""
   options = _options(cfg, images, arch, int(size), point.epsilon)
   return export.Card(arch, options, retrain_conv.image_inputs(cfg, images))
 

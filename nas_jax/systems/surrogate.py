@@ -1,8 +1,9 @@
 """A model of the children of a search, so that algorithms can be compared on real rewards without training anything.
 
-The model is a Gaussian process over token sequences. Its kernel (1 + c s)^2, where s is the share of tokens that are
-equal, is that of ridge regression on the one-hot tokens and all pairs of them. exp(-d / l), where d is the share that
-differs, also has interactions of more tokens. The kernel and the noise are chosen by the evidence.
+The model is a Gaussian process over token sequences. Two kernels are tried. (1 + c s)^2, where s is the share of tokens
+that are equal, corresponds to ridge regression on the one-hot tokens and all their pairs. exp(-d / l), where d is the
+share of tokens that differ, also has interactions of more than two tokens. The kernel, its constant and the variance of
+the noise are those with the greatest marginal likelihood (evidence).
 """
 
 from collections.abc import Iterable
@@ -17,35 +18,35 @@ from nas_jax.space import Space
 from nas_jax.systems.benchmarks import Benchmark
 from nas_jax.types import Array, Batch, Outcome, PyTree
 
-LEAST = 30  # children that a model is fitted to
-MOST = 2000  # the newest of more are taken: the fit takes time in the cube of their number
+LEAST = 30  # fewest children that a model can be fitted to
+MOST = 2000  # only so many of the newest children are used: the time of a fit grows with the cube of their number
 _SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # l of exp(-d / l)
 _SLOPES = (0.5, 1.0, 2.0, 5.0, 10.0)  # c of (1 + c s)^2
-_NOISES = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)  # variance of the noise, of the variance of the rewards
+_NOISES = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)  # variance of the noise, as a share of the variance of the rewards
 
 
 class Model(NamedTuple):
   """The fitted model, and how well it fits."""
 
   tokens: np.ndarray  # [N, T] int32
-  weights: np.ndarray  # [N] of the kernel at each of them
+  weights: np.ndarray  # [N] coefficient of the kernel at each token sequence
   mean: np.ndarray  # [] of the rewards
   noise: np.ndarray  # [] standard deviation of one training's reward
-  slope: np.ndarray  # [] c of the kernel of pairs; 0 for the other kernel
-  scale: np.ndarray  # [] l of the other kernel
-  norm: np.ndarray  # [] what the kernel of pairs is divided by, so that it is 1 for equal token sequences
+  slope: np.ndarray  # [] c of (1 + c s)^2; 0 if the kernel is exp(-d / l)
+  scale: np.ndarray  # [] l of exp(-d / l)
+  norm: np.ndarray  # [] divisor of (1 + c s)^2 that makes the kernel 1 for equal token sequences
   spread: np.ndarray  # [] standard deviation of the rewards
-  explained: np.ndarray  # [] share of the variance of each reward that the others predict (leave one out)
-  ranked: np.ndarray  # [] rank correlation of the rewards with these predictions
-  failed: np.ndarray  # [] children that failed; they are left out, and no token sequence of the model fails
+  explained: np.ndarray  # [] R^2 of the rewards, each predicted from the others (leave one out)
+  ranked: np.ndarray  # [] rank correlation of the rewards with their leave-one-out predictions
+  failed: np.ndarray  # [] number of children that failed; the fit leaves them out, and the model predicts no failures
 
 
 def fit(space: Space, records: Iterable[Record]) -> Model:
   """Fits a model to the children of a journal.
 
   Args:
-    space: of the children.
-    records: of the children, each with one reward.
+    space: the search space of the children.
+    records: the records of the children, each with one reward.
 
   Raises:
     ValueError: fewer than 30 children were trained, or all have the same reward.
@@ -66,7 +67,7 @@ def fit(space: Space, records: Iterable[Record]) -> Model:
   (slope, scale, norm), noise, _ = max(tried, key=lambda one: one[2])
   inverse = np.linalg.inv((1 - noise) * _kernel(equal, slope, scale, norm) + noise * np.eye(len(target)))
   weights = inverse @ target
-  predicted = target - weights / np.diag(inverse)  # of each by the others
+  predicted = target - weights / np.diag(inverse)  # each reward from the others
   ranked = np.corrcoef(_ranks(predicted), _ranks(target))[0, 1]
   numbers = (mean, spread * noise**0.5, slope, scale, norm, spread)
   explained = 1 - np.mean((target - predicted) ** 2)
@@ -75,20 +76,20 @@ def fit(space: Space, records: Iterable[Record]) -> Model:
 
 
 def _kernel(equal, slope, scale, norm):
-  """Returns the kernel from the share of tokens that are equal; it is 1 where all are."""
+  """Returns the kernel of `equal`, the share of tokens that are equal. It is 1 where all tokens are equal."""
   xp = jnp if isinstance(equal, jax.Array) else np
   return xp.where(slope > 0, (1 + slope * equal) ** 2 / norm, xp.exp((equal - 1) / scale))
 
 
 def _evidence(kernel: np.ndarray, noise: float, target: np.ndarray) -> float:
-  """Returns the log marginal likelihood up to a constant; the noise has its share of a variance of 1."""
+  """Returns the log marginal likelihood up to a constant; `noise` is its share of a total variance of 1."""
   factor = np.linalg.cholesky((1 - noise) * kernel + noise * np.eye(len(target)))
   solved = np.linalg.solve(factor, target)
   return float(-0.5 * solved @ solved - np.log(np.diag(factor)).sum())
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-  """Returns the rank of each value, the mean rank of equal ones."""
+  """Returns the rank of each value; equal values get the mean of their ranks."""
   _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
   return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
@@ -110,7 +111,7 @@ def describe(model: Model) -> str:
 
 
 def benchmark(space: Space, model: Model) -> Benchmark:
-  """Returns a model as a benchmark. The reward has noise, by the key of the child; the metric `test` has none."""
+  """Returns a model as a benchmark. Its reward has noise, drawn by the key of the child; its metric `test` has none."""
 
   def evaluate(_: PyTree, batch: Batch) -> Outcome:
     expected = jax.vmap(lambda tokens: predict(model, tokens))(batch.tokens)

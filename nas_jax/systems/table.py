@@ -19,7 +19,7 @@ from nas_jax.types import Array, Batch, Outcome
 
 @dataclasses.dataclass
 class Config(search.Config):
-  """The numbers suit searches of a few hundred evaluations in any table, whatever the algorithm."""
+  """The config of a search. Its defaults suit a few hundred evaluations in any table, by any algorithm."""
 
   m: int = field(1, 'children per update of the controller', low=1)
   controller_init: float = field(0.2, "the controller's weights start uniform in [-x, x] for this x", above=0.0)
@@ -34,16 +34,16 @@ class Config(search.Config):
 
 
 def default() -> Config:
-  """What found the best in the fewest evaluations on every table that was tried: REINFORCE, guided, without repeats."""
+  """REINFORCE, guided, without repeats: found the best row in the fewest evaluations on every table that was tried."""
   return Config(proposals='guided', known='avoid')
 
 
 LARGEST = 2**31  # bytes of all arrays of a table
-MOST_CHOICES = 2**18  # of all tokens together: the controller has some hundred weights for each
+MOST_CHOICES = 2**18  # summed over all tokens; the controller has some hundred weights for each choice
 
 
 class Table(NamedTuple):
-  """Distinct token sequences in lexicographic order, and what each earns."""
+  """Distinct token sequences in lexicographic order, and the reward of each."""
 
   ops: np.ndarray  # [A, T] int32
   reward: np.ndarray  # [A]
@@ -56,7 +56,7 @@ def load(path: str) -> Table:
   Raises ValueError, in one line naming the array, on anything else.
   """
   try:
-    # np.load of the path would also take a lone array, and leave a broken file open.
+    # np.load(path) would also accept a file of a single array, and would leave a broken file open.
     with zipfile.ZipFile(path) as file:
       members = [name for name in ('ops', 'reward', 'test') if f'{name}.npy' in file.namelist()]
       size = sum(file.getinfo(f'{name}.npy').file_size for name in members)
@@ -109,7 +109,7 @@ def _array(content: bytes) -> np.ndarray:
 
 
 def distinct(ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> Table:
-  """Returns the table of some rows, sorted. Rows of the same tokens become one row, with the means of their numbers."""
+  """Returns the sorted table of some rows. Rows of the same tokens become one row with their mean reward and `test`."""
   rows, inverse = np.unique(ops.astype(np.int32), axis=0, return_inverse=True)
   place = inverse.ravel()
 
@@ -140,7 +140,7 @@ def lookup(ops: Array, tokens: Array) -> tuple[Array, Array]:
 
 
 def build(cfg: Config, ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> search.Search:
-  """Returns a search whose evaluator looks tokens up among the rows `ops` [A, T]; those that are not there fail.
+  """Returns a search whose evaluator looks tokens up in the rows `ops` [A, T]; token sequences that are not there fail.
 
   `evaluate` is jittable; its metrics are `row` (-1 if missing) and, if `test` is given, `test` (NaN if missing).
 
@@ -177,8 +177,8 @@ def best_so_far(outcomes: Outcome, evaluations: int) -> tuple[np.ndarray, np.nda
     evaluations: how many of the children of each search count.
 
   Returns:
-    [n, evaluations] the best reward so far, minus infinity for as long as all children failed; and the metric `test` of
-    the architecture with that reward, the first of equals, or None if the outcomes have no `test`.
+    The best reward so far, [n, evaluations], minus infinity for as long as all children failed. And the metric `test`
+    of the first architecture with that reward, [n, evaluations], or None if the outcomes have no `test`.
   """
   reward = np.asarray(outcomes.reward, np.float64).reshape(len(outcomes.reward), -1)[:, :evaluations]
   failed = ~np.isfinite(reward)
@@ -198,16 +198,16 @@ def summary(outcomes: Outcome, evaluations: int) -> dict[str, Any]:
   """Summarizes what the searches of `search.run_seeds` had found after `evaluations` evaluations.
 
   Returns:
-    reward_mean, reward_std, test_mean, test_std: means and deviations, over seeds, of the numbers of the architecture
-    with the best reward, the first of equals. curve, curve_test: these means after 1, 2, ... evaluations. A seed is
-    left out of the means for as long as all its children failed, such as those that are not in the table; where that
-    leaves none the entry is None. Entries of `test` are None if the table has none.
+    reward_mean, reward_std, test_mean, test_std: mean and standard deviation, over seeds, of the reward and `test` of
+    the first architecture with the best reward. curve, curve_test: the means after 1, 2, ... evaluations. A seed is
+    left out of a mean as long as all its children have failed, for example because the table lacks them. The entry is
+    None if no seed is left, and the entries of `test` are None if the table has no `test`.
   """
   best, test = best_so_far(outcomes, evaluations)
   some = np.isfinite(best)
 
   def of_seeds(name: str, curve: str, values: np.ndarray) -> dict[str, Any]:
-    """Returns the means after each evaluation, and mean and deviation at the end, over seeds that have found any."""
+    """Returns the means after each evaluation, and mean and deviation at the end, over seeds with a success."""
     means = [column[there].mean().item() if there.any() else None for column, there in zip(values.T, some.T)]
     last = values[some[:, -1], -1]
     return {f'{name}_mean': means[-1], f'{name}_std': last.std().item() if len(last) else None, curve: means}
