@@ -11,10 +11,10 @@ import numpy as np
 from nas_jax.datasets.images import Split
 from nas_jax.types import Array
 
-# Orders of the images are drawn before training: a permutation inside the program would be a sort in every step, and
-# random bits would take as long to compile as several layers.
+# The orders of the images are drawn before training. Inside the program, a permutation would need a sort in every step,
+# and drawing random bits would take as long to compile as several layers.
 ORDERS = 64
-MOST_PIXELS = 2**14  # of an image, times channels, that ZCA takes: its matrix is then 1 GiB
+MOST_PIXELS = 2**14  # most pixels times channels of an image for ZCA, whose matrix then takes 1 GiB
 WHITENINGS = ('image', 'channel', 'zca')
 
 
@@ -23,8 +23,8 @@ class Data(NamedTuple):
 
   images: Array
   labels: Array
-  valid_images: Array  # a multiple of the score batch, filled up by repeating
-  valid_labels: Array  # -1 where filled up; NaN if labels are numbers to predict
+  valid_images: Array  # their number is a multiple of the score batch: images are repeated to fill it up
+  valid_labels: Array  # of repeated images -1, or NaN if labels are numbers to predict
   orders: Array  # [ORDERS, n] int32, the order of images in each epoch; after ORDERS epochs the first is used again
   draws: Array  # [ORDERS, n] uint32, random bits that say how each image is augmented, see `augmented`
 
@@ -32,7 +32,7 @@ class Data(NamedTuple):
 def lay_out(
   train: Split, scored: Sequence[Split], score_batch: int, whiten: str = 'image', seed: int = 0
 ) -> list[Data]:
-  """Returns a Data for each of the splits `scored`, all with the same training images.
+  """Returns a `Data` for each of the splits `scored`, all with the same training images.
 
   Args:
     train: the training images.
@@ -57,14 +57,14 @@ def lay_out(
 
 
 class Whitening(NamedTuple):
-  """How images [n, H, W, C] uint8 become what a network reads: a function of them, made by `fit_whitening`."""
+  """The function, made by `fit_whitening`, from images [n, H, W, C] uint8 to the inputs of a network."""
 
   kind: str  # one of WHITENINGS
-  shift: Any = None  # float32: subtracted from channels [C], or from pixels of 0 to 1 [H * W * C]
-  scale: Any = None  # float32: what channels are divided by [C], or the matrix [H * W * C, H * W * C]
+  shift: Any = None  # float32: subtracted from channels [C], or from pixels between 0 and 1 [H * W * C]
+  scale: Any = None  # float32: divisor of channels [C], or the matrix [H * W * C, H * W * C]
 
   def __call__(self, images: np.ndarray) -> np.ndarray:
-    """Returns the images as float32; with 'image' as they are, since `whitened` does the rest where they are used."""
+    """Returns the images as float32; of kind 'image' unchanged, since `whitened` scales them where they are used."""
     if self.kind == 'channel':
       return (images.astype(np.float32) - self.shift) / self.scale
     if self.kind == 'zca':
@@ -81,7 +81,7 @@ def fit_whitening(kind: str, images: np.ndarray) -> Whitening:
 def channel(images: np.ndarray) -> Whitening:
   """Returns the standardization of channels by their mean and standard deviation in images [n, H, W, C] uint8.
 
-  The code of Pham et al. (2018) prepares images so. A channel that does not vary is divided by 1.
+  The code of Pham et al. (2018) prepares images in this way. A channel that does not vary is divided by 1.
   """
   levels = np.arange(256)
   # Counting the pixels of each level takes no array of floats as large as the images.
@@ -95,8 +95,8 @@ def channel(images: np.ndarray) -> Whitening:
 def zca(images: np.ndarray, least: float = 1e-2) -> Whitening:
   """Returns ZCA whitening fitted on images [n, H, W, C] uint8: pixels become uncorrelated, with variance 1.
 
-  Of all such maps ZCA changes the images least. `least` is added to the variances, of pixels from 0 to 1, so that
-  directions that hardly vary are not scaled up: they are noise.
+  Of all such maps ZCA changes the images least. Pixels are scaled to 0 to 1, and `least` is added to the variance of
+  each principal component, so that components of little variance, which are noise, are not scaled up.
   """
   pixels = math.prod(images.shape[1:])
   if pixels > MOST_PIXELS:
@@ -115,13 +115,13 @@ def zca(images: np.ndarray, least: float = 1e-2) -> Whitening:
 class Augment(NamedTuple):
   """What happens to training images, Sec. 4.1."""
 
-  upsample: int = 0  # pixels by which they are enlarged before a crop of the old size; 0 for neither
-  flip: bool = False  # left and right at random
-  pad: int = 0  # pixels of zeros all around before a crop of the old size, as in Pham et al. (2018)
+  upsample: int = 0  # pixels by which images are enlarged before a crop to their old size; 0 for neither
+  flip: bool = False  # flip left to right at random
+  pad: int = 0  # pixels of zeros all around before a crop to the old size, as in Pham et al. (2018)
 
 
 def whitened(images: Array) -> Array:
-  """Returns uint8 images as floats, each scaled to mean 0 and variance 1; floats are taken as whitened already."""
+  """Returns uint8 images as floats, each scaled to mean 0 and variance 1; floats, already whitened, are returned."""
   return standardized(images) if images.dtype == jnp.uint8 else images
 
 
@@ -163,7 +163,7 @@ def augmented(draws: Array, images: Array, augment: Augment) -> Array:
 def drawn(data: Data, batch: int, step: Array, augment: Augment) -> tuple[Array, Array]:
   """Returns the augmented images and the labels of a training step, which are the same for all children.
 
-  When the orders are used again, each meets the random bits of another epoch, so that an epoch is repeated exactly only
+  When an order is used again, it is combined with the random bits of another epoch, so an epoch repeats exactly only
   after ORDERS^2 epochs.
   """
   count = len(data.labels) // batch

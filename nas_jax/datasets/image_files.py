@@ -1,4 +1,4 @@
-"""Image files, read by Pillow: which a folder holds, and their pixels."""
+"""Image files: finds those of a folder, and reads their pixels by Pillow."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -17,7 +17,7 @@ _GREY, _COLOUR = ('1', 'L', 'LA'), ('P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'Y
 
 
 def inside(folder: str) -> list[str]:
-  """Returns the paths of the images in a folder, in order. Hidden files are none."""
+  """Returns the paths of the images in a folder, in order. Hidden files are left out."""
   names = sorted(name for name in os.listdir(folder) if name[0] != '.' and name.lower().endswith(ENDINGS))
   return [os.path.join(folder, name) for name in names]
 
@@ -25,7 +25,8 @@ def inside(folder: str) -> list[str]:
 def below(folder: str) -> list[str]:
   """Returns the paths of the images in a folder and in its sub-folders, in order.
 
-  What is hidden is left out. A warning says how many other files are, as their names do not end as those of images.
+  Hidden files and folders are left out. So are files whose names do not end as those of images; a warning gives the
+  number of these.
 
   Raises:
     ValueError: there is no image.
@@ -49,8 +50,8 @@ def read(paths: Sequence[str], resize: splits.Size = 0) -> np.ndarray:
   """Returns images of files, [n, H, W, 1] if they are grey or [n, H, W, 3], uint8.
 
   Raises:
-    ValueError: in one line, naming the file: one cannot be read; some are grey and some in colour; they differ in size
-      and `resize` is 0; or they would take too much memory, which is known before any is decoded.
+    ValueError: in one line: a file, which is named, cannot be read; some images are grey and some in colour; the images
+      differ in size and `resize` is 0; or they would take too much memory, which is found before any is decoded.
   """
   shapes = [_shape(path) for path in paths]
   kinds = {channels: path for path, (_, _, channels) in zip(paths, shapes, strict=True)}
@@ -79,7 +80,7 @@ def read(paths: Sequence[str], resize: splits.Size = 0) -> np.ndarray:
 
 
 def decoded(path: str, channels: int) -> np.ndarray:
-  """Returns the image of a file, [H, W, channels] uint8, the way up that its camera noted; transparency is not used.
+  """Returns the image of a file, [H, W, channels] uint8, rotated as its camera noted; transparency is ignored.
 
   Raises:
     ValueError: in one line, the file cannot be read, or `channels` is neither 1 nor 3.
@@ -101,7 +102,7 @@ def _shape(path: str) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[Any]:
-  """A Pillow image. Raises ValueError if it is none, has several frames, or pixels of more than 8 bits."""
+  """Opens a Pillow image. Raises ValueError if it is no image, has several frames, or pixels of more than 8 bits."""
   lazy.require('PIL', 'reading image files')
   from PIL import Image
 

@@ -17,9 +17,9 @@ class Images(NamedTuple):
 
   train: Split
   valid: Split
-  test: Split  # without images if the set has no such split: a search does not need one
-  classes: int  # 1 if labels are numbers to predict: a network has so many outputs
-  sha256: str  # of what was read, for results
+  test: Split  # without images if the set has no test split: a search does not need one
+  classes: int  # number of outputs of a network: that of the classes, or 1 if labels are numbers to predict
+  sha256: str  # of the images and labels as read, to be named in results
   names: tuple[str, ...] = ()  # of the classes; () for '0', '1', ...
   scale: Scale | None = None  # of the training labels if they are numbers to predict; None for classes
 
@@ -46,12 +46,12 @@ def load_images(
 ) -> Images:
   """Reads a set of images.
 
-  The validation split is that of the set. If it has none, it is drawn at random from the training images (Sec. 4.1).
+  The validation split is that of the set. If there is none, it is drawn at random from the training images (Sec. 4.1).
 
   Args:
     dataset: 'digits' is the set of scikit-learn: 1,797 images of 8 x 8 pixels, a fifth of them for testing. 'folder' is
-      the folder `data_dir` of image files, see `own_images.of_folder`. What ends in .npz is a file of arrays, in
-      `data_dir` if that is given, see `own_images.of_npz`. Anything else is the name of a set of TensorFlow Datasets
+      the folder `data_dir` of image files, see `own_images.of_folder`. A name that ends in .npz is a file of arrays,
+      in `data_dir` if that is given, see `own_images.of_npz`. Anything else is the name of a set of TensorFlow Datasets
       with images and labels, as 'cifar10', prepared in `data_dir`.
     data_dir: the folder that the set is read from; not used by 'digits'.
     valid_share: share of the training images to validate with, if the set has no validation split of its own; a tenth
@@ -60,9 +60,9 @@ def load_images(
     max_examples: how many training images to take, those to validate with included, and at most as many of the other
       splits of the set; 0 takes all.
     seed: of the random choice of the images to take and to validate with.
-    test_share: share of the training images that become the test split if the set has none; 0 for no test split. They
-      do not depend on the seed.
-    numbers: whether labels are numbers to predict and no classes; for an .npz alone.
+    test_share: share of the training images that become the test split if the set has none; 0 for no test split. These
+      images do not depend on the seed.
+    numbers: whether labels are numbers to predict instead of classes; only for an .npz.
 
   Raises:
     ValueError: as `tfds.prepared`, `own_images` and `split_images`, or `resize` has a 0 in a pair.
@@ -117,7 +117,7 @@ def split_images(
   Args:
     train: the images to train with.
     test: the images to test with; None if there are none, which is enough for a search.
-    classes: how many there are; None if labels are numbers to predict.
+    classes: number of classes; None if labels are numbers to predict.
     valid_share: as in `load_images`.
     max_examples: as in `load_images`.
     seed: as in `load_images`.

@@ -11,7 +11,7 @@ import numpy as np
 from nas_jax.datasets import image_files, splits
 from nas_jax.datasets.splits import Size, Source, Split
 
-FOLDER, ENDING = 'folder', '.npz'  # datasets are called so, or end so
+FOLDER, ENDING = 'folder', '.npz'  # the name of the data set in a folder, and the ending of a data set in a file
 _SPLITS = {'train': 'train', 'valid': 'validation', 'val': 'validation', 'validation': 'validation', 'test': 'test'}
 LAYOUT = (
   "arrays 'images' [n, H, W, C] uint8 and 'labels' [n], perhaps 'valid_images', 'valid_labels', 'test_images' and "
@@ -22,16 +22,17 @@ LAYOUT = (
 def of_folder(folder: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Returns the splits of a folder of images, and the names of its classes.
 
-  The folder has a sub-folder for each class, which has the name of the class and holds its images, be it in sub-folders
-  of its own. Or it has such folders in folders 'train', perhaps 'valid' (or 'val', 'validation'), and perhaps 'test'.
+  The folder has a sub-folder for each class, with the name of the class. It holds the images of the class, directly or
+  in further sub-folders. Or the folder has a folder 'train', and optionally 'valid' (or 'val', 'validation') and 'test',
+  each of which has a sub-folder for each class.
 
   Args:
     folder: its path.
     resize: the size to bring images to.
 
   Raises:
-    ValueError: in one line, naming what is wrong, there is no such folder, class or image, or another split has a class
-      that the training images lack. What is wrong in an image is raised when it is read.
+    ValueError: in one line that names the problem: there is no such folder, class or image, or another split has a
+      class that the training images lack. A file that is no image raises an error only when it is read.
   """
   if not os.path.isdir(folder):
     raise ValueError(f'dataset {FOLDER!r} is read from a folder, and data_dir (={folder!r}) is none: name it.')
@@ -63,10 +64,10 @@ def of_folder(folder: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[s
 
 
 def by_class(folder: str) -> tuple[list[str], np.ndarray]:
-  """Returns the paths of the images in the sub-folders of a folder, and the names of these, [n].
+  """Returns the paths of n images in the sub-folders of a folder, and for each the name of its sub-folder, [n].
 
   Raises:
-    ValueError: there is no sub-folder, one holds no image, or an image is in none.
+    ValueError: there is no sub-folder, a sub-folder holds no image, or an image is in no sub-folder.
   """
   if loose := image_files.inside(folder):
     raise ValueError(f'{loose[0]} is in no folder of a class: move it into one.')
@@ -77,25 +78,25 @@ def by_class(folder: str) -> tuple[list[str], np.ndarray]:
 
 
 def folders(folder: str) -> list[str]:
-  """Returns the names of the folders in a folder, in order; what is hidden is left out."""
+  """Returns the names of the folders in a folder, in order; hidden folders are left out."""
   return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
 
 
 def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Returns the splits of an .npz of images, and the names of its classes.
 
-  Its arrays are `images` [n, H, W, C] or, of grey ones, [n, H, W], uint8; and `labels` [n], ints or words. Other splits
-  are `valid_images`, `valid_labels`, `test_images` and `test_labels`. `class_names` [K] are names for labels from 0 to
-  K - 1; without it a class is called as its label. Names may begin with `train_` or `val_` too.
+  Its arrays are `images`, uint8 [n, H, W, C] or, if they are grey, [n, H, W]; and `labels` [n], ints or words. Other
+  splits are in `valid_images`, `valid_labels`, `test_images` and `test_labels`. `class_names` [K] names the labels 0 to
+  K - 1; without it the name of a class is its label. Names of arrays may also begin with `train_` or `val_`.
 
   Args:
     path: of the file.
     resize: the size to bring images to.
-    numbers: whether labels are numbers to predict. There are no classes then.
+    numbers: whether labels are numbers to predict, so that there are no classes.
 
   Raises:
-    ValueError: in one line, naming what is wrong: the file cannot be read or takes too much memory; an array is
-      missing, or is none of these; or labels are not of classes.
+    ValueError: in one line that names the problem: the file cannot be read or takes too much memory; an array is
+      missing or has another name; or labels are not of classes.
   """
   found = _arrays(path)
   names = found.pop('class_names', None)

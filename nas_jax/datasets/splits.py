@@ -9,13 +9,13 @@ import numpy as np
 from nas_jax import lazy
 
 LARGEST = 2**35  # bytes of the images of a split
-COPIES = 3  # of the images that stand in memory while they are laid out for training
+COPIES = 3  # of the images in memory while they are laid out for training
 
-Size = int | tuple[int, int]  # of images in pixels: of a square, or height and width; 0 for that which they have
+Size = int | tuple[int, int]  # of images in pixels: side of a square, or height and width; 0 leaves them as they are
 
 
 class Split(NamedTuple):
-  """Some images and their classes, or the numbers to predict of them (regression)."""
+  """Some images and their classes, or the numbers to predict from them (regression)."""
 
   images: np.ndarray  # [n, H, W, C] uint8
   labels: np.ndarray  # [n] int32; float32 if they are numbers to predict
@@ -32,7 +32,7 @@ class Source(NamedTuple):
   """A split that has not been read yet."""
 
   size: int  # images
-  read: Callable[[np.ndarray], Split]  # the images at some places [k]; it raises ValueError if they cannot be read
+  read: Callable[[np.ndarray], Split]  # reads the images at some indices [k]; raises ValueError if it cannot
 
 
 def read(
@@ -58,7 +58,7 @@ def read(
     places |= {'test': np.sort(order[:cut]), 'train': np.sort(order[cut:])}
 
   def some(name: str, every: np.ndarray) -> Split:
-    # Only what is wanted: decoding takes longer than all the rest.
+    # Only the chosen images are read: decoding takes longer than all the rest.
     order = np.random.default_rng(seed).permutation(len(every))[: max_examples or None]
     return sources[name if name in sources else 'train'].read(every[np.sort(order)])
 
@@ -71,7 +71,7 @@ def height_and_width(size: Size) -> tuple[int, int]:
 
 
 def resized(images: Sequence[np.ndarray] | np.ndarray, size: Size) -> np.ndarray:
-  """Returns n images [H, W, C], which may differ in size, in one size [n, h, w, C], smoothed where that is smaller.
+  """Returns n images [H, W, C] of any sizes scaled to one size, [n, h, w, C], smoothed where that is smaller.
 
   Raises:
     ValueError: they would take too much memory, or are not uint8.
@@ -92,19 +92,19 @@ def scaled(image: np.ndarray, size: Size) -> np.ndarray:
   def channel(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
-  # Not by JAX: this is before a launcher has said on which devices it runs.
+  # JAX is not used here: this runs before a launcher has chosen the devices.
   return np.stack([channel(image[..., c]) for c in range(image.shape[-1])], -1)
 
 
 def memory() -> int:
-  """Returns the bytes of memory of this machine; where the system cannot say so, as many as `LARGEST` images take."""
+  """Returns the bytes of memory of this machine; COPIES * LARGEST if the system cannot tell."""
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else COPIES * LARGEST
 
 
 def check_memory(what: str, needed: int) -> None:
-  """Raises ValueError if images, `what` in words, do not fit into memory, where they take `needed` bytes.
+  """Raises ValueError if images of `needed` bytes, in words `what`, do not fit into memory.
 
-  While they are laid out for training, memory holds them several times.
+  Memory holds several copies of the images while they are laid out for training.
   """
   limit = min(LARGEST, memory() // COPIES)
   if needed > limit:
@@ -115,7 +115,7 @@ def check_memory(what: str, needed: int) -> None:
 
 
 def check_shapes(name: str, images: np.ndarray, labels: np.ndarray) -> None:
-  """Raises ValueError if the split `name` has no images [n, H, W, C], n > 0, with a label each, [n]."""
+  """Raises ValueError unless the split `name` has images [n, H, W, C], n > 0, and a label for each, [n]."""
   if labels.ndim == 2 and len(images) == len(labels):
     way = 'labels[:, 0]' if labels.shape[1] == 1 else 'labels.argmax(1), if they are one-hot'
     raise ValueError(
@@ -127,7 +127,7 @@ def check_shapes(name: str, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def check_type(name: str, labels: np.ndarray) -> None:
-  """Raises ValueError if labels of the split `name` are no ints, bools or words."""
+  """Raises ValueError unless the labels of the split `name` are ints, bools or words."""
   if labels.dtype.kind == 'f':
     raise ValueError(
       f'the {name} split has labels of type {labels.dtype}, as for regression, which takes metric r2: want ints or '
@@ -138,7 +138,7 @@ def check_type(name: str, labels: np.ndarray) -> None:
 
 
 def check_numbers(name: str, labels: np.ndarray) -> None:
-  """Raises ValueError if labels of the split `name` are no finite numbers, or are all the same."""
+  """Raises ValueError unless the labels of the split `name` are finite numbers that are not all the same."""
   if labels.dtype.kind not in 'iuf' or not np.isfinite(labels).all():
     what = f'of type {labels.dtype}' if labels.dtype.kind not in 'iuf' else 'that are not finite'
     raise ValueError(f'the {name} split has labels {what}: metric r2 wants numbers to predict, one for each image.')

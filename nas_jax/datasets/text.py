@@ -15,7 +15,7 @@ from nas_jax.datasets import tfds
 
 SPLITS = ('train', 'valid', 'test')
 UNKNOWN, END = '<unk>', '<eos>'
-LARGEST = 2**29  # bytes of a file; as a list of tokens a text takes many times as many
+LARGEST = 2**29  # most bytes of a file; a text as a list of tokens takes many times its bytes
 
 
 class Text(NamedTuple):
@@ -24,8 +24,8 @@ class Text(NamedTuple):
   train: np.ndarray  # [n] int32
   valid: np.ndarray  # [n] int32
   test: np.ndarray  # [n] int32
-  vocabulary: tuple[str, ...]  # the different tokens of the training split, and <unk> if another split has others
-  sha256: str  # of the whole text, to be named in results: that of the default text differs by Python version
+  vocabulary: tuple[str, ...]  # the different tokens of the training split, and <unk> if other splits need it
+  sha256: str  # of the whole text, to be named in results; the default text differs by Python version
 
   def unknown(self, split: str) -> float:
     """Returns the share of the tokens of 'train', 'valid' or 'test' that are <unk>."""
@@ -46,17 +46,17 @@ def load_text(
   Args:
     dataset: 'pydoc' is the help text of Python itself (`pydoc_data.topics`), split 90 / 5 / 5 by position.
       'tiny_shakespeare' is the set of TensorFlow Datasets, prepared in `data_dir`. Anything else is the prefix of three
-      files there, each of which may be compressed: 'ptb' reads ptb.train.txt, ptb.valid.txt and ptb.test.txt or their
-      .gz; 'text' stands for no prefix.
+      files in that folder, each of which may be compressed: 'ptb' reads ptb.train.txt, ptb.valid.txt and ptb.test.txt
+      or their .gz; 'text' stands for no prefix.
     data_dir: the folder of those files; not used by 'pydoc'.
     level: what a token is. 'char': every character. 'word': what stands between white space, and <eos> at the end of
       each line.
-    min_count: tokens that the training split has fewer times than this are replaced by <unk>. 0 means 2 for a text of
-      words of your own in which <unk> would otherwise never be trained, though other splits need it; else 1.
+    min_count: tokens that occur fewer times than this in the training split are replaced by <unk>. 0 means 2 for words
+      of your own text if other splits need <unk> and it would otherwise never be trained; else 1.
     max_vocabulary: how many different tokens there may be, <unk> included; the most frequent ones are kept, and of
       equally frequent ones the first in the order of the alphabet. 0 for no limit.
-    seed: of the place that reading begins at, see `turned`; 0 for the beginning. The splits of 'pydoc', which are ours,
-      depend on it. The vocabulary does not.
+    seed: of the place at which reading begins, see `turned`; 0 for the beginning. The splits of 'pydoc', which are
+      defined here, depend on it; the vocabulary does not.
 
   Raises:
     ValueError: there is no such text, or one of its files is missing, empty, too large or not UTF-8; or as
@@ -75,7 +75,7 @@ def load_text(
   least = min_count or (2 if untrained and level == 'word' and dataset != 'pydoc' else 1)
   words = _frequent(counts, least, max_vocabulary)
   replaced = len(words) < len(counts)
-  # A text with replaced words is another one: a search in it must not go on with a search in the whole text.
+  # A text with replaced words gets another hash, so that it cannot resume a search in the whole text.
   parts += [f'{UNKNOWN} {" ".join(sorted(words))}'] * replaced
   digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
   vocabulary = tuple(sorted(words | {UNKNOWN} if untrained or replaced else words))
@@ -86,14 +86,14 @@ def load_text(
 
 
 def turned(text: Text, seed: int, both: bool = False) -> Text:
-  """Returns the text read from a random place of its training split on, whose end is then joined to its beginning.
+  """Returns the text with its training split rotated: it starts at a random place, and its old end meets its old start.
 
-  Training then cuts it into other streams. A seed of 0 leaves it as it is.
+  Training then cuts the split into other streams. A seed of 0 leaves the text as it is.
 
   Args:
     text: in its own order.
-    seed: of the place.
-    both: whether the training and the validation split are read so together, and split anew.
+    seed: seed of the random place.
+    both: whether the training and validation splits are joined, rotated together, and split again.
   """
   if not seed:
     return text
@@ -109,7 +109,7 @@ def split(text: str, level: str) -> list[str]:
 
 
 def joined(tokens: Iterable[str], level: str) -> str:
-  """Returns the text of some tokens, the inverse of `split` but for white space between words."""
+  """Returns the text of some tokens, the inverse of `split` except for white space between words."""
   return ''.join(tokens) if level == 'char' else ' '.join(tokens).replace(f' {END}', '\n').replace('\n ', '\n')
 
 
@@ -148,10 +148,10 @@ def _files(dataset: str, data_dir: str) -> list[str]:
 
 
 def _read(path: str) -> str:
-  """Returns the text of a file, or of the compressed one beside where it would be, without a byte-order mark.
+  """Returns the text of a file, or of the compressed file PATH.gz if it is missing, without a byte-order mark.
 
   Raises:
-    ValueError: it is empty, larger than LARGEST or not UTF-8.
+    ValueError: the file cannot be read, or is empty, larger than LARGEST or not UTF-8.
   """
   try:
     with open(path, 'rb') if os.path.exists(path) else gzip.open(f'{path}.gz') as file:

@@ -18,11 +18,11 @@ def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
   """Lays out the training and the validation split of a text.
 
   The training split is cut into `batch` streams of equal length, which are read side by side, `bptt` time steps in a
-  training step. What does not fill a whole step at the end is left out of training; validation leaves nothing out.
+  training step. Tokens at the end that do not fill a step are left out of training; validation leaves none out.
 
   Args:
-    text: what is laid out.
-    batch: B, streams side by side in training.
+    text: the text to lay out.
+    batch: B, number of streams side by side in training.
     bptt: time steps of a training step, and of a window of validation.
     score_batch: streams side by side in validation.
 

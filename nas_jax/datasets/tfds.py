@@ -17,7 +17,7 @@ def prepared(dataset: str, data_dir: str, instead: str) -> Mapping[str, Any]:
   Args:
     dataset: its name in TensorFlow Datasets, as 'cifar10'.
     data_dir: the folder that it was prepared in.
-    instead: ends the error messages with what else could be done, as 'or take digits, which needs no folder'.
+    instead: an alternative to name at the end of error messages, as 'or take digits, which needs no folder'.
 
   Raises:
     ImportError: the packages that read data sets are not installed.
@@ -27,7 +27,7 @@ def prepared(dataset: str, data_dir: str, instead: str) -> Mapping[str, Any]:
   for package in ('tensorflow_datasets', 'array_record', 'PIL'):  # the last two are used by the first
     lazy.require(package, f'dataset {dataset!r}')
   infos = glob.glob(os.path.join(data_dir, dataset, '*', 'dataset_info.json'))
-  if not infos:  # what is prepared need not be known: it may be a set of the user's own
+  if not infos:  # a prepared set need not be known to TFDS: it may be the user's own
     _check_name(dataset, instead)
   if not os.path.isdir(data_dir):
     raise ValueError(f'dataset {dataset!r} is read from a folder, and data_dir (={data_dir!r}) is none: name it.')
@@ -47,7 +47,7 @@ def prepared(dataset: str, data_dir: str, instead: str) -> Mapping[str, Any]:
 
 
 def _check_name(dataset: str, instead: str) -> None:
-  """Raises ValueError if TensorFlow Datasets has no set of this name; it knows its sets without the network."""
+  """Raises ValueError if TensorFlow Datasets has no set of this name; its list of sets needs no network."""
   import tensorflow_datasets as tfds
 
   known = tfds.list_builders(with_community_datasets=False)
