@@ -1,4 +1,4 @@
-"""Every promised name has an example in its docstring, and all examples say what is so."""
+"""Every name of the public interface has an example in its docstring, and all examples are correct."""
 
 import doctest
 import importlib.util

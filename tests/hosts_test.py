@@ -1,4 +1,4 @@
-"""Hosts over a dict: what is sent arrives as it was, shares are right, and the bits are those of one host."""
+"""Hosts that talk through a dict: data arrives unchanged, shares are right, results are bit-identical to one host."""
 
 import concurrent.futures
 import functools

@@ -1,4 +1,4 @@
-"""The notebooks: what is stored of them, and that they run, from their own folder and from the repository's."""
+"""The notebooks: their stored cells, and that they run, from their own folder and from the repository's."""
 
 import json
 import pathlib

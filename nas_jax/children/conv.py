@@ -41,7 +41,7 @@ class ChildSpec(NamedTuple):
 
 
 class InputSpec(NamedTuple):
-  """The images that networks take, and how they are trained and scored on them."""
+  """The images that networks take, and how networks are trained and scored on them."""
 
   image: tuple[int, int, int]  # height, width and channels
   classes: int  # number of classes
@@ -261,7 +261,7 @@ def moved(moving: PyTree, found: PyTree) -> PyTree:
 
 
 def side_by_side(images: Sequence[Array]) -> Array:
-  """Concatenates the channels of [B, H, W, C]; smaller ones are padded evenly with zeros (the paper's third rule)."""
+  """Concatenates the channels of [B, H, W, C]; smaller images are padded evenly with zeros (the paper's third rule)."""
   height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
 
   def padded(image: Array) -> Array:

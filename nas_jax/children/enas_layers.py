@@ -104,7 +104,7 @@ def joined(
 ) -> tuple[Array, PyTree]:
   """Concatenates the images that are taken, and applies ReLU, a 1 x 1 convolution and batch norm.
 
-  With a kernel for each image, [n, 1, 1, C, F], the same is computed as a sum over the images that are taken.
+  With a kernel for each image, [n, 1, 1, C, F], the convolution is computed as a sum over the images that are taken.
   """
   if own['kernel'].ndim == 4:
     side_by_side = jnp.concatenate([image for image, take in zip(images, taken, strict=True) if take], -1)

@@ -32,7 +32,7 @@ class NetworkOptions(NamedTuple):
   keep: float = 1.0  # share of the classifier's features that dropout keeps in training
   norm: str = 'moving'  # statistics that batch norm uses in scoring: 'moving', or 'batch', those of the scored images
   double: bool = False  # twice the filters after each reduction, as in the paper's final network
-  concat: bool = False  # concatenate the skips, then ReLU, 1 x 1 convolution and batch norm, as there; else add them
+  concat: bool = False  # concatenate skips, then ReLU, 1 x 1 convolution, batch norm, as in that network; else add
 
 
 def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:

@@ -20,13 +20,13 @@ from nas_jax.types import Array, Key, PyTree
 
 
 class Cell(NamedTuple):
-  """A kind of recurrent cell, as functions that `build` makes layers of."""
+  """A kind of recurrent cell: the functions from which `build` makes layers."""
 
   # (key, arch, in_features, features, scale) -> params, uniform in [-scale, scale]; scale may be traced
   init: Callable[[Key, PyTree, int, int, float | Array], PyTree]
   carry: Callable[[int, int], PyTree]  # (batch, features) -> zeros
   # (params, arch, carry, xs, h_mask, together) -> carry, ys; the mask is for recurrent dropout, [B, H] or None, and
-  # `together` are the time steps that one turn of the loop is compiled for
+  # `together` time steps are unrolled in one iteration of the compiled loop
   unroll: Callable[[PyTree, PyTree, PyTree, products.Inputs, Array | None, int], tuple[PyTree, Array]]
 
 
@@ -143,7 +143,7 @@ def no_masks(layers: int) -> Masks:
 
 
 def draw_masks(key: Key, dropout: Dropout, vocabulary: int, widths: Sequence[int], batch: int) -> Masks:
-  """Draws the masks of one training step; `widths` are those of the input of each cell and of the softmax."""
+  """Draws the masks of one training step; `widths` are the widths of the input of each cell and of the softmax."""
   layers = len(widths) - 1
 
   def mask(key: Key, rate: float | Array | None, *shape: int) -> Array | None:
@@ -220,7 +220,7 @@ def build(
     tied: whether the softmax uses the weights of the embedding ("shared embeddings" in Table 2).
     embedding: width of the embedding; 0 for H.
     precision: of products and the values between them, one of `precision.PRECISIONS`.
-    together: time steps that one turn of the loops over time is compiled for.
+    together: time steps that are unrolled in one iteration of the compiled loops over time.
 
   Returns:
     A child whose score is {'perplexity': ...} per token over the whole validation split, with the state carried from

@@ -121,7 +121,7 @@ class Augment(NamedTuple):
 
 
 def whitened(images: Array) -> Array:
-  """Returns uint8 images as floats, each scaled to mean 0 and variance 1; floats, already whitened, are returned."""
+  """Returns uint8 images as floats, each scaled to mean 0 and variance 1; floats are whitened already and stay."""
   return standardized(images) if images.dtype == jnp.uint8 else images
 
 

@@ -110,7 +110,7 @@ def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if no network or Flax module can be built or no test split exists."""
+  """Raises ValueError, before anything compiles, if there is no such network, no Flax module of it or no test split."""
   check_test_split(cfg, images)
   classifier.check_memory(cfg, images)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters))).params

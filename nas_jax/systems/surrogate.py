@@ -82,7 +82,7 @@ def _kernel(equal, slope, scale, norm):
 
 
 def _evidence(kernel: np.ndarray, noise: float, target: np.ndarray) -> float:
-  """Returns the log marginal likelihood up to a constant; `noise` is its share of a total variance of 1."""
+  """Returns the log marginal likelihood up to a constant; `noise` is the share of noise in a variance of 1."""
   factor = np.linalg.cholesky((1 - noise) * kernel + noise * np.eye(len(target)))
   solved = np.linalg.solve(factor, target)
   return float(-0.5 * solved @ solved - np.log(np.diag(factor)).sum())

@@ -34,7 +34,7 @@ class Config(search.Config):
 
 
 def default() -> Config:
-  """REINFORCE, guided, without repeats: found the best row in the fewest evaluations on every table that was tried."""
+  """REINFORCE, guided, without repeats. It found the best row in the fewest evaluations on every table tried."""
   return Config(proposals='guided', known='avoid')
 
 

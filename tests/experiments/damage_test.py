@@ -1,4 +1,4 @@
-"""Damaged files of a real run: moved aside, said so, and the search ends as if nothing had happened."""
+"""Damaged files of a real run are moved aside and reported, and the search ends as if nothing had happened."""
 
 import json
 import pathlib

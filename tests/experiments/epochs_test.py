@@ -1,4 +1,4 @@
-"""Trainings that are asked for more epochs than they had."""
+"""Trainings that are continued for more epochs than they had."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files of workdirs whose values are changed at random, each still being JSON: resumed, or refused in one line."""
+"""JSON files of workdirs in which values are changed at random: the run resumes, or refuses them in one line."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""What is noted of a search for people: updates.jsonl, TensorBoard events and the page made of them."""
+"""The records of a search that people read: updates.jsonl, TensorBoard events and the page made of them."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Searches over several processes: equal to one process to the bit, and ended together whatever happens to one."""
+"""Searches over several processes: bit-identical to one process, and all end together whatever happens to one."""
 
 import atexit
 import functools

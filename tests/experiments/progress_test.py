@@ -1,4 +1,4 @@
-"""How far a run is: bars in a terminal, few lines elsewhere, and how long the whole of it still takes."""
+"""The progress of a run: bars in a terminal, few lines elsewhere, and the time that the run still takes."""
 
 import contextlib
 import dataclasses

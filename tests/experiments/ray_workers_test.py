@@ -1,4 +1,4 @@
-"""Workers of a search: who trains what when some are lost, by a stand-in for Ray, and by Ray where it is installed."""
+"""Workers of a search: which of them trains what when some are lost, with a stand-in for Ray and with Ray itself."""
 
 import collections
 import importlib.util

@@ -1,4 +1,4 @@
-"""A search with asynchronous replicas in a workdir: stopped, damaged, from before there were replicas."""
+"""A workdir of a search with asynchronous replicas: stopped, damaged, or of a version without replicas."""
 
 import json
 

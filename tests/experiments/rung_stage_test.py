@@ -1,4 +1,4 @@
-"""Successive halving after a search: who goes on, how long it trains, and what is left of it when it is cut off."""
+"""Successive halving after a search: which children go on, how long they train, and what an interruption leaves."""
 
 import contextlib
 import dataclasses

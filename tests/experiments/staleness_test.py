@@ -1,4 +1,4 @@
-"""The study of stale gradients: what its numbers are."""
+"""The study of stale gradients: the numbers that it reports."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a search starts from: files of all kinds, told or trained first, noted once in the workdir."""
+"""Searches that start from files of all kinds: architectures are told or trained first, and recorded once."""
 
 import dataclasses
 import json

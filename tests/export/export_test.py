@@ -1,4 +1,4 @@
-"""Found networks as Flax modules and as Python files: what they compute is what the child computes."""
+"""Found networks as Flax modules and as Python files: they compute the same as the child."""
 
 import jax
 import jax.numpy as jnp

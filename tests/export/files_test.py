@@ -1,4 +1,4 @@
-"""Trained models on disk: what is written is read, whole or not at all, and applied as in training."""
+"""Trained models on disk: they are read as written, whole or not at all, and applied as in training."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a search knows of its children, and what it does with those that repeat an earlier one."""
+"""What a search knows of its children, and what it does with children that repeat an earlier one."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Searches that begin with known architectures, against the searches that these come from."""
+"""Searches that begin with known architectures, against the searches that the architectures come from."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Benchmarks, against rewards computed in Python and against all that there is."""
+"""Benchmarks, against rewards computed in Python and against enumeration."""
 
 import itertools
 

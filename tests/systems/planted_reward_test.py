@@ -1,6 +1,6 @@
 """Every preset can learn: a reward is planted in place of the children's, in the preset's own space.
 
-The reward is the share of a token sequence that is as planted, from 0 to 1 as accuracies are.
+The reward is the share of tokens that equal the planted ones, from 0 to 1 like an accuracy.
 """
 
 import dataclasses

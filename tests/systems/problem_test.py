@@ -1,4 +1,4 @@
-"""The problem that each system makes of its config and data: nothing is compiled here, all of it is shapes."""
+"""The problem that each system makes of its config and data: nothing is compiled here, only shapes are computed."""
 
 import jax
 import numpy as np

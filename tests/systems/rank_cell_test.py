@@ -1,4 +1,4 @@
-"""Short trainings of children against full ones: what is trained, going on after an end, and the comparison."""
+"""Short trainings of children against full ones: what is trained, how it is resumed, and the comparison."""
 
 import dataclasses
 import json

@@ -1,6 +1,6 @@
 """One network trained here and in PyTorch from the same weights, on the same images in the same order.
 
-Not a test: PyTorch is none of the requirements. It prints validation accuracy after each epoch, by seed.
+Not a test: PyTorch is not among the requirements. It prints validation accuracy after each epoch, by seed.
   python tests/tools/beside_torch.py DATA_DIR
 """
 

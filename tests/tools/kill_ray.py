@@ -1,7 +1,7 @@
 """Kills Ray workers of a search, and the search itself, with -9 at random moments, and compares with a replay.
 
-The search has asynchronous replicas, so in which order children are answered differs from run to run. What it must end
-with is therefore the outcome of its own journal: the same state to the bit, each child once. Example, minutes:
+The search has asynchronous replicas, so the order in which children are answered differs from run to run. Each run must
+therefore end with the state that a replay of its own journal gives, to the bit, with each child once. Example, minutes:
   python tests/tools/kill_ray.py --system=cell --kills=20
 """
 

@@ -1,4 +1,4 @@
-"""Do the tests see it when a line of the core is wrong?
+"""Measures whether the tests notice a wrong line of the core.
 
 Breaks one place of the core at a time in a copy of the checkout, and runs the tests that should see it until the first
 fails. A change is one of these: an operator becomes another, a number moves, a condition is turned round, two arguments
@@ -7,8 +7,9 @@ number in each file.
 
   python tests/tools/mutate.py --log=mutants.jsonl --number=100
 
-Each change is a line of the log with the test that saw it, or null. The same command goes on from there; the last line
-that it prints is how many were seen. Programs that a change does not affect are compiled once, in a cache of the copy.
+Each change is a line of the log with the test that saw it, or null. The same command continues the log; the last line
+that it prints says how many changes were seen. Programs that a change does not affect are compiled once, in a cache of
+the copy.
 """
 
 import argparse

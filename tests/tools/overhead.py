@@ -1,4 +1,4 @@
-"""What keeping costs: the share of a search's wall time that goes into journal, checkpoints and notes.
+"""Measures the share of a search's wall time that goes into its journal, checkpoints and notes.
 
 Example, minutes:
   python tests/tools/overhead.py --children=500

@@ -1,7 +1,7 @@
 """How fast the controller learns a reward without noise: the share of its tokens that are NASCELL's.
 
 `python tests/tools/planted_reward.py` prints it after 25, 100 and 400 updates of 8 children, mean and spread of ten
-seeds, for the paper's learning rate, for the demo's, and for random search. Of uniform strings it is
+seeds, for the paper's learning rate, for the demo's, and for random search. For uniform token sequences the share is
 (16 * (1/2 + 1/4) + 2 * 1/15) / 34 = 0.357.
 """
 

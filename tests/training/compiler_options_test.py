@@ -1,4 +1,4 @@
-"""What systems tell the compiler: only speed hangs on it, so that no other test would see it go."""
+"""The compiler options of the systems: they affect speed alone, so no other test would notice their loss."""
 
 import jax
 import pytest

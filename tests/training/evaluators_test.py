@@ -1,4 +1,4 @@
-"""Specialised children are the generic ones, by programs of their own."""
+"""Specialised children, each with a program of its own, equal the generic ones."""
 
 import itertools
 import json

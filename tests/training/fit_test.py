@@ -1,4 +1,4 @@
-"""Training many children: laid out anyhow, they are the same children."""
+"""Training many children: the results are the same however the children are laid out."""
 
 import jax
 import jax.numpy as jnp

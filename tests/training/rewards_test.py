@@ -1,4 +1,4 @@
-"""From children to rewards, and whether those are a signal."""
+"""The rewards of children, and whether rewards are a reliable signal."""
 
 import json
 import math

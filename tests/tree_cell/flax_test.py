@@ -1,4 +1,4 @@
-"""What Flax's own cells can do, tree cells can: a test a feature, for the LSTMs of linen and NNX and for ours."""
+"""Tree cells can do what Flax's own cells can: one test per feature, for the LSTMs of linen and NNX and for ours."""
 
 from collections.abc import Callable
 import functools
