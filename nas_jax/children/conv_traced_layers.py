@@ -92,7 +92,7 @@ class _Found(NamedTuple):
 
 
 class _Place(NamedTuple):
-  """What a layer reads and what size it has, as indices."""
+  """The sources that a layer reads and the size of the layer, as indices."""
 
   first: Array  # index of the pair of this layer and source 0
   sources: Array  # [L + 1] all sources, beginning with those that the layer reads

@@ -57,7 +57,7 @@ def pairs(depth: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def corner(most: tuple[int, ...], size: tuple[int, ...]) -> tuple[int, ...]:
-  """Returns where a window begins in a larger one with the same pixel in the middle."""
+  """Returns where a window begins in a larger window that has the same central pixel."""
   return tuple((m - 1) // 2 - (s - 1) // 2 for m, s in zip(most, size, strict=True))
 
 

@@ -83,7 +83,7 @@ def decoded(path: str, channels: int) -> np.ndarray:
   """Returns the image of a file, [H, W, channels] uint8, rotated as its camera noted; transparency is ignored.
 
   Raises:
-    ValueError: in one line, the file cannot be read, or `channels` is neither 1 nor 3.
+    ValueError: in one line: the file cannot be read, or `channels` is neither 1 nor 3.
   """
   if channels not in (1, 3):
     raise ValueError(f'the model takes {channels} channels: image files have 1 or 3; give an .npz.')

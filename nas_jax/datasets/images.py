@@ -116,7 +116,7 @@ def split_images(
 
   Args:
     train: the images to train with.
-    test: the images to test with; None if there are none, which is enough for a search.
+    test: the images to test with; None if there are none, since a search needs none.
     classes: number of classes; None if labels are numbers to predict.
     valid_share: as in `load_images`.
     max_examples: as in `load_images`.

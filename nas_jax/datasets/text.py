@@ -49,7 +49,7 @@ def load_text(
       files in that folder, each of which may be compressed: 'ptb' reads ptb.train.txt, ptb.valid.txt and ptb.test.txt
       or their .gz; 'text' stands for no prefix.
     data_dir: the folder of those files; not used by 'pydoc'.
-    level: what a token is. 'char': every character. 'word': what stands between white space, and <eos> at the end of
+    level: what a token is. 'char': every character. 'word': every word between white space, and <eos> at the end of
       each line.
     min_count: tokens that occur fewer times than this in the training split are replaced by <unk>. 0 means 2 for words
       of your own text if other splits need <unk> and it would otherwise never be trained; else 1.
@@ -131,7 +131,7 @@ def _pydoc() -> list[str]:
 
 
 def _files(dataset: str, data_dir: str) -> list[str]:
-  """The text of the three files that `dataset` is the prefix of, each perhaps compressed."""
+  """The text of the three files with the prefix `dataset`, each of which may be compressed."""
   names = [f'{split}.txt' if dataset == 'text' else f'{dataset}.{split}.txt' for split in SPLITS]
   there = set(os.listdir(data_dir)) if os.path.isdir(data_dir) else set()
   missing = [name for name in names if not {name, f'{name}.gz'} & there]

@@ -99,7 +99,7 @@ _LISTED = 2**17  # greatest size of a space that is searched through for its bes
 
 
 class Effects(NamedTuple):
-  """What the reward of a token sequence is computed from."""
+  """The effects from which the reward of a token sequence is computed."""
 
   single: np.ndarray  # [T, K] effect of each choice of each token
   places: np.ndarray  # [P, 2] the pairs of tokens that interact

@@ -169,7 +169,7 @@ def scale_budget(cfg: Config, times: int) -> Config:
 
 
 def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | None = None) -> Problem:
-  """Returns what the children learn.
+  """Returns the problem on which the children are trained.
 
   Args:
     cfg: the config of the search.
@@ -231,7 +231,7 @@ def build(
     cfg: the config.
     text: as `language.load` returns it.
     mesh: the devices that train children, as in `evaluators.build`.
-    recovery: what is kept of trainings, as in `evaluators.build`.
+    recovery: how trainings are saved and resumed, as in `evaluators.build`.
     reward: (metrics of m children, [m] each) -> rewards [m]; by default c / perplexity^2, Sec. 4.2.
 
   >>> import jax

@@ -146,7 +146,7 @@ def epochs_of(cfg: Config, trained: Array) -> Array:
 
 
 def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
-  """Returns what the children learn. Raises ValueError as `check`."""
+  """Returns the problem on which the children are trained. Raises ValueError as `check`."""
   check(cfg)
   made = make_space(cfg)
   weights = space.count(classifier.widest(made), images.shape, images.classes).params

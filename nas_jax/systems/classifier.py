@@ -182,7 +182,7 @@ class Setup(NamedTuple):
   """The images and the training that a config describes, ready for any network.
 
   Attributes:
-    inputs: what a network must know of the images.
+    inputs: the properties of the images that a network depends on.
     data: for each split to score, the arrays of the training images and of that split.
     pass_steps: training steps of a pass over the training images.
     optimizer: (training steps) -> (hyperparameters) -> the optimizer of a child.
@@ -195,7 +195,10 @@ class Setup(NamedTuple):
 
 
 def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
-  """Returns what a network must know of its images; a validation step takes no more images than there are."""
+  """Returns the properties of images that a network depends on.
+
+  A validation step takes no more images than the validation split has.
+  """
   augment = image_batches.Augment(cfg.upsample, cfg.flip, cfg.pad)
   size = min(cfg.score_batch, len(images.valid.labels))
   if (cfg.metric == 'r2') != (images.scale is not None):

@@ -165,7 +165,7 @@ def hyperparameters(cfg: Config, arch: ConvArch) -> conv.Hyperparameters:
 
 
 def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
-  """Returns what the children learn. Raises ValueError as `check`."""
+  """Returns the problem on which the children are trained. Raises ValueError as `check`."""
   check(cfg, images)
   setup = classifier.set_up(cfg, images)
   own = functools.partial(hyperparameters, cfg)

@@ -228,7 +228,7 @@ def check(cfg: Config) -> None:
 
 
 def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
-  """Returns what the children learn. Raises ValueError as `check`.
+  """Returns the problem on which the children are trained. Raises ValueError as `check`.
 
   >>> from nas_jax.systems import classifier, enas_images
   >>> cfg = enas_images.smoke_macro()

@@ -111,7 +111,7 @@ def make_space(cfg: Config) -> space.Space:
 
 
 def make_problem(cfg: Config, text: text_lib.Text) -> Problem:
-  """Returns what the children learn.
+  """Returns the problem on which the children are trained.
 
   Raises ValueError, before anything compiles, if a field has an impossible value; the message says what fits.
 

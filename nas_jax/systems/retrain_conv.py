@@ -162,7 +162,7 @@ def training(
     weights: the number of weights, for the table.
     epochs: passes over the images.
     final: whether the network is tested afterwards; if not, the training is one of the grid.
-    mesh: the devices to train on, all of them by default.
+    mesh: the devices to train on; all devices by default.
     decayed: as in `classifier.set_up`.
     least: as in `classifier.set_up`.
   """

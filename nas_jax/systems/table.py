@@ -51,7 +51,7 @@ class Table(NamedTuple):
 
 
 def load(path: str) -> Table:
-  """Reads an .npz with `ops` int [A, T], `reward` float [A] and perhaps `test` [A].
+  """Reads an .npz with `ops` int [A, T], `reward` float [A] and optionally `test` [A].
 
   Raises ValueError, in one line naming the array, on anything else.
   """
