@@ -35,7 +35,7 @@ class Config(classifier.Config, costs.Config, Limits, halving.Config, per_layer.
   depth_every: int = field(40, 'number of children between two increases of the depth', low=1)
   epochs: int = field(8, 'passes over the training images for each of the last children', low=1)
   epochs_start: int = field(
-    0, 'passes for each of the first children; 0 trains all children for --epochs passes', low=0
+    0, 'passes for each of the first children; 0 trains all children as long as the last', low=0
   )
   epochs_every: int = field(100, 'number of children after which the passes grow by one', low=1)
   lr: float = field(0.1, 'learning rate of the children', above=0.0)

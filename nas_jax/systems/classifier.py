@@ -162,8 +162,8 @@ def check_memory(cfg: Config, images: images_lib.Images) -> None:
 def widest(space: Space) -> PyTree:
   """Returns the network of a space that has about the most weights.
 
-  It has all links and the greatest label of each choice. Strides have the least label
-  instead, and layers are convolutions if the space has types of layers.
+  It has all links and the greatest label of each choice. Strides have the least label instead, and layers are
+  convolutions if the space has types of layers.
   """
   tokens = list[int]()
   for slot in space.slots:

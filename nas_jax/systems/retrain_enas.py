@@ -34,7 +34,7 @@ class Config(retrain_conv.Config):
     0.8, 'share of the features that dropout keeps for the classifier in training', above=0.0, high=1.0
   )
   drop_path: float = field(
-    0.6, 'share of the images for which drop path keeps an operation of the last cell; in the cells before it is greater',
+    0.6, 'share of the images for which drop path keeps an operation of the last cell; it falls from 1 over the cells',
     above=0.0, high=1.0,
   )  # fmt: skip
   concat: bool = field(True, 'concatenate the skips of a whole network; otherwise add them')
