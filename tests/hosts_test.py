@@ -233,11 +233,6 @@ def test_children_that_repeat_others_are_not_trained_by_any_host():
   assert sorted(asked) == [([0, 1, 2], [False, True, False], [-1, 0, 1]), ([3, 4, 4], [True, True, True], [2, 3, 3])]
 
 
-@pytest.mark.parametrize('name', ['cells, generic'])
-def test_hosts_earn_the_bits_of_one_host(name):
-  agree(name, 5, [2])
-
-
 @pytest.mark.long
 @pytest.mark.parametrize('m', [4, 5])
 @pytest.mark.parametrize('name', SYSTEMS)

@@ -120,7 +120,7 @@ CHAINS = st.lists(st.sampled_from(LAYERS), min_size=1, max_size=15)
 SIZES = st.integers(4, 9)
 
 
-@pytest.mark.parametrize('examples', [25, pytest.param(80, marks=pytest.mark.long)])
+@pytest.mark.parametrize('examples', [10, pytest.param(80, marks=pytest.mark.long)])
 def test_any_chain_has_the_counted_shapes(examples):
   sampled = given(CHAINS, SIZES, SIZES, st.booleans())(has_the_counted_shapes)
   settings(max_examples=examples, deadline=None, derandomize=True, database=None)(sampled)()

@@ -187,6 +187,7 @@ def test_the_tree_cell_stands_beside_flax():
   assert of_tree == 2 * of_flax
 
 
+@pytest.mark.long
 def test_one_program_for_all_cells(tiny):
   own, _ = tiny
   row = trained.compiled('', own.programs(), *own.children(8), own.data, 2)
@@ -304,6 +305,7 @@ def test_each_part_of_one_accelerator(name):
   assert rows and all(np.isfinite(row.value) or 'Spearman' in row.name for row in rows)
 
 
+@pytest.mark.long
 def test_one_accelerator_is_measured_alone():
   done = bench('gpu', 'cells')
   assert done.returncode == 2 and 'gpu is measured alone' in done.stderr

@@ -103,6 +103,7 @@ def test_every_update_is_a_line(s, unbroken):
   assert found[10]['entropy'] <= sum(probable) + 1e-2
 
 
+@pytest.mark.long
 def test_a_long_run_notes_probabilities_now_and_then(s, tmp_path):
   run_search.run(str(tmp_path), s, 0, search.Budget(602))
   noted = [step for step, line in updates(tmp_path).items() if 'probabilities' in line]

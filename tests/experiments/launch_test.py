@@ -521,6 +521,7 @@ def test_an_algorithm_that_is_named_searches_by_itself(given, wanted):
   assert (cfg.algorithm, cfg.proposals, cfg.known) == wanted
 
 
+@pytest.mark.long
 def test_searches_in_tables_are_guided_unless_an_algorithm_is_named(monkeypatch, capsys, tmp_path):
   ops = np.array([[i, j, k] for i in range(3) for j in range(3) for k in range(3)])
   np.savez(tmp_path / 't.npz', ops=ops, reward=ops @ [1.0, 2.0, 3.0])

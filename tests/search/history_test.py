@@ -209,6 +209,7 @@ def test_depths_are_told_apart():
   assert sorted(set(state.history.depth[:10].tolist())) == [1, 2, 3]
 
 
+@pytest.mark.long
 def test_whole_searches_in_one_program():
   ops = np.array(list(itertools.product(range(3), range(3), range(3))))
   cfg = table.Config(m=3, controller_units=4, controller_layers=1, known='avoid')
@@ -227,7 +228,8 @@ def test_rewards_of_layers_are_refused():
   one_line(error)
 
 
-@pytest.mark.parametrize('program', ['generic', pytest.param('specialised', marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize('program', ['generic', 'specialised'])
 def test_children_that_train_leave_out_those_that_repeat(program):
   """A child beside one that is not trained earns what it earns beside one that is."""
   cfg = testing.cell_config(m=3, known='reuse', child_program=program)

@@ -116,7 +116,7 @@ OPERATION = st.one_of(
 )
 
 
-@pytest.mark.parametrize('examples', [50, pytest.param(150, marks=pytest.mark.long)])
+@pytest.mark.parametrize('examples', [25, pytest.param(150, marks=pytest.mark.long)])
 def test_a_tree_is_a_dictionary_of_prefixes(examples):
   sampled = hypothesis.given(st.lists(OPERATION, min_size=10, max_size=40))(is_a_dictionary_of_prefixes)
   hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)(sampled)()

@@ -85,6 +85,7 @@ def same(a, b):
   return all(np.array_equal(x, y) for x, y in zip(weights_of(a), weights_of(b), strict=True))
 
 
+@pytest.mark.long
 def test_a_pass_is_a_step_for_each_child(programs):
   """Against the steps written out, one after another."""
   start, cells, key = programs.init(jax.random.key(1)), archs(STEPS, 1), jax.random.key(2)
@@ -107,6 +108,7 @@ def test_a_pass_is_a_step_for_each_child(programs):
   jax.tree.map(np.testing.assert_array_equal, some, found)
 
 
+@pytest.mark.long
 def test_a_minibatch_may_be_averaged_over_children(programs):
   """M = 2: the step is along the mean of two gradients; the second child begins with the carry of the first."""
   start, cells, key, one = programs.init(jax.random.key(1)), archs(1, 2), jax.random.key(2), child()

@@ -118,6 +118,7 @@ def test_a_prefix_is_trained_as_the_network_that_it_is():
   assert isinstance(group.extra, per_layer.Group) and np.isfinite(outcome.reward).all()
 
 
+@pytest.mark.long
 def test_a_warm_start_is_from_the_weights_of_the_prefix_before():
   """Without training, a prefix has the layers of the one before it, and a new one on top."""
   cfg = testing.chain_config(warm_start=True, replay=0.0, lr=1e-9, weight_decay=0.0, max_depth=3)

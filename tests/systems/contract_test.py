@@ -116,12 +116,12 @@ def built(name, algorithm):
 
 
 # The systems that `make test` has, of algorithms beside the paper's.
-QUICK = {'random': ('cell', 'table', 'ask_tell'), 'evolution': ('per_layer', 'table')}
+QUICK = {'random': ('cell', 'table', 'ask_tell'), 'evolution': ('per_layer',), 'pqt': ('table',)}
 
 
 def case(name, algorithm):
   """A system and an algorithm; all pairs are tested, and some by `make test` too."""
-  seldom = algorithm != 'reinforce' and name not in QUICK.get(algorithm, ('table',))
+  seldom = algorithm != 'reinforce' and name not in QUICK.get(algorithm, ())
   return pytest.param((name, algorithm), marks=pytest.mark.long if seldom else (), id=f'{name}-{algorithm}')
 
 

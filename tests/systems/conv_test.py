@@ -172,6 +172,7 @@ def test_grid_then_winner_at_every_width(tmp_path, capsys):
   assert 'validation error' in shown and 'test error' in shown and 'accuracy' not in shown
 
 
+@pytest.mark.long
 def test_a_search_to_its_page(tmp_path, capsys):
   cfg = testing.conv_config(max_children=2, reliability_children=0, yardstick_repeats=1, child_program='generic')
   workdirs.open_config(str(tmp_path), cfg)

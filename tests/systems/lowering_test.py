@@ -69,7 +69,9 @@ def test_training_alone(kind):
     assert 'func' in lowered(lambda *a, programs=programs: programs.score(*a), problem.data, states, archs)
 
 
-@pytest.mark.parametrize('kind', [system.kind for system in ENAS])
+@pytest.mark.parametrize(
+  'kind', [pytest.param(one.kind, marks=pytest.mark.long) if one.kind == 'enas_macro' else one.kind for one in ENAS]
+)
 def test_training_and_scoring_shared_weights(kind):
   cfg, problem, batch = smoke(kind)
   programs, caught = enas.build_programs(problem, cfg, mesh()), []

@@ -257,6 +257,7 @@ def test_a_grid_goes_on_while_its_best_rate_is_at_an_end(tmp_path, monkeypatch, 
     np.testing.assert_allclose(rates, tried)
 
 
+@pytest.mark.long
 def test_cells_of_several_kinds_side_by_side(tmp_path):
   rnn = space.RnnArch((1, 3, 2), (0, 0))
   cells = {'rnn': rnn, 'LSTM': 'LSTM'}

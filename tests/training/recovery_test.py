@@ -185,7 +185,7 @@ def own_arch(arch, mesh):
   return own(arch.layers, mesh)
 
 
-@pytest.mark.parametrize('after', [0, 4, 9, 15])
+@pytest.mark.parametrize('after', [4, *(pytest.param(calls, marks=pytest.mark.long) for calls in (0, 9, 15))])
 def test_programs_of_their_own_are_stopped_and_gone_on_with_one_by_one(tmp_path, whole, after):
   with pytest.raises(Stopped):
     alone(tmp_path, stopping(after), own_arch)(static_batch())

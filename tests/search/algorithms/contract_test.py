@@ -91,6 +91,10 @@ def test_layers_may_have_rewards_and_sequences_depths_of_their_own(name):
   jax.tree.map(np.testing.assert_array_equal, after, again)
 
 
+@pytest.mark.parametrize(
+  'name',
+  [pytest.param(name, marks=pytest.mark.long) if name in CONTROLLED else name for name in algorithms.ALGORITHMS],
+)
 def test_searches_side_by_side_are_those_alone(name):
   """Under `vmap`, as tables run many seeds in one program."""
   own = build(name, SPACES['choice'])
