@@ -200,6 +200,7 @@ def searched():
   return cfg, s, state, batch, s.evaluate(batch)
 
 
+@pytest.mark.long
 def test_a_search_trains_a_child_of_each(searched):
   _, s, state, batch, outcome = searched
   perplexity = np.asarray(outcome.metrics['perplexity'])

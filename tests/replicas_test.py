@@ -182,6 +182,7 @@ def test_whoever_ends_first_answers_next(s):
   assert simulated.spent(fleet) == 12 and simulated.over(fleet, 12) and not simulated.over(fleet, 13)
 
 
+@pytest.mark.long
 def test_many_seeds_in_one_program_are_the_loop_for_each(machine):
   simulated = replicas.simulated(machine)
   keys = jax.random.split(jax.random.key(3), 2)

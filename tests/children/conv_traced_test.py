@@ -138,7 +138,7 @@ def test_in_single_precision():
   assert_the_static_network('looped', NETWORKS['random 0'], True, 1e-4, 1e-4)
 
 
-@pytest.mark.parametrize('way', ['looped', 'masked'])
+@pytest.mark.parametrize('way', [pytest.param('looped', marks=pytest.mark.long), 'masked'])
 def test_one_program_for_all_and_what_a_network_has_not_does_not_act(x64, way):
   run = program(way)
   run(*some_weights(NETWORKS['random 0']))
@@ -166,6 +166,7 @@ def stacked(archs):
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[plan_of(arch) for arch in archs])
 
 
+@pytest.mark.long
 def test_children_one_after_another_are_children_at_once():
   """The loops by `lax.map`, as on a CPU, and the masked convolutions by `vmap`, as elsewhere."""
   some = [some_weights(arch_of(RNG.integers(0, 2, ALL))) for _ in range(3)]

@@ -52,6 +52,7 @@ def test_the_best_of_each_search_by_validation_stands_beside_the_reference(whole
   assert best[0] == f'reinforce child {number}'
 
 
+@pytest.mark.long
 def test_its_numbers_are_those_of_retrain(whole, tmp_path):
   row = result(whole)['rows'][0]
   arch = space.from_json((whole / 'final' / 'best.json').read_text(), CELL.kind)

@@ -116,7 +116,9 @@ def trial(source, go_on, folder, seed):
         raise AssertionError(f'seed {seed}, {said}: {error!r}') from error
 
 
-@pytest.mark.parametrize('seed', range(12, 24))
+@pytest.mark.parametrize(
+  'seed', [*range(12, 18), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(18, 24))]
+)
 def test_changed_values_are_resumed_or_refused(made, tmp_path, seed):
   source, go_on = made('cell')
   trial(source, go_on, tmp_path / 'run', seed)

@@ -87,9 +87,8 @@ def unbroken(tmp_path_factory, with_programs):
   return folder
 
 
-@pytest.mark.parametrize(
-  ('number', 'code'), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_told_to_end_it_ends_soon_and_is_gone_on_with(cell_search, tmp_path, unbroken, number, code):
   """Children of 10,000 calls, of which none would be over in time; then short ones, to compare what is resumed."""
   started, begun = tmp_path / 'endless' / 'started.jsonl', 0
@@ -143,9 +142,8 @@ def test_killed_in_one_training_it_fails_no_child(cell_search, tmp_path, unbroke
   assert list(found.crashes.values()) == [1]
 
 
-@pytest.mark.parametrize(
-  'broken', ['stdout', pytest.param('stderr', marks=pytest.mark.long), pytest.param('closed', marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize('broken', ['stdout', 'stderr', 'closed'])
 def test_streams_that_nobody_reads_end_no_search(cell_search, tmp_path, unbroken, broken):
   """Its report is written all the same, and nothing that is printed gets into its files."""
   if broken == 'closed':
@@ -159,6 +157,7 @@ def test_streams_that_nobody_reads_end_no_search(cell_search, tmp_path, unbroken
   assert (tmp_path / 'run' / 'report.html').exists() and earned(tmp_path / 'run') == earned(unbroken)
 
 
+@pytest.mark.long
 def test_one_process_a_workdir(cell_search, tmp_path):
   first = cell_search('--steps=2000000')
   until((tmp_path / 'run' / 'started.jsonl').exists, first)

@@ -303,6 +303,7 @@ def test_scoring_takes_moving_or_batch_statistics(name):
   np.testing.assert_allclose(logits(module, form, arch, None, there)[0], trained, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.long
 def test_children_one_after_another_are_children_at_once(x64):
   """Traced architectures in a loop on each device, as on a CPU, and all together by `vmap`, as elsewhere."""
   operations = (

@@ -272,6 +272,7 @@ def test_cells_of_several_kinds_side_by_side(tmp_path):
   assert all(max(row['test']) < 4 and row['curve'][0][-1] < row['curve'][0][0] for row in rows)
 
 
+@pytest.mark.long
 def test_what_was_finished_is_not_trained_again(tmp_path, monkeypatch):
   first = run(tmp_path)
   other = run(tmp_path, {'other': 'LSTM'})
