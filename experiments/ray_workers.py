@@ -132,7 +132,7 @@ def hire(
     cfg: of the search; 'child_program' is not 'auto'.
     data_dir: the folder of data sets, which every worker reads.
     sha256: of the data.
-    workdir: of the search. Workers keep trainings in folders of this path, be it on a shared disk or on one of theirs.
+    workdir: of the search. Worker i keeps its trainings in worker-i below it, on a shared disk or on its own.
     size: how many workers.
     check: raises `Stopped` if the search was asked to end.
   """

@@ -9,6 +9,7 @@ import types
 
 import numpy as np
 import pytest
+import testing
 
 from experiments.common import prepare_search, systems
 from nas_jax.datasets import images as images_lib
@@ -49,12 +50,14 @@ def test_a_data_set():
 
 @pytest.mark.long
 def test_a_system(monkeypatch, tmp_path):
-  recipe, entry, _ = blocks('Add a system')
+  recipe, entry, case = blocks('Add a system')
   perceptron = types.ModuleType('perceptron')
   monkeypatch.setitem(sys.modules, 'perceptron', perceptron)  # where its dataclass looks for types
   exec(recipe, vars(perceptron))
   names = vars(systems) | {'perceptron': perceptron}
   exec(entry, names)
+  ((system, cfg, data, steps),) = eval(f'{{{case}}}', names | {'IMAGES': testing.pictures()}).values()
+  assert system.make_problem(cfg, data).steps == steps
   monkeypatch.setattr(systems, 'SYSTEMS', (*systems.SYSTEMS, names['PERCEPTRON']))
   for name in ('JAX_NUM_CPU_DEVICES', 'JAX_COMPILATION_CACHE_DIR'):  # JAX is set up already
     monkeypatch.setenv(name, '1')

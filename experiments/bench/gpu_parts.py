@@ -163,7 +163,7 @@ def product(n: int, dtype: Any) -> Way:
 
 
 def sharing(setup: Setup) -> Iterator[Row]:
-  """Measures what one program for many updates saves where children share weights, and the controller's share."""
+  """Measures what many controller updates in one program save with shared weights, and their share of the time."""
   for system in ENAS:
     yield from controller.shares(system, setup)
 

@@ -1,6 +1,6 @@
 """Children of the paper's presets at their full size: operations of a training step, its time, children an hour.
 
-A few steps on noise are measured and extended to whole trainings; compiling is left out, no text or image is needed.
+A few steps on noise are timed and extrapolated to whole trainings, without compiling. No text or image is needed.
 """
 
 from collections.abc import Iterator

@@ -209,7 +209,10 @@ def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[
 
 
 def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: Mapping[str, Found]) -> Summary:
-  """Returns the best child, and a table of the searches and of known architectures, on one split and one budget."""
+  """Trains the known architectures and the final choice, and returns the best child and the tables.
+
+  The searches and the known architectures are compared on one split, at one budget.
+  """
   system, cfg, made = run.system, run.cfg, run.problem.space
   references = alone.references(cfg, run.data, train['children'], run.recovery)
   known = {name: evaluators.Known(one.arch, train[_reference(name)]) for name, one in references.items()}

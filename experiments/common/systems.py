@@ -1,4 +1,4 @@
-"""The systems whose children are trained: the facts about each that a search and its report need."""
+"""The systems of the launchers, and what a search, its report and a retraining need to know of each."""
 
 from collections.abc import Callable, Mapping
 import dataclasses

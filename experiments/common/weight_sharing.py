@@ -80,7 +80,10 @@ def derive(run: Run, programs: Programs, cfg: Config, found: Found) -> None:
 
 
 def summary(run: Run, programs: Programs, found: Mapping[str, Found]) -> Summary:
-  """Returns the best derived architecture and the table of the searches, all scored by shared weights."""
+  """Returns the best derived architecture and the table of the searches, all scored by shared weights.
+
+  First random architectures are trained by themselves, if the config asks for it: see `rank`.
+  """
   system, cfg, made = run.system, run.cfg, run.problem.space
   ranks = rank(run, programs, found)
   derived = {name: _derived(one.folder) for name, one in found.items()}
@@ -149,7 +152,7 @@ def rank(run: Run, programs: Programs, found: Mapping[str, Found]) -> dict[str, 
 
 
 def train_alone(run: Run) -> list[journal.Record]:
-  """Trains random architectures by themselves: from two seeds, and a third time on data of another seed.
+  """Trains random architectures by themselves from three seeds, the third time on data of another seed.
 
   The records are kept in alone.jsonl, so that no training is repeated.
   """

@@ -75,7 +75,7 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
     flag: the flag that names the folder, for error messages.
 
   Returns:
-    `cfg`, with the fields that are 'auto' as they were settled in this folder, if they were.
+    `cfg`, with each choice that it leaves open ('auto', or a seed of -1) as this folder has settled it.
 
   Raises:
     ValueError: the folder cannot be written, or holds results of another config or of other settings of JAX; the

@@ -1,7 +1,7 @@
 """The image classifier child: layers that each read any layers before them (Zoph & Le 2017, Sec. 3.3), or a chain.
 
-A *unit* is a convolution and the batch norm after it, {'kernel', 'scale', 'shift'}, or a batch norm by itself. A layer
-has one unit, a pool has {}, and a residual block has a list of its two or three units.
+A *unit* is a convolution and the batch norm after it, {'kernel', 'scale', 'shift'}, or a batch norm by itself. A
+convolution or a norm has one unit, a pool has {}, and a residual block has a list of its two or three units.
 """
 
 from collections.abc import Callable, Sequence

@@ -48,7 +48,8 @@ def convolved(
 def reduced(x: Array, name: str, filters: int, norm: Norm) -> Array:
   """The factorised reduction of ENAS: half the height and width, rounded up, and batch norm.
 
-  Half of the filters, rounded down, read every second pixel of both axes; the others read the pixels in between.
+  Half of the filters, rounded down, read pixels 0, 2, ... of both axes. The others read pixels 1, 3, ..., and zeros
+  past the edge.
   """
   between, half = jnp.pad(x, [(0, 0), (0, 1), (0, 1), (0, 0)])[:, 1:, 1:], filters // 2
   counts = {'even': (x, half), 'odd': (between, filters - half)}

@@ -203,7 +203,7 @@ def tell(space: Space, history: History, asked: Array, batch: Batch, outcome: Ou
 
 
 def reserve(space: Space, history: History, batch: Batch) -> History:
-  """Returns the record after a batch has been asked for that will be told later."""
+  """Returns the record with a batch that is asked for now and told later."""
   nothing = jnp.zeros(len(batch.tokens), bool)
   reward = jnp.zeros(len(batch.tokens))  # not read
   asked = insert(history, batch.tokens, depths(space, batch), batch.ids, nothing, reward, nothing)

@@ -17,7 +17,7 @@ import numpy as np
 from nas_jax.config import field
 from nas_jax.search import core, history, replay_tree
 from nas_jax.search import state as state_lib
-from nas_jax.search.algorithms import reinforce
+from nas_jax.search.algorithms import baseline, reinforce
 from nas_jax.search.algorithms.base import Algorithm
 from nas_jax.search.state import SearchState
 from nas_jax.space import Kind, Space
@@ -30,7 +30,7 @@ class Config(state_lib.Config):
 
   baseline: str = field(
     'all', "the baseline b: the average of 'all' rewards so far, as Xu has it, or a 'moving' one",
-    choices=('moving', 'all'),
+    choices=baseline.BASELINES,
   )  # fmt: skip
   returns: str = field(
     'past', "what a layer is credited with: 'past', G_t = R_t + gamma G_(t-1), as Xu has it, or 'to go', with G_(t+1)",

@@ -32,7 +32,7 @@ def resident() -> float:
 
 
 def levels(kind: str, children: int, folder: str, say=print) -> list[float]:
-  """Resident memory after each tenth of so many children of a search with all that a launcher keeps and notes."""
+  """Returns the MiB of resident memory after each tenth of a search's children, with all files of a launcher."""
   if kind == 'generic':
     build, cfg, data = cell.build, testing.cell_config(m=4, child_starts=0), testing.text()
   else:

@@ -12,13 +12,15 @@ from nas_jax.config import field
 from nas_jax.search.algorithms.base import layers_exist
 from nas_jax.types import Array, Batch, Info, Outcome
 
+BASELINES = ('moving', 'all')
+
 
 @dataclasses.dataclass
 class Config:
   """How the baseline and the advantage are computed."""
 
   baseline: str = field(
-    'moving', "the baseline b, a 'moving' average of rewards or the average of 'all' so far", choices=('moving', 'all')
+    'moving', "the baseline b, a 'moving' average of rewards or the average of 'all' so far", choices=BASELINES
   )
   baseline_decay: float = field(
     0.95, 'decay of the moving average of rewards, once per update (the paper does not say)', low=0.0, high=1.0
