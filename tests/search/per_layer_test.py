@@ -206,6 +206,17 @@ def test_a_prefix_is_trained_once():
   assert int(tree.used[1:].sum()) == 20 * 3 * 3  # all layers of all strings
 
 
+def test_idle_counts_the_updates_since_a_child_was_trained():
+  s, _ = built(m=1)
+  state, wanted, found = s.init(jax.random.key(0)), [0], [0]
+  for _ in range(20):
+    before, batch = s.spent(state), s.ask(state)
+    state, _ = s.tell(state, batch, s.evaluate(batch))
+    wanted.append(0 if s.spent(state) > before else wanted[-1] + 1)
+    found.append(int(state.replay.idle))
+  assert found == wanted and wanted.count(0) > 2 and max(wanted) > 1
+
+
 def test_ids_count_trainings_and_duplicates_are_trained_once():
   s, _ = built(m=4)
   for state, batch, groups in walk(s, 6)[1]:
