@@ -161,7 +161,7 @@ def test_what_is_wrong_is_said_in_one_line(classifier, language, tmp_path):
   np.savez(tmp_path / 'none.npz', pictures=np.zeros((2, 4, 4, 1), np.uint8))
   for flags, words in (
     ((), '--model is missing'),
-    ((f'--model={images}',), 'either --images or --text'),
+    ((f'--model={images}',), 'one of --images, --text and --sequences'),
     ((f'--model={images}', f'--text={tmp_path / "text.txt"}'), 'takes images: give --images'),
     ((f'--model={text}', f'--text={tmp_path / "text.txt"}'), "token 2 of the text is 'c'"),
     ((f'--model={text}', f'--text={tmp_path / "nowhere.txt"}'), 'cannot be read'),
