@@ -278,9 +278,8 @@ def split_sequences(
   held, left = splits.held_out(len(train.labels), None if valid else valid_share, max_examples, seed)
 
   def taken(part: Split, at: np.ndarray | slice) -> Split:
-    kept = Split(*(array[at] for array in part))
-    labels = kept.labels.reshape(len(kept.labels), -1).astype(np.float32) if numbers else kept.labels.astype(np.int32)
-    return kept._replace(labels=labels)
+    labels = part.labels[:, None] if numbers and part.labels.ndim == 1 else part.labels
+    return Split(part.sequences[at], part.lengths[at], labels[at].astype(np.float32 if numbers else np.int32))
 
   some = slice(max_examples or None)
   rest, chosen = taken(train, left), taken(valid, some) if valid else taken(train, held)
