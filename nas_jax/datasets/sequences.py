@@ -53,7 +53,7 @@ def load_sequences(
   seed: int = 0,
   test_share: float = 0.0,
   numbers: bool = False,
-  window: int = 32,
+  window: int = 0,
   horizon: int = 1,
 ) -> Sequences:
   """Reads a set of sequences.
@@ -71,11 +71,12 @@ def load_sequences(
     test_share: share of the training sequences that become the test split if the set has none; 0 for no test split.
       They do not depend on the seed. Of a series it is the last part.
     numbers: whether labels are numbers to predict and no classes; for an .npz alone.
-    window: steps that a forecast is made from, if the file holds a series.
-    horizon: steps that are forecast.
+    window: steps that a forecast is made from; 0 if the file holds no series.
+    horizon: steps that are forecast; 1 if the file holds no series.
 
   Raises:
-    ValueError: in one line, as `of_npz`, `windows` and `split_sequences`, or there is no such set.
+    ValueError: in one line, as `of_npz`, `windows` and `split_sequences`, or there is no such set; or a series has no
+      window, or sequences with labels have one.
   """
   names, ahead = tuple[str, ...](), 0
   if dataset == 'digits':
@@ -92,6 +93,11 @@ def load_sequences(
       sources, names = of_npz(path, arrays, numbers)
   else:
     raise ValueError(f"dataset (={dataset!r}) must be 'digits', or a FILE.npz with {LAYOUT}.")
+  if not ahead and (window or horizon != 1):
+    raise ValueError(
+      f'window (={window}) and horizon (={horizon}) are for a series to forecast, and {dataset} holds none: leave them '
+      'out.'
+    )
   parts = splits.read(sources, max_examples, test_share, seed)
   return split_sequences(parts, names, valid_share, max_examples, seed, ahead)
 
@@ -186,6 +192,8 @@ def _of_series(
     raise ValueError(f"{path} has an array {others[0]!r} beside 'series': want {LAYOUT}.")
   if not numbers:
     raise ValueError(f"{path} has an array 'series', which is forecast by numbers: take --metric=r2.")
+  if not window:
+    raise ValueError(f'{path} has a series: say how many steps a forecast is made from, as --window=32.')
   return windows(checked_series(path, arrays['series']), window, horizon, valid_share, test_share)
 
 

@@ -40,7 +40,9 @@ class Config(config.DataSeed):
     low=0.0,
     high=0.9,
   )
-  window: int = field(32, 'steps of a series that a forecast is made from', low=1, high=100_000)
+  window: int = field(
+    0, 'steps of a series that a forecast is made from; wanted for a series, and 0 without one', low=0, high=100_000
+  )
   horizon: int = field(1, 'steps of a series that are forecast', low=1, high=10_000)
   layers: int = field(1, 'layers of cells, one on top of the other', low=1, high=128)
   batch: int = field(32, 'sequences in a training step (batch size)', low=1)

@@ -90,9 +90,11 @@ def test_other_things_that_are_wrong(tmp_path):
     ('digits', {'numbers': True}, "dataset 'digits' has classes"),
     (str(tmp_path / 'none.npz'), {}, 'none.npz cannot be read (No such file'),
     ({'series': np.arange(99.0)}, {}, 'take --metric=r2'),
+    ({'series': np.arange(99.0)}, {'numbers': True}, 'a forecast is made from, as --window=32'),
+    (given(), {'window': 4}, 'window (=4) and horizon (=1) are for a series'),
     ({'series': np.arange(99.0)}, {'numbers': True, 'window': 90}, 'no train window of 90 steps with 1'),
-    ({'series': np.zeros((2, 3, 4))}, {'numbers': True}, 'want [T, F] or [T]'),
-    ({'series': np.array([])}, {'numbers': True}, 'series (0,)'),
+    ({'series': np.zeros((2, 3, 4))}, {'numbers': True, 'window': 2}, 'want [T, F] or [T]'),
+    ({'series': np.array([])}, {'numbers': True, 'window': 2}, 'series (0,)'),
     (given(), {'numbers': True}, 'labels of type <U3: metric r2 wants numbers'),
     (named, {'numbers': True}, 'leave them out'),
   ):

@@ -9,8 +9,9 @@ import pytest
 import testing
 
 from experiments import predict, retrain, sequence_search
-from experiments.common import launch, recovery_files
+from experiments.common import launch, recovery_files, systems, top, workdirs
 from nas_jax import export, published, space
+from nas_jax.systems import sequence
 
 CLASSES = ('down', 'level', 'up')
 SEARCHED = ['--preset=smoke', '--reliability_children=0', '--yardstick_repeats=0', '--nocontrol', '--max_children=2']
@@ -125,3 +126,17 @@ def test_cells_are_retrained_as_what_searched_for_them(tmp_path, monkeypatch):
   run(retrain, *given, f'--results={tmp_path}/a')
   run(retrain, *given, f'--results={tmp_path}/b', '--system=sequence')
   assert [name for name, _ in seen] == ['cell', 'sequence'] and seen[0][1] == seen[1][1]
+  cfg = sequence.Config(dataset='x.npz', metric='r2', window=8, horizon=2)
+  command = top.retrain_command(str(path), systems.SEQUENCE, cfg, {})
+  assert '--system=sequence --dataset=x.npz --metric=r2 --window=8 --horizon=2' in command
+  assert '--system' not in top.retrain_command(str(path), systems.CELL, systems.CELL.config(), {})
+
+
+def test_a_workdir_of_cells_for_sequences_is_told_from_one_of_language_models(tmp_path):
+  for system in (systems.CELL, systems.SEQUENCE):
+    folder = str(tmp_path / system.name)
+    workdirs.open_config(folder, system.presets['smoke']())
+    workdirs.note_origin(folder, system.launcher, [], system.presets['smoke'](), kind=system.kind)
+    assert retrain.searched_by(folder) == system.name
+  error = complaint(sequence_search, '--preset=smoke', f'--workdir={tmp_path}/cell')
+  assert 'holds a search of cell_search' in error
