@@ -121,6 +121,11 @@ class SequenceModel:
     standard = jnp.asarray((x - self.inputs.standard.mean) / self.inputs.standard.deviation, jnp.float32)
     return _applied(self.module, self.variables, standard, jnp.asarray(own))
 
+  def numbers(self, sequences: Any, lengths: Any = None) -> np.ndarray:
+    """Returns numbers [n, k], as the labels in training, if there are no classes. Otherwise as `outputs`."""
+    assert self.inputs.scale is not None
+    return self.inputs.scale.mean + self.inputs.scale.deviation * np.asarray(self.outputs(sequences, lengths))
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def _applied(module: Any, variables: PyTree, sequences: Array, lengths: Array) -> Array:
@@ -150,23 +155,17 @@ class SequenceRegressor(SequenceModel):
     found = self.numbers(sequences, lengths)
     return found[:, 0] if found.shape[1] == 1 else found
 
-  def numbers(self, sequences: Any, lengths: Any = None) -> np.ndarray:
-    """Returns numbers [n, k], as the labels in training. Arguments and errors are those of `outputs`."""
-    assert self.inputs.scale is not None
-    return self.inputs.scale.mean + self.inputs.scale.deviation * np.asarray(self.outputs(sequences, lengths))
-
 
 @dataclasses.dataclass(frozen=True)
-class Forecaster(SequenceRegressor):
+class Forecaster(SequenceModel):
   """A trained network that forecasts a time series."""
 
-  def __call__(self, series: Any, lengths: None = None) -> np.ndarray:
+  def __call__(self, series: Any) -> np.ndarray:
     """Returns the values that follow a series [T, F] or [T]: [horizon, F] or [horizon].
 
     Raises:
       ValueError: it is no series of finite numbers, has other features than in training, or fewer steps than a window.
     """
-    del lengths
     given = np.asarray(series)
     x, steps = sequences_lib.checked_series('the input', given), self.inputs.steps
     if len(x) < steps:
