@@ -223,16 +223,17 @@ def goal(system: System, cfg: Config) -> model.Metric:
 def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | None:
   """The system whose search a workdir holds, from its config.json and origin.json; None if it is none of these.
 
-  origin.json names the kind of the architectures. Of the systems of that kind it is the first whose config has all the
-  saved fields, or else the first. Where it names none, because the workdir was made before it did, all systems count.
+  origin.json names the system. If the workdir was made before it did, it may name the kind of the architectures. The
+  system is then the first one of that kind, or of any kind, whose config has all the saved fields.
   """
 
   def fits(system: System) -> bool:
     names = {item.name for item in dataclasses.fields(system.config)}
     return set(config.without_removed(saved, system.config)) <= names
 
+  named = [system for system in SYSTEMS if system.name == origin.get('system')]
   of_kind = [system for system in SYSTEMS if system.kind == origin.get('kind')]
-  return next(iter([*filter(fits, of_kind or SYSTEMS), *of_kind]), None)
+  return next(iter([*named, *filter(fits, of_kind or SYSTEMS), *of_kind]), None)
 
 
 def check_workdir(workdir: str, system: System) -> None:

@@ -20,7 +20,7 @@ CASES = {
   RECURRENT.name: (RECURRENT, testing.rnn_config(epochs=3), TEXT, 3 * 19),  # 300 tokens: 3 streams of 19 x 5 and one
   SEQUENCE.name: (SEQUENCE, testing.sequence_config(epochs=3), SEQUENCES, 3 * 4),  # 40 sequences in batches of 9
 }
-TRACED = {system.kind for system in (CELL, CONV, *ENAS)}  # they have one program for all architectures
+TRACED = {system.name for system in (CELL, CONV, SEQUENCE, *ENAS)}  # they have one program for all architectures
 
 
 def test_every_system_has_a_case():
@@ -35,7 +35,7 @@ def test_a_problem_trains_and_scores_children_of_its_space(name):
   assert problem.space.slots == system.make_space(cfg).slots and problem.steps == steps
   batch, mesh = evaluators.random_batch(problem.space, jax.random.key(0), 2), fit.child_mesh(jax.devices()[:1])
   made = []
-  assert problem.traced or kind not in TRACED
+  assert problem.traced or name not in TRACED
   if problem.traced:
     made.append((traced_fitter(problem, problem.traced(batch.archs), mesh), batch.archs))
   if system not in ENAS:  # children that share weights are never static
