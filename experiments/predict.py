@@ -1,13 +1,15 @@
-"""Applies a trained network to images or to a text, and prints what it says.
+"""Applies a trained network to images, a text or sequences of numbers, and prints what it says.
 
 The model is what `retrain` has kept: a folder of results, of one training, or the workdir of a search that made its
 final choice. Images are a folder, perhaps with a sub-folder for each class, files, or an .npz with an array 'images'
-[n, H, W, C], 0 to 255, and perhaps 'labels' [n]. Examples:
+[n, H, W, C], 0 to 255, and perhaps 'labels' [n]. Sequences are an .npz with an array 'sequences' [n, T, F], perhaps
+'lengths' [n] and 'labels' [n]; or 'series' [T, F] to forecast. Examples:
   python -m experiments.predict --model=runs/retrain-demo --images=photos
   python -m experiments.predict --model=runs/cell_search-demo --text=letter.txt --sample=200
+  python -m experiments.predict --model=runs/mine --sequences=new.npz
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import json
 import os
 from typing import Any
@@ -16,7 +18,7 @@ from absl import flags
 import jax
 import numpy as np
 
-from experiments.common import launch, pictures
+from experiments.common import launch, pictures, series
 from nas_jax import export
 from nas_jax.datasets import splits
 from nas_jax.report import rankings
@@ -31,8 +33,9 @@ def own_flags(values: flags.FlagValues) -> None:
     'images', [], 'a folder of images, image files, or one .npz with an array images', flag_values=values
   )
   flags.DEFINE_string('text', '', 'a file of UTF-8 text', flag_values=values)
+  flags.DEFINE_string('sequences', '', 'an .npz with an array sequences, or series', flag_values=values)
   flags.DEFINE_bool('resize', False, 'scale images to the size that the model takes', flag_values=values)
-  flags.DEFINE_integer('top', 3, 'how many classes to show for each image', 1, flag_values=values)
+  flags.DEFINE_integer('top', 3, 'how many classes to show for each image or sequence', 1, flag_values=values)
   flags.DEFINE_integer('sample', 0, 'how many tokens to continue the text by', 0, flag_values=values)
   flags.DEFINE_float(
     'temperature', 1.0, 'of --sample: below 1, likely tokens become likelier', 1e-3, flag_values=values
@@ -46,74 +49,118 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   values = launch.parse(argv, __doc__, own_flags)
   if not values.model:
     raise ValueError('--model is missing: name a folder that retrain has written.')
-  if bool(values.images) == bool(values.text):
-    raise ValueError('give either --images or --text.')
+  given = [name for name in ('images', 'text', 'sequences') if values[name].value]
+  if len(given) != 1:
+    raise ValueError('give one of --images, --text and --sequences.')
   launch.set_up_jax(1)
   path = export.choose(values.model)
   model = export.read(path)
-  if isinstance(model, export.Classifier) != bool(values.images):
-    takes = 'images' if isinstance(model, export.Classifier) else 'text'
+  takes = next(name for name, kind in _TAKES.items() if isinstance(model, kind))
+  if given != [takes]:
     raise ValueError(f'{path} takes {takes}: give --{takes}.')
+  if isinstance(model, export.SequenceModel):
+    return _prepare_sequences(path, model, values)
   if isinstance(model, export.Classifier):
-    given = pictures.read(values.images, model.inputs, values.resize)
-    if isinstance(model, export.Regressor):
-      numbers = model
-      return lambda check: show_numbers(path, numbers, given, values.json)
-    labels = pictures.class_numbers(given.labels, model.classes)
-    return lambda check: show_images(path, model, given, labels, values)
+    return _prepare_images(path, model, values)
   words = launch.read_file(values.text, str)
   model.numbers(words)  # raises ValueError
   return lambda check: show_text(path, model, words, values)
 
 
-def show_images(
-  path: str, model: export.Classifier, given: pictures.Pictures, labels: np.ndarray | None, values: flags.FlagValues
+_TAKES = {'images': export.Classifier, 'text': export.LanguageModel, 'sequences': export.SequenceModel}
+
+
+def _prepare_images(path: str, model: export.Classifier, values: flags.FlagValues) -> launch.Work:
+  given = pictures.read(values.images, model.inputs, values.resize)
+  if isinstance(model, export.Regressor):
+    found = _in_parts(model, given.images)
+    return lambda check: show_numbers(path, 'image', given.names, found(), given.labels, values.json)
+  labels, found = pictures.class_numbers(given.labels, model.classes), _in_parts(model, given.images)
+  return lambda check: show_classes(path, 'image', model.classes, given.names, found(), labels, values)
+
+
+def _prepare_sequences(path: str, model: export.SequenceModel, values: flags.FlagValues) -> launch.Work:
+  given = series.read(values.sequences, model)
+  if isinstance(model, export.Forecaster):
+    ahead = model(given.sequences)
+    return lambda check: show_forecast(path, ahead, values.json)
+  assert isinstance(model, export.SequenceClassifier | export.SequenceRegressor)
+  names, found = tuple(map(str, range(len(given.sequences)))), _in_parts(model, given.sequences, given.lengths)
+  if isinstance(model, export.SequenceRegressor):
+    return lambda check: show_numbers(path, 'sequence', names, found(), given.labels, values.json)
+  classes, labels = model.classes, pictures.class_numbers(given.labels, model.classes)
+  return lambda check: show_classes(path, 'sequence', classes, names, found(), labels, values)
+
+
+def _in_parts(model: Callable[..., Any], *arrays: np.ndarray) -> Callable[[], np.ndarray]:
+  """Returns what applies a model to arrays [n, ...], some of them at once."""
+
+  def apply() -> np.ndarray:
+    firsts = range(0, len(arrays[0]), AT_ONCE)
+    return np.concatenate([np.asarray(model(*(one[first : first + AT_ONCE] for one in arrays))) for first in firsts])
+
+  return apply
+
+
+def show_classes(
+  path: str,
+  what: str,
+  classes: Sequence[str],
+  names: Sequence[str],
+  probabilities: np.ndarray,
+  labels: np.ndarray | None,
+  values: flags.FlagValues,
 ) -> None:
-  """Prints the classes of images, likeliest first, and the accuracy if the labels are known."""
-  parts = range(0, len(given.names), AT_ONCE)
-  probabilities = np.concatenate([np.asarray(model(given.images[first : first + AT_ONCE])) for first in parts])
+  """Prints the classes of images or sequences, likeliest first, and the accuracy if the labels are known."""
   likeliest = probabilities.argsort(-1)[:, ::-1]
   found: dict[str, Any] = {'model': path}
   if labels is not None:
     found['accuracy'] = float(np.mean(likeliest[:, 0] == labels))
   if values.json:
-    found['images'] = [
-      {
-        'image': name,
-        'class': model.classes[order[0]],
-        'probabilities': dict(zip(model.classes, map(float, row), strict=True)),
-      }
-      for name, order, row in zip(given.names, likeliest, probabilities, strict=True)
+    found[f'{what}s'] = [
+      {what: name, 'class': classes[order[0]], 'probabilities': dict(zip(classes, map(float, row), strict=True))}
+      for name, order, row in zip(names, likeliest, probabilities, strict=True)
     ]
     print(json.dumps(found))
     return
-  top = min(values.top, len(model.classes))
-  header = ['image', 'class', 'probability', *['or', ''] * (top - 1)]
+  top = min(values.top, len(classes))
+  header = [what, 'class', 'probability', *['or', ''] * (top - 1)]
   lines = [
-    [name, *(word for k in order[:top] for word in (model.classes[k], float(row[k])))]
-    for name, order, row in zip(given.names, likeliest, probabilities, strict=True)
+    [name, *(word for k in order[:top] for word in (classes[k], float(row[k])))]
+    for name, order, row in zip(names, likeliest, probabilities, strict=True)
   ]
   print(f'model: {path}\n{rankings.table(header, lines)}')
   if labels is not None:
-    print(f'accuracy: {found["accuracy"]:.4f} of {rankings.counted(len(labels), "image")}')
+    print(f'accuracy: {found["accuracy"]:.4f} of {rankings.counted(len(labels), what)}')
 
 
-def show_numbers(path: str, model: export.Regressor, given: pictures.Pictures, as_json: bool) -> None:
-  """Prints the number that is predicted of each image, and the root mean squared error if the labels are known."""
-  parts = range(0, len(given.names), AT_ONCE)
-  numbers = np.concatenate([np.asarray(model(given.images[first : first + AT_ONCE])) for first in parts])
+def show_numbers(
+  path: str, what: str, names: Sequence[str], numbers: np.ndarray, labels: np.ndarray | None, as_json: bool
+) -> None:
+  """Prints the numbers [n] or [n, k] that are predicted, and the root mean squared error if the labels are known."""
   found: dict[str, Any] = {'model': path}
-  if given.labels is not None:
-    splits.check_numbers('given', given.labels)
-    found['rmse'] = float(np.sqrt(np.mean((numbers - given.labels) ** 2)))
+  if labels is not None:
+    splits.check_numbers('given', labels)
+    found['rmse'] = float(np.sqrt(np.mean((numbers - labels.reshape(numbers.shape)) ** 2)))
   if as_json:
-    lines = zip(given.names, map(float, numbers), strict=True)
-    print(json.dumps(found | {'images': [{'image': name, 'number': number} for name, number in lines]}))
+    lines = [{what: name, 'number': number} for name, number in zip(names, numbers.tolist(), strict=True)]
+    print(json.dumps(found | {f'{what}s': lines}))
     return
-  rows = [[name, float(number)] for name, number in zip(given.names, numbers, strict=True)]
-  print(f'model: {path}\n{rankings.table(["image", "number"], rows)}')
+  rows = [[name, *np.atleast_1d(number).tolist()] for name, number in zip(names, numbers, strict=True)]
+  header = [what, 'number'] if numbers.ndim == 1 else [what, *(f'number {k + 1}' for k in range(numbers.shape[1]))]
+  print(f'model: {path}\n{rankings.table(header, rows)}')
   if 'rmse' in found:
-    print(f'root mean squared error: {found["rmse"]:.4g} of {rankings.counted(len(numbers), "image")}')
+    print(f'root mean squared error: {found["rmse"]:.4g} of {rankings.counted(len(numbers), what)}')
+
+
+def show_forecast(path: str, ahead: np.ndarray, as_json: bool) -> None:
+  """Prints the values [horizon, F] that are forecast."""
+  if as_json:
+    print(json.dumps({'model': path, 'forecast': ahead.tolist()}))
+    return
+  rows = [[f'+{step}', *row] for step, row in enumerate(ahead.tolist(), 1)]
+  header = ['step', *(f'feature {k}' for k in range(ahead.shape[1]))]
+  print(f'model: {path}\n{rankings.table(header, rows)}')
 
 
 def show_text(path: str, model: export.LanguageModel, words: str, values: flags.FlagValues) -> None:

@@ -73,8 +73,8 @@ def start(address: str) -> Any:
 class Trainer:
   """What a worker runs: it makes the evaluators of a search once, and calls them."""
 
-  def __init__(self, kind: str, settings: str, data_dir: str, sha256: str, folder: str, cores: int):
-    self._system = next(system for system in SYSTEMS if system.kind == kind)
+  def __init__(self, system: str, settings: str, data_dir: str, sha256: str, folder: str, cores: int):
+    self._system = next(one for one in SYSTEMS if one.name == system)
     self._cfg = config.from_json(self._system.config, json.loads(settings))
     self._data_dir, self._sha256, self._folder, self._cores = data_dir, sha256, folder, cores
     self._open = contextlib.ExitStack()
@@ -146,7 +146,7 @@ def hire(
 
   def spawn(index: int) -> Any:
     folder = os.path.join(os.path.abspath(workdir), f'worker-{index}')
-    return trainer.remote(system.kind, settings, data_dir, sha256, folder, 1)
+    return trainer.remote(system.name, settings, data_dir, sha256, folder, 1)
 
   return crew_of(ray, spawn, size, check)
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from experiments import report as report_page
-from experiments.common import epochs, launch, models, quick_end, workdirs
+from experiments.common import epochs, launch, models, quick_end, systems, workdirs
 from experiments.common import top as top_lib
 from experiments.common.progress import Advance, Progress
 from experiments.common.systems import SYSTEMS, System, for_config
@@ -29,7 +29,7 @@ from nas_jax.report import rankings
 from nas_jax.systems import retrain
 from nas_jax.training import checkpoint, full_training
 
-RECIPES = {system.kind: system.retrain for system in SYSTEMS if system.retrain}
+RECIPES = {system.name: system.retrain for system in SYSTEMS if system.retrain}
 
 
 Tried = Mapping[Any, float]  # the validation loss of each point of a grid that was trained
@@ -49,6 +49,14 @@ def own_flags(values: flags.FlagValues) -> None:
   flags.DEFINE_list(
     'arch', [], f'architectures to train: files such as a best.json or a top.json, or {known}', flag_values=values
   )
+  flags.DEFINE_enum(
+    'system',
+    '',
+    ['', *RECIPES],
+    'what cells are trained for where several systems search for them; by default the system of --workdir, else cell: '
+    'language models',
+    flag_values=values,
+  )
   flags.DEFINE_string('workdir', '', 'folder of a search whose best children to train', flag_values=values)
   flags.DEFINE_integer('top', 1, 'how many different children of --workdir to train', 1, flag_values=values)
   flags.DEFINE_string(
@@ -59,20 +67,23 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads flags, architectures and data, and opens the folder of results."""
-  alike: dict[type, list[str]] = {}  # kinds of architectures that are retrained by one config
-  for kind, recipe in RECIPES.items():
-    alike.setdefault(recipe.config, []).append(kind)
-  configs = {', '.join(kinds): RECIPES[kinds[0]].presets for kinds in alike.values()}
+  alike: dict[type, list[str]] = {}  # systems whose architectures are retrained by one config
+  for name, recipe in RECIPES.items():
+    alike.setdefault(recipe.config, []).append(name)
+  configs = {', '.join(names): RECIPES[names[0]].presets for names in alike.values()}
   values = launch.parse(argv, __doc__, own_flags, configs)
   sources = [*values.arch, *([os.path.join(values.workdir, 'best.json')] if values.workdir else [])]
   if not sources:
     raise ValueError('nothing is named to train: give --arch=FILE,... (or a known name), or --workdir=DIR of a search.')
   archs = {name: arch for given in values.arch for name, arch in launch.named_archs(given, known_archs()).items()}
-  systems = {source: system_of(source) for source in sources}
-  system = agreed(systems)
+  wanted = values.system or searched_by(values.workdir)
+  chosen = {source: system_of(source, wanted) for source in sources}
+  system = agreed(chosen)
+  if values.system and RECIPES[values.system] is not RECIPES[system.name]:
+    raise ValueError(f'system (={values.system}) does not train {sources[0]}, a {system.noun} of {system.launcher}.')
   cfg = configure(values, system)
   if values.workdir:
-    archs |= best_of(values.workdir, values.top, systems[sources[-1]])
+    archs |= best_of(values.workdir, values.top, chosen[sources[-1]])
   system = for_config(system, cfg)
   recipe = recipe_of(system)
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
@@ -99,40 +110,47 @@ def known_archs() -> dict[str, retrain.Arch]:
   return {name: arch for recipe in RECIPES.values() for name, arch in recipe.known.items()}
 
 
-def system_of(source: str) -> System:
-  """The system of a known name, or of the architecture in a file."""
-  for system in SYSTEMS:
-    if system.kind in RECIPES and source in RECIPES[system.kind].known:
-      return system
-  kinds = set(launch.read_archs(source, space.kind_of).values())
-  for system in SYSTEMS:
-    if kinds == {system.kind} and system.kind in RECIPES:
-      return system
-  raise ValueError(f'{source} is of kind {" and ".join(sorted(map(repr, kinds)))}: want one of {", ".join(RECIPES)}.')
+def searched_by(workdir: str) -> str:
+  """The name of the system whose search a workdir holds; '' if that is not known."""
+  saved, origin = (workdirs.peek(os.path.join(workdir, name)) or {} for name in ('config.json', 'origin.json'))
+  held = systems.system_of(saved, origin) if saved else None
+  return held.name if held else ''
+
+
+def system_of(source: str, wanted: str = '') -> System:
+  """The system of a known name, or of the architecture in a file: the one named `wanted`, or else the first."""
+  able = [system for system in SYSTEMS if system.name in RECIPES]
+  found = [system for system in able if source in RECIPES[system.name].known]
+  if not found:
+    kinds = set(launch.read_archs(source, space.kind_of).values())
+    found = [system for system in able if kinds == {system.kind}]
+    if not found:
+      known = ', '.join(dict.fromkeys(system.kind for system in able))
+      raise ValueError(f'{source} is of kind {" and ".join(sorted(map(repr, kinds)))}: want one of {known}.')
+  return next((system for system in found if system.name == wanted), found[0])
 
 
 def agreed(systems: Mapping[str, System]) -> System:
   """Returns the system of all sources. Raises ValueError if two of them are retrained by different recipes."""
   (first, chosen), *others = systems.items()
   for source, system in others:
-    if RECIPES[system.kind] is not RECIPES[chosen.kind]:
+    if RECIPES[system.name] is not RECIPES[chosen.name]:
       raise ValueError(f'{source} is a {system.noun}, {first} a {chosen.noun}: train those of one kind at a time.')
   return chosen
 
 
 def recipe_of(system: System) -> retrain.Recipe:
   """The recipe of a system that has one."""
-  assert system.retrain is not None, system.kind
+  assert system.retrain is not None, system.name
   return system.retrain
 
 
 def configure(values: flags.FlagValues, system: System) -> retrain.Config:
   """The config of the chosen preset with the given flags laid over it, checked."""
-  recipe = RECIPES[system.kind]
+  recipe = RECIPES[system.name]
   launch.own_preset(values, recipe.presets, f'{system.noun}s')
-  launch.own_fields(
-    values, recipe.config, {f'{other.noun}s': other.retrain.config for other in SYSTEMS if other.retrain}
-  )
+  others = {f'{other.noun}s of {other.launcher}': other.retrain.config for other in SYSTEMS if other.retrain}
+  launch.own_fields(values, recipe.config, others)
   cfg = launch.configure(values, recipe.presets)
   recipe.check(cfg)
   return cfg

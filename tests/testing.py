@@ -9,13 +9,14 @@ import numpy as np
 
 from nas_jax import search
 from nas_jax.datasets import images
+from nas_jax.datasets import sequences as sequences_lib
 from nas_jax.datasets.text import Text
 from nas_jax.draw import routing
 from nas_jax.draw.conv import layout
 from nas_jax.space.base import Kind, Slot, Space
 from nas_jax.space.choice import choice_space
 from nas_jax.space.conv import conv_space
-from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell
+from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_cell, sequence
 
 
 def drop_programs() -> None:
@@ -78,6 +79,32 @@ def conv_config(**changes) -> conv.Config:
   space = {'max_depth': 2, 'filter_heights': (1, 3), 'filter_widths': (3,), 'filters': (2, 3)}
   small = {'m': 2, 'batch': 9, 'epochs': 2, 'last_epochs': 1, 'score_batch': 4, 'controller_units': 4, 'lr': (0.05,)}
   return conv.Config(**(space | small | {'max_children': 4} | changes))
+
+
+def waves(count: int = 60, steps: int = 7, seed: int = 0) -> sequences_lib.Split:
+  """Sequences of two features and of several lengths, whose class moves their first feature."""
+  rng = np.random.default_rng(seed)
+  labels, lengths = np.arange(count) % 3, rng.integers(4, steps + 1, count)
+  x = rng.normal(0.0, 0.3, (count, steps, 2))
+  x[..., 0] += 1.5 * (labels - 1)[:, None]
+  return sequences_lib.Split(*sequences_lib.checked('waves', x, lengths), labels)
+
+
+def sequences(count: int = 60) -> sequences_lib.Sequences:
+  """Sequences that can be told apart, 40 of 60 to train with, 8 to validate and 12 to test."""
+  part = waves(count)
+  cut = count // 5
+  parts = {
+    'train': sequences_lib.Split(*(x[cut:] for x in part)),
+    'test': sequences_lib.Split(*(x[:cut] for x in part)),
+  }
+  return sequences_lib.split_sequences(parts, ('a', 'b', 'c'), valid_share=1 / 6)
+
+
+def sequence_config(**changes) -> sequence.Config:
+  """A search whose children train in milliseconds."""
+  small = {'m': 2, 'base': 2, 'hidden': 4, 'batch': 9, 'epochs': 2, 'score_batch': 4, 'controller_units': 4}
+  return sequence.Config(**(small | {'max_children': 4} | changes))
 
 
 def chain_config(**changes) -> chain.Config:

@@ -81,7 +81,7 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
 
   part()
   found = alternating({'part': part}, setup.repeats)['part']
-  yield row(f'ask + tell in the {system.kind} demo', 100 * found, '%', at_most(2.0))
+  yield row(f'ask + tell in the {system.name} demo', 100 * found, '%', at_most(2.0))
 
 
 def shares(system: System, setup: Setup) -> Iterator[Row]:

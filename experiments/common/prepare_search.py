@@ -135,7 +135,13 @@ def _prepare(
   if system.alone:
     target = start_from.Target(system, cfg, data.sha256, problem.space, values.start_children)
     started = start_from.open_start(workdir, values.start_from, target)
-  facts = {'kind': system.kind, 'dataset': cfg.dataset, 'sha256': data.sha256, 'max_children': system.children(cfg)}
+  facts = {
+    'kind': system.kind,
+    'system': system.name,
+    'dataset': cfg.dataset,
+    'sha256': data.sha256,
+    'max_children': system.children(cfg),
+  }
   facts |= {'start_from': started.files} if started.files else {}
   workdirs.note_origin(workdir, system.launcher, argv, cfg, hosts=connected.processes, **facts)
 

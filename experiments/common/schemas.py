@@ -48,6 +48,7 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
       'config?': {},
       'jax_settings?': {},
       'kind?': str,
+      'system?': str,
       'command?': str,
       'dataset?': str,
       'sha256?': str,

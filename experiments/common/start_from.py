@@ -180,8 +180,8 @@ def _of_journal(path: str, target: Target) -> Start:
   if held is None or held.kind != system.kind:
     what = f'holds a search of {held.launcher} (kind {held.kind})' if held else 'has no config.json of a search'
     raise ValueError(f'start_from: {path} {what}: want the workdir of a search of kind {system.kind}.')
-  old = config.from_json(system.config, saved)
-  made = system.make_space(old)
+  old = config.from_json(held.config, saved)
+  made = held.make_space(old)
   source = os.path.join(folder, 'children.jsonl')
   records = journal.read(source, schema=journal.child_of(made))
   told, lacking = list[journal.Record](), dict[str, str]()
@@ -200,7 +200,8 @@ def _of_journal(path: str, target: Target) -> Start:
   left = f'; {len(lacking)} are not of this space and left out ({_first(lacking)})' if lacking else ''
   damaged = len(content.splitlines()) - len(journal.read_lines(source, journal.child_of(made)))
   left += f'; {damaged} lines are damaged and left out' if damaged else ''
-  if differs := _trained_otherwise(old, origin or {}, target):
+  differs = [f'by {held.launcher}'] if held is not system else _trained_otherwise(old, origin or {}, target)
+  if differs:
     first = _best(told, target)
     said = (
       f'{path}: {len(told)} children were trained otherwise ({", ".join(differs[:3])}), the best {len(first)} first'

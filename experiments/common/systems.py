@@ -20,9 +20,12 @@ from nas_jax.systems import (
   enas_images,
   enas_rnn,
   language,
+  recurrent,
   retrain_cell,
   retrain_conv,
   retrain_enas,
+  retrain_sequence,
+  sequence,
 )
 from nas_jax.systems.retrain import FinalChoice, Recipe
 from nas_jax.training import costs, evaluators, metrics, rewards
@@ -68,6 +71,11 @@ class System(NamedTuple):
   explained: str = ''  # what the known architectures are that are trained beside the children
   views: Mapping[str, Callable[[Arch], str]] = types.MappingProxyType({})  # the kind that an arch is of, to compare
 
+  @property
+  def name(self) -> str:
+    """Its name among all systems; several may have architectures of one kind."""
+    return self.variant or self.launcher.removesuffix('_search')
+
 
 CELL = System(
   'cell_search',
@@ -110,6 +118,25 @@ CONV = System(
   FromScratch(evaluators.build, replicas.build_search, conv.scale_budget, conv.why_unsupported, conv.references),
   reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power, cfg.metric) + costs.formula(cfg),
   explained='The known networks are plain ones that nobody searched for, trained just as the children were.',
+)
+SEQUENCE = System(
+  'sequence_search',
+  'tree_cell',
+  'cell',
+  sequence.Config,
+  sequence.PRESETS,
+  CONV.metric,
+  sequence.make_space,
+  recurrent.load,
+  sequence.make_problem,
+  recurrent.about,
+  sequence.length,
+  retrain_sequence.RECIPE,
+  FromScratch(
+    evaluators.build, replicas.build_search, sequence.scale_budget, cell.why_unsupported, sequence.references
+  ),
+  reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power, cfg.metric),
+  explained=CELL.explained,
 )
 CHAIN = System(
   'per_layer_search',
@@ -174,12 +201,12 @@ RECURRENT = System(
   reward=lambda cfg: rewards.perplexity_formula(cfg.reward_c, power=1.0),
 )
 ENAS = (MACRO, MICRO, RECURRENT)
-SYSTEMS = (CELL, CONV, CHAIN, *ENAS)
+SYSTEMS = (CELL, CONV, CHAIN, *ENAS, SEQUENCE)
 
 
 def for_config(system: System, cfg: Config) -> System:
   """Returns a system with the metric that a config names; the metric of its retraining is set too."""
-  if not isinstance(cfg, classifier.Config) or cfg.metric == 'accuracy':
+  if getattr(cfg, 'metric', 'accuracy') == 'accuracy':
     return system
   score, loss = metrics.NAMES[cfg.metric]
   key, name, lower = system.metric
@@ -196,16 +223,17 @@ def goal(system: System, cfg: Config) -> model.Metric:
 def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | None:
   """The system whose search a workdir holds, from its config.json and origin.json; None if it is none of these.
 
-  origin.json names the kind of the architectures. Where it does not, because the workdir was made before it did, the
-  first system whose config has all the saved fields is taken.
+  origin.json names the system. If the workdir was made before it did, it may name the kind of the architectures. The
+  system is then the first one of that kind, or of any kind, whose config has all the saved fields.
   """
-  for system in SYSTEMS:
-    if system.kind == origin.get('kind'):
-      return system
-  for system in SYSTEMS:
-    if set(config.without_removed(saved, system.config)) <= {item.name for item in dataclasses.fields(system.config)}:
-      return system
-  return None
+
+  def fits(system: System) -> bool:
+    names = {item.name for item in dataclasses.fields(system.config)}
+    return set(config.without_removed(saved, system.config)) <= names
+
+  named = [system for system in SYSTEMS if system.name == origin.get('system')]
+  of_kind = [system for system in SYSTEMS if system.kind == origin.get('kind')]
+  return next(iter([*named, *filter(fits, of_kind or SYSTEMS), *of_kind]), None)
 
 
 def check_workdir(workdir: str, system: System) -> None:

@@ -6,14 +6,14 @@ import shlex
 from typing import Any
 
 from experiments.common import rung_stage, workdirs
-from experiments.common.systems import Config, System, goal
+from experiments.common.systems import SYSTEMS, Config, System, goal
 from nas_jax import files, space
 from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
 
 FILE = 'top.json'
 # Fields that a search and its retraining have in common.
-_DATA = ('dataset', 'level', 'resize', 'test_share', 'metric', 'class_weights')
+_DATA = ('dataset', 'level', 'resize', 'test_share', 'metric', 'class_weights', 'window', 'horizon')
 
 
 def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tuple[str, list[journal.Record]]:
@@ -97,6 +97,8 @@ def retrain_command(path: str, system: System, cfg: Config, origin: Mapping[str,
   preset = preset if preset in system.retrain.presets else 'demo'
   own = system.retrain.presets[preset]()
   words = [f'--preset={preset}', f'--arch={path}']
+  if next(one for one in SYSTEMS if one.kind == system.kind).name != system.name:
+    words += [f'--system={system.name}']
   words += [
     f'--{name}={_flag(getattr(cfg, name))}'
     for name in _DATA

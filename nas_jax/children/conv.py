@@ -7,7 +7,7 @@ convolution or a norm has one unit, a pool has {}, and a residual block has a li
 from collections.abc import Callable, Sequence
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class ChildSpec(NamedTuple):
   """What children may differ in: the architecture and the hyperparameters."""
 
   arch: PyTree  # a ConvArch or a ChainArch
-  hyperparameters: Hyperparameters
+  hyperparameters: Any  # `Hyperparameters`, or those of another network, with a `weight_decay`
 
 
 class InputSpec(NamedTuple):
@@ -117,7 +117,7 @@ def classifier(
     # The gradient of the penalty is the weight decay of the paper's momentum optimizer.
     penalty = 0.5 * spec.hyperparameters.weight_decay * image_ops.square_sum(decayed(params))
     if inputs.metric == 'r2':
-      return jnp.mean((logits[:, 0] - labels) ** 2) + penalty, stats
+      return jnp.mean((_numbers(logits, labels) - labels) ** 2) + penalty, stats
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if inputs.class_weights:
       losses *= jnp.asarray(inputs.class_weights, losses.dtype)[labels]
@@ -132,7 +132,7 @@ def classifier(
 
     def squares(sofar, drawn):
       images, labels = drawn
-      return sofar + jnp.nansum((logits(images)[:, 0] - labels) ** 2), None
+      return sofar + jnp.nansum((_numbers(logits(images), labels) - labels) ** 2), None
 
     def right(sofar, drawn):
       images, labels = drawn
@@ -155,6 +155,11 @@ def classifier(
     return metrics.scores(jax.lax.scan(counted, nothing, batches)[0])
 
   return Child(init, carry, take, loss, score, image_ops.compiler_options, inputs.precision)
+
+
+def _numbers(outputs: Array, labels: Array) -> Array:
+  """Returns what outputs [n, K] predict of labels [n, K]; of labels [n] the first of each."""
+  return outputs if labels.ndim > 1 else outputs[:, 0]
 
 
 def unmoved(units: PyTree) -> PyTree:

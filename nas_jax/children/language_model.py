@@ -178,24 +178,40 @@ def run(
   bias, given = params['softmax_bias'], carries
   params, carries, masks = precision_lib.lowered(precision, (params, carries, masks))
 
-  def dropped(x: Array, mask: Array | None) -> Array:
-    return x if mask is None else x * mask[None]
-
   x: products.Inputs = products.Rows(params['embedding'], inputs)
   if masks.words is not None or masks.between[0] is not None:
     x = products.looked_up(x)
-    x = dropped(x if masks.words is None else x * masks.words[inputs], masks.between[0])
-  after = list[PyTree]()
-  for cell_params, carry, h_mask, above in zip(
-    params['cells'], carries, masks.recurrent, masks.between[1:], strict=True
-  ):
-    carry, x = cell.unroll(cell_params, arch, carry, x, h_mask, together)
-    x = dropped(x, above)
-    after.append(carry)
+    x = _dropped(x if masks.words is None else x * masks.words[inputs], masks.between[0])
+  after, x = run_layers(cell, params['cells'], arch, carries, x, masks, together)
   softmax = params['softmax'] if 'softmax' in params else params['embedding'].T  # tied
   logits = products.projected(x, softmax, dtype=bias.dtype) + bias[None, None]
   after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, given)
   return optax.softmax_cross_entropy_with_integer_labels(logits, targets), after
+
+
+def run_layers(
+  cell: Cell,
+  params: list[PyTree],
+  arch: PyTree,
+  carries: list[PyTree],
+  x: products.Inputs,
+  masks: Masks,
+  together: int = 1,
+) -> tuple[list[PyTree], Array]:
+  """Runs the layers of cells over inputs [T, B, in], to which dropout has been applied already.
+
+  Returns the carries after them, and the outputs of the last layer [T, B, H], with dropout.
+  """
+  after = list[PyTree]()
+  for cell_params, carry, h_mask, above in zip(params, carries, masks.recurrent, masks.between[1:], strict=True):
+    carry, outputs = cell.unroll(cell_params, arch, carry, x, h_mask, together)
+    x = _dropped(outputs, above)
+    after.append(carry)
+  return after, products.looked_up(x)
+
+
+def _dropped(x: Array, mask: Array | None) -> Array:
+  return x if mask is None else x * mask[None]
 
 
 def build(

@@ -46,7 +46,7 @@ def lay_out(
 
   def filled(images: np.ndarray, labels: np.ndarray) -> tuple[Array, Array]:
     count = -(-len(labels) // score_batch) * score_batch
-    rest = np.full(count - len(labels), np.nan if labels.dtype.kind == 'f' else -1, labels.dtype)
+    rest = np.full((count - len(labels), *labels.shape[1:]), np.nan if labels.dtype.kind == 'f' else -1, labels.dtype)
     return jnp.asarray(turn(np.resize(images, (count, *images.shape[1:])))), jnp.concatenate([labels, rest])
 
   images, labels = jnp.asarray(turn(train.images)), jnp.asarray(train.labels)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nas_jax import lazy
-from nas_jax.datasets import own_images, splits, tfds
+from nas_jax.datasets import npz, own_images, splits, tfds
 from nas_jax.datasets.splits import Scale, Size, Source, Split, resized
 
 
@@ -69,10 +69,10 @@ def load_images(
   """
   if resize and min(splits.height_and_width(resize)) < 1:
     raise ValueError(f'resize (={resize}) must be one size, or height and width, above 0.')
-  if numbers and not dataset.endswith(own_images.ENDING):
+  if numbers and not dataset.endswith(npz.ENDING):
     raise ValueError(f'metric r2 predicts numbers, and dataset {dataset!r} has classes: take a FILE.npz of numbers.')
   if dataset == 'digits':
-    parts, classes, class_names = _digits(), 10, tuple[str, ...]()
+    parts, classes, class_names = digits(), 10, tuple[str, ...]()
     if resize:
       parts = {name: part._replace(images=resized(part.images, resize)) for name, part in parts.items()}
   else:
@@ -94,7 +94,7 @@ def _sources(dataset: str, data_dir: str, resize: Size, numbers: bool) -> tuple[
   """Returns the splits of a set, and the names of its classes."""
   if dataset == own_images.FOLDER:
     return own_images.of_folder(data_dir, resize)
-  if dataset.endswith(own_images.ENDING):
+  if dataset.endswith(npz.ENDING):
     return own_images.of_npz(os.path.join(data_dir, os.path.expanduser(dataset)), resize, numbers)
   instead = f"or take dataset {own_images.FOLDER!r}, a file FILE.npz, or 'digits', which needs no folder"
   source = tfds.prepared(dataset, data_dir, instead)
@@ -135,13 +135,7 @@ def split_images(
     if train.images.shape[1:] != part.images.shape[1:]:
       shapes = f'{train.images.shape[1:]} in train and {part.images.shape[1:]} in {name}'
       raise ValueError(f'the images are {shapes}: want one shape.')
-  order = np.random.default_rng(seed).permutation(len(train.labels))[: max_examples or None]
-  cut = 0 if valid else round(valid_share * len(order))
-  if not valid and not 1 <= cut < len(order):
-    raise ValueError(
-      f'valid_share (={valid_share}) of {len(order)} training images leaves a split without any: take another share, '
-      'or more examples.'
-    )
+  held, left = splits.held_out(len(train.labels), None if valid else valid_share, max_examples, seed)
   digest = hashlib.sha256()
   for part in parts.values():
     digest.update(part.images.tobytes())
@@ -151,9 +145,9 @@ def split_images(
     return Split(part.images[at], part.labels[at].astype(np.float32 if classes is None else np.int32))
 
   some = slice(max_examples or None)
-  chosen = taken(valid, some) if valid else taken(train, order[:cut])
+  chosen = taken(valid, some) if valid else taken(train, held)
   kept = taken(test, some) if test else taken(train, slice(0))
-  rest = taken(train, order[cut:])
+  rest = taken(train, left)
   if classes is None:
     for name, part in (('train', rest), ('validation', chosen)):
       splits.check_numbers(name, part.labels)
@@ -185,7 +179,8 @@ def _check(name: str, part: Split, classes: int | None) -> None:
     raise ValueError(f'{where} has labels from {labels.min()} to {labels.max()}: want 0 to {classes - 1}.')
 
 
-def _digits() -> dict[str, Split]:
+def digits() -> dict[str, Split]:
+  """Returns the digits of scikit-learn, a fifth of them for testing."""
   lazy.require('sklearn', "dataset 'digits'")
   from sklearn.datasets import load_digits
 

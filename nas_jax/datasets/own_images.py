@@ -1,18 +1,15 @@
 """Images of a user: a folder with a sub-folder for each class, or an .npz of arrays."""
 
-from collections.abc import Mapping
 import os
-from typing import Any
-import zipfile
-import zlib
 
 import numpy as np
 
-from nas_jax.datasets import image_files, splits
+from nas_jax.datasets import image_files, npz, splits
+from nas_jax.datasets import labels as labels_lib
+from nas_jax.datasets.npz import SPLITS
 from nas_jax.datasets.splits import Size, Source, Split
 
-FOLDER, ENDING = 'folder', '.npz'  # the name of the data set in a folder, and the ending of a data set in a file
-_SPLITS = {'train': 'train', 'valid': 'validation', 'val': 'validation', 'validation': 'validation', 'test': 'test'}
+FOLDER = 'folder'  # the name of the data set in a folder
 LAYOUT = (
   "arrays 'images' [n, H, W, C] uint8 and 'labels' [n], perhaps 'valid_images', 'valid_labels', 'test_images' and "
   "'test_labels', and 'class_names'"
@@ -37,22 +34,22 @@ def of_folder(folder: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[s
   if not os.path.isdir(folder):
     raise ValueError(f'dataset {FOLDER!r} is read from a folder, and data_dir (={folder!r}) is none: name it.')
   inside = folders(folder)
-  named = {name: os.path.join(folder, name) for name in inside if name in _SPLITS}
+  named = {name: os.path.join(folder, name) for name in inside if name in SPLITS}
   if 'train' not in named:
     if named:
       raise ValueError(
         f'{folder} has a folder {next(iter(named))} and no folder train: want both, with classes in them.'
       )
     named = {'train': folder}
-  elif others := [name for name in inside if name not in _SPLITS]:
+  elif others := [name for name in inside if name not in SPLITS]:
     raise ValueError(f'{folder} has a folder {others[0]} beside its splits: want train, valid and test alone.')
   paths, labels = dict[str, list[str]](), dict[str, np.ndarray]()
   for name, path in named.items():
-    split = _SPLITS[name]
+    split = SPLITS[name]
     if split in paths:
       raise ValueError(f'{folder} has several folders for the validation split: want one.')
     paths[split], labels[split] = by_class(path)
-  numbers, names = numbered(labels)
+  numbers, names = labels_lib.numbered(labels)
 
   def source(split: str) -> Source:
     def read(places: np.ndarray) -> Split:
@@ -98,26 +95,15 @@ def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str
     ValueError: in one line that names the problem: the file cannot be read or takes too much memory; an array is
       missing or has another name; or labels are not of classes.
   """
-  found = _arrays(path)
+  found = npz.read(path, LAYOUT)
   names = found.pop('class_names', None)
   images, labels = dict[str, np.ndarray](), dict[str, np.ndarray]()
-  for name, array in found.items():
-    before, _, kind = name.rpartition('_')
-    split = _SPLITS.get(before or 'train')
-    into: Any = {'images': images, 'labels': labels}.get(kind)
-    if split is None or into is None or split in into:
-      raise ValueError(f'{path} has an array {name!r}: want {LAYOUT}.')
-    into[split] = array
-  for split in {**images, **labels, 'train': ()}:
-    if missing := [kind for kind, some in (('images', images), ('labels', labels)) if split not in some]:
-      raise ValueError(f'{path} has no {missing[0]} of the {split} split: want {LAYOUT}.')
-    images[split] = images[split][..., None] if images[split].ndim == 3 else images[split]
-    labels[split] = labels[split][:, 0] if labels[split].shape[1:] == (1,) else labels[split]
+  for split, arrays in npz.by_split(path, found, ('images', 'labels'), LAYOUT).items():
+    image, label = arrays['images'], arrays['labels']
+    images[split] = image[..., None] if image.ndim == 3 else image
+    labels[split] = label[:, 0] if label.shape[1:] == (1,) else label
     splits.check_shapes(split, images[split], labels[split])
-  if numbers and names is not None:
-    raise ValueError(f"{path} has 'class_names', and metric r2 takes labels that are numbers: leave them out.")
-  known = _words(path, names) if names is not None else ()
-  labels, classes = (labels, known) if names is not None or numbers else numbered(labels)
+  labels, classes = labels_lib.of_npz(path, labels, names, numbers)
 
   def source(split: str) -> Source:
     def read(places: np.ndarray) -> Split:
@@ -127,44 +113,3 @@ def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str
     return Source(len(images[split]), read)
 
   return {split: source(split) for split in images}, classes
-
-
-def _arrays(path: str) -> dict[str, np.ndarray]:
-  try:
-    with zipfile.ZipFile(path) as file:
-      needed = sum(entry.file_size for entry in file.infolist())
-    splits.check_memory(f'the arrays of {path}', needed)
-    with np.load(path, allow_pickle=False) as arrays:
-      return {name: arrays[name] for name in arrays.files}
-  except ValueError as error:
-    raise ValueError(f'{path} cannot be read ({error}): want an .npz with {LAYOUT}.') from None
-  except (OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else error
-    raise ValueError(f'{path} cannot be read ({why}): want an .npz with {LAYOUT}.') from None
-
-
-def _words(path: str, names: np.ndarray) -> tuple[str, ...]:
-  if names.ndim != 1 or names.dtype.kind != 'U':
-    raise ValueError(f"{path} has 'class_names' {names.shape} of type {names.dtype}: want words [K].")
-  return tuple(map(str, names))
-
-
-def numbered(labels: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Returns labels as the numbers of classes from 0 on, and the names of the classes, sorted.
-
-  Args:
-    labels: [n] ints, bools or words, of each split; 'train' has all classes.
-
-  Raises:
-    ValueError: in one line: labels are floats or of another type, or other splits have a class that 'train' lacks.
-  """
-  plain = {name: np.char.decode(some, 'utf-8') if some.dtype.kind == 'S' else some for name, some in labels.items()}
-  for name, some in plain.items():
-    splits.check_type(name, some)
-    if (some.dtype.kind == 'U') != (plain['train'].dtype.kind == 'U'):
-      raise ValueError(f'the {name} split has labels of type {some.dtype}, and train {plain["train"].dtype}: want one.')
-  classes = np.unique(plain['train'])
-  for name, some in plain.items():
-    if len(extra := np.setdiff1d(some, classes)):
-      raise ValueError(f'the {name} split has class {str(extra[0])!r}, and no training image is of it: add some.')
-  return {name: np.searchsorted(classes, some) for name, some in plain.items()}, tuple(map(str, classes))

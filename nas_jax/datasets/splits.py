@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import os
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from nas_jax import lazy
 
 LARGEST = 2**35  # bytes of the images of a split
 COPIES = 3  # of the images in memory while they are laid out for training
+SMALLER = 'take a smaller resize, or fewer max_examples'  # the way out if images are too large
 
 Size = int | tuple[int, int]  # of images in pixels: side of a square, or height and width; 0 leaves them as they are
 
@@ -22,47 +23,74 @@ class Split(NamedTuple):
 
 
 class Scale(NamedTuple):
-  """Mean and standard deviation of numbers to predict, which networks learn as (number - mean) / deviation."""
+  """Mean and standard deviation of numbers, which networks see as (number - mean) / deviation."""
 
-  mean: float
-  deviation: float
+  mean: float | np.ndarray  # [k] for k numbers of each example
+  deviation: float | np.ndarray
 
 
-class Source(NamedTuple):
+Part = TypeVar('Part', bound=tuple[Any, ...])  # a split in memory, a NamedTuple of arrays [n, ...]
+
+
+class Source(NamedTuple, Generic[Part]):
   """A split that has not been read yet."""
 
-  size: int  # images
-  read: Callable[[np.ndarray], Split]  # reads the images at some indices [k]; raises ValueError if it cannot
+  size: int  # images, or other examples
+  read: Callable[[np.ndarray], Part]  # reads the examples at some indices [k]; raises ValueError if it cannot
 
 
 def read(
-  sources: Mapping[str, Source], max_examples: int = 0, test_share: float = 0.0, seed: int = 0
-) -> dict[str, Split]:
+  sources: Mapping[str, Source[Part]], max_examples: int = 0, test_share: float = 0.0, seed: int = 0
+) -> dict[str, Part]:
   """Reads splits, or a random part of each.
 
   Args:
     sources: the splits by name; 'train' is one of them.
-    max_examples: the most images to read of each split; 0 for all.
-    test_share: share of the training images that become the test split, if there is none. They are the same for every
+    max_examples: the most examples to read of each split; 0 for all.
+    test_share: share of the training examples that become the test split, if there is none. They are the same for every
       seed and any `max_examples`, so that no search sees them.
-    seed: of the choice of `max_examples` images.
+    seed: of the choice of `max_examples`.
 
   Raises:
-    ValueError: as `Source.read`, or `test_share` leaves a split without images.
+    ValueError: as `Source.read`, or `test_share` leaves a split without any.
   """
   places = {name: np.arange(source.size) for name, source in sources.items()}
   if test_share and 'test' not in sources:
     order, cut = np.random.default_rng(0).permutation(places['train']), round(test_share * len(places['train']))
     if not 1 <= cut < len(order):
-      raise ValueError(f'test_share (={test_share}) of {len(order)} images leaves a split without any: take another.')
+      raise ValueError(f'test_share (={test_share}) of {len(order)} examples leaves a split without any: take another.')
     places |= {'test': np.sort(order[:cut]), 'train': np.sort(order[cut:])}
 
-  def some(name: str, every: np.ndarray) -> Split:
-    # Only the chosen images are read: decoding takes longer than all the rest.
+  def some(name: str, every: np.ndarray) -> Part:
+    # Only the chosen examples are read: decoding images takes longer than all the rest.
     order = np.random.default_rng(seed).permutation(len(every))[: max_examples or None]
     return sources[name if name in sources else 'train'].read(every[np.sort(order)])
 
   return {name: some(name, every) for name, every in places.items()}
+
+
+def held_out(
+  count: int, valid_share: float | None, max_examples: int = 0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+  """Draws the places, of `count` training examples, of those to validate with, and of those to train with.
+
+  Args:
+    count: how many there are.
+    valid_share: share of the examples to validate with; None for none, where there is a validation split.
+    max_examples: how many examples to take for both; 0 for all.
+    seed: of the draw.
+
+  Raises:
+    ValueError: one of the two would be empty.
+  """
+  order = np.random.default_rng(seed).permutation(count)[: max_examples or None]
+  cut = 0 if valid_share is None else round(valid_share * len(order))
+  if valid_share is not None and not 1 <= cut < len(order):
+    raise ValueError(
+      f'valid_share (={valid_share}) of {len(order)} training examples leaves a split without any: take another '
+      'share, or more examples.'
+    )
+  return order[:cut], order[cut:]
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -101,16 +129,16 @@ def memory() -> int:
   return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else COPIES * LARGEST
 
 
-def check_memory(what: str, needed: int) -> None:
-  """Raises ValueError if images of `needed` bytes, in words `what`, do not fit into memory.
+def check_memory(what: str, needed: int, way_out: str = SMALLER) -> None:
+  """Raises ValueError if data of `needed` bytes, in words `what`, do not fit into memory.
 
-  Memory holds several copies of the images while they are laid out for training.
+  Memory holds several copies of the data while they are laid out for training. `way_out` says what to do instead.
   """
   limit = min(LARGEST, memory() // COPIES)
   if needed > limit:
     raise ValueError(
       f'{what} take {needed / 2**30:.3g} GiB: want at most {limit / 2**30:.3g} GiB, since memory holds them {COPIES} '
-      'times while they are laid out; take a smaller resize, or fewer max_examples.'
+      f'times while they are laid out; {way_out}.'
     )
 
 
@@ -131,7 +159,7 @@ def check_type(name: str, labels: np.ndarray) -> None:
   if labels.dtype.kind == 'f':
     raise ValueError(
       f'the {name} split has labels of type {labels.dtype}, as for regression, which takes metric r2: want ints or '
-      'words, the classes of images; if they are numbers of classes, make them ints.'
+      'words, the classes; if they are numbers of classes, make them ints.'
     )
   if labels.dtype.kind not in 'biuU':
     raise ValueError(f'the {name} split has labels of type {labels.dtype}: want ints or words.')
@@ -141,6 +169,6 @@ def check_numbers(name: str, labels: np.ndarray) -> None:
   """Raises ValueError unless the labels of the split `name` are finite numbers that are not all the same."""
   if labels.dtype.kind not in 'iuf' or not np.isfinite(labels).all():
     what = f'of type {labels.dtype}' if labels.dtype.kind not in 'iuf' else 'that are not finite'
-    raise ValueError(f'the {name} split has labels {what}: metric r2 wants numbers to predict, one for each image.')
+    raise ValueError(f'the {name} split has labels {what}: metric r2 wants numbers to predict.')
   if labels.min() == labels.max():
     raise ValueError(f'the {name} split has the label {labels[0]} alone: metric r2 wants numbers that differ.')

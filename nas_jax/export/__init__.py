@@ -1,4 +1,4 @@
-"""Exports found networks: as Flax modules, as Python files, and as trained models that take raw images or text.
+"""Exports found networks: as Flax modules, as Python files, and as trained models that take raw input.
 
 `module`, `variables` and `to_source` call the function for the type of the architecture. To add a type of your own,
 register a function for it, as in `export.module.register(MyArch, MyNetwork)`.
@@ -11,9 +11,18 @@ from nas_jax.export.files import Card, choose, load, read, save
 from nas_jax.export.kinds import module, to_source, variables
 from nas_jax.export.language import EnasCell, RecurrentNetwork
 from nas_jax.export.model import Classifier, ImageInputs, LanguageModel, Regressor, Scored, TextInputs
+from nas_jax.export.sequences import (
+  Forecaster,
+  SequenceClassifier,
+  SequenceInputs,
+  SequenceModel,
+  SequenceNetwork,
+  SequenceRegressor,
+)
 
 __all__ = [
-  'Card', 'Classifier', 'ConvNetwork', 'Cost', 'EnasCell', 'ImageInputs', 'LanguageModel', 'MacroNetwork',
-  'MicroNetwork', 'RecurrentNetwork', 'Regressor', 'Scored', 'TextInputs', 'choose', 'cost', 'load', 'module', 'read',
-  'save', 'to_source', 'variables',
+  'Card', 'Classifier', 'ConvNetwork', 'Cost', 'EnasCell', 'Forecaster', 'ImageInputs', 'LanguageModel', 'MacroNetwork',
+  'MicroNetwork', 'RecurrentNetwork', 'Regressor', 'Scored', 'SequenceClassifier', 'SequenceInputs', 'SequenceModel',
+  'SequenceNetwork', 'SequenceRegressor', 'TextInputs', 'choose', 'cost', 'load', 'module', 'read', 'save', 'to_source',
+  'variables',
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from nas_jax.datasets.image_batches import Whitening
 from nas_jax.datasets.splits import Scale
 from nas_jax.export.kinds import module
 from nas_jax.export.model import Classifier, ImageInputs, LanguageModel, Regressor, TextInputs
+from nas_jax.export.sequences import Forecaster, SequenceClassifier, SequenceInputs, SequenceModel, SequenceRegressor
 from nas_jax.space import ChainArch, ConvArch, MacroArch, MicroArch, RnnArch, TreeArch
 from nas_jax.training import checkpoint
 from nas_jax.types import PyTree
@@ -24,12 +25,15 @@ _KINDS = {
   TreeArch: 'tree_cell', ConvArch: 'conv', ChainArch: 'chain', MacroArch: 'enas_macro', MicroArch: 'enas_micro',
   RnnArch: 'enas_rnn',
 }  # fmt: skip
+_SCALE: files.Schema = {'mean': [files.is_number], 'deviation': [files.is_number]}
+_READS = ('images', 'text', 'sequences')  # what models read: one of these describes it
 _SCHEMA: files.Schema = {
   'kind': str,
   'arch': {},
   'options': {},
   'images?': {'shape': [int], 'classes': [str], 'whiten': str, 'resized': bool, 'scale?': [files.is_number]},
   'text?': {'level': str, 'vocabulary': [str]},
+  'sequences?': {'steps': int, 'classes': [str], 'standard': _SCALE, 'scale': (_SCALE, None), 'horizon': int},
   'scores': {'metric': str, 'valid': (files.is_number, None), 'test': files.is_number},
 }
 
@@ -39,7 +43,7 @@ class Card(NamedTuple):
 
   arch: Any  # a static architecture, or 'LSTM'
   options: Mapping[str, Any]  # the options of `export.module`, as JSON values
-  inputs: ImageInputs | TextInputs
+  inputs: ImageInputs | TextInputs | SequenceInputs
 
 
 def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
@@ -66,6 +70,8 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
     reads['images'] |= {'scale': list(numbers)} if numbers else {}
     if shift is not None and scale is not None:
       np.savez(os.path.join(part, WHITENING), shift=shift, scale=scale)
+  elif isinstance(card.inputs, SequenceInputs):
+    reads = {'sequences': card.inputs.as_json()}
   else:
     reads = {'text': card.inputs._asdict()}
   found = _named(card.arch) | {'options': dict(card.options)} | reads | about
@@ -81,7 +87,7 @@ def _named(arch: Any) -> dict[str, Any]:
   return {'kind': _KINDS[type(arch)], 'arch': arch._asdict()}
 
 
-def load(folder: str | os.PathLike[str]) -> Classifier | LanguageModel:
+def load(folder: str | os.PathLike[str]) -> Classifier | LanguageModel | SequenceModel:
   """Returns the trained model in a folder that `retrain` has written.
 
   Args:
@@ -119,7 +125,7 @@ def choose(folder: str) -> str:
   return min(scored, key=lambda path: scored[path]) if scored else next(iter(found))
 
 
-def read(folder: str) -> Classifier | LanguageModel:
+def read(folder: str) -> Classifier | LanguageModel | SequenceModel:
   """Returns the model in its own folder. Raises ValueError, naming the file, if one is missing or damaged."""
   found, where = _card(os.path.join(folder, NAME)), os.path.join(folder, WEIGHTS)
   options = {name: tuple(value) if isinstance(value, list) else value for name, value in found['options'].items()}
@@ -128,18 +134,27 @@ def read(folder: str) -> Classifier | LanguageModel:
     made = module(arch, **options)
   except (TypeError, ValueError) as error:
     raise ValueError(f'{os.path.join(folder, NAME)} describes no network ({error}).') from None
-  if 'text' in found:
-    inputs: ImageInputs | TextInputs = TextInputs(found['text']['level'], tuple(found['text']['vocabulary']))
-  else:
-    images = found['images']
-    whitening = _whitening(os.path.join(folder, WHITENING), images['whiten'])
-    inputs = ImageInputs(tuple(images['shape']), tuple(images['classes']), whitening, images['resized'])
-    inputs = inputs._replace(scale=Scale(*images['scale']) if 'scale' in images else None)
+  inputs = _inputs(folder, found)
   variables = checkpoint.load(where, jax.eval_shape(made.init, jax.random.key(0), inputs.example))
-  about = {name: value for name, value in found.items() if name not in ('kind', 'arch', 'options', 'images', 'text')}
+  about = {name: value for name, value in found.items() if name not in ('kind', 'arch', 'options', *_READS)}
   if isinstance(inputs, TextInputs):
     return LanguageModel(made, variables, inputs, about)
+  if isinstance(inputs, SequenceInputs):
+    kind = Forecaster if inputs.horizon else SequenceRegressor if inputs.scale else SequenceClassifier
+    return kind(made, variables, inputs, about)
   return (Regressor if inputs.scale else Classifier)(made, variables, inputs, about)
+
+
+def _inputs(folder: str, found: Mapping[str, Any]) -> ImageInputs | TextInputs | SequenceInputs:
+  """Returns what a model reads. Raises ValueError, naming the file, if its whitening is missing or damaged."""
+  if 'text' in found:
+    return TextInputs(found['text']['level'], tuple(found['text']['vocabulary']))
+  if 'sequences' in found:
+    return SequenceInputs.from_json(found['sequences'])
+  images = found['images']
+  whitening = _whitening(os.path.join(folder, WHITENING), images['whiten'])
+  scale = Scale(*images['scale']) if 'scale' in images else None
+  return ImageInputs(tuple(images['shape']), tuple(images['classes']), whitening, images['resized'], scale)
 
 
 def _models(folder: str) -> dict[str, dict[str, Any]]:
@@ -154,8 +169,8 @@ def _models(folder: str) -> dict[str, dict[str, Any]]:
 def _card(path: str) -> dict[str, Any]:
   try:
     found = files.read(path, _SCHEMA)
-    if found is None or ('images' in found) == ('text' in found):
-      raise ValueError('it says neither what images nor what text it takes')
+    if found is None or sum(name in found for name in _READS) != 1:
+      raise ValueError(f'it describes not one of {", ".join(_READS)} that the model takes')
     return found
   except (OSError, ValueError) as error:
     raise ValueError(f'{path} cannot be read ({error}): train the model again.') from None

@@ -5,9 +5,9 @@ from typing import Any
 
 import flax.linen as nn
 
-from nas_jax.export import conv, enas, language
+from nas_jax.export import conv, enas, language, sequences
 from nas_jax.export.enas_source import macro_source, micro_source
-from nas_jax.export.language_source import language_source
+from nas_jax.export.language_source import recurrent_source
 from nas_jax.export.source import conv_source
 from nas_jax.space import ChainArch, ConvArch, MacroArch, MicroArch, RnnArch, TreeArch
 from nas_jax.types import PyTree
@@ -18,13 +18,14 @@ def module(arch: Any, **options: Any) -> nn.Module:
   """Returns the network of a static architecture as a Flax module.
 
   Args:
-    arch: the architecture. 'LSTM' stands for standard LSTM cells in a language model.
+    arch: the architecture. 'LSTM' stands for standard LSTM cells.
     **options: attributes of the module: see `ConvNetwork`, `MacroNetwork`, `MicroNetwork` and `RecurrentNetwork`.
+      Recurrent cells with `outputs` make a `SequenceNetwork`.
 
   Returns:
     A module of nn.Conv, nn.BatchNorm, nn.Dense, ... Image networks map whitened images [B, H, W, C] to logits
-    [B, classes], and take `train`. Language models map tokens [B, T] to a carry and logits [B, T, V]. Dropout and drop
-    path are left out.
+    [B, classes], and take `train`. Language models map tokens [B, T] to a carry and logits [B, T, V], networks for
+    sequences [B, T, F] to outputs [B, K]. Dropout and drop path are left out.
 
   Raises:
     ValueError: there is no function for the type of the architecture.
@@ -67,8 +68,8 @@ def to_source(arch: Any, **options: Any) -> str:
     **options: as in `module`.
 
   Returns:
-    A file with a Flax module `Network`, or `LanguageModel`. It takes the same variables as the module that
-    `module` returns.
+    A file with a Flax module `Network`, or `LanguageModel` if it reads text. It takes the same variables as the module
+    that `module` returns.
 
   Raises:
     ValueError: there is no function for the type of the architecture.
@@ -87,14 +88,19 @@ def _unknown(arch: Any, function: Any) -> ValueError:
   return ValueError(f'a {type(arch).__name__} cannot be exported: want one of {known}.')
 
 
+def _recurrent(arch: language.Arch, **options: Any) -> nn.Module:
+  """Returns a network of recurrent cells, which reads text, or with `outputs` sequences of numbers."""
+  return (sequences.SequenceNetwork if 'outputs' in options else language.RecurrentNetwork)(arch, **options)
+
+
 for _kind, _module, _variables, _source in (
   (ConvArch, conv.ConvNetwork, conv.variables, conv_source),
   (ChainArch, conv.ConvNetwork, conv.variables, conv_source),
   (MacroArch, enas.MacroNetwork, enas.macro_variables, macro_source),
   (MicroArch, enas.MicroNetwork, enas.micro_variables, micro_source),
-  (TreeArch, language.RecurrentNetwork, language.variables, language_source),
-  (RnnArch, language.RecurrentNetwork, language.variables, language_source),
-  (str, language.RecurrentNetwork, language.variables, language_source),
+  (TreeArch, _recurrent, language.variables, recurrent_source),
+  (RnnArch, _recurrent, language.variables, recurrent_source),
+  (str, _recurrent, language.variables, recurrent_source),
 ):
   module.register(_kind, _module)
   variables.register(_kind, _variables)

@@ -89,7 +89,7 @@ class RecurrentNetwork(nn.Module):
     embed = nn.Embed(self.vocabulary, self.embedding or self.features, name='embedding')
     x, after = embed(tokens), list[PyTree]()
     for i in range(self.layers):
-      cell = _cell(self.arch, self.features, self.operations, f'cell_{i}')
+      cell = recurrent_cell(self.arch, self.features, self.operations, f'cell_{i}')
       state, x = nn.RNN(cell, return_carry=True)(x, initial_carry=carry[i] if carry else None)
       after.append(state)
     if not self.tied:
@@ -98,7 +98,8 @@ class RecurrentNetwork(nn.Module):
     return after, embed.attend(x) + bias[None, None]
 
 
-def _cell(arch: Arch, features: int, operations: Operations, name: str) -> nn.RNNCellBase:
+def recurrent_cell(arch: Arch, features: int, operations: Operations, name: str) -> nn.RNNCellBase:
+  """Returns a cell as a Flax module, to be called inside an `nn.compact` method."""
   if isinstance(arch, str):
     return nn.OptimizedLSTMCell(features, name=name)
   if isinstance(arch, RnnArch):
@@ -108,11 +109,12 @@ def _cell(arch: Arch, features: int, operations: Operations, name: str) -> nn.RN
 
 
 def variables(arch: Arch, params: PyTree, carry: PyTree) -> PyTree:
-  """Returns the variables of `RecurrentNetwork` from those of the child; see `export.variables`."""
+  """Returns the variables of a network of recurrent cells from those of the child; see `export.variables`."""
   del carry
   convert = _of_lstm if isinstance(arch, str) else dict if isinstance(arch, TreeArch) else _of_enas
   weights = {f'cell_{i}': convert(cell) for i, cell in enumerate(params['cells'])}
-  weights['embedding'] = {'embedding': params['embedding']}
+  if 'embedding' in params:  # of a language model
+    weights['embedding'] = {'embedding': params['embedding']}
   if 'softmax' in params:
     weights['softmax'] = {'kernel': params['softmax'], 'bias': params['softmax_bias']}
   else:

@@ -1,16 +1,17 @@
-"""Python files of language models."""
+"""Python files of networks of recurrent cells: language models, and networks for sequences of numbers."""
 
 from nas_jax import operations as operations_lib
 from nas_jax import tree_cell
 from nas_jax.export.language import RecurrentNetwork
+from nas_jax.export.sequences import SequenceNetwork
 from nas_jax.export.source import arch_words
 from nas_jax.operations import Operations
 from nas_jax.space.enas import RnnArch, loose_ends
 from nas_jax.space.tree import TreeArch
 
 
-def language_source(made: RecurrentNetwork) -> str:
-  """Returns the file of a language model."""
+def recurrent_source(made: RecurrentNetwork | SequenceNetwork) -> str:
+  """Returns the file of a network of recurrent cells."""
   if isinstance(made.arch, TreeArch):
     name, text = 'Cell', _tree_cell(made.arch, made.operations)
   elif isinstance(made.arch, RnnArch):
@@ -18,8 +19,10 @@ def language_source(made: RecurrentNetwork) -> str:
   else:
     name, text = 'nn.OptimizedLSTMCell', ''
   what = 'recurrent cells found by architecture search' if text else 'standard LSTM cells'
-  head = _HEAD.format(what=what, arch=f'\n\n{arch_words(made.arch)}\n' if text else '')
-  return head + _imports(text) + text + _model(made, name)
+  use = 'A network for sequences' if isinstance(made, SequenceNetwork) else 'A language model'
+  head = _HEAD.format(use=use, what=what, arch=f'\n\n{arch_words(made.arch)}\n' if text else '')
+  model = _NETWORK.format(made=made, cell=name) if isinstance(made, SequenceNetwork) else _model(made, name)
+  return head + _imports(text + model) + text + model
 
 
 def _imports(text: str) -> str:
@@ -63,7 +66,7 @@ def _model(made: RecurrentNetwork, cell: str) -> str:
   return _MODEL.format(made=made, width=width, cell=cell, logits=logits)
 
 
-_HEAD = '''"""A language model of {what}. It needs only JAX and Flax.{arch}"""
+_HEAD = '''"""{use} of {what}. It needs only JAX and Flax.{arch}"""
 
 '''
 _TREE_CELL = '''
@@ -143,3 +146,20 @@ _OWN = """    return after, nn.Dense(self.vocabulary, name='softmax')(x)
 _TIED = """    bias = self.param('softmax_bias', nn.initializers.zeros_init(), (self.vocabulary,))
     return after, embed.attend(x) + bias[None, None]
 """
+_NETWORK = '''
+
+class Network(nn.Module):
+  """Maps standardized sequences [batch, time, features], and perhaps their lengths [batch], to outputs."""
+
+  outputs: int = {made.outputs}
+  features: int = {made.features}
+  layers: int = {made.layers}
+
+  @nn.compact
+  def __call__(self, sequences, lengths=None):
+    x = sequences
+    for i in range(self.layers):
+      x = nn.RNN({cell}(self.features, name=f'cell_{{i}}'))(x)
+    end = jnp.full(len(x), x.shape[1]) if lengths is None else lengths
+    return nn.Dense(self.outputs, name='softmax')(jnp.take_along_axis(x, end[:, None, None] - 1, 1)[:, 0])
+'''

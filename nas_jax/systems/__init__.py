@@ -2,5 +2,5 @@
 
 from nas_jax import lazy
 
-__all__ = ['cell', 'chain', 'conv', 'enas_images', 'enas_rnn', 'table']
+__all__ = ['cell', 'chain', 'conv', 'enas_images', 'enas_rnn', 'sequence', 'table']
 __getattr__, __dir__ = lazy.modules(__name__, __all__)

@@ -1,6 +1,9 @@
 """Recurrent-cell search, Zoph & Le (2017) Sec. 3.4 and 4.2: tree cells in a language model."""
 
+from collections.abc import Callable
 import dataclasses
+import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,8 +26,8 @@ from nas_jax.types import Evaluate
 
 
 @dataclasses.dataclass
-class Config(language.Children, Limits, halving.Config, replicas.Config, search.Config):
-  """The search, its children, and how they are trained."""
+class SpaceConfig:
+  """The space of tree cells, and their width."""
 
   base: int = field(8, 'leaves of the tree, a power of two, Sec. 4.2', low=2)
   combine: tuple[str | Operation, ...] = field(
@@ -36,6 +39,12 @@ class Config(language.Children, Limits, halving.Config, replicas.Config, search.
     also=Operation,
   )
   hidden: int = field(32, 'hidden units of a cell', low=1)
+
+
+@dataclasses.dataclass
+class Config(SpaceConfig, language.Children, Limits, halving.Config, replicas.Config, search.Config):
+  """The search, its children, and how they are trained."""
+
   parameters: int = field(
     0, 'number of weights that hidden is set to come nearest to; 0 to take hidden as given', low=0
   )
@@ -153,7 +162,7 @@ def smoke() -> Config:
 PRESETS = {'paper': paper, 'small': small, 'demo': demo, 'smoke': smoke}
 
 
-def make_space(cfg: Config) -> space.Space:
+def make_space(cfg: SpaceConfig) -> space.Space:
   """The space that `cfg` describes."""
   return space.tree_cell_space(cfg.base, cfg.combine, cfg.activate)
 
@@ -199,20 +208,25 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
 
 
 def counter(cfg: Config, text: text_lib.Text, operations: Operations, hidden: int) -> costs.Count:
-  """Returns a function that counts the cost of the network of a cell at width `hidden`.
+  """Returns a function that counts the cost of the network of a cell at width `hidden`."""
+  sizes = {'vocabulary': cfg.vocabulary or len(text.vocabulary), 'layers': cfg.layers, 'embedding': cfg.embedding}
+  make = functools.partial(export.module, features=hidden, tied=cfg.tied, operations=operations, **sizes)
+  return count_once(make, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+
+
+def count_once(make: Callable[[TreeArch], nn.Module], example: jax.ShapeDtypeStruct) -> costs.Count:
+  """Returns a function that counts the cost of the network that `make` makes of a cell, for an input like `example`.
 
   The cost depends only on the number of leaves of the tree, so it is counted once for each number. All cells of a space
   therefore cost the same. This search has no bounds on the cost and no reward that depends on the cost, since these
   could not distinguish the cells.
   """
   made = dict[int, costs.Cost]()
-  sizes = {'vocabulary': cfg.vocabulary or len(text.vocabulary), 'layers': cfg.layers, 'embedding': cfg.embedding}
 
   def count(arch: TreeArch) -> costs.Cost:
     nodes = len(arch.combine)
     if nodes not in made:
-      network = export.module(arch, features=hidden, tied=cfg.tied, operations=operations, **sizes)
-      made[nodes] = export.cost(network, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+      made[nodes] = export.cost(make(arch), example)
     return made[nodes]
 
   return count
@@ -246,7 +260,7 @@ def build(
   return replicas.build_search(problem.space, cfg, evaluators.build(problem, mesh, recovery))
 
 
-def why_unsupported(cfg: Config, arch: TreeArch) -> str:
+def why_unsupported(cfg: Any, arch: TreeArch) -> str:
   """Says why the children's program cannot train a cell from outside the space; '' if it can."""
   if cfg.child_program == 'specialised':
     return ''
@@ -269,9 +283,16 @@ def references(
     train: the evaluator of the search.
     recovery: for the trainings of cells that are not trees, which have evaluators of their own.
   """
+  return known_cells(cfg, lambda cell: make_problem(cfg, text, cell), train, recovery)
+
+
+def known_cells(
+  cfg: Any, problem_of: Callable[[language_model.Cell], Problem], train: Evaluate, recovery: Recovery
+) -> dict[str, evaluators.Known]:
+  """Returns known cells with their evaluators, as `references`; `problem_of` makes the problem of one kind of cell."""
 
   def other(cell: language_model.Cell) -> evaluators.Known:
-    evaluate = evaluators.on_first_use(lambda: evaluators.build(make_problem(cfg, text, cell), recovery=recovery))
+    evaluate = evaluators.on_first_use(lambda: evaluators.build(problem_of(cell), recovery=recovery))
     return evaluators.Known(published.LSTM, evaluate)  # these cells ignore the architecture
 
   trees = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}

@@ -150,13 +150,24 @@ def check_memory(cfg: Config, images: images_lib.Images) -> None:
   every = [part.images for part in images[:3]]
   needed = sum(part.size for part in every) * (1 if cfg.whiten == 'image' else 4)
   needed += image_batches.ORDERS * 8 * len(images.train.labels)
+  way_out = 'take a smaller resize, fewer max_examples, or whiten=image, which needs a quarter of the others'
+  check_device(f'{sum(map(len, every))} images of {images.shape}', needed, way_out)
+
+
+def check_test_split(dataset: str, count: int) -> None:
+  """Raises ValueError if a data set has no examples to test with, which a search does not need."""
+  if not count:
+    raise ValueError(
+      f'dataset {dataset!r} has no test split, on which a network trained to the end is scored: give test_share, to '
+      'this and to the search, as --test_share=0.1.'
+    )
+
+
+def check_device(what: str, needed: int, way_out: str) -> None:
+  """Raises ValueError if a device has no memory for data, `what` in words, that take `needed` bytes."""
   limit = min(fit.memory_limit(fit.child_mesh()), splits.memory() / len(jax.local_devices()))
   if needed > limit:
-    raise ValueError(
-      f'{sum(map(len, every))} images of {images.shape} take {needed / 2**30:.3g} GiB of a device that has '
-      f'{limit / 2**30:.3g}: take a smaller resize, fewer max_examples, or whiten=image, which needs a quarter of the '
-      'others.'
-    )
+    raise ValueError(f'{what} take {needed / 2**30:.3g} GiB of a device that has {limit / 2**30:.3g}: {way_out}.')
 
 
 def widest(space: Space) -> PyTree:
@@ -191,7 +202,7 @@ class Setup(NamedTuple):
   inputs: conv.InputSpec
   data: tuple[image_batches.Data, ...]
   pass_steps: int
-  optimizer: Callable[[int], Callable[[conv.Hyperparameters], optax.GradientTransformation]]
+  optimizer: Callable[[int], Callable[[Any], optax.GradientTransformation]]
 
 
 def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
@@ -201,22 +212,31 @@ def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
   """
   augment = image_batches.Augment(cfg.upsample, cfg.flip, cfg.pad)
   size = min(cfg.score_batch, len(images.valid.labels))
-  if (cfg.metric == 'r2') != (images.scale is not None):
-    has = 'numbers' if images.scale else 'classes'
-    raise ValueError(f'metric (={cfg.metric}) does not fit images whose labels are {has}.')
-  if cfg.metric == 'r2' and cfg.class_weights != 'none':
-    raise ValueError(f'class_weights (={cfg.class_weights}) are for classes, and metric r2 predicts numbers.')
+  check_metric(cfg.metric, cfg.class_weights, images.scale is not None)
   weights = metrics.balanced(images.train.labels, images.classes) if cfg.class_weights == 'balanced' else ()
   return conv.InputSpec(
     images.shape, images.classes, cfg.batch, size, augment, cfg.norm_first, cfg.precision, cfg.metric, weights
   )
 
 
+def check_metric(metric: str, class_weights: str, numbers: bool) -> None:
+  """Raises ValueError if a metric and weights of classes do not fit labels, which are numbers to predict or classes."""
+  if (metric == 'r2') != numbers:
+    raise ValueError(f'metric (={metric}) does not fit labels that are {"numbers" if numbers else "classes"}.')
+  if numbers and class_weights != 'none':
+    raise ValueError(f'class_weights (={class_weights}) are for classes, and metric r2 predicts numbers.')
+
+
+def scaled(labels: np.ndarray, scale: splits.Scale) -> np.ndarray:
+  """Returns numbers to predict as networks learn them."""
+  return ((labels - scale.mean) / scale.deviation).astype(np.float32)
+
+
 def learned(images: images_lib.Images, part: images_lib.Split) -> images_lib.Split:
   """Returns a split with labels as networks learn them: numbers to predict are scaled, see `Scale`."""
   if images.scale is None:
     return part
-  return part._replace(labels=((part.labels - images.scale.mean) / images.scale.deviation).astype(np.float32))
+  return part._replace(labels=scaled(part.labels, images.scale))
 
 
 def set_up(
@@ -262,7 +282,7 @@ def make_problem(
   setup: Setup,
   space: Space,
   network: Child,
-  hyperparameters: Callable[[PyTree], conv.Hyperparameters],
+  hyperparameters: Callable[[PyTree], Any],
   epochs: int,
   last_epochs: int = 1,
   reward_power: float = 1.0,
@@ -306,7 +326,7 @@ def make_problem(
 def fitter(
   setup: Setup,
   child: Child,
-  hyperparameters: Callable[[PyTree], conv.Hyperparameters],
+  hyperparameters: Callable[[PyTree], Any],
   steps: int,
   mesh: Mesh | None = None,
   quick: bool = False,

@@ -170,9 +170,15 @@ def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyT
     ValueError: the nearest number of weights is more than 5 % off.
   """
 
-  def count(hidden: int) -> int:
-    return weights(build(cfg, text, cell, hidden), arch)
+  return nearest_width(lambda hidden: weights(build(cfg, text, cell, hidden), arch), parameters)
 
+
+def nearest_width(count: Callable[[int], int], parameters: int) -> int:
+  """Returns the width of cells whose network has nearest to `parameters` weights; `count` maps widths to weights.
+
+  Raises:
+    ValueError: the nearest number of weights is more than 5 % off.
+  """
   low, high = 0, 1
   while count(high) < parameters:
     low, high = high, 2 * high
@@ -182,8 +188,8 @@ def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyT
   off, found = min((abs(count(hidden) - parameters), hidden) for hidden in (low, high) if hidden)
   if off > 0.05 * parameters:
     raise ValueError(
-      f'parameters (={parameters}) cannot be met: cells of width {found} make {count(found)} with this vocabulary '
-      'and these layers; ask for a number near that, or set hidden.'
+      f'parameters (={parameters}) cannot be met: cells of width {found} make {count(found)} with these data '
+      'and layers; ask for a number near that, or set hidden.'
     )
   return found
 

@@ -209,7 +209,7 @@ def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
 def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str, operations: Operations = BUILT_IN) -> int:
   """The width of the cells of a network of this size. Raises ValueError if no width fits; nothing is compiled."""
   hidden, parameters = parse_size(size)
-  cell, form = _cell(arch, operations)
+  cell, form = cell_of(arch, operations)
   hidden = hidden or language.width(cfg, text, cell, form, parameters)
   child = language.build(cfg, text, cell, hidden)
   spec = language_model.ChildSpec(form, language_model.Hyperparameters(0.0, 0.0, 0.0, 0.0))
@@ -219,7 +219,7 @@ def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str, operations: O
 
 def weights(cfg: Config, text: text_lib.Text, arch: Arch, size: str) -> int:
   """Returns the number of weights of a network of this size. Raises ValueError as `width`."""
-  hidden, (cell, form) = width(cfg, text, arch, size), _cell(arch)
+  hidden, (cell, form) = width(cfg, text, arch, size), cell_of(arch)
   return language.weights(language.build(cfg, text, cell, hidden), form)
 
 
@@ -240,7 +240,7 @@ def task(
   `width` and `text_batches.lay_out`.
   """
   del final
-  hidden, (cell, form) = width(cfg, text, arch, size, operations), _cell(arch, operations)
+  hidden, (cell, form) = width(cfg, text, arch, size, operations), cell_of(arch, operations)
   network = language.build(cfg, text, cell, hidden)
   data = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   own = child_lib.bind_arch(network, lambda hyperparameters: language_model.ChildSpec(form, hyperparameters))
@@ -252,7 +252,8 @@ def task(
   )
 
 
-def _cell(arch: Arch, operations: Operations = BUILT_IN) -> tuple[language_model.Cell, TreeArch | RnnArch]:
+def cell_of(arch: Arch, operations: Operations = BUILT_IN) -> tuple[language_model.Cell, TreeArch | RnnArch]:
+  """Returns the kind of cell of an architecture, and what it takes as one. Raises ValueError on unknown operations."""
   if isinstance(arch, str):
     return language_model.lstm(), published.LSTM  # a standard LSTM has no tree
   chosen = {'activate': set(arch.activate)}

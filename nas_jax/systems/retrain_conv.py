@@ -100,18 +100,9 @@ def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
   return conv.Hyperparameters(*map(jnp.array, zip(*points, strict=True)))
 
 
-def check_test_split(cfg: classifier.Config, images: images_lib.Images) -> None:
-  """Raises ValueError if there are no test images. A retraining needs them, a search does not."""
-  if not len(images.test.labels):
-    raise ValueError(
-      f'dataset {cfg.dataset!r} has no test split, on which a network trained to the end is scored: give test_share, '
-      'to this and to the search, as --test_share=0.1.'
-    )
-
-
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network, no Flax module of it or no test split."""
-  check_test_split(cfg, images)
+  classifier.check_test_split(cfg.dataset, len(images.test.labels))
   classifier.check_memory(cfg, images)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters))).params
   child_lib.check_weights(weights, 'a smaller add_filters.')

@@ -110,7 +110,7 @@ def check(cfg: Config) -> None:
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network, no Flax module of it or no test split."""
-  retrain_conv.check_test_split(cfg, images)
+  classifier.check_test_split(cfg.dataset, len(images.test.labels))
   classifier.check_memory(cfg, images)
   weights = _weights(_build(cfg, images, arch, max(cfg.filters)), arch)
   child_lib.check_weights(weights, 'fewer filters or cells.')

@@ -72,9 +72,9 @@ def r2(squares: Array, labels: Array) -> Array:
 
   Args:
     squares: [] the sum of squared errors.
-    labels: [n] the numbers to predict; NaN for images that do not count.
+    labels: [n] or [n, k] the numbers to predict; NaN for images that do not count.
   """
-  return 1.0 - squares / jnp.nansum((labels - jnp.nanmean(labels)) ** 2)
+  return 1.0 - squares / jnp.nansum((labels - jnp.nanmean(labels, 0, keepdims=True)) ** 2)
 
 
 def balanced(labels: np.ndarray, classes: int) -> tuple[float, ...]:

@@ -9,7 +9,7 @@ import pytest
 
 from nas_jax.datasets import image_batches, images
 from nas_jax.datasets.images import Split
-from nas_jax.systems import retrain_conv
+from nas_jax.systems import classifier
 
 RNG = np.random.default_rng(0)
 
@@ -104,7 +104,7 @@ def test_a_search_needs_no_test_split():
   found = images.split_images(some(40), None, 3)
   assert found.test.images.shape == (0, 5, 4, 1) and [len(part.labels) for part in found[:2]] == [36, 4]
   with pytest.raises(ValueError, match='no test split'):
-    retrain_conv.check_test_split(retrain_conv.Config(), found)
+    classifier.check_test_split('digits', len(found.test.labels))
 
 
 def test_images_of_several_sizes_are_resized_and_need_it():

@@ -10,7 +10,8 @@ import pytest
 import testing
 
 from nas_jax import config
-from nas_jax.datasets import image_files, own_images, splits
+from nas_jax.datasets import image_files, splits
+from nas_jax.datasets import labels as labels_lib
 from nas_jax.datasets.images import load_images
 from nas_jax.systems import classifier, conv
 
@@ -132,7 +133,9 @@ def test_folders_that_are_none(tmp_path):
   for split, names in (('train', ('a', 'b')), ('val', ('a', 'c'))):
     for name in names:
       draw(tmp_path / 'more' / split / name / 'x.png')
-  assert "the validation split has class 'c', and no training image is of it" in complaint('folder', tmp_path / 'more')
+  assert "the validation split has class 'c', and no training example is of it" in complaint(
+    'folder', tmp_path / 'more'
+  )
   (tmp_path / 'more' / 'valid').mkdir()
   assert 'several folders for the validation split' in complaint('folder', tmp_path / 'more')
 
@@ -244,7 +247,7 @@ def test_labels_that_are_numbers_to_predict(tmp_path):
   more = arrays(20, labels, class_names=np.array(['a']))
   assert 'metric r2 takes labels that are numbers' in complaint(save(tmp_path / 'y.npz', **more), numbers=True)
   assert "dataset 'digits' has classes: take a FILE.npz" in complaint('digits', numbers=True)
-  with pytest.raises(ValueError, match=r'metric \(=accuracy\) does not fit images whose labels are numbers'):
+  with pytest.raises(ValueError, match=r'metric \(=accuracy\) does not fit labels that are numbers'):
     classifier.inputs(classifier.Config(), found)
   with pytest.raises(ValueError, match='class_weights .* predicts numbers'):
     classifier.inputs(dataclasses.replace(cfg, class_weights='balanced'), found)
@@ -267,7 +270,7 @@ def test_a_test_split_is_drawn_that_no_seed_changes(tmp_path):
   assert [len(part.labels) for part in few[:3]] == [4, 1, 5]
   assert all(image.tobytes() not in rows for part in few[:2] for image in part.images)
   assert all(image.tobytes() in rows for image in few.test.images)
-  assert 'test_share (=0.01) of 40 images leaves a split' in complaint(path, test_share=0.01)
+  assert 'test_share (=0.01) of 40 examples leaves a split' in complaint(path, test_share=0.01)
   given = arrays(40, np.arange(40) % 3, test_images=arrays(6, [])['images'], test_labels=np.arange(6) % 3)
   assert len(load_images(save(tmp_path / 'y.npz', **given), test_share=0.25).test.labels) == 6  # it has one
 
@@ -301,5 +304,5 @@ def test_images_that_are_too_many_for_a_device(monkeypatch):
 
 
 def test_classes_are_sorted_and_named_once():
-  numbers, names = own_images.numbered({'train': np.array(['b', 'a', 'b']), 'test': np.array(['b'])})
+  numbers, names = labels_lib.numbered({'train': np.array(['b', 'a', 'b']), 'test': np.array(['b'])})
   assert names == ('a', 'b') and numbers['train'].tolist() == [1, 0, 1] and numbers['test'].tolist() == [1]

@@ -310,6 +310,7 @@ def test_what_origin_names_is_believed_before_the_fields():
   saved = config.as_json(cell.smoke())
   assert systems.system_of(saved, {}) is systems.CELL
   assert systems.system_of(saved, {'kind': 'conv'}) is systems.CONV
+  assert systems.system_of(saved, {'kind': 'tree_cell', 'system': 'sequence'}) is systems.SEQUENCE
   assert systems.system_of(saved, {'kind': 'of a later version'}) is systems.CELL
   assert systems.system_of({'wings': 2}, {}) is None
   for system in systems.SYSTEMS:  # as all were told before

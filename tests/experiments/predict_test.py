@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 import pytest
@@ -12,6 +14,7 @@ from experiments.common import launch, pictures
 from nas_jax import export, space
 from nas_jax.datasets import splits
 from nas_jax.datasets.image_batches import Whitening
+from nas_jax.datasets.splits import Scale
 
 CHAIN = space.chain_space(('max pool 2 2',), 1).decode([0])
 TREE = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
@@ -151,6 +154,71 @@ def test_a_text(language, tmp_path, capsys):
   assert capsys.readouterr().out.splitlines()[-1].split()[:3] == ['text.txt', '7', f'{found["perplexity"]:.3f}']
 
 
+SCALE = Scale(np.array([1.0, 2.0]), np.array([0.5, 4.0]))
+
+
+def read_sequences(tmp_path, name, classes=(), scale=None, horizon=0):
+  """A network with random weights for sequences of two features."""
+  outputs = len(classes) or np.size(scale.mean)
+  options = {'outputs': outputs, 'features': 4, 'layers': 2}
+  return save(tmp_path / name, TREE, options, export.SequenceInputs(3, classes, SCALE, scale, horizon))
+
+
+def test_classes_of_sequences(tmp_path, capsys):
+  """Of any length, and those after an end of their own."""
+  model = read_sequences(tmp_path, 'model', classes=('cat', 'dog', 'owl'))
+  x, lengths = np.random.default_rng(0).normal(size=(300, 5, 2)), np.arange(300) % 5 + 1
+  np.savez(tmp_path / 'x.npz', sequences=x, lengths=lengths, labels=np.array(['dog'] * 300))
+  run(f'--model={tmp_path}/model', f'--sequences={tmp_path}/x.npz', '--json')
+  found = json.loads(capsys.readouterr().out)
+  wanted = np.asarray(model(x, lengths))
+  np.testing.assert_allclose([list(one['probabilities'].values()) for one in found['sequences']], wanted, rtol=1e-5)
+  assert found['accuracy'] == np.mean(wanted.argmax(-1) == 1)
+  np.testing.assert_allclose(wanted[1], np.asarray(model(x[1:2, :2]))[0], rtol=1e-5)
+  standard = (x[:2] - [1.0, 2.0]) / [0.5, 4.0]
+  logits = model.module.apply(model.variables, jnp.asarray(standard, jnp.float32))
+  np.testing.assert_allclose(model(x[:2]), jax.nn.softmax(logits), rtol=1e-5)
+
+
+def test_numbers_of_sequences_and_a_forecast(tmp_path, capsys):
+  scale = Scale(np.array([10.0, -3.0]), np.array([2.0, 5.0]))
+  model, x = read_sequences(tmp_path, 'numbers', scale=scale), np.random.default_rng(0).normal(size=(4, 3, 2))
+  np.savez(tmp_path / 'x.npz', sequences=x, labels=model(x) + np.array([3.0, 4.0]))
+  run(f'--model={tmp_path}/numbers', f'--sequences={tmp_path}/x.npz')
+  shown = capsys.readouterr().out.splitlines()
+  assert shown[1].split() == ['sequence', 'number', '1', 'number', '2'] and shown[-1].startswith('root mean squared')
+  np.testing.assert_allclose(float(shown[-1].split()[4]), 12.5**0.5, rtol=1e-3)
+  np.testing.assert_allclose(model(x), scale.mean + scale.deviation * np.asarray(model.outputs(x)), rtol=1e-6)
+  ahead = read_sequences(tmp_path, 'ahead', scale=scale, horizon=1)  # one step of two features
+  series = np.random.default_rng(1).normal(size=(7, 2))
+  np.savez(tmp_path / 'series.npz', series=series)
+  run(f'--model={tmp_path}/ahead', f'--sequences={tmp_path}/series.npz', '--json')
+  found = json.loads(capsys.readouterr().out)['forecast']
+  # The last three steps decide how the last value changes.
+  np.testing.assert_allclose(found, series[-1:] + ahead.numbers(series[None, -3:]), rtol=1e-6)
+
+
+def test_what_is_wrong_with_sequences_is_said_in_one_line(classifier, tmp_path):
+  read_sequences(tmp_path, 'model', classes=('a', 'b'))
+  read_sequences(tmp_path, 'ahead', scale=SCALE, horizon=1)
+  x = np.zeros((2, 3, 2))
+  for model, arrays, words in (
+    ('model', {'sequences': x[..., :1]}, 'want [n, T, 2], as in training'),
+    ('model', {'sequences': x, 'labels': np.array(['a', 'c'])}, "'c', which is no class"),
+    ('model', {'sequences': x, 'labels': np.array(['a'])}, 'has labels (1,)'),
+    ('model', {'sequences': x, 'lengths': np.array([0, 1])}, 'ints [2] from 1 to 3'),
+    ('model', {'series': x[0]}, "has arrays series: want arrays 'sequences'"),
+    ('ahead', {'sequences': x}, "has arrays sequences: want one array 'series'"),
+    ('ahead', {'series': x[0, :2]}, 'want at least 3, the window'),
+    ('ahead', {'series': x[0] + np.nan}, 'not finite'),
+  ):
+    np.savez(tmp_path / 'x.npz', **arrays)
+    said = complaint(f'--model={tmp_path}/{model}', f'--sequences={tmp_path}/x.npz')
+    assert words in said, said
+  assert 'takes sequences: give --sequences' in complaint(f'--model={tmp_path}/model', '--text=x.txt')
+  assert 'takes images: give --images' in complaint(f'--model={classifier[0]}', f'--sequences={tmp_path}/x.npz')
+
+
 def test_what_is_wrong_is_said_in_one_line(classifier, language, tmp_path):
   images, text = classifier[0], language[0]
   (tmp_path / 'text.txt').write_text('abc')
@@ -161,7 +229,7 @@ def test_what_is_wrong_is_said_in_one_line(classifier, language, tmp_path):
   np.savez(tmp_path / 'none.npz', pictures=np.zeros((2, 4, 4, 1), np.uint8))
   for flags, words in (
     ((), '--model is missing'),
-    ((f'--model={images}',), 'either --images or --text'),
+    ((f'--model={images}',), 'one of --images, --text and --sequences'),
     ((f'--model={images}', f'--text={tmp_path / "text.txt"}'), 'takes images: give --images'),
     ((f'--model={text}', f'--text={tmp_path / "text.txt"}'), "token 2 of the text is 'c'"),
     ((f'--model={text}', f'--text={tmp_path / "nowhere.txt"}'), 'cannot be read'),

@@ -9,7 +9,7 @@ from nas_jax.search import journal
 from nas_jax.types import Batch, Outcome
 
 
-@pytest.mark.parametrize('system', systems.SYSTEMS, ids=lambda system: system.variant or system.kind)
+@pytest.mark.parametrize('system', systems.SYSTEMS, ids=lambda system: system.name)
 def test_a_search_that_was_cut_off_has_a_page(system, tmp_path):
   """Three children of the smallest preset are in the journal, and one of them has failed."""
   preset = next(name for name in system.presets if 'smoke' in name)

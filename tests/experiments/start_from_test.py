@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from testing import cell_config, one_line, random_tokens
+from testing import cell_config, one_line, random_tokens, sequence_config
 
 from experiments.common import start_from, systems, workdirs
 from nas_jax import files, published
@@ -72,6 +72,13 @@ def test_of_children_that_were_trained_otherwise_the_best_are_trained_first(othe
   assert words in found.said[0] and 'best 2' in found.said[0]
   many = read(other, to=target(dataclasses.replace(CFG, **changes), sha256=sha256, most=9))
   assert many.first == [tokens[k] for k in (2, 5, 3, 4)]  # the first has the tokens of the sixth
+
+
+def test_cells_of_language_models_are_trained_first_to_read_sequences(other):
+  """Though the data were the same by a mistake, their rewards are perplexities."""
+  cfg = sequence_config(activate=CFG.activate, max_children=6)
+  found, tokens = read(other, to=target(cfg, system=systems.SEQUENCE)), rows(other)
+  assert not found.told and found.first == [tokens[2], tokens[5]] and 'by cell_search' in found.said[0]
 
 
 def test_the_same_architectures_in_a_larger_and_in_a_smaller_space(other):

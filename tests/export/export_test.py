@@ -41,6 +41,8 @@ def test_child_module_and_file_compute_the_same_for_many(x64, kind):
     (published.NASCELL, {'vocabulary': 50, 'features': 8, 'layers': 2}),
     (published.ENAS_RNN, {'vocabulary': 50, 'features': 8, 'tied': True}),
     ('LSTM', {'vocabulary': 50, 'features': 8, 'embedding': 5}),
+    (published.NASCELL, {'outputs': 3, 'features': 8, 'layers': 2}),
+    ('LSTM', {'outputs': 3, 'features': 8}),
   ],
   ids=lambda value: type(value).__name__,
 )
@@ -57,8 +59,14 @@ def test_a_file_is_one_to_paste(arch, options):
   # It makes its own variables, in the shapes of those of the module.
   module, made = export.module(arch, **options), next(scope[n] for n in ('Network', 'LanguageModel') if n in scope)()
   example = jnp.zeros((1, 9, 9, 3)) if hasattr(module, 'classes') else jnp.zeros((1, 2), jnp.int32)
+  example = jnp.zeros((1, 5, 3)) if hasattr(module, 'outputs') else example
   one, other = (jax.eval_shape(network.init, jax.random.key(0), example) for network in (module, made))
   assert jax.tree.map(jnp.shape, one) == jax.tree.map(jnp.shape, other)
+
+
+def test_an_lstm_for_sequences():
+  found = exported.of_sequences('LSTM', np.random.default_rng(0), jax.random.key(0))
+  assert max(found.values()) < 1e-5
 
 
 def test_a_module_trains_as_any_of_flax():

@@ -14,7 +14,7 @@ from experiments.bench.timing import compilations
 from nas_jax import search, space
 from nas_jax.search import per_layer
 from nas_jax.search.algorithms import ALGORITHMS
-from nas_jax.systems import cell, conv, enas, enas_images, enas_rnn, table
+from nas_jax.systems import cell, conv, enas, enas_images, enas_rnn, sequence, table
 from nas_jax.training import checkpoint
 from nas_jax.types import Outcome
 
@@ -24,6 +24,12 @@ CONTROLLER = {'m': 4, 'controller_units': 8, 'controller_lr': 0.02}
 def tree_cells():
   cfg = testing.cell_config(**CONTROLLER)
   s = cell.build(cfg, testing.text())
+  return cfg, lambda cfg: search.build(s.space, cfg, s.train)
+
+
+def readers():
+  cfg = testing.sequence_config(**CONTROLLER)
+  s = sequence.build(cfg, testing.sequences())
   return cfg, lambda cfg: search.build(s.space, cfg, s.train)
 
 
@@ -93,6 +99,7 @@ def recurrent():
 # Each makes a config, and what builds the search of such a config; what trains children is compiled once for all.
 SYSTEMS = {
   'cell': tree_cells,
+  'sequence': readers,
   'conv': networks,
   'table': tables,
   'per_layer': layers,

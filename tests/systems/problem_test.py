@@ -5,36 +5,37 @@ import numpy as np
 import pytest
 import testing
 
-from experiments.common.systems import CELL, CHAIN, CONV, ENAS, MACRO, MICRO, RECURRENT, SYSTEMS
+from experiments.common.systems import CELL, CHAIN, CONV, ENAS, MACRO, MICRO, RECURRENT, SEQUENCE, SYSTEMS
 from nas_jax import space
 from nas_jax.training import evaluators, fit
 from nas_jax.training.problem import static_fitter, traced_fitter
 
-IMAGES, TEXT = testing.pictures(), testing.text()
+IMAGES, TEXT, SEQUENCES = testing.pictures(), testing.text(), testing.sequences()
 CASES = {
-  CELL.kind: (CELL, testing.cell_config(steps=7, steps_per_call=3), TEXT, 7),
-  CONV.kind: (CONV, testing.conv_config(), IMAGES, 2 * 4),  # two passes over 36 images in batches of 9
-  CHAIN.kind: (CHAIN, testing.chain_config(), IMAGES, 2 * 4),
-  MACRO.kind: (MACRO, testing.macro_config(epochs=3), IMAGES, 3 * 4),
-  MICRO.kind: (MICRO, testing.micro_config(epochs=3, pass_steps=5), IMAGES, 3 * 5),
-  RECURRENT.kind: (RECURRENT, testing.rnn_config(epochs=3), TEXT, 3 * 19),  # 300 tokens: 3 streams of 19 x 5 and one
+  CELL.name: (CELL, testing.cell_config(steps=7, steps_per_call=3), TEXT, 7),
+  CONV.name: (CONV, testing.conv_config(), IMAGES, 2 * 4),  # two passes over 36 images in batches of 9
+  CHAIN.name: (CHAIN, testing.chain_config(), IMAGES, 2 * 4),
+  MACRO.name: (MACRO, testing.macro_config(epochs=3), IMAGES, 3 * 4),
+  MICRO.name: (MICRO, testing.micro_config(epochs=3, pass_steps=5), IMAGES, 3 * 5),
+  RECURRENT.name: (RECURRENT, testing.rnn_config(epochs=3), TEXT, 3 * 19),  # 300 tokens: 3 streams of 19 x 5 and one
+  SEQUENCE.name: (SEQUENCE, testing.sequence_config(epochs=3), SEQUENCES, 3 * 4),  # 40 sequences in batches of 9
 }
-TRACED = {system.kind for system in (CELL, CONV, *ENAS)}  # they have one program for all architectures
+TRACED = {system.name for system in (CELL, CONV, SEQUENCE, *ENAS)}  # they have one program for all architectures
 
 
 def test_every_system_has_a_case():
-  assert {system.kind for system in SYSTEMS} == set(CASES)
+  assert {system.name for system in SYSTEMS} == set(CASES)
 
 
-@pytest.mark.parametrize('kind', CASES)
-def test_a_problem_trains_and_scores_children_of_its_space(kind):
+@pytest.mark.parametrize('name', CASES)
+def test_a_problem_trains_and_scores_children_of_its_space(name):
   """As its `traced` and `child` say, by the metric that the system's table shows."""
-  system, cfg, data, steps = CASES[kind]
+  system, cfg, data, steps = CASES[name]
   problem = system.make_problem(cfg, data)
   assert problem.space.slots == system.make_space(cfg).slots and problem.steps == steps
   batch, mesh = evaluators.random_batch(problem.space, jax.random.key(0), 2), fit.child_mesh(jax.devices()[:1])
   made = []
-  assert problem.traced or kind not in TRACED
+  assert problem.traced or name not in TRACED
   if problem.traced:
     made.append((traced_fitter(problem, problem.traced(batch.archs), mesh), batch.archs))
   if system not in ENAS:  # children that share weights are never static
@@ -47,9 +48,9 @@ def test_a_problem_trains_and_scores_children_of_its_space(kind):
   assert system.metric.key == (problem.shared_metric if system in ENAS else problem.metric)
 
 
-@pytest.mark.parametrize('kind', CASES)
-def test_a_better_score_earns_more(kind):
-  system, cfg, data, _ = CASES[kind]
+@pytest.mark.parametrize('name', CASES)
+def test_a_better_score_earns_more(name):
+  system, cfg, data, _ = CASES[name]
   problem = system.make_problem(cfg, data)
   scores = np.array([0.3, 0.6, 0.9]) if problem.metric == 'accuracy' else np.array([9.0, 6.0, 3.0])
   assert system.metric.lower == (scores[0] > scores[1])

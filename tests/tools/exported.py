@@ -19,7 +19,7 @@ import numpy as np
 sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().parents[1:3])  # tests/ and the checkout
 
 from nas_jax import export, space
-from nas_jax.children import conv, enas_macro, enas_micro, language_model
+from nas_jax.children import conv, enas_macro, enas_micro, language_model, sequence
 from nas_jax.controller import uniform_controller
 from nas_jax.space.network import NetworkOptions, network
 
@@ -46,7 +46,10 @@ def one(kind: str, number: int) -> dict[str, float]:
   made = SPACES[kind]
   arch = 'LSTM' if kind == 'LSTM' else made.decode(np.asarray(uniform_controller(made).sample((), key)))
   if kind in ('tree_cell', 'enas_rnn', 'LSTM'):
-    return _of_text(arch, rng, key)
+    text = _of_text(arch, rng, key)
+    # Flax's LSTM begins with zeros of float32, and a sequence has no carry to hand in.
+    numbers = text if arch == 'LSTM' and jax.config.jax_enable_x64 else of_sequences(arch, rng, key)
+    return {name: max(text[name], numbers[name]) for name in text}
   return _of_images(kind, arch, rng, key)
 
 
@@ -100,11 +103,31 @@ def _image_child(kind: str, arch: Any, rng: np.random.Generator) -> tuple[Any, C
   return module.build(INPUTS, options), run, common | own
 
 
+def _cell(arch: Any) -> language_model.Cell:
+  kinds = {'TreeArch': language_model.tree, 'RnnArch': language_model.enas, 'str': language_model.lstm}
+  return kinds[type(arch).__name__]()
+
+
+def of_sequences(arch: Any, rng: np.random.Generator, key: Any) -> dict[str, float]:
+  """Returns the largest differences of the outputs for three sequences of different lengths."""
+  options = {'outputs': 2, 'features': 4, 'layers': int(rng.integers(1, 3))}
+  cell, inputs = _cell(arch), conv.InputSpec((5, 1, 1 + 3), options['outputs'], 1, 1)
+  spec = conv.ChildSpec(arch, sequence.Hyperparameters(0.0, 0.0))
+  params = _drawn(sequence.build(inputs, 4, options['layers'], cell).init(spec, key), rng)
+  x, lengths = jnp.asarray(rng.normal(size=(3, 5, 3)), float), jnp.array([5, 1, 3])
+  inside = (jnp.arange(5)[None] < lengths[:, None])[..., None]
+  laid_out = jnp.concatenate([inside, x], -1)[:, :, None]
+  outputs = sequence.run(cell, params, arch, laid_out, language_model.no_masks(options['layers']))
+  module, variables = export.module(arch, **options), export.variables(arch, params, ())
+  _check_same_shapes(module, variables, x)
+  made = {'module': module, 'file': _run(export.to_source(arch, **options), 'Network')}
+  return {name: _difference(outputs, network.apply(variables, x, lengths)) for name, network in made.items()}
+
+
 def _of_text(arch: Any, rng: np.random.Generator, key: Any) -> dict[str, float]:
   layers, tied, embedding = int(rng.integers(1, 3)), bool(rng.integers(2)), int(rng.integers(2)) * 3
   shape = {'vocabulary': 7, 'layers': layers, 'tied': tied, 'embedding': 0 if tied else embedding}
-  kinds = {'TreeArch': language_model.tree, 'RnnArch': language_model.enas, 'str': language_model.lstm}
-  cell = kinds[type(arch).__name__]()
+  cell = _cell(arch)
   child = language_model.build(7, 4, layers, 2, cell, tied, shape['embedding'])
   spec = language_model.ChildSpec(arch, language_model.Hyperparameters(0.0, 0.0, 0.5, 0.5))
   params = _drawn(child.init(spec, key), rng)

@@ -1,0 +1,66 @@
+"""Files of arrays of a user (.npz): read whole, and told apart by the split that the names of arrays begin with."""
+
+from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+
+import numpy as np
+
+from nas_jax.datasets import splits
+
+ENDING = '.npz'
+SPLITS = {'train': 'train', 'valid': 'validation', 'val': 'validation', 'validation': 'validation', 'test': 'test'}
+
+
+def read(path: str, layout: str, way_out: str = splits.SMALLER) -> dict[str, np.ndarray]:
+  """Returns the arrays of a file by name.
+
+  Args:
+    path: of the file.
+    layout: the arrays that are wanted, in words, for errors.
+    way_out: what to do if the arrays are too large, for an error.
+
+  Raises:
+    ValueError: in one line, naming the file: it cannot be read or takes too much memory.
+  """
+  try:
+    with zipfile.ZipFile(path) as file:
+      needed = sum(entry.file_size for entry in file.infolist())
+    splits.check_memory(f'the arrays of {path}', needed, way_out)
+    with np.load(path, allow_pickle=False) as arrays:
+      return {name: arrays[name] for name in arrays.files}
+  except ValueError as error:
+    raise ValueError(f'{path} cannot be read ({error}): want an .npz with {layout}.') from None
+  except (OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+    why = error.strerror if isinstance(error, OSError) and error.strerror else error
+    raise ValueError(f'{path} cannot be read ({why}): want an .npz with {layout}.') from None
+
+
+def by_split(
+  path: str, arrays: Mapping[str, np.ndarray], kinds: Sequence[str], layout: str, optional: Sequence[str] = ()
+) -> dict[str, dict[str, np.ndarray]]:
+  """Returns arrays by split, 'train', 'validation' or 'test', and by kind.
+
+  Names are SPLIT_KIND; those of the training split may be the kind alone.
+
+  Args:
+    path: of the file, for errors.
+    arrays: by name.
+    kinds: what each split has, such as 'images' and 'labels'.
+    layout: as in `read`.
+    optional: kinds that a split may also have.
+
+  Raises:
+    ValueError: in one line: a name is none of these, or a kind is missing.
+  """
+  found = dict[str, dict[str, np.ndarray]]()
+  for name, array in arrays.items():
+    before, _, kind = name.rpartition('_')
+    split = SPLITS.get(before or 'train')
+    if split is None or kind not in (*kinds, *optional) or kind in found.get(split, {}):
+      raise ValueError(f'{path} has an array {name!r}: want {layout}.')
+    found.setdefault(split, {})[kind] = array
+  for split in {**found, 'train': {}}:
+    if missing := [kind for kind in kinds if kind not in found.get(split, {})]:
+      raise ValueError(f'{path} has no {missing[0]} of the {split} split: want {layout}.')
+  return found
