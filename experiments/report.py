@@ -320,10 +320,10 @@ def _use(workdir: str, system: System, cfg: Any, origin: Mapping[str, Any]) -> l
     lines = ['import flax.linen as nn', 'from nas_jax import space, tree_cell', lines[1]]
     lines += ['layer = nn.RNN(tree_cell.TreeCell(features=64, arch=arch))']
   found = [model.Use('Use it in Python', '\n'.join(lines))]
-  if command := top.retrain_command(best, system, cfg, origin):
+  if command := top.retrain_command(f'--arch={best}', system, cfg, origin):
     found.append(model.Use('Train it to the end', command))
   several = os.path.join(workdir, top.FILE)
-  if os.path.exists(several) and (command := top.retrain_command(several, system, cfg, origin)):
+  if os.path.exists(several) and (command := top.retrain_command(f'--arch={several}', system, cfg, origin)):
     found.append(model.Use(f'Train the {top.best(workdir, system)} to the end', command))
   return found
 

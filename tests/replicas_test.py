@@ -130,6 +130,7 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(machine):
   assert first.tokens.tolist() != batches[2].tokens.tolist()
 
 
+@pytest.mark.long
 def test_shards_change_nothing_if_all_receive_every_gradient(s):
   """To the bit, for numbers that divide the parameters and one that does not."""
   fleets = [

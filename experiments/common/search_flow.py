@@ -109,8 +109,9 @@ def _run(begun: Run, with_control: bool, started: Start, places: str, top_count:
   chosen = os.path.join('final', 'best.json')
   of_choice = f', {chosen} the one of the final choice' if os.path.exists(os.path.join(workdir, chosen)) else ''
   print(f'results in {workdir}: summary.txt has these tables, best.json the best architecture{of_choice}')
-  if system.retrain:
-    print(f'python -m experiments.retrain --workdir={workdir} trains that to the end', flush=True)
+  origin = workdirs.peek(os.path.join(workdir, 'origin.json')) or {}
+  if command := top.retrain_command(f'--workdir={workdir}', system, cfg, origin):
+    print(f'{command} trains that to the end', flush=True)
 
 
 def _placed(begun: Run, hosts: hosts_lib.Hosts, crew: crew_lib.Crew | None) -> Run:

@@ -69,7 +69,7 @@ def said(workdir: str, system: System, cfg: Config) -> str:
   if not os.path.exists(path):
     return ''
   origin = workdirs.peek(os.path.join(workdir, 'origin.json')) or {}
-  command = retrain_command(path, system, cfg, origin)
+  command = retrain_command(f'--arch={path}', system, cfg, origin)
   further = f'; to train {"them" if count(workdir) > 1 else "it"} to the end:\n  {command}' if command else ''
   return f'the {best(workdir, system)} {"are" if count(workdir) > 1 else "is"} in {path}{further}'
 
@@ -85,10 +85,11 @@ def count(workdir: str) -> int:
   return len(workdirs.peek(os.path.join(workdir, FILE)))
 
 
-def retrain_command(path: str, system: System, cfg: Config, origin: Mapping[str, Any]) -> str:
-  """Returns the command that trains the architectures in a file to the end; '' if the system has none.
+def retrain_command(source: str, system: System, cfg: Config, origin: Mapping[str, Any]) -> str:
+  """Returns the command that trains what `source` names to the end; '' if the system has none.
 
-  The preset is that of the search if `retrain` has one of the same name. The data are those of the search.
+  `source` is a flag of `retrain`: --arch=FILE, or --workdir=FOLDER for the best child of a search. The preset is
+  that of the search if `retrain` has one of the same name. The data are those of the search.
   """
   if system.retrain is None:
     return ''
@@ -96,7 +97,7 @@ def retrain_command(path: str, system: System, cfg: Config, origin: Mapping[str,
   preset = given.get('preset', 'demo')
   preset = preset if preset in system.retrain.presets else 'demo'
   own = system.retrain.presets[preset]()
-  words = [f'--preset={preset}', f'--arch={path}']
+  words = [f'--preset={preset}', source]
   if next(one for one in SYSTEMS if one.kind == system.kind).name != system.name:
     words += [f'--system={system.name}']
   words += [

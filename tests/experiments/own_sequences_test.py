@@ -127,9 +127,9 @@ def test_cells_are_retrained_as_what_searched_for_them(tmp_path, monkeypatch):
   run(retrain, *given, f'--results={tmp_path}/b', '--system=sequence')
   assert [name for name, _ in seen] == ['cell', 'sequence'] and seen[0][1] == seen[1][1]
   cfg = sequence.Config(dataset='x.npz', metric='r2', window=8, horizon=2)
-  command = top.retrain_command(str(path), systems.SEQUENCE, cfg, {})
+  command = top.retrain_command(f'--arch={path}', systems.SEQUENCE, cfg, {})
   assert '--system=sequence --dataset=x.npz --metric=r2 --window=8 --horizon=2' in command
-  assert '--system' not in top.retrain_command(str(path), systems.CELL, systems.CELL.config(), {})
+  assert '--system' not in top.retrain_command(f'--arch={path}', systems.CELL, systems.CELL.config(), {})
 
 
 def test_a_workdir_of_cells_for_sequences_is_told_from_one_of_language_models(tmp_path):

@@ -75,11 +75,11 @@ def test_the_command_that_is_printed_trains_them(workdir):
 def test_the_command_names_the_data_of_the_search(workdir):
   other = conv.smoke()
   other.dataset, other.resize = 'cifar10', 16
-  command = top.retrain_command('F', systems.CONV, other, {'command': 'python -m x --preset small --resize=16'})
+  command = top.retrain_command('--arch=F', systems.CONV, other, {'command': 'python -m x --preset small --resize=16'})
   own = retrain_conv.PRESETS['small']()
   assert command.startswith('python -m experiments.retrain --preset=small --arch=F')
   assert ('--dataset' in command) == (own.dataset != 'cifar10') and ('--resize' in command) == (own.resize != 16)
-  assert '--dataset=cifar10' in top.retrain_command('F', systems.CONV, other, {})  # the preset is demo
+  assert '--dataset=cifar10' in top.retrain_command('--arch=F', systems.CONV, other, {})  # the preset is demo
 
 
 def test_the_report_of_a_search_of_before(workdir):

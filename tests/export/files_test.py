@@ -81,6 +81,7 @@ def test_text_is_read_in_windows_and_continued(text_results, monkeypatch):
     model.sample('', 3)
 
 
+@pytest.mark.long
 def test_a_classifier_scores_the_test_split_as_retraining_did(image_results):
   """Whitened by ZCA fitted on training and validation images; the grid's score is the one to choose by."""
   model, (row,) = load(image_results), rows(image_results)

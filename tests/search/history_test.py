@@ -159,6 +159,7 @@ def test_from_the_journal_a_search_comes_to_the_same_state(known):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_the_record_grows_with_the_search_and_its_size_follows_from_the_step():
   cfg = search.Config(m=200, algorithm='random', known='avoid')
   many = space.choice_space({f'slot {k}': 'abcdef' for k in range(8)})

@@ -229,6 +229,7 @@ def test_ids_count_trainings_and_duplicates_are_trained_once():
       assert ((group.archs.layers > 0).sum(1) == group.depth).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(('when', 'times'), [('never', 1), ('longer', 2)])
 def test_a_longer_training_is_another(when, times):
   s, trainer = built(grown, m=2, train_again=when)

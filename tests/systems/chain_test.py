@@ -96,6 +96,7 @@ def test_a_search_to_its_page_and_on(tmp_path, capsys):
   assert 'test error' in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_a_prefix_is_trained_as_the_network_that_it_is():
   """The accuracy of each prefix of a string, by a trainer written out."""
   cfg = testing.chain_config()

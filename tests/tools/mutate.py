@@ -43,7 +43,7 @@ CORE = {
   'nas_jax/training/evaluators.py': ['tests/training/evaluators_test.py', 'tests/training/recovery_test.py'],
   'nas_jax/training/fit.py': ['tests/training/fit_test.py', 'tests/training/recovery_test.py'],
   'nas_jax/training/full_training.py': ['tests/systems/retrain_test.py'],
-  'nas_jax/training/rewards.py': ['tests/training/rewards_test.py'],
+  'nas_jax/training/rewards.py': ['tests/training/rewards_test.py', 'tests/training/metrics_test.py'],
   'nas_jax/training/schedules.py': ['tests/training/schedules_test.py'],
   'nas_jax/children/language_model.py': ['tests/children/language_model_test.py', 'tests/systems/retrain_test.py'],
   'nas_jax/children/conv.py': ['tests/children/conv_test.py', 'tests/children/chain_test.py'],
