@@ -36,6 +36,22 @@ def test_a_softmax_of_zeros_has_the_perplexity_of_a_guess(laid_out):
   np.testing.assert_allclose(child.score(params, PLAN, (), laid_out)['perplexity'], V, rtol=1e-5)
 
 
+ENAS_ARCH = space.RnnArch((1, 3), (0,))
+
+
+@pytest.mark.parametrize(
+  ('cell', 'arch'),
+  [(language_model.tree(), ARCH), (language_model.enas(), ENAS_ARCH), (language_model.lstm(), ())],
+  ids=['tree', 'enas', 'lstm'],
+)
+def test_initial_weights_are_uniform_within_the_scales_of_the_config(cell, arch):
+  scales = language_model.Hyperparameters(0.0, 0.0, init_scale=0.25, cell_scale=0.0625)
+  params = network(2, cell).init(language_model.ChildSpec(arch, scales), jax.random.key(0))
+  for leaf in jax.tree.leaves(params['cells']):
+    assert leaf.ndim < 2 or 0.04 < abs(leaf).max() <= 0.0625
+  assert all(0.2 < abs(params[name]).max() <= 0.25 for name in ('embedding', 'softmax'))
+
+
 @pytest.mark.parametrize('layers', [1, 2])
 def test_perplexity_by_a_plain_loop(laid_out, layers):
   """Each validation stream token by token, state carried from its beginning to its end."""
