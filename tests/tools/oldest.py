@@ -1,0 +1,48 @@
+"""Tests the oldest versions of the libraries that setup.cfg allows.
+
+Makes a virtual environment with exactly the lower bounds of setup.cfg, those of the extra `experiments` too, runs a
+part of the tests in it, and ends with the exit code of pytest. Warnings are no errors there: old libraries have many of
+them about each other. Example, minutes:
+  python tests/tools/oldest.py --folder=/tmp/oldest
+"""
+
+import argparse
+import configparser
+import pathlib
+import subprocess
+import sys
+import venv
+
+ROOT = pathlib.Path(__file__).parents[2]
+TOOLS = ('pytest', 'hypothesis', 'setuptools')  # of the tests, in any version
+# What is close to the libraries: checkpoints, modules of Flax, controllers, trained models, whole searches.
+TESTS = (
+  'tests/training/checkpoint_test.py', 'tests/tree_cell/flax_test.py', 'tests/tree_cell/options_test.py',
+  'tests/search/core_test.py', 'tests/controller_test.py', 'tests/export/files_test.py',
+  'tests/experiments/damage_test.py', 'tests/systems/conv_test.py',
+)  # fmt: skip
+
+
+def oldest() -> list[str]:
+  """Returns the requirements of setup.cfg with each lower bound as the version."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  listed = setup['options']['install_requires'] + setup['options.extras_require']['experiments']
+  return [line.replace('>=', '==') for line in listed.splitlines() if line.strip()]
+
+
+def main() -> int:
+  """Makes the environment and runs the tests. Returns the exit code of pytest."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--folder', type=pathlib.Path, required=True, help='of the environment')
+  values = parser.parse_args()
+  python = values.folder / 'bin' / 'python'
+  if not python.exists():
+    venv.create(values.folder, with_pip=True)
+  subprocess.run([python, '-m', 'pip', 'install', '--quiet', *oldest(), *TOOLS], check=True)
+  command = [python, '-m', 'pytest', '-q', '-o', 'filterwarnings=default', '-m', 'not long', *TESTS]
+  return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
+if __name__ == '__main__':
+  sys.exit(main())
