@@ -19,7 +19,7 @@ TOOLS = ('pytest', 'hypothesis', 'setuptools')  # of the tests, in any version
 TESTS = (
   'tests/training/checkpoint_test.py', 'tests/tree_cell/flax_test.py', 'tests/tree_cell/options_test.py',
   'tests/search/core_test.py', 'tests/controller_test.py', 'tests/export/files_test.py',
-  'tests/experiments/damage_test.py', 'tests/systems/conv_test.py',
+  'tests/systems/conv_test.py',
 )  # fmt: skip
 
 
