@@ -79,12 +79,12 @@ class DataSeed(Seed):
 
 
 def data_seed(config: DataSeed) -> int:
-  """Returns the seed of the data."""
+  """Returns the seed of the data: `data_seed`, or the seed of the whole run if that is negative."""
   return config.seed if config.data_seed < 0 else config.data_seed
 
 
 def seeds_in_words(config: DataSeed) -> str:
-  """Returns the seed in words, with the seed of the data if the two differ."""
+  """Returns the seed in words, followed by the seed of the data if the two differ."""
   own = data_seed(config)
   return f'seed {config.seed}' + (f', of the data {own}' if own != config.seed else '')
 

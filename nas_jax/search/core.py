@@ -123,7 +123,7 @@ def build(
   """Returns a search over `space`.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     cfg: the algorithm and its settings, the size of a batch, the schedule of depths.
     evaluate: trains and scores children, with one reward for each child or for each of its layers.
     credit: maps the advantages of a batch, [m] or [m, L], to the credits of its layers.

@@ -168,7 +168,7 @@ def propose(
   If no candidate for a child is new, the child is the algorithm's first proposal for it.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     guide: the process.
     history: all token sequences so far.
     own: `propose` of the algorithm.

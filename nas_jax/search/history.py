@@ -194,7 +194,7 @@ def tell(space: Space, history: History, asked: Array, batch: Batch, outcome: Ou
   """Returns the record with the outcome of a batch. If the batch was reserved, it is no longer counted as waiting.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     history: the record before.
     asked: [] int32, the number of children that have been told or reserved.
     batch: the children.

@@ -29,7 +29,7 @@ def build(space: Space, cfg: Config, propose: Propose) -> Memory:
   """Returns the functions of the record that `cfg` asks for.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     cfg: its settings `known` and `proposals` say what the record is used for.
     propose: `propose` of the search algorithm.
   """

@@ -15,7 +15,7 @@ def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence
   """Returns an outcome as arrays, with rewards as floats.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     batch: the m children that were scored.
     given: their outcome, or only their rewards, such as a list of m numbers. A number that is not finite, such as NaN,
       says that the child failed.

@@ -228,7 +228,7 @@ def prefixes(space: Space, batch: Batch) -> list[Batch]:
   """Returns a group of prefixes to train for each token sequence that has any. Each prefix is in one group only.
 
   Args:
-    space: of the token sequences.
+    space: the space of the token sequences.
     batch: m token sequences, with `Asked` as `extra`.
   """
   groups, seen, first = list[Batch](), set[tuple[int, ...]](), int(batch.extra.trained)

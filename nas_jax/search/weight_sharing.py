@@ -80,7 +80,7 @@ def build(
   children after its last checkpoint again.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     cfg: the algorithm and its settings, and how the phases alternate.
     programs: the phases, for children of that space.
     reward: maps metrics [m] to rewards. Its values for children that failed are not used.

@@ -54,7 +54,7 @@ def conv_space(
     skips: whether layers have anchor points; without them each layer reads the one before it.
 
   Raises:
-    ValueError: an argument has a value that cannot be; the message names it and says what fits.
+    ValueError: an argument has an invalid value; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> space.conv_space().size() == 2**195

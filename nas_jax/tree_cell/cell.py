@@ -24,14 +24,14 @@ def apply(
 ) -> tuple[Carry, Array]:
   """One time step: maps the carry (c, h) [B, H] and x [B, in] to ((c, h), h).
 
-  There may be any number of batch axes, also none. `h_mask` and `dtype` are as in `unroll`. `operations` are the
+  B stands for any number of batch axes, also none. `h_mask` and `dtype` are as in `unroll`. `operations` are the
   operations that the arch may hold, as in `Space.operations`; a traced program computes only these. A static arch needs
   them only if it holds operations of your own.
 
   Raises:
-    ValueError: `arch` is no architecture of a cell, such as a static one with an operation that is neither built in nor
-      among `operations`, or a traced one that no `space.stack` made; see `space.tree.check_tree`. Or `params` hold a
-      name that `init` does not give.
+    ValueError: `arch` is invalid, see `space.tree.check_tree`: for example, a static one holds an operation that is
+      neither built in nor among `operations`, or a field of a traced one is not an array [N]. Or `params` hold a name
+      that `init` does not use.
 
   >>> import jax, jax.numpy as jnp
   >>> from nas_jax import tree_cell

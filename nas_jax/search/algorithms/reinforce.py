@@ -128,7 +128,7 @@ def regularized(total: Array, space: Space, cfg: Config, score: Score, there: Ar
 
   Args:
     total: [] the loss without them.
-    space: of the children.
+    space: the space of the children.
     cfg: the weights.
     score: of n children, [n, ...] each.
     there: [n] bool, which children count; None for all.
