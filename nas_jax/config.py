@@ -1,6 +1,6 @@
 """Configs: plain dataclasses whose fields carry their help, their source and their bounds.
 
-A launcher makes one flag of each field and Colab writes `Config(m=2)`; `check` serves both.
+A launcher makes a flag of each field, and a notebook writes `Config(m=2)`. `check` checks the values of both.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -2,7 +2,8 @@
 
 The loop first replays the journal: each line names the replica that answered and the number of answers before this one
 (`event`). Then the loop takes new answers in the order in which they arrive. So the final state of an interrupted
-search can be reproduced from its journal. Without workers the order is drawn from the seed, and the search is deterministic.
+search can be reproduced from its journal. Without workers the order is drawn from the seed, and the search is
+deterministic.
 """
 
 from collections import deque

@@ -49,7 +49,7 @@ class Server(NamedTuple):
   """The functions of the server, which takes the answers of replicas."""
 
   init: Callable[[SearchState], tuple[SearchState, PyTree, PyTree]]  # -> the state it keeps; `sums` and `late`
-  read: Callable[[SearchState], PyTree]  # what a replica samples with from now on
+  read: Callable[[SearchState], PyTree]  # server's state -> what a replica samples with
   lend: Callable[[SearchState, PyTree], SearchState]  # (server's state, what a replica has read) -> the replica's state
   # (fleet, state with which the replica asked for the batch, batch, outcome) -> (fleet after this answer, info)
   take: Callable[[Fleet, SearchState, Batch, Outcome], tuple[Fleet, Info]]

@@ -1,7 +1,7 @@
 """Convolutions, pools and batch norm that are fast on every platform, CPUs included.
 
-Images are [B, H, W, C], kernels [kh, kw, C, F]. On a CPU, inside a loop, the gradients that JAX derives
-of a convolution have layouts for which XLA has only a naive kernel. Here they are written as convolutions of the usual
+Images are [B, H, W, C], kernels [kh, kw, C, F]. On a CPU, inside a loop, the gradients that JAX derives of
+a convolution have layouts for which XLA has only a naive kernel. Here they are written as convolutions of the usual
 layout, which are about ten times faster. Sums over all pixels are fastest on a CPU as products with rows of ones.
 """
 

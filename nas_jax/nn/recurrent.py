@@ -81,7 +81,7 @@ def unroll(
   backward_cell: Cell | None = None,
   together: int = 1,
 ) -> tuple[Carry, Array]:
-  """Runs a cell over a sequence. B stands for any number of batch axes, also none.
+  """Runs a cell over a sequence. B stands for any number of batch axes, including none.
 
   Args:
     cell: see `Cell`.

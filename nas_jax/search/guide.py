@@ -1,10 +1,13 @@
 """A Gaussian process that chooses among proposals: Bayesian optimization over the proposals of an algorithm.
 
-The process is fitted to all rewards so far. Among many candidates it chooses the one with the greatest expected
-improvement (Jones et al. 1998, "Efficient Global Optimization"). Candidates are proposals of the search's own algorithm
-and mutations of the best children. Two token sequences have the covariance exp(-d / l), where d is the number of tokens
-in which they differ (Hamming distance) and the length scale l is the likeliest of a few (Rasmussen & Williams 2006,
-Sec. 2.2 and 5.4.1). The children of a batch are chosen one after another, each as if the children before had earned
+The process is fitted to the rewards of all token sequences so far, at most `LARGEST` of them. Among many candidates it
+chooses the one with the greatest expected improvement (Jones et al. 1998, "Efficient Global Optimization"). Candidates
+are proposals of the search's own algorithm and mutations of the best children. Every `OWN`-th child is a proposal of
+the algorithm, not chosen by the process.
+
+Two token sequences have the covariance exp(-d / l). Here d is the number of tokens in which they differ (Hamming
+distance) plus the difference of their depths, and the length scale l is the likeliest of a few (Rasmussen & Williams
+2006, Sec. 2.2 and 5.4.1). The children of a batch are chosen one after another, each as if the children before had earned
 their expected rewards ("kriging believer", Ginsbourger et al. 2010). The children of reserved batches that are not told
 yet count with their expected rewards too.
 
@@ -26,9 +29,9 @@ from nas_jax.types import Array, Depth, Key, PyTree
 
 LENGTHS = (0.125, 0.35, 1.0, 2.8)  # length scales, in tokens of a whole sequence
 NOISE = 0.05  # variance of the noise of a reward; the normalized rewards have variance 1
-LARGEST = 1024  # token sequences that the process is fitted to; later ones are ignored
-WARM_UP = 10  # children that are told before the process chooses any
-OWN = 3  # one child in `OWN` is the algorithm's own proposal
+LARGEST = 1024  # token sequences that the process is fitted to; when it is full, it chooses no more
+WARM_UP = 10  # token sequences that are told before the process chooses any
+OWN = 3  # every third child is the algorithm's own proposal
 MUTATIONS = 16  # for each child of a batch
 PARENTS = 5  # best children that are mutated
 

@@ -26,7 +26,7 @@ class Known(NamedTuple):
   depth: np.ndarray  # [K] int32, layers
   reward: np.ndarray  # [K] float32, read where the child did not fail
   failed: np.ndarray  # [K] bool
-  trained: np.ndarray  # [K] bool, False where an earlier child's reward stood for its own
+  trained: np.ndarray  # [K] bool, False for a child that repeated an earlier one and got its reward
 
 
 def begin(s: Search, known: Known, first: np.ndarray) -> Search:

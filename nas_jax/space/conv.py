@@ -46,7 +46,7 @@ def conv_space(
     filter_heights: odd numbers to choose from.
     filter_widths: odd numbers to choose from.
     filters: numbers of filters to choose from.
-    strides: stride heights and widths to choose from, (1, 2, 3) in Sec. 4.1; None for stride 1 without a token.
+    strides: stride heights and widths to choose from, (1, 2, 3) in Sec. 4.1; None for stride 1 and no such tokens.
     layer_types: names from LAYER_TYPES that the first token of a layer chooses from; None if all are convolutions.
       A layer then has only the tokens that its type uses.
     pools: windows of pooling layers to choose from; the stride equals the window.
