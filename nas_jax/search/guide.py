@@ -7,9 +7,9 @@ the algorithm, not chosen by the process.
 
 Two token sequences have the covariance exp(-d / l). Here d is the number of tokens in which they differ (Hamming
 distance) plus the difference of their depths, and the length scale l is the likeliest of a few (Rasmussen & Williams
-2006, Sec. 2.2 and 5.4.1). The children of a batch are chosen one after another, each as if the children before had earned
-their expected rewards ("kriging believer", Ginsbourger et al. 2010). The children of reserved batches that are not told
-yet count with their expected rewards too.
+2006, Sec. 2.2 and 5.4.1). The children of a batch are chosen one after another, each as if the children before had
+earned their expected rewards ("kriging believer", Ginsbourger et al. 2010). The children of reserved batches that are
+not told yet count with their expected rewards too.
 
 The inverse of the Cholesky factor of the covariance matrix is kept and extended by a row for each new token sequence,
 so the matrix is never factorized anew.

@@ -66,7 +66,7 @@ def unroll(
   Args:
     params: as `init` returns them.
     arch: static or traced.
-    carry: (c, h), [B, H] and [B, P], where P is H without a projection. B stands for any number of axes, including none.
+    carry: (c, h), [B, H] and [B, P], where P is H without a projection. B is any number of axes, including none.
     xs: [T, B, in], time first; or `nn.products.Rows` of a table.
     h_mask: [B, P] or [P], multiplies h_(t-1) where it enters the leaves (variational dropout).
     length: [B] int, the number of steps of each row; a row's carry stays as it is after them.
