@@ -38,7 +38,7 @@ class Ended(Stopped):
 
 
 class Hosts(NamedTuple):
-  """The hosts of a search, as one of them sees them, and the store that they share."""
+  """The hosts of a search, from the view of one of them, and the store that they share."""
 
   process: int  # the number of this host; host 0 leads
   processes: int

@@ -70,7 +70,7 @@ class Replicas(NamedTuple):
   tell: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]
   answer: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # `tell` for `jax.jit`: it checks nothing
   turn: Callable[[Fleet, int | Array], Turn]  # of the batch that a replica works on
-  view: Callable[[Fleet], SearchState]  # the server's state as one of `search`, for reports
+  view: Callable[[Fleet], SearchState]  # the server's state as a state of `search`, for reports
   children: Callable[[Fleet], list[int]]  # ids of the children that have been told, in rising order
 
 

@@ -127,7 +127,8 @@ def build(
     cfg: the algorithm and its settings, the size of a batch, the schedule of depths.
     evaluate: trains and scores children, with one reward for each child or for each of its layers.
     credit: maps the advantages of a batch, [m] or [m, L], to the credits of its layers.
-    remember: sets `children` and `replay` of the state from an outcome; called before the algorithm's part is set.
+    remember: returns the state with `children` and `replay` set from an outcome. The state that it
+      gets has the algorithm's part from before the update.
 
   Raises:
     ValueError: as `check`.

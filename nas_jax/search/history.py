@@ -75,7 +75,7 @@ def are_known(history: History, tokens: Array, depth: Array | int) -> Array:
 
 
 def draw_unseen(is_known: Callable[[Array], Array], propose: Propose, state: PyTree, keys: Key, depth: Depth) -> Array:
-  """Returns for each of `keys` [m] the first of `DRAWS` proposals that is new to the search and to the batch.
+  """Returns, for each of `keys` [m], the first of `DRAWS` proposals that is new to the search and to the batch.
 
   If none of them is new, the first proposal is taken.
 

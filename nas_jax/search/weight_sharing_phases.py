@@ -155,7 +155,7 @@ def _several(
 
 
 def _averaged(child: Child) -> Child:
-  """Returns a child with architectures [M, ...]: its loss is their mean, and the carry passes from one to the next."""
+  """Returns a child whose loss is the mean over architectures [M, ...]; the carry passes from one to the next."""
 
   def loss(params, archs, carry, batch, key):
     def one(carry, inputs):

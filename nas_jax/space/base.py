@@ -154,7 +154,7 @@ class Space:
     return self.slots_exist(tokens, depth)[..., self.owner]
 
   def size(self, depth: int | None = None) -> int:
-    """Returns the number of token sequences at `depth`, exact."""
+    """Returns the exact number of token sequences of `depth` layers; None for all layers."""
     depth, total = self._depth(depth), 1
     slots = [slot for slot in self.slots if slot.layer < depth]
     while slots:

@@ -82,8 +82,8 @@ def summary_of_samples(space: Space, tokens: Array) -> tuple[Array, Array]:
   """Describes token sequences [n, T] by how often each label occurs, as `policy_summary` describes a policy.
 
   Returns:
-    The entropy [] in nats of a token sequence whose tokens are independent and have these frequencies, and the share of
-    each label of each slot, [S, K].
+    The entropy [] in nats of independent tokens with these frequencies, and the share of each label of each slot,
+    [S, K].
   """
   widths = np.array([slot.width for slot in space.slots])
   is_link = np.array([slot.kind == Kind.LINK for slot in space.slots])[:, None]
