@@ -1,4 +1,7 @@
-"""Trees of arrays as bytes: a digest, then an .npz archive of NumPy. Reading one runs no code, as no pickle is used."""
+"""Converts trees of arrays to bytes and back. The bytes are a SHA-256 digest and a NumPy .npz archive.
+
+Reading them runs no code, because pickle is not used.
+"""
 
 from collections.abc import Sequence
 import hashlib
@@ -13,7 +16,7 @@ import numpy as np
 from nas_jax.types import PyTree
 
 _DIGEST = hashlib.sha256().digest_size
-_TREE = 'tree'  # the entry of the .npz that says how the tree is built; the arrays are entries named by numbers
+_TREE = 'tree'  # the entry of the .npz that holds the structure of the tree; the arrays are entries named by numbers
 
 
 def pack(tree: PyTree) -> bytes:

@@ -1,6 +1,6 @@
 """Configs: plain dataclasses whose fields carry their help, their source and their bounds.
 
-A launcher makes one flag of each field and Colab writes `Config(m=2)`; `check` serves both.
+A launcher makes a flag of each field, and a notebook writes `Config(m=2)`. `check` checks the values of both.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -79,12 +79,12 @@ class DataSeed(Seed):
 
 
 def data_seed(config: DataSeed) -> int:
-  """Returns the seed of the data."""
+  """Returns the seed of the data: `data_seed`, or the seed of the whole run if that is negative."""
   return config.seed if config.data_seed < 0 else config.data_seed
 
 
 def seeds_in_words(config: DataSeed) -> str:
-  """Returns the seed in words, with the seed of the data if the two differ."""
+  """Returns the seed in words, followed by the seed of the data if the two differ."""
   own = data_seed(config)
   return f'seed {config.seed}' + (f', of the data {own}' if own != config.seed else '')
 

@@ -1,7 +1,7 @@
 """The controller: a recurrent network that writes an architecture, token by token (Zoph & Le 2017, Sec. 3.1 and 3.3).
 
-All functions are for one architecture; the caller vmaps them. Sampling and scoring go through the same table of slots
-by the same functions, so they agree. Scoring knows all tokens beforehand, so its loop contains only the LSTM.
+All functions are for one architecture; the caller vmaps them. Sampling and scoring read the same table of slots and
+share their functions, so they agree. Scoring knows all tokens beforehand, so its loop contains only the LSTM.
 """
 
 from collections.abc import Callable
@@ -35,8 +35,8 @@ class Controller(NamedTuple):
   init: Callable[[Key], PyTree]  # key -> theta
   sample: Callable[..., Array]  # (theta, key, depth=None) -> tokens [T] int32
   score: Callable[..., Score]  # (theta, tokens, depth=None) -> Score; under `jit` unused parts cost nothing
-  log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], that part of the score
-  entropy: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], that part of the score
+  log_prob: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], `Score.log_prob`
+  entropy: Callable[..., Array]  # (theta, tokens, depth=None) -> [T], `Score.entropy`
 
 
 class _Table(NamedTuple):
@@ -46,9 +46,9 @@ class _Table(NamedTuple):
   width: np.ndarray  # [S]
   head: np.ndarray  # [S] index of the head
   start: np.ndarray  # [S] index of the first candidate anchor
-  anchor: np.ndarray  # [S] index of the anchor written; if none, the number of anchors: out of range, so it is dropped
+  anchor: np.ndarray  # [S] index of the anchor written; if there is none, an index out of range
   selects: np.ndarray  # [S] bool
-  allowed: np.ndarray  # [S, K] bool, for which tokens of the selecting slot this slot exists
+  allowed: np.ndarray  # [S, K] bool, whether this slot exists if the selecting slot has token k
 
 
 def _table(space: Space) -> tuple[_Table, int, int, int]:
@@ -179,7 +179,7 @@ def _lstm(theta: PyTree, state: Array, x: Array) -> tuple[Array, Array]:
 
 
 def _logits(theta: PyTree, slot: _Table, h: Array, projected: Array) -> Array:
-  """Returns the logits [K] of a slot, from the top state there and h w_prev [A, units] of the anchors."""
+  """Returns the logits [K] of a slot from the top layer's state h and the projections W_prev h_j [A, units]."""
   logits = h @ theta['softmax'][slot.head] + theta['softmax_bias'][slot.head]
   if not len(projected):
     return logits
@@ -189,7 +189,7 @@ def _logits(theta: PyTree, slot: _Table, h: Array, projected: Array) -> Array:
 
 
 def _next_input(theta: PyTree, slot: _Table, tokens: Array, anchors: int) -> tuple[Array, Array]:
-  """Returns the parts of the next input: a vector [units], and weights [A] by which states of anchors are added."""
+  """Returns the next input as a vector [units] and weights [A], by which the states of anchors are added to it."""
   own, place = theta['embedding'][slot.head, tokens[0]], jnp.arange(len(tokens))
   if not anchors:
     return own, jnp.zeros(0, own.dtype)
@@ -216,10 +216,10 @@ def uniform_controller(space: Space) -> Controller:
 
 
 def _make(space: Space, table: _Table, widest: int, init, write, read) -> Controller:
-  """Returns a controller, given how its parameters are made and two functions.
+  """Returns a controller made of functions that create its parameters, write tokens and read them.
 
   Args:
-    space: of the token sequences.
+    space: the space of the token sequences.
     table: the slots as arrays.
     widest: K.
     init: (key) -> theta.
@@ -291,7 +291,7 @@ def divergence(space: Space, probabilities: Array, target: float, penalty: str =
   """Returns the penalty [] in nats by which Pham et al. (2018) keep networks sparse: KL(p || target) of the links.
 
   Args:
-    space: of the token sequence.
+    space: the space of the token sequence.
     probabilities: [S, K] of `Score`.
     target: the probability that links are drawn towards.
     penalty: 'sum' adds up all links; 'mean' adds up the links of each layer, and averages over the layers that have

@@ -1,8 +1,9 @@
 """Workers in other processes that train children, and the loop that runs a search with asynchronous replicas.
 
-The loop first replays the journal: each line says which replica answered, and after how many answers (`event`). Then
-the loop takes new answers in the order in which they arrive. So the final state of an interrupted search can be
-reproduced from its journal. Without workers the order is drawn from the seed, and the search is deterministic.
+The loop first replays the journal: each line names the replica that answered and the number of answers before this one
+(`event`). Then the loop takes new answers in the order in which they arrive. So the final state of an interrupted
+search can be reproduced from its journal. Without workers the order is drawn from the seed, and the search is
+deterministic.
 """
 
 from collections import deque
@@ -36,7 +37,7 @@ class Crew(NamedTuple):
 
 
 def elsewhere(crew: Crew, names: Iterable[str], uniform: bool) -> dict[str, Evaluate]:
-  """Returns evaluators that cut a batch into shares and have each share trained by a worker.
+  """Returns evaluators that cut a batch into shares, which the workers train.
 
   Args:
     crew: the workers, which have evaluators of these names.
@@ -78,7 +79,7 @@ def run(
     hooks: as in `search.run`.
     budget: as in `search.run`. Batches that are still in training when the budget is spent do not count.
     known: the journal so far, by child id. Its children are not trained again, and count in the order of their events.
-    crew: the workers that train the children, each one the children of one replica at a time.
+    crew: the workers that train the children. A worker trains the batch of one replica at a time.
     width: without a crew, how many children this process trains at once: the number of devices.
 
   Raises:
@@ -109,7 +110,7 @@ def run(
           fresh += _placed(journal.records(one.batch, one.outcome, took), one.replica, event + i)
       answer = trained.popleft()
     if int(answer.batch.ids[0]) != int(fleet.numbers[answer.replica]) * search.m:
-      continue  # it has been counted
+      continue  # this answer has been counted
     fresh = [line for line in fresh if line['id'] not in known]
     loop.call(hooks, 'children', fresh)
     seconds += sum(line['seconds'] for line in fresh)
@@ -176,7 +177,7 @@ def _part(outcome: Outcome, children: slice) -> Outcome:
 def _next(
   machine: replicas.Replicas, fleet: Fleet, crew: Crew, under_way: dict[int, tuple[int, Batch]]
 ) -> tuple[Answer, float]:
-  """Gives the oldest waiting batches to the idle workers, and waits for the next answer."""
+  """Gives the oldest waiting batches to idle workers. Returns the next answer and the seconds of its training."""
   numbers = fleet.numbers.tolist()
   busy = {r for r, _ in under_way.values()}
   for r in sorted(set(range(machine.replicas)) - busy, key=numbers.__getitem__)[: crew.size - len(under_way)]:
@@ -187,9 +188,10 @@ def _next(
 
 
 def events(known: Mapping[int, journal.Record], machine: replicas.Replicas) -> dict[int, int]:
-  """Returns which replica gave each answer of a journal.
+  """Maps the event of each answer in a journal to the replica that gave the answer.
 
-  If a line is lost, the next batch of the same replica may fill the gap, since it was handed out at that answer.
+  A replica gets its next batch when it answers, and the ids of that batch tell the event. So the lines of the next
+  batch can replace lost lines of the answer.
   """
   m, count = machine.search.m, machine.replicas
   handed = {line['id'] // m - count: line['replica'] for line in known.values() if line['id'] >= count * m}

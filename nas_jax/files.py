@@ -11,7 +11,7 @@ Schema = Any  # see `mismatch`
 
 
 class Unusable(ValueError):
-  """A folder holds results that this command cannot go on with."""
+  """A folder holds results that this command cannot continue from."""
 
 
 def write(path: str, content: str | bytes) -> None:

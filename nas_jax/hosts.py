@@ -1,6 +1,6 @@
-"""One search over several hosts: host 0 leads it, and the others train the children that it names.
+"""One search over several hosts: host 0 leads it, and the others train their shares of the children.
 
-Host 0 alone has the search, its files and all decisions. It cuts each batch of children into equal shares, one for each
+Only host 0 runs the search and writes its files. It cuts each batch of children into equal shares, one for each
 host, trains its own share and waits for the others. The hosts communicate through a key-value store, such as that of
 JAX's coordination service. No training program contains a collective, so a result is bit-identical to that of one host
 with as many devices.
@@ -8,7 +8,7 @@ with as many devices.
 The keys of the store:
 
 * `facts`, `agreed/HOST`, `verdict`: whether all hosts were started with the same config and the same data.
-* `task/NUMBER`: the batches, in order, each with the name of its evaluator. An empty one ends the search.
+* `task/NUMBER`: the batches, in order, each with the name of its evaluator. An empty task ends the search.
 * `done/NUMBER/HOST`: the outcome of a host's share.
 """
 
@@ -38,12 +38,12 @@ class Ended(Stopped):
 
 
 class Hosts(NamedTuple):
-  """The hosts of a search, as one of them sees them, and the store that they share."""
+  """The hosts of a search, from the view of one of them, and the store that they share."""
 
   process: int  # the number of this host; host 0 leads
   processes: int
   put: Callable[[str, bytes], None]  # (key, value); a key is set once
-  get: Callable[[str], bytes]  # waits until the key is set; raises `Stopped` if this host or another is to end
+  get: Callable[[str], bytes]  # waits until the key is set; raises `Stopped` if this host or another one is to end
   drop: Callable[[str], None]  # removes a key
   numbers: Iterator[int]  # 0, 1, 2, ...: the numbers of the tasks
 
@@ -127,7 +127,7 @@ def serve(hosts: Hosts, own: Mapping[str, Evaluate], arch_type: type) -> None:
       return
     name, batch, uniform = arrays.unpack(task, [Batch, Repeats, Group, arch_type])
     part = share(on_device(batch), hosts.process, hosts.processes, uniform)
-    # A host without a child answers too, so that the task is not dropped before it was read.
+    # A host without children answers too, so that host 0 does not drop the task before this host has read it.
     found = [own[name](part)] if len(part.keys) else []
     hosts.put(f'done/{number}/{hosts.process}', arrays.pack(found))
 
@@ -141,7 +141,7 @@ def on_device(batch: Batch) -> Batch:
 
 
 def share(batch: Batch, index: int, count: int, uniform: bool) -> Batch:
-  """Returns the children of a batch that a host trains: the first ceil(m / count) belong to host 0, and so on.
+  """Returns the share of a batch that a host trains. Host 0 trains the first ceil(m / count) children, and so on.
 
   Args:
     batch: m children.
@@ -162,7 +162,7 @@ def share(batch: Batch, index: int, count: int, uniform: bool) -> Batch:
 
 
 def join(outcomes: list[Outcome], m: int, size: int) -> Outcome:
-  """Returns the outcome of m children whose shares had these outcomes; copies that filled up a share are dropped.
+  """Returns the outcome of m children, given the outcomes of their shares. Copies that filled up a share are dropped.
 
   Args:
     outcomes: the outcome of each share, in the order of hosts.

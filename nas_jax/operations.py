@@ -40,12 +40,12 @@ class Operation(NamedTuple):
   """A combination of two values or an activation of one."""
 
   name: str  # a Python identifier, used in spaces, flags, best.json and, without an `infix`, in equations
-  function: Callable[..., Array]  # maps two arrays of one shape, or one array, to an array of that shape and type
+  function: Callable[..., Array]  # maps two arrays of one shape (or one array) to an array of this shape and type
   source: str  # the function as a Python expression of `jax` and `jnp`: 'jnp.tanh', 'lambda x: x * jnp.tanh(x)'
   infix: str = ''  # the operator that equations and source files use for a combination, if there is one
   sign: str = ''  # the label in drawings; by default `infix` or, without one, the name
   symmetric: bool = False  # whether a combination is commutative and associative, which `canonical` makes use of
-  rescaled: Rescaled | None = None  # lets a traced cell compute the activation from another one that it needs anyway
+  rescaled: Rescaled | None = None  # lets a traced cell compute this activation from another one that it needs
 
   @property
   def label(self) -> str:

@@ -1,6 +1,6 @@
 """The server of asynchronous replicas, Zoph & Le (2017) Sec. 3.2: it keeps the parameters, in shards, and updates them.
 
-`nas_jax.replicas` asks replicas for batches and brings their answers here.
+`nas_jax.replicas` asks replicas for batches and passes their answers to this server.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class Fleet(NamedTuple):
   sums: PyTree  # [S, P] gradients that have reached each shard since its last update; () without a gradient
   waiting: Array  # [S] int32, how many gradients `sums` holds
   versions: Array  # [S] int32, updates of each shard
-  late: PyTree  # [A, S, P] the last gradients that were sent, if some shards receive them later than others; else ()
+  late: PyTree  # [A, S, P] the last A gradients that were sent, if shards receive them later; else ()
   held: PyTree  # [K, ...] what each replica samples with: theta, or the whole state of an algorithm without a gradient
   seen: Array  # [K, S] int32, updates that each shard had made when the replica read that shard
   numbers: Array  # [K] int32, the batch that each replica works on; ids and keys of its children follow from it
@@ -49,9 +49,10 @@ class Server(NamedTuple):
   """The functions of the server, which takes the answers of replicas."""
 
   init: Callable[[SearchState], tuple[SearchState, PyTree, PyTree]]  # -> the state it keeps; `sums` and `late`
-  read: Callable[[SearchState], PyTree]  # what a replica samples with from now on
+  read: Callable[[SearchState], PyTree]  # server's state -> what a replica samples with
   lend: Callable[[SearchState, PyTree], SearchState]  # (server's state, what a replica has read) -> the replica's state
-  take: Callable[[Fleet, SearchState, Batch, Outcome], tuple[Fleet, Info]]  # an answer, and the state it was asked with
+  # (fleet, state with which the replica asked for the batch, batch, outcome) -> (fleet after this answer, info)
+  take: Callable[[Fleet, SearchState, Batch, Outcome], tuple[Fleet, Info]]
 
 
 def build(search: Search, accumulate: int, shards: int, lags: Sequence[int] | None = None) -> Server:
@@ -119,7 +120,7 @@ def _sharded(search: Search, accumulate: int, shards: int, lags: Sequence[int] |
     theta, gradient = slicing.join(own.theta), slicing.join(mean)
 
     def shard(i: Array, opt_state: PyTree) -> Any:
-      """Updates all parameters with the counts of one shard, and takes its part of them."""
+      """Updates all parameters with the optimizer's counts of shard i. Returns its part of them, the rest, and info."""
       before = own._replace(theta=theta, opt_state=slicing.join_optimizer(opt_state))
       after, info = apply(state._replace(algorithm=before), gradient, batch, outcome)
       part = slicing.cut(after.algorithm.theta)[i], slicing.cut_optimizer(after.algorithm.opt_state, i)
@@ -144,7 +145,7 @@ class _Slicing(NamedTuple):
   join: Callable[[Array], PyTree]  # the matrix -> the tree
   axes: PyTree  # of the optimizer's state, for `vmap` over the counts of shards: None for matrices
   join_optimizer: Callable[[PyTree], PyTree]  # the state with the counts of one shard -> that of the optimizer
-  cut_optimizer: Callable[[PyTree, Array], PyTree]  # the optimizer's state -> what one shard has of it
+  cut_optimizer: Callable[[PyTree, Array], PyTree]  # the optimizer's state -> the part of one shard
 
 
 def _slicing(state: Any, shards: int) -> _Slicing:
@@ -176,5 +177,5 @@ def _slicing(state: Any, shards: int) -> _Slicing:
 
 
 def _where(due: Array, new: Array, old: Array) -> Array:
-  """Takes slices [S, ...] of `new` where they are due."""
+  """Returns the slices [S, ...] of `new` where they are due, and those of `old` elsewhere."""
   return jnp.where(due.reshape(-1, *(1,) * (new.ndim - 1)), new, old)

@@ -6,8 +6,8 @@ parameters, and the gradient is stale by that number of updates. A server keeps 
 makes an update from the mean of every n gradients that reach it: see `nas_jax.parameter_server`.
 
 `Replicas.ask` and `Replicas.tell` are the machine, and a `Fleet` is its state. Which replica answers next is decided
-outside of the machine: by training times that are drawn from the seed (`simulated`), by workers that train the
-children, or by a journal (both in `nas_jax.crew`). The order of the answers determines the state.
+outside of the machine: by training times that are drawn from the seed (`simulated`), by the workers that train
+the children, or by a journal (both in `nas_jax.crew`). The order of the answers determines the state.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -65,11 +65,12 @@ class Replicas(NamedTuple):
   search: Search  # the search that each replica takes part in
   replicas: int  # K
   init: Callable[[Key], Fleet]
-  ask: Callable[[Fleet, int | Array], Batch]  # the batch that a replica works on, as often as one asks
-  tell: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # (fleet, replica, its batch, outcome)
+  ask: Callable[[Fleet, int | Array], Batch]  # the batch that a replica works on; repeated calls return the same batch
+  # (fleet, replica, its batch, outcome) -> (fleet, info); a batch that has been told before changes nothing
+  tell: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]
   answer: Callable[[Fleet, int | Array, Batch, Outcome], tuple[Fleet, Info]]  # `tell` for `jax.jit`: it checks nothing
   turn: Callable[[Fleet, int | Array], Turn]  # of the batch that a replica works on
-  view: Callable[[Fleet], SearchState]  # the server's state as one of `search`, for reports
+  view: Callable[[Fleet], SearchState]  # the server's state as a state of `search`, for reports
   children: Callable[[Fleet], list[int]]  # ids of the children that have been told, in rising order
 
 
@@ -79,7 +80,7 @@ def lognormal(key: Key) -> Array:
 
 
 def check(cfg: Any) -> None:
-  """Raises ValueError if settings of a config with the fields of `Config` do not go together."""
+  """Raises ValueError if settings of a config with the fields of `Config` exclude each other."""
   if not cfg.replicas and (cfg.accumulate > 1 or cfg.shards > 1):
     raise ValueError(
       f'accumulate (={cfg.accumulate}) and shards (={cfg.shards}) are for asynchronous replicas, and replicas is 0: '
@@ -102,7 +103,7 @@ def build(
 ) -> Replicas:
   """Returns K replicas of a search.
 
-  With one replica and `accumulate` 1 the tokens are those of the search itself. An algorithm without a gradient, such
+  One replica with `accumulate` 1 proposes the same tokens as the search itself. An algorithm without a gradient, such
   as random search, takes each answer at once: nothing is accumulated, and there are no shards.
 
   Args:
@@ -117,7 +118,8 @@ def build(
       default all shards receive a gradient at once, and a replica reads all shards at one version.
 
   Raises:
-    ValueError: the children share weights or are parts of token sequences, or a number does not fit.
+    ValueError: the children share weights, are parts of token sequences or depend on a record of earlier children; or a
+      number is out of range.
 
   >>> import jax
   >>> from nas_jax import replicas, search, space
@@ -179,7 +181,7 @@ def build(
 
   def tell(fleet: Fleet, r: int | Array, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
     if int(batch.ids[0]) != int(fleet.numbers[r]) * search.m:
-      return fleet, {}  # the replica works on another batch by now: this one has been counted
+      return fleet, {}  # the replica works on another batch now: this one has been counted
     return compiled(
       fleet, r, batch._replace(extra=()), outcomes.as_outcome(search.space, batch, outcome)._replace(metrics=())
     )
@@ -228,7 +230,7 @@ def simulated(machine: Replicas) -> Search:
 
 
 def noted(outcome: Outcome, numbers: Mapping[str, Array]) -> Outcome:
-  """Returns the outcome with these numbers added to the metrics, the same for all children."""
+  """Returns the outcome with `numbers` added to its metrics. Each number is the same for all children."""
   m = len(outcome.reward)
   return outcome._replace(
     metrics={**(outcome.metrics or {}), **{name: jnp.broadcast_to(value, m) for name, value in numbers.items()}}

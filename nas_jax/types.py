@@ -30,7 +30,7 @@ class Repeats(NamedTuple):
 class Batch(NamedTuple):
   """The m children that a search asks to have evaluated."""
 
-  ids: Array  # [m] int32, step * m + k
+  ids: Array  # [m] int32, (number of the batch) * m + k; for prefixes of sequences, in the order of training
   keys: Key  # [m] a key for each child: for its initial weights, its data order and its dropout
   tokens: Array  # [m, T] int32
   archs: PyTree  # the space's NamedTuple with int32 arrays [m, ...]

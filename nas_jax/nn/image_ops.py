@@ -1,8 +1,8 @@
 """Convolutions, pools and batch norm that are fast on every platform, CPUs included.
 
-Images are [B, H, W, C], kernels [kh, kw, C, F]. On a CPU, inside a loop, the gradients of a convolution that JAX
-derives have layouts for which XLA has only a naive kernel. Here they are written as convolutions of the usual layout,
-which are about ten times faster. Sums over all pixels are fastest on a CPU as products with rows of ones.
+Images are [B, H, W, C], kernels [kh, kw, C, F]. On a CPU, inside a loop, the gradients that JAX derives of
+a convolution have layouts for which XLA has only a naive kernel. Here they are written as convolutions of the usual
+layout, which are about ten times faster. Sums over all pixels are fastest on a CPU as products with rows of ones.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ def compiler_options(platform: str) -> dict[str, Any]:
 def conv(x: Array, kernel: Array, stride: tuple[int, int] = (1, 1)) -> Array:
   """A convolution [B, ceil(H / sh), ceil(W / sw), F] without bias, in the type of the images.
 
-  Padding is (k - 1) // 2 before and k // 2 after for every stride, so the output of stride s is the output of stride 1
-  at 0, s, 2 s, ...
+  Padding is (k - 1) // 2 before and k // 2 after for every stride. So the output for stride s consists of the entries
+  0, s, 2 s, ... of the output for stride 1.
   """
   return _own_gradient(x, kernel.astype(x.dtype), stride)
 
@@ -162,7 +162,7 @@ def pool_around(x: Array, size: int, largest: bool) -> Array:
 def batch_norm(
   x: Array, scale: Array, bias: Array, epsilon: float | Array = 1e-5, relu: bool = False
 ) -> tuple[Array, Array, Array]:
-  """Batch norm in training mode (Ioffe & Szegedy 2015), over batch and pixels, with a ReLU after it if asked for.
+  """Batch norm in training mode (Ioffe & Szegedy 2015) over batch and pixels, optionally followed by a ReLU.
 
   Args:
     x: [B, H, W, C]. If it is bfloat16, the statistics are computed in float32 and the result is bfloat16.
@@ -181,7 +181,7 @@ def batch_norm(
 def normalize(
   x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float | Array = 1e-5, relu: bool = False
 ) -> Array:
-  """Batch norm in evaluation mode, with given mean and variance."""
+  """Batch norm in evaluation mode, with given mean and variance, optionally followed by a ReLU."""
   y = (at_least_float32(x) - _row(mean)) * _row(scale * jax.lax.rsqrt(variance + epsilon)) + _row(bias)
   return (jax.nn.relu(y) if relu else y).astype(x.dtype)
 
@@ -262,7 +262,7 @@ def _sum(x: Array) -> Array:
   """Sums [B, H, W, C] to [C].
 
   On a CPU this is a product with two rows of ones, because XLA calls a library for two rows but generates code for one.
-  The library is as fast, and a network compiles in a seventh less time.
+  The library is as fast, and compiling a network takes a seventh less time.
   """
   flat = x.reshape(-1, x.shape[-1])
   return jax.lax.platform_dependent(

@@ -37,6 +37,6 @@ def scope(precision: str) -> contextlib.AbstractContextManager[Any]:
   """Returns the context in which programs of a precision are traced.
 
   With 'tf32' the factors of float32 products keep at least TF32's precision: one pass of TF32 on GPUs that have it,
-  three passes of bfloat16 on TPUs. The other precisions leave float32 products as JAX's own setting has them.
+  three passes of bfloat16 on TPUs. The other precisions leave JAX's own setting for float32 products unchanged.
   """
   return jax.default_matmul_precision('tensorfloat32') if precision == 'tf32' else contextlib.nullcontext()

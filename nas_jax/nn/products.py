@@ -27,8 +27,8 @@ def looked_up(xs: Inputs) -> Array:
 def projected(xs: Inputs, kernel: Array, hoist: bool = True, dtype: DType | None = None) -> Array:
   """Computes x W for all steps, [T, B, out]. `dtype` may be wider than the factors' type; `hoist` is as in `unroll`.
 
-  If the inputs are rows of a table that has fewer rows than there are inputs, the table is projected first and its rows
-  are looked up then. The result is the same and takes fewer operations.
+  If the inputs are rows of a table that has fewer rows than there are inputs, the table is projected first, and then
+  its rows are looked up. The result is the same and takes fewer operations.
   """
   if isinstance(xs, Rows) and len(xs.table) < xs.indices.size:
     return projected(xs.table[None], kernel, hoist, dtype)[0][xs.indices]

@@ -1,8 +1,8 @@
 """The loop over time for recurrent cells whose weights only multiply x and h: tree cells and the LSTM.
 
-Such a cell is a function without weights. It maps the projections of x and of h to its k gates (or leaves), and
-c_(t-1), to c_t and h_t. So the projections of all inputs are one product before the loop, and the gradient of each
-weight matrix is one product after it.
+Such a cell is a function without weights. Its inputs are c_(t-1) and the projections of x and of h, one for each of its
+k gates (or leaves). Its outputs are c_t and h_t. So the projections of all inputs are one product before the loop, and
+the gradient of each weight matrix is one product after it.
 """
 
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def unroll(
   backward_cell: Cell | None = None,
   together: int = 1,
 ) -> tuple[Carry, Array]:
-  """Runs a cell over a sequence. There may be any number of batch axes, also none: B stands for all of them.
+  """Runs a cell over a sequence. B stands for any number of batch axes, including none.
 
   Args:
     cell: see `Cell`.

@@ -1,4 +1,4 @@
-"""Marks values that have only reverse-mode derivatives, so that forward mode raises an error that helps."""
+"""Marks values that have only reverse-mode derivatives, so that forward mode raises a helpful error."""
 
 import jax
 from jax.extend.core import Primitive
@@ -9,7 +9,7 @@ from nas_jax.types import PyTree
 
 
 def reverse_only(values: PyTree, message: str) -> PyTree:
-  """Returns `values`; forward-mode derivatives by them (`jvp`, `jacfwd`, `linearize`) raise TypeError(message).
+  """Returns `values`. Forward-mode derivatives with respect to them (`jvp`, `jacfwd`, ...) raise TypeError(message).
 
   A `custom_vjp` raises an error in this case too, but the message is JAX's own, and under `jit` it comes only when the
   program is lowered, outside of any `try`. The gradient itself may be differentiated in either mode, as with a

@@ -1,4 +1,4 @@
-"""A search as pure functions of its state: ask for children, evaluate them, tell what they earned.
+"""A search as pure functions of its state: ask for children, evaluate them, tell their rewards.
 
 Only `evaluate` takes long or may depend on the machine. `search.run` calls the functions in turn.
 """
@@ -20,10 +20,10 @@ from nas_jax.types import Array, Batch, Evaluate, Info, Key, Outcome, PyTree
 
 
 class Parts(NamedTuple):
-  """For searches whose children are parts of the proposed token sequences, such as their prefixes.
+  """The functions of a search whose children are parts of the proposed token sequences, such as prefixes.
 
-  A batch of token sequences is split into groups of children, the groups are trained in turn, and what the children
-  earned is joined to the outcome of the batch.
+  The search splits a batch of token sequences into groups of children, trains one group after the other, and joins the
+  outcomes of the groups to the outcome of the batch.
   """
 
   split: Callable[[Batch], list[Batch]]  # token sequences -> the groups of children that must be trained
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
 
 
 class Update(NamedTuple):
-  """The result of one update, when one program call makes several."""
+  """The result of one of the updates that one program call makes."""
 
   state: SearchState  # after the update
   batch: Batch  # only ids and token sequences
@@ -67,9 +67,9 @@ class Search(NamedTuple):
   parts: Parts | None = None  # None if every token sequence is one child
   shared: bool = False  # whether children share weights, so that a reward depends on all that came before
   replicas: Any = None  # `nas_jax.replicas.Replicas`, if the state is a `Fleet` of them
-  told: int = 0  # known children that the search was told of at its beginning, see `search.start`
+  told: int = 0  # number of known children that the search was told of when it began, see `search.start`
   # (state, n) -> the next updates, at least one and at most n, all in one program call; None if each update needs the
-  # host. The updates are those that `ask`, `evaluate` and `tell` would make, up to rounding in another program.
+  # host. Up to rounding, these updates equal those that `ask`, `evaluate` and `tell` make.
   updates: Callable[[SearchState, int], list[Update]] | None = None
 
   @property
@@ -78,7 +78,7 @@ class Search(NamedTuple):
     return self.parts.train if self.parts else self.evaluate
 
   def spent(self, state: SearchState) -> int:
-    """Returns the number of children so far, which without replicas is also the id of the next one."""
+    """Returns the number of children so far. Without replicas this is also the id of the next child."""
     return self.parts.spent(state) if self.parts else int(state.step) * self.m
 
   def children(self, state: SearchState) -> Sequence[int]:
@@ -86,14 +86,15 @@ class Search(NamedTuple):
     return self.replicas.children(state) if self.replicas else range(self.spent(state))
 
   def over(self, state: SearchState, children: int) -> bool:
-    """Says whether a budget of `children` is spent, or nothing is left to train."""
+    """Returns whether a budget of `children` is spent, or the search has stopped proposing anything new."""
     return self.spent(state) >= children or (self.parts is not None and self.parts.exhausted(state))
 
   def sized(self, state: SearchState, step: int) -> SearchState:
     """Returns the state with its arrays grown to the sizes that they have after `step` updates.
 
-    Batches that are reserved count as updates. `tell` and `reserve` grow the state by themselves, unless they are
-    traced. A search that runs within one program must therefore call this once before its first update.
+    Batches that are reserved count as updates. `tell`, `apply` and `reserve` grow the record of children by themselves
+    unless they are traced. Call this function before the first update of a search that runs within one program, and
+    after each `tell` of a search with `parts`.
     """
     if self.parts:
       return self.parts.grow(state, step)
@@ -103,7 +104,7 @@ class Search(NamedTuple):
 
 
 def check(space: Space, cfg: Config) -> None:
-  """Raises ValueError, naming the field, if a setting is out of range or children start deeper than the space is."""
+  """Raises ValueError if a setting is out of range or `depth_start` exceeds the layers of the space."""
   config.check(cfg)
   if cfg.depth_start > space.layers:
     raise ValueError(
@@ -122,11 +123,12 @@ def build(
   """Returns a search over `space`.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     cfg: the algorithm and its settings, the size of a batch, the schedule of depths.
     evaluate: trains and scores children, with one reward for each child or for each of its layers.
     credit: maps the advantages of a batch, [m] or [m, L], to the credits of its layers.
-    remember: sets `children` and `replay` of the state from an outcome; called before the algorithm's part is set.
+    remember: returns the state with `children` and `replay` set from an outcome. The state that it
+      gets has the algorithm's part from before the update.
 
   Raises:
     ValueError: as `check`.
@@ -182,11 +184,11 @@ def build(
     return state, {'reward': jnp.mean(settled.reward, where=layers_exist(batch, settled.reward))} | info
 
   def checked(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `compiled`, whose last two arguments are a batch and its outcome, with the outcome checked first."""
+    """Returns a function that checks the outcome, its last argument after the batch, and then calls `compiled`."""
     return lambda *args: compiled(*args[:-1], as_outcome(space, args[-2], args[-1]))
 
   def growing(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `compiled`, which maps a state and more to a state and perhaps more, with room for the next batch."""
+    """Returns a function that calls `compiled` and makes room for the next batch in the state that results."""
 
     def grown(state: SearchState, *args: Any) -> Any:
       found = compiled(state, *args)
@@ -218,7 +220,7 @@ def build(
 
 
 def identify(state: SearchState, m: int) -> tuple[Array, Key, Key]:
-  """Returns the ids [m] of the next token sequences, keys [m] to choose them with, and keys [m] for their children."""
+  """Returns the ids [m] of the next token sequences, keys [m] to sample them, and keys [m] for their children."""
   # fold_in, not split(key, m): the key of a child must not depend on how many siblings it has.
   number = memory.batches(state)
   step_key = jax.random.fold_in(state.key, number)
@@ -227,7 +229,11 @@ def identify(state: SearchState, m: int) -> tuple[Array, Key, Key]:
 
 
 def depth_of(cfg: Config, space: Space, children: int | Array) -> Array:
-  """Returns the depth of the next child, which grows by `depth_step` every `depth_every` children, Sec. 4.1."""
+  """Returns the depth of the next child after `children` children.
+
+  The depth grows from `depth_start` by `depth_step` every `depth_every` children, up to the layers of the space
+  (Sec. 4.1). If `depth_start` is 0, all children have the layers of the space.
+  """
   grown = cfg.depth_start + cfg.depth_step * (children // cfg.depth_every)
   return jnp.minimum(space.layers, grown if cfg.depth_start else space.layers)
 
@@ -238,7 +244,7 @@ def ask_tell(space: Space, cfg: Config) -> Search:
   `tell` takes an `Outcome` or only the rewards, one for each child. The reward of a child that failed is NaN.
 
   Raises:
-    ValueError: as `check`; and `tell` as `as_outcome`.
+    ValueError: as `check`. `tell` raises the errors of `outcomes.as_outcome`.
 
   >>> import jax
   >>> from nas_jax import search, space

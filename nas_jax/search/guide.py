@@ -1,11 +1,15 @@
 """A Gaussian process that chooses among proposals: Bayesian optimization over the proposals of an algorithm.
 
-The process is fitted to all rewards so far. Among many candidates it chooses the one with the greatest expected
-improvement (Jones et al. 1998, "Efficient Global Optimization"). Candidates are proposals of the search's own algorithm
-and mutations of the best children. Two token sequences have the covariance exp(-d / l), where d is the number of tokens
-in which they differ (Hamming distance) and the length scale l is the likeliest of a few (Rasmussen & Williams 2006,
-Sec. 2.2 and 5.4.1). The children of a batch are chosen one after another, each as if the children before had earned
-their expected rewards ("kriging believer", Ginsbourger et al. 2010). Batches that are not told yet are treated alike.
+The process is fitted to the rewards of all token sequences so far, at most `LARGEST` of them. Among many candidates it
+chooses the one with the greatest expected improvement (Jones et al. 1998, "Efficient Global Optimization"). Candidates
+are proposals of the search's own algorithm and mutations of the best children. Every `OWN`-th child is a proposal of
+the algorithm, not chosen by the process.
+
+Two token sequences have the covariance exp(-d / l). Here d is the number of tokens in which they differ (Hamming
+distance) plus the difference of their depths, and the length scale l is the likeliest of a few (Rasmussen & Williams
+2006, Sec. 2.2 and 5.4.1). The children of a batch are chosen one after another, each as if the children before had
+earned their expected rewards ("kriging believer", Ginsbourger et al. 2010). The children of reserved batches that are
+not told yet count with their expected rewards too.
 
 The inverse of the Cholesky factor of the covariance matrix is kept and extended by a row for each new token sequence,
 so the matrix is never factorized anew.
@@ -25,18 +29,18 @@ from nas_jax.types import Array, Depth, Key, PyTree
 
 LENGTHS = (0.125, 0.35, 1.0, 2.8)  # length scales, in tokens of a whole sequence
 NOISE = 0.05  # variance of the noise of a reward; the normalized rewards have variance 1
-LARGEST = 1024  # token sequences that the process is fitted to; later ones are ignored
-WARM_UP = 10  # children that are told before the process chooses any
-OWN = 3  # one of this many children is the algorithm's own proposal
+LARGEST = 1024  # token sequences that the process is fitted to; when it is full, it chooses no more
+WARM_UP = 10  # token sequences that are told before the process chooses any
+OWN = 3  # every third child is the algorithm's own proposal
 MUTATIONS = 16  # for each child of a batch
 PARENTS = 5  # best children that are mutated
 
 
 class Guide(NamedTuple):
-  """The Gaussian process, one for each of the S length scales. Its rows are the first of the history."""
+  """The Gaussian process at each of S length scales. Its rows are the first rows of the history."""
 
   inverse: Array  # [S, N, N] the inverse of the lower Cholesky factor of the covariance matrix; 0 where there is no row
-  believed: Array  # [N] the normalized reward that was expected of a sequence when it was reserved
+  believed: Array  # [N] the expected normalized reward of each sequence when it was reserved
   size: Array  # [] int32, rows
 
 
@@ -46,7 +50,7 @@ def empty(capacity: int = LEAST) -> Guide:
 
 
 def grow(guide: Guide, capacity: int) -> Guide:
-  """Returns the same process with room for so many rows, but at most `LARGEST`."""
+  """Returns the process with room for `capacity` rows, but at most `LARGEST`. A process never shrinks."""
   more = max(0, min(capacity, LARGEST) - len(guide.believed))
   return Guide(jnp.pad(guide.inverse, ((0, 0), (0, more), (0, more))), jnp.pad(guide.believed, (0, more)), guide.size)
 
@@ -62,7 +66,7 @@ def length_scales(length: int) -> Array:
 
 
 def update(guide: Guide, history: History, count: int) -> Guide:
-  """Returns the process with up to `count` new rows of the history."""
+  """Returns the process after adding the next rows of the history, at most `count`."""
   room, scales = len(guide.believed), length_scales(history.tokens.shape[1])
   tokens, depths = history.tokens[:room], history.depth[:room]
 
@@ -93,8 +97,8 @@ class Fit(NamedTuple):
 def normalized(guide: Guide, history: History) -> Array:
   """Returns the rewards of the rows as normal scores, [N]; 0 where there is no row.
 
-  Only the order of the rewards counts, so that outliers and failed children, which rank last, do no harm. A sequence
-  that was not told yet has its expected reward, `believed`.
+  Only the order of the rewards counts, so that outliers do no harm; failed children rank last. A sequence that was not
+  told yet has its expected reward, `believed`.
   """
   room = len(guide.believed)
   told = (jnp.arange(room) < guide.size) & (history.trained[:room] > 0)
@@ -108,7 +112,7 @@ def normalized(guide: Guide, history: History) -> Array:
 
 
 def fit(guide: Guide, history: History) -> Fit:
-  """Returns the process with the length scale of the greatest evidence and with the likeliest variance."""
+  """Returns the process at the length scale of greatest evidence, with the most likely variance."""
   values = normalized(guide, history)
   weights = jnp.einsum('sij,j->si', guide.inverse, values)
   count = jnp.maximum(guide.size, 1)
@@ -121,11 +125,11 @@ def fit(guide: Guide, history: History) -> Fit:
 
 
 def predict(found: Fit, history: History, tokens: Array, depth: Array | int) -> tuple[Array, Array, Array]:
-  """Predicts what token sequences [n, T] earn, normalized.
+  """Predicts the normalized rewards of token sequences [n, T], all of `depth` layers.
 
   Returns:
-    The means [n]; the variances [n], as shares of the variance of the process; and the covariances with the rows times
-    the inverse factor, [n, N], from which both are computed.
+    The means [n]; the variances [n], as shares of the variance of the process; and the covariances with the rows,
+    multiplied by the inverse Cholesky factor, [n, N]. The means and the variances are computed from the last.
   """
   room = len(found.weights)
   apart = distances(tokens[:, None], depth, history.tokens[None, :room], history.depth[None, :room])
@@ -134,7 +138,7 @@ def predict(found: Fit, history: History, tokens: Array, depth: Array | int) -> 
 
 
 def log_improvement(mean: Array, deviation: Array, best: Array) -> Array:
-  """Returns the logarithm of the expected improvement on `best` of normal variables."""
+  """Returns the logarithm of the expected improvement of normal variables over `best`."""
   u = (mean - best) / deviation
   density = jnp.exp(-0.5 * u**2) / np.sqrt(2 * np.pi)
   near = jnp.log(jnp.maximum(density + u * jax.scipy.special.ndtr(u), 1e-30))
@@ -144,30 +148,30 @@ def log_improvement(mean: Array, deviation: Array, best: Array) -> Array:
 
 
 def believe(guide: Guide, history: History, tokens: Array, depth: Array) -> Guide:
-  """Stores the expected rewards of m reserved sequences [m, T], which must have rows already. Returns the process."""
+  """Returns the process with the expected rewards of m reserved sequences [m, T], which must have rows, stored."""
   mean, _, _ = predict(fit(guide, history), history, tokens, depth[0])
   row = jnp.argmax((history.tokens[None] == tokens[:, None]).all(-1) & (history.depth[None] == depth[:, None]), 1)
   return guide._replace(believed=guide.believed.at[row].set(mean, mode='drop'))
 
 
 class Chosen(NamedTuple):
-  """The children of a batch that are chosen already, and what follows from them for the n candidates."""
+  """The children of a batch that are chosen so far, and the predictions for the n candidates given these children."""
 
   tokens: Array  # [m, T] int32
   variance: Array  # [n] as `predict` returns it, conditioned on the chosen children
-  given: Array  # [n, m] what the chosen ones add to the last result of `predict`
-  best: Array  # [] the greatest normalized reward, or what is expected of the chosen ones
+  given: Array  # [n, m] further columns of the last result of `predict`, one for each chosen child
+  best: Array  # [] the greatest normalized reward, including the expected ones of children that the process chose
 
 
 def propose(
   space: Space, guide: Guide, history: History, own: Propose, state: PyTree, keys: Key, ids: Array, depth: Depth
 ) -> Array:
-  """Returns token sequences [m, T] for a batch, none of which has been asked for before.
+  """Returns token sequences [m, T] for a batch, distinct ones that have not been asked for before.
 
-  If all candidates for a child are known, the child is the first proposal of the algorithm.
+  If no candidate for a child is new, the child is the algorithm's first proposal for it.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     guide: the process.
     history: all token sequences so far.
     own: `propose` of the algorithm.
@@ -207,7 +211,7 @@ def mutants(space: Space, history: History, drawn: Array, keys: Key, depth: Dept
   """Returns `MUTATIONS` mutations of the best children for each of `keys` [m], as [m * MUTATIONS, T].
 
   A mutation can add tokens that its parent lacks. These come from other proposals, `drawn` [m, n, T] with n at least
-  MUTATIONS.
+  MUTATIONS. If no child has trained without failing, these proposals are returned unchanged.
   """
   reward = jnp.where(history.sound > 0, history.reward, -jnp.inf)
   top, rows = jax.lax.top_k(reward, PARENTS)

@@ -1,8 +1,8 @@
-"""All token sequences that a search has asked for, what they earned, and which children of a batch repeat them.
+"""The record of the token sequences that a search has asked for and of their rewards.
 
 The record consists of arrays of a fixed capacity, so that it can be compiled, vmapped and saved like the rest of the
 state. It is kept only by searches that need it: those that do not train a known token sequence again (`known` of the
-config is 'reuse' or 'avoid').
+config is 'reuse' or 'avoid') and those whose proposals are guided (`proposals` is 'guided').
 
 Two token sequences are the same here if their tokens and their depths are equal. Different token sequences can also
 mean the same network (`space.canonical`). This is not detected, since canonical forms exist for static architectures
@@ -31,7 +31,7 @@ class History(NamedTuple):
 
   tokens: Array  # [N, T] int32
   depth: Array  # [N] int32, layers
-  id: Array  # [N] int32, of the child that was first asked for with these tokens
+  id: Array  # [N] int32, id of the first child with these tokens
   reward: Array  # [N] mean over the trainings that did not fail; 0 where there are none
   trained: Array  # [N] int32, trainings so far, including failed ones
   sound: Array  # [N] int32, trainings that did not fail
@@ -75,9 +75,9 @@ def are_known(history: History, tokens: Array, depth: Array | int) -> Array:
 
 
 def draw_unseen(is_known: Callable[[Array], Array], propose: Propose, state: PyTree, keys: Key, depth: Depth) -> Array:
-  """Returns for each of `keys` [m] the first of `DRAWS` proposals that is new to the search and to the batch.
+  """Returns, for each of `keys` [m], the first of `DRAWS` proposals that is new to the search and to the batch.
 
-  If all of them are known, it is the first proposal.
+  If none of them is new, the first proposal is taken.
 
   Args:
     is_known: says which of the token sequences [n, T] are known, [n] bool.
@@ -116,7 +116,11 @@ def repeats(history: History, tokens: Array, depth: Array | int, ids: Array) -> 
 
 
 def fill(batch: Batch, outcome: Outcome) -> Outcome:
-  """Returns an outcome in which each child that was not trained has the mean reward of the earlier trainings."""
+  """Returns an outcome in which each child that was not trained has the result of the child that it repeats.
+
+  If that child is in the same batch, the result is its reward or failure. Otherwise it is the mean reward of the
+  earlier trainings that did not fail, or a failure if all of them failed.
+  """
   if batch.repeats is None:
     return outcome
   known, source, reward, failed = batch.repeats
@@ -130,7 +134,7 @@ def fill(batch: Batch, outcome: Outcome) -> Outcome:
 
 
 def reusing(evaluate: Evaluate) -> Evaluate:
-  """Returns an evaluator in which children that repeat earlier ones get the measured rewards of those.
+  """Returns an evaluator that gives a child that repeats an earlier one the measured reward of that child.
 
   If all children of a batch repeat earlier ones, nothing is evaluated. Otherwise `evaluate` gets the whole batch, so
   that shapes do not change, and may leave out the children that `batch.repeats` names.
@@ -187,12 +191,12 @@ def insert(
 
 
 def tell(space: Space, history: History, asked: Array, batch: Batch, outcome: Outcome) -> History:
-  """Returns the record after a batch has been told.
+  """Returns the record with the outcome of a batch. If the batch was reserved, it is no longer counted as waiting.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     history: the record before.
-    asked: [] int32, children that have been asked for, those that are reserved included.
+    asked: [] int32, the number of children that have been told or reserved.
     batch: the children.
     outcome: of the batch, with `failed` in the shape of the rewards. If each layer has a reward, the best one counts.
   """

@@ -1,7 +1,7 @@
 """The journal: one line of JSON for every child that was trained, written as soon as it is scored.
 
 Every line of a .jsonl file ends with a checksum of the rest of it, under the key `CHECKSUM`. Readers verify it and
-leave it out of what they return. Files from before lines had checksums are read too: lines without one count until the
+leave it out of the records that they return. Older files have no checksums: lines without one are accepted up to the
 first line that has one.
 """
 
@@ -67,7 +67,7 @@ def update_of(space: Space) -> Callable[[Record], bool]:
 
 
 def child_of_rung(space: Space) -> Callable[[Record], bool]:
-  """Returns the schema of a child that was trained again in a later rung of successive halving, as `child_of`."""
+  """Returns the schema of a child that was trained again in a later rung of successive halving; see `child_of`."""
   fits = child_of(space)
   return lambda record: is_count(record.get('rung')) and record['rung'] > 1 and fits(record)
 
@@ -80,16 +80,16 @@ REWARD_MISSING = 'no finite reward'  # why a child failed, if its training gave 
 def records(
   batch: Batch, outcome: Outcome, seconds: float, measured: Mapping[int, Record] | None = None
 ) -> list[Record]:
-  """Returns a record for each child: id, tokens, reward, metrics, why it failed (or null), and its wall seconds.
+  """Returns a record for each child: id, tokens, reward, metrics, why it failed (or null), and wall seconds.
 
-  The reward of a child that failed is written as 0, and nothing reads it. A child above a bound has no seconds, as it
-  was not trained. A child that repeats an earlier one has the metrics of that child, no seconds, and the id of that
-  child as the metric `REPEAT`.
+  The children that were trained share `seconds` equally. A child above a bound was not trained, so it has 0 seconds. A
+  child that repeats an earlier one has 0 seconds, the metrics of that child, and its id as the metric `REPEAT`. The
+  reward of a child that failed is written as 0, and nothing reads it.
 
   Args:
     batch: the children.
     outcome: of the batch.
-    seconds: the time that all children took together.
+    seconds: the wall time of all children together.
     measured: the records of earlier children by id, for those that repeat one.
   """
   columns = {name: np.asarray(values) for name, values in dict(outcome.metrics or {}).items()}
@@ -118,7 +118,7 @@ def records(
 
 
 def _sources(batch: Batch) -> dict[int, int]:
-  """Maps the place of each child that repeats an earlier one to the id of the earlier child."""
+  """Maps the position of each child that repeats an earlier one to the id of the earlier child."""
   if batch.repeats is None:
     return {}
   known, source = np.asarray(batch.repeats.known), np.asarray(batch.repeats.source)
@@ -132,7 +132,7 @@ def outcome(lines: Sequence[Record]) -> Outcome:
 
 
 def agree(lines: Sequence[Record], batch: Batch) -> None:
-  """Raises `files.Unusable` if a record and the child of its id differ in tokens: the journal is of another search."""
+  """Raises `files.Unusable` if a record has other tokens than the child of its id: the journal is of another search."""
   tokens = dict(zip(batch.ids.tolist(), np.asarray(batch.tokens).tolist(), strict=True))
   for line in lines:
     if line.get('tokens') != tokens[line['id']]:
@@ -192,8 +192,8 @@ def read_lines(path: str, schema: files.Schema) -> list[Record]:
 def drop_damaged_lines(path: str, aside: str, schema: files.Schema = CHILD) -> int:
   """Moves damaged lines of `path` to a file of the same name in the folder `aside`, and returns how many there were.
 
-  A line is damaged if its checksum does not fit, if it does not match the schema, or if it has no line end, such as the
-  last line of a killed process. If `path` is not a file, it is moved as a whole.
+  A line is damaged if its checksum is wrong (or missing, after a line that has one), if it does not match the schema,
+  or if it has no line end, such as the last line of a killed process. If `path` is not a file, it is moved as a whole.
   """
   if os.path.lexists(path) and not os.path.isfile(path):
     files.set_aside(path, aside)
@@ -223,7 +223,7 @@ def read(path: str, by: str = 'id', schema: files.Schema = None) -> dict[int, Re
 
 
 def writer(path: str) -> Callable[[list[Record]], None]:
-  """Returns a function that appends records to `path` and returns when they are on disk."""
+  """Returns a function that appends records to `path`, on a new line, and returns when they are on disk."""
 
   def write(lines: list[Record]) -> None:
     torn = os.path.exists(path) and os.path.getsize(path) > 0 and not _ends_line(path)
@@ -243,6 +243,6 @@ def _ends_line(path: str) -> bool:
 
 
 def plain(value: np.ndarray | np.generic) -> Any:
-  """Returns a number that JSON can hold: None if it is not finite."""
+  """Returns a NumPy scalar as a JSON value: a number, or None if it is not finite."""
   number = value.item()
   return None if isinstance(number, float) and not math.isfinite(number) else number

@@ -1,4 +1,4 @@
-"""The loop that runs a search: what it reports to, when it stops, and how it resumes from a journal."""
+"""The loop that runs a search. It reports to hooks, stops at a budget, and resumes from a journal."""
 
 from collections.abc import Callable, Mapping, Sequence
 import math
@@ -112,7 +112,7 @@ def run(
 
 
 def over(search: Search, state: SearchState, budget: Budget, seconds: float) -> bool:
-  """Says whether a limit is reached, after so many seconds of evaluating children."""
+  """Returns whether a limit of the budget is reached; `seconds` is the time spent on evaluating children."""
   return search.over(state, budget.children) or seconds >= budget.seconds or float(state.best.reward) >= budget.reward
 
 
@@ -121,7 +121,8 @@ def journalled(
 ) -> tuple[Outcome, list[journal.Record]]:
   """Returns the outcome of children, and records of those that are not in the journal yet.
 
-  `measured` has the records of all children so far; a child that repeats one of them takes its metrics from there.
+  The children are trained unless all of them are in the journal; children that share weights always are. `measured` has
+  the records of all children so far: a child that repeats one of them gets its metrics from there.
   """
   seen = _seen(batch, known)
   if len(seen) == len(batch.ids) and not search.shared:
@@ -143,7 +144,7 @@ def _unseen(records: list[journal.Record], known: Mapping[int, journal.Record]) 
 
 
 def report(hooks: Sequence[Hook], told: Sequence[Told]) -> None:
-  """Tells hooks of updates: the state after each, and its info as floats."""
+  """Calls the hooks with the state after each update and with its info as floats."""
   told = [(state, {name: float(value) for name, value in info.items()}) for state, info in told]
   for hook in hooks:
     if hook.steps:
@@ -154,7 +155,7 @@ def report(hooks: Sequence[Hook], told: Sequence[Told]) -> None:
 
 
 def call(hooks: Sequence[Hook], name: str, *args: Any) -> None:
-  """Calls the function of that name of each hook. One that fails warns, unless its hook is vital."""
+  """Calls the function `name` of each hook. An exception becomes a warning, unless the hook is vital."""
   for hook in hooks:
     try:
       getattr(hook, name)(*args)

@@ -26,12 +26,12 @@ class Memory(NamedTuple):
 
 
 def build(space: Space, cfg: Config, propose: Propose) -> Memory:
-  """Returns the record that `cfg` asks for.
+  """Returns the functions of the record that `cfg` asks for.
 
   Args:
-    space: of the children.
-    cfg: says by `known` and `proposals` what the record is for.
-    propose: of the search algorithm.
+    space: the space of the children.
+    cfg: its settings `known` and `proposals` say what the record is used for.
+    propose: `propose` of the search algorithm.
   """
   guided = cfg.proposals == 'guided'
   if not guided and cfg.known == 'train':
@@ -72,12 +72,12 @@ def build(space: Space, cfg: Config, propose: Propose) -> Memory:
 
 
 def batches(state: SearchState) -> Array:
-  """Returns how many batches have been asked for and told, or reserved."""
+  """Returns the number of batches that have been told or are reserved."""
   return state.step + state.history.waiting if isinstance(state.history, history.History) else state.step
 
 
 def grow(state: SearchState, children: int) -> SearchState:
-  """Returns the state with room for `children` in its record and in its model, if it has them."""
+  """Returns the state with room for `children` in its record and its model, if it has them."""
   if not isinstance(state.history, history.History):
     return state
   capacity = history.capacity_for(children)

@@ -76,6 +76,6 @@ def _flat(state: SearchState, theta: PyTree, opt_state: PyTree, baseline: Baseli
 
 
 def _nested(old: WithoutWorst | FlatState, kept: PyTree) -> SearchState:
-  # The worst reward is not known. As no reward of a system was negative, failing goes on to earn 0.
+  # The worst reward was not saved. No system had negative rewards then, so failed children go on to earn 0.
   infinite = jnp.asarray(jnp.inf, jnp.float32)
   return SearchState(old.step, old.key, kept, old.best, infinite, old.children, old.replay)

@@ -15,14 +15,14 @@ def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence
   """Returns an outcome as arrays, with rewards as floats.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     batch: the m children that were scored.
     given: their outcome, or only their rewards, such as a list of m numbers. A number that is not finite, such as NaN,
       says that the child failed.
 
   Raises:
-    ValueError: the rewards are not numbers, or not one for each child (or for each layer of each child, if children
-      that repeat an earlier one are trained again).
+    ValueError: the rewards are not numbers, or the rewards or `failed` have a wrong shape. Rewards are [m]; they may be
+      [m, L], one for each layer, if children that repeat an earlier one are trained again (known is 'train').
   """
   outcome = given if isinstance(given, Outcome) else Outcome(given)  # type: ignore[arg-type]
   m = len(batch.tokens)
@@ -72,7 +72,7 @@ def settle(worst: Array, batch: Batch, outcome: Outcome) -> tuple[Outcome, Array
 
 
 def best_of(space: Space, batch: Batch, settled: Outcome) -> Best:
-  """Returns the best child of a batch that did not fail, with reward minus infinity if all did.
+  """Returns the best child of a batch among those that did not fail. Its reward is minus infinity if all failed.
 
   If every layer has a reward, the best child is the best prefix.
   """

@@ -77,14 +77,14 @@ class Asked(NamedTuple):
   known: Array  # [m, T] bool, prefixes that need no training
   reward: Array  # [m, T] rewards of these prefixes; NaN for those that failed
   trained: Array  # [] int32, children so far
-  length: Array  # [] int32, how long children are trained now
+  length: Array  # [] int32, epochs for which children are trained now
 
 
 class Group(NamedTuple):
-  """What the prefixes of one token sequence have in common."""
+  """The `extra` of a batch of prefixes: what the prefixes of one token sequence have in common."""
 
   string: int  # the id of the sequence
-  length: int  # how long the prefixes are trained
+  length: int  # epochs for which the prefixes are trained
 
 
 def build(
@@ -99,10 +99,10 @@ def build(
     space: one with a single choice for each layer.
     cfg: the algorithm and its settings, the returns, the tree.
     train: scores a group of prefixes: a batch with a depth for each of them, and a `Group` as `extra`.
-    length: maps the children so far, traced, to how long the next ones are trained, int32.
+    length: maps the number of children so far, which is traced, to the epochs of the next ones, int32.
 
   Raises:
-    ValueError: as `search.check`, or a layer of the space is not a single choice.
+    ValueError: as `search.check`; a layer of the space is not a single choice; or `proposals` is not 'policy'.
   """
   if cfg.proposals != 'policy':
     raise ValueError(
@@ -225,10 +225,10 @@ def _shortened(space: Space, tokens: Array, depths: Array) -> PyTree:
 
 
 def prefixes(space: Space, batch: Batch) -> list[Batch]:
-  """Returns the prefixes of a batch that must be trained, each once, as one group for each sequence that has any.
+  """Returns a group of prefixes to train for each token sequence that has any. Each prefix is in one group only.
 
   Args:
-    space: of the token sequences.
+    space: the space of the token sequences.
     batch: m token sequences, with `Asked` as `extra`.
   """
   groups, seen, first = list[Batch](), set[tuple[int, ...]](), int(batch.extra.trained)

@@ -1,9 +1,9 @@
 """The experience replay tree of Xu's augmented search: a node is a layer, a path from the root an architecture.
 
 Each prefix of a token sequence is an architecture, and its node stores the reward. So a prefix that was trained before
-needs no training again, and a walk from the root to a leaf that prefers good nodes is a token sequence to learn from
-again. The tree consists of arrays of a fixed capacity: inserting, looking up and drawing are pure functions that can
-be compiled and vmapped.
+need not be trained again. A random walk from the root to a leaf, which prefers nodes of high reward, gives a token
+sequence to learn from again. The tree consists of arrays of a fixed capacity: inserting, looking up and drawing are
+pure functions that can be compiled and vmapped.
 
 Xu leaves two points open. Here the next node is drawn in proportion to a power of its reward. The reward of a node is
 the mean over its longest trainings only, because children are trained for longer as a search goes on.

@@ -26,22 +26,24 @@ class Known(NamedTuple):
   depth: np.ndarray  # [K] int32, layers
   reward: np.ndarray  # [K] float32, read where the child did not fail
   failed: np.ndarray  # [K] bool
-  trained: np.ndarray  # [K] bool, False where an earlier child's reward stood for its own
+  trained: np.ndarray  # [K] bool, False for a child that repeated an earlier one and got its reward
 
 
 def begin(s: Search, known: Known, first: np.ndarray) -> Search:
   """Returns a search that is told of known children when it is begun, and asks for some token sequences first.
 
   The known children update the algorithm in their order, m at a time, as if the search had asked for them itself. If
-  they come from a search with the same seed and settings, the state is then the one that that search had after them. If
-  they come from a search with other settings, REINFORCE treats them as samples of its own policy, although they are
+  they come from a search with the same seed and settings, the state then equals that of the other search after these
+  children, except for `step`, `best` and the ids in the record.
+
+  If they come from a search with other settings, REINFORCE treats them as samples of its own policy, although they are
   not. It uses no importance weights, because over a whole token sequence they would be close to 0 for all but a few
   samples. So it learns to imitate the children above the baseline. After some updates it follows its own samples again.
 
   Args:
     s: the search.
     known: the children to tell of.
-    first: [Q, T] different token sequences, in place of the first Q that the algorithm proposes.
+    first: [Q, T] distinct token sequences, which replace the first Q that the algorithm proposes.
 
   Raises:
     ValueError: the search has a reward for each layer or replicas, or its children share weights.
@@ -56,7 +58,7 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
     for start in range(0, told, s.m):
       part = Known._make(column[start : start + s.m] for column in known)
       after, _ = s.tell(state, *_batch(s, part, _FIRST + start))
-      state = after._replace(step=fresh.step, best=fresh.best)  # neither updates nor the best
+      state = after._replace(step=fresh.step, best=fresh.best)  # they are neither updates nor candidates for the best
     record = state.history
     if isinstance(record, history.History):
       ids = jnp.where(record.id >= _FIRST, record.id - _FIRST - told, record.id)
@@ -77,7 +79,7 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
     return batch._replace(tokens=tokens, archs=space.decode_batch(tokens, depth), depth=depth, repeats=repeats)
 
   def roomy(function):
-    """Returns `function`, which maps a state to a state and perhaps more, with room for the known children added."""
+    """Returns a function that calls `function` and makes room for the known children in the state that results."""
 
     def grown(state: SearchState, *args):
       found = function(state, *args)
@@ -105,7 +107,7 @@ _FIRST = 2**30  # the first id of known children while they are told: greater th
 def _batch(s: Search, part: Known, number: int) -> tuple[Batch, Outcome]:
   """Returns known children as a batch whose first id is `number`, with their outcome."""
   ids = number + jnp.arange(len(part.tokens), dtype=jnp.int32)
-  keys = jax.random.split(jax.random.key(0), len(ids))  # read by nothing: they have been trained
+  keys = jax.random.split(jax.random.key(0), len(ids))  # not read: these children are not trained
   depth = None if (part.depth == s.space.layers).all() else jnp.asarray(part.depth, jnp.int32)
   reward, failed = jnp.asarray(part.reward, jnp.float32), jnp.asarray(part.failed)
   repeats = Repeats(~jnp.asarray(part.trained), jnp.full_like(ids, -1), reward, failed)

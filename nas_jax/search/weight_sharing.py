@@ -1,9 +1,9 @@
 """Children that share weights: Efficient Neural Architecture Search, Pham et al. (2018).
 
-All children use one tree of weights; the architecture selects which of them. Two phases alternate. In the first,
-`Programs.learn` trains the weights, each minibatch with a freshly sampled child, while the controller stays fixed. In
+All children share one tree of weights, and an architecture selects a part of them. Two phases alternate. In the first,
+`Programs.learn` trains the weights, each minibatch with freshly sampled children, while the controller stays fixed. In
 the second the weights stay fixed: children are scored on a minibatch of the validation split, and the controller
-learns from these scores. Many updates of the controller are one program call.
+learns from these scores. One program call makes many updates of the controller.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,7 +58,7 @@ class Config(Limits, state_lib.Config):
 
   @property
   def samples(self) -> int:
-    """Returns how many architectures the controller is rewarded for."""
+    """Returns the number of architectures that are scored to train the controller."""
     whole = self.passes * self.controller_updates * self.m
     return min(self.max_children or whole, whole)
 
@@ -73,14 +73,14 @@ class Turn(NamedTuple):
 def build(
   space: Space, cfg: Config, programs: Programs, reward: Reward, check: Callable[[], None] = lambda: None
 ) -> core.Search:
-  """Returns the search. Before every `controller_updates`-th update, the weights are trained for one pass.
+  """Returns the search. Before every group of `controller_updates` updates, it trains the weights for one pass.
 
   The children of one update are scored with the shared weights on one minibatch, the same for all of them, and these
   scores go into the journal. They depend on all that came before, so a search that was interrupted evaluates the
   children after its last checkpoint again.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     cfg: the algorithm and its settings, and how the phases alternate.
     programs: the phases, for children of that space.
     reward: maps metrics [m] to rewards. Its values for children that failed are not used.
@@ -95,7 +95,7 @@ def build(
     return state._replace(children=fresh) if isinstance(fresh, fit.FitState) else state
 
   def learned(weights: fit.FitState, kept: PyTree, key: Key, step: int) -> fit.FitState:
-    """Returns the weights for an update: after another pass if one is due."""
+    """Returns the weights for an update, trained for another pass if one is due."""
     if step % cfg.controller_updates:
       return weights
     learn_key, sample_key = jax.random.split(jax.random.fold_in(key, 1))
@@ -176,7 +176,7 @@ def _failed(metrics: Mapping[str, Any]) -> Any:
 class Derived(NamedTuple):
   """An architecture sampled after the search."""
 
-  place: int  # its number among the sampled architectures
+  place: int  # its index among the sampled architectures
   tokens: np.ndarray  # [T]
   metrics: dict[str, float]  # with the shared weights, on the whole validation split
   reward: float  # of these metrics
@@ -216,7 +216,7 @@ def derive(
 
 
 def earned(metrics: Mapping[str, Any], reward: Reward) -> Any:
-  """Returns rewards [m] of metrics [m], which may be traced; they are 0 where the child failed."""
+  """Returns the rewards [m] of metrics [m], 0 for children that failed. The metrics may be traced."""
   where = jnp.where if isinstance(metrics['failed'], jax.Array) else np.where
   with np.errstate(all='ignore'):  # the metrics of a child that failed may be anything
     return where(_failed(metrics), 0.0, reward(metrics))  # type: ignore[arg-type]

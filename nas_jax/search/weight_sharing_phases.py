@@ -21,7 +21,7 @@ PATIENCE = {'xla_cpu_collective_call_terminate_timeout_seconds': 3600, 'xla_cpu_
 
 Score = Callable[[PyTree, Key], dict[str, Array]]  # (archs [m], key of the minibatch) -> metrics [m]
 MakeUpdate = Callable[[Score, SearchState], tuple[SearchState, PyTree]]  # an update: the state after it, its results
-Updates = Callable[[fit.FitState, SearchState, int], PyTree]  # (weights, state, updates) -> results [at most, ...]
+Updates = Callable[[fit.FitState, SearchState, int], PyTree]  # (weights, state, count) -> results [most, ...]
 
 
 class Programs(NamedTuple):
@@ -31,7 +31,7 @@ class Programs(NamedTuple):
   learn: Callable[..., fit.FitState]  # one pass: (weights, archs [steps, M, ...], key, check=None)
   score: Callable[[fit.FitState, PyTree, Key], dict[str, Array]]  # (weights, archs [m], key of the minibatch)
   score_all: Callable[[fit.FitState, PyTree], dict[str, Array]]  # the same on the whole validation split
-  updates: Callable[[MakeUpdate, int], Updates]  # (what an update is, at most so many in a call) -> their program
+  updates: Callable[[MakeUpdate, int], Updates]  # (makes one update, most updates in a call) -> program
   steps: int  # minibatches in a pass
   compilations: Callable[[], dict[str, int]]  # programs compiled so far, by phase
 
@@ -50,7 +50,7 @@ def build_phases(
   Args:
     child: the network whose parameters are the shared weights; its architecture is traced.
     arch: any traced architecture, for its shapes.
-    optimizer: of the shared weights.
+    optimizer: the optimizer of the shared weights.
     data: as the child's `batch` and `score` take it.
     minibatch: (data, key) -> the same data with a part of the validation split.
     steps: minibatches in a pass over the training data.
@@ -127,8 +127,8 @@ def _several(
 
   Args:
     one: scores a child: (data, params, carry and key of the minibatch; arch) -> metrics.
-    update: what an update is.
-    most: how many fit into one call.
+    update: makes one update, given a function that scores children.
+    most: the number of updates that fit into one call.
     mesh: the devices.
     options: for the compiler.
   """
@@ -155,7 +155,7 @@ def _several(
 
 
 def _averaged(child: Child) -> Child:
-  """Returns a child with architectures [M, ...]: its loss is their mean, and the carry passes from one to the next."""
+  """Returns a child whose loss is the mean over architectures [M, ...]; the carry passes from one to the next."""
 
   def loss(params, archs, carry, batch, key):
     def one(carry, inputs):

@@ -36,7 +36,7 @@ class Slot(NamedTuple):
   A LINK of width 0 emits no token and only sets an anchor, such as the anchor point of the first layer.
   """
 
-  group: str  # the layer, node or block that the decision belongs to, in words: 'node 3', 'layer 2'
+  group: str  # the layer, node or block that the decision belongs to: 'node 3', 'layer 2'
   name: str  # the name of the decision within its group, '' if it is the only one: 'activate', 'filter height'
   kind: Kind
   width: int  # labels of a CHOICE; candidates of a LINK or POINTER: anchors start .. start + width - 1
@@ -49,7 +49,7 @@ class Slot(NamedTuple):
   layer: int = 0  # the layer that the slot is credited to; the slot exists when layer < depth
   selects: bool = False  # whether its token decides which later slots exist, up to the next selecting slot of its layer
   active_if: tuple[int, ...] = ()  # tokens of the selecting slot for which this slot exists; () for all
-  own: tuple[str, ...] | None = None  # CHOICE of an operation: labels of the user's operations, which JSON has as names
+  own: tuple[str, ...] | None = None  # CHOICE of an operation: labels of the user's operations; JSON names them
 
   @property
   def title(self) -> str:
@@ -67,7 +67,7 @@ class Slot(NamedTuple):
     return 2**self.width if self.kind == Kind.LINK else self.width
 
   def exists(self, governor: int) -> bool:
-    """Whether the slot exists, given the token of the selecting slot."""
+    """Returns whether the slot exists, given the token of the selecting slot."""
     return not self.active_if or governor in self.active_if
 
   def label(self, token: int) -> str:
@@ -154,7 +154,7 @@ class Space:
     return self.slots_exist(tokens, depth)[..., self.owner]
 
   def size(self, depth: int | None = None) -> int:
-    """Returns the number of token sequences at `depth`, exact."""
+    """Returns the exact number of token sequences of `depth` layers; None for all layers."""
     depth, total = self._depth(depth), 1
     slots = [slot for slot in self.slots if slot.layer < depth]
     while slots:
@@ -355,13 +355,13 @@ def unstack(archs: PyTree) -> list[PyTree]:
 
 
 def is_static(arch) -> bool:
-  """Whether `arch` holds Python ints (a program for this architecture only), not arrays (one program for all)."""
+  """Returns whether `arch` holds Python ints (a program for this one only) and no arrays (one program for all)."""
   return not any(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(arch))
 
 
 @functools.singledispatch
 def canonical(arch):
-  """Returns one form for all architectures of the same network. It is `arch` itself for types without symmetries.
+  """Returns a common form of architectures that describe the same network; types without symmetries return `arch`.
 
   >>> from nas_jax import space
   >>> cell = space.TreeArch(combine=(0, 1, 1), activate=(1, 2, 0), inject=(0, 1), index=(0, 1))

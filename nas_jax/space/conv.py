@@ -46,7 +46,7 @@ def conv_space(
     filter_heights: odd numbers to choose from.
     filter_widths: odd numbers to choose from.
     filters: numbers of filters to choose from.
-    strides: stride heights and widths to choose from, (1, 2, 3) in Sec. 4.1; None for stride 1 without a token.
+    strides: stride heights and widths to choose from, (1, 2, 3) in Sec. 4.1; None for stride 1 and no such tokens.
     layer_types: names from LAYER_TYPES that the first token of a layer chooses from; None if all are convolutions.
       A layer then has only the tokens that its type uses.
     pools: windows of pooling layers to choose from; the stride equals the window.
@@ -54,7 +54,7 @@ def conv_space(
     skips: whether layers have anchor points; without them each layer reads the one before it.
 
   Raises:
-    ValueError: an argument has a value that cannot be; the message names it and says what fits.
+    ValueError: an argument has an invalid value; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> space.conv_space().size() == 2**195

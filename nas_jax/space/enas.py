@@ -47,7 +47,7 @@ def enas_macro_space(layers: int = 12, operations: Sequence[str] = MACRO_OPERATI
     operations: names from MACRO_OPERATIONS, in the order of their tokens.
 
   Raises:
-    ValueError: an argument has a value that cannot be; the message names it and says what fits.
+    ValueError: an argument has an invalid value; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> sp = space.enas_macro_space(layers=3, operations=('conv 3', 'max pool 3'))
@@ -78,7 +78,7 @@ def enas_micro_space(blocks: int = 5, operations: Sequence[str] = MICRO_OPERATIO
     operations: names from MICRO_OPERATIONS, in the order of their tokens.
 
   Raises:
-    ValueError: an argument has a value that cannot be; the message names it and says what fits.
+    ValueError: an argument has an invalid value; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> sp = space.enas_micro_space(blocks=1)
@@ -118,7 +118,7 @@ def enas_rnn_space(
     activate: activations in the order of their tokens: names of built-in ones, and operations of your own.
 
   Raises:
-    ValueError: an argument has a value that cannot be; the message names it and says what fits.
+    ValueError: an argument has an invalid value; the message names it and says what fits.
 
   >>> from nas_jax import space
   >>> sp = space.enas_rnn_space(nodes=3)
@@ -147,12 +147,12 @@ def rnn_from_json(text: str, operations: Operations = BUILT_IN) -> RnnArch:
 
 
 def loose_ends(inputs: Sequence[int], nodes: int) -> tuple[int, ...]:
-  """Returns the nodes, of `nodes` in all, that are not in `inputs`: no node reads them. They make the cell's output."""
+  """Returns the nodes below `nodes` that no node reads (they are not in `inputs`). They make the cell's output."""
   return tuple(i for i in range(nodes) if i not in inputs)
 
 
 def cuts(count: int) -> tuple[int, ...]:
-  """Returns the numbers of layers or cells before the two reductions, of `count` in all; () for fewer than 3."""
+  """Returns how many of `count` layers or cells come before each of the two reductions; () for fewer than 3."""
   return (count // 3, 2 * count // 3) if count >= 3 else ()
 
 

@@ -1,4 +1,4 @@
-"""From architectures to networks of layers, by the rules of Zoph & Le (2017) Sec. 3.3, and their sizes and costs."""
+"""Converts architectures to networks of layers, by the rules of Zoph & Le (2017) Sec. 3.3, and counts their cost."""
 
 from collections.abc import Sequence
 import math
@@ -46,7 +46,7 @@ def layers_of(arch: Arch) -> tuple[Layer, ...]:
   """Returns the layers of a static architecture.
 
   By the first of the paper's rules a layer that reads no other layer reads the image. Each layer of a chain reads the
-  one before it, and a code of 0 is no layer. Raises ValueError if a chain has no layer.
+  one before it; a code of 0 is padding. Raises ValueError if a chain has no layer.
   """
   return _chained(arch) if isinstance(arch, ChainArch) else _linked(arch)
 
@@ -86,7 +86,7 @@ class NetworkOptions(NamedTuple):
   A chain can only have `add_filters`: its residual blocks and pools are predicted layers.
   """
 
-  block: int = 1  # layers for each predicted convolution; each reads the same inputs and the earlier ones of the block
+  block: int = 1  # layers for each predicted convolution; each reads the inputs of the block and its earlier layers
   pools: tuple[int, ...] = ()  # layers, counted from 1, before which all earlier outputs are max pooled by 2
   add_filters: int = 0  # added to the filters of every convolution and residual block
 

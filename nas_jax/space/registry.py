@@ -1,4 +1,4 @@
-"""Reads files of architectures: the kind, the architecture, and the space that it was found in."""
+"""Reads an architecture from a file, with its kind and the space that it was found in."""
 
 from collections.abc import Callable
 import json
@@ -51,7 +51,7 @@ def from_json(text: str, kind: str = '', operations: Operations = BUILT_IN) -> A
     The architecture, checked, as the NamedTuple of its kind (`TreeArch`, `ConvArch`, ...).
 
   Raises:
-    ValueError: in one line, the text has no architecture, one of another kind, or one that is not possible.
+    ValueError: the text has no architecture, one of another kind, or an invalid one. The message is one line.
   """
   found = kind_of(text)
   if found not in ((kind,) if kind else _FAMILIES):
@@ -99,7 +99,7 @@ def _handed_in(field: str, names: list[str], operations: Operations) -> list[Ope
 
 
 def _modest(value: object) -> bool:
-  """Whether a value in a file is small enough to build a space from. This guards against damaged or hostile files."""
+  """Returns whether a value in a file is small enough to build a space from, to guard against hostile files."""
   if isinstance(value, (list, dict)):
     return len(value) <= 1000 and all(map(_modest, value.values() if isinstance(value, dict) else value))
   return not isinstance(value, (int, float)) or abs(value) <= 10_000

@@ -168,11 +168,12 @@ def _canonical_tree(arch: TreeArch) -> TreeArch:
 def canonical_with_leaves(arch: TreeArch) -> tuple[TreeArch, tuple[int, ...]]:
   """Returns the canonical form of a cell, and for each of its leaves the leaf of `arch` with the same weights.
 
-  If a combination is symmetric (`Operation.symmetric`), the two subtrees of a node can be swapped. A child merely
-  continues the sum or product of its parent when it has the same combination, has the identity as activation, and is
-  neither read for c_t nor injected. Then the subtrees of one height below the parent can be exchanged. Cells that
-  differ only in these ways compute the same values up to rounding, if the weights of their leaves are exchanged too. A
-  user's own combination counts as not symmetric, because an architecture holds only its id.
+  If a combination is symmetric (`Operation.symmetric`), the two subtrees of a node can be swapped. If a child has the
+  same combination as its parent and the identity as activation, and is neither read for c_t nor injected, it only
+  continues the sum or product of its parent. Then subtrees of equal height below the parent can be exchanged.
+
+  Cells that differ only in these ways compute the same values up to rounding, if the weights of their leaves are
+  exchanged too. A user's own combination counts as not symmetric, because an architecture holds only its id.
   """
   n = leaves(arch)
 

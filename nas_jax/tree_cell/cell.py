@@ -24,14 +24,14 @@ def apply(
 ) -> tuple[Carry, Array]:
   """One time step: maps the carry (c, h) [B, H] and x [B, in] to ((c, h), h).
 
-  There may be any number of batch axes, also none. `h_mask` and `dtype` are as in `unroll`. `operations` are the
+  B stands for any number of batch axes, including none. `h_mask` and `dtype` are as in `unroll`. `operations` are the
   operations that the arch may hold, as in `Space.operations`; a traced program computes only these. A static arch needs
   them only if it holds operations of your own.
 
   Raises:
-    ValueError: `arch` is no architecture of a cell, such as a static one with an operation that is neither built in nor
-      among `operations`, or a traced one that no `space.stack` made; see `space.tree.check_tree`. Or `params` hold a
-      name that `init` does not give.
+    ValueError: `arch` is invalid, see `space.tree.check_tree`: for example, a static one holds an operation that is
+      neither built in nor among `operations`, or a field of a traced one is not an array [N]. Or `params` hold a name
+      that `init` does not use.
 
   >>> import jax, jax.numpy as jnp
   >>> from nas_jax import tree_cell
@@ -66,7 +66,7 @@ def unroll(
   Args:
     params: as `init` returns them.
     arch: static or traced.
-    carry: (c, h), [B, H] and [B, P], where P is H without a projection. B may be any number of axes, also none.
+    carry: (c, h), [B, H] and [B, P], where P is H without a projection. B is any number of axes, including none.
     xs: [T, B, in], time first; or `nn.products.Rows` of a table.
     h_mask: [B, P] or [P], multiplies h_(t-1) where it enters the leaves (variational dropout).
     length: [B] int, the number of steps of each row; a row's carry stays as it is after them.

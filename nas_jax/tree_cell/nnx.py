@@ -36,7 +36,7 @@ class NNXTreeCell(nnx.RNNCellBase):
       from `nnx.with_partitioning` are accepted.
     recurrent_kernel_init: initializer of the whole 'recurrent_kernel', by default as for 'kernel'.
     bias_init: initializer of the bias; by default zeros.
-    carry_init: initializer of c and of h; by default zeros. `initialize_carry` takes another one.
+    carry_init: initializer of c and of h; by default zeros. `initialize_carry` can be given another one.
     projection: P, the width of h; None for H without a projection. See `tree_cell.init`.
     projection_init: initializer of the 'projection_kernel'.
     layer_norm: whether to normalize each leaf's projections of x and of h, see `tree_cell.init`.

@@ -109,7 +109,7 @@ def _if(function: Callable, inside: Array, how: Any, value: Array, other: Array)
 def _if_again(function: Callable, inside: Array, how: Any, value: Array, other: Array) -> Array:
   """`_if` for the backward loop. Its gradient recomputes the branch, which saves 2 to 5 % of a step at H = 64.
 
-  In the gradient that JAX derives, both branches return what the gradient of either one needs, so the branch that does
+  JAX derives a gradient for which both branches store what the gradient of either one needs. So the branch that does
   nothing has to make such arrays too.
   """
   return _if(function, inside, how, value, other)

@@ -24,7 +24,7 @@ ALGORITHMS: dict[str, Callable[[Space, 'Config'], Algorithm]] = {
 
 @dataclasses.dataclass
 class Config(evolution.Config, pqt.Config, ppo.Config, reinforce.Config):
-  """Which algorithm searches, and the settings of all of them; each reads its own."""
+  """The algorithm of a search, and the settings of all algorithms. Each algorithm reads its own settings."""
 
   algorithm: str = field(
     'reinforce',

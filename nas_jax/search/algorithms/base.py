@@ -21,15 +21,15 @@ class Algorithm(NamedTuple):
 
   The state is a pytree of arrays that the algorithm defines. The search keeps it in `SearchState.algorithm` and saves
   it with its checkpoints. It must hold all that the algorithm remembers, because an interrupted search resumes from the
-  saved state and must continue as if it had not been interrupted. The functions are compiled by `jax.jit`, and searches
-  in tables `vmap` them over seeds: no Python control flow may depend on the state.
+  saved state and must continue as if it had not been interrupted. The functions are compiled by `jax.jit` and, in
+  `search.run_seeds`, vmapped over seeds, so Python control flow must not depend on the state.
 
   An outcome has rewards [m], or [m, L] with one reward for each layer; `layers_exist` says which of these layers exist.
   All rewards are finite, because the search has replaced those of failed children: see `outcomes.settle`. `failed` of
   the outcome, in the shape of the rewards, says which rewards were replaced.
 
-  The last three functions are for algorithms that follow the gradient of a policy, and None otherwise. The state of
-  such an algorithm is a NamedTuple with the fields `theta`, the parameters of the policy, and `opt_state`. Replicas
+  The last three functions are None unless the algorithm follows the gradient of a policy. The state of such an
+  algorithm is a NamedTuple with the fields `theta`, the parameters of the policy, and `opt_state`. Replicas
   replace these two fields by their own.
   """
 
@@ -66,7 +66,7 @@ def depths(space: Space, batch: Batch) -> Array:
 def of_sequences(batch: Batch, outcome: Outcome) -> tuple[Array, Array]:
   """Returns one reward for each token sequence, [m], and which sequences failed, [m] bool.
 
-  If layers have rewards, the reward of a sequence is that of its best layer that did not fail.
+  If layers have rewards, the reward of a sequence is that of its best layer that did not fail, or 0 if all failed.
   """
   reward = outcome.reward
   failed = jnp.zeros(reward.shape, bool) if outcome.failed is None else outcome.failed
@@ -82,8 +82,8 @@ def summary_of_samples(space: Space, tokens: Array) -> tuple[Array, Array]:
   """Describes token sequences [n, T] by how often each label occurs, as `policy_summary` describes a policy.
 
   Returns:
-    The entropy [] in nats of a token sequence whose tokens are independent and have these frequencies, and the share of
-    each label of each slot, [S, K].
+    The entropy [] in nats of independent tokens with these frequencies, and the share of each label of each slot,
+    [S, K].
   """
   widths = np.array([slot.width for slot in space.slots])
   is_link = np.array([slot.kind == Kind.LINK for slot in space.slots])[:, None]

@@ -1,4 +1,4 @@
-"""The baseline b of REINFORCE: an average of earlier rewards, which the advantage R - b is measured from.
+"""The baseline b of REINFORCE: an average of earlier rewards. The advantage of a reward R is R - b.
 
 Zoph & Le (2017), Sec. 3.2: "b is an exponential moving average of the previous architecture accuracies."
 """
@@ -76,7 +76,7 @@ def advantage(
 
 
 def advantages(cfg: Config, baseline: Baseline, batch: Batch, outcome: Outcome) -> tuple[Array, Baseline, Info]:
-  """Returns the advantages of a batch by the settings `cfg`, the baseline after it, and two averages for reports."""
+  """Returns the advantages of a batch, the baseline after it, and for reports b and the mean absolute advantage."""
   decay, exists = cfg.baseline_decay if cfg.baseline == 'moving' else None, layers_exist(batch, outcome.reward)
   value, after = advantage(baseline, outcome.reward, decay, cfg.normalize_advantage, exists)
   return value, after, {'baseline': after.value, 'advantage': jnp.mean(jnp.abs(value), where=exists)}

@@ -21,7 +21,7 @@ from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome
 
 @dataclasses.dataclass
 class Config:
-  """The settings of evolution. The paper has 100 and 25 for 20,000 children; the defaults suit hundreds of children."""
+  """The settings of evolution. The paper takes 100 and 25 for 20,000 children; the defaults suit hundreds."""
 
   population: int = field(20, 'the newest children, which evolution draws parents from; 100 in Real et al.', low=1)
   tournament: int = field(

@@ -17,7 +17,7 @@ def values_of_tokens(space: Space) -> np.ndarray:
 def mutate(
   space: Space, tokens: Array, depth: Array | int, fresh: Array, key: Key, wanted: Depth, count: Array | int = 1
 ) -> Array:
-  """Returns a token sequence [T] of `wanted` layers in which some tokens of another have other values.
+  """Returns a mutation [T] of a token sequence: it has `wanted` layers, and some of its tokens have other values.
 
   The tokens to change are drawn uniformly from those that exist and have more than one value, and so is the new value
   of each. Tokens that the old sequence does not have, because it is less deep or has another type there, are taken from

@@ -5,8 +5,8 @@ Each child is used in several updates. The gradient is that of the clipped surro
   (1/n) sum_k sum_t min(r_kt A_kt, clip(r_kt, 1 - e, 1 + e) A_kt),   r_kt = pi(a_t | a_<t) / pi_old(a_t | a_<t),
 
 where pi_old is the controller that proposed the child. The paper makes several steps on one batch before it draws the
-next. Here each update is one step on the children of the last few batches, so that each batch counts in as many steps,
-and an update remains one gradient. A new batch has r = 1, and its gradient is that of REINFORCE.
+next. Here each update is one step on the children of the last `ppo_batches` batches. So each batch is used in that many
+steps, and an update remains one gradient. A new batch has r = 1, and its gradient is that of REINFORCE.
 """
 
 import dataclasses

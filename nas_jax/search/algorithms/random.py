@@ -11,7 +11,7 @@ from nas_jax.types import Array, Batch, Depth, Info, Key, Outcome
 
 
 def build(space: Space, cfg: baseline_lib.Config) -> Algorithm:
-  """Returns random search. Its state is a baseline that is only reported, so that its charts match those of others."""
+  """Returns random search. Its state is a baseline that is only reported, so that charts can compare algorithms."""
   controller = uniform_controller(space)
 
   def propose(state: baseline_lib.Baseline, keys: Key, depth: Depth) -> Array:

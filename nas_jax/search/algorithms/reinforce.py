@@ -107,7 +107,7 @@ def build(space: Space, cfg: Config) -> Algorithm:
 
 
 def policy_gradient(controller: Controller, init, propose: Propose, gradient, apply) -> Algorithm:
-  """Makes an algorithm of these functions. It follows a gradient of `theta`, the parameters of a controller."""
+  """Returns an algorithm made of these functions, which follows a gradient of `theta`, the controller's parameters."""
 
   def update(state: Any, batch: Batch, outcome: Outcome, credit: Credit) -> tuple[PyTree, Info]:
     return apply(state, gradient(state, batch, outcome, credit), batch, outcome, credit)
@@ -128,7 +128,7 @@ def regularized(total: Array, space: Space, cfg: Config, score: Score, there: Ar
 
   Args:
     total: [] the loss without them.
-    space: of the children.
+    space: the space of the children.
     cfg: the weights.
     score: of n children, [n, ...] each.
     there: [n] bool, which children count; None for all.
