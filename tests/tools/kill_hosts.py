@@ -99,13 +99,18 @@ def together(begun: list[subprocess.Popen], workdir: pathlib.Path) -> None:
     time.sleep(0.05)
 
 
-def break_off(begun: list[subprocess.Popen], victim: int, workdir: pathlib.Path) -> float:
-  """Kills one of the processes and checks how the others end. Returns how long the last of them took."""
+def break_off(begun: list[subprocess.Popen], victim: int, workdir: pathlib.Path) -> float | None:
+  """Kills one of the processes and checks how the others end.
+
+  Returns the seconds until the last of them has ended; None if process 0 had come to the end of the search before.
+  """
   begun[victim].send_signal(signal.SIGKILL)
   killed = time.monotonic()
   codes = ends(begun)
   seconds = time.monotonic() - killed
   said = log_of(workdir, 0).read_text()
+  if victim and codes[0] == 0 and f'results in {workdir}' in said:
+    return None
   others = [code for host, code in enumerate(codes) if host not in (0, victim)]
   assert set(others) <= {75, -signal.SIGABRT}, f'{codes}: {said}'
   if victim:
@@ -135,7 +140,8 @@ def trial(system: str, kills: int, seed: int, hosts: int, folder: pathlib.Path, 
         codes = ends(processes)
         assert codes == [0] * hosts, f'{codes}: {log_of(broken, 0).read_text()}'
         break
-      took = break_off(processes, victim, broken)
+      if (took := break_off(processes, victim, broken)) is None:
+        break
       hits += 1
       say(f'{system}: host {victim} killed, all over after {took:.1f} s', flush=True)
     found = kill.outcome(broken)
