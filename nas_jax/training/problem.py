@@ -20,7 +20,8 @@ from nas_jax.training.rewards import Reward
 from nas_jax.types import Key, PyTree
 
 SHARED = 'shared_'  # the prefix of the names of scores with shared weights
-MakeOptimizer = Callable[[int], Callable[[PyTree], optax.GradientTransformation]]  # (training steps) -> (arch) -> it
+# (training steps) -> (arch) -> optimizer
+MakeOptimizer = Callable[[int], Callable[[PyTree], optax.GradientTransformation]]
 
 
 class Problem(NamedTuple):
@@ -42,7 +43,7 @@ class Problem(NamedTuple):
     quick: whether programs of static architectures are compiled quickly, see `fit.fitter`.
     warm_start: (initial weights, weights of the child before) -> the weights that a child starts from; None if each
       child starts from its own initial weights.
-    minibatch: (data, key) -> the same with a part of the validation split; for scores by shared weights only.
+    minibatch: (data, key) -> the data with a random part of the validation split, for scores by shared weights.
     reward_of: a reward function of the user, which replaces `reward`: see `rewards.Reward`. None if there is none.
     cost_of: (static arch) -> its cost; None if costs are not counted. `cost_of`, `bounds` and `shaping` apply only to
       children that are trained by themselves.

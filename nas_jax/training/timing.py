@@ -59,7 +59,7 @@ def time_programs(
     batch: typical children.
     steps: training steps of a child in the search.
     children: in the whole search.
-    kinds: the ways that are possible; another one gets an infinite time.
+    kinds: the kinds of program to time; the time of any other is infinite.
     first: training steps of the first longer training.
   """
 
