@@ -209,7 +209,7 @@ _looped.defvjp(_looped_forward, _looped_backward)
 
 
 def _pulled(sizes, place, outputs, kernels, rows, shape, state):
-  """Adds the gradients of one layer's convolutions to those of its sources, and sets those of its kernels.
+  """Adds one layer's contribution to the gradients of its sources, and stores the gradients of its kernels.
 
   The gradients are computed as in `image_ops.conv` on a CPU, but each array is transposed only once, not for each pair.
   """

@@ -97,7 +97,7 @@ def run(
 
 
 def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon: Array) -> tuple[Array, PyTree]:
-  """Computes one operation of a layer. Returns also the statistics of all operations after it."""
+  """Computes one operation. Also returns the statistics of all operations, in which those of this one are new."""
   found = list[PyTree]()
   for part, old in zip(own[name], moving[name], strict=True):
     x, new = enas_layers.unit(x, part, old, epsilon, how, relu=True)

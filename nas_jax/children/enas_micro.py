@@ -151,7 +151,7 @@ def _cell(options, cell, how, epsilon, before, reads, operations, acts, own, mov
 
 
 def _side(options, how, epsilon, nodes, reads, operation, own, moving):
-  """Applies one operation of a block to the node that it reads. Returns also the statistics after it."""
+  """Applies one operation of a block to the node that it reads. Also returns the new statistics."""
   x = enas_layers.choose(reads, [functools.partial(_pick, j) for j in range(len(nodes))], *nodes)
   branches = [functools.partial(_branch, name, how) for name in options.operations]
   k = enas_layers.place(operation, [MICRO_OPERATIONS.index(name) for name in options.operations])
@@ -167,7 +167,7 @@ def _pick(j: int, *nodes: Array) -> Array:
 
 
 def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon: Array) -> tuple[Array, PyTree]:
-  """Computes one operation. Returns also the statistics of all operations after it."""
+  """Computes one operation. Also returns the statistics of all operations, in which those of this one are new."""
   found = list[PyTree]()
   for part, old in zip(own[name], moving[name], strict=True):
     x, new = enas_layers.unit(jax.nn.relu(x), part, old, epsilon, how)

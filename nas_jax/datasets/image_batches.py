@@ -57,7 +57,7 @@ def lay_out(
 
 
 class Whitening(NamedTuple):
-  """The function, made by `fit_whitening`, from images [n, H, W, C] uint8 to the inputs of a network."""
+  """A function, made by `fit_whitening`, that maps images [n, H, W, C] uint8 to the inputs of a network."""
 
   kind: str  # one of WHITENINGS
   shift: Any = None  # float32: subtracted from channels [C], or from pixels between 0 and 1 [H * W * C]

@@ -1,4 +1,4 @@
-"""Files of arrays of a user (.npz): read whole, and told apart by the split that the names of arrays begin with."""
+"""Reads all arrays of a user's .npz file, and sorts them into splits by the prefixes of their names."""
 
 from collections.abc import Mapping, Sequence
 import zipfile

@@ -75,7 +75,7 @@ def load_text(
   least = min_count or (2 if untrained and level == 'word' and dataset != 'pydoc' else 1)
   words = _frequent(counts, least, max_vocabulary)
   replaced = len(words) < len(counts)
-  # A text with replaced words gets another hash, so that it cannot resume a search in the whole text.
+  # A text with replaced words gets another hash, so that no search on the full text is resumed with it.
   parts += [f'{UNKNOWN} {" ".join(sorted(words))}'] * replaced
   digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
   vocabulary = tuple(sorted(words | {UNKNOWN} if untrained or replaced else words))

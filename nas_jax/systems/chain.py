@@ -138,7 +138,7 @@ def scale_budget(cfg: Config, times: int) -> Config:
 
 
 def epochs_of(cfg: Config, trained: Array) -> Array:
-  """Returns the epochs of the next child when `trained` children have been trained; they grow gradually, as in Xu."""
+  """Returns how many epochs the next child trains after `trained` children. The number grows gradually, as in Xu."""
   return jnp.asarray(
     jnp.minimum(cfg.epochs, cfg.epochs_start + trained // cfg.epochs_every) if cfg.epochs_start else cfg.epochs,
     jnp.int32,

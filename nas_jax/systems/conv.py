@@ -93,7 +93,10 @@ def paper_v2() -> Config:
 
 
 def paper_v3() -> Config:
-  """The third: 13 predicted layers, each a block of three, and two pools. `retrain --add_filters=40` widens it."""
+  """The third experiment: 13 predicted layers, each a block of three, and two pools.
+
+  `retrain --add_filters=40` widens a network that it finds.
+  """
   return dataclasses.replace(paper_v1(), filters=(6, 12, 24, 36), max_depth=13, block=3, pool_at=(13, 24))
 
 
@@ -239,7 +242,7 @@ def check(cfg: Config, images: images_lib.Images) -> None:
 
 
 def needs_own_programs(cfg: Config) -> str:
-  """Says what keeps one program from training every network of the space; '' if nothing does."""
+  """Says why one program cannot train every network of the space; '' if it can."""
   if cfg.strides != (1,):
     return 'strides'
   if cfg.layer_types != ('conv',):

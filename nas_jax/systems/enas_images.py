@@ -291,7 +291,7 @@ def build(
 
 
 def part_of(data: image_batches.Data, size: int, key: Key) -> image_batches.Data:
-  """Returns `data` with one minibatch of `size` images as its validation split."""
+  """Returns `data` with a random minibatch of `size` validation images as its validation split."""
   start = jax.random.randint(key, (), 0, len(data.valid_labels) // size) * size
 
   def cut(x):

@@ -1,4 +1,4 @@
-"""The trainings that show which short training of children ranks cells as a full training does.
+"""Trainings that show which short training of children ranks cells as a full training does.
 
 A search ranks cells by short trainings of its children. The cells that it finds are then trained to the end by another
 recipe (`retrain_cell`). Here the same cells are trained in both ways, and `candidates` gives the scores of each kind of
@@ -269,7 +269,7 @@ class Candidate(NamedTuple):
   recipe: str
   points: str  # which settings, and how several are combined
   steps: int  # of each training
-  trainings: int  # that the score of a child is made of
+  trainings: int  # how many make the score of a child
   scores: np.ndarray  # [n] perplexities, lower is better, infinite for a child that failed
 
 
@@ -279,9 +279,9 @@ def candidates(
   """All ways to score children for which every training is done.
 
   Each budget gives one candidate for each setting alone, one for the best of the settings, and one for the mean over
-  the settings of the reward 1 / perplexity^2, in which a failed training counts as 0. Then each scoring of the full
-  trainings of the grid gives a candidate with the best of the settings: the training is cut off there, before its
-  learning rate has fallen, as in successive halving.
+  the settings of the reward 1 / perplexity^2, in which a failed training counts as 0. In
+  addition, each scoring of the grid's full trainings gives a candidate: the best of the settings at that step. It
+  stands for a training that is cut off there, before its learning rate has fallen, as in successive halving.
   """
   found = list[Candidate]()
   for name, made in all_programs.items():

@@ -54,7 +54,7 @@ class FinalChoice(NamedTuple):
 
   cfg: Config  # of the recipe for the system of the search
   references: Mapping[str, Arch]
-  epoch: float = math.nan  # time of an epoch, about, in trainings of a child of the search
+  epoch: float = math.nan  # approximate time of an epoch, in units of one child's training in the search
 
 
 Cfg = TypeVar('Cfg', bound=Config)
@@ -99,7 +99,7 @@ def beyond(tried: Mapping[Any, float]) -> Any | None:
     tried: the validation loss of each `Point` so far, not finite if its training failed. A point has a field `lr`.
 
   Returns:
-    The point, or None: if lower and higher rates than the best were tried, if there is no other rate, or if all failed.
+    The point. None if lower and higher rates than the best were tried, if only one rate was tried, or if all failed.
 
   >>> from nas_jax.systems.retrain_cell import Point
   >>> losses = {Point(0.01, 4.0, 0.1, '0'): 1.5, Point(0.02, 4.0, 0.1, '0'): 1.4}

@@ -48,7 +48,7 @@ class Config(language.Config, retrain.Config):
 
 
 def zaremba_small() -> Config:
-  """Zaremba et al. (2014), the small model: 2 layers of 200 LSTM units, 4.65M weights, whatever the cell."""
+  """Zaremba et al. (2014), the small model: 2 layers of 200 LSTM units, 4.65M weights for any cell."""
   return Config(
     dataset='ptb', level='word', sizes=('4.65M',), layers=2, batch=20, bptt=20, epochs=13, optimizer='sgd', lr=(1.0,),
     schedule='epochs', lr_decay=0.5, decay_epoch=(4.0,), sum_over_time=True, clip=5.0, init_scale=(0.1,),
@@ -186,7 +186,7 @@ def describe(point: Point) -> str:
 
 
 def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
-  """The hyperparameters of m points, each as an array [m]. A kind of dropout is None where no point has any of it."""
+  """The hyperparameters of m points, each as an array [m]. A kind of dropout is None if no point has it."""
   lr, decay_epoch, init_scale, rates = zip(*points, strict=True)
   columns = zip(*map(parse_dropout, rates), strict=True)
   dropout = language_model.Dropout(*(jnp.array(column) if any(column) else None for column in columns))
@@ -198,8 +198,7 @@ def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
 def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if the cell cannot be retrained.
 
-  The reason is that no width gives one of the sizes, the text is too short, or the cell has an operation that is not
-  built in.
+  It cannot if no width gives one of the sizes, the text is too short, or it has an operation that is not built in.
   """
   text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   for size in cfg.sizes:
@@ -233,7 +232,7 @@ def task(
   mesh: Mesh | None = None,
   operations: Operations = BUILT_IN,
 ) -> full_training.Task:
-  """A network of one cell at one size, to be trained for `epochs` passes over the text.
+  """Returns the task of training a network of one cell at one size for `epochs` passes over the text.
 
   The weights after the epoch that scored best on validation are kept, whether the training is `final` or part of the
   grid. `operations` are those of the cell's space, needed if it has operations of the user's own. Raises ValueError as
@@ -253,7 +252,7 @@ def task(
 
 
 def cell_of(arch: Arch, operations: Operations = BUILT_IN) -> tuple[language_model.Cell, TreeArch | RnnArch]:
-  """Returns the kind of cell of an architecture, and what it takes as one. Raises ValueError on unknown operations."""
+  """Returns the kind of cell of an architecture, and the arch it takes. Raises ValueError on unknown operations."""
   if isinstance(arch, str):
     return language_model.lstm(), published.LSTM  # a standard LSTM has no tree
   chosen = {'activate': set(arch.activate)}

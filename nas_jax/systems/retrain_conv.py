@@ -118,7 +118,7 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> full_training.Task:
-  """A network with `size` filters added to every layer, to be trained as `training` says."""
+  """Returns the task of training a network with `size` filters added to every layer; see `training`."""
   add = int(size)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, add)).params
   network = conv.build(classifier.inputs(cfg, images), classifier.network_options(cfg, add))
@@ -138,11 +138,11 @@ def training(
   decayed: Callable[[PyTree], PyTree] | None = None,
   least: float = 0.0,
 ) -> full_training.Task:
-  """A network of a static architecture, to be trained for `epochs` passes over the images.
+  """Returns the task of training a network of a static architecture for `epochs` passes over the images.
 
-  A training of the grid keeps the weights after the epoch that scored best on validation. A `final` training also uses
-  the validation images, unless `cfg.train_on_all` is off. Then no images are left to choose an epoch by: the weights
-  after the last epoch are kept, and the curve has the scores of images that were trained on.
+  A training of the grid keeps the weights after the epoch that scored best on validation. With
+  `cfg.train_on_all`, a `final` training also trains on the validation images. No images are then left to choose an
+  epoch: the weights after the last epoch are kept, and the curve has the scores of images that were trained on.
 
   Args:
     cfg: the config.

@@ -126,7 +126,7 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> full_training.Task:
-  """A network with `size` filters in its first layers, to be trained as `retrain_conv.training` says."""
+  """Returns the task of training a network with `size` filters in its first layers; see `retrain_conv.training`."""
   network = _build(cfg, images, arch, int(size))
   weights = _weights(network, arch)
   decayed = functools.partial(enas_layers.decayed, norms=cfg.decay_norms)

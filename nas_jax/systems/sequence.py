@@ -86,15 +86,15 @@ def scale_budget(cfg: Config, times: int) -> Config:
 
 
 def make_problem(cfg: Config, data: Sequences, kind: language_model.Cell | None = None) -> Problem:
-  """Returns what the children learn.
+  """Returns the problem on which the children are trained.
 
   Args:
-    cfg: of the search.
+    cfg: the config of the search.
     data: as `recurrent.load` returns it.
     kind: a kind of cell to train in place of the tree cells of the space; it may ignore the architecture.
 
   Raises:
-    ValueError: a field has a value that cannot be; nothing has been compiled then.
+    ValueError: a field has an impossible value; this is found before anything compiles.
   """
   config.check(cfg)
   made = make_space(cfg)
@@ -131,7 +131,7 @@ def build(
     cfg: the config.
     data: as `recurrent.load` returns it.
     mesh: where children are trained; all local devices by default.
-    recovery: recalls, keeps and ends trainings.
+    recovery: saves trainings, so that they can be resumed or reused, and stops them.
     reward: (metrics of m children, [m] each) -> rewards [m]; by default the metric that `cfg` names, to its power.
 
   >>> import jax
