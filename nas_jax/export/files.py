@@ -1,4 +1,4 @@
-"""Trained models on disk: a folder with their weights (Orbax) and one JSON that says what they are."""
+"""Trained models on disk: a folder with the weights (Orbax), and a JSON file that describes the model."""
 
 from collections.abc import Mapping, Sequence
 import glob
@@ -26,7 +26,7 @@ _KINDS = {
   RnnArch: 'enas_rnn',
 }  # fmt: skip
 _SCALE: files.Schema = {'mean': [files.is_number], 'deviation': [files.is_number]}
-_READS = ('images', 'text', 'sequences')  # what models read: one of these describes it
+_READS = ('images', 'text', 'sequences')  # the kinds of input; model.json has an entry for one of them
 _SCHEMA: files.Schema = {
   'kind': str,
   'arch': {},
@@ -53,8 +53,8 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
     folder: its path. Existing contents are replaced.
     card: describes the model.
     variables: the variables of its module, see `export.variables`.
-    **about: more entries for the JSON file. 'scores' has the name of the 'metric' (lower is better) and its values
-      'valid' (None if there is none) and 'test'.
+    **about: more entries for the JSON file. The entry 'scores' has the name of the 'metric' (lower is better) and its
+      values: 'valid' (None if there is none) and 'test'.
 
   Raises:
     OSError: it cannot be written.

@@ -31,9 +31,9 @@ class Norm(NamedTuple):
 def convolved(
   x: Array, name: str, filters: int, window: tuple[int, int], strides: tuple[int, int] = (1, 1), separable: bool = False
 ) -> Array:
-  """A convolution without bias. With stride s its output is the output of stride 1 at 0, s, 2 s, ...
+  """A convolution without bias. With stride s it returns pixels 0, s, 2 s, ... of the output of stride 1.
 
-  A separable one is a depthwise convolution and then one of 1 x 1 pixels.
+  If it is separable, it is a depthwise convolution followed by a 1 x 1 convolution.
   """
   padding = [((k - 1) // 2, k // 2) for k in window]
   if separable:

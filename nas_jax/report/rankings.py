@@ -28,7 +28,7 @@ def arch_of(space: Space, record: Record) -> Any:
 
 
 def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = True) -> list[Record]:
-  """Returns the children that did not fail, best first. Of each architecture (canonical form) only its best child."""
+  """Returns the children that did not fail, best first: for each architecture (canonical form) only its best child."""
   sound = [record for record in records if record['failed'] is None and record.get(metric) is not None]
   first: dict[object, Record] = {}
   for record in sorted(sound, key=lambda record: record[metric] if lower else -record[metric]):
@@ -37,7 +37,7 @@ def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = 
 
 
 def standing(records: Sequence[Record], space: Space, metric: str, lower: bool = True) -> Standing:
-  """Returns the scores of the best children, and how many children there are."""
+  """Returns the scores of the best children, and the numbers of all, of different and of failed children."""
   values = [record[metric] for record in ranking(records, space, metric, lower)]
 
   def top(k: int) -> float:

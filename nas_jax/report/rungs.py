@@ -16,7 +16,7 @@ HEADER = ('training', 'children', 'failed', 'best', 'rank correlation')  # of `r
 
 
 def promoted(rungs: Sequence[Sequence[Record]], factor: int, space: Space, metric: Metric) -> list[Record]:
-  """Returns the children of the last rung that go on to the next one, best first, with their scores in the last one.
+  """Returns the children of the last rung that go on to the next one, best first, with their scores in that rung.
 
   They are different architectures (by canonical form), and none has failed.
 

@@ -1,4 +1,5 @@
-"""The style sheet of the page, for light and dark, wide and narrow, screen and paper; and its pictures as files."""
+"""The style sheet of the page, for light and dark, wide and narrow, screen and paper; and a function that turns
+its pictures into files."""
 
 import re
 
