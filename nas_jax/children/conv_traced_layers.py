@@ -37,7 +37,7 @@ def run(
     weights: entries that the network does not have are ignored.
     wires: the network.
     x: [B, H, W, C] images; they get no gradient. If they are bfloat16, so are convolutions and the outputs of layers.
-    epsilon: of batch norm.
+    epsilon: added to the variance in batch norm.
     moving: mean and variance, [L, F] each, in evaluation, which has no gradient; None in training.
 
   Returns:

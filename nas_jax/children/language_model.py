@@ -235,7 +235,7 @@ def build(
     cell: the kind of cell.
     tied: whether the softmax uses the weights of the embedding ("shared embeddings" in Table 2).
     embedding: width of the embedding; 0 for H.
-    precision: of products and the values between them, one of `precision.PRECISIONS`.
+    precision: the precision of matrix products and the values between them, one of `precision.PRECISIONS`.
     together: time steps that are unrolled in one iteration of the compiled loops over time.
 
   Returns:

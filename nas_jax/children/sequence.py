@@ -83,11 +83,11 @@ def run(
 
   Args:
     cell: the kind of cell.
-    params: of the child.
+    params: the weights of the child.
     arch: static or traced.
     x: [B, T, 1, 1 + F] as `laid_out`.
-    masks: of dropout. What enters the first layer is never dropped.
-    precision: of products and the values between them; outputs are float32.
+    masks: the masks of dropout. What enters the first layer is never dropped.
+    precision: the precision of matrix products and the values between them; outputs are float32.
     together: as in `build`.
   """
   end = (x[:, :, 0, 0] > 0).sum(1) - 1

@@ -40,7 +40,7 @@ def lay_out(
     score_batch: images in a scoring step.
     whiten: 'image': pixels stay uint8, and each image is standardized where it is used. 'channel': `channel` fitted on
       the training images, as float32. 'zca': ZCA whitening fitted on the training images, as float32.
-    seed: of the orders of the images and of the bits by which they are augmented.
+    seed: the seed of the orders of the images and of the bits by which they are augmented.
   """
   turn = fit_whitening(whiten, train.images)
 
@@ -139,7 +139,7 @@ def augmented(draws: Array, images: Array, augment: Augment) -> Array:
     draws: [B] uint32, random bits. The lowest one flips an image, the next 15 choose the row of its crop, and the
       others the column.
     images: [B, H, W, C].
-    augment: which of these are done.
+    augment: which of these changes are made.
   """
   batch, height, width, channels = images.shape
   if augment.upsample:

@@ -25,8 +25,7 @@ def inside(folder: str) -> list[str]:
 def below(folder: str) -> list[str]:
   """Returns the paths of the images in a folder and in its sub-folders, in order.
 
-  Hidden files and folders are left out. So are files whose names do not end as those of images; a warning gives the
-  number of these.
+  Hidden files and folders are left out. So are files without the ending of an image; a warning gives their number.
 
   Raises:
     ValueError: there is no image.

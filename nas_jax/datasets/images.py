@@ -59,7 +59,7 @@ def load_images(
     resize: pixels to scale the images to, of a square or (height, width); 0 leaves them.
     max_examples: how many training images to take, those to validate with included, and at most as many of the other
       splits of the set; 0 takes all.
-    seed: of the random choice of the images to take and to validate with.
+    seed: the seed of the random choice of the images to take and to validate with.
     test_share: share of the training images that become the test split if the set has none; 0 for no test split. These
       images do not depend on the seed.
     numbers: whether labels are numbers to predict instead of classes; only for an .npz.

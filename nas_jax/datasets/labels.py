@@ -13,7 +13,7 @@ def of_npz(
   """Returns the labels of an .npz by split, as class numbers from 0 on, and the names of the classes.
 
   Args:
-    path: of the file, for errors.
+    path: the path of the file, for errors.
     labels: [n] of each split.
     names: the array 'class_names' [K] of words for labels 0 to K - 1; None names each class by its label.
     numbers: whether labels are numbers to predict. They are returned as they are, and there are no classes.

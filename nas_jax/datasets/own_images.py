@@ -87,7 +87,7 @@ def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str
   K - 1; without it the name of a class is its label. Names of arrays may also begin with `train_` or `val_`.
 
   Args:
-    path: of the file.
+    path: the path of the file.
     resize: the size to bring images to.
     numbers: whether labels are numbers to predict, so that there are no classes.
 

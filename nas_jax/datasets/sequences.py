@@ -67,7 +67,7 @@ def load_sequences(
       series, the validation split is the last part of the steps that are not for testing.
     max_examples: how many training sequences to take, those to validate with included, and at most as many of the other
       splits of the set; 0 takes all.
-    seed: of the random choice of the sequences to take and to validate with.
+    seed: the seed of the random choice of the sequences to take and to validate with.
     test_share: share of the training sequences that become the test split if the set has none; 0 for no test split.
       These sequences do not depend on the seed. In a series, the test split is the last part.
     numbers: whether labels are numbers to predict instead of classes; only for an .npz.
@@ -110,8 +110,8 @@ def of_npz(path: str, arrays: dict[str, np.ndarray], numbers: bool) -> tuple[dic
   `valid_sequences`, `valid_labels`, `test_sequences` and so on. `class_names` [K] are names for labels from 0 to K - 1.
 
   Args:
-    path: of the file, for errors.
-    arrays: by name.
+    path: the path of the file, for errors.
+    arrays: the arrays by name.
     numbers: whether labels are numbers to predict, so that there are no classes.
 
   Raises:
@@ -263,7 +263,7 @@ def split_sequences(
 
   Args:
     parts: the splits, as `checked` makes sequences and lengths. Without 'validation' it is drawn from 'train'.
-    names: of the classes that the labels number; () if labels are numbers to predict, [n] or [n, k].
+    names: the names of the classes that the labels number; () if labels are numbers to predict, [n] or [n, k].
     valid_share: as in `load_sequences`.
     max_examples: as in `load_sequences`.
     seed: as in `load_sequences`.

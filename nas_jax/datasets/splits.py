@@ -49,7 +49,7 @@ def read(
     max_examples: the most examples to read of each split; 0 for all.
     test_share: share of the training examples that become the test split, if there is none. They are the same for every
       seed and any `max_examples`, so that no search sees them.
-    seed: of the choice of `max_examples`.
+    seed: the seed of the choice of `max_examples`.
 
   Raises:
     ValueError: as `Source.read`, or `test_share` leaves a split empty.

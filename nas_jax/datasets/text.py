@@ -55,8 +55,8 @@ def load_text(
       of your own text if other splits need <unk> and it would otherwise never be trained; else 1.
     max_vocabulary: how many different tokens there may be, <unk> included; the most frequent ones are kept, and of
       equally frequent ones the first in the order of the alphabet. 0 for no limit.
-    seed: of the place at which reading begins, see `turned`; 0 for the beginning. The splits of 'pydoc', which are
-      defined here, depend on it; the vocabulary does not.
+    seed: the seed of the place at which reading begins, see `turned`; 0 for the beginning. The splits of 'pydoc', which
+      are defined here, depend on it; the vocabulary does not.
 
   Raises:
     ValueError: there is no such text, or one of its files is missing, empty, too large or not UTF-8; or as
@@ -91,7 +91,7 @@ def turned(text: Text, seed: int, both: bool = False) -> Text:
   Training then cuts the split into other streams. A seed of 0 leaves the text as it is.
 
   Args:
-    text: in its own order.
+    text: the text in its original order.
     seed: seed of the random place.
     both: whether the training and validation splits are joined, rotated together, and split again.
   """

@@ -33,7 +33,7 @@ def draw(arch: Arch, path: str | os.PathLike[str], operations: Operations = BUIL
 
   Args:
     arch: a static architecture.
-    path: of the file.
+    path: the path of the file.
     operations: your own activations, if a recurrent cell holds any; `Space.operations` has them.
 
   Raises:

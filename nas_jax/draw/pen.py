@@ -50,7 +50,7 @@ def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: s
 
   Args:
     make: makes the figure.
-    prefix: of ids.
+    prefix: the prefix of ids.
     key: everything that determines the drawing.
     label: describes the drawing, for screen readers.
     widest: the greatest width, as a CSS length.

@@ -51,7 +51,7 @@ def draw(arch: TreeArch, path: str | os.PathLike[str], operations: Operations = 
 
   Args:
     arch: a static architecture.
-    path: of the file.
+    path: the path of the file.
     operations: your own operations, if the cell holds any; `Space.operations` has them.
 
   Raises:

@@ -15,7 +15,7 @@ def cost(module: nn.Module, *inputs: PyTree) -> Cost:
   """Counts the weights of a module, and the multiply-adds of one call, from its traced program; nothing is computed.
 
   Args:
-    module: of `export.module`, or any other.
+    module: a module of `export.module`, or any other.
     *inputs: its arguments, or their shapes: one image [1, H, W, C], or one token [1, 1] of a language model.
 
   >>> import jax, jax.numpy as jnp

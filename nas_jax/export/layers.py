@@ -87,7 +87,7 @@ def variables(units: Iterable[Unit], reductions: Iterable[Unit], params: PyTree)
   Args:
     units: convolutions and batch norms; {} for a layer that has neither.
     reductions: the units that `reduced` computes.
-    params: of the child; its classifier is taken.
+    params: the weights of the child; its classifier is taken.
   """
   weights: dict[str, PyTree] = {'classifier': {'kernel': params['softmax'], 'bias': params['softmax_bias']}}
   statistics: dict[str, PyTree] = {}

@@ -215,7 +215,7 @@ def _scale(axes: Any, values: Sequence[float] | np.ndarray, side: str = 'y') -> 
   """Sets limits around `values`, and a logarithmic scale with round numbers if they span more than a factor of 2.
 
   Args:
-    axes: of the chart.
+    axes: the axes of the chart.
     values: finite ones count.
     side: 'y', or 'x' for an axis of large numbers, which has words such as 20k and 1.5M.
   """

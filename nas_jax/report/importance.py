@@ -31,7 +31,7 @@ def measure(slots: Sequence[Slot], records: Sequence[Record], key: str, lower: b
 
   Args:
     slots: the slots of the space.
-    records: of the children. Prefer random search, since the tokens of a trained controller are correlated.
+    records: the records of the children. Prefer random search, since the tokens of a trained controller are correlated.
     key: the name of the score.
     lower: whether lower is better.
 

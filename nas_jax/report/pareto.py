@@ -17,7 +17,7 @@ def front(records: Sequence[Record], cost: str, score: str, lower: bool) -> list
   children with equal cost and score the first counts.
 
   Args:
-    records: of children that have both numbers.
+    records: the records of children that have both numbers.
     cost: the name of the cost.
     score: the name of the score.
     lower: whether a lower score is better.

@@ -77,7 +77,7 @@ def _bands(label: str, x: Sequence[float], shares: np.ndarray, colours: Sequence
   """Draws probabilities that sum to 1, stacked over time, with the first label on top. The page sets the size.
 
   Args:
-    label: for screen readers.
+    label: a description for screen readers.
     x: [P] ascending.
     shares: [P, K].
     colours: [K] indices N of the page's colours `--label-N`.

@@ -69,8 +69,8 @@ def grouped(
   """Groups the children that did not fail. Returns for each kind its name, number, best and mean, sorted by name.
 
   Args:
-    records: of the children.
-    space: of the children.
+    records: the records of the children.
+    space: the space of the children.
     metric: the name of the score.
     lower: whether lower is better.
     name: (architecture) -> the name of its kind.
@@ -99,7 +99,7 @@ def standings(
     found: the records of the search and of the random-search baseline, by name.
     known: the scores of known architectures, which were trained as the children were, by name; None for a training
       that failed.
-    space: of the children.
+    space: the space of the children.
     metric: the name of the score.
     lower: whether lower is better.
   """
@@ -156,7 +156,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-  """Returns mean and standard deviation of some scores as '3.294 ± 0.012'; without the latter if there is only one."""
+  """Returns mean and standard deviation of scores as '3.294 ± 0.012', or the mean alone if there is one score."""
   if not values:
     return '-'
   return word(float(np.mean(values))) + (f' ± {word(float(np.std(values, ddof=1)))}' if len(values) > 1 else '')

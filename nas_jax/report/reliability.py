@@ -46,11 +46,11 @@ def measure(
   Batches have m children, as in the search, so that no other program has to be compiled.
 
   Args:
-    space: of the children.
+    space: the space of the children.
     evaluate: trains and scores children; called twice for each child.
-    key: of the architectures and of the initial weights.
-    children: how many architectures there are.
-    m: children of a batch.
+    key: the random key of the architectures and of the initial weights.
+    children: the number of architectures.
+    m: the number of children in a batch.
     longer: trains children for longer; called once for each of the first `longer_children`.
     longer_children: with fewer than 3, `longer` is not called.
     other_data: trains children on data of another seed; called once for each child.

@@ -281,7 +281,7 @@ def references(
     cfg: the config of the search.
     text: as `language.load` returns it.
     train: the evaluator of the search.
-    recovery: for the trainings of cells that are not trees, which have evaluators of their own.
+    recovery: saves the trainings of cells that are not trees, which have evaluators of their own.
   """
   return known_cells(cfg, lambda cell: make_problem(cfg, text, cell), train, recovery)
 

@@ -179,7 +179,7 @@ def train(
     made: the programs of the jobs' recipe.
     cells: cells by name, including those of the jobs.
     jobs: jobs of one recipe and one number of steps.
-    m: children of a batch.
+    m: the number of children in a batch.
     check: called between program calls; if it raises `recovery.Stopped`, the batch is lost.
 
   Returns:
@@ -279,9 +279,9 @@ def candidates(
   """All ways to score children for which every training is done.
 
   Each budget gives one candidate for each setting alone, one for the best of the settings, and one for the mean over
-  the settings of the reward 1 / perplexity^2, in which a failed training counts as 0. In
-  addition, each scoring of the grid's full trainings gives a candidate: the best of the settings at that step. It
-  stands for a training that is cut off there, before its learning rate has fallen, as in successive halving.
+  the settings of the reward 1 / perplexity^2, in which a failed training counts as 0. In addition, each scoring of
+  the grid's full trainings gives a candidate: the best of the settings at that step. It stands for a training that is
+  cut off there, before its learning rate has fallen, as in successive halving.
   """
   found = list[Candidate]()
   for name, made in all_programs.items():

@@ -140,9 +140,9 @@ def training(
 ) -> full_training.Task:
   """Returns the task of training a network of a static architecture for `epochs` passes over the images.
 
-  A training of the grid keeps the weights after the epoch that scored best on validation. With
-  `cfg.train_on_all`, a `final` training also trains on the validation images. No images are then left to choose an
-  epoch: the weights after the last epoch are kept, and the curve has the scores of images that were trained on.
+  A training of the grid keeps the weights after the epoch that scored best on validation. With `cfg.train_on_all`, a
+  `final` training also trains on the validation images. No images are then left to choose an epoch: the weights after
+  the last epoch are kept, and the curve has the scores of images that were trained on.
 
   Args:
     cfg: the config.

@@ -173,7 +173,7 @@ def best_so_far(outcomes: Outcome, evaluations: int) -> tuple[np.ndarray, np.nda
   """Returns what the searches of `search.run_seeds` had found after 1, 2, ... evaluations.
 
   Args:
-    outcomes: of n searches, [n, steps, m].
+    outcomes: the outcomes of n searches, [n, steps, m].
     evaluations: how many of the children of each search count.
 
   Returns:

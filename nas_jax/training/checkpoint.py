@@ -77,7 +77,7 @@ def restore(
     state, why = None, ''
     try:
       state = _sound(folder, step, like, older)
-    except Exception as error:  # whatever Orbax makes of damaged files
+    except Exception as error:  # Orbax reports damaged files by errors of many types
       why = f'is damaged ({_first_line(error)})'
     if not (why := why or reject(state)):
       return state
@@ -107,7 +107,7 @@ def load(folder: str, like: PyTree) -> PyTree:
       return _read(manager, max(steps), like)
     finally:
       manager.close()
-  except Exception as error:  # whatever Orbax makes of damaged files
+  except Exception as error:  # Orbax reports damaged files by errors of many types
     raise ValueError(f'{folder} cannot be read ({_first_line(error)}).') from None
 
 
@@ -174,9 +174,9 @@ def _manager(folder: str, keep: int | None, write: bool = True) -> ocp.Checkpoin
     alone = ocp.options.MultiprocessingOptions(
       primary_host=0, active_processes={0}, barrier_sync_key_prefix=hashlib.sha256(folder.encode()).hexdigest()[:16]
     )
-  # Half-written checkpoints of a killed process are deleted. Folders are made in the foreground. In the
-  # background, Orbax would count them by a number that all savers of a process share, so that one of two savers might
-  # write too early or wait for ever.
+  # Half-written checkpoints of a killed process are deleted. Folders are made in the foreground. In the background,
+  # Orbax would count them by a number that all savers of a process share, so that one of two savers might write too
+  # early or wait for ever.
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
     create=False,

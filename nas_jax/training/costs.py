@@ -135,10 +135,10 @@ def accounted(evaluate: Evaluate, count: Count, bounds: Bounds = UNBOUNDED, shap
     evaluate: trains and scores children, apart from those that `Batch.repeats` names. Its metrics have 'failed'.
     count: returns the cost of an architecture.
     bounds: the most that a child may cost.
-    shaping: of rewards; None leaves them as they are.
+    shaping: how the cost shapes rewards; None leaves them as they are.
 
   Raises:
-    ValueError: by the evaluator, if a reward to be shaped is negative, since shaping would raise it with the cost.
+    ValueError: by the evaluator, if a reward to be shaped is negative, since it would rise with the cost.
   """
 
   def evaluated(batch: Batch) -> Outcome:

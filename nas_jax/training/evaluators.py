@@ -104,7 +104,7 @@ def attempt(
   `fit.run`.
 
   Args:
-    programs: of `fit.fitter`.
+    programs: the programs of `fit.fitter`.
     archs: [m, ...] traced architectures, or () for programs of a static one.
     keys: [m] a key for each child.
     data: as the child takes it, placed by `fit.share`.
@@ -165,7 +165,7 @@ def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Reco
   that crashes; its siblings get the rewards they would have had.
 
   Args:
-    programs: of `fit.fitter`.
+    programs: the programs of `fit.fitter`.
     data: as the child takes it.
     reward: (metrics of m children) -> rewards [m]. Children that failed get 0 instead.
     recovery: recalls, saves and ends trainings.

@@ -290,7 +290,7 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Arra
   """Trains m children from scratch, in chunks of steps, and scores them.
 
   Args:
-    programs: of `fitter`.
+    programs: the programs of `fitter`.
     archs: [m, ...] traced architectures.
     keys: [m] a key per child.
     data: as the child's `batch` and `score` take it, best placed by `share`.
@@ -317,7 +317,7 @@ def run(
   """Trains the children that `begin` returned. Returns their last states, and metrics as `fit` does but with padding.
 
   Args:
-    programs: of `fitter`.
+    programs: the programs of `fitter`.
     states: untrained states; `recovery` may replace them by saved ones.
     archs: as `begin` returns them.
     keys: as `begin` returns them.

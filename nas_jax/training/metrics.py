@@ -78,7 +78,7 @@ def r2(squares: Array, labels: Array) -> Array:
 
 
 def balanced(labels: np.ndarray, classes: int) -> tuple[float, ...]:
-  """Returns the weights [K] of the classes in the loss with which all classes contribute equally.
+  """Returns the class weights [K] of the loss that make all classes contribute equally.
 
   A class with a share p of the images, by their `labels` [n], has weight 1 / (K p), where K is the number of classes
   that have images. The mean weight over the images is 1. A class without images has weight 0.

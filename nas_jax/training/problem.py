@@ -28,7 +28,7 @@ class Problem(NamedTuple):
   """What the children of one space learn, how they are trained, and their reward.
 
   Attributes:
-    space: of the architectures.
+    space: the space of the architectures.
     child: the network of a static architecture, or of a traced one if it takes both.
     data: arrays as the child's `batch` and `score` take them.
     optimizer: (training steps) -> (arch) -> the optimizer of a child, or of shared weights, whose arch is ().

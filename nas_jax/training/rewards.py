@@ -15,7 +15,7 @@ Reward = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
 def checked(reward: Reward, metrics: dict[str, np.ndarray]) -> np.ndarray:
-  """Calls a reward function of the user on the metrics of m children, and checks its rewards [m].
+  """Returns the rewards [m] of m children by a reward function of the user, which are checked first.
 
   Raises:
     ValueError: the rewards are not m numbers, or the reward of a child that has not failed is not finite. The latter
@@ -43,7 +43,7 @@ def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0, p
 
 
 def of_accuracy(accuracy: np.ndarray, power: float = 3.0) -> np.ndarray:
-  """Returns accuracy^power, or another score from 0 to 1 in its place; Zoph & Le (2017) Sec. 4.1 cube it."""
+  """Returns accuracy^power; another score from 0 to 1 may take its place. Zoph & Le (2017) Sec. 4.1 cube it."""
   return accuracy**power
 
 
