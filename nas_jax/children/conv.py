@@ -277,7 +277,7 @@ def side_by_side(images: Sequence[Array]) -> Array:
 
 
 def pooled(x: Array, window: tuple[int, int], stride: tuple[int, int], largest: bool) -> Array:
-  """Max pooling or average pooling: [B, ceil(H / sh), ceil(W / sw), C].
+  """Applies max or average pooling. Returns [B, ceil(H / sh), ceil(W / sw), C].
 
   Windows begin at 0, s, 2 s, ... and are cut off at the edge.
   """

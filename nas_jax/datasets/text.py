@@ -131,7 +131,7 @@ def _pydoc() -> list[str]:
 
 
 def _files(dataset: str, data_dir: str) -> list[str]:
-  """The text of the three files with the prefix `dataset`, each of which may be compressed."""
+  """Returns the texts of the three files with the prefix `dataset`, each of which may be compressed."""
   names = [f'{split}.txt' if dataset == 'text' else f'{dataset}.{split}.txt' for split in SPLITS]
   there = set(os.listdir(data_dir)) if os.path.isdir(data_dir) else set()
   missing = [name for name in names if not {name, f'{name}.gz'} & there]

@@ -158,7 +158,11 @@ def _inputs(folder: str, found: Mapping[str, Any]) -> ImageInputs | TextInputs |
 
 
 def _models(folder: str) -> dict[str, dict[str, Any]]:
-  """Returns, by path, the model.json of each model in a folder or, if it has none, in the folders inside it."""
+  """Returns the model.json of each model by the path of its folder.
+
+  The models are those in the folder itself. If it has none, its sub-folders are searched, up to three levels deep; the
+  first level with models counts.
+  """
   for depth in range(4):
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), *('*',) * depth, NAME)))
     if paths := [path for path in paths if not os.path.dirname(path).endswith('.part')]:

@@ -73,7 +73,7 @@ class SequenceInputs(NamedTuple):
 
   @classmethod
   def from_json(cls, found: Mapping[str, Any]) -> 'SequenceInputs':
-    """The inverse of `as_json`."""
+    """Reads what `as_json` returns."""
     scale = _arrays(found['scale']) if found['scale'] else None
     return cls(found['steps'], tuple(found['classes']), _arrays(found['standard']), scale, found['horizon'])
 

@@ -105,7 +105,7 @@ def layout(tree: Tree, labels: Sequence[str], most: int = 40) -> Layout:
 
 
 def _mean(tree: Tree, node: int) -> str:
-  """The mean reward of a node in words."""
+  """Returns the mean reward of a node in words."""
   if not tree.trained[node]:
     return 'untrained'
   return f'{tree.reward[node]:#.3g}' if np.isfinite(tree.reward[node]) else 'failed'

@@ -70,7 +70,7 @@ def check(space: Space, cfg: weight_sharing.Config) -> None:
 
 
 def length(cfg: weight_sharing.Config) -> str:
-  """How children are trained, in words."""
+  """Returns in words how children are trained."""
   return f'weights shared for {cfg.passes} passes'
 
 

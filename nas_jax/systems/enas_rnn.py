@@ -90,12 +90,12 @@ def small() -> Config:
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: characters of Python's help text."""
+  """Takes minutes on a laptop, without a download: characters of Python's help text."""
   return dataclasses.replace(_short(), score_windows=2)
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return dataclasses.replace(
     _short(), m=2, controller_units=8, nodes=2, hidden=8, batch=200, bptt=100, passes=2, controller_updates=2,
     epochs=1, derive_children=3, rank_children=4,

@@ -87,7 +87,7 @@ class Recipe(NamedTuple, Generic[Cfg, Data, Point]):
 
 
 def grid(point: type[Point], cfg: Config) -> list[Point]:
-  """The points of a grid: the product of the lists of `cfg` for the fields of `point`; the last varies fastest."""
+  """Returns the points of a grid: the product of the lists in `cfg` for the fields of `point`, the last one fastest."""
   lists = (getattr(cfg, name) for name in point._fields)  # type: ignore[attr-defined]
   return [point(*values) for values in itertools.product(*lists)]
 

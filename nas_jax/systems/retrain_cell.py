@@ -94,7 +94,7 @@ def char() -> Config:
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: characters of Python's help text."""
+  """Takes minutes on a laptop, without a download: characters of Python's help text."""
   return Config(
     sizes=('64',), epochs=5, lr=(0.003, 0.01), init_scale=(0.1,), dropout=('0', '0.2'), grid_epochs=1, repeats=2,
     test_batch=20,
@@ -115,7 +115,7 @@ def final() -> Config:
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return Config(sizes=('8', '12'), batch=400, bptt=100, epochs=2, lr=(0.01, 0.02), grid_epochs=1, test_batch=20)
 
 
@@ -181,12 +181,12 @@ class Point(NamedTuple):
 
 
 def describe(point: Point) -> str:
-  """A point in words. The words are part of the keys of trainings.json: if they change, everything is trained again."""
+  """Returns a point in words. They are part of the keys of trainings.json: if they change, all is trained again."""
   return f'lr {point.lr:g}, decay after {point.decay_epoch:g}, init {point.init_scale:g}, dropout {point.dropout}'
 
 
 def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
-  """The hyperparameters of m points, each as an array [m]. A kind of dropout is None if no point has it."""
+  """Returns the hyperparameters of m points, each as an array [m]. A kind of dropout is None if no point has it."""
   lr, decay_epoch, init_scale, rates = zip(*points, strict=True)
   columns = zip(*map(parse_dropout, rates), strict=True)
   dropout = language_model.Dropout(*(jnp.array(column) if any(column) else None for column in columns))
@@ -206,7 +206,7 @@ def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
 
 
 def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str, operations: Operations = BUILT_IN) -> int:
-  """The width of the cells of a network of this size. Raises ValueError if no width fits; nothing is compiled."""
+  """Returns the width of the cells in a network of this size. Raises ValueError if none fits; nothing is compiled."""
   hidden, parameters = parse_size(size)
   cell, form = cell_of(arch, operations)
   hidden = hidden or language.width(cfg, text, cell, form, parameters)
@@ -265,7 +265,7 @@ def cell_of(arch: Arch, operations: Operations = BUILT_IN) -> tuple[language_mod
 
 
 def setting(cfg: Config, text: text_lib.Text) -> str:
-  """What all trainings have in common, in words."""
+  """Returns in words what all trainings have in common."""
   return (
     f'perplexity of the best of {cfg.epochs} epochs by validation; {cfg.dataset}, sha256 {text.sha256[:12]}; '
     f'{cfg.layers} layer{"s" if cfg.layers > 1 else ""}, {cfg.optimizer}, {config.seeds_in_words(cfg)}; means over the '
@@ -274,7 +274,7 @@ def setting(cfg: Config, text: text_lib.Text) -> str:
 
 
 def card(cfg: Config, text: text_lib.Text, arch: Arch, size: str, point: Point) -> export.Card:
-  """The description of a trained network, without dropout, which acts in training alone."""
+  """Returns the description of a trained network, without dropout, which acts in training alone."""
   del point
   options = {
     'vocabulary': cfg.vocabulary or len(text.vocabulary),

@@ -93,13 +93,13 @@ class Problem(NamedTuple):
 
 
 def traced_fitter(problem: Problem, child: Child, mesh: Mesh | None = None) -> fit.Fit:
-  """The programs that train all children of traced architectures; `child` is what `problem.traced` returned."""
+  """Returns the programs that train children of traced architectures; `child` is what `problem.traced` returned."""
   optimizer = problem.optimizer(problem.steps)
   return fit.fitter(child, optimizer, problem.steps, problem.steps_per_call, mesh, problem.scored)
 
 
 def static_fitter(problem: Problem, arch: PyTree, mesh: Mesh | None = None) -> fit.Fit:
-  """The programs that train the child of one static architecture; what they take as arch is ()."""
+  """Returns the programs that train the child of one static architecture. They take () as arch."""
   child, optimizer = child_lib.bind_arch(problem.child, lambda _: arch), problem.optimizer(problem.steps)
   calls = problem.steps_per_call, mesh, problem.scored, problem.quick
   return fit.fitter(child, lambda _: optimizer(arch), problem.steps, *calls)
