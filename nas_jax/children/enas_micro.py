@@ -1,10 +1,11 @@
 """The networks of cells of ENAS (Pham et al. 2018, Sec. 2.4), each by itself or all with shared weights.
 
-A network begins with a 3 x 3 convolution. Normal cells follow, with a reduction cell after a third and after two thirds
-of them, which halves height and width and doubles the filters. A cell reads the outputs of the two cells before it. A
-ReLU, a 1 x 1 convolution and batch norm bring them to its number of filters, or a factorised reduction if they are
-too large. So a reduction cell halves its inputs, and its operations have stride 1, as in the search of the released
-code. In the paper its operations have stride 2. In the released code the newer input stays unchanged if its size fits.
+A network begins with a 3 x 3 convolution. Normal cells follow. After a third and after two thirds of them, a
+reduction cell halves height and width and doubles the filters. A cell reads the outputs of the two cells before it.
+ReLU, a 1 x 1 convolution and batch norm bring each of them to the filters of the cell; a factorised reduction does so
+if it is too large. So a reduction cell halves its inputs, and its operations have stride 1, as in the search of the
+released code. In the paper its operations have stride 2. In the released code the newer input stays unchanged if its
+size fits.
 
 A separable convolution is ReLU, convolution and batch norm, twice. The output of a cell consists of the nodes,
 including inputs, that no operation reads: they are concatenated, and ReLU, a 1 x 1 convolution and batch norm follow.

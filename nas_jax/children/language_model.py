@@ -170,7 +170,7 @@ def run(
   precision: str = 'float32',
   together: int = 1,
 ) -> tuple[Array, list[PyTree]]:
-  """Runs the network over a window. Returns losses [T, B], in nats, of `targets` given `inputs` [T, B]; and carries.
+  """Runs the network on a window. Returns losses [T, B] in nats of `targets` given `inputs`, both [T, B]; and carries.
 
   With the precision 'bfloat16' products and all values between them are bfloat16. Logits, losses and carries are
   float32.
@@ -200,7 +200,7 @@ def run_layers(
 ) -> tuple[list[PyTree], Array]:
   """Runs the layers of cells over inputs [T, B, in], to which dropout has been applied already.
 
-  Returns the carries after them, and the outputs of the last layer [T, B, H], with dropout.
+  Returns the carries after the last step, and the outputs [T, B, H] of the last layer, with dropout applied.
   """
   after = list[PyTree]()
   for cell_params, carry, h_mask, above in zip(params, carries, masks.recurrent, masks.between[1:], strict=True):

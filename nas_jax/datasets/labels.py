@@ -31,7 +31,7 @@ def of_npz(
 
 
 def numbered(labels: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Returns labels as the numbers of classes from 0 on, and the names of the classes, sorted.
+  """Returns labels as class numbers from 0 on, and the sorted names of the classes.
 
   Args:
     labels: [n] ints, bools or words, of each split; 'train' has all classes.

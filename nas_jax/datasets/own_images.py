@@ -19,9 +19,9 @@ LAYOUT = (
 def of_folder(folder: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Returns the splits of a folder of images, and the names of its classes.
 
-  The folder has a sub-folder for each class, with the name of the class. It holds the images of the class, directly or
-  in further sub-folders. Or the folder has a folder 'train', and optionally 'valid' (or 'val', 'validation') and
-  'test', each of which has a sub-folder for each class.
+  The folder has a sub-folder for each class, with the name of the class. A sub-folder holds the images of its class,
+  directly or in further sub-folders. Alternatively, the folder has a folder 'train', and optionally
+  'valid' (or 'val', 'validation') and 'test', each of which has a sub-folder for each class.
 
   Args:
     folder: its path.

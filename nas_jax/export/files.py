@@ -91,9 +91,9 @@ def load(folder: str | os.PathLike[str]) -> Classifier | LanguageModel | Sequenc
   """Returns the trained model in a folder that `retrain` has written.
 
   Args:
-    folder: one training, the trainings of one architecture, a folder of results, or the workdir of a search; of a
-      workdir that has made its final choice, the architecture chosen from the search is taken. If there are several
-      models, the one with the best validation score is taken.
+    folder: the folder of one training, of the trainings of one architecture, or of all results; or the workdir of a
+      search. Of several models the one with the best validation score is taken or, if trainings of one architecture
+      have none, the first. In a workdir that has made its final choice, only models of the chosen architecture count.
 
   Raises:
     ValueError: there is no model, or no single best model, or a file is damaged. The message is one line.

@@ -82,7 +82,7 @@ class RecurrentNetwork(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Array, carry: list[PyTree] | None = None) -> tuple[list[PyTree], Array]:
-    """Returns the carry of each layer after the last token, and logits [B, T, V] of the token after each of [B, T].
+    """Returns the carry of each layer after the last token, and logits [B, T, V] of the token that follows each token.
 
     `carry` is the carry after the tokens before these; None for zeros.
     """

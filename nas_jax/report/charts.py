@@ -266,7 +266,7 @@ def _svg(name: str, label: str, draw: Callable[[Any], Sequence[Point]]) -> str:
 
 
 def _placed(axes: Any, points: Sequence[Point]) -> str:
-  """Returns points as JSON, with their places in the drawing; those outside of the axes are left out.
+  """Returns points as JSON, with their positions in the drawing. Points outside of the axes are left out.
 
   If there are more than `_MOST` points, only every second, third, ... is kept, so that the page stays small.
   """

@@ -71,7 +71,7 @@ def _explained(labels: np.ndarray, ranks: np.ndarray) -> tuple[float, int]:
 
 
 def render(decisions: Sequence[Decision], whose: str, most: int = 12) -> str:
-  """Returns the decisions that explain most as bars of HTML, at most `most` of them; '' if there are none.
+  """Returns a bar chart in HTML of the `most` decisions that explain most; '' if there are no decisions.
 
   Args:
     decisions: as `measure` returns them.

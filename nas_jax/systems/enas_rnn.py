@@ -60,7 +60,7 @@ def paper() -> Config:
 def code() -> Config:
   """Penn Treebank with the numbers of the released search script, which differ from those of the paper.
 
-  The learning rate is 0.25 for 13 of 100 epochs and then falls by a factor of 0.95 in each. That code differs in
+  The learning rate is 0.25 for 13 of 100 epochs and is then multiplied by 0.95 in each epoch. That code differs in
   several points. Its learning rate never falls below 0.0005; it applies the recurrent dropout mask to the input of
   every node; every node has batch norm; there is a weight matrix for each pair of an earlier node and an activation;
   pointers prefer near nodes; and the entropy is -log p of the sampled tokens.

@@ -132,7 +132,7 @@ def load(cfg: Config, data_dir: str = '') -> text_lib.Text:
 
 
 def about(cfg: Config, text: text_lib.Text) -> str:
-  """Returns the text of the children in words, with the share of the validation split that is <unk>, if any."""
+  """Describes the text in words: its tokens and, if any, the share of <unk> in the validation split."""
   words, share = f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s', text.unknown('valid')
   if share:
     words += f', {share:.2%} of the validation split unknown'

@@ -67,12 +67,12 @@ def zaremba_medium() -> Config:
 def enas() -> Config:
   """Pham et al. (2018): one layer, 24M weights, softmax tied to the embedding, SGD at a rate of 20; never run here.
 
-  As in the paper, the learning rate falls by a factor of 0.96 in each epoch after the 15th of 150 epochs, and the loss
-  has 1e-7 times the weights' squares. The streams, the time steps, the loss summed over time, the initial scale and the
-  rates of dropout are those of the released code for the final cell. Dropout is 0.21 for words of the embedding, 0.75
-  for the input of the cell, 0.25 for h_(t-1) and 0.76 for the input of the softmax. Two things differ from that
-  code: it applies the dropout mask of h_(t-1) to the input of every node, here only the first node has the mask; and
-  its loss has a penalty for fast changes of h, which is left out here.
+  As in the paper, the learning rate is multiplied by 0.96 in each epoch after the 15th of 150 epochs, and 1e-7 times
+  the squared weights are added to the loss. The streams, the time steps, the loss summed over time, the initial scale
+  and the rates of dropout are those of the released code for the final cell. Dropout is 0.21 for words of the
+  embedding, 0.75 for the input of the cell, 0.25 for h_(t-1) and 0.76 for the input of the softmax. Two things
+  differ from that code: it applies the dropout mask of h_(t-1) to the input of every node, and here only the first node
+  has the mask; and its loss has a penalty for fast changes of h, which is left out here.
   """
   return Config(
     dataset='ptb', level='word', sizes=('24M',), tied=True, batch=64, bptt=35, epochs=150, optimizer='sgd', lr=(20.0,),

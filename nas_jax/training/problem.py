@@ -1,7 +1,7 @@
 """A problem: the task that the children of a search learn, and the reward for it.
 
 Each system makes a problem from its config and its data. All code that trains or scores children takes the problem
-instead of the config, both with weights of their own (`evaluators.build`) and with shared weights (`systems.enas`).
+instead of the config, whether children have their own weights (`evaluators.build`) or share them (`systems.enas`).
 """
 
 from collections.abc import Callable

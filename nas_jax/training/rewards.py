@@ -34,9 +34,9 @@ def checked(reward: Reward, metrics: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> np.ndarray:
-  """Returns c / perplexity^2, Zoph & Le (2017) Sec. 4.2 ("c is a constant, usually set at 80").
+  """Returns c / perplexity^power, Zoph & Le (2017) Sec. 4.2 ("c is a constant, usually set at 80").
 
-  If `limit` is not 0, it is the greatest reward. `power` is 1 in Pham et al. (2018).
+  If `limit` is not 0, it is the greatest reward. `power` is 2 in Zoph & Le and 1 in Pham et al. (2018).
   """
   reward = c / perplexity**power
   return reward.clip(max=limit) if limit else reward
