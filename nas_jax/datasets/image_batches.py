@@ -84,7 +84,7 @@ def channel(images: np.ndarray) -> Whitening:
   The code of Pham et al. (2018) prepares images in this way. A channel that does not vary is divided by 1.
   """
   levels = np.arange(256)
-  # Counting the pixels of each level takes no array of floats as large as the images.
+  # Pixels are counted by their value, which needs no array of floats as large as the images.
   channels = np.moveaxis(images, -1, 0).reshape(images.shape[-1], -1)
   shares = np.stack([np.bincount(pixels, minlength=256) for pixels in channels]) / channels.shape[1]
   mean = shares @ levels

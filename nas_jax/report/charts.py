@@ -77,7 +77,7 @@ def progress(
     for side, few in enumerate(top):
       _curve(axes, side, few._replace(name=''), drawstyle='steps-post', linewidth=0.9)
     _name_axes(axes, xlabel, ylabel)
-    # The scores of the first children vary so much that the rest of the chart would be flat.
+    # The axis ignores the first 5 % of the children: their scores vary so much that the rest would look flat.
     _scale(axes, np.concatenate([np.asarray(line.y, float)[len(line.y) // 20 :] for line in (*best, *top)]))
     return [point for line in best for point in _named(_steps(line), 'best so far', xlabel)]
 

@@ -77,7 +77,7 @@ class Recipe(NamedTuple, Generic[Cfg, Data, Point]):
   check: Callable[[Cfg], None]  # raises ValueError, naming the field, on an impossible config
   validate: Callable[[Cfg, Data, Arch], None]  # raises ValueError before anything compiles if arch cannot be trained
   sizes: Callable[[Cfg], Sequence[str]]  # the sizes to train at, as `task` takes them; the grid is at the first
-  # (cfg, data, arch, size, epochs, final) -> what to train. `final`: it is tested and is no point of the grid.
+  # (cfg, data, arch, size, epochs, final) -> what to train. `final`: whether it is tested, and not a point of the grid.
   task: Callable[[Cfg, Data, Arch, str, int, bool], full_training.Task]
   hyperparameters: Callable[[Sequence[Point]], PyTree]  # those of m points, each an array [m], as the task takes them
   describe: Callable[[Point], str]  # a point in words

@@ -186,7 +186,7 @@ def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Reco
       found = once(min(starts, 1), np.arange(m) == k) if wanted[k] else _untrained(m)
       return {key: values[k : k + 1] for key, values in found.items()}
 
-    # If there are several starts, the last one is reserved for children one at a time; 0 still means no limit.
+    # Of several starts, the last one is reserved for training the children one at a time. 0 still means no limit.
     found = once(starts if m == 1 else min(starts, max(1, starts - 1)))
     if m > 1 and (found['failed'] == fit.Status.CRASHED).all():
       return [alone(k) for k in range(m)]
