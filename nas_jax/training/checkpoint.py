@@ -168,7 +168,7 @@ def _manager(folder: str, keep: int | None, write: bool = True) -> ocp.Checkpoin
   folder = os.path.abspath(folder)
   if write:
     os.makedirs(folder, exist_ok=True)
-  # Of several processes only process 0 keeps checkpoints. Without this, Orbax would wait for the others in a collective.
+  # Of several processes only process 0 keeps checkpoints: without this Orbax would wait for the others.
   alone = ocp.options.MultiprocessingOptions()
   if jax.process_count() > 1:
     alone = ocp.options.MultiprocessingOptions(
