@@ -158,7 +158,7 @@ def classifier(
 
 
 def _numbers(outputs: Array, labels: Array) -> Array:
-  """Returns what outputs [n, K] predict of labels [n, K]; of labels [n] the first of each."""
+  """Returns the predictions for `labels`: all `outputs` [n, K] for labels [n, K], the first column for labels [n]."""
   return outputs if labels.ndim > 1 else outputs[:, 0]
 
 
@@ -253,7 +253,7 @@ def residual(x, stride, own, moving, epsilon, train):
 
 
 def normed(x, own, moving, epsilon, train, relu):
-  """Applies batch norm, by the batch in training, else by the moving statistics. Returns also the new statistics."""
+  """Applies batch norm by the batch's statistics in training, else by `moving`. Also returns the new `moving`."""
   if not train:
     return image_ops.normalize(x, own['scale'], own['shift'], *moving, epsilon, relu), moving
   y, mean, variance = image_ops.batch_norm(x, own['scale'], own['shift'], epsilon, relu)
@@ -277,7 +277,7 @@ def side_by_side(images: Sequence[Array]) -> Array:
 
 
 def pooled(x: Array, window: tuple[int, int], stride: tuple[int, int], largest: bool) -> Array:
-  """Max pooling or average pooling: [B, ceil(H / sh), ceil(W / sw), C].
+  """Applies max or average pooling. Returns [B, ceil(H / sh), ceil(W / sw), C].
 
   Windows begin at 0, s, 2 s, ... and are cut off at the edge.
   """

@@ -92,7 +92,7 @@ def _ends(sizes: Sizes, wires: Wires) -> Array:
 
 
 def narrowed(params: PyTree, stats: PyTree, arch: ConvArch, channels: int) -> tuple[PyTree, PyTree]:
-  """Returns the weights and moving statistics of one network as the child of `conv.build` has them.
+  """Converts the weights and moving statistics of one network to those of the child of `conv.build`.
 
   Args:
     params: weights of the traced child.

@@ -37,7 +37,7 @@ def run(
     weights: entries that the network does not have are ignored.
     wires: the network.
     x: [B, H, W, C] images; they get no gradient. If they are bfloat16, so are convolutions and the outputs of layers.
-    epsilon: of batch norm.
+    epsilon: added to the variance in batch norm.
     moving: mean and variance, [L, F] each, in evaluation, which has no gradient; None in training.
 
   Returns:
@@ -209,7 +209,7 @@ _looped.defvjp(_looped_forward, _looped_backward)
 
 
 def _pulled(sizes, place, outputs, kernels, rows, shape, state):
-  """Adds the gradients of one layer's convolutions to those of its sources, and sets those of its kernels.
+  """Adds one layer's contribution to the gradients of its sources, and stores the gradients of its kernels.
 
   The gradients are computed as in `image_ops.conv` on a CPU, but each array is transposed only once, not for each pair.
   """

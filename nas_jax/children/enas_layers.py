@@ -28,7 +28,7 @@ TRAIN = 'train'  # in training: the statistics of the batch, which also update t
 def child(inputs: conv.InputSpec, options: Any, space: Space, zeros: Callable, own: Callable, run: Callable) -> Child:
   """Returns the child of `enas_macro` or `enas_micro`, given its weights and its forward pass.
 
-  Weight decay belongs to the optimizer and not to this loss, whose gradient is 0 for weights that a network lacks.
+  The optimizer decays weights; the loss has no penalty, so that its gradient is 0 for weights that a network lacks.
 
   Args:
     inputs: as in `conv.build`.
@@ -74,13 +74,13 @@ def mode(norm: str, key: Key | None) -> str:
 
 
 def normed(x: Array, own: PyTree, moving: PyTree, epsilon: Array, how: str, relu: bool = False) -> tuple[Array, PyTree]:
-  """Applies batch norm. Returns also the moving statistics after it; `how` is TRAIN or one of NORMS."""
+  """Applies batch norm. Also returns the new moving statistics; `how` is TRAIN or one of NORMS."""
   y, after = conv.normed(x, own, moving, epsilon, how != 'moving', relu)
   return y, after if how == TRAIN else moving
 
 
 def unit(x: Array, own: PyTree, moving: PyTree, epsilon: Array, how: str, relu: bool = False) -> tuple[Array, PyTree]:
-  """Applies a convolution and batch norm. Returns also the moving statistics after them."""
+  """Applies a convolution and batch norm. Also returns the new moving statistics."""
   if 'depthwise' in own:
     x = image_ops.depthwise(x, own['depthwise'])
   return normed(image_ops.conv(x, own['kernel']), own, moving, epsilon, how, relu)
@@ -128,7 +128,7 @@ def own_joined(tree: PyTree, taken: Sequence[int]) -> PyTree:
 
 
 def classified(params: PyTree, x: Array, keep: float, key: Key | None) -> Array:
-  """Returns logits [B, classes] from the means over pixels, with dropout that keeps a share `keep` in training."""
+  """Returns logits [B, classes] from the means over pixels. With a key, dropout keeps a share `keep` of the means."""
   features = image_ops.pixel_means(x)
   if key is not None and keep < 1.0:
     features = jnp.where(jax.random.bernoulli(key, keep, features.shape), features / keep, 0.0)
@@ -145,7 +145,7 @@ def decayed(params: PyTree, norms: bool = False) -> PyTree:
 
   Args:
     params: the weights.
-    norms: true for all weights, as in the released code; false for kernels and the classifier's matrix alone.
+    norms: whether all weights decay, as in the released code; if not, only kernels and the classifier's matrix do.
   """
   names = 'kernel', 'depthwise', 'softmax'
   return jax.tree.map_with_path(lambda path, _: norms or path[-1].key in names, params)

@@ -45,7 +45,7 @@ def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
   Returns:
     A child whose arch is a `conv.ChildSpec`. With a static `MacroArch` it has the weights of that network. With a
     traced one it has the weights of all networks, and a training step changes only the part that `own` selects. Its
-    carry is the moving statistics; a step changes the same part of these.
+    carry is the moving statistics; a step changes the same part of the statistics.
 
   Raises:
     ValueError: `options` has an invalid value; or, in `init`, a static arch is not of the space.
@@ -97,7 +97,7 @@ def run(
 
 
 def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon: Array) -> tuple[Array, PyTree]:
-  """Computes one operation of a layer. Returns also the statistics of all operations after it."""
+  """Computes one operation. Also returns the statistics of all operations, in which those of this one are new."""
   found = list[PyTree]()
   for part, old in zip(own[name], moving[name], strict=True):
     x, new = enas_layers.unit(x, part, old, epsilon, how, relu=True)

@@ -1,10 +1,11 @@
 """The networks of cells of ENAS (Pham et al. 2018, Sec. 2.4), each by itself or all with shared weights.
 
-A network begins with a 3 x 3 convolution. Normal cells follow, with a reduction cell after a third and after two thirds
-of them, which halves height and width and doubles the filters. A cell reads the outputs of the two cells before it. A
-ReLU, a 1 x 1 convolution and batch norm bring them to its number of filters, or a factorised reduction if they are
-too large. So a reduction cell halves its inputs, and its operations have stride 1, as in the search of the released
-code. In the paper its operations have stride 2. In the released code the newer input stays unchanged if its size fits.
+A network begins with a 3 x 3 convolution. Normal cells follow. After a third and after two thirds of them, a
+reduction cell halves height and width and doubles the filters. A cell reads the outputs of the two cells before it.
+ReLU, a 1 x 1 convolution and batch norm bring each of them to the filters of the cell; a factorised reduction does so
+if it is too large. So a reduction cell halves its inputs, and its operations have stride 1, as in the search of the
+released code. In the paper its operations have stride 2. In the released code the newer input stays unchanged if its
+size fits.
 
 A separable convolution is ReLU, convolution and batch norm, twice. The output of a cell consists of the nodes,
 including inputs, that no operation reads: they are concatenated, and ReLU, a 1 x 1 convolution and batch norm follow.
@@ -151,7 +152,7 @@ def _cell(options, cell, how, epsilon, before, reads, operations, acts, own, mov
 
 
 def _side(options, how, epsilon, nodes, reads, operation, own, moving):
-  """Applies one operation of a block to the node that it reads. Returns also the statistics after it."""
+  """Applies one operation of a block to the node that it reads. Also returns the new statistics."""
   x = enas_layers.choose(reads, [functools.partial(_pick, j) for j in range(len(nodes))], *nodes)
   branches = [functools.partial(_branch, name, how) for name in options.operations]
   k = enas_layers.place(operation, [MICRO_OPERATIONS.index(name) for name in options.operations])
@@ -167,7 +168,7 @@ def _pick(j: int, *nodes: Array) -> Array:
 
 
 def _branch(name: str, how: str, x: Array, own: PyTree, moving: PyTree, epsilon: Array) -> tuple[Array, PyTree]:
-  """Computes one operation. Returns also the statistics of all operations after it."""
+  """Computes one operation. Also returns the statistics of all operations, in which those of this one are new."""
   found = list[PyTree]()
   for part, old in zip(own[name], moving[name], strict=True):
     x, new = enas_layers.unit(jax.nn.relu(x), part, old, epsilon, how)

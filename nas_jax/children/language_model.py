@@ -170,7 +170,7 @@ def run(
   precision: str = 'float32',
   together: int = 1,
 ) -> tuple[Array, list[PyTree]]:
-  """Runs the network over a window. Returns losses [T, B], in nats, of `targets` given `inputs` [T, B]; and carries.
+  """Runs the network on a window. Returns losses [T, B] in nats of `targets` given `inputs`, both [T, B]; and carries.
 
   With the precision 'bfloat16' products and all values between them are bfloat16. Logits, losses and carries are
   float32.
@@ -200,7 +200,7 @@ def run_layers(
 ) -> tuple[list[PyTree], Array]:
   """Runs the layers of cells over inputs [T, B, in], to which dropout has been applied already.
 
-  Returns the carries after them, and the outputs of the last layer [T, B, H], with dropout.
+  Returns the carries after the last step, and the outputs [T, B, H] of the last layer, with dropout applied.
   """
   after = list[PyTree]()
   for cell_params, carry, h_mask, above in zip(params, carries, masks.recurrent, masks.between[1:], strict=True):
@@ -235,7 +235,7 @@ def build(
     cell: the kind of cell.
     tied: whether the softmax uses the weights of the embedding ("shared embeddings" in Table 2).
     embedding: width of the embedding; 0 for H.
-    precision: of products and the values between them, one of `precision.PRECISIONS`.
+    precision: the precision of matrix products and the values between them, one of `precision.PRECISIONS`.
     together: time steps that are unrolled in one iteration of the compiled loops over time.
 
   Returns:

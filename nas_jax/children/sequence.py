@@ -1,7 +1,7 @@
-"""The child that reads sequences of numbers: layers of recurrent cells, and a softmax, or a sum, of their last output.
+"""The child that reads sequences of numbers: layers of recurrent cells, and a linear map of the last output.
 
 It is an image classifier (`conv.classifier`) with a network of its own: a sequence is laid out as an image of T x 1
-pixels, whose channels are its features after a first one that is 1 up to the end of the sequence and 0 after it.
+pixels. Channel 0 is 1 up to the end of the sequence and 0 after it; the other channels are the features.
 """
 
 from typing import NamedTuple
@@ -24,7 +24,7 @@ class Hyperparameters(NamedTuple):
 
   lr: float | Array
   weight_decay: float | Array  # of all weights but the biases of the outputs
-  dropout: float | Array | None = None  # rate of what enters the softmax and all cells but the first; None for none
+  dropout: float | Array | None = None  # rate for inputs of the linear map and all cells but the first
 
 
 def laid_out(part: Split, standard: Scale) -> np.ndarray:
@@ -38,15 +38,15 @@ def build(inputs: conv.InputSpec, hidden: int, layers: int, cell: Cell, together
   """Returns the child, for sequences as `laid_out` returns them, in the layout of `image_batches.lay_out`.
 
   Args:
-    inputs: of the sequences; `image` is (T, 1, 1 + F), and `classes` the number of outputs.
+    inputs: the properties of the sequences; `image` is (T, 1, 1 + F), and `classes` the number of outputs.
     hidden: H.
     layers: number of layers of cells.
     cell: the kind of cell.
-    together: time steps that one turn of the loops over time is compiled for.
+    together: time steps that are unrolled in one iteration of the compiled loops over time.
 
   Returns:
     A child that is scored as `conv.build` says. The `arch` argument of its functions is a `conv.ChildSpec` with
-    `Hyperparameters` of this module. With the metric R2 it predicts k numbers, and their errors count alike.
+    `Hyperparameters` of this module. With the metric R2 it predicts k numbers, and their squared errors are averaged.
   """
   widths = (inputs.image[-1] - 1, *(hidden,) * layers)
   scale = hidden**-0.5
@@ -83,11 +83,11 @@ def run(
 
   Args:
     cell: the kind of cell.
-    params: of the child.
+    params: the weights of the child.
     arch: static or traced.
     x: [B, T, 1, 1 + F] as `laid_out`.
-    masks: of dropout. What enters the first layer is never dropped.
-    precision: of products and the values between them; outputs are float32.
+    masks: the masks of dropout. What enters the first layer is never dropped.
+    precision: the precision of matrix products and the values between them; outputs are float32.
     together: as in `build`.
   """
   end = (x[:, :, 0, 0] > 0).sum(1) - 1

@@ -40,7 +40,7 @@ def lay_out(
     score_batch: images in a scoring step.
     whiten: 'image': pixels stay uint8, and each image is standardized where it is used. 'channel': `channel` fitted on
       the training images, as float32. 'zca': ZCA whitening fitted on the training images, as float32.
-    seed: of the orders of the images and of the bits by which they are augmented.
+    seed: the seed of the orders of the images and of the bits by which they are augmented.
   """
   turn = fit_whitening(whiten, train.images)
 
@@ -57,7 +57,7 @@ def lay_out(
 
 
 class Whitening(NamedTuple):
-  """The function, made by `fit_whitening`, from images [n, H, W, C] uint8 to the inputs of a network."""
+  """A function, made by `fit_whitening`, that maps images [n, H, W, C] uint8 to the inputs of a network."""
 
   kind: str  # one of WHITENINGS
   shift: Any = None  # float32: subtracted from channels [C], or from pixels between 0 and 1 [H * W * C]
@@ -84,7 +84,7 @@ def channel(images: np.ndarray) -> Whitening:
   The code of Pham et al. (2018) prepares images in this way. A channel that does not vary is divided by 1.
   """
   levels = np.arange(256)
-  # Counting the pixels of each level takes no array of floats as large as the images.
+  # Pixels are counted by their value, which needs no array of floats as large as the images.
   channels = np.moveaxis(images, -1, 0).reshape(images.shape[-1], -1)
   shares = np.stack([np.bincount(pixels, minlength=256) for pixels in channels]) / channels.shape[1]
   mean = shares @ levels
@@ -139,7 +139,7 @@ def augmented(draws: Array, images: Array, augment: Augment) -> Array:
     draws: [B] uint32, random bits. The lowest one flips an image, the next 15 choose the row of its crop, and the
       others the column.
     images: [B, H, W, C].
-    augment: which of these are done.
+    augment: which of these changes are made.
   """
   batch, height, width, channels = images.shape
   if augment.upsample:

@@ -1,4 +1,4 @@
-"""Image files: finds those of a folder, and reads their pixels by Pillow."""
+"""Finds the image files in a folder, and reads their pixels with Pillow."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -25,8 +25,7 @@ def inside(folder: str) -> list[str]:
 def below(folder: str) -> list[str]:
   """Returns the paths of the images in a folder and in its sub-folders, in order.
 
-  Hidden files and folders are left out. So are files whose names do not end as those of images; a warning gives the
-  number of these.
+  Hidden files and folders are left out. So are files without the ending of an image; a warning gives their number.
 
   Raises:
     ValueError: there is no image.
@@ -50,8 +49,8 @@ def read(paths: Sequence[str], resize: splits.Size = 0) -> np.ndarray:
   """Returns images of files, [n, H, W, 1] if they are grey or [n, H, W, 3], uint8.
 
   Raises:
-    ValueError: in one line: a file, which is named, cannot be read; some images are grey and some in colour; the images
-      differ in size and `resize` is 0; or they would take too much memory, which is found before any is decoded.
+    ValueError: in one line: a file cannot be read (the error names it); some images are grey and some in colour; the
+      images differ in size and `resize` is 0; or they would take too much memory, which is found before any is decoded.
   """
   shapes = [_shape(path) for path in paths]
   kinds = {channels: path for path, (_, _, channels) in zip(paths, shapes, strict=True)}
@@ -80,7 +79,7 @@ def read(paths: Sequence[str], resize: splits.Size = 0) -> np.ndarray:
 
 
 def decoded(path: str, channels: int) -> np.ndarray:
-  """Returns the image of a file, [H, W, channels] uint8, rotated as its camera noted; transparency is ignored.
+  """Returns the image of a file, [H, W, channels] uint8, rotated by its EXIF orientation; transparency is ignored.
 
   Raises:
     ValueError: in one line: the file cannot be read, or `channels` is neither 1 nor 3.

@@ -59,7 +59,7 @@ def load_images(
     resize: pixels to scale the images to, of a square or (height, width); 0 leaves them.
     max_examples: how many training images to take, those to validate with included, and at most as many of the other
       splits of the set; 0 takes all.
-    seed: of the random choice of the images to take and to validate with.
+    seed: the seed of the random choice of the images to take and to validate with.
     test_share: share of the training images that become the test split if the set has none; 0 for no test split. These
       images do not depend on the seed.
     numbers: whether labels are numbers to predict instead of classes; only for an .npz.
@@ -112,7 +112,7 @@ def split_images(
   seed: int = 0,
   valid: Split | None = None,
 ) -> Images:
-  """Makes `Images` of images of your own.
+  """Makes `Images` from your own images.
 
   Args:
     train: the images to train with.
@@ -124,9 +124,9 @@ def split_images(
     valid: the images to validate with; None to draw them from the training images.
 
   Raises:
-    ValueError: in one line, there are pixels that are not finite or not uint8, labels that are no ints [n] or out of
-      range, fewer than two classes, numbers to predict that are not finite or all the same, images smaller than 4 x 4
-      or of different shapes, or a split without images.
+    ValueError: in one line: pixels are not finite or not uint8; labels are not ints [n] or are out of range; there are
+      fewer than two classes; numbers to predict are not finite or all the same; images are smaller than 4 x 4 or of
+      different shapes; or a split has no images.
   """
   given = {'train': train, 'test': test, 'validation': valid}
   parts = {name: part for name, part in given.items() if part is not None}

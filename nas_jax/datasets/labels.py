@@ -10,16 +10,16 @@ from nas_jax.datasets import splits
 def of_npz(
   path: str, labels: dict[str, np.ndarray], names: np.ndarray | None, numbers: bool
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Returns the labels of an .npz, by split, as the numbers of classes, and the names of these.
+  """Returns the labels of an .npz by split, as class numbers from 0 on, and the names of the classes.
 
   Args:
-    path: of the file, for errors.
+    path: the path of the file, for errors.
     labels: [n] of each split.
-    names: the array 'class_names' [K] of words for labels 0 to K - 1; None for classes called as their labels.
+    names: the array 'class_names' [K] of words for labels 0 to K - 1; None names each class by its label.
     numbers: whether labels are numbers to predict. They are returned as they are, and there are no classes.
 
   Raises:
-    ValueError: in one line: names are no words, or stand beside numbers to predict; or as `numbered`.
+    ValueError: in one line: names are not words, or are given with numbers to predict; or as `numbered`.
   """
   if names is None:
     return (labels, ()) if numbers else numbered(labels)
@@ -31,7 +31,7 @@ def of_npz(
 
 
 def numbered(labels: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-  """Returns labels as the numbers of classes from 0 on, and the names of the classes, sorted.
+  """Returns labels as class numbers from 0 on, and the sorted names of the classes.
 
   Args:
     labels: [n] ints, bools or words, of each split; 'train' has all classes.

@@ -1,4 +1,4 @@
-"""Files of arrays of a user (.npz): read whole, and told apart by the split that the names of arrays begin with."""
+"""Reads all arrays of a user's .npz file, and sorts them into splits by the prefixes of their names."""
 
 from collections.abc import Mapping, Sequence
 import zipfile
@@ -16,7 +16,7 @@ def read(path: str, layout: str, way_out: str = splits.SMALLER) -> dict[str, np.
   """Returns the arrays of a file by name.
 
   Args:
-    path: of the file.
+    path: the path of the file.
     layout: the arrays that are wanted, in words, for errors.
     way_out: what to do if the arrays are too large, for an error.
 
@@ -44,8 +44,8 @@ def by_split(
   Names are SPLIT_KIND; those of the training split may be the kind alone.
 
   Args:
-    path: of the file, for errors.
-    arrays: by name.
+    path: the path of the file, for errors.
+    arrays: the arrays by name.
     kinds: what each split has, such as 'images' and 'labels'.
     layout: as in `read`.
     optional: kinds that a split may also have.

@@ -19,9 +19,9 @@ LAYOUT = (
 def of_folder(folder: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Returns the splits of a folder of images, and the names of its classes.
 
-  The folder has a sub-folder for each class, with the name of the class. It holds the images of the class, directly or
-  in further sub-folders. Or the folder has a folder 'train', and optionally 'valid' (or 'val', 'validation') and
-  'test', each of which has a sub-folder for each class.
+  The folder has a sub-folder for each class, with the name of the class. A sub-folder holds the images of its class,
+  directly or in further sub-folders. Alternatively, the folder has a folder 'train', and optionally
+  'valid' (or 'val', 'validation') and 'test', each of which has a sub-folder for each class.
 
   Args:
     folder: its path.
@@ -87,7 +87,7 @@ def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str
   K - 1; without it the name of a class is its label. Names of arrays may also begin with `train_` or `val_`.
 
   Args:
-    path: of the file.
+    path: the path of the file.
     resize: the size to bring images to.
     numbers: whether labels are numbers to predict, so that there are no classes.
 

@@ -60,23 +60,23 @@ def load_sequences(
 
   Args:
     dataset: 'digits' are the images of scikit-learn row by row, 1,797 sequences of 8 steps with 8 features, a fifth of
-      them for testing. What ends in .npz is a file of arrays, in `data_dir` if that is given: see `of_npz` and
-      `windows`.
+      them for testing. A name that ends in .npz is a file of arrays, in `data_dir` if that is given: see `of_npz`
+      and `windows`.
     data_dir: the folder of the file; not used by 'digits'.
-    valid_share: share of the training sequences to validate with, if the set has no validation split of its own. Of a
-      series it is the last part of those steps that are not for testing.
+    valid_share: share of the training sequences to validate with, if the set has no validation split of its own. In a
+      series, the validation split is the last part of the steps that are not for testing.
     max_examples: how many training sequences to take, those to validate with included, and at most as many of the other
       splits of the set; 0 takes all.
-    seed: of the random choice of the sequences to take and to validate with.
+    seed: the seed of the random choice of the sequences to take and to validate with.
     test_share: share of the training sequences that become the test split if the set has none; 0 for no test split.
-      They do not depend on the seed. Of a series it is the last part.
-    numbers: whether labels are numbers to predict and no classes; for an .npz alone.
+      These sequences do not depend on the seed. In a series, the test split is the last part.
+    numbers: whether labels are numbers to predict instead of classes; only for an .npz.
     window: steps that a forecast is made from; 0 if the file holds no series.
     horizon: steps that are forecast; 1 if the file holds no series.
 
   Raises:
-    ValueError: in one line, as `of_npz`, `windows` and `split_sequences`, or there is no such set; or a series has no
-      window, or sequences with labels have one.
+    ValueError: in one line, as `of_npz`, `windows` and `split_sequences`, or there is no such set; or `window` is
+      missing for a series, or is given for sequences with labels.
   """
   names, ahead = tuple[str, ...](), 0
   if dataset == 'digits':
@@ -105,17 +105,17 @@ def load_sequences(
 def of_npz(path: str, arrays: dict[str, np.ndarray], numbers: bool) -> tuple[dict[str, Source[Split]], tuple[str, ...]]:
   """Returns the splits of sequences with labels, and the names of their classes.
 
-  The arrays are `sequences` [n, T, F] or, of one feature, [n, T]; `labels` [n], ints or words, or numbers to predict,
-  [n] or [n, k]; and perhaps `lengths` [n], how many steps each sequence has. Other splits are `valid_sequences`,
-  `valid_labels`, `test_sequences` and so on. `class_names` [K] are names for labels from 0 to K - 1.
+  The arrays are `sequences`, [n, T, F], or [n, T] if there is one feature; `labels`, [n] ints or words, or numbers to
+  predict, [n] or [n, k]; and optionally `lengths` [n], the number of steps of each sequence. Other splits are
+  `valid_sequences`, `valid_labels`, `test_sequences` and so on. `class_names` [K] are names for labels from 0 to K - 1.
 
   Args:
-    path: of the file, for errors.
-    arrays: by name.
-    numbers: whether labels are numbers to predict. There are no classes then.
+    path: the path of the file, for errors.
+    arrays: the arrays by name.
+    numbers: whether labels are numbers to predict, so that there are no classes.
 
   Raises:
-    ValueError: in one line, naming what is wrong, an array is missing, of a wrong shape or type, or none of these.
+    ValueError: in one line that names the problem: an array is missing, has another name, or a wrong shape or type.
   """
   names = arrays.pop('class_names', None)
   found = npz.by_split(path, arrays, ('sequences', 'labels'), LAYOUT, ('lengths',))
@@ -132,12 +132,12 @@ def checked(where: str, sequences: np.ndarray, lengths: np.ndarray | None = None
   """Returns sequences [n, T, F] of floats, 0 after their ends, and their lengths [n].
 
   Args:
-    where: what has them, for errors.
+    where: the source of the sequences, for errors.
     sequences: [n, T, F] or [n, T].
     lengths: [n] ints; None if all have T steps.
 
   Raises:
-    ValueError: in one line, they are of another shape or type, or a number before the end of one is not finite.
+    ValueError: in one line: the shape or type is wrong, or a number before the end of a sequence is not finite.
   """
   x = sequences[..., None] if sequences.ndim == 2 else sequences
   if x.ndim != 3 or not x.size:
@@ -157,7 +157,7 @@ def checked(where: str, sequences: np.ndarray, lengths: np.ndarray | None = None
 
 
 def _check_labels(split: str, part: Split, numbers: bool) -> None:
-  """Raises ValueError if labels are not one for each sequence, [n], or if they are numbers to predict, [n, k]."""
+  """Raises ValueError unless the labels of n sequences are [n] or, if they are numbers to predict, [n] or [n, k]."""
   labels, count = part.labels, len(part.lengths)
   if labels.ndim not in ((1, 2) if numbers else (1,)) or len(labels) != count or not labels.size:
     wanted = f'[{count}] or [{count}, k], numbers to predict' if numbers else f'[{count}], a class for each sequence'
@@ -198,7 +198,7 @@ def _of_series(
 
 
 def checked_series(where: str, series: np.ndarray) -> np.ndarray:
-  """Returns a series [T, F] of floats. Raises ValueError if `series` is none, [T, F] or [T], of finite numbers."""
+  """Returns a series [T, F] of floats. Raises ValueError unless `series` is [T, F] or [T] of finite numbers."""
   if series.ndim not in (1, 2) or not series.size:
     raise ValueError(f'{where} has a series {series.shape}: want [T, F] or [T], none of them 0.')
   return checked(f'{where}: the series', series.reshape(1, len(series), -1))[0][0]
@@ -209,8 +209,8 @@ def windows(
 ) -> dict[str, Source[Split]]:
   """Cuts a series into windows, each with the change from its last value to each of the values after it.
 
-  The last steps are for testing and those before them for validation. What a split forecasts lies within its own steps;
-  its first windows reach back into the steps before.
+  The last steps are for testing and those before them for validation. The values that a split forecasts lie within its
+  own steps; its first windows reach back into the split before.
 
   Args:
     series: [T, F] floats.
@@ -220,8 +220,8 @@ def windows(
     test_share: share of all steps; 0 for no test split.
 
   Returns:
-    The splits. Labels are [n, horizon * F]: all features of the first step, then of the second. A network that predicts
-    their means is persistence with drift, and R2 is the share of its squared error that is avoided.
+    The splits. Labels are [n, horizon * F]: all features of the first step, then of the second. To predict their
+    means is persistence with drift; R2 is the share of that forecast's squared error that a network avoids.
 
   Raises:
     ValueError: a split has no window, or the windows do not fit into memory.
@@ -259,19 +259,19 @@ def split_sequences(
   seed: int = 0,
   horizon: int = 0,
 ) -> Sequences:
-  """Makes `Sequences` of the split 'train', and perhaps 'validation' and 'test'.
+  """Makes `Sequences` from a split 'train' and, optionally, 'validation' and 'test'.
 
   Args:
     parts: the splits, as `checked` makes sequences and lengths. Without 'validation' it is drawn from 'train'.
-    names: of the classes that the labels number; () if labels are numbers to predict, [n] or [n, k].
+    names: the names of the classes that the labels number; () if labels are numbers to predict, [n] or [n, k].
     valid_share: as in `load_sequences`.
     max_examples: as in `load_sequences`.
     seed: as in `load_sequences`.
     horizon: as in `Sequences`.
 
   Raises:
-    ValueError: in one line, splits differ in steps, features or numbers to predict, or have labels that are not of two
-      classes at least, or no finite numbers, or all the same.
+    ValueError: in one line: splits differ in their steps, features or number of labels; labels have fewer than two
+      classes; or numbers to predict are not finite or all the same.
   """
   train, numbers = parts['train'], not names
   digest = hashlib.sha256()
@@ -301,7 +301,7 @@ def split_sequences(
 
 
 def _check_values(name: str, labels: np.ndarray, names: tuple[str, ...]) -> None:
-  """Raises ValueError if labels are not of two of the classes at least; or, without names, no numbers that differ."""
+  """Raises ValueError unless labels have two of the classes or more or, without names, pass `splits.check_numbers`."""
   if not names:
     splits.check_numbers(name, labels)
     return

@@ -1,4 +1,4 @@
-"""Splits of a set of images, before and after they are read, and images brought to one size."""
+"""The splits of a data set, before and after they are read; and functions that scale images to one size."""
 
 from collections.abc import Callable, Mapping, Sequence
 import os
@@ -49,10 +49,10 @@ def read(
     max_examples: the most examples to read of each split; 0 for all.
     test_share: share of the training examples that become the test split, if there is none. They are the same for every
       seed and any `max_examples`, so that no search sees them.
-    seed: of the choice of `max_examples`.
+    seed: the seed of the choice of `max_examples`.
 
   Raises:
-    ValueError: as `Source.read`, or `test_share` leaves a split without any.
+    ValueError: as `Source.read`, or `test_share` leaves a split empty.
   """
   places = {name: np.arange(source.size) for name, source in sources.items()}
   if test_share and 'test' not in sources:
@@ -72,13 +72,13 @@ def read(
 def held_out(
   count: int, valid_share: float | None, max_examples: int = 0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Draws the places, of `count` training examples, of those to validate with, and of those to train with.
+  """Splits `count` examples at random. Returns the indices of the validation and of the training examples.
 
   Args:
-    count: how many there are.
-    valid_share: share of the examples to validate with; None for none, where there is a validation split.
-    max_examples: how many examples to take for both; 0 for all.
-    seed: of the draw.
+    count: the number of examples.
+    valid_share: share of the examples to validate with; None if there is a validation split already.
+    max_examples: how many examples to take for both together; 0 for all.
+    seed: the seed of the split.
 
   Raises:
     ValueError: one of the two would be empty.
@@ -99,7 +99,7 @@ def height_and_width(size: Size) -> tuple[int, int]:
 
 
 def resized(images: Sequence[np.ndarray] | np.ndarray, size: Size) -> np.ndarray:
-  """Returns n images [H, W, C] of any sizes scaled to one size, [n, h, w, C], smoothed where that is smaller.
+  """Scales n images [H, W, C] of any sizes to one size: [n, h, w, C]. Those that shrink are smoothed.
 
   Raises:
     ValueError: they would take too much memory, or are not uint8.
@@ -130,7 +130,7 @@ def memory() -> int:
 
 
 def check_memory(what: str, needed: int, way_out: str = SMALLER) -> None:
-  """Raises ValueError if data of `needed` bytes, in words `what`, do not fit into memory.
+  """Raises ValueError if `needed` bytes of data do not fit into memory; `what` names the data.
 
   Memory holds several copies of the data while they are laid out for training. `way_out` says what to do instead.
   """

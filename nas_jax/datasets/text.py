@@ -55,8 +55,8 @@ def load_text(
       of your own text if other splits need <unk> and it would otherwise never be trained; else 1.
     max_vocabulary: how many different tokens there may be, <unk> included; the most frequent ones are kept, and of
       equally frequent ones the first in the order of the alphabet. 0 for no limit.
-    seed: of the place at which reading begins, see `turned`; 0 for the beginning. The splits of 'pydoc', which are
-      defined here, depend on it; the vocabulary does not.
+    seed: the seed of the place at which reading begins, see `turned`; 0 for the beginning. The splits of 'pydoc', which
+      are defined here, depend on it; the vocabulary does not.
 
   Raises:
     ValueError: there is no such text, or one of its files is missing, empty, too large or not UTF-8; or as
@@ -75,7 +75,7 @@ def load_text(
   least = min_count or (2 if untrained and level == 'word' and dataset != 'pydoc' else 1)
   words = _frequent(counts, least, max_vocabulary)
   replaced = len(words) < len(counts)
-  # A text with replaced words gets another hash, so that it cannot resume a search in the whole text.
+  # A text with replaced words gets another hash, so that no search on the full text is resumed with it.
   parts += [f'{UNKNOWN} {" ".join(sorted(words))}'] * replaced
   digest = hashlib.sha256('\0'.join(parts).encode()).hexdigest()
   vocabulary = tuple(sorted(words | {UNKNOWN} if untrained or replaced else words))
@@ -91,7 +91,7 @@ def turned(text: Text, seed: int, both: bool = False) -> Text:
   Training then cuts the split into other streams. A seed of 0 leaves the text as it is.
 
   Args:
-    text: in its own order.
+    text: the text in its original order.
     seed: seed of the random place.
     both: whether the training and validation splits are joined, rotated together, and split again.
   """
@@ -131,7 +131,7 @@ def _pydoc() -> list[str]:
 
 
 def _files(dataset: str, data_dir: str) -> list[str]:
-  """The text of the three files with the prefix `dataset`, each of which may be compressed."""
+  """Returns the texts of the three files with the prefix `dataset`, each of which may be compressed."""
   names = [f'{split}.txt' if dataset == 'text' else f'{dataset}.{split}.txt' for split in SPLITS]
   there = set(os.listdir(data_dir)) if os.path.isdir(data_dir) else set()
   missing = [name for name in names if not {name, f'{name}.gz'} & there]

@@ -1,7 +1,7 @@
-"""Descriptions and pictures of static architectures, the pictures for files or for HTML pages.
+"""Describes and draws static architectures, for files or for HTML pages.
 
-Each function calls the function for the type of the architecture with all its arguments. To add a type of your own,
-register a function for it, as in `draw.svg.register(MyArch, my_svg)`.
+`describe`, `svg` and `draw` dispatch on the type of the architecture. To add a type of your own, register a function
+for it, as in `draw.svg.register(MyArch, my_svg)`.
 """
 
 import functools
@@ -57,7 +57,7 @@ def picture(arch, space: Space) -> str:
 
 
 def _own(arch, space: Space) -> tuple[Operations, ...]:
-  """Returns the keyword argument that passes the user's own operations to the functions for recurrent cells."""
+  """Returns the last argument of the functions for recurrent cells, the user's own operations; () for others."""
   return (space.operations,) if isinstance(arch, TreeArch | RnnArch) else ()
 
 

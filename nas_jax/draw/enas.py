@@ -17,7 +17,7 @@ Arch = MacroArch | MicroArch | RnnArch
 # Lengths in points.
 _SUM = 16.0  # the height of a sum
 _NODE, _COLUMN, _RISE = 70.0, 78.0, 26.0  # the width of a node; from column to column; from rank to rank
-_STATE, _BESIDE, _ENTRY = 32.0, 18.0, 7.0  # the width of x and h; their and their arrows' distance from the middle
+_STATE, _BESIDE, _ENTRY = 32.0, 18.0, 7.0  # width of x and h; distance of these, and of their arrows, from the middle
 
 
 def draw(arch: Arch, path: str | os.PathLike[str], operations: Operations = BUILT_IN) -> None:
@@ -33,7 +33,7 @@ def draw(arch: Arch, path: str | os.PathLike[str], operations: Operations = BUIL
 
   Args:
     arch: a static architecture.
-    path: of the file.
+    path: the path of the file.
     operations: your own activations, if a recurrent cell holds any; `Space.operations` has them.
 
   Raises:

@@ -15,7 +15,7 @@ from nas_jax.space.enas import INPUT_NAMES, INPUTS, MICRO_OPERATIONS, MicroArch
 _OPERATION, _BETWEEN, _SUM = 84.0, 8.0, 16.0  # the width of an operation; between two of them; the height of their sum
 _BLOCK = 2 * _OPERATION + _BETWEEN
 _CHANNEL, _STUB = 30.0, 11.0  # below a block, for the arrows to it; from the operations to their sum
-_TURNS = 13.0, 20.0  # how far below an operation its arrow turns upwards: the first arrow, and a second one below it
+_TURNS = 13.0, 20.0  # how far below an operation its arrow turns upwards; for an arrow below another
 _TITLE, _APART = 18.0, 10.0  # the space for the name of a cell; between the cells
 
 Block = Sequence[tuple[int, str]]  # the nodes that its two operations read, and their names
@@ -59,7 +59,7 @@ def _moved(cell: Layout, right: float, first: int) -> Layout:
 class _Wires(NamedTuple):
   """How arrows go from nodes to their readers. A reader is the node of a block or, after the last block, `concat`."""
 
-  upright: Sequence[set[int]]  # [B + 3] the nodes whose arrows come to each reader from straight below
+  upright: Sequence[set[int]]  # [B + 3] the nodes whose arrows reach each reader from straight below
   both: Sequence[routing.Side]  # the arrows on the left and on the right of the blocks
   lanes: Sequence[Mapping[int, int]]  # the lane of each source on the left and on the right
 

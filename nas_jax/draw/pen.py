@@ -1,4 +1,4 @@
-"""Shared by all drawings: a pen that draws in points, and functions that write to files and HTML pages.
+"""What all drawings share: a pen that draws in points, and functions that write files and SVG elements.
 
 matplotlib is imported when something is drawn.
 """
@@ -18,7 +18,7 @@ FONT, SMALL = 12.0, 8.5  # points
 LEGIBLE = 9.0  # CSS pixels, the least height of letters on a page
 
 _ENDINGS = ('.svg', '.png', '.pdf')
-_INK = '#010203'  # replaced in an element by the text colour of the page
+_INK = '#010203'  # in an element, the text colour of the page replaces it
 
 Make = Callable[[str], Any]  # (colour of lines and text) -> a matplotlib figure
 
@@ -50,10 +50,10 @@ def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: s
 
   Args:
     make: makes the figure.
-    prefix: of ids.
+    prefix: the prefix of ids.
     key: everything that determines the drawing.
     label: describes the drawing, for screen readers.
-    widest: the greatest width, in CSS.
+    widest: the greatest width, as a CSS length.
   """
   text = _render(make, 'svg', _INK, page='none').decode()
   text = text[text.index('<svg') :].replace(_INK, 'currentColor')

@@ -15,7 +15,7 @@ COLORS = ('#2f7fc1', '#d2593b', '#2b9160', '#9466c9', '#a87f1d', '#c9508f', '#7a
 
 # Lengths in points.
 WIDTH, HEIGHT = 104.0, 22.0  # of a box
-GAP, WIDE_GAP = 16.0, 28.0  # between boxes; the same if a mark is between them
+GAP, WIDE_GAP = 16.0, 28.0  # between boxes; between boxes with a mark between them
 PORT, LANE, NEAR = 7.0, 8.0, 18.0  # from arrow to arrow at a box; from lane to lane; from the boxes to the first lane
 BEND, EDGE = 7.0, 10.0  # the radius of a corner; the margin
 _WORDS, _LINE, _SHIFT = 10.0, 6.0, 7.0  # font size; half the distance of two lines; offset of the text from the number
@@ -114,8 +114,8 @@ def column(boxes: Sequence[Box], reads: Sequence[Sequence[int]], marks: Mapping[
 
 
 def sides(beside: Side, fixed: Mapping[int, int] | None = None) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-  """Assigns each source to the left (0) or right (1): as `fixed` says, else to the side where its readers have
-  fewer arrows.
+  """Assigns each source to the left (0) or right (1) side. `fixed` decides first; other sources go to the side where
+  their readers have fewer arrows.
   """
   found: tuple[dict[int, list[int]], dict[int, list[int]]] = ({}, {})
   readers = list(itertools.chain(*beside.values()))
@@ -130,7 +130,7 @@ def sides(beside: Side, fixed: Mapping[int, int] | None = None) -> tuple[dict[in
 
 
 def lanes_of(side: Side) -> dict[int, int]:
-  """Assigns lanes: sources with many readers for their length get inner lanes, where branches cross fewer arrows."""
+  """Assigns lanes: sources with short arrows and many readers get inner lanes, where branches cross fewer arrows."""
   lanes = dict[int, int]()
   for source in sorted(side, key=lambda source: ((side[source][-1] - source) / len(side[source]), source)):
     taken = {lane for other, lane in lanes.items() if other < side[source][-1] and source < side[other][-1]}

@@ -17,7 +17,7 @@ _MEMORY = '#d2593b'  # the colour of c, visible on a light page and on a dark on
 
 # Lengths in points.
 _WIDTH, _HEIGHT, _WIRE = 36.0, 20.0, 11.0  # of the box of an operation; of the line between two boxes of a node
-_STUB, _RISE = 14.0, 26.0  # a line out of a level goes straight up, then in a curve to its parent
+_STUB, _RISE = 14.0, 26.0  # the straight part of a line out of a level; the curve to the parent
 _APART = 7.0  # from the middle of a box to where a line enters
 _ARROW, _SIDE, _EDGE = 18.0, 48.0, 10.0  # the arrows of c; the width of these with their names; the margin
 
@@ -28,7 +28,7 @@ class Box(NamedTuple):
   x: float  # of its middle
   y: float  # of its lower edge
   word: str
-  combines: bool  # whether it is a combination, or an activation
+  combines: bool  # true for a combination, false for an activation
   injects: bool  # whether it belongs to Cell Inject
 
 
@@ -46,12 +46,12 @@ def draw(arch: TreeArch, path: str | os.PathLike[str], operations: Operations = 
   """Draws a static cell as a tree into a file, dark on white. The ending of the path decides the format.
 
   The leaves, at the bottom, combine W_i x and U_i h. A node has its combination and, above it, its activation if that
-  is not the identity. The values a0, a1, ... are named as in `equations`. Coloured are c_(t-1) with the operations of
-  Cell Inject, and c_t at its node.
+  is not the identity. The values a0, a1, ... are named as in `equations`. The operations of Cell Inject with
+  their c_(t-1), and c_t at its node, are coloured.
 
   Args:
     arch: a static architecture.
-    path: of the file.
+    path: the path of the file.
     operations: your own operations, if the cell holds any; `Space.operations` has them.
 
   Raises:

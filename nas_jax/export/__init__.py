@@ -1,7 +1,7 @@
 """Exports found networks: as Flax modules, as Python files, and as trained models that take raw input.
 
-`module`, `variables` and `to_source` call the function for the type of the architecture. To add a type of your own,
-register a function for it, as in `export.module.register(MyArch, MyNetwork)`.
+`module`, `variables` and `to_source` dispatch on the type of the architecture. To add a type of your own, register a
+function for it, as in `export.module.register(MyArch, MyNetwork)`.
 """
 
 from nas_jax.export.conv import ConvNetwork

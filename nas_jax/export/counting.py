@@ -1,4 +1,4 @@
-"""What a Flax module costs: its weights, and the multiply-adds of one call."""
+"""The cost of a Flax module: its weights, and the multiply-adds of one call."""
 
 import math
 from typing import Any
@@ -12,11 +12,11 @@ from nas_jax.types import PyTree
 
 
 def cost(module: nn.Module, *inputs: PyTree) -> Cost:
-  """Counts the weights of a module, and the multiply-adds of one call, from its program; nothing is computed.
+  """Counts the weights of a module, and the multiply-adds of one call, from its traced program; nothing is computed.
 
   Args:
-    module: of `export.module`, or any other.
-    *inputs: what it is called with, or shapes: one image [1, H, W, C], or one token [1, 1] of a language model.
+    module: a module of `export.module`, or any other.
+    *inputs: its arguments, or their shapes: one image [1, H, W, C], or one token [1, 1] of a language model.
 
   >>> import jax, jax.numpy as jnp
   >>> from nas_jax import export, published

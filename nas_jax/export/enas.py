@@ -26,7 +26,7 @@ class MacroNetwork(nn.Module):
   Attributes:
     arch: a static architecture.
     classes: their number.
-    filters: of the first layers.
+    filters: the filters of the first layers.
     double: twice the filters after each reduction.
     concat: concatenate the skips, then ReLU and a 1 x 1 convolution; else add them.
     epsilon: added to the variance in batch norm.
@@ -113,7 +113,7 @@ class MicroNetwork(nn.Module):
   Attributes:
     arch: a static architecture.
     classes: their number.
-    filters: of the first cells.
+    filters: the filters of the first cells.
     cells: number of normal cells.
     epsilon: added to the variance in batch norm.
   """

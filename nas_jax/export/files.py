@@ -1,4 +1,4 @@
-"""Trained models on disk: a folder with their weights (Orbax) and one JSON that says what they are."""
+"""Trained models on disk: a folder with the weights (Orbax), and a JSON file that describes the model."""
 
 from collections.abc import Mapping, Sequence
 import glob
@@ -26,7 +26,7 @@ _KINDS = {
   RnnArch: 'enas_rnn',
 }  # fmt: skip
 _SCALE: files.Schema = {'mean': [files.is_number], 'deviation': [files.is_number]}
-_READS = ('images', 'text', 'sequences')  # what models read: one of these describes it
+_READS = ('images', 'text', 'sequences')  # the kinds of input; model.json has an entry for one of them
 _SCHEMA: files.Schema = {
   'kind': str,
   'arch': {},
@@ -53,8 +53,8 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
     folder: its path. Existing contents are replaced.
     card: describes the model.
     variables: the variables of its module, see `export.variables`.
-    **about: more entries for the JSON file. 'scores' has the name of the 'metric' (lower is better) and its values
-      'valid' (None if there is none) and 'test'.
+    **about: more entries for the JSON file. The entry 'scores' has the name of the 'metric' (lower is better) and its
+      values: 'valid' (None if there is none) and 'test'.
 
   Raises:
     OSError: it cannot be written.
@@ -91,9 +91,9 @@ def load(folder: str | os.PathLike[str]) -> Classifier | LanguageModel | Sequenc
   """Returns the trained model in a folder that `retrain` has written.
 
   Args:
-    folder: one training, the trainings of one architecture, a folder of results, or the workdir of a search; of a
-      workdir that has made its final choice, the architecture chosen from the search is taken. If there are several
-      models, the one with the best validation score is taken.
+    folder: the folder of one training, of the trainings of one architecture, or of all results; or the workdir of a
+      search. Of several models the one with the best validation score is taken or, if trainings of one architecture
+      have none, the first. In a workdir that has made its final choice, only models of the chosen architecture count.
 
   Raises:
     ValueError: there is no model, or no single best model, or a file is damaged. The message is one line.
@@ -158,7 +158,11 @@ def _inputs(folder: str, found: Mapping[str, Any]) -> ImageInputs | TextInputs |
 
 
 def _models(folder: str) -> dict[str, dict[str, Any]]:
-  """Returns, by path, the model.json of each model in a folder or, if it has none, in the folders inside it."""
+  """Returns the model.json of each model by the path of its folder.
+
+  The models are those in the folder itself. If it has none, its sub-folders are searched, up to three levels deep; the
+  first level with models counts.
+  """
   for depth in range(4):
     paths = sorted(glob.glob(os.path.join(glob.escape(folder), *('*',) * depth, NAME)))
     if paths := [path for path in paths if not os.path.dirname(path).endswith('.part')]:

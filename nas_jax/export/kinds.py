@@ -47,11 +47,11 @@ def variables(arch: Any, params: PyTree, carry: PyTree) -> PyTree:
 
   Args:
     arch: a static architecture.
-    params: of the child, as its `init` returns them; for one network, without a leading axis.
-    carry: of the child: moving statistics of batch norm. The carry of recurrent cells is not used.
+    params: the weights of the child, as its `init` returns them; for one network, without a leading axis.
+    carry: the carry of the child: moving statistics of batch norm. The carry of recurrent cells is not used.
 
   Returns:
-    {'params': ..., 'batch_stats': ...} for `module.apply`, the latter if the network has batch norm.
+    {'params': ..., 'batch_stats': ...} for `module.apply`; 'batch_stats' only if the network has batch norm.
 
   Raises:
     ValueError: there is no function for the type of the architecture.

@@ -82,7 +82,7 @@ class RecurrentNetwork(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Array, carry: list[PyTree] | None = None) -> tuple[list[PyTree], Array]:
-    """Returns the carry of each layer after the last token, and logits [B, T, V] of the token after each of [B, T].
+    """Returns the carry of each layer after the last token, and logits [B, T, V] of the token that follows each token.
 
     `carry` is the carry after the tokens before these; None for zeros.
     """
@@ -104,7 +104,7 @@ def recurrent_cell(arch: Arch, features: int, operations: Operations, name: str)
     return nn.OptimizedLSTMCell(features, name=name)
   if isinstance(arch, RnnArch):
     return EnasCell(features, arch, operations=operations, name=name)
-  # float: under x64 its fresh carry is float64, as the weights of a child are
+  # float is float64 under x64: so are the weights of a child, and the initial carry must match
   return TreeCell(features, arch, operations=operations, param_dtype=float, name=name)
 
 

@@ -31,7 +31,7 @@ def _imports(text: str) -> str:
 
 
 def _tree_cell(arch: TreeArch, operations: Operations) -> str:
-  """Returns the step of `tree_cell.to_source`, what it calls, and a Flax cell around it."""
+  """Returns the step function of `tree_cell.to_source`, the functions it calls, and a Flax cell around it."""
   text = tree_cell.to_source(arch, operations)
   start, init, step, unroll = (text.index(f'{word}') for word in ('jnp\n', 'def init(', 'def step(', 'def unroll('))
   definitions = text[start:init].removeprefix('jnp\n').strip()

@@ -22,7 +22,7 @@ class Norm(NamedTuple):
   train: bool  # whether to use the batch's statistics and update the running ones; else the running ones are used
 
   def __call__(self, x: Array, name: str) -> Array:
-    """Batch norm of images [B, H, W, C]."""
+    """Applies batch norm to images [B, H, W, C]."""
     return nn.BatchNorm(
       not self.train, momentum=MOMENTUM, epsilon=self.epsilon, use_fast_variance=False, name=f'{name}_norm'
     )(x)
@@ -31,9 +31,9 @@ class Norm(NamedTuple):
 def convolved(
   x: Array, name: str, filters: int, window: tuple[int, int], strides: tuple[int, int] = (1, 1), separable: bool = False
 ) -> Array:
-  """A convolution without bias. With stride s its output is the output of stride 1 at 0, s, 2 s, ...
+  """Applies a convolution without bias. With stride s it returns pixels 0, s, 2 s, ... of the output of stride 1.
 
-  A separable one is a depthwise convolution and then one of 1 x 1 pixels.
+  If it is separable, it is a depthwise convolution followed by a 1 x 1 convolution.
   """
   padding = [((k - 1) // 2, k // 2) for k in window]
   if separable:
@@ -46,7 +46,7 @@ def convolved(
 
 
 def reduced(x: Array, name: str, filters: int, norm: Norm) -> Array:
-  """The factorised reduction of ENAS: half the height and width, rounded up, and batch norm.
+  """Applies the factorised reduction of ENAS to half the height and width, rounded up, and batch norm.
 
   Half of the filters, rounded down, read pixels 0, 2, ... of both axes. The others read pixels 1, 3, ..., and zeros
   past the edge.
@@ -62,13 +62,13 @@ def reduced(x: Array, name: str, filters: int, norm: Norm) -> Array:
 
 
 def pooled(x: Array, window: Sequence[int], strides: Sequence[int], largest: bool) -> Array:
-  """Max or average pooling whose windows begin at 0, s, 2 s, ... and are cut off at the edge."""
+  """Applies max or average pooling, with windows that begin at 0, s, 2 s, ... and are cut off at the edge."""
   sizes = zip(x.shape[1:3], window, strides, strict=True)
   return _pool(x, window, strides, [(0, max(0, (n - 1) // s * s + k - n)) for n, k, s in sizes], largest)
 
 
 def pooled_around(x: Array, size: int, largest: bool) -> Array:
-  """Max or average pooling over a window around each pixel, cut off at the edge."""
+  """Applies max or average pooling over a window around each pixel, cut off at the edge."""
   return _pool(x, (size, size), (1, 1), 'SAME', largest)
 
 
@@ -87,7 +87,7 @@ def variables(units: Iterable[Unit], reductions: Iterable[Unit], params: PyTree)
   Args:
     units: convolutions and batch norms; {} for a layer that has neither.
     reductions: the units that `reduced` computes.
-    params: of the child; its classifier is taken.
+    params: the weights of the child; its classifier is taken.
   """
   weights: dict[str, PyTree] = {'classifier': {'kernel': params['softmax'], 'bias': params['softmax_bias']}}
   statistics: dict[str, PyTree] = {}

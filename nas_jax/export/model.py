@@ -73,7 +73,7 @@ class Classifier:
     """Returns raw images [n, H, W, C] as the network reads them.
 
     Raises:
-      ValueError: they are of another shape than in training, or have pixels that are not from 0 to 255.
+      ValueError: their shape is not that of training, or their pixels do not range from 0 to 255.
     """
     images, shape = np.asarray(images), self.inputs.shape
     if images.ndim != 4 or images.shape[1:] != shape:
@@ -137,7 +137,7 @@ class LanguageModel:
   Attributes:
     module: the network, as `export.module` makes it.
     variables: its parameters, for `module.apply`.
-    inputs: what its tokens are.
+    inputs: the level and the vocabulary of its tokens.
     about: other facts about its training: data, settings, scores.
   """
 

@@ -1,4 +1,4 @@
-"""Recurrent cells that read sequences of numbers: as a Flax module, and as trained models of raw sequences."""
+"""Networks that read sequences of numbers: as a Flax module, and as trained models that take raw sequences."""
 
 from collections.abc import Mapping
 import dataclasses
@@ -36,9 +36,9 @@ class SequenceNetwork(nn.Module):
 
   @nn.compact
   def __call__(self, sequences: Array, lengths: Array | None = None) -> Array:
-    """Returns logits, or numbers, [B, K] of standardized sequences [B, T, F], of which the first `lengths` [B] count.
+    """Returns logits, or numbers, [B, K] of standardized sequences [B, T, F], each of which has `lengths` [B] steps.
 
-    Without `lengths` all T steps count.
+    Later steps are ignored. Without `lengths` each sequence has T steps.
     """
     x: Any = sequences
     for i in range(self.layers):
@@ -50,15 +50,15 @@ class SequenceNetwork(nn.Module):
 class SequenceInputs(NamedTuple):
   """The sequences that a network was trained on."""
 
-  steps: int  # T, of the longest; those of a forecast
+  steps: int  # T, of the longest sequence; for a forecast, of the window
   classes: tuple[str, ...]  # their names; () if there are none
   standard: Scale  # [F] of the features
   scale: Scale | None = None  # [k] of the numbers that the network predicts; None for a classifier
-  horizon: int = 0  # steps that are forecast; 0 if the network does something else
+  horizon: int = 0  # steps that are forecast; 0 if the network does not forecast
 
   @classmethod
   def of(cls, data: sequences_lib.Sequences) -> 'SequenceInputs':
-    """Returns what networks that are trained on `data` read."""
+    """Returns the description of `data` for networks that are trained on it."""
     return cls(data.shape[0], data.names, data.standard, data.scale, data.horizon)
 
   @property
@@ -67,13 +67,13 @@ class SequenceInputs(NamedTuple):
     return jax.ShapeDtypeStruct((1, self.steps, np.size(self.standard.mean)), jnp.float32)
 
   def as_json(self) -> dict[str, Any]:
-    """Returns the same as JSON values."""
+    """Returns the description as JSON values."""
     found: dict[str, Any] = self._asdict()
     return found | {name: _lists(found[name]) for name in ('standard', 'scale')}
 
   @classmethod
   def from_json(cls, found: Mapping[str, Any]) -> 'SequenceInputs':
-    """The inverse of `as_json`."""
+    """Reads what `as_json` returns."""
     scale = _arrays(found['scale']) if found['scale'] else None
     return cls(found['steps'], tuple(found['classes']), _arrays(found['standard']), scale, found['horizon'])
 
@@ -108,10 +108,10 @@ class SequenceModel:
     return self.module.arch
 
   def outputs(self, sequences: Any, lengths: Any = None) -> Array:
-    """Returns what the network computes of raw sequences [n, T, F] or [n, T], of `lengths` [n]: [n, K].
+    """Returns the outputs [n, K] of the network for raw sequences [n, T, F] or [n, T] of `lengths` [n].
 
     Raises:
-      ValueError: they are no such arrays, have a number that is not finite, or other features than in training.
+      ValueError: the shapes are wrong, a number is not finite, or F is not that of training.
     """
     given = None if lengths is None else np.asarray(lengths)
     x, own = sequences_lib.checked('the input', np.asarray(sequences), given)
@@ -122,7 +122,7 @@ class SequenceModel:
     return _applied(self.module, self.variables, standard, jnp.asarray(own))
 
   def numbers(self, sequences: Any, lengths: Any = None) -> np.ndarray:
-    """Returns numbers [n, k], as the labels in training, if there are no classes. Otherwise as `outputs`."""
+    """Returns numbers [n, k] in the units of the labels, if there are no classes. Errors are those of `outputs`."""
     assert self.inputs.scale is not None
     return self.inputs.scale.mean + self.inputs.scale.deviation * np.asarray(self.outputs(sequences, lengths))
 
@@ -148,7 +148,7 @@ class SequenceClassifier(SequenceModel):
 
 @dataclasses.dataclass(frozen=True)
 class SequenceRegressor(SequenceModel):
-  """A trained network that predicts numbers of sequences."""
+  """A trained network that predicts numbers from sequences."""
 
   def __call__(self, sequences: Any, lengths: Any = None) -> np.ndarray:
     """Returns numbers [n], or [n, k] if there are several. Arguments and errors are those of `outputs`."""
@@ -164,7 +164,7 @@ class Forecaster(SequenceModel):
     """Returns the values that follow a series [T, F] or [T]: [horizon, F] or [horizon].
 
     Raises:
-      ValueError: it is no series of finite numbers, has other features than in training, or fewer steps than a window.
+      ValueError: the series is not of finite numbers, F is not that of training, or it has fewer steps than a window.
     """
     given = np.asarray(series)
     x, steps = sequences_lib.checked_series('the input', given), self.inputs.steps

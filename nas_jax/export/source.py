@@ -22,8 +22,8 @@ def image_classifier(
     helpers: functions by name, for the top of the file. Of these and of `own`, only functions that are called are
       written.
     own: functions by name, for the top of `__call__`. Each may call those before it.
-    body: of `__call__`, without indentation: statements that compute features from x.
-    last: the expression of the features that the classifier reads the means of.
+    body: the body of `__call__`, without indentation: statements that compute features from x.
+    last: the expression of the features [B, H, W, C] whose means over pixels the classifier reads.
   """
   # Python allows line breaks inside brackets, and all long lines have brackets.
   lines = [textwrap.fill(line, 110, subsequent_indent='  ', break_long_words=False) for line in body.splitlines()]

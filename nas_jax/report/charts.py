@@ -1,8 +1,8 @@
 """Draws charts as SVG elements for an HTML page, in the colours of that page.
 
-Text has the text colour; `--search`, `--control` and `--grid` are the other colours. Each function returns one `<svg>`
-element. The same data give the same bytes. The element holds the values of its points in words, which the script of
-the page shows: its attribute `data-points` is a list of [x, y, words], with x and y in the units of the drawing.
+Text has the text colour of the page; its CSS variables `--search`, `--control` and `--grid` are the other colours. Each
+function returns one `<svg>` element; the same data give the same bytes. The attribute `data-points` of the element is a
+list of [x, y, words], with x and y in units of the drawing. The script of the page shows these words.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Matplotlib draws in the colours on the left; in the page they become those on the right.
+# Matplotlib draws in the colours on the left, which the page replaces by those on the right.
 _COLOURS = {
   '#010101': 'currentColor',
   '#010102': 'var(--grid)',
@@ -35,14 +35,14 @@ _RC: dict[Any, Any] = {
 
 _LONG = re.compile(r'-?\d+\.\d{2,}')
 _SIZE = (6.2, 4.0)  # inches
-_MOST = 2000  # points with words
+_MOST = 2000  # most points of a chart that have words
 _POINTS = 72  # units of the drawing in an inch
 
 Point = tuple[float, float, str]  # x and y in the units of the data, and the words for them
 
 
 class Line(NamedTuple):
-  """One search in a chart. The first is the search, the second the random-search baseline."""
+  """The values of one search in a chart. Of several lines the first is the search, the second random search."""
 
   name: str
   x: Sequence[float] | np.ndarray
@@ -50,7 +50,7 @@ class Line(NamedTuple):
 
 
 def rewards(name: str, label: str, lines: Sequence[Line], baseline: Line) -> str:
-  """Draws rewards: a point for each child, the moving mean over a twentieth (at least ten) of them, the baseline."""
+  """Draws rewards: a point for each child, the moving mean over 5 % of them (at least 10), and the baseline."""
 
   def draw(axes: Any) -> list[Point]:
     for side, line in enumerate(lines):
@@ -69,7 +69,7 @@ def rewards(name: str, label: str, lines: Sequence[Line], baseline: Line) -> str
 def progress(
   name: str, label: str, ylabel: str, best: Sequence[Line], top: Sequence[Line], xlabel: str = 'children'
 ) -> str:
-  """Draws the best so far and, as thinner lines, the mean of the best few. The scale may be logarithmic."""
+  """Draws the best score so far and, as thinner lines, the mean of the best few. The y axis may be logarithmic."""
 
   def draw(axes: Any) -> list[Point]:
     for side, line in enumerate(best):
@@ -77,7 +77,7 @@ def progress(
     for side, few in enumerate(top):
       _curve(axes, side, few._replace(name=''), drawstyle='steps-post', linewidth=0.9)
     _name_axes(axes, xlabel, ylabel)
-    # The scores of the first children vary so much that the rest of the chart would be flat.
+    # The axis ignores the first 5 % of the children: their scores vary so much that the rest would look flat.
     _scale(axes, np.concatenate([np.asarray(line.y, float)[len(line.y) // 20 :] for line in (*best, *top)]))
     return [point for line in best for point in _named(_steps(line), 'best so far', xlabel)]
 
@@ -85,7 +85,7 @@ def progress(
 
 
 def quarters(name: str, label: str, ylabel: str, lines: Sequence[Line]) -> str:
-  """Draws the scores of each quarter of a run: median, middle half (thick) and middle four fifths (thin)."""
+  """Draws the scores of each quarter of a search: median, middle 50 % (thick line) and middle 80 % (thin line)."""
 
   def draw(axes: Any) -> list[Point]:
     shown, points = list[float](), list[Point]()
@@ -158,7 +158,7 @@ def against_cost(
 
 
 def moving_mean(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray:
-  """Returns at each place the mean of the last `window` values, or of fewer at the start; NaNs are left out."""
+  """Returns for each value the mean of the last `window` values up to it, fewer at the start. NaNs are left out."""
   found = np.asarray(values, float)
   finite = np.isfinite(found)
   total = np.cumsum(np.concatenate([[0.0], np.where(finite, found, 0.0)]))
@@ -169,7 +169,7 @@ def moving_mean(values: Sequence[float] | np.ndarray, window: int) -> np.ndarray
 
 
 def _named(line: Line, what: str, xlabel: str = 'children') -> list[Point]:
-  """Returns the points of a line that have a value, in words."""
+  """Returns the points of a line that have a value, with words for each."""
   return [
     (float(x), float(y), f'{line.name}, after {float(x):.4g} {xlabel}: {what} {float(y):.4g}')
     for x, y in zip(line.x, line.y, strict=True)
@@ -199,7 +199,7 @@ def _curve(axes: Any, side: int, line: Line, **style: Any) -> None:
 
 
 def _points(axes: Any, side: int, line: Line) -> None:
-  """Draws dots or squares as one path of strokes without length, which takes a few bytes for each."""
+  """Draws dots or squares as one path of strokes without length, so that a point takes only a few bytes."""
   from matplotlib.patches import PathPatch
   from matplotlib.path import Path
 
@@ -215,7 +215,7 @@ def _scale(axes: Any, values: Sequence[float] | np.ndarray, side: str = 'y') -> 
   """Sets limits around `values`, and a logarithmic scale with round numbers if they span more than a factor of 2.
 
   Args:
-    axes: of the chart.
+    axes: the axes of the chart.
     values: finite ones count.
     side: 'y', or 'x' for an axis of large numbers, which has words such as 20k and 1.5M.
   """
@@ -240,7 +240,7 @@ def _scale(axes: Any, values: Sequence[float] | np.ndarray, side: str = 'y') -> 
 
 
 def _svg(name: str, label: str, draw: Callable[[Any], Sequence[Point]]) -> str:
-  """Returns what `draw` draws on axes as an <svg> element that holds the points that `draw` returns.
+  """Returns an <svg> element of what `draw` draws on axes. It also holds the points that `draw` returns.
 
   The ids of the element begin with `name`; `label` is for screen readers.
   """
@@ -266,7 +266,7 @@ def _svg(name: str, label: str, draw: Callable[[Any], Sequence[Point]]) -> str:
 
 
 def _placed(axes: Any, points: Sequence[Point]) -> str:
-  """Returns points as JSON, with their places in the drawing; those outside of the axes are left out.
+  """Returns points as JSON, with their positions in the drawing. Points outside of the axes are left out.
 
   If there are more than `_MOST` points, only every second, third, ... is kept, so that the page stays small.
   """
@@ -288,7 +288,7 @@ def _themed(svg: str, name: str, label: str, points: str) -> str:
   view = re.search(r'viewBox="([^"]*)"', svg)
   body = svg[svg.index('<defs>') :] if '<metadata' not in svg else svg[svg.index('</metadata>') + 11 :]
   body = re.sub(r'<style.*?</style>|<!--.*?-->', '', body, flags=re.DOTALL)
-  body = re.sub(r' ?font-family: [^;"]*;', '', body)  # the page has one
+  body = re.sub(r' ?font-family: [^;"]*;', '', body)  # the page sets the font
   body = re.sub(r'\b(id="|href="#|url\(#)', rf'\g<1>{name}-', body.replace('xlink:href', 'href'))
   body = re.sub(r'<[^>]*>', lambda tag: _LONG.sub(_rounded, tag[0]), body)  # numbers in text are not rounded
   for sentinel, colour in _COLOURS.items():

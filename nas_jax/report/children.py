@@ -11,12 +11,12 @@ from nas_jax.training.costs import Cost
 def render(runs: Sequence[tuple[str, Sequence[Record]]], key: str, metric: str, lower: bool) -> str:
   """Returns a table of children, best first and those that failed last; '' if there are none.
 
-  The script of the page sorts it by the column whose heading is pressed, and shows only the rows with a word.
+  In the page a reader can sort it by a click on a heading, and filter its rows by a word.
 
   Args:
-    runs: the records of each search, with its name.
+    runs: the name of each search and its records.
     key: the name of the score in the records.
-    metric: its name in words.
+    metric: the name of the score in words.
     lower: whether lower is better.
   """
   children = [(name, record) for name, records in runs for record in records]
@@ -49,7 +49,7 @@ def render(runs: Sequence[tuple[str, Sequence[Record]]], key: str, metric: str, 
 
 
 _WORDS = ('search', 'failed', 'tokens')  # columns of text, which are aligned left
-# Columns of numbers that not every journal has, and their names in it.
+# Columns of numbers that some journals lack, with their names in the journal.
 _NUMBERS = {'layers': 'depth'} | {name.replace('_', '-'): name for name in Cost._fields}
 _RIGHT = ' class="n"'
 

@@ -1,4 +1,4 @@
-"""Two searches beside each other on one HTML page."""
+"""Compares two searches side by side on one HTML page."""
 
 from collections.abc import Callable, Sequence
 import json

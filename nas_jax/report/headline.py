@@ -35,7 +35,10 @@ def in_the_search(report: Report) -> str:
 
 
 def _of_derived(report: Report) -> str:
-  """Returns what was derived after a search with shared weights. Its children were scored on one minibatch each."""
+  """Returns a sentence on the architectures derived after a search with shared weights.
+
+  The children of such a search are scored on one minibatch each, so their scores are not reported here.
+  """
   own = report.runs[0]
   spent = f'{children(len(own.records))} ({failed(own)} failed)'
   found = [f'{word(report.derived[run.name])} for {who(run)}' for run in report.runs if run.name in report.derived]
@@ -43,7 +46,7 @@ def _of_derived(report: Report) -> str:
 
 
 def lede(report: Report) -> list[str]:
-  """Returns how far the searches have got, and when the search passed the random-search baseline."""
+  """Returns sentences for below the headline: other full trainings, progress, and when random search was passed."""
   words = list[str]()
   if report.converged and report.converged['rows']:
     others = [f'{spread(row["test"])} by {called(row["name"])}' for row in report.converged['rows'][1:]]
@@ -65,12 +68,12 @@ def lede(report: Report) -> list[str]:
 
 
 def who(run: Run) -> str:
-  """Returns the name of a search that the whole page uses."""
+  """Returns the name by which the whole page calls a search."""
   return 'random search' if run.name == 'random' else 'the search'
 
 
 def called(name: str) -> str:
-  """Returns a name that begins with an algorithm, such as 'reinforce child 12', in the words of the page."""
+  """Replaces the algorithm in a name such as 'reinforce child 12' by the name that the page uses for its search."""
   algorithm, apart, rest = name.partition(' child ')
   return f'{who(Run(algorithm, (), (), ()))}, child {rest}' if apart else name
 

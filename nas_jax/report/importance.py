@@ -24,14 +24,14 @@ class Decision(NamedTuple):
 def measure(slots: Sequence[Slot], records: Sequence[Record], key: str, lower: bool) -> list[Decision]:
   """Returns the share of the variance of the children's ranks that each token explains by itself, greatest first.
 
-  It is the omega squared of a one-way analysis of variance over the labels of the token, cut off below 0, so it is near
-  0 for a token that does not matter. Scores are replaced by their ranks, so that no outlier decides. Children that
-  failed are left out, and so are those that do not have the token, because they are too shallow or because another
-  token rules it out. Effects of several tokens together are not seen.
+  It is the omega squared of a one-way analysis of variance over the labels of the token, with negative values set to
+  0; a token that does not matter has about 0. Scores are replaced by their ranks, so that no outlier decides. Children
+  that failed are left out, and so are those that do not have the token, because they are too shallow or because another
+  token rules it out. Interactions of tokens are not measured.
 
   Args:
-    slots: of the space.
-    records: of the children. Those of random search are best: a controller that has learned correlates tokens.
+    slots: the slots of the space.
+    records: the records of the children. Prefer random search, since the tokens of a trained controller are correlated.
     key: the name of the score.
     lower: whether lower is better.
 
@@ -71,7 +71,7 @@ def _explained(labels: np.ndarray, ranks: np.ndarray) -> tuple[float, int]:
 
 
 def render(decisions: Sequence[Decision], whose: str, most: int = 12) -> str:
-  """Returns the decisions that explain most as bars of HTML, at most `most` of them; '' if there are none.
+  """Returns a bar chart in HTML of the `most` decisions that explain most; '' if there are no decisions.
 
   Args:
     decisions: as `measure` returns them.

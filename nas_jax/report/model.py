@@ -65,14 +65,14 @@ class Report(NamedTuple):
   winners: Sequence[Winner]  # best first
   standings: tuple[Sequence[str], Sequence[Sequence[object]]]  # header, rows
   retrained: Sequence[Mapping[str, Any]]  # each {'rows': [...], 'setting': text}
-  facts: Sequence[tuple[str, str]]  # the provenance of the numbers: name and value
+  facts: Sequence[tuple[str, str]]  # where the numbers come from: name and value
   config: Mapping[str, Any]
   caveat: str
   views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # tables of kinds of children: name and rows
   remembered: str = ''  # the replay tree as an <svg> element
   shared: bool = False  # whether children share weights
-  derived: Mapping[str, float] = types.MappingProxyType({})  # by run, the best score of its derived architectures
-  converged: Mapping[str, Any] | None = None  # as one of `retrained`, with its 'metric': the best, trained to the end
+  derived: Mapping[str, float] = types.MappingProxyType({})  # run -> its derived architectures' best score
+  converged: Mapping[str, Any] | None = None  # the best, trained to convergence: as one of `retrained`, with 'metric'
   glance: Sequence[tuple[str, str]] = ()  # data, budget, reward: what a reader must know first
   use: Sequence[Use] = ()  # what to do with the best architecture
   links: Sequence[str] = ()  # files beside the page

@@ -14,14 +14,14 @@ from nas_jax.report.parts import definitions, escape, figure, frame, section, ta
 from nas_jax.report.rankings import spread
 from nas_jax.search.journal import Record
 
-REFRESH = 60  # seconds between two versions of the page of a search that runs
+REFRESH = 60  # seconds between two versions of the page while a search runs
 
 
 def render(report: Report, refresh: int = 0) -> str:
   """Returns the page. The same report gives the same bytes.
 
   Args:
-    report: what the page says.
+    report: the data of the page.
     refresh: seconds after which a browser reads the page again; 0 for never.
   """
   sections = (
@@ -46,7 +46,7 @@ def render(report: Report, refresh: int = 0) -> str:
 
 
 def _glance(report: Report) -> str:
-  """Returns what a reader must know first, beside the best architecture and how to go on with it."""
+  """Returns the first section: key facts, next steps, links to files, and a picture of the best architecture."""
   facts = definitions(report.glance) if report.glance else ''
   use = ''.join(f'<h3>{escape(each.step)}</h3><pre>{escape(each.code)}</pre>' for each in report.use)
   links = ', '.join(f'<a href="{escape(name)}">{escape(name)}</a>' for name in report.links)
@@ -66,7 +66,7 @@ def best_so_far(report: Report) -> str:
 
 
 def _lines(report: Report, values: Callable[[Run], Sequence[float]]) -> list[charts.Line]:
-  """Returns a line of a chart for each search that has children, over the number of children."""
+  """Returns a line of a chart for each search that has children; x is the number of children."""
   runs = [run for run in report.runs if run.records]
   return [charts.Line(who(run), [record['id'] + 1 for record in run.records], values(run)) for run in runs]
 
@@ -200,7 +200,7 @@ def _rungs(report: Report) -> str:
 
 
 def _standing_name(name: str, runs: Sequence[Run]) -> str:
-  """Returns the name of a row, in which the name of an algorithm is said as in the rest of the page."""
+  """Returns the name of a row, with the name of an algorithm replaced as in the rest of the page."""
   for run in runs:
     if name == run.name or name.startswith(f'{run.name}, '):
       return who(run) + name[len(run.name) :]
@@ -213,7 +213,7 @@ def _children(report: Report) -> str:
 
 
 def _importance(report: Report) -> str:
-  """Returns which decisions mattered among random children if there are enough, else among those of the search."""
+  """Returns which decisions mattered, measured on random children if there are enough, else on those of the search."""
   for run in reversed(report.runs):
     found = importance.measure(report.slots, run.records, report.metric.key, report.metric.lower)
     if found:

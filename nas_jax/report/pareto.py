@@ -1,4 +1,4 @@
-"""Charts of scores against costs. Marked are the children that no other child beats in both (the Pareto front)."""
+"""Charts of scores against costs, with marks on the Pareto front: the children that no other child beats."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from nas_jax.training.costs import Cost
 
 
 def front(records: Sequence[Record], cost: str, score: str, lower: bool) -> list[Record]:
-  """Returns the children that no other one beats, the cheapest first.
+  """Returns the children that no other child beats (the Pareto front), the cheapest first.
 
-  Another child beats it if that child costs no more and scores no worse, and is better in at least one of the two.
-  Of several children with equal cost and score the first counts.
+  A child beats another if it costs no more and scores no worse, and is better in at least one of the two. Of several
+  children with equal cost and score the first counts.
 
   Args:
-    records: of children that have both numbers.
-    cost: the name of what they cost.
-    score: the name of their score.
+    records: the records of children that have both numbers.
+    cost: the name of the cost.
+    score: the name of the score.
     lower: whether a lower score is better.
   """
   found = list[Record]()

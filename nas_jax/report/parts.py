@@ -1,4 +1,4 @@
-"""The parts that pages are made of, as HTML: sections, figures, tables; and the frame around them."""
+"""The parts of pages as HTML: sections, figures and tables, and the frame around them."""
 
 from collections.abc import Iterable, Sequence
 import html
@@ -15,9 +15,9 @@ def frame(title: str, head: str, sections: Iterable[str], refresh: int = 0) -> s
   """Returns a whole page that needs no other file.
 
   Args:
-    title: of the window, and above the headline.
-    head: what stands in the header below it, as HTML.
-    sections: of `section`.
+    title: the title of the window, which also stands above the headline.
+    head: the HTML of the header below the title.
+    sections: as `section` returns them.
     refresh: seconds after which a browser reads the page again; 0 for never.
   """
   meta = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -59,5 +59,5 @@ def definitions(pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def escape(text: object) -> str:
-  """Returns text as HTML that shows it."""
+  """Returns text with the special characters of HTML escaped."""
   return html.escape(str(text))

@@ -1,4 +1,4 @@
-"""What a controller prefers: its probabilities over a run as HTML, with a strip for each slot of the space."""
+"""The probabilities of a controller over a search as HTML, with a strip for each slot of the space."""
 
 from collections.abc import Iterable, Sequence
 import html
@@ -8,7 +8,7 @@ import numpy as np
 from nas_jax.search.journal import Record
 from nas_jax.space import Kind, Slot
 
-_BANDS = 6  # slots of up to so many labels are drawn in the page's colours `--label-N`; others have a row per label
+_BANDS = 6  # slots of at most this many labels have bands in the page's colours `--label-N`; others a row per label
 
 
 def render(slots: Sequence[Slot], updates: Sequence[Record]) -> str:
@@ -60,7 +60,7 @@ def _slot(slot: Slot, x: Sequence[float], shares: np.ndarray, colours: Sequence[
 
 
 def _colours(slots: Sequence[Slot]) -> dict[int, list[int]]:
-  """Returns the colours of the labels of slots that are drawn in bands. If possible each word has one colour."""
+  """Returns the colours of the labels of slots drawn in bands. If possible a label has one colour in all slots."""
   few = {n: slot for n, slot in enumerate(slots) if slot.kind != Kind.LINK and 0 < slot.width <= _BANDS}
   words = list(dict.fromkeys(slot.label(k) for slot in few.values() for k in range(slot.width)))
   if len(words) <= _BANDS:
@@ -77,7 +77,7 @@ def _bands(label: str, x: Sequence[float], shares: np.ndarray, colours: Sequence
   """Draws probabilities that sum to 1, stacked over time, with the first label on top. The page sets the size.
 
   Args:
-    label: for screen readers.
+    label: a description for screen readers.
     x: [P] ascending.
     shares: [P, K].
     colours: [K] indices N of the page's colours `--label-N`.

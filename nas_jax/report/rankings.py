@@ -28,7 +28,7 @@ def arch_of(space: Space, record: Record) -> Any:
 
 
 def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = True) -> list[Record]:
-  """Returns the children that did not fail, best first. Of each architecture (canonical form) only its best child."""
+  """Returns the children that did not fail, best first: for each architecture (canonical form) only its best child."""
   sound = [record for record in records if record['failed'] is None and record.get(metric) is not None]
   first: dict[object, Record] = {}
   for record in sorted(sound, key=lambda record: record[metric] if lower else -record[metric]):
@@ -37,7 +37,7 @@ def ranking(records: Iterable[Record], space: Space, metric: str, lower: bool = 
 
 
 def standing(records: Sequence[Record], space: Space, metric: str, lower: bool = True) -> Standing:
-  """Returns the scores of the best children, and how many children there are."""
+  """Returns the scores of the best children, and the numbers of all, of different and of failed children."""
   values = [record[metric] for record in ranking(records, space, metric, lower)]
 
   def top(k: int) -> float:
@@ -69,8 +69,8 @@ def grouped(
   """Groups the children that did not fail. Returns for each kind its name, number, best and mean, sorted by name.
 
   Args:
-    records: of the children.
-    space: of the children.
+    records: the records of the children.
+    space: the space of the children.
     metric: the name of the score.
     lower: whether lower is better.
     name: (architecture) -> the name of its kind.
@@ -99,7 +99,7 @@ def standings(
     found: the records of the search and of the random-search baseline, by name.
     known: the scores of known architectures, which were trained as the children were, by name; None for a training
       that failed.
-    space: of the children.
+    space: the space of the children.
     metric: the name of the score.
     lower: whether lower is better.
   """
@@ -156,7 +156,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-  """Returns mean and standard deviation of some scores as '3.294 ± 0.012'; without the latter if there is only one."""
+  """Returns mean and standard deviation of scores as '3.294 ± 0.012', or the mean alone if there is one score."""
   if not values:
     return '-'
   return word(float(np.mean(values))) + (f' ± {word(float(np.std(values, ddof=1)))}' if len(values) > 1 else '')

@@ -1,4 +1,4 @@
-"""The reliability of the reward as rank correlations. Look at them before you compare searches."""
+"""The reliability of the reward, measured by rank correlations. Check it before you compare searches."""
 
 from collections.abc import Mapping
 import math
@@ -23,7 +23,7 @@ class Ranks(NamedTuple):
 
 
 class Reliability(NamedTuple):
-  """Rank correlations of the rewards of the same random children. None stands for one that was not measured."""
+  """Rank correlations of the rewards of the same random children. None means not measured."""
 
   seeds: Ranks  # two trainings from different initial weights; aim at 0.7 or more
   data_seeds: Ranks | None  # two trainings from different initial weights on data of different seeds
@@ -43,17 +43,17 @@ def measure(
 ) -> Reliability:
   """Trains random architectures more than once, and compares the rewards.
 
-  They are trained in batches of m, as in the search, so that no other program has to be compiled.
+  Batches have m children, as in the search, so that no other program has to be compiled.
 
   Args:
-    space: of the children.
-    evaluate: trains and scores children; it is given each child twice.
-    key: of the architectures and of the initial weights.
-    children: how many architectures there are.
-    m: children of a batch.
-    longer: trains children for longer; it is given the first `longer_children` once.
+    space: the space of the children.
+    evaluate: trains and scores children; called twice for each child.
+    key: the random key of the architectures and of the initial weights.
+    children: the number of architectures.
+    m: the number of children in a batch.
+    longer: trains children for longer; called once for each of the first `longer_children`.
     longer_children: with fewer than 3, `longer` is not called.
-    other_data: trains children on data of another seed; it is given each child once.
+    other_data: trains children on data of another seed; called once for each child.
   """
   first, second = (rewards(space, evaluate, key, seed, children, m) for seed in (1, 2))
   budget = data_seeds = None
@@ -69,8 +69,8 @@ def rewards(
 ) -> np.ndarray:
   """Returns the rewards of the first (by default all) of `children` random architectures, NaN where they failed.
 
-  They are trained in batches of m. An architecture depends on `key` and its number alone, its initial weights also
-  on `seed`.
+  They are trained in batches of m. An architecture depends only on `key` and its index; its initial weights also
+  depend on `seed`.
   """
   tokens = jax.vmap(lambda k: uniform_controller(space).sample((), k))(
     jax.random.split(jax.random.fold_in(key, 0), children)
@@ -97,7 +97,7 @@ def as_json(found: Reliability) -> dict[str, Any]:
 
 
 def from_json(saved: Mapping[str, Any]) -> Reliability:
-  """The inverse of `as_json`. Earlier versions wrote no 'quarter' and no 'failed', and counted failing as a reward."""
+  """The inverse of `as_json`. Earlier versions wrote no 'quarter' and no 'failed', and did not leave out failures."""
 
   def of(name: str) -> Ranks | None:
     if name not in saved:
@@ -113,7 +113,7 @@ def from_json(saved: Mapping[str, Any]) -> Reliability:
 
 
 def in_words(found: Reliability, training: str, longer: str) -> dict[str, Ranks]:
-  """Returns the correlations that were measured, by the two trainings that each compares, in words.
+  """Returns the measured correlations; the key of each names, in words, the two trainings that it compares.
 
   Args:
     found: what was measured.
@@ -134,13 +134,13 @@ def finite(value: float) -> float | None:
 
 
 def ranks(first: np.ndarray, second: np.ndarray) -> Ranks:
-  """Compares the rewards [n] of two trainings of the same children. A reward that is not finite says that it failed."""
+  """Compares the rewards [n] of two trainings of the same children. A failed child has a reward that is not finite."""
   a, b = trained(first, second)
   return Ranks(spearman(a, b), _within_quarter(-a, -b), len(first) - len(a))
 
 
 def _within_quarter(cheap: np.ndarray, sure: np.ndarray) -> float:
-  """Returns Spearman's correlation within the quarter that is lowest by `sure`; NaN if it has fewer than three."""
+  """Returns Spearman's correlation within the quarter that is lowest by `sure`; NaN for fewer than three children."""
   quarter = np.argsort(sure, kind='stable')[: -(-len(sure) // 4)]
   return spearman(cheap[quarter], sure[quarter]) if len(quarter) > 2 else float('nan')
 
@@ -148,11 +148,11 @@ def _within_quarter(cheap: np.ndarray, sure: np.ndarray) -> float:
 class Agreement(NamedTuple):
   """How well a cheap score of architectures agrees with an expensive one, which counts as the truth."""
 
-  failed: int  # architectures that fail by the cheap score and not by the expensive one
+  failed: int  # architectures that fail by the cheap score but not by the expensive one
   everywhere: float  # Spearman's rank correlation over all that do not fail by the expensive score
-  quarter: float  # the same within the best quarter by the expensive score
-  regret: float  # relative loss in the expensive score of the cheap score's best; infinite if that one fails
-  regret5: float  # the loss of the best by the expensive score among the five best by the cheap score
+  quarter: float  # the correlation within the best quarter by the expensive score
+  regret: float  # relative loss in expensive score of the best by the cheap one; infinite if that one fails
+  regret5: float  # the same loss for the best, by the expensive score, of the five best by the cheap score
 
 
 def agreement(sure: np.ndarray, cheap: np.ndarray) -> Agreement:
@@ -172,7 +172,7 @@ def agreement(sure: np.ndarray, cheap: np.ndarray) -> Agreement:
 
 
 def trained(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns two scores of the same children without those that failed by one of them, where it is not finite."""
+  """Returns two scores of the same children, without the children for which one of the scores is not finite."""
   sound = np.isfinite(a) & np.isfinite(b)
   return a[sound], b[sound]
 

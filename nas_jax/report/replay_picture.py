@@ -59,7 +59,7 @@ def draw(tree: Tree, labels: Sequence[str], path: str | os.PathLike[str], most: 
     tree: what to draw.
     labels: [K] the name of each token.
     path: ends in .svg, .png or .pdf.
-    most: how many nodes to show: those reached most often, and among equals those with better rewards.
+    most: how many nodes to show: those reached most often, and in a tie those with better rewards.
 
   Raises:
     ValueError: the path has another ending, there are not as many labels as choices, or `most` is below 1.
@@ -105,7 +105,7 @@ def layout(tree: Tree, labels: Sequence[str], most: int = 40) -> Layout:
 
 
 def _mean(tree: Tree, node: int) -> str:
-  """The mean reward of a node in words."""
+  """Returns the mean reward of a node in words."""
   if not tree.trained[node]:
     return 'untrained'
   return f'{tree.reward[node]:#.3g}' if np.isfinite(tree.reward[node]) else 'failed'
@@ -127,7 +127,7 @@ def _chosen(tree: Tree, most: int) -> list[int]:
 
 
 def _hidden(tree: Tree, shown: Sequence[int]) -> dict[int, int]:
-  """Returns for each node that is shown the number of hidden nodes after it, counted at the nearest one only."""
+  """Returns the number of hidden nodes after each shown node; each counts only at its nearest shown ancestor."""
   hidden, last = dict.fromkeys(shown, 0), {node: node for node in shown}
   for node in range(1, int(tree.size)):  # parents come first
     if node not in last:
@@ -137,7 +137,7 @@ def _hidden(tree: Tree, shown: Sequence[int]) -> dict[int, int]:
 
 
 def _rows(tree: Tree, shown: Sequence[int]) -> dict[int, float]:
-  """Returns how far each node is below the top: leaves one below another, others in the middle of their children."""
+  """Returns how far below the top each node is, in points: a row for each leaf, others amid their children."""
   rows, kept, below = dict[int, float](), set(shown), itertools.count()
 
   def visit(node: int) -> float:
@@ -155,7 +155,7 @@ def _trained(tree: Tree, shown: Sequence[int]) -> np.ndarray:
 
 
 def _shades(tree: Tree, shown: Sequence[int]) -> list[float]:
-  """Returns shades by reward. The lightest is the least reward above 0, since failed children have reward 0."""
+  """Returns shades by reward. The lightest shade is for the least reward above 0, as failed children have 0."""
   earned = _trained(tree, shown)
   earned = earned[earned > 0]
   least, greatest = (float(earned.min()), float(earned.max())) if len(earned) else (0.0, 0.0)

@@ -16,15 +16,15 @@ HEADER = ('training', 'children', 'failed', 'best', 'rank correlation')  # of `r
 
 
 def promoted(rungs: Sequence[Sequence[Record]], factor: int, space: Space, metric: Metric) -> list[Record]:
-  """Returns the children of the last rung that go on to the next one, best first, with their scores in the last one.
+  """Returns the children of the last rung that go on to the next one, best first, with their scores in that rung.
 
   They are different architectures (by canonical form), and none has failed.
 
   Args:
     rungs: the children of each rung so far, the search first.
     factor: one child in `factor` goes on from each rung to the next one.
-    space: of the children.
-    metric: what they are ranked by.
+    space: the space of the children.
+    metric: the metric by which they are ranked.
   """
   number = halving.size(len(rungs[0]), len(rungs) + 1, factor)
   return rankings.ranking(rungs[-1], space, metric.key, metric.lower)[:number]
@@ -39,11 +39,11 @@ def of(
   so that the rungs are those of a search that had this length from the start.
 
   Args:
-    records: of the search.
+    records: the records of the search.
     trained: the children that were trained for longer.
     factor: as in `promoted`.
-    space: of the children.
-    metric: what they are ranked by.
+    space: the space of the children.
+    metric: the metric by which they are ranked.
   """
   rungs: list[Sequence[Record]] = [records]
   for rung in range(2, max((rung for rung, _ in trained), default=1) + 1):
@@ -74,8 +74,8 @@ def rows(
   Args:
     found: the rungs of each search, by name.
     length: (rung) -> how long its children are trained, in words.
-    space: of the children.
-    metric: what they are ranked by.
+    space: the space of the children.
+    metric: the metric by which they are ranked.
   """
   lines: list[tuple[object, ...]] = []
   for name, rungs in found.items():

@@ -1,4 +1,5 @@
-"""The style sheet of the page, for light and dark, wide and narrow, screen and paper; and its pictures as files."""
+"""The style sheet of the page, for light and dark, wide and narrow, screen and paper; and a function that turns
+its pictures into files."""
 
 import re
 
@@ -139,7 +140,7 @@ def as_file(svg: str) -> str:
   """Turns an SVG element of the page into the text of an SVG file that any renderer shows, on white.
 
   The file uses no style sheet of a page: variables and `currentColor` become the light colours of `STYLE`, and the size
-  stands as `width` and `height`. (Some renderers read the CSS rule `height: auto` as a height of 0.)
+  is given as `width` and `height`. (Some renderers read the CSS rule `height: auto` as a height of 0.)
   """
   colours = dict(re.findall(r'(--[\w-]+): (#\w+)', STYLE[: STYLE.index('@media')]))
   svg = re.sub(r'var\((--[\w-]+)\)', lambda found: colours[found[1]], svg).replace('currentColor', colours['--ink'])

@@ -1,4 +1,4 @@
-"""The systems, one a module, loaded when first used: a Config, its presets, and `build`."""
+"""The search systems, one module each, loaded on first use. Each has a Config, its presets, and `build`."""
 
 from nas_jax import lazy
 

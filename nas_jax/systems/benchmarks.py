@@ -71,7 +71,7 @@ def hidden_cell(base: int = 8) -> Benchmark:
   )
 
 
-_HIDDEN = 2**31  # folded into the key of a search, as step numbers are too, which never get so large
+_HIDDEN = 2**31  # folded into the key of a search; step numbers are folded in too, and are always smaller
 
 
 class Recipe(NamedTuple):

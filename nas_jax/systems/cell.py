@@ -144,7 +144,7 @@ def small() -> Config:
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: characters of Python's help text."""
+  """Takes minutes on a laptop, without a download: characters of Python's help text."""
   return Config(
     m=4, controller_lr=5e-3, proposals='guided', known='avoid', reward_limit=2.0, max_children=300,
     reliability_children=30, final_children=3,
@@ -152,7 +152,7 @@ def demo() -> Config:
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   children = Config(m=2, base=2, controller_units=8, hidden=8, batch=4, bptt=8, steps=4)
   return dataclasses.replace(
     children, max_children=8, reliability_children=8, yardstick_repeats=1, final_children=1, final_preset='smoke'
@@ -163,12 +163,12 @@ PRESETS = {'paper': paper, 'small': small, 'demo': demo, 'smoke': smoke}
 
 
 def make_space(cfg: SpaceConfig) -> space.Space:
-  """The space that `cfg` describes."""
+  """Returns the space that `cfg` describes."""
   return space.tree_cell_space(cfg.base, cfg.combine, cfg.activate)
 
 
 def length(cfg: Config) -> str:
-  """How long a child is trained, in words."""
+  """Returns in words how long a child is trained."""
   return f'{cfg.epochs} epochs' if cfg.epochs else f'{cfg.steps} steps'
 
 
@@ -281,7 +281,7 @@ def references(
     cfg: the config of the search.
     text: as `language.load` returns it.
     train: the evaluator of the search.
-    recovery: for the trainings of cells that are not trees, which have evaluators of their own.
+    recovery: saves the trainings of cells that are not trees, which have evaluators of their own.
   """
   return known_cells(cfg, lambda cell: make_problem(cfg, text, cell), train, recovery)
 

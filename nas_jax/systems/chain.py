@@ -95,7 +95,7 @@ def small() -> Config:
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
+  """Takes minutes on a laptop, without a download: scikit-learn's digits, 8 x 8."""
   narrow = tuple(word for word in _SMALL if ' 32 ' not in word)
   return Config(
     m=1, controller_lr=2e-2, entropy_weight=0.02, depth_start=2, depth_every=20, max_depth=5, layers=narrow,
@@ -104,7 +104,7 @@ def demo() -> Config:
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return Config(
     m=2, controller_units=8, max_depth=2, layers=('conv 4 3 1', 'residual 4 3 1', 'max pool 2 2'), batch=30, epochs=1,
     lr=0.3, schedule='cosine', max_children=6, reliability_children=4, yardstick_repeats=1,
@@ -121,12 +121,12 @@ PRESETS = {
 
 
 def make_space(cfg: Config) -> space.Space:
-  """The space that `cfg` describes. Raises ValueError as `space.chain_space`."""
+  """Returns the space that `cfg` describes. Raises ValueError as `space.chain_space`."""
   return space.chain_space(cfg.layers, cfg.max_depth)
 
 
 def length(cfg: Config) -> str:
-  """How long a child is trained, in words."""
+  """Returns in words how long a child is trained."""
   grown = cfg.epochs_start and cfg.epochs_start < cfg.epochs
   return f'{f"{cfg.epochs_start} to " if grown else ""}{cfg.epochs} epoch{"s" if cfg.epochs > 1 else ""}'
 
@@ -138,7 +138,7 @@ def scale_budget(cfg: Config, times: int) -> Config:
 
 
 def epochs_of(cfg: Config, trained: Array) -> Array:
-  """Returns the epochs of the next child when `trained` children have been trained; they grow gradually, as in Xu."""
+  """Returns how many epochs the next child trains after `trained` children. The number grows gradually, as in Xu."""
   return jnp.asarray(
     jnp.minimum(cfg.epochs, cfg.epochs_start + trained // cfg.epochs_every) if cfg.epochs_start else cfg.epochs,
     jnp.int32,

@@ -155,7 +155,7 @@ def check_memory(cfg: Config, images: images_lib.Images) -> None:
 
 
 def check_test_split(dataset: str, count: int) -> None:
-  """Raises ValueError if a data set has no examples to test with, which a search does not need."""
+  """Raises ValueError if a data set has no test examples. Only retraining needs them, a search does not."""
   if not count:
     raise ValueError(
       f'dataset {dataset!r} has no test split, on which a network trained to the end is scored: give test_share, to '
@@ -164,17 +164,17 @@ def check_test_split(dataset: str, count: int) -> None:
 
 
 def check_device(what: str, needed: int, way_out: str) -> None:
-  """Raises ValueError if a device has no memory for data, `what` in words, that take `needed` bytes."""
+  """Raises ValueError if a device has less than `needed` bytes for data; `what` names them, `way_out` a remedy."""
   limit = min(fit.memory_limit(fit.child_mesh()), splits.memory() / len(jax.local_devices()))
   if needed > limit:
     raise ValueError(f'{what} take {needed / 2**30:.3g} GiB of a device that has {limit / 2**30:.3g}: {way_out}.')
 
 
 def widest(space: Space) -> PyTree:
-  """Returns the network of a space that has about the most weights.
+  """Returns a network with about the most weights in a space.
 
-  It has all links and the greatest label of each choice. Strides have the least label instead, and layers are
-  convolutions if the space has types of layers.
+  It has all links and the greatest label of each choice, but the least strides. If the space has types of layers, all
+  layers are convolutions.
   """
   tokens = list[int]()
   for slot in space.slots:
@@ -220,7 +220,7 @@ def inputs(cfg: Config, images: images_lib.Images) -> conv.InputSpec:
 
 
 def check_metric(metric: str, class_weights: str, numbers: bool) -> None:
-  """Raises ValueError if a metric and weights of classes do not fit labels, which are numbers to predict or classes."""
+  """Raises ValueError if the metric or the class weights do not fit labels: `numbers` to predict, or classes."""
   if (metric == 'r2') != numbers:
     raise ValueError(f'metric (={metric}) does not fit labels that are {"numbers" if numbers else "classes"}.')
   if numbers and class_weights != 'none':
@@ -296,7 +296,7 @@ def make_problem(
     hyperparameters: (arch) -> the hyperparameters of its child.
     epochs: passes over the training images that train a child.
     last_epochs: how many of the last epochs are scored; the best score counts.
-    reward_power: the reward is that score to this power.
+    reward_power: the exponent of that score in the reward.
   """
 
   def spec(arch: PyTree) -> conv.ChildSpec:

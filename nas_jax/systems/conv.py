@@ -93,7 +93,10 @@ def paper_v2() -> Config:
 
 
 def paper_v3() -> Config:
-  """The third: 13 predicted layers, each a block of three, and two pools. `retrain --add_filters=40` widens it."""
+  """The third experiment: 13 predicted layers, each a block of three, and two pools.
+
+  `retrain --add_filters=40` widens a network that it finds.
+  """
   return dataclasses.replace(paper_v1(), filters=(6, 12, 24, 36), max_depth=13, block=3, pool_at=(13, 24))
 
 
@@ -107,7 +110,7 @@ def small() -> Config:
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
+  """Takes minutes on a laptop, without a download: scikit-learn's digits, 8 x 8."""
   return Config(
     m=4, controller_lr=5e-3, valid_share=0.25, max_depth=4, filter_heights=(1, 3, 5), filter_widths=(1, 3, 5),
     filters=(4, 8, 16), batch=16, epochs=2, last_epochs=1, schedule='cosine', lr=(0.3,), child_program='generic',
@@ -116,7 +119,7 @@ def demo() -> Config:
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return Config(
     m=2, controller_units=8, max_depth=2, filter_heights=(1, 3), filter_widths=(1,), filters=(2, 4), batch=30, epochs=1,
     last_epochs=1, child_program='generic', max_children=4, reliability_children=4, yardstick_repeats=1,
@@ -134,7 +137,7 @@ PRESETS = {
 
 
 def make_space(cfg: Config) -> space.Space:
-  """The space that `cfg` describes. Raises ValueError as `space.conv_space`."""
+  """Returns the space that `cfg` describes. Raises ValueError as `space.conv_space`."""
   return space.conv_space(
     cfg.max_depth,
     cfg.filter_heights,
@@ -149,7 +152,7 @@ def make_space(cfg: Config) -> space.Space:
 
 
 def length(cfg: Config) -> str:
-  """How long a child is trained, in words."""
+  """Returns in words how long a child is trained."""
   return f'{cfg.epochs} epoch{"s" if cfg.epochs > 1 else ""}'
 
 
@@ -159,7 +162,7 @@ def scale_budget(cfg: Config, times: int) -> Config:
 
 
 def hyperparameters(cfg: Config, arch: ConvArch) -> conv.Hyperparameters:
-  """The hyperparameters of a child."""
+  """Returns the hyperparameters of a child."""
   lr = arch.rate[0] / 1e6 if len(arch.rate) else cfg.lr[0]
   return conv.Hyperparameters(lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
 
@@ -239,7 +242,7 @@ def check(cfg: Config, images: images_lib.Images) -> None:
 
 
 def needs_own_programs(cfg: Config) -> str:
-  """Says what keeps one program from training every network of the space; '' if nothing does."""
+  """Says why one program cannot train every network of the space; '' if it can."""
   if cfg.strides != (1,):
     return 'strides'
   if cfg.layer_types != ('conv',):

@@ -55,7 +55,7 @@ def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | No
 
 
 def check(space: Space, cfg: weight_sharing.Config) -> None:
-  """Raises ValueError as `search.check`, or if `cfg` asks to use scores of earlier children again."""
+  """Raises ValueError as `search.check`, or if `cfg` would reuse rewards of earlier children, which are outdated."""
   search.check(space, cfg)
   if cfg.proposals != 'policy':
     raise ValueError(
@@ -70,7 +70,7 @@ def check(space: Space, cfg: weight_sharing.Config) -> None:
 
 
 def length(cfg: weight_sharing.Config) -> str:
-  """How children are trained, in words."""
+  """Returns in words how children are trained."""
   return f'weights shared for {cfg.passes} passes'
 
 
@@ -80,5 +80,5 @@ def build(
   programs: Programs,
   check: Callable[[], None] = lambda: None,
 ) -> search.Search:
-  """Returns the search, by any algorithm, with the phases that `programs` has compiled."""
+  """Returns the search, by any algorithm, with the phases in `programs`; `check` is called between program calls."""
   return weight_sharing.build(problem.space, cfg, programs, problem.shared_reward, check)

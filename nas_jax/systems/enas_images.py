@@ -154,7 +154,7 @@ def small_micro() -> MicroConfig:
 
 
 def demo_macro() -> MacroConfig:
-  """Minutes on a laptop, no download: scikit-learn's digits, 8 x 8."""
+  """Takes minutes on a laptop, without a download: scikit-learn's digits, 8 x 8."""
   return MacroConfig(
     layers=4, filters=8, valid_share=0.25, batch=32, passes=60, controller_updates=10, lr=0.1, score_batch=90,
     **_SHORT_MACRO,
@@ -185,12 +185,12 @@ _SMOKE: dict[str, Any] = {
 
 
 def smoke_macro() -> MacroConfig:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return MacroConfig(layers=3, operations=('conv 3', 'max pool 3'), **_SMOKE)
 
 
 def smoke_micro() -> MicroConfig:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return MicroConfig(blocks=1, cells=1, operations=('identity', 'max pool 3'), **_SMOKE)
 
 
@@ -291,7 +291,7 @@ def build(
 
 
 def part_of(data: image_batches.Data, size: int, key: Key) -> image_batches.Data:
-  """Returns `data` with one minibatch of `size` images as its validation split."""
+  """Returns `data` with a random minibatch of `size` validation images as its validation split."""
   start = jax.random.randint(key, (), 0, len(data.valid_labels) // size) * size
 
   def cut(x):

@@ -60,7 +60,7 @@ def paper() -> Config:
 def code() -> Config:
   """Penn Treebank with the numbers of the released search script, which differ from those of the paper.
 
-  The learning rate is 0.25 for 13 of 100 epochs and then falls by a factor of 0.95 in each. That code differs in
+  The learning rate is 0.25 for 13 of 100 epochs and is then multiplied by 0.95 in each epoch. That code differs in
   several points. Its learning rate never falls below 0.0005; it applies the recurrent dropout mask to the input of
   every node; every node has batch norm; there is a weight matrix for each pair of an earlier node and an activation;
   pointers prefer near nodes; and the entropy is -log p of the sampled tokens.
@@ -90,12 +90,12 @@ def small() -> Config:
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: characters of Python's help text."""
+  """Takes minutes on a laptop, without a download: characters of Python's help text."""
   return dataclasses.replace(_short(), score_windows=2)
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return dataclasses.replace(
     _short(), m=2, controller_units=8, nodes=2, hidden=8, batch=200, bptt=100, passes=2, controller_updates=2,
     epochs=1, derive_children=3, rank_children=4,

@@ -94,7 +94,7 @@ class Config(config.DataSeed):
 
 @dataclasses.dataclass
 class Children(Config):
-  """`Config`, and the hyperparameters that all children of a search share. A training to the end tries several."""
+  """`Config`, and the hyperparameters that all children of a search share. A full training tries several of each."""
 
   lr: float = field(0.01, 'learning rate of the children', above=0.0)
   decay_epoch: float = field(4.0, "epochs until the learning rate first decays, in the schedule 'epochs'", low=0.0)
@@ -132,7 +132,7 @@ def load(cfg: Config, data_dir: str = '') -> text_lib.Text:
 
 
 def about(cfg: Config, text: text_lib.Text) -> str:
-  """Returns the text of the children in words, with the share of the validation split that is <unk>, if any."""
+  """Describes the text in words: its tokens and, if any, the share of <unk> in the validation split."""
   words, share = f'{cfg.dataset}, {len(text.vocabulary)} different {cfg.level}s', text.unknown('valid')
   if share:
     words += f', {share:.2%} of the validation split unknown'
@@ -174,7 +174,7 @@ def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: PyT
 
 
 def nearest_width(count: Callable[[int], int], parameters: int) -> int:
-  """Returns the width of cells whose network has nearest to `parameters` weights; `count` maps widths to weights.
+  """Returns the width at which a network comes nearest to `parameters` weights; `count` maps a width to weights.
 
   Raises:
     ValueError: the nearest number of weights is more than 5 % off.
@@ -203,7 +203,10 @@ def weights(child: Child, arch: PyTree) -> int:
 def optimizer(
   cfg: Config, steps: int | Array, epoch: int
 ) -> Callable[[language_model.Hyperparameters], optax.GradientTransformation]:
-  """Returns hyperparameters -> the optimizer of a child of `steps` training steps; a pass has `epoch` of them."""
+  """Returns a function from hyperparameters to the optimizer of a child.
+
+  A child trains for `steps` steps; a pass over the text has `epoch` steps.
+  """
 
   def make(hyperparameters: language_model.Hyperparameters) -> optax.GradientTransformation:
     scale = [optax.scale(cfg.bptt)] if cfg.sum_over_time else []

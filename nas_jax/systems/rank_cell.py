@@ -1,4 +1,4 @@
-"""The trainings that show which short training of children ranks cells as a full training does.
+"""Trainings that show which short training of children ranks cells as a full training does.
 
 A search ranks cells by short trainings of its children. The cells that it finds are then trained to the end by another
 recipe (`retrain_cell`). Here the same cells are trained in both ways, and `candidates` gives the scores of each kind of
@@ -68,7 +68,7 @@ def small() -> Config:
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return _extended(retrain_cell.smoke(), sizes=('8',), grid_epochs=0, budgets=(1, 2), search_preset='smoke')
 
 
@@ -122,7 +122,7 @@ class Job(NamedTuple):
 
 
 class Training(NamedTuple):
-  """What these programs take as the architecture of a child."""
+  """What the programs of this module take as the architecture of a child."""
 
   arch: TreeArch
   hyperparameters: language_model.Hyperparameters
@@ -139,7 +139,7 @@ class Programs(NamedTuple):
 
 
 def programs(cfg: Config, name: str, text: text_lib.Text, cells: Cells, mesh: Mesh | None = None) -> Programs:
-  """Programs for all trainings by one recipe. Raises ValueError if the text is too short for it."""
+  """Returns the programs for all trainings by one recipe. Raises ValueError if the text is too short for it."""
   made = recipe(cfg, name, text, next(iter(cells.values())))
   combine = {i for arch in cells.values() for i in (*arch.combine, arch.inject[0])}
   activate = {i for arch in cells.values() for i in (*arch.activate, arch.inject[1])}
@@ -158,7 +158,7 @@ def programs(cfg: Config, name: str, text: text_lib.Text, cells: Cells, mesh: Me
 
 
 def full_steps(cfg: Config, epoch: int) -> int:
-  """Training steps of a full training, a multiple of its scorings."""
+  """Returns the steps of a full training, a multiple of its number of scorings."""
   return max(1, epoch // cfg.scorings) * cfg.scorings * cfg.epochs
 
 
@@ -179,7 +179,7 @@ def train(
     made: the programs of the jobs' recipe.
     cells: cells by name, including those of the jobs.
     jobs: jobs of one recipe and one number of steps.
-    m: children of a batch.
+    m: the number of children in a batch.
     check: called between program calls; if it raises `recovery.Stopped`, the batch is lost.
 
   Returns:
@@ -211,7 +211,7 @@ def train(
 
 
 def _why_failed(status: int, curve: np.ndarray) -> str | None:
-  """The reason if a training failed or one of its scores is not finite, else None."""
+  """Returns the reason if a training failed or one of its scores is not finite, else None."""
   failed = fit.Status(status) if status or np.isfinite(curve).all() else fit.Status.NOT_FINITE
   return failed.reason or None
 
@@ -221,13 +221,13 @@ def _perplexity(scores: Mapping[str, Array]) -> Array:
 
 
 def grid_jobs(cfg: Config, made: Programs, cells: Cells) -> list[Job]:
-  """The full trainings that find the best settings of each cell."""
+  """Returns the full trainings that find the best settings of each cell."""
   steps = full_steps(cfg, made.epoch)
   return [Job(FINAL, name, point, steps, GRID) for point in made.recipe.points for name in cells]
 
 
 def child_jobs(cfg: Config, name: str, made: Programs, cells: Cells) -> list[Job]:
-  """Trainings of every cell as a child, with every budget and every setting of a recipe; the shortest come first."""
+  """Returns trainings of every cell as a child, with each budget and setting of a recipe, the shortest first."""
   return [
     Job(name, cell_name, point, steps, CHILD)
     for steps in sorted(cfg.budgets)
@@ -237,7 +237,7 @@ def child_jobs(cfg: Config, name: str, made: Programs, cells: Cells) -> list[Job
 
 
 def repeat_jobs(cfg: Config, made: Programs, cells: Cells, done: Mapping[Job, Line]) -> list[Job]:
-  """Full trainings of each cell from new seeds with its best settings of the grid, unless all settings failed."""
+  """Returns full trainings of each cell from new seeds with its best settings, unless all its settings failed."""
   grid = _scores(grid_jobs(cfg, made, cells), done)
   best = grid.argmin(0)
   return [
@@ -249,7 +249,7 @@ def repeat_jobs(cfg: Config, made: Programs, cells: Cells, done: Mapping[Job, Li
 
 
 def full_scores(cfg: Config, made: Programs, cells: Cells, done: Mapping[Job, Line]) -> np.ndarray:
-  """The perplexity of each cell [n] after full training by its own best settings; infinite where all failed.
+  """Returns the perplexity of each cell [n] after full training by its own best settings; infinite where all failed.
 
   The perplexity is the mean over the repeats: unlike the trainings of the grid, they did not choose the settings. As
   long as a cell has no repeat, it has its best perplexity of the grid. A repeat that failed counts with the best
@@ -269,19 +269,19 @@ class Candidate(NamedTuple):
   recipe: str
   points: str  # which settings, and how several are combined
   steps: int  # of each training
-  trainings: int  # that the score of a child is made of
+  trainings: int  # how many make the score of a child
   scores: np.ndarray  # [n] perplexities, lower is better, infinite for a child that failed
 
 
 def candidates(
   cfg: Config, all_programs: Mapping[str, Programs], cells: Cells, done: Mapping[Job, Line]
 ) -> list[Candidate]:
-  """All ways to score children for which every training is done.
+  """Returns all ways to score children for which every training is done.
 
   Each budget gives one candidate for each setting alone, one for the best of the settings, and one for the mean over
-  the settings of the reward 1 / perplexity^2, in which a failed training counts as 0. Then each scoring of the full
-  trainings of the grid gives a candidate with the best of the settings: the training is cut off there, before its
-  learning rate has fallen, as in successive halving.
+  the settings of the reward 1 / perplexity^2, in which a failed training counts as 0. In addition, each scoring of
+  the grid's full trainings gives a candidate: the best of the settings at that step. It stands for a training that is
+  cut off there, before its learning rate has fallen, as in successive halving.
   """
   found = list[Candidate]()
   for name, made in all_programs.items():
@@ -303,7 +303,7 @@ def candidates(
 
 
 def _combined(name: str, points: Sequence[str], steps: int, scores: np.ndarray) -> list[Candidate]:
-  """Candidates from scores [p, n]."""
+  """Returns candidates from scores [p, n]: each setting, the best and the mean reward."""
   alone = [Candidate(name, point, steps, 1, row) for point, row in zip(points, scores, strict=True)]
   if len(points) == 1:
     return alone
@@ -317,7 +317,7 @@ def _combined(name: str, points: Sequence[str], steps: int, scores: np.ndarray) 
 
 
 def _scores(jobs: Sequence[Job], done: Mapping[Job, Line]) -> np.ndarray:
-  """Perplexities [p, n] of jobs, which list all cells for each setting; infinite if a job failed or is not done."""
+  """Returns perplexities [p, n] of jobs, which list all cells for each setting; infinite without a result."""
   cells = len({job.cell for job in jobs})
   values = [done[job] if job in done else {'perplexity': None} for job in jobs]
   return np.array([np.inf if one['perplexity'] is None else one['perplexity'] for one in values]).reshape(-1, cells)

@@ -100,7 +100,10 @@ def about(cfg: Config, data: Sequences) -> str:
 
 
 def inputs(cfg: Config, data: Sequences) -> conv.InputSpec:
-  """Returns what a network must know of its sequences. Raises ValueError if the metric does not fit their labels."""
+  """Returns the properties of sequences that a network depends on.
+
+  Raises ValueError if the metric does not fit their labels.
+  """
   classifier.check_metric(cfg.metric, cfg.class_weights, data.scale is not None)
   weights = metrics.balanced(data.train.labels, data.outputs) if cfg.class_weights == 'balanced' else ()
   steps, features = data.shape
@@ -117,7 +120,7 @@ def network(cfg: Config, data: Sequences, cell: language_model.Cell, hidden: int
 
 
 def spec(arch: PyTree, hyperparameters: sequence.Hyperparameters | None = None) -> conv.ChildSpec:
-  """Returns the arch of a network; without hyperparameters, to count its weights."""
+  """Returns the arch of a network. Without hyperparameters it serves only to count weights."""
   return conv.ChildSpec(arch, hyperparameters or sequence.Hyperparameters(0.0, 0.0))
 
 
@@ -133,7 +136,7 @@ def set_up(cfg: Config, data: Sequences, train: Split | None = None, *scored: Sp
   """Lays sequences out for training and makes the optimizer.
 
   Args:
-    cfg: of the sequences and the training.
+    cfg: the config of the sequences and the training.
     data: as `load` returns it.
     train: the sequences to train on; the training split by default.
     *scored: the splits to score; the validation split by default.

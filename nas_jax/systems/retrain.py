@@ -54,7 +54,7 @@ class FinalChoice(NamedTuple):
 
   cfg: Config  # of the recipe for the system of the search
   references: Mapping[str, Arch]
-  epoch: float = math.nan  # time of an epoch, about, in trainings of a child of the search
+  epoch: float = math.nan  # approximate time of an epoch, in units of one child's training in the search
 
 
 Cfg = TypeVar('Cfg', bound=Config)
@@ -77,7 +77,7 @@ class Recipe(NamedTuple, Generic[Cfg, Data, Point]):
   check: Callable[[Cfg], None]  # raises ValueError, naming the field, on an impossible config
   validate: Callable[[Cfg, Data, Arch], None]  # raises ValueError before anything compiles if arch cannot be trained
   sizes: Callable[[Cfg], Sequence[str]]  # the sizes to train at, as `task` takes them; the grid is at the first
-  # (cfg, data, arch, size, epochs, final) -> what to train. `final`: it is tested and is no point of the grid.
+  # (cfg, data, arch, size, epochs, final) -> what to train. `final`: whether it is tested, and not a point of the grid.
   task: Callable[[Cfg, Data, Arch, str, int, bool], full_training.Task]
   hyperparameters: Callable[[Sequence[Point]], PyTree]  # those of m points, each an array [m], as the task takes them
   describe: Callable[[Point], str]  # a point in words
@@ -87,7 +87,7 @@ class Recipe(NamedTuple, Generic[Cfg, Data, Point]):
 
 
 def grid(point: type[Point], cfg: Config) -> list[Point]:
-  """The points of a grid: the product of the lists of `cfg` for the fields of `point`; the last varies fastest."""
+  """Returns the points of a grid: the product of the lists in `cfg` for the fields of `point`, the last one fastest."""
   lists = (getattr(cfg, name) for name in point._fields)  # type: ignore[attr-defined]
   return [point(*values) for values in itertools.product(*lists)]
 
@@ -99,7 +99,7 @@ def beyond(tried: Mapping[Any, float]) -> Any | None:
     tried: the validation loss of each `Point` so far, not finite if its training failed. A point has a field `lr`.
 
   Returns:
-    The point, or None: if lower and higher rates than the best were tried, if there is no other rate, or if all failed.
+    The point. None if lower and higher rates than the best were tried, if only one rate was tried, or if all failed.
 
   >>> from nas_jax.systems.retrain_cell import Point
   >>> losses = {Point(0.01, 4.0, 0.1, '0'): 1.5, Point(0.02, 4.0, 0.1, '0'): 1.4}

@@ -48,7 +48,7 @@ class Config(language.Config, retrain.Config):
 
 
 def zaremba_small() -> Config:
-  """Zaremba et al. (2014), the small model: 2 layers of 200 LSTM units, 4.65M weights, whatever the cell."""
+  """Zaremba et al. (2014), the small model: 2 layers of 200 LSTM units, 4.65M weights for any cell."""
   return Config(
     dataset='ptb', level='word', sizes=('4.65M',), layers=2, batch=20, bptt=20, epochs=13, optimizer='sgd', lr=(1.0,),
     schedule='epochs', lr_decay=0.5, decay_epoch=(4.0,), sum_over_time=True, clip=5.0, init_scale=(0.1,),
@@ -67,12 +67,12 @@ def zaremba_medium() -> Config:
 def enas() -> Config:
   """Pham et al. (2018): one layer, 24M weights, softmax tied to the embedding, SGD at a rate of 20; never run here.
 
-  As in the paper, the learning rate falls by a factor of 0.96 in each epoch after the 15th of 150 epochs, and the loss
-  has 1e-7 times the weights' squares. The streams, the time steps, the loss summed over time, the initial scale and the
-  rates of dropout are those of the released code for the final cell. Dropout is 0.21 for words of the embedding, 0.75
-  for the input of the cell, 0.25 for h_(t-1) and 0.76 for the input of the softmax. Two things differ from that
-  code: it applies the dropout mask of h_(t-1) to the input of every node, here only the first node has the mask; and
-  its loss has a penalty for fast changes of h, which is left out here.
+  As in the paper, the learning rate is multiplied by 0.96 in each epoch after the 15th of 150 epochs, and 1e-7 times
+  the squared weights are added to the loss. The streams, the time steps, the loss summed over time, the initial scale
+  and the rates of dropout are those of the released code for the final cell. Dropout is 0.21 for words of the
+  embedding, 0.75 for the input of the cell, 0.25 for h_(t-1) and 0.76 for the input of the softmax. Two things
+  differ from that code: it applies the dropout mask of h_(t-1) to the input of every node, and here only the first node
+  has the mask; and its loss has a penalty for fast changes of h, which is left out here.
   """
   return Config(
     dataset='ptb', level='word', sizes=('24M',), tied=True, batch=64, bptt=35, epochs=150, optimizer='sgd', lr=(20.0,),
@@ -94,7 +94,7 @@ def char() -> Config:
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: characters of Python's help text."""
+  """Takes minutes on a laptop, without a download: characters of Python's help text."""
   return Config(
     sizes=('64',), epochs=5, lr=(0.003, 0.01), init_scale=(0.1,), dropout=('0', '0.2'), grid_epochs=1, repeats=2,
     test_batch=20,
@@ -115,7 +115,7 @@ def final() -> Config:
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return Config(sizes=('8', '12'), batch=400, bptt=100, epochs=2, lr=(0.01, 0.02), grid_epochs=1, test_batch=20)
 
 
@@ -181,12 +181,12 @@ class Point(NamedTuple):
 
 
 def describe(point: Point) -> str:
-  """A point in words. The words are part of the keys of trainings.json: if they change, everything is trained again."""
+  """Returns a point in words. They are part of the keys of trainings.json: if they change, all is trained again."""
   return f'lr {point.lr:g}, decay after {point.decay_epoch:g}, init {point.init_scale:g}, dropout {point.dropout}'
 
 
 def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
-  """The hyperparameters of m points, each as an array [m]. A kind of dropout is None where no point has any of it."""
+  """Returns the hyperparameters of m points, each as an array [m]. A kind of dropout is None if no point has it."""
   lr, decay_epoch, init_scale, rates = zip(*points, strict=True)
   columns = zip(*map(parse_dropout, rates), strict=True)
   dropout = language_model.Dropout(*(jnp.array(column) if any(column) else None for column in columns))
@@ -198,8 +198,7 @@ def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
 def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if the cell cannot be retrained.
 
-  The reason is that no width gives one of the sizes, the text is too short, or the cell has an operation that is not
-  built in.
+  It cannot if no width gives one of the sizes, the text is too short, or it has an operation that is not built in.
   """
   text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
   for size in cfg.sizes:
@@ -207,7 +206,7 @@ def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
 
 
 def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str, operations: Operations = BUILT_IN) -> int:
-  """The width of the cells of a network of this size. Raises ValueError if no width fits; nothing is compiled."""
+  """Returns the width of the cells in a network of this size. Raises ValueError if none fits; nothing is compiled."""
   hidden, parameters = parse_size(size)
   cell, form = cell_of(arch, operations)
   hidden = hidden or language.width(cfg, text, cell, form, parameters)
@@ -233,7 +232,7 @@ def task(
   mesh: Mesh | None = None,
   operations: Operations = BUILT_IN,
 ) -> full_training.Task:
-  """A network of one cell at one size, to be trained for `epochs` passes over the text.
+  """Returns the task of training a network of one cell at one size for `epochs` passes over the text.
 
   The weights after the epoch that scored best on validation are kept, whether the training is `final` or part of the
   grid. `operations` are those of the cell's space, needed if it has operations of the user's own. Raises ValueError as
@@ -253,7 +252,7 @@ def task(
 
 
 def cell_of(arch: Arch, operations: Operations = BUILT_IN) -> tuple[language_model.Cell, TreeArch | RnnArch]:
-  """Returns the kind of cell of an architecture, and what it takes as one. Raises ValueError on unknown operations."""
+  """Returns the kind of cell of an architecture, and the arch it takes. Raises ValueError on unknown operations."""
   if isinstance(arch, str):
     return language_model.lstm(), published.LSTM  # a standard LSTM has no tree
   chosen = {'activate': set(arch.activate)}
@@ -266,7 +265,7 @@ def cell_of(arch: Arch, operations: Operations = BUILT_IN) -> tuple[language_mod
 
 
 def setting(cfg: Config, text: text_lib.Text) -> str:
-  """What all trainings have in common, in words."""
+  """Returns in words what all trainings have in common."""
   return (
     f'perplexity of the best of {cfg.epochs} epochs by validation; {cfg.dataset}, sha256 {text.sha256[:12]}; '
     f'{cfg.layers} layer{"s" if cfg.layers > 1 else ""}, {cfg.optimizer}, {config.seeds_in_words(cfg)}; means over the '
@@ -275,7 +274,7 @@ def setting(cfg: Config, text: text_lib.Text) -> str:
 
 
 def card(cfg: Config, text: text_lib.Text, arch: Arch, size: str, point: Point) -> export.Card:
-  """The description of a trained network, without dropout, which acts in training alone."""
+  """Returns the description of a trained network, without dropout, which acts in training alone."""
   del point
   options = {
     'vocabulary': cfg.vocabulary or len(text.vocabulary),

@@ -61,7 +61,7 @@ def small() -> Config:
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: scikit-learn's digits."""
+  """Takes minutes on a laptop, without a download: scikit-learn's digits."""
   return Config(
     valid_share=0.25, batch=16, epochs=10, schedule='cosine', lr=(0.1, 0.3), weight_decay=(1e-4, 1e-3), grid_epochs=3,
     repeats=2,
@@ -69,7 +69,7 @@ def demo() -> Config:
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return Config(
     max_examples=200, batch=30, epochs=2, lr=(0.05, 0.1), add_filters=(0, 1), grid_epochs=1, schedule='cosine'
   )
@@ -88,7 +88,7 @@ class Point(NamedTuple):
 
 
 def describe(point: Point) -> str:
-  """A point in words. The words are part of the keys of trainings.json: if they change, everything is trained again."""
+  """Returns a point in words. They are part of the keys of trainings.json: if they change, all is trained again."""
   return (
     f'lr {point.lr:g}, decay after {point.decay_epoch:g}, weight decay {point.weight_decay:g}, epsilon '
     f'{point.epsilon:g}'
@@ -96,7 +96,7 @@ def describe(point: Point) -> str:
 
 
 def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
-  """The hyperparameters of m points, each as an array [m]."""
+  """Returns the hyperparameters of m points, each as an array [m]."""
   return conv.Hyperparameters(*map(jnp.array, zip(*points, strict=True)))
 
 
@@ -118,7 +118,7 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> full_training.Task:
-  """A network with `size` filters added to every layer, to be trained as `training` says."""
+  """Returns the task of training a network with `size` filters added to every layer; see `training`."""
   add = int(size)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, add)).params
   network = conv.build(classifier.inputs(cfg, images), classifier.network_options(cfg, add))
@@ -138,11 +138,11 @@ def training(
   decayed: Callable[[PyTree], PyTree] | None = None,
   least: float = 0.0,
 ) -> full_training.Task:
-  """A network of a static architecture, to be trained for `epochs` passes over the images.
+  """Returns the task of training a network of a static architecture for `epochs` passes over the images.
 
-  A training of the grid keeps the weights after the epoch that scored best on validation. A `final` training also uses
-  the validation images, unless `cfg.train_on_all` is off. Then no images are left to choose an epoch by: the weights
-  after the last epoch are kept, and the curve has the scores of images that were trained on.
+  A training of the grid keeps the weights after the epoch that scored best on validation. With `cfg.train_on_all`, a
+  `final` training also trains on the validation images. No images are then left to choose an epoch: the weights after
+  the last epoch are kept, and the curve has the scores of images that were trained on.
 
   Args:
     cfg: the config.
@@ -176,7 +176,7 @@ def trained_on(cfg: Config, images: images_lib.Images) -> images_lib.Split:
 
 
 def setting(cfg: Config, images: images_lib.Images) -> str:
-  """What all trainings have in common, in words."""
+  """Returns in words what all trainings have in common."""
   trained = 'training and validation images' if cfg.train_on_all else 'training images'
   chosen = 'last epoch' if cfg.train_on_all else 'best epoch by validation'
   weighed = ', classes of equal weight' if cfg.class_weights == 'balanced' else ''
@@ -188,7 +188,7 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
 
 
 def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: Point) -> export.Card:
-  """The description of a trained network, which is stored with its weights."""
+  """Returns the description of a trained network, which is stored with its weights."""
   return export.Card(arch, _options(cfg, images, int(size), point.epsilon), image_inputs(cfg, images))
 
 

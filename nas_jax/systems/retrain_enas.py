@@ -81,7 +81,7 @@ def small() -> Config:
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: scikit-learn's digits."""
+  """Takes minutes on a laptop, without a download: scikit-learn's digits."""
   return Config(
     valid_share=0.25, batch=16, epochs=10, schedule='cosine', filters=(8,), cells=3, keep=0.9, drop_path=1.0,
     lr=(0.02, 0.05), grid_epochs=3, repeats=2,
@@ -89,7 +89,7 @@ def demo() -> Config:
 
 
 def smoke() -> Config:
-  """Seconds, most of them to compile: does everything run?"""
+  """Takes seconds, most of them for compilation: a test that everything runs."""
   return Config(
     max_examples=200, batch=30, epochs=2, schedule='cosine', filters=(2,), cells=1, drop_path=1.0, lr=(0.05, 0.1),
     grid_epochs=1,
@@ -126,7 +126,7 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> full_training.Task:
-  """A network with `size` filters in its first layers, to be trained as `retrain_conv.training` says."""
+  """Returns the task of training a network with `size` filters in its first layers; see `retrain_conv.training`."""
   network = _build(cfg, images, arch, int(size))
   weights = _weights(network, arch)
   decayed = functools.partial(enas_layers.decayed, norms=cfg.decay_norms)
@@ -151,7 +151,7 @@ def _weights(network: Child, arch: PyTree) -> int:
 
 
 def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: retrain_conv.Point) -> export.Card:
-  """The description of a trained network, without dropout and drop path, which act in training alone."""
+  """Returns the description of a trained network, without dropout and drop path, which act in training alone."""
   options = _options(cfg, images, arch, int(size), point.epsilon)
   return export.Card(arch, options, retrain_conv.image_inputs(cfg, images))
 

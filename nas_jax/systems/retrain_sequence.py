@@ -38,12 +38,12 @@ class Config(recurrent.Config, retrain.Config):
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: scikit-learn's digits, read row by row."""
+  """Takes minutes on a laptop, without a download: scikit-learn's digits, read row by row."""
   return Config(valid_share=0.25, batch=16, lr=(0.003, 0.01), dropout=('0', '0.2'), grid_epochs=5, repeats=2)
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return Config(sizes=('4', '6'), max_examples=200, epochs=2, lr=(0.01, 0.02), grid_epochs=1)
 
 
@@ -59,7 +59,7 @@ class Point(NamedTuple):
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError, naming the field, on a value that cannot be."""
+  """Raises ValueError, naming the field, on an impossible value."""
   config.check(cfg)
   for size in cfg.sizes:
     retrain_cell.parse_size(size)
@@ -68,7 +68,7 @@ def check(cfg: Config) -> None:
 
 
 def parse_dropout(rate: str) -> float:
-  """Reads a rate of dropout. Raises ValueError if it is none."""
+  """Reads a rate of dropout. Raises ValueError on anything else."""
   try:
     if 0.0 <= float(rate) <= 0.95:
       return float(rate)
@@ -78,26 +78,26 @@ def parse_dropout(rate: str) -> float:
 
 
 def describe(point: Point) -> str:
-  """A point in words. They are part of the keys of trainings.json: another wording would train everything again."""
+  """Returns a point in words. They are part of the keys of trainings.json: if they change, all is trained again."""
   return f'lr {point.lr:g}, weight decay {point.weight_decay:g}, dropout {point.dropout}'
 
 
 def hyperparameters(points: Sequence[Point]) -> Hyperparameters:
-  """The hyperparameters of m points, each as an array [m]. Dropout is None where no point has any."""
+  """Returns the hyperparameters of m points, each as an array [m]. Dropout is None if no point has it."""
   lr, weight_decay, rates = zip(*points, strict=True)
   dropout = [parse_dropout(rate) for rate in rates]
   return Hyperparameters(jnp.array(lr), jnp.array(weight_decay), jnp.array(dropout) if any(dropout) else None)
 
 
 def validate(cfg: Config, data: Sequences, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if a size cannot be met or there is no test split."""
+  """Raises ValueError, before anything compiles, if no width gives one of the sizes, or there is no test split."""
   classifier.check_test_split(cfg.dataset, len(data.test.labels))
   for size in cfg.sizes:
     width(cfg, data, arch, size)
 
 
 def width(cfg: Config, data: Sequences, arch: Arch, size: str) -> int:
-  """The width of the cells of a network of this size. Raises ValueError if there is none; nothing is compiled."""
+  """Returns the width of the cells in a network of this size. Raises ValueError if none fits; nothing is compiled."""
   hidden, parameters = retrain_cell.parse_size(size)
   cell, form = retrain_cell.cell_of(arch)
   if not hidden:
@@ -115,10 +115,10 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> full_training.Task:
-  """A network of one cell at one size, to be trained for `epochs` passes over the sequences.
+  """Returns the task of training a network of one cell at one size for `epochs` passes over the sequences.
 
-  The weights that are kept are those after the epoch that scored best on validation, whether the training is `final` or
-  part of the grid. Raises ValueError as `width`.
+  The weights after the epoch that scored best on validation are kept, whether the training is `final` or part of the
+  grid. Raises ValueError as `width`.
   """
   del final
   hidden, (cell, form) = width(cfg, data, arch, size), retrain_cell.cell_of(arch)
@@ -132,7 +132,7 @@ def task(
 
 
 def setting(cfg: Config, data: Sequences) -> str:
-  """What all trainings have in common, in words."""
+  """Returns in words what all trainings have in common."""
   weighed = ', classes of equal weight' if cfg.class_weights == 'balanced' else ''
   against = ' of the changes from the last value' if data.horizon else ''
   return (
@@ -144,7 +144,7 @@ def setting(cfg: Config, data: Sequences) -> str:
 
 
 def card(cfg: Config, data: Sequences, arch: Arch, size: str, point: Point) -> export.Card:
-  """What a trained network is. Dropout, which acts in training alone, is not part of it."""
+  """Returns the description of a trained network, without dropout, which acts in training alone."""
   del point
   options = {'outputs': data.outputs, 'features': width(cfg, data, arch, size), 'layers': cfg.layers}
   return export.Card(arch, options, export.SequenceInputs.of(data))

@@ -52,7 +52,7 @@ class Config(cell.SpaceConfig, recurrent.Config, Limits, halving.Config, replica
 
 
 def demo() -> Config:
-  """Minutes on a laptop, no download: scikit-learn's digits, read row by row."""
+  """Takes minutes on a laptop, without a download: scikit-learn's digits, read row by row."""
   return Config(
     m=4, controller_lr=5e-3, valid_share=0.25, hidden=16, epochs=2, batch=16, proposals='guided', known='avoid',
     max_children=150, reliability_children=16,
@@ -60,7 +60,7 @@ def demo() -> Config:
 
 
 def smoke() -> Config:
-  """Seconds: does everything run?"""
+  """Takes seconds: a test that everything runs."""
   return Config(
     m=2, base=2, controller_units=8, hidden=4, max_examples=200, batch=8, epochs=1, max_children=4,
     reliability_children=4, yardstick_repeats=1,
@@ -71,12 +71,12 @@ PRESETS = {'demo': demo, 'smoke': smoke}
 
 
 def make_space(cfg: Config) -> space.Space:
-  """The space that `cfg` describes."""
+  """Returns the space that `cfg` describes."""
   return cell.make_space(cfg)
 
 
 def length(cfg: Config) -> str:
-  """How long a child is trained, in words."""
+  """Returns in words how long a child is trained."""
   return f'{cfg.epochs} epoch{"s" if cfg.epochs > 1 else ""}'
 
 
@@ -86,15 +86,15 @@ def scale_budget(cfg: Config, times: int) -> Config:
 
 
 def make_problem(cfg: Config, data: Sequences, kind: language_model.Cell | None = None) -> Problem:
-  """Returns what the children learn.
+  """Returns the problem on which the children are trained.
 
   Args:
-    cfg: of the search.
+    cfg: the config of the search.
     data: as `recurrent.load` returns it.
     kind: a kind of cell to train in place of the tree cells of the space; it may ignore the architecture.
 
   Raises:
-    ValueError: a field has a value that cannot be; nothing has been compiled then.
+    ValueError: a field has an impossible value; this is found before anything compiles.
   """
   config.check(cfg)
   made = make_space(cfg)
@@ -131,7 +131,7 @@ def build(
     cfg: the config.
     data: as `recurrent.load` returns it.
     mesh: where children are trained; all local devices by default.
-    recovery: recalls, keeps and ends trainings.
+    recovery: saves trainings, so that they can be resumed or reused, and stops them.
     reward: (metrics of m children, [m] each) -> rewards [m]; by default the metric that `cfg` names, to its power.
 
   >>> import jax

@@ -19,7 +19,7 @@ from nas_jax.systems.benchmarks import Benchmark
 from nas_jax.types import Array, Batch, Outcome, PyTree
 
 LEAST = 30  # fewest children that a model can be fitted to
-MOST = 2000  # only so many of the newest children are used: the time of a fit grows with the cube of their number
+MOST = 2000  # the newest children that a model is fitted to, at most: the time grows with the cube of their number
 _SCALES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)  # l of exp(-d / l)
 _SLOPES = (0.5, 1.0, 2.0, 5.0, 10.0)  # c of (1 + c s)^2
 _NOISES = (0.01, 0.03, 0.1, 0.2, 0.4, 0.7)  # variance of the noise, as a share of the variance of the rewards

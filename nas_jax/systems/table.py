@@ -173,12 +173,12 @@ def best_so_far(outcomes: Outcome, evaluations: int) -> tuple[np.ndarray, np.nda
   """Returns what the searches of `search.run_seeds` had found after 1, 2, ... evaluations.
 
   Args:
-    outcomes: of n searches, [n, steps, m].
+    outcomes: the outcomes of n searches, [n, steps, m].
     evaluations: how many of the children of each search count.
 
   Returns:
-    The best reward so far, [n, evaluations], minus infinity for as long as all children failed. And the metric `test`
-    of the first architecture with that reward, [n, evaluations], or None if the outcomes have no `test`.
+    The best reward so far, [n, evaluations], which is minus infinity as long as all children failed; and the metric
+    `test` of the first architecture with that reward, [n, evaluations], or None if the outcomes have no `test`.
   """
   reward = np.asarray(outcomes.reward, np.float64).reshape(len(outcomes.reward), -1)[:, :evaluations]
   failed = ~np.isfinite(reward)

@@ -1,4 +1,4 @@
-"""Checkpoints of any state tree: Orbax, with a digest beside it, since Orbax restores a flipped byte silently."""
+"""Checkpoints of any state tree by Orbax, each with a SHA-256 digest, since Orbax does not notice a flipped byte."""
 
 from collections.abc import Callable
 import contextlib
@@ -21,19 +21,19 @@ from nas_jax.types import PyTree
 def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Callable[[], None]]:
   """Returns `save(step, state)` and `close()` for checkpoints in `folder`.
 
-  Saving goes on in the background, and the newest `keep` checkpoints stay. Both functions raise OSError if a state
-  cannot be written.
+  Checkpoints are written in the background, and the newest `keep` of them are kept. Both functions raise OSError if a
+  state cannot be written.
   """
   manager = _manager(folder, keep)
 
   def save(step: int, state: PyTree) -> None:
     arrays = _to_arrays(state)
-    if jax.process_count() > 1:  # Orbax takes an array of one process among several for a part of a larger one
+    if jax.process_count() > 1:  # Orbax would take the array of one process for a part of a larger array
       arrays = jax.tree.map(np.asarray, arrays)
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(arrays), digest=ocp.args.JsonSave({'sha256': _digest(arrays)})
     )
-    # For a step that is not newer than its newest Orbax saves nothing and returns False: the state is saved already.
+    # Orbax saves nothing and returns False if the newest checkpoint is not older: that state is saved already.
     written(lambda: manager.save(step, args=items))
 
   def close() -> None:
@@ -43,7 +43,7 @@ def saver(folder: str, keep: int = 3) -> tuple[Callable[[int, PyTree], None], Ca
   def written(work: Callable[[], Any]) -> None:
     try:
       work()
-    except Exception as error:  # whatever Orbax makes of a full disk
+    except Exception as error:  # Orbax reports a full disk by errors of many types
       raise OSError(errno.EIO, f'a checkpoint cannot be written: {_first_line(error)}', folder) from error
 
   return save, close
@@ -77,7 +77,7 @@ def restore(
     state, why = None, ''
     try:
       state = _sound(folder, step, like, older)
-    except Exception as error:  # whatever Orbax makes of damaged files
+    except Exception as error:  # Orbax reports damaged files by errors of many types
       why = f'is damaged ({_first_line(error)})'
     if not (why := why or reject(state)):
       return state
@@ -107,7 +107,7 @@ def load(folder: str, like: PyTree) -> PyTree:
       return _read(manager, max(steps), like)
     finally:
       manager.close()
-  except Exception as error:  # whatever Orbax makes of damaged files
+  except Exception as error:  # Orbax reports damaged files by errors of many types
     raise ValueError(f'{folder} cannot be read ({_first_line(error)}).') from None
 
 
@@ -168,15 +168,15 @@ def _manager(folder: str, keep: int | None, write: bool = True) -> ocp.Checkpoin
   folder = os.path.abspath(folder)
   if write:
     os.makedirs(folder, exist_ok=True)
-  # Only process 0 of several keeps checkpoints: without this Orbax would wait in a collective for the others.
+  # Of several processes only process 0 keeps checkpoints: without this Orbax would wait for the others.
   alone = ocp.options.MultiprocessingOptions()
   if jax.process_count() > 1:
     alone = ocp.options.MultiprocessingOptions(
       primary_host=0, active_processes={0}, barrier_sync_key_prefix=hashlib.sha256(folder.encode()).hexdigest()[:16]
     )
-  # Half-written checkpoints of a killed process are deleted. Folders are made in the foreground. For folders that are
-  # made in the background Orbax waits by a number that all savers of a process share: of two savers side by side, one
-  # might write too early or wait for ever.
+  # Half-written checkpoints of a killed process are deleted. Folders are made in the foreground. In the background,
+  # Orbax would count them by a number that all savers of a process share, so that one of two savers might write too
+  # early or wait for ever.
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
     create=False,

@@ -8,7 +8,7 @@ import jax
 
 from nas_jax.types import Array, Key, PyTree
 
-MOST_WEIGHTS = 2**31  # the most weights of a network, 8 GiB; gradients and optimizers take several times as much
+MOST_WEIGHTS = 2**31  # the most weights of a network: 8 GiB, and training takes several times as much
 
 
 class Child(NamedTuple):
@@ -18,12 +18,13 @@ class Child(NamedTuple):
 
   Attributes:
     init: (arch, key) -> params.
-    carry: (params) -> the state beside the weights that passes from step to step: recurrent state, moving statistics.
+    carry: (params) -> the initial state beside the weights, updated in each step: recurrent state, moving statistics.
     batch: (data, key, step) -> the training batch of that step, taken from device-resident arrays.
     loss: (params, arch, carry, batch, key) -> (loss [] in nats per prediction, carry), in training mode.
     score: (params, arch, carry, data) -> dict of [] arrays, in evaluation mode over the whole validation split.
     compiler_options: (platform) -> XLA's options for the programs of this child.
-    precision: of its products, one of `precision.PRECISIONS`; the trainer traces `loss` and `score` in its scope.
+    precision: of matrix products and convolutions, one of `precision.PRECISIONS`; the trainer applies it to `loss` and
+      `score`.
   """
 
   init: Callable[[PyTree, Key], PyTree]

@@ -84,7 +84,7 @@ class Shaping(NamedTuple):
 
 
 def check(cfg: Config) -> None:
-  """Raises ValueError if a reward is to be shaped without a target, or the other way round."""
+  """Raises ValueError if a cost that shapes rewards has no target, or a target or exponent is set without a cost."""
   if cfg.cost != 'none' and not cfg.cost_target:
     raise ValueError(f'cost (={cfg.cost}) wants a cost_target: the {cfg.cost} at which a reward stays as it is.')
   if cfg.cost == 'none' and (cfg.cost_target or cfg.cost_exponent != EXPONENT):
@@ -135,10 +135,10 @@ def accounted(evaluate: Evaluate, count: Count, bounds: Bounds = UNBOUNDED, shap
     evaluate: trains and scores children, apart from those that `Batch.repeats` names. Its metrics have 'failed'.
     count: returns the cost of an architecture.
     bounds: the most that a child may cost.
-    shaping: of rewards; None leaves them as they are.
+    shaping: how the cost shapes rewards; None leaves them as they are.
 
   Raises:
-    ValueError: by the evaluator, if a reward to be shaped is negative: it would rise with the cost.
+    ValueError: by the evaluator, if a reward to be shaped is negative, since it would rise with the cost.
   """
 
   def evaluated(batch: Batch) -> Outcome:
@@ -171,7 +171,7 @@ def _above(costs: Metrics, bounds: Bounds) -> np.ndarray:
 
 
 def _without(batch: Batch, left_out: np.ndarray) -> Batch:
-  """Returns a batch of which some children, [m] bool, are not to be trained."""
+  """Returns a batch whose children `left_out` [m] bool are not to be trained."""
   if batch.repeats is not None:
     return batch._replace(repeats=batch.repeats._replace(known=batch.repeats.known | left_out))
   known = jnp.asarray(left_out)

@@ -1,8 +1,9 @@
 """Evaluators train the children of a batch and reward them for what they score.
 
-All build on `attempt`: one training, which is recalled if it has ended, resumed if it was interrupted, and may fail.
-Three evaluators schedule such attempts: `from_scratch` trains all children by one program, `static_programs` each child
-by a program of its own, and `warm_started` one child after another, each from the weights of the child before it.
+All build on `attempt`, which runs one training: it recalls the result of a finished training, resumes an interrupted
+one, and reports a failure as a status. Three evaluators schedule attempts: `from_scratch` trains all children by one
+program, `static_programs` each child by a program of its own, and `warm_started` one child after another, each from the
+weights of the child before it.
 """
 
 from collections.abc import Callable, Sequence
@@ -103,14 +104,14 @@ def attempt(
   `fit.run`.
 
   Args:
-    programs: of `fit.fitter`.
+    programs: the programs of `fit.fitter`.
     archs: [m, ...] traced architectures, or () for programs of a static one.
     keys: [m] a key for each child.
     data: as the child takes it, placed by `fit.share`.
-    recovery: recalls, keeps and ends trainings.
+    recovery: recalls, saves and ends trainings.
     name: the name of this training, a fingerprint of everything that decides its outcome.
     starts: as above; 0 for no limit.
-    only: the places of the children to train, the others being masked; None for all.
+    only: the indices of the children to train; the others are masked. None for all.
     own_program: whether only these children use the program. If not, a program that cannot be compiled or run is no
       child's fault, and its error is raised.
     warm_start: (initial weights [m, ...]) -> the weights to start from.
@@ -145,9 +146,9 @@ def attempt(
 
 
 def _fits(programs: fit.Fit, states: fit.FitState, archs: PyTree, keys: Key, data: PyTree) -> bool:
-  """Says whether a program with several children for each device fits in memory, by its own memory plan.
+  """Says whether a program fits in memory, by the memory plan of the compiled program.
 
-  This compiles the program before it is run. A child that has a device to itself is tried in any case.
+  True if devices do not report their memory, or if each child has a device to itself; then nothing is compiled.
   """
   limit = fit.memory_limit(programs.mesh)
   if len(keys) <= programs.mesh.size or math.isinf(limit):
@@ -156,18 +157,18 @@ def _fits(programs: fit.Fit, states: fit.FitState, archs: PyTree, keys: Key, dat
 
 
 def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Recovery = NO_RECOVERY) -> Evaluate:
-  """Trains all children of a batch by one program, whose architecture is traced.
+  """Returns an evaluator that trains all children of a batch by one program, which takes traced architectures.
 
-  If a batch does not fit in memory it is split in halves until it does; a child that does not fit alone fails. Where
-  devices say how much memory they have, the compiled program's own plan decides before anything is trained. If the
-  process has died of a batch, the batch is retrained one child at a time, the others masked. This isolates the child
+  If a batch does not fit in memory it is split in halves until it does; a child that does not fit alone fails. On
+  devices that report their memory, the memory plan of the compiled program decides this before anything is trained.
+  If a batch has crashed the process, it is retrained one child at a time, the others masked. This isolates the child
   that crashes; its siblings get the rewards they would have had.
 
   Args:
-    programs: of `fit.fitter`.
+    programs: the programs of `fit.fitter`.
     data: as the child takes it.
-    reward: of the metrics. It is not asked about children that failed.
-    recovery: recalls, keeps and ends trainings.
+    reward: (metrics of m children) -> rewards [m]. Children that failed get 0 instead.
+    recovery: recalls, saves and ends trainings.
   """
   data = fit.share(data, programs.mesh)
 
@@ -185,7 +186,7 @@ def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Reco
       found = once(min(starts, 1), np.arange(m) == k) if wanted[k] else _untrained(m)
       return {key: values[k : k + 1] for key, values in found.items()}
 
-    # If there are several starts, the last one is reserved for children one at a time; 0 still means no limit.
+    # Of several starts, the last one is reserved for training the children one at a time. 0 still means no limit.
     found = once(starts if m == 1 else min(starts, max(1, starts - 1)))
     if m > 1 and (found['failed'] == fit.Status.CRASHED).all():
       return [alone(k) for k in range(m)]
@@ -206,18 +207,18 @@ def static_programs(
   devices: Sequence[jax.Device] | None = None,
   recovery: Recovery = NO_RECOVERY,
 ) -> Evaluate:
-  """Trains each child by a program of its own, whose architecture is static.
+  """Returns an evaluator that trains each child by a program of its own, whose architecture is static.
 
   No operation is chosen while such a program runs, but each child costs a compilation. A child whose program does not
   fit in memory, or cannot be compiled, fails alone. Each device takes the next child as soon as it is free. If the
-  process has crashed while several were trained, these are trained one at a time, which finds the one that crashes.
+  process has crashed while it trained several, they are retrained one at a time. This isolates the one that crashes.
 
   Args:
     programs: the programs of one child.
     data: as the child takes it.
     reward: as in `from_scratch`.
     devices: where children are trained; all local devices by default.
-    recovery: recalls, keeps and ends trainings.
+    recovery: recalls, saves and ends trainings.
   """
   meshes = [fit.child_mesh([device]) for device in (devices or jax.local_devices())]
   free = queue.SimpleQueue[tuple[Mesh, PyTree]]()
@@ -260,9 +261,10 @@ def warm_started(
   device: jax.Device | None = None,
   recovery: Recovery = NO_RECOVERY,
 ) -> Evaluate:
-  """Trains children as `static_programs` does, one after another, each from the weights of the child before it.
+  """Returns an evaluator that trains children one after another, each from the weights of the child before it.
 
-  The first child of a batch starts from its own initial weights, and so does a child after one that failed.
+  The first child of a batch starts from its own initial weights, and so does a child after one that failed. As in
+  `static_programs`, each child has a program of its own.
 
   Args:
     programs: as in `static_programs`.
@@ -270,7 +272,7 @@ def warm_started(
     reward: as in `from_scratch`.
     warm_start: (initial weights, weights of the child before), each with a leading axis of 1 -> weights to start from.
     device: where children are trained; the first local device by default.
-    recovery: saves trainings. It recalls none, since the next child needs the weights and not only the metrics.
+    recovery: saves progress. A finished training is not recalled, since the next child needs its weights too.
   """
   mesh = fit.child_mesh([device or jax.local_devices()[0]])
   data = fit.share(data, mesh)

@@ -28,7 +28,7 @@ class Status(enum.IntEnum):
   """The status of a child's training. A child whose status is not OK is not trained any further."""
 
   OK = 0
-  PADDING = 1  # fills up the devices; not a child
+  PADDING = 1  # not to be trained: fills up the devices, or is masked
   NOT_FINITE = 2
   NO_MEMORY = 3
   NO_PROGRAM = 4
@@ -77,7 +77,7 @@ class Fit(NamedTuple):
   compilations: Callable[[], int]  # programs compiled so far
   steps: int
   steps_per_call: int
-  scored: int = 1  # children are scored after each of this many last calls
+  scored: int = 1  # how many of the last calls are followed by a scoring
 
 
 def child_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -87,16 +87,17 @@ def child_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
-  """Turns `function(shared, *mine)` for one child into one program for m children, m a multiple of the devices.
+  """Turns `function(shared, *mine)` for one child into one program for m children.
 
-  The first argument is the same for all children. The others and the result have a leading axis m.
+  m must be a multiple of the number of devices. The first argument is the same for all children. The
+  others and the result have a leading axis m.
   """
   local = on_one_device(function, mesh)
 
   def everywhere(shared, *mine):
     shared_spec, mine_spec = PartitionSpec(), PartitionSpec('child')
     specs = (shared_spec, *(mine_spec for _ in mine))
-    # Each device works for itself: there is no replication for check_vma to keep track of.
+    # The devices are independent, so there is no replication for check_vma to track.
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=mine_spec, check_vma=False)(shared, *mine)
 
   return jax.jit(everywhere, **jit_options)
@@ -154,7 +155,7 @@ def _known(option: str, value: str | int) -> bool:
 def advance(
   child: Child, optimizer: optax.GradientTransformation, data: PyTree, state: FitState, arch: PyTree, key: Key
 ) -> FitState:
-  """Makes one training step of one child; `failed` says whether its loss or gradient was not finite."""
+  """Returns a child after one more training step. It has failed (NOT_FINITE) if its loss or gradient is not finite."""
   batch_key, loss_key = jax.random.split(jax.random.fold_in(key, state.step + 1))
   batch = child.batch(data, batch_key, state.step)
   value_and_grad = jax.value_and_grad(child.loss, has_aux=True)
@@ -240,7 +241,7 @@ def fitter(
 
 
 def _bytes(program: jax.stages.Compiled) -> int:
-  """Returns the bytes of one device that a compiled program takes with its arguments; 0 if XLA does not say."""
+  """Returns the bytes that a compiled program and its arguments take on one device; 0 if XLA does not say."""
   found: Any = program.memory_analysis()
   if found is None:
     return 0
@@ -260,15 +261,14 @@ def share(data: PyTree, mesh: Mesh) -> PyTree:
 
 
 def filled(arrays: PyTree, mesh: Mesh) -> PyTree:
-  """Fills up arrays [m, ...] to a multiple of the devices with copies of the first entry."""
+  """Pads arrays [m, ...] with copies of the first entry to a multiple of the number of devices."""
   return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -len(x) % mesh.size, 0)]), arrays)
 
 
 def begin(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None = None) -> tuple[FitState, PyTree, Key]:
-  """Returns untrained children with their archs and keys, filled up to a multiple of the devices.
+  """Returns untrained children with their archs and keys, padded to a multiple of the number of devices.
 
-  The children that fill up the devices are masked, that is, not trained. So are those outside of the places `only`, if
-  these are given.
+  The padding is masked, that is, not trained. If `only` is given, all children whose index it lacks are masked too.
   """
   archs, keys, real = _laid_out(programs, archs, keys, only)
   return programs.init(archs, keys, real), archs, keys
@@ -287,10 +287,10 @@ def _laid_out(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | Non
 
 
 def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Array]:
-  """Trains m children from scratch and scores them; between chunks control comes back here.
+  """Trains m children from scratch, in chunks of steps, and scores them.
 
   Args:
-    programs: of `fitter`.
+    programs: the programs of `fitter`.
     archs: [m, ...] traced architectures.
     keys: [m] a key per child.
     data: as the child's `batch` and `score` take it, best placed by `share`.
@@ -314,15 +314,15 @@ def run(
   name: str = '',
   seconds: float = math.inf,
 ) -> tuple[FitState, dict[str, Array]]:
-  """Trains children of `begin` to the end. Returns their last states, and the metrics of `fit` for all of them.
+  """Trains the children that `begin` returned. Returns their last states, and metrics as `fit` does but with padding.
 
   Args:
-    programs: of `fitter`.
+    programs: the programs of `fitter`.
     states: untrained states; `recovery` may replace them by saved ones.
     archs: as `begin` returns them.
     keys: as `begin` returns them.
     data: as in `fit`.
-    recovery: told after each program call.
+    recovery: recalls saved progress, and saves it between program calls.
     name: the name of this training.
     seconds: time limit, compilation excluded. Children still training then are marked TOO_LONG, and only `failed` is
       returned.
@@ -334,7 +334,7 @@ def run(
   shapes = jax.eval_shape(programs.score, data, states, archs)
   placed = jax.tree.map(lambda x: x.sharding, states)
   done, (states, metrics) = recovery.begin(name, (states, jax.tree.map(_least, shapes)))
-  states = jax.device_put(states, placed)  # with the shardings of before: others would need other programs
+  states = jax.device_put(states, placed)  # other shardings would need other programs
   if math.isfinite(seconds):
     states = programs.chunk(data, jnp.asarray(0), states, archs, keys)  # makes no step, but compiles the program
   begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Full training: many epochs, a scoring after each, the best weights kept. It resumes after an interruption."""
+"""Full training: many epochs with a scoring after each. The best weights are kept; an interrupted training resumes."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -27,7 +27,7 @@ class Task(NamedTuple):
 
 
 class Progress(NamedTuple):
-  """Everything that decides how a training ends."""
+  """The state of a training: everything that decides how it goes on."""
 
   states: fit.FitState  # [m]
   best: PyTree  # [m] the weights kept so far, and their carry
@@ -36,9 +36,9 @@ class Progress(NamedTuple):
 
 
 def start(task: Task, archs: PyTree, keys: Key, epochs: int) -> tuple[Progress, PyTree, Key]:
-  """Returns untrained children with their archs and keys, filled up to the devices as in `fit.begin`."""
+  """Returns untrained children with their archs and keys, padded as in `fit.begin`."""
   states, archs, keys = fit.begin(task.programs, archs, keys)
-  best = jax.tree.map(jnp.copy, (states.params, states.carry))  # a chunk uses its states up
+  best = jax.tree.map(jnp.copy, (states.params, states.carry))  # a chunk donates its states
   return Progress(states, best, jnp.full((epochs, len(keys)), jnp.nan), jnp.zeros((), jnp.int32)), archs, keys
 
 
@@ -50,7 +50,7 @@ def run(
   keep: Callable[[Progress], None] = lambda progress: None,
   check: Callable[[], None] = lambda: None,
 ) -> Progress:
-  """Trains to the last epoch. A child that fails is not trained any further.
+  """Trains to the last epoch and returns the progress. A child that fails is not trained any further.
 
   Args:
     task: what is trained.

@@ -1,6 +1,6 @@
 """How image classifiers are scored: accuracy, balanced accuracy and macro F1, all from counts of each class.
 
-Networks that predict a number of each image (regression) are scored by R2, the share of its variance that they explain.
+Networks that predict numbers (regression) are scored by R2, the share of the variance of the labels that they explain.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Counts(NamedTuple):
 
 
 def count(said: Array, labels: Array, classes: int) -> Counts:
-  """Counts right predictions, predictions and images of each class.
+  """Counts for each class the right predictions, all predictions and the images.
 
   Args:
     said: [n] the predicted classes.
@@ -78,7 +78,7 @@ def r2(squares: Array, labels: Array) -> Array:
 
 
 def balanced(labels: np.ndarray, classes: int) -> tuple[float, ...]:
-  """Returns weights [K] of the losses of images of each class, so that all classes weigh the same.
+  """Returns the class weights [K] of the loss that make all classes contribute equally.
 
   A class with a share p of the images, by their `labels` [n], has weight 1 / (K p), where K is the number of classes
   that have images. The mean weight over the images is 1. A class without images has weight 0.

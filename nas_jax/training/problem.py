@@ -1,7 +1,7 @@
 """A problem: the task that the children of a search learn, and the reward for it.
 
 Each system makes a problem from its config and its data. All code that trains or scores children takes the problem
-instead of the config, both with weights of their own (`evaluators.build`) and with shared weights (`systems.enas`).
+instead of the config, whether children have their own weights (`evaluators.build`) or share them (`systems.enas`).
 """
 
 from collections.abc import Callable
@@ -20,14 +20,15 @@ from nas_jax.training.rewards import Reward
 from nas_jax.types import Key, PyTree
 
 SHARED = 'shared_'  # the prefix of the names of scores with shared weights
-MakeOptimizer = Callable[[int], Callable[[PyTree], optax.GradientTransformation]]  # (training steps) -> (arch) -> it
+# (training steps) -> (arch) -> optimizer
+MakeOptimizer = Callable[[int], Callable[[PyTree], optax.GradientTransformation]]
 
 
 class Problem(NamedTuple):
   """What the children of one space learn, how they are trained, and their reward.
 
   Attributes:
-    space: of the architectures.
+    space: the space of the architectures.
     child: the network of a static architecture, or of a traced one if it takes both.
     data: arrays as the child's `batch` and `score` take them.
     optimizer: (training steps) -> (arch) -> the optimizer of a child, or of shared weights, whose arch is ().
@@ -42,7 +43,7 @@ class Problem(NamedTuple):
     quick: whether programs of static architectures are compiled quickly, see `fit.fitter`.
     warm_start: (initial weights, weights of the child before) -> the weights that a child starts from; None if each
       child starts from its own initial weights.
-    minibatch: (data, key) -> the same with a part of the validation split; for scores by shared weights only.
+    minibatch: (data, key) -> the data with a random part of the validation split, for scores by shared weights.
     reward_of: a reward function of the user, which replaces `reward`: see `rewards.Reward`. None if there is none.
     cost_of: (static arch) -> its cost; None if costs are not counted. `cost_of`, `bounds` and `shaping` apply only to
       children that are trained by themselves.
@@ -92,13 +93,13 @@ class Problem(NamedTuple):
 
 
 def traced_fitter(problem: Problem, child: Child, mesh: Mesh | None = None) -> fit.Fit:
-  """The programs that train all children of traced architectures; `child` is what `problem.traced` returned."""
+  """Returns the programs that train children of traced architectures; `child` is what `problem.traced` returned."""
   optimizer = problem.optimizer(problem.steps)
   return fit.fitter(child, optimizer, problem.steps, problem.steps_per_call, mesh, problem.scored)
 
 
 def static_fitter(problem: Problem, arch: PyTree, mesh: Mesh | None = None) -> fit.Fit:
-  """The programs that train the child of one static architecture; what they take as arch is ()."""
+  """Returns the programs that train the child of one static architecture. They take () as arch."""
   child, optimizer = child_lib.bind_arch(problem.child, lambda _: arch), problem.optimizer(problem.steps)
   calls = problem.steps_per_call, mesh, problem.scored, problem.quick
   return fit.fitter(child, lambda _: optimizer(arch), problem.steps, *calls)

@@ -1,4 +1,4 @@
-"""How evaluators recover trainings: their saved progress, their saved results, and when they must end."""
+"""How evaluators recover trainings: saved progress, saved results, and limits that end a training early."""
 
 from collections.abc import Callable
 import dataclasses
@@ -66,7 +66,7 @@ class Recovery(NamedTuple):
   timeout: float = math.inf  # seconds of training for each child
   starts: int = 0  # failed starts after which a child fails; 0: no limit
   is_suspect: Callable[[str], bool] = lambda name: False  # the process has crashed while this and other trainings ran
-  hold: Callable[[str], None] = _nothing  # from now on progress would be lost if the process ended at once
+  hold: Callable[[str], None] = _nothing  # called while there is progress that is not saved yet
   release: Callable[[str], None] = _nothing  # the opposite of `hold`; `keep`, `end` and `leave` imply it
 
   def crashes_process(self, name: str, starts: int) -> bool:

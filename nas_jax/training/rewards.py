@@ -15,7 +15,7 @@ Reward = Callable[[dict[str, np.ndarray]], np.ndarray]
 
 
 def checked(reward: Reward, metrics: dict[str, np.ndarray]) -> np.ndarray:
-  """Returns the rewards of m children by a reward function of the user, after checks.
+  """Returns the rewards [m] of m children by a reward function of the user, which are checked first.
 
   Raises:
     ValueError: the rewards are not m numbers, or the reward of a child that has not failed is not finite. The latter
@@ -34,16 +34,16 @@ def checked(reward: Reward, metrics: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def of_perplexity(perplexity: np.ndarray, c: float = 80.0, limit: float = 0.0, power: float = 2.0) -> np.ndarray:
-  """Returns c / perplexity^2, Zoph & Le (2017) Sec. 4.2 ("c is a constant, usually set at 80").
+  """Returns c / perplexity^power, Zoph & Le (2017) Sec. 4.2 ("c is a constant, usually set at 80").
 
-  If `limit` is not 0, it is the greatest reward. `power` is 1 in Pham et al. (2018).
+  If `limit` is not 0, it is the greatest reward. `power` is 2 in Zoph & Le and 1 in Pham et al. (2018).
   """
   reward = c / perplexity**power
   return reward.clip(max=limit) if limit else reward
 
 
 def of_accuracy(accuracy: np.ndarray, power: float = 3.0) -> np.ndarray:
-  """Returns validation accuracy, or another score from 0 to 1, cubed: Zoph & Le (2017) Sec. 4.1."""
+  """Returns accuracy^power; another score from 0 to 1 may take its place. Zoph & Le (2017) Sec. 4.1 cube it."""
   return accuracy**power
 
 

@@ -27,9 +27,9 @@ def of_problem(problem: Problem, key: Key, m: int, children: int, mesh: Mesh | N
 
   Args:
     problem: what the children learn.
-    key: of the random children.
-    m: children of a batch.
-    children: in the whole search.
+    key: the random key of the children.
+    m: the number of children in a batch.
+    children: the number of children in the whole search.
     mesh: where they are trained; all local devices by default.
   """
 
@@ -51,15 +51,15 @@ def time_programs(
   """Trains one batch for one step and for more steps with each kind of program, and extrapolates to whole trainings.
 
   A generic program is compiled once in a search, a specialised program for each child. The longer training has `first`
-  steps, then four times as many, and so on, until it takes longer than compiling and scoring, so that their noise does
-  not hide it.
+  steps. Its steps are then multiplied by four until it takes twice as long as one step with its scoring, so that noise
+  does not hide the time of a step.
 
   Args:
     build: (one of `kinds`, training steps) -> an evaluator.
     batch: typical children.
     steps: training steps of a child in the search.
-    children: in the whole search.
-    kinds: the ways that are possible; another one gets an infinite time.
+    children: the number of children in the whole search.
+    kinds: the kinds of program to time; the time of any other is infinite.
     first: training steps of the first longer training.
   """
 
