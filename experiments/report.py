@@ -1,6 +1,6 @@
-"""The report of a search as a page: reads a workdir, writes report.html there. The search may still be running.
+"""Writes the report of a search, report.html, into its workdir. The search may still be running.
 
-Two workdirs are compared: the page is then beside-NAME.html in the first of them, with the name of the second.
+Two workdirs are compared in one page: beside-NAME.html in the first workdir, where NAME is that of the second.
 
 Examples:
   python -m experiments.report --workdir=runs/cell_search-demo
@@ -27,7 +27,7 @@ from nas_jax.search import journal, replay_tree
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """What this launcher takes."""
+  """Defines the flags of this launcher."""
   flags.DEFINE_string('workdir', '', 'folder of the search', flag_values=values)
   flags.DEFINE_list('compare', [], 'folders of two searches to compare; plain words mean the same', flag_values=values)
   help = 'folder for two pictures: best.svg, the best architecture, and search.svg, the best score so far'
@@ -37,7 +37,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Reads the workdir."""
+  """Reads the workdir, or the two that are compared, and renders the page; --top also writes top.json."""
   values = launch.parse(argv, __doc__, own_flags, words='compare')
   if values.compare:
     return _prepare_comparison(values)
@@ -73,7 +73,10 @@ def _prepare_comparison(values: flags.FlagValues) -> launch.Work:
 
 
 def pictures(report: model.Report) -> dict[str, str]:
-  """The best architecture and the course of the search, by file name. Raises ValueError if there is none yet."""
+  """Returns SVG pictures of the best architecture and of the best score over the search, by file name.
+
+  Raises ValueError if no child has been trained without failing yet.
+  """
   if not report.winners:
     raise ValueError('there is nothing to draw: no child has been trained without failing yet.')
   found = {'best.svg': report.winners[0].drawing, 'search.svg': page.best_so_far(report)}
