@@ -129,7 +129,7 @@ def work(run: Run, train: Mapping[str, Evaluate], cfgs: Sequence[Config]) -> dic
 
 
 def _reliability_trainings(cfg: Config) -> tuple[int, int]:
-  """Returns how many trainings the reliability takes as long as in the search, and how many longer, in whole batches."""
+  """Returns how many children the reliability trains as long as in the search, and how many longer (whole batches)."""
   every, some = (-(-count // cfg.m) * cfg.m for count in (cfg.reliability_children, cfg.reliability_children // 2))
   return 3 * every, some if cfg.reliability_children // 2 > 2 else 0
 

@@ -129,7 +129,7 @@ def _one_line_each() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-  """A context whose value lists the SIGTERM and SIGINT received so far. The second of a kind ends the process at once."""
+  """A context whose value lists the SIGTERM and SIGINT received so far; a second one of a kind ends the process."""
   asked = list[int]()
 
   def ask(number: int, frame: Any) -> None:

@@ -130,7 +130,7 @@ def _missing(s: search.Search, state: search.SearchState, known: Mapping[int, jo
 
 
 def _restored(checkpoints: str, s: search.Search, seed: int, known: Mapping[int, journal.Record]) -> search.SearchState:
-  """Returns the state to resume from: the newest checkpoint whose children are all in the journal, or the initial state.
+  """Returns the state to resume from: the newest checkpoint with all children in the journal, or the initial state.
 
   A newer checkpoint would never ask for the missing children again. From this one they are trained again, and the
   others are read from the journal. If children share weights, each depends on all before it, and an older checkpoint
