@@ -87,7 +87,7 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
 def shares(system: System, setup: Setup) -> Iterator[Row]:
   """Times an epoch of shared weights and the controller updates after it, in one program and one by one, with logging.
 
-  The controller's share is the time of epoch and updates in one program, minus the epoch and minus scoring the children.
+  The controller's share is the time of epoch and updates in one program, less that of the epoch and of scoring.
   """
   cfg = system.presets['smoke' if setup.small else 'demo']()
   problem = system.make_problem(cfg, system.load(cfg, ''))
