@@ -1,6 +1,6 @@
-"""Search with shared weights (Pham et al. 2018, ENAS), with a random search beside it, whose weights are its own.
+"""Search with shared weights (Pham et al. 2018, ENAS), and a random search that shares weights of its own.
 
---variant says what is searched for: whole networks (macro), cells of networks (micro), or recurrent cells (recurrent).
+--variant selects the search space: whole networks (macro), cells of networks (micro), or recurrent cells (recurrent).
 The same command resumes a search that was cut off. Examples:
   python -m experiments.enas_search --variant=recurrent
   python -m experiments.retrain --arch=runs/enas_search-recurrent-demo/best.json,ENAS_RNN

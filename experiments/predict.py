@@ -1,9 +1,9 @@
-"""Applies a trained network to images, a text or sequences of numbers, and prints what it says.
+"""Applies a trained network to images, a text or sequences of numbers, and prints its predictions.
 
-The model is what `retrain` has kept: a folder of results, of one training, or the workdir of a search that made its
-final choice. Images are a folder, perhaps with a sub-folder for each class, files, or an .npz with an array 'images'
-[n, H, W, C], 0 to 255, and perhaps 'labels' [n]. Sequences are an .npz with an array 'sequences' [n, T, F], perhaps
-'lengths' [n] and 'labels' [n]; or 'series' [T, F] to forecast. Examples:
+--model is a folder that `retrain` wrote (results, or one training), or the workdir of a search with a final choice.
+Images are files, a folder with or without a sub-folder for each class, or an .npz with an array 'images'
+[n, H, W, C], 0 to 255, and optionally 'labels' [n]. Sequences are an .npz with an array 'sequences' [n, T, F], and
+optionally 'lengths' [n] and 'labels' [n]; or with 'series' [T, F] to forecast. Examples:
   python -m experiments.predict --model=runs/retrain-demo --images=photos
   python -m experiments.predict --model=runs/cell_search-demo --text=letter.txt --sample=200
   python -m experiments.predict --model=runs/mine --sequences=new.npz
@@ -27,7 +27,7 @@ AT_ONCE = 256  # images in one program call
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """What this launcher takes."""
+  """Defines the flags of this launcher."""
   flags.DEFINE_string('model', '', 'folder of the trained model, or of results with several', flag_values=values)
   flags.DEFINE_list(
     'images', [], 'a folder of images, image files, or one .npz with an array images', flag_values=values
@@ -45,7 +45,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Reads the model and what it is applied to."""
+  """Reads the model and its inputs, and checks that they fit together."""
   values = launch.parse(argv, __doc__, own_flags)
   if not values.model:
     raise ValueError('--model is missing: name a folder that retrain has written.')
@@ -93,7 +93,7 @@ def _prepare_sequences(path: str, model: export.SequenceModel, values: flags.Fla
 
 
 def _in_parts(model: Callable[..., Any], *arrays: np.ndarray) -> Callable[[], np.ndarray]:
-  """Returns what applies a model to arrays [n, ...], some of them at once."""
+  """Returns a function that applies a model to arrays [n, ...], `AT_ONCE` rows in each call."""
 
   def apply() -> np.ndarray:
     firsts = range(0, len(arrays[0]), AT_ONCE)
@@ -111,7 +111,7 @@ def show_classes(
   labels: np.ndarray | None,
   values: flags.FlagValues,
 ) -> None:
-  """Prints the classes of images or sequences, likeliest first, and the accuracy if the labels are known."""
+  """Prints the classes of images or sequences, most probable first, and the accuracy if the labels are known."""
   likeliest = probabilities.argsort(-1)[:, ::-1]
   found: dict[str, Any] = {'model': path}
   if labels is not None:
@@ -137,7 +137,7 @@ def show_classes(
 def show_numbers(
   path: str, what: str, names: Sequence[str], numbers: np.ndarray, labels: np.ndarray | None, as_json: bool
 ) -> None:
-  """Prints the numbers [n] or [n, k] that are predicted, and the root mean squared error if the labels are known."""
+  """Prints the predicted numbers [n] or [n, k], and the root mean squared error if the labels are known."""
   found: dict[str, Any] = {'model': path}
   if labels is not None:
     splits.check_numbers('given', labels)
@@ -154,7 +154,7 @@ def show_numbers(
 
 
 def show_forecast(path: str, ahead: np.ndarray, as_json: bool) -> None:
-  """Prints the values [horizon, F] that are forecast."""
+  """Prints the forecast values [horizon, F]."""
   if as_json:
     print(json.dumps({'model': path, 'forecast': ahead.tolist()}))
     return
@@ -164,7 +164,7 @@ def show_forecast(path: str, ahead: np.ndarray, as_json: bool) -> None:
 
 
 def show_text(path: str, model: export.LanguageModel, words: str, values: flags.FlagValues) -> None:
-  """Prints the perplexity of a text, and how it may go on."""
+  """Prints the perplexity of a text and, with --sample, a sampled continuation."""
   scored = model(words)
   found: dict[str, Any] = {
     'model': path,

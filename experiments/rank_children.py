@@ -1,10 +1,10 @@
-"""Which short training of children ranks cells as training to the end does?
+"""Measures which short training of children ranks cells as full training does.
 
-Takes random cells, the best children of finished searches and known cells. Trains each to the end by the recipe of
-`retrain`, a grid of settings first and then several times by the settings that were best for it, and each as a child,
-by several budgets and recipes. Prints how each of these agrees with the full training: Spearman's rank correlation over
-all cells and within the best quarter, and the regret of the choice, which is how much worse the cell that it prefers
-is, after full training, than the best one.
+The cells are random ones, the best children of finished searches, and known ones. Each cell is trained to the end by
+the recipe of `retrain`: over a grid of settings, and then several times with its best settings. Each is also trained as
+a child, with several budgets and recipes. For each of these short trainings three measures of agreement with the full
+training are printed: Spearman's rank correlation over all cells, the same within the best quarter, and the regret. The
+regret is how much worse than the best cell, after full training, the cell is that the short training ranks first.
 
 Each training is written to trainings.jsonl when its batch ends; the same command resumes from there. Example:
   python -m experiments.rank_children --workdirs=runs/cell_search-demo --random=24 --top=24
@@ -43,7 +43,7 @@ TRAINING: files.Schema = {
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """What this takes beside the fields of its config."""
+  """Defines the flags of this launcher that are no fields of its config."""
 
   def text(name: str, help: str, default: str = '') -> None:
     flags.DEFINE_string(name, default, help, flag_values=values)
@@ -70,7 +70,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Flags, text, cells and the folder of results."""
+  """Reads flags, text and cells, and locks and opens the folder of results."""
   values = launch.parse(argv, __doc__ or '', own_flags, {'': rank_cell.PRESETS})
   cfg = launch.configure(values, rank_cell.PRESETS)
   rank_cell.check(cfg)
@@ -103,12 +103,12 @@ def prepare(argv: Sequence[str]) -> launch.Work:
 
 
 def arch_json(arch: space.TreeArch) -> str:
-  """A cell as JSON that `space.from_json` reads."""
+  """Returns a cell as JSON that `space.from_json` reads."""
   return json.dumps({'kind': 'tree_cell', 'arch': arch._asdict()})
 
 
 def read_cells(path: str) -> Cells:
-  """The cells that an earlier run wrote. Raises ValueError on a file that has none."""
+  """Returns the cells that an earlier run wrote. Raises ValueError if the file has none."""
   entries = launch.read_file(path, json.loads)
   if not isinstance(entries, dict) or not entries:
     raise ValueError(f'{path}: want an object of names and cells, as cells.json of an earlier run.')
@@ -116,7 +116,10 @@ def read_cells(path: str) -> Cells:
 
 
 def gather(cfg: Config, values: flags.FlagValues) -> Cells:
-  """The cells that the flags name, each once. Random ones are drawn from the space of the search's preset."""
+  """Returns the cells that the flags name, without duplicates. Raises ValueError if there are none.
+
+  Random cells are drawn from the space of the search's preset.
+  """
   made = cell.make_space(cell.PRESETS[cfg.search_preset]())
   batch = evaluators.random_batch(made, jax.random.fold_in(jax.random.key(cfg.seed), 1), values.random)
   found = {f'random {k}': arch for k, arch in enumerate(space.unstack(batch.archs) if values.random else [])}
@@ -133,7 +136,7 @@ def gather(cfg: Config, values: flags.FlagValues) -> Cells:
 
 
 def read(path: str) -> dict[Job, Line]:
-  """The trainings that are done."""
+  """Returns the trainings in trainings.jsonl. Damaged lines are moved aside, with a message."""
   if count := journal.drop_damaged_lines(path, os.path.join(os.path.dirname(path), 'damaged'), TRAINING):
     print(f'{path}: {count} damaged lines moved aside.')
   lines = journal.read_lines(path, TRAINING)
@@ -149,7 +152,10 @@ def train_all(
   m: int,
   check: launch.Check,
 ) -> None:
-  """Runs the trainings that are not done yet: the grid, the children by each recipe, the repeats."""
+  """Runs the missing trainings, `m` at once: the grid, the children by each recipe, the repeats.
+
+  Each result is appended to the file `path` and added to `done`.
+  """
   write = journal.writer(path)
 
   def run(name: str, jobs: Sequence[Job]) -> None:
@@ -172,7 +178,7 @@ def train_all(
 
 
 def summary(cfg: Config, made: Mapping[str, Programs], cells: Cells, done: Mapping[Job, Line]) -> str:
-  """The full trainings, and how each way to score children agrees with them."""
+  """Returns tables of the best full trainings, and of how each short training agrees with the full ones."""
   sure = rank_cell.full_scores(cfg, made[FINAL], cells, done)
   sound = [k for k in np.argsort(sure) if np.isfinite(sure[k])]
   if not sound:

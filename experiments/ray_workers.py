@@ -1,8 +1,8 @@
 """Workers on a Ray cluster that train the children of a search. They need the extra `nas_jax[ray]`.
 
-A worker is an actor with a checkout, the data and devices of its own. It makes the evaluators of the search once and
-then trains one batch after another that the search names. It keeps trainings in WORKDIR/worker-NUMBER, as a search by
-one process does. The search alone has the controller, the journal and all decisions.
+A worker is an actor that has its own checkout, data and devices. It makes the evaluators of the search once and then
+trains the batches that the search sends. It saves the state of its trainings in WORKDIR/worker-NUMBER, as a search in
+one process does. The controller and the journal stay in the process of the search.
 """
 
 from collections import deque
@@ -47,7 +47,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def start(address: str) -> Any:
   """Connects to a Ray cluster, or starts one on this machine, and returns the module `ray`.
 
-  This process uses no accelerator from now on. It has not used JAX before: Ray forks, which JAX's threads do not like.
+  JAX is set to the CPU, so that this process uses no accelerator. Call it before JAX is first used: Ray forks, which
+  is unsafe once JAX has threads.
 
   Args:
     address: of a running cluster; '' for the one that RAY_ADDRESS names, or else a new one.
@@ -71,7 +72,7 @@ def start(address: str) -> Any:
 
 
 class Trainer:
-  """What a worker runs: it makes the evaluators of a search once, and calls them."""
+  """The actor of a worker. It makes the evaluators of a search once, and trains batches with them."""
 
   def __init__(self, system: str, settings: str, data_dir: str, sha256: str, folder: str, cores: int):
     self._system = next(one for one in SYSTEMS if one.name == system)
@@ -81,7 +82,7 @@ class Trainer:
     self._own: dict[str, Any] = {}
 
   def ready(self) -> None:
-    """Reads the data and makes the evaluators. Raises ValueError if the data are others than those of the search."""
+    """Reads the data, locks the folder and makes the evaluators, once. Raises ValueError if the data differ."""
     if self._own:
       return
     launch.set_up_jax(self._cores)
@@ -100,7 +101,7 @@ class Trainer:
     self._types = [Batch, Repeats, Group, problem.space.arch_type]
 
   def train(self, task: bytes) -> bytes:
-    """Trains a batch by the evaluator of this name; returns the outcome and the seconds that it took."""
+    """Trains a packed (evaluator name, batch). Returns the outcome, without `children`, and the seconds, packed."""
     name, batch = arrays.unpack(task, self._types)
     begun = time.perf_counter()
     outcome = self._own[name](hosts.on_device(batch))
@@ -108,7 +109,7 @@ class Trainer:
 
 
 def _lock(folder: str) -> contextlib.AbstractContextManager[Any]:
-  """Locks a folder. A worker of a search that was killed may hold it for some seconds more."""
+  """Locks a folder; tries again for `LOCKED` seconds, as a worker of a killed search may still hold the lock."""
   until = time.monotonic() + LOCKED
   while True:
     try:
@@ -122,17 +123,17 @@ def _lock(folder: str) -> contextlib.AbstractContextManager[Any]:
 def hire(
   ray: Any, system: System, cfg: Config, data_dir: str, sha256: str, workdir: str, size: int, check: launch.Check
 ) -> Crew:
-  """Starts workers and returns them.
+  """Returns workers as a crew. They are started when the first result is collected.
 
-  Each has one accelerator, if the cluster has any, or else one core.
+  Each worker has one accelerator if the cluster has any, and else one core.
 
   Args:
     ray: as `start` returned it.
     system: of the children.
     cfg: of the search; 'child_program' is not 'auto'.
-    data_dir: the folder of data sets, which every worker reads.
+    data_dir: the folder of data sets; every worker reads this path on its own machine.
     sha256: of the data.
-    workdir: of the search. Worker i keeps its trainings in worker-i below it, on a shared disk or on its own.
+    workdir: of the search. Worker i saves its trainings in the folder worker-i below it. The disk need not be shared.
     size: how many workers.
     check: raises `Stopped` if the search was asked to end.
   """
@@ -157,19 +158,21 @@ class Worker:
 
   index: int
   actor: Any
-  asked: Any  # for the answer to `ready` or to `train`; None if it is not asked for anything
+  asked: Any  # reference to the result of a call of `ready` or `train` that is under way; None if there is no such call
   ticket: int | None = None  # of the batch that it trains
-  again: float = math.nan  # when a lost one is asked again whether it is ready; NaN if none is lost
+  again: float = math.nan  # if the worker is lost, when `ready` is called again, on the monotonic clock; else NaN
   deaths: int = 0  # in a row
 
 
 def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Check) -> Crew:
-  """Returns a crew of actors. If one dies, its batch goes to the next that is free, and it is started again.
+  """Returns a crew of actors. If an actor dies, the next free one trains its batch, and it is started again.
+
+  `collect` raises `files.Unusable` if a worker cannot get ready, or dies more than `STARTS` times in a row.
 
   Args:
-    ray: the module, or what has its `wait`, `get` and `exceptions`.
+    ray: the module `ray`, or an object with its `wait`, `get` and `exceptions`.
     spawn: (number) -> an actor with the methods of `Trainer`.
-    size: how many there are.
+    size: number of actors.
     check: raises `Stopped` if the search was asked to end.
   """
   tickets, tasks, waiting = itertools.count(), dict[int, bytes](), deque[int]()
@@ -213,7 +216,7 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
       lost(worker, error)
       return
     except ray.exceptions.RayTaskError as error:
-      if worker.ticket is None:  # it was to be ready
+      if worker.ticket is None:  # the call was `ready`
         raise files.Unusable(f'worker {worker.index} cannot train: {_last_line(error)}') from None
       raise
     if worker.ticket is not None:
@@ -225,7 +228,7 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
     if worker.ticket is not None:
       waiting.appendleft(worker.ticket)
       warnings.warn(f'worker {worker.index} is lost; another trains its batch.', stacklevel=2)
-    if isinstance(error, ray.exceptions.ActorDiedError):  # for good; one that Ray starts again is only unavailable
+    if isinstance(error, ray.exceptions.ActorDiedError):  # Ray will not restart it; else it is only unavailable
       worker.actor, worker.deaths = spawn(worker.index), worker.deaths + 1
     if worker.deaths > STARTS:
       raise files.Unusable(f'worker {worker.index} cannot be started: {_last_line(error)}')

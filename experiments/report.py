@@ -1,6 +1,6 @@
-"""The report of a search as a page: reads a workdir, writes report.html there. The search may still be running.
+"""Writes the report of a search, report.html, into its workdir. The search may still be running.
 
-Two workdirs are compared: the page is then beside-NAME.html in the first of them, with the name of the second.
+Two workdirs are compared in one page: beside-NAME.html in the first workdir, where NAME is that of the second.
 
 Examples:
   python -m experiments.report --workdir=runs/cell_search-demo
@@ -27,7 +27,7 @@ from nas_jax.search import journal, replay_tree
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """What this launcher takes."""
+  """Defines the flags of this launcher."""
   flags.DEFINE_string('workdir', '', 'folder of the search', flag_values=values)
   flags.DEFINE_list('compare', [], 'folders of two searches to compare; plain words mean the same', flag_values=values)
   help = 'folder for two pictures: best.svg, the best architecture, and search.svg, the best score so far'
@@ -37,7 +37,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Reads the workdir."""
+  """Reads the workdir, or the two that are compared, and renders the page; --top also writes top.json."""
   values = launch.parse(argv, __doc__, own_flags, words='compare')
   if values.compare:
     return _prepare_comparison(values)
@@ -73,7 +73,10 @@ def _prepare_comparison(values: flags.FlagValues) -> launch.Work:
 
 
 def pictures(report: model.Report) -> dict[str, str]:
-  """The best architecture and the course of the search, by file name. Raises ValueError if there is none yet."""
+  """Returns SVG pictures of the best architecture and of the best score over the search, by file name.
+
+  Raises ValueError if no child has been trained without failing yet.
+  """
   if not report.winners:
     raise ValueError('there is nothing to draw: no child has been trained without failing yet.')
   found = {'best.svg': report.winners[0].drawing, 'search.svg': page.best_so_far(report)}
@@ -81,12 +84,12 @@ def pictures(report: model.Report) -> dict[str, str]:
 
 
 def make(workdir: str, cfg: Any = None) -> str:
-  """The page of what a workdir holds. The arguments and errors are those of `read`."""
+  """Returns the page of a workdir as HTML. The arguments and errors are those of `read`."""
   return page.render(read(workdir, cfg))
 
 
 def refresher(workdir: str, cfg: Any = None) -> search.Hook:
-  """Returns a hook that rewrites the page of a running search when the page is a minute old."""
+  """Returns a hook that rewrites the page of a running search if the page is over `page.REFRESH` seconds old."""
   written = time.monotonic()
 
   def step(state: search.SearchState, info: Mapping[str, Any]) -> None:
@@ -99,7 +102,7 @@ def refresher(workdir: str, cfg: Any = None) -> search.Hook:
 
 
 def write(workdir: str, text: str, name: str = 'report.html') -> None:
-  """Writes a page into a workdir and says where it is."""
+  """Writes a page into a workdir and prints its path."""
   path = os.path.join(workdir, name)
   workdirs.write(path, text)
   print(f'report: {path}')
@@ -110,10 +113,12 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
 
   Args:
     workdir: the folder of the search.
-    cfg: the config of the search, if it has operations of the user's own, of which config.json has the names alone.
+    cfg: the config of the search. It is required if the search has operations of the user's own, as config.json has
+      only their names.
 
   Raises:
-    ValueError: a file is damaged or missing, and the message names it; or there are operations of the user's own.
+    ValueError: a file is damaged or missing, and the message names it; or the search has operations of the user's own
+      and `cfg` is not given.
   """
   saved, origin, system, cfg = _opened(workdir, cfg)
   made = system.make_space(cfg)
@@ -183,7 +188,10 @@ def _opened(workdir: str, cfg: Any = None) -> tuple[Mapping[str, Any], Mapping[s
 
 
 def write_top(workdir: str, most: int) -> None:
-  """Writes top.json of a search that may have ended long ago. The errors are those of `read`, or there is no child."""
+  """Writes top.json of a search, running or ended, and prints what it holds.
+
+  The errors are those of `read`, and ValueError if no child has been trained without failing.
+  """
   _, _, system, cfg = _opened(workdir)
   if not top.write(workdir, system, cfg, most):
     raise ValueError(f'top (={most}): no child of the search in {workdir} has been trained without failing yet.')
@@ -217,10 +225,10 @@ def _winners(
   length: Callable[[int], str],
   converged: Mapping[str, Any] | None,
 ) -> list[model.Winner]:
-  """The child that was chosen after training to convergence, if one was, and the best three by the search's `goal`.
+  """Returns the child of the final choice, if there is one, and the best three children by the search's `goal`.
 
-  Where weights are shared, the three are those derived after the search. With successive halving, those of the longest
-  rung come first.
+  Where weights are shared, the three are architectures derived after the search. With successive halving, children of
+  the longest rung come first.
   """
   derived, winners = workdirs.peek(os.path.join(workdir, 'derived.json')), list[model.Winner]()
   path = os.path.join(workdir, 'final', 'best.json')
@@ -284,14 +292,14 @@ def _reliability(workdir: str, system: System, cfg: Any) -> list[model.Correlati
 
 
 def _converged(workdir: str, system: System) -> Mapping[str, Any] | None:
-  """Returns the table of the final choice, None where none has been made."""
+  """Returns the results of the final choice and their metric, or None if no final choice has been made."""
   path = os.path.join(workdir, 'final', 'result.json')
   result = workdirs.peek(path) if os.path.exists(path) else None
   return {**result, 'metric': system.retrain.metric} if result and system.retrain and result['rows'] else None
 
 
 def _glance(system: System, cfg: Any, origin: Mapping[str, Any], made: space.Space, each: str) -> list[tuple[str, str]]:
-  """Returns the facts that a reader must know first."""
+  """Returns the facts at the head of the page: data, space, search, budget and reward."""
   return [
     ('data', cfg.dataset),
     ('space', rankings.counted(made.size(), system.noun)),
@@ -301,7 +309,7 @@ def _glance(system: System, cfg: Any, origin: Mapping[str, Any], made: space.Spa
   ]
 
 
-# Files that people open.
+# Files of a workdir that the page links to.
 LINKS = ('best.json', 'top.json', 'final/best.json', 'children.jsonl', 'rungs.jsonl', 'config.json', 'summary.txt')
 
 

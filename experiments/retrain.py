@@ -1,8 +1,8 @@
 """Trains architectures to the end after a search, and tests them (Zoph & Le 2017, Sec. 4.1 and 4.2).
 
-A small grid of hyperparameters is compared on the validation split. The architecture is then trained with the best of
-them, several times and at several sizes if you like, and scored on the test split. The same command resumes what was
-cut off. Examples:
+A small grid of hyperparameters is compared on the validation split. The architecture is then trained with the best
+point of the grid, at one or more sizes and one or more times, and scored on the test split. The same command resumes
+an interrupted run. Examples:
   python -m experiments.retrain --arch=runs/mine/best.json,NASCELL,ENAS_RNN,LSTM --preset=demo
   python -m experiments.retrain --workdir=runs/mine --top=3 --preset=zaremba_small --data_dir=DIR --lr=0.5,1.0
 """
@@ -40,7 +40,7 @@ def _unseen(*_: Any) -> None:
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """What retraining takes beside the fields of its configs."""
+  """Defines the flags of retraining that are no fields of its configs."""
   presets = sorted({name for recipe in RECIPES.values() for name in recipe.presets})
   flags.DEFINE_enum(
     'preset', 'demo', presets, 'named configuration that the other flags are laid over', flag_values=values
@@ -66,7 +66,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Reads flags, architectures and data, and opens the folder of results."""
+  """Reads flags, architectures and data, and locks and opens the folder of results."""
   alike: dict[type, list[str]] = {}  # systems whose architectures are retrained by one config
   for name, recipe in RECIPES.items():
     alike.setdefault(recipe.config, []).append(name)
@@ -97,7 +97,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   epochs.open_results(results, cfg)
 
   def work(check: launch.Check) -> None:
-    with lock, quick_end.while_compiling(set()):  # epochs are saved; one that is cut off is trained again in any case
+    with lock, quick_end.while_compiling(set()):  # finished epochs are saved; an interrupted one is trained again
       run(system, cfg, data, archs, results, check)
     if values.workdir:
       report_page.write(values.workdir, report_page.make(values.workdir))
@@ -106,19 +106,22 @@ def prepare(argv: Sequence[str]) -> launch.Work:
 
 
 def known_archs() -> dict[str, retrain.Arch]:
-  """The published architectures of all systems, by name."""
+  """Returns the published architectures of all systems, by name."""
   return {name: arch for recipe in RECIPES.values() for name, arch in recipe.known.items()}
 
 
 def searched_by(workdir: str) -> str:
-  """The name of the system whose search a workdir holds; '' if that is not known."""
+  """Returns the name of the system whose search a workdir holds, or '' if it is not known."""
   saved, origin = (workdirs.peek(os.path.join(workdir, name)) or {} for name in ('config.json', 'origin.json'))
   held = systems.system_of(saved, origin) if saved else None
   return held.name if held else ''
 
 
 def system_of(source: str, wanted: str = '') -> System:
-  """The system of a known name, or of the architecture in a file: the one named `wanted`, or else the first."""
+  """Returns the system that retrains `source`, a known architecture's name or a file of architectures.
+
+  Where several systems do, it is the one named `wanted`, or else the first. Raises ValueError if none does.
+  """
   able = [system for system in SYSTEMS if system.name in RECIPES]
   found = [system for system in able if source in RECIPES[system.name].known]
   if not found:
@@ -131,7 +134,7 @@ def system_of(source: str, wanted: str = '') -> System:
 
 
 def agreed(systems: Mapping[str, System]) -> System:
-  """Returns the system of all sources. Raises ValueError if two of them are retrained by different recipes."""
+  """Returns the system of the first source. Raises ValueError if another source is retrained by another recipe."""
   (first, chosen), *others = systems.items()
   for source, system in others:
     if RECIPES[system.name] is not RECIPES[chosen.name]:
@@ -140,13 +143,13 @@ def agreed(systems: Mapping[str, System]) -> System:
 
 
 def recipe_of(system: System) -> retrain.Recipe:
-  """The recipe of a system that has one."""
+  """Returns the recipe of a system that has one."""
   assert system.retrain is not None, system.name
   return system.retrain
 
 
 def configure(values: flags.FlagValues, system: System) -> retrain.Config:
-  """The config of the chosen preset with the given flags laid over it, checked."""
+  """Returns the config of the chosen preset, overridden by the given flags. Raises ValueError if it is invalid."""
   recipe = RECIPES[system.name]
   launch.own_preset(values, recipe.presets, f'{system.noun}s')
   others = {f'{other.noun}s of {other.launcher}': other.retrain.config for other in SYSTEMS if other.retrain}
@@ -157,10 +160,10 @@ def configure(values: flags.FlagValues, system: System) -> retrain.Config:
 
 
 def best_of(workdir: str, top: int, system: System) -> dict[str, retrain.Arch]:
-  """The best different architectures of a search, `top` of them, by names such as 'child 12'.
+  """Returns the best `top` distinct architectures of a search, by names such as 'child 12'.
 
   For a search with shared weights these are the best architectures derived at its end; for other searches, the best
-  children. Children of a longer rung come first.
+  children. Children of a longer rung come first. Raises ValueError if the search has fewer.
   """
   made = launch.read_file(os.path.join(workdir, 'best.json'), space.space_of)
   cfg = config.from_json(system.config, workdirs.peek(os.path.join(workdir, 'config.json')) or {})
@@ -180,7 +183,7 @@ def run(
   results: str,
   check: launch.Check = lambda: None,
 ) -> None:
-  """Retrains architectures one by one, and prints the table of all that the folder of results holds then."""
+  """Retrains architectures one by one, writes result.json, and prints the table of all results in the folder."""
   path, setting = os.path.join(results, 'result.json'), recipe_of(system).setting(cfg, data)
   rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
   if shorter := [row['name'] for row in rows if row['epochs'] < cfg.epochs and row['name'] not in archs]:
@@ -198,7 +201,7 @@ def run(
 
 
 def epochs_of_choice(system: System, cfg: retrain.Config, candidates: int, groups: int) -> int:
-  """Returns the total number of epochs that `choose` trains, if a grid is continued at most once."""
+  """Returns the total number of epochs that `choose` trains, counting at most one extension of each grid."""
   points, more = len(retrain.grid(recipe_of(system).point, cfg)), min(cfg.extend_grid, 1)
   of_each = _epochs_of_grid(cfg, more) + _epochs_at_all_sizes(system, cfg)
   return candidates * _epochs_of_grid(cfg, points) + groups * of_each
@@ -221,22 +224,22 @@ def choose(
   check: launch.Check = lambda: None,
   advance: Advance = _unseen,
 ) -> dict[str, Any]:
-  """Trains the grid of every architecture, and then retrains the best of each group by validation.
+  """Trains the grid of every architecture, retrains the best of each group by validation, and writes result.json.
 
-  Architectures of a group are compared only by the points of the grid. The grid is then continued for the best one.
+  Architectures of a group are compared only by the points of the grid. The grid is then extended for the best one.
 
   Args:
     system: of the architectures.
     cfg: of its recipe.
     data: as the system's `load` returns it.
     groups: architectures by name, for each group; an empty group gives no row.
-    results: the folder of results. What stands there is not trained again.
+    results: the folder of results. Trainings that are finished there are not repeated.
     check: raises `Stopped` if the process was asked to end.
-    advance: told of each epoch of each training.
+    advance: called after each epoch with the number of trainings in it.
 
   Returns:
-    What result.json then holds: the `rows` of those that were chosen, in the order of groups, their `setting`, and of
-    each group the `candidates`, names and best validation losses in the grid.
+    The contents of result.json: `rows` of the chosen architectures, in the order of groups; their `setting`; and the
+    `candidates` of each group, as the best validation loss in the grid by name.
   """
   recipe, grids = recipe_of(system), dict[str, Mapping[str, Tried]]()
   first: dict[str, str] = {}  # the name under which an architecture is trained; several groups may hold the same one
@@ -262,7 +265,7 @@ def choose(
 
 
 def _folder(results: str, name: str, arch: retrain.Arch) -> str:
-  """Makes the folder of the trainings of an architecture, if need be, and returns its path."""
+  """Returns the path of the folder for an architecture's trainings, and creates the folder if it is missing."""
   digest = hashlib.sha256(repr(arch).encode()).hexdigest()[:8]
   folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
   os.makedirs(folder, exist_ok=True)
@@ -270,7 +273,7 @@ def _folder(results: str, name: str, arch: retrain.Arch) -> str:
 
 
 def candidates(result: Mapping[str, Any], system: System) -> str:
-  """Returns in words the architectures that `choose` chose from, for each group of more than one."""
+  """Returns a line with the candidates of each group of several and their validation losses, as `choose` found them."""
   found = [
     f'{name}: ' + ', '.join(f'{who.removeprefix(name).strip()} {rankings.word(loss)}' for who, loss in losses.items())
     for name, losses in result['candidates'].items()
@@ -280,10 +283,9 @@ def candidates(result: Mapping[str, Any], system: System) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], system: System) -> str:
-  """The results as a table, means and standard deviations over trainings.
+  """Returns the results as a table, with means and standard deviations over trainings.
 
-  Its 'multiply-adds' are for one image or token. Its 'bits' are the mean of log2 of the test perplexity, the bits for
-  each token.
+  'multiply-adds' are for one image or token. 'bits' are bits per token: the mean of log2 of the test perplexity.
   """
   metric = recipe_of(system).metric
   header = [
@@ -336,7 +338,10 @@ def extend_grid(
   advance: Advance,
   tried: Tried,
 ) -> tuple[Any, float]:
-  """Continues a grid as the config field `extend_grid` says; returns the best point and its validation loss."""
+  """Adds up to `cfg.extend_grid` learning rates beyond the grid's edge; returns the best point and its validation loss.
+
+  It stops as soon as the best point is not at the edge.
+  """
   size, found = recipe.sizes(cfg)[0], dict(tried)
   for _ in range(cfg.extend_grid):
     point = retrain.beyond(found)
@@ -352,14 +357,14 @@ def extend_grid(
 class Stage(NamedTuple):
   """Trainings of one architecture at one size, side by side."""
 
-  name: str  # for people
+  name: str  # as shown in the progress line
   size: str
   epochs: int
   points: Sequence[Any]  # [m] the hyperparameters of each training
   seed: int
-  final: bool  # whether to score the test split, which no choice may look at, and to keep the weights
+  final: bool  # whether to score the test split, which no choice may use, and to keep the weights
   validated: Sequence[float] = ()  # of a final stage: the validation loss in the grid, if there was one at this size
-  advance: Advance = _unseen  # told of each epoch of each training
+  advance: Advance = _unseen  # called after each epoch with the number of trainings
 
 
 def retrain_arch(
@@ -373,10 +378,10 @@ def retrain_arch(
   advance: Advance = _unseen,
   trained: Tried | None = None,
 ) -> list[dict[str, Any]]:
-  """Trains the grid at the first size if it has several points, then the best point of it at every size.
+  """Trains the grid at the first size if it has several points, then its best point at every size.
 
-  Finished trainings are in trainings.json of the folder and are not repeated. `trained` is what `train_grid`
-  returned, if the grid has been trained already.
+  Finished trainings are in trainings.json of the folder and are not repeated. `trained` is the result of `train_grid`
+  if the grid has been trained already.
 
   Returns:
     A row of result.json for each size.
@@ -389,7 +394,8 @@ def retrain_arch(
     validated = [loss]
   rows, settings = [], recipe.describe(best)
   for size in sizes:
-    # A training on the validation images too has no validation score; at the grid's size the grid's score is used.
+    # A final training may use the validation images too. It then has no validation score of its own; at the grid's
+    # size the score from the grid stands in for it.
     grids = validated if size == sizes[0] else []
     stage = Stage(f'{name}: {size}', size, cfg.epochs, [best] * cfg.repeats, cfg.seed + 1, True, grids, advance)
     row = {'name': name, 'settings': settings, 'epochs': cfg.epochs, 'repeats': cfg.repeats}
@@ -409,7 +415,10 @@ def _train_once(
   folder: str,
   check: launch.Check,
 ) -> dict[str, Any]:
-  """Returns the entry `key` of trainings.json in the folder; it is trained if there is none of so many epochs."""
+  """Returns the entry `key` of trainings.json in the folder.
+
+  If the entry is missing or has fewer than `stage.epochs` epochs, the stage is trained and the entry is written.
+  """
   path, running = os.path.join(folder, 'trainings.json'), epochs.folder_of(folder, key)
   found = workdirs.read(path) or {}
   if key not in found or epochs.of(found[key]) < stage.epochs:
@@ -435,13 +444,13 @@ def train_stage(
 ) -> dict[str, Any]:
   """Trains all points of a stage to the end.
 
-  After each epoch the state is saved in the folder `running`, and a stage that was cut off goes on from there. Of a
-  final stage the weights are kept in `folder`, see `models.keep`.
+  The state is saved in the folder `running` after each epoch, and an interrupted stage resumes from there. A final
+  stage keeps its weights in `folder`, see `models.keep`.
 
   Returns:
-    The entry of trainings.json: 'curve', the validation loss of each training after each epoch; 'valid', the least of
-    these, if the weights of that epoch are kept; 'test', the loss on the test split, if the stage is final, and the
-    'multiply_adds' for one image or token.
+    The entry of trainings.json: 'size'; 'parameters', their number; 'curve' [m, epochs], the validation loss of each
+    training after each epoch; 'valid' [m], the minima of the curves, if the best epoch is chosen by validation; and
+    'seconds'. A final stage adds 'test' [m], the loss on the test split, and 'multiply_adds' for one image or token.
   """
   task = recipe.task(cfg, data, arch, stage.size, stage.epochs, stage.final)
   m, begun = len(stage.points), time.perf_counter()

@@ -1,7 +1,7 @@
-"""The effect of stale gradients: simulated asynchronous searches in tables, by number of children and by time.
+"""Measures the effect of stale gradients in simulated asynchronous searches, by number of children and by time.
 
-A child trains for a time drawn from a lognormal distribution with a median of 1 and a deviation of 0.3 (of its
-logarithm), whatever its architecture. A batch of a replica takes as long as the slowest of its m children. Example:
+Rewards are looked up in tables. A child's training time is lognormal for any architecture: its median is 1, the
+standard deviation of its logarithm 0.3. A replica's batch takes as long as the slowest of its m children. Example:
   python -m experiments.staleness --table=FILE.npz --json=staleness.json --picture=staleness.svg
 """
 
@@ -25,8 +25,8 @@ from nas_jax.training import fit
 from nas_jax.types import Array, Batch, Key, Outcome
 
 SLOTS, LABELS = 8, 3  # of the tables, as in NAS-Bench-Macro
-WINDOW = 100  # children that a mean reward is over
-LEVEL = 0.6  # target of the mean reward, as a share of the way from the mean of a table to its best
+WINDOW = 100  # length, in children, of the running mean of the reward
+LEVEL = 0.6  # target of the running mean, where 0 is the mean reward of a table and 1 its best
 
 
 class Case(NamedTuple):
@@ -49,14 +49,18 @@ CASES = (
 
 
 class Table(NamedTuple):
-  """The reward of every token sequence, in lexicographic order, and the standard deviation of a training's noise."""
+  """The reward of every token sequence in lexicographic order, and the standard deviation of the noise added to it."""
 
   reward: np.ndarray  # [A]
   noise: float = 0.0
 
 
 def made(seed: int = 0) -> dict[str, Table]:
-  """Returns tables from 0 to 1: of sums over slots, of sums over pairs of neighbours, and the latter with noise."""
+  """Returns three tables of rewards from 0 to 1, by name.
+
+  'sum' adds one random number for each slot, 'pairs' one for each pair of neighbouring slots (the last is a neighbour
+  of the first). 'pairs, noise' is 'pairs' with noise as large as the standard deviation of its rewards.
+  """
   rng, grid = np.random.default_rng(seed), np.indices((LABELS,) * SLOTS).reshape(SLOTS, -1)
   single, pairs = rng.random((SLOTS, LABELS)), rng.random((SLOTS, LABELS, LABELS))
   found = {
@@ -76,7 +80,7 @@ def read(path: str) -> Table:
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """What the study takes."""
+  """Defines the flags of the study."""
   flags.DEFINE_string(
     'table', '', '.npz of a table of eight choices of three, beside the made ones', flag_values=values
   )
@@ -111,7 +115,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
 
 
 def study(case: Case, tables: dict[str, Table], seeds: int, children: int) -> dict[str, Any]:
-  """Searches in all tables from all seeds, in one program, and returns what came out as JSON can hold it."""
+  """Searches in all tables from all seeds, in one program. Returns the case and its `summary` in each table."""
   events = -(-children // case.m)
   rewards = jnp.asarray(np.stack([one.reward for one in tables.values()]), jnp.float32)
   noise = jnp.asarray([one.noise for one in tables.values()], jnp.float32)
@@ -129,7 +133,7 @@ def study(case: Case, tables: dict[str, Table], seeds: int, children: int) -> di
 
 
 def simulate(case: Case, events: int, tables: tuple[Array, Array], key: Key, which: Array) -> tuple[Array, ...]:
-  """Returns rewards [events, m], times [events] and staleness [events] of one search in one of the tables."""
+  """Returns rewards [events, m], times [events] and staleness [events] of one search in the table of index `which`."""
   rewards, noise = tables[0][which], tables[1][which]
   place = jnp.asarray(LABELS ** np.arange(SLOTS)[::-1])
 
@@ -156,14 +160,18 @@ def space() -> Space:
 
 
 def summary(one: Table, reward: np.ndarray, time: np.ndarray) -> dict[str, Any]:
-  """Returns the medians over seeds of when the mean reward reaches `LEVEL`, and how it goes and ends.
+  """Summarizes searches in one table from several seeds.
 
-  Rewards are given as shares of the way from the mean of the table, which random search has, to its best.
+  Rewards are scaled so that 0 is the mean of the table, which random search reaches, and 1 its best.
 
   Args:
     one: the table.
     reward: [seeds, events, m].
     time: [seeds, events].
+
+  Returns:
+    'children' and 'time': the median over seeds of when the running mean reaches `LEVEL`, None if it does not; 'end'
+    and 'spread': the mean and its standard deviation over seeds for the last 200 children; 'curve': the running mean.
   """
   m = reward.shape[2]
   share = (reward.reshape(len(reward), -1) - one.reward.mean()) / (one.reward.max() - one.reward.mean())
@@ -194,7 +202,10 @@ def _finite(value: Any) -> float | None:
 
 
 def as_table(found: Sequence[dict[str, Any]]) -> str:
-  """Returns the results as a table in Markdown: for each table of rewards children / time to the level, and the end."""
+  """Returns the results as a table in Markdown, a column for each table of rewards.
+
+  An entry has the children and the time until the running mean reaches `LEVEL`, and the mean reward at the end.
+  """
   names = list(found[0]['tables'])
   rows = [
     [_name(each['case']), f'{np.mean([one["staleness"] for one in each["tables"].values()]):.3g}']
@@ -215,7 +226,7 @@ def _cell(one: dict[str, Any]) -> str:
 
 
 def draw(found: Sequence[dict[str, Any]], path: str) -> None:
-  """Draws the course of the searches with m = 1 and n = 1, and of the paper's two settings, mean over the tables."""
+  """Draws the running mean of searches with m = 1 and n = 1, and of the paper's two settings, averaged over tables."""
   from matplotlib import pyplot as plt
 
   shown = [(1, 1, 1), (10, 1, 1), (100, 1, 1), (400, 1, 1), (400, 1, 10), (100, 8, 1)]

@@ -1,8 +1,10 @@
 """Search in a table of known rewards, many seeds at once.
 
-The table is an .npz with `ops` int [A, T] (the strings), `reward` float [A] and perhaps `test` float [A]. Example:
+The table is an .npz with `ops` int [A, T] (token sequences), `reward` float [A] and optionally `test` float [A].
+Example:
   python -m experiments.table_search --table=FILE.npz --evaluations=100 --seeds=500 --json=OUT
-It is REINFORCE guided by a Gaussian process, which tries nothing twice; --algorithm=reinforce is REINFORCE alone.
+The default algorithm is REINFORCE guided by a Gaussian process, which evaluates no sequence twice;
+--algorithm=reinforce is REINFORCE alone.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from nas_jax.systems import table
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """What a search in a table takes beside the fields of its config."""
+  """Defines the flags of a search in a table that are no fields of its config."""
   flags.DEFINE_string('table', '', '.npz file with the table', flag_values=values)
   flags.DEFINE_integer(
     'evaluations', 100, 'rewards looked up in each search, repeated ones included', 1, flag_values=values
@@ -28,7 +30,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Flags, table and search."""
+  """Reads flags and table, and builds the search."""
   values = launch.parse(argv, __doc__, own_flags, {'': {'': table.default}})
   cfg = launch.overlay(values, table.default())
   if not values.table:
@@ -41,7 +43,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
 
 
 def run(s: search.Search, cfg: table.Config, evaluations: int, seeds: int, path: str) -> None:
-  """Searches from each seed; prints and writes the summary."""
+  """Searches from `seeds` seeds in one program, prints the summary, and writes it to `path` if one is given."""
   keys = jax.random.split(jax.random.key(cfg.seed), seeds)
   _, (_, outcomes) = search.run_seeds(s, keys, -(-evaluations // cfg.m))
   found = table.summary(outcomes, evaluations)

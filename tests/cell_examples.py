@@ -32,7 +32,7 @@ def normal(seed, *shape):
 
 
 def example(width=H, **options):
-  """Random params, carry, xs."""
+  """Returns random params, carry and xs [T, B, IN]."""
   shapes = tree_cell.init(jax.random.key(0), ARCH, IN, H, **options)
   params = {name: normal(place, *value.shape) for place, (name, value) in enumerate(shapes.items())}
   return params, (normal(7, B, H), normal(8, B, width)), normal(9, T, B, IN)
@@ -43,6 +43,6 @@ def assert_close(got, want, tolerance=1e-11):
 
 
 def loss(params, arch, carry, xs, **options):
-  """A number in which every output and the final carry count with weights of their own."""
+  """Returns a scalar in which every entry of the outputs and of the final carry has a different weight."""
   leaves = jax.tree.leaves(tree_cell.unroll(params, arch, carry, xs, **options))
   return sum((leaf * jnp.cos(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape)).sum() for leaf in leaves)

@@ -17,13 +17,13 @@ DRAWS = 10_000
 
 
 class Scored(NamedTuple):
-  """A controller with weights large enough to matter, and all its strings, in double precision."""
+  """A controller with large weights, and all token sequences of its space, in double precision."""
 
   space: Space
   controller: Controller
   theta: PyTree
   sample: Callable[..., Array]  # (keys [n], depth) -> tokens [n, T], one program for every depth
-  score: Callable[..., tuple[Array, Array]]  # (tokens [n, T], depth) -> log_prob, entropy, likewise
+  score: Callable[..., tuple[Array, Array]]  # (tokens [n, T], depth) -> log_prob, entropy, also one program
   tokens: np.ndarray  # [n, T]
   log_prob: np.ndarray  # [n, T]
   entropy: np.ndarray  # [n, T]
@@ -56,7 +56,7 @@ def layered(x64) -> Scored:
 
 
 def by_hand(space: Space, theta: PyTree, tokens: np.ndarray, shaped=lambda logits: logits) -> np.ndarray:
-  """log P of each token [T]: the equations of Zoph & Le (2017) Sec. 3.1 and 3.3 in numpy, a slot at a time."""
+  """Returns log P of each token [T] by the equations of Zoph & Le (2017) Sec. 3.1 and 3.3 in NumPy, slot by slot."""
   theta = {name: np.asarray(weights) for name, weights in theta.items()}
   heads = sorted({slot.head for slot in space.slots})
   zeros = np.zeros_like(theta['first_input'])
@@ -101,13 +101,13 @@ def keys(seed: int) -> Key:
 
 
 def frequencies(found: Array, tokens: np.ndarray) -> np.ndarray:
-  """How often each row of `tokens` was found; a string that is not there raises KeyError."""
+  """Returns how often each row of `tokens` occurs in `found`. Raises KeyError if `found` has any other sequence."""
   row = {tuple(string): i for i, string in enumerate(tokens)}
   return np.bincount([row[tuple(string)] for string in np.asarray(found)], minlength=len(tokens))
 
 
 def chi_squared(seen: np.ndarray, expected: np.ndarray) -> float:
-  """Pearson's statistic, as deviations from its mean; beyond 5 is no accident."""
+  """Returns Pearson's chi-squared statistic in standard deviations from its mean; above 5 is no accident."""
   freedom = len(seen) - 1
   return (((seen - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
 
@@ -155,7 +155,7 @@ def test_entropies_add_up_to_that_of_the_string(scored):
 
 @pytest.fixture
 def label_probabilities(scored) -> np.ndarray:
-  """[n, S, K] of all strings."""
+  """Returns the label probabilities [n, S, K] for all token sequences."""
   one = jax.jit(jax.vmap(lambda *string: scored.controller.score(*string).probabilities, (None, 0)))
   return np.asarray(one(scored.theta, scored.tokens))
 
@@ -188,9 +188,9 @@ def test_a_survey_is_the_marginals_by_enumeration(scored, label_probabilities):
   )
   probability = np.exp(scored.log_prob.sum(1))
   assert entropy == pytest.approx(-probability @ scored.log_prob.sum(1), abs=0.03)
-  # A mean over 4000 strings of what lies between 0 and 1 is off by less than .008 (one standard deviation).
+  # The mean over 4000 sequences of a number between 0 and 1 has a standard deviation below .008.
   np.testing.assert_allclose(found, np.einsum('n,nsk->sk', probability, label_probabilities), atol=0.03)
-  # Exact for what is decided first, whatever was sampled.
+  # The first slot has the same distribution in all samples, so its probabilities are exact.
   first = next(i for i, slot in enumerate(scored.space.slots) if slot.width)
   np.testing.assert_allclose(found[first], label_probabilities[0, first], atol=1e-12)
 
@@ -226,7 +226,7 @@ def test_skip_probability_by_hand():
 
 @pytest.mark.parametrize('made', [enas_macro_space(3, ('conv 3', 'max pool 3')), enas_rnn_space(3)])
 def test_temperature_and_tanh_shape_all_logits(x64, made):
-  """c tanh(u / T) of Pham et al. (2018), for choices, links and pointers; it changes who samples too."""
+  """Logits are c tanh(u / T) as in Pham et al. (2018), for choices, links and pointers, in sampling too."""
   controller = lstm_controller(made, 5, 1, 2.0, temperature=3.0, tanh_constant=1.5)
   theta = controller.init(jax.random.key(0))
   tokens = np.asarray(jax.vmap(lambda key: controller.sample(theta, key))(jax.random.split(jax.random.key(1), 5)))
@@ -247,7 +247,7 @@ def test_divergence_of_links_by_hand(x64):
 
 
 def test_the_mean_divergence_is_that_of_the_released_code(x64):
-  """There: for each layer but the first, which has no skips, the sum over its skips; of these the mean."""
+  """The released code sums over the skips of a layer, and takes the mean over layers except the first."""
   made, rng = enas_macro_space(12), np.random.default_rng(0)
   probabilities, penalties = np.zeros((24, 11)), []
   for layer in range(1, 12):
@@ -366,7 +366,7 @@ def test_called_outside_of_a_program_it_compiles_once():
 
 
 def test_what_is_written_is_what_is_read():
-  """Weights this large leave little to chance: a string that is not read as it was written is all but impossible."""
+  """With such large weights a sequence that is read in another order than it was written has a tiny probability."""
   space = conv_space(5)
   controller = lstm_controller(space, units=8, init_scale=20.0)
 

@@ -30,14 +30,14 @@ def never(batch):
 
 @pytest.fixture(scope='module')
 def s():
-  """Five replicas of two children, whose times differ much; an update from two gradients."""
+  """Five replicas of two children with very different times, and an update from every two gradients."""
   cfg = testing.search_config(m=2, controller_lr=0.05, controller_clip=0.0)
   made = search.build(testing.SPACES['choice'], cfg, evaluate)
   return replicas.simulated(replicas.build(made, 5, 2, 3, delay=jax.random.exponential))
 
 
 class Workers:
-  """Three workers that answer in any order. What they are given is noted."""
+  """Three workers that answer in any order, and record the batches that they get."""
 
   def __init__(self, seed=0):
     self.rng, self.given = random.Random(seed), []
@@ -80,7 +80,7 @@ def same(one, other):
 
 
 def test_the_journal_of_live_workers_gives_their_state_again(s, live):
-  """Without training anything, to the bit, with workers and without."""
+  """A replay trains nothing and is bit-identical, with workers and without."""
   lines, states = live
   assert len({line['id'] for line in lines}) == len(lines) == 48 and int(states[-1].step) == 24
   assert [line['event'] for line in lines] == [i // 2 for i in range(48)] and 'time' not in lines[0]
@@ -92,7 +92,7 @@ def test_the_journal_of_live_workers_gives_their_state_again(s, live):
 
 @pytest.mark.parametrize(('saved', 'journalled'), [(0, 11), (7, 7), (7, 12)])
 def test_it_goes_on_from_a_state_and_the_journal_after_it(s, live, saved, journalled):
-  """Nothing is trained twice, and the end is that of the whole journal."""
+  """Nothing is trained twice, and the last state is that of the whole journal."""
   lines, states = live
   known = lines[: 2 * journalled]
   fleet = states[saved - 1] if saved else s.init(KEY)
@@ -122,7 +122,7 @@ def test_a_batch_that_was_written_in_part_is_trained_again_as_a_whole(s, live):
 
 
 def test_a_round_drops_what_the_journal_has_counted(s, live):
-  """The second of its answers is all that is left of the journal."""
+  """The journal has only the second answer of the round."""
   second = [{**line, 'event': 1, 'replica': 1} for line in live[0] if line['id'] in (2, 3)]
   fresh, after = run(s, s.init(KEY), None, by_id(second), width=9)
   assert len(by_id(fresh + second)) == len(fresh + second) == 48
@@ -130,7 +130,7 @@ def test_a_round_drops_what_the_journal_has_counted(s, live):
 
 
 def test_an_answer_to_a_batch_that_has_been_counted_is_dropped(s, live):
-  """A journal of which only the second answer is left: it counts while a worker trains the same batch once more."""
+  """The journal has only the second answer, which counts although a worker trains its batch again."""
   second = [{**line, 'event': 1, 'replica': 1} for line in live[0] if line['id'] in (2, 3)]
   workers = Workers()
   workers.rng.choice = min
@@ -147,7 +147,7 @@ def together(s):
 
 
 def test_batches_that_are_trained_together_were_handed_out_before(s, together):
-  """Rounds of four: the replicas that end first of those with a batch from before the round, each once."""
+  """A round has four replicas, each once: those with batches from before the round that end first."""
   lines, states = together
   assert len(by_id(lines)) == len(lines) == 48 and [line['event'] for line in lines] == [i // 2 for i in range(48)]
   fleets = [s.init(KEY), *states]
@@ -171,6 +171,6 @@ def test_a_round_that_was_interrupted_is_gone_on_with(s, together, saved, journa
 
 
 def test_a_round_is_finished_when_the_budget_is_spent(s):
-  """Four batches are two rounds of three."""
+  """A budget of four batches takes two rounds of three."""
   lines, states = run(s, s.init(KEY), None, budget=search.Budget(8), width=6)
   assert len(lines) == 12 and int(states[-1].step) == 6

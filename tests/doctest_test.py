@@ -9,7 +9,7 @@ import pytest
 
 import nas_jax
 
-# What DESIGN promises, by the module that users import it from. Methods and fields are shown where they are made.
+# The promised names, by the module that users import them from. Methods and fields are shown in other examples.
 PROMISED = {
   'space': (
     *('tree_cell_space', 'conv_space', 'chain_space', 'enas_macro_space', 'enas_micro_space', 'enas_rnn_space'),

@@ -1,4 +1,4 @@
-"""The recipes of docs/extending.md, taken from the page and followed."""
+"""Executes the recipes of docs/extending.md as they stand on the page."""
 
 import inspect
 import json
@@ -20,13 +20,13 @@ PAGE = (pathlib.Path(__file__).parents[1] / 'docs' / 'extending.md').read_text()
 
 
 def blocks(heading):
-  """Returns the blocks of Python in the part of the page under a heading."""
+  """Returns the Python code blocks under a heading of the page."""
   part = PAGE.split(f'\n## {heading}\n')[1].split('\n## ')[0]
   return re.findall(r'```python\n(.*?)```', part, re.DOTALL)
 
 
 def stripes(n=40):
-  """Images with bright rows, and with bright columns."""
+  """Returns images of two classes: with bright rows, and with bright columns."""
   images, labels = np.zeros((n, 8, 8, 1), np.uint8), np.arange(n) % 2
   images[labels == 0, ::2] = 255
   images[labels == 1, :, ::2] = 255
@@ -52,7 +52,7 @@ def test_a_data_set():
 def test_a_system(monkeypatch, tmp_path):
   recipe, entry, case = blocks('Add a system')
   perceptron = types.ModuleType('perceptron')
-  monkeypatch.setitem(sys.modules, 'perceptron', perceptron)  # where its dataclass looks for types
+  monkeypatch.setitem(sys.modules, 'perceptron', perceptron)  # where `dataclass` looks up types
   exec(recipe, vars(perceptron))
   names = vars(systems) | {'perceptron': perceptron}
   exec(entry, names)
@@ -62,7 +62,7 @@ def test_a_system(monkeypatch, tmp_path):
   for name in ('JAX_NUM_CPU_DEVICES', 'JAX_COMPILATION_CACHE_DIR'):  # JAX is set up already
     monkeypatch.setenv(name, '1')
   argv = ['perceptron_search', '--preset=smoke', f'--workdir={tmp_path}']
-  for _ in range(2):  # the second time all is known
+  for _ in range(2):  # the second time all results are known
     prepare_search.prepare((names['PERCEPTRON'],), 'A search.', argv)(lambda: None)
     lines = [json.loads(line) for line in (tmp_path / 'children.jsonl').read_text().splitlines()]
     assert len(lines) == 4 and all(line['failed'] is None and line['accuracy'] > 0.1 for line in lines)

@@ -1,4 +1,4 @@
-"""The first things people do: import, launch, interrupt, launch again."""
+"""The first steps of a user: import, launch, interrupt, launch again."""
 
 import ast
 import json
@@ -52,16 +52,16 @@ def test_an_unknown_name_is_said_so():
 
 
 def files(workdir):
-  """What a search earned, without the clock."""
+  """Returns the results of a search, without times."""
   lines = [json.loads(line) for line in (workdir / 'children.jsonl').read_text().splitlines()]
   return [{**line, 'seconds': 0} for line in lines], json.loads((workdir / 'best.json').read_text())
 
 
 @pytest.mark.parametrize('converged', [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_search_end_to_end_and_again(tmp_path, with_programs, converged):
-  """The smoke preset with all it has: control, reliability, known cells; the second time trains nothing.
+  """The smoke preset with random search, reliability and known cells. The second run trains nothing.
 
-  The final choice, which is most of the work, is left out in the short run: its own tests see it.
+  The short run leaves out the final choice, which is most of the work and has its own tests.
   """
   (tmp_path / 'cell.json').write_text(
     space.tree_cell_space(2).to_json(space.TreeArch((0, 1, 0), (1, 3, 2), (0, 3), (1, 0)))
@@ -116,13 +116,13 @@ def test_all_top_level_files_are_known():
 
 
 def imports(path):
-  """The modules of nas_jax that a file imports, those inside functions left out: they load when they are needed."""
+  """Returns the modules of nas_jax that a file imports at its top level; imports inside functions are lazy."""
   for node in ast.parse(path.read_text()).body:
     if isinstance(node, ast.ImportFrom) and node.module and node.module.split('.')[0] in ('nas_jax', 'experiments'):
       yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
-# The folders and modules of nas_jax from the ground up: each may import its own floor and those below it.
+# The layers of folders and modules of nas_jax, lowest first: each may import its own layer and lower ones.
 FLOORS = [
   ('types', 'arrays', 'config', 'files', 'lazy', 'operations'),
   ('space', 'published'),
@@ -140,7 +140,7 @@ ASIDE = ('draw', 'report')  # only launchers import them; `tree_cell.draw` loads
 
 
 def room(path):
-  """The folder of nas_jax, or the module beside them, that a file or an imported name belongs to."""
+  """Returns the folder or top-level module of nas_jax that a file or an imported name belongs to."""
   return path.parts[0].removesuffix('.py') if isinstance(path, pathlib.Path) else path.split('.')[1]
 
 

@@ -1,4 +1,4 @@
-"""Hosts that talk through a dict: data arrives unchanged, shares are right, results are bit-identical to one host."""
+"""Hosts that exchange data by a dict: data arrives unchanged, and results are bit-identical to those of one host."""
 
 import concurrent.futures
 import functools
@@ -52,7 +52,7 @@ def test_what_is_damaged_or_unknown_is_refused():
 
 
 def group(processes):
-  """Hosts that share a dict."""
+  """Returns hosts that share a dict."""
   store, changed = {}, threading.Condition()
 
   def put(key, value):
@@ -69,7 +69,7 @@ def group(processes):
 
 
 def together(*calls):
-  """What calls return or raise that are made in threads side by side."""
+  """Returns the results or errors of calls that run at the same time, each in a thread."""
   with concurrent.futures.ThreadPoolExecutor(len(calls)) as threads:
     found = [threads.submit(call) for call in calls]
     return [one.exception() or one.result() for one in found]
@@ -103,7 +103,7 @@ def test_shares(m, count, uniform, wanted):
 
 
 def test_outcomes_are_joined_without_the_copies():
-  """The second share has failed as a whole, and so has no metric but its status."""
+  """All children of the second share failed, so it has no metric except the status."""
   first = Outcome(
     jnp.float32([1, 2, 3]), {'failed': np.zeros(3, int), 'loss': np.float32([4, 5, 6])}, (), jnp.zeros(3, bool)
   )
@@ -188,7 +188,7 @@ SYSTEMS = {
 
 
 def agree(name, m, counts):
-  """Trains m children on one host of four devices, and on several that have them between them; the bits are equal."""
+  """Asserts that m children train bit-identically on one host with four devices and on hosts that share these."""
   problem, build = SYSTEMS[name]()
   batch, devices = evaluators.random_batch(problem.space, jax.random.key(0), m), jax.devices()[:4]
   if name == 'chains':

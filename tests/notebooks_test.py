@@ -1,4 +1,4 @@
-"""The notebooks: their stored cells, and that they run, from their own folder and from the repository's."""
+"""The notebooks: their stored cells, and that they run from their own folder and from that of the repository."""
 
 import json
 import pathlib
@@ -18,12 +18,12 @@ NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))
 
 @pytest.fixture(autouse=True)
 def optimized(monkeypatch):
-  """Notebooks compute: their kernels compile as those of a reader do."""
+  """Notebooks compute more than they compile, so their kernels use XLA's default optimization."""
   monkeypatch.delenv('XLA_FLAGS')
 
 
 def printed(name, folder):
-  """All that a notebook prints when it is run in `folder`, in a process of its own."""
+  """Returns the output of a notebook that is run in `folder`, in its own process."""
   notebook = nbformat.read(ROOT / 'notebooks' / name, as_version=4)
   client = nbclient.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(folder)}})
   client.execute()
@@ -34,7 +34,7 @@ def printed(name, folder):
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=[path.name for path in NOTEBOOKS])
 def test_notebooks_can_be_read_on_a_page(path):
-  """Outputs are stored as a whole or not at all: nothing of this machine, no noise, pictures small and in words."""
+  """Outputs are stored for all cells or for none, without traces of a machine; pictures are small and have alt text."""
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)
   code = [cell for cell in notebook.cells if cell.cell_type == 'code']
@@ -227,7 +227,7 @@ def test_many_devices():
 
 
 def test_the_first_cell_clones_what_is_missing_and_leaves_jax_alone(tmp_path):
-  """In a folder of its own, as on Colab: a repository made for the purpose, and pip is only listened to."""
+  """The cell runs in an empty folder, as on Colab, with a made-up repository and a fake pip."""
   source = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
   (address,) = re.findall(r"^address = '(.*)'", source, re.MULTILINE)
   origin = tmp_path / 'origin'

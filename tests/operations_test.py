@@ -1,4 +1,4 @@
-"""Each operation, built in or handed in, is the same in every cell, program, text, drawing and file."""
+"""Each operation, built in or the user's own, is the same in every cell, program, text, drawing and file."""
 
 import json
 import pathlib
@@ -49,7 +49,7 @@ def sigmoid(x):
   return 1 / (1 + np.exp(-x))
 
 
-# By hand; an operation that is not here is compared with its own function.
+# Written by hand; an operation that is missing here is compared with its own function.
 NUMPY = {
   'add': np.add, 'mult': np.multiply, 'max': np.maximum, 'sub': np.subtract, 'gate': lambda a, b: a * sigmoid(b),
   'identity': lambda x: x, 'tanh': np.tanh, 'sigmoid': sigmoid, 'relu': lambda x: np.maximum(x, 0), 'sin': np.sin,
@@ -77,7 +77,7 @@ def assert_close(found, wanted):
 
 
 def cells_with(kind, operation):
-  """A space of few operations whose last one is `operation`, and its cells with that one at each place."""
+  """Returns a small space whose last operation is `operation`, and its cells that have it at each place."""
   given = {'combine': ('add', 'mult'), 'activate': ('identity', 'tanh', 'sigmoid')}
   given[kind] = (*(name for name in given[kind] if name != operation.name), operation)
   cells, rng = space.tree_cell_space(2, **given), np.random.default_rng(0)
@@ -90,7 +90,7 @@ def cells_with(kind, operation):
 
 
 def interpret(arch, held, xs, hs, c):
-  """(c_t, h_t) of a cell of two leaves, from the words of Zoph & Le (2017) Sec. 3.4."""
+  """Returns (c_t, h_t) of a cell of two leaves, written after the text of Zoph & Le (2017) Sec. 3.4."""
   after = []
   for node, pair in enumerate([*zip(xs, hs), None]):
     before = by_hand('combine', held, arch.combine[node])(*(pair or after))
@@ -104,7 +104,7 @@ def interpret(arch, held, xs, hs, c):
 
 
 def evaluated(equations, values):
-  """What equations define, by NumPy; W0 x and the like are looked up under such names."""
+  """Evaluates equations by NumPy. Terms such as W0 x are looked up in `values` under these names."""
   values = NUMPY | values
   for line in equations.splitlines():
     name, expression = line.split(' = ')
@@ -179,7 +179,7 @@ def test_in_a_cell_of_enas(x64, operation):
 
 @pytest.fixture(scope='module')
 def searched():
-  """A search over all operations; a child of each, which but for that are the same; and what they earned."""
+  """A search over all operations, a batch of children that differ only in one operation, and their outcome."""
   given = {
     'combine': (*space.COMBINE, *OWN['combine']),
     'activate': (*space.ACTIVATE, *OWN['activate']),
@@ -217,7 +217,7 @@ def test_a_best_json_names_them(searched):
   assert json.loads(text)['arch'] | {'index': []} == {
     'combine': ['sub'] * 3, 'activate': ['softsign'] * 3, 'inject': ['sub', 'softsign'], 'index': [],
   }  # fmt: skip
-  # Whoever hands them in, in whatever order, reads the same cell.
+  # The cell read does not depend on the order in which the user passes the operations.
   held = Operations(combine=(GATE, SUB), activate=(SOFTSIGN, SWISH))
   arch = space.from_json(text, operations=held)
   assert arch == TreeArch((SUB_ID + 1,) * 3, (SWISH_ID,) * 3, (SUB_ID + 1, SWISH_ID), (0, 0))
@@ -323,7 +323,7 @@ def test_an_id_without_its_operation_is_refused():
 
 @pytest.fixture(scope='module')
 def own_space():
-  """A search with an operation of one's own, and a cell of its space that has it."""
+  """A search with a user's own operation, and a cell of its space that has it."""
   cfg = testing.cell_config(activate=('tanh', SWISH), final_children=1)
   made = cell.make_space(cfg)
   return cfg, made, made.decode(np.array([0, 1, 0, 1, 0, 1, 0, 1, 0, 0][: made.length]))

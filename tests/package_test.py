@@ -1,4 +1,4 @@
-"""What is installed: the library alone, light, and one clear line for each package that it then lacks."""
+"""An installation has only the library, imports lightly, and names each missing package in one line."""
 
 import pathlib
 import shutil
@@ -19,7 +19,7 @@ EXTRA = ('array_record', 'matplotlib', 'PIL', 'sklearn', 'tensorboardX', 'tensor
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
-  """The folder that an install of the library fills."""
+  """The folder of an installation of the library."""
   source, target = tmp_path_factory.mktemp('source'), tmp_path_factory.mktemp('site')
   for name in ('setup.cfg', 'pyproject.toml', 'README.md', 'LICENSE'):
     shutil.copy(ROOT / name, source)
@@ -42,7 +42,7 @@ def test_the_library_alone_is_installed_with_its_types(installed):
 
 
 def test_the_library_works_in_an_empty_folder_without_the_extras(installed, tmp_path):
-  """Everything but reports, which only launchers make, can be imported with the core's requirements alone."""
+  """All modules except reports, which only launchers make, can be imported with the core requirements only."""
   names = [path.relative_to(ROOT).with_suffix('') for path in sorted((ROOT / 'nas_jax').rglob('*.py'))]
   modules = ['.'.join(name.parts) for name in names if name.name != '__init__' and 'report' not in name.parts]
   code = f"""
@@ -71,7 +71,7 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch, tmp_
     images.load_images()
   with pytest.raises(ImportError, match=f"'cifar10' needs tensorflow_datasets.*{way}"):
     tfds.prepared('cifar10', str(tmp_path), 'or none')
-  # A launcher says no more than that.
+  # A launcher prints only this line.
   monkeypatch.setattr(sys, 'argv', ['conv_search', '--preset=smoke', f'--workdir={tmp_path}/run'])
   with pytest.raises(SystemExit) as left:
     launch.main(conv_search.prepare)

@@ -18,7 +18,7 @@ def read(page):
 
 
 def anchors(page):
-  """What a link may name after #: headings in lower case, without punctuation, blanks as hyphens."""
+  """Returns the anchors of a page: headings in lower case, without punctuation, with hyphens for blanks."""
   headings = re.findall(r'^#+ (.*)$', read(page), re.MULTILINE)
   return {re.sub(r'[^\w\- ]', '', heading.lower()).replace(' ', '-') for heading in headings}
 
@@ -56,7 +56,7 @@ def test_commands_have_the_flags_they_show(page):
 
 
 def test_the_repository_has_one_address_which_one_replacement_puts_everywhere():
-  """Until it is known, a placeholder stands for OWNER/NAME in all these places and in no other file."""
+  """Until the address is known, all these files have a placeholder for OWNER/NAME, and no other file has it."""
   notebooks = sorted(f'notebooks/{path.name}' for path in (ROOT / 'notebooks').glob('*.ipynb'))
   places = ['README.md', 'CITATION.cff', 'setup.cfg', *notebooks]
   one = r'(?:github\.com/|colab\.research\.google\.com/github/)(REPOSITORY|[\w.-]+/[\w-]+)'

@@ -1,4 +1,4 @@
-"""Asynchronous replicas: against the search itself, sums worked by hand, and themselves in other forms."""
+"""Asynchronous replicas against the synchronous search, sums by hand, and other layouts of themselves."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def reward(tokens, keys):
 
 
 def rewarded(**changes):
-  """A search whose rewards are a function of tokens and keys."""
+  """Returns a search whose rewards are a function of tokens and keys."""
 
   def evaluate(batch):
     return Outcome(reward(batch.tokens, batch.keys))
@@ -45,7 +45,7 @@ def machine(s):
 
 
 def told(machine, order, fleet=None):
-  """The fleets, batches and infos of answers of replicas in this order."""
+  """Returns the fleets, batches and infos when replicas answer in this order."""
   fleets, batches, infos = [fleet or machine.init(KEY)], [], []
   for r in order:
     batches.append(machine.ask(fleets[-1], r))
@@ -73,7 +73,7 @@ def same(one, other):
   ],
 )
 def test_one_replica_writes_what_the_search_writes(algorithm, updates):
-  """Its parameters are those of another program, so they are equal up to rounding only."""
+  """The two are different programs, so their parameters are equal only up to rounding."""
   s, tokens, states = rewarded(algorithm=algorithm), [], []
   for each in (s, replicas.simulated(replicas.build(s, 1))):
     found = []
@@ -122,7 +122,7 @@ def test_an_answer_that_arrives_twice_counts_once(machine):
 
 
 def test_a_batch_is_the_same_whenever_it_is_asked_for(machine):
-  """So that another worker can train it, or the process that goes on."""
+  """So another worker or a resumed process can train it."""
   fleets, batches, _ = told(machine, (0, 1, 0))
   first, later = machine.ask(fleets[0], 2), machine.ask(fleets[-1], 2)
   assert first.tokens.tolist() == later.tokens.tolist() and first.ids.tolist() == later.ids.tolist() == [4, 5]
@@ -132,7 +132,7 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(machine):
 
 @pytest.mark.long
 def test_shards_change_nothing_if_all_receive_every_gradient(s):
-  """To the bit, for numbers that divide the parameters and one that does not."""
+  """Bit-identical, for numbers of shards that divide the parameters and for one that does not."""
   fleets = [
     told(replicas.build(s, 3, 2, shards), itertools.islice(itertools.cycle((2, 0, 1)), 9))[0][-1]
     for shards in (1, 2, 20)
@@ -160,7 +160,7 @@ def test_a_shard_that_is_late_takes_each_gradient_once_and_in_order(s):
 
 
 def test_whoever_ends_first_answers_next(s):
-  """Times are drawn from the seed: for each batch those of its two children, of which the slower one counts."""
+  """The times of the two children of each batch are drawn from the seed, and the slower child counts."""
 
   def delay(key):
     return 1.0 + jax.random.uniform(key)
@@ -224,7 +224,7 @@ def test_the_view_is_a_state_of_the_search(s, machine):
 
 
 def test_replicas_of_the_papers_cells_need_their_parameters_once_each():
-  """400 of them; the shapes alone, nothing is computed."""
+  """There are 400 replicas. Only shapes are computed."""
   s = search.ask_tell(space.tree_cell_space(8), cell.paper())
   machine = replicas.build(s, 400, 10, 20)
   fleet = jax.eval_shape(machine.init, KEY)

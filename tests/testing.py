@@ -1,4 +1,4 @@
-"""Small things that several tests share."""
+"""Helpers that several tests share: small configs and data, spaces that can be enumerated, checks of drawings."""
 
 import ctypes
 import itertools
@@ -20,15 +20,15 @@ from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn, retrain_ce
 
 
 def drop_programs() -> None:
-  """Frees the memory of all programs compiled so far; those that are called again are compiled again."""
+  """Frees the memory of all compiled programs. A program that is called again is compiled again."""
   jax.clear_caches()
   libc = ctypes.CDLL(None)
-  if hasattr(libc, 'malloc_trim'):  # of glibc, which keeps much of what is freed
+  if hasattr(libc, 'malloc_trim'):  # glibc returns much of the freed memory only on this call
     libc.malloc_trim(0)
 
 
 def text(length: int = 600, vocabulary: int = 5) -> Text:
-  """A text that can be learned: mostly 0 1 2 3 4 0 1 ..., with some noise."""
+  """Returns a text that can be learned: 0 1 2 3 4 0 1 ..., with noise."""
   rng = np.random.default_rng(0)
   tokens = (np.arange(length) + (rng.random(length) < 0.1)) % vocabulary
   train, valid, test = np.split(tokens.astype(np.int32), [length // 2, length * 3 // 4])
@@ -36,7 +36,7 @@ def text(length: int = 600, vocabulary: int = 5) -> Text:
 
 
 def retrain_config(**changes) -> retrain_cell.Config:
-  """Trainings of a few milliseconds."""
+  """Returns a config whose trainings take milliseconds."""
   small = {
     'sizes': ('4',),
     'batch': 3,
@@ -50,19 +50,19 @@ def retrain_config(**changes) -> retrain_cell.Config:
 
 
 def search_config(**changes) -> search.Config:
-  """A search by a controller of a few weights, three children at a time."""
+  """Returns the config of a search by a controller with few weights, three children at a time."""
   small = {'m': 3, 'controller_units': 4, 'controller_layers': 1, 'controller_init': 1.0, 'controller_lr': 0.01}
   return search.Config(**(small | {'controller_clip': 2.0} | changes))
 
 
 def cell_config(**changes) -> cell.Config:
-  """A search whose children train in milliseconds and whose programs compile in seconds."""
+  """Returns a config whose children train in milliseconds and whose programs compile in seconds."""
   small = {'m': 2, 'base': 2, 'hidden': 4, 'batch': 3, 'bptt': 5, 'steps': 6, 'score_batch': 4, 'controller_units': 4}
   return cell.Config(**(small | {'max_children': 6} | changes))
 
 
 def pictures(count: int = 60, shape: tuple[int, int, int] = (6, 5, 1)) -> images.Images:
-  """Images that can be told apart: bright above, bright below, bright at the left."""
+  """Returns images of three classes: bright in the upper half, in the lower half, in the left half."""
   rng = np.random.default_rng(0)
   labels = np.arange(count) % 3
   pixels = rng.integers(0, 60, size=(count, *shape))
@@ -82,7 +82,7 @@ def conv_config(**changes) -> conv.Config:
 
 
 def waves(count: int = 60, steps: int = 7, seed: int = 0) -> sequences_lib.Split:
-  """Sequences of two features and of several lengths, whose class moves their first feature."""
+  """Returns sequences of two features and various lengths. The class of a sequence shifts its first feature."""
   rng = np.random.default_rng(seed)
   labels, lengths = np.arange(count) % 3, rng.integers(4, steps + 1, count)
   x = rng.normal(0.0, 0.3, (count, steps, 2))
@@ -91,7 +91,7 @@ def waves(count: int = 60, steps: int = 7, seed: int = 0) -> sequences_lib.Split
 
 
 def sequences(count: int = 60) -> sequences_lib.Sequences:
-  """Sequences that can be told apart, 40 of 60 to train with, 8 to validate and 12 to test."""
+  """Returns `waves` in three splits: of 60 sequences, 40 for training, 8 for validation and 12 for the test."""
   part = waves(count)
   cut = count // 5
   parts = {
@@ -108,7 +108,7 @@ def sequence_config(**changes) -> sequence.Config:
 
 
 def chain_config(**changes) -> chain.Config:
-  """A search whose children train in milliseconds; each is a program of its own."""
+  """Returns a config whose children train in milliseconds, each with its own program."""
   layers = ('conv 2 3 1', 'residual 3 3 2', 'max pool 2 2')
   small = {'m': 1, 'max_depth': 2, 'layers': layers, 'batch': 9, 'epochs': 2, 'score_batch': 4, 'controller_units': 4}
   return chain.Config(**(small | {'lr': 0.05, 'schedule': 'cosine', 'max_children': 4} | changes))
@@ -119,27 +119,30 @@ _AFTER = {'derive_children': 3, 'rank_children': 3}
 
 
 def macro_config(**changes) -> enas_images.MacroConfig:
-  """Two layers, or as many as asked for, by shared weights."""
+  """Returns a small config of a search for networks of two layers with shared weights."""
   network = {'layers': 2, 'operations': ('conv 3', 'max pool 3'), 'filters': 2, 'skip_weight': 0.0}
   small = {'batch': 9, 'score_batch': 4, 'lr': 0.05, 'schedule': 'cosine'}
   return enas_images.MacroConfig(**(_SHARED | _AFTER | network | small | changes))
 
 
 def micro_config(**changes) -> enas_images.MicroConfig:
-  """One cell of one block, likewise; too few for a reduction."""
+  """Returns a small config of a search for cells of one block; networks of one cell have no reduction."""
   network = {'blocks': 1, 'cells': 1, 'operations': ('identity', 'sepconv 3'), 'filters': 2, 'drop_path': 1.0}
   small = {'batch': 9, 'score_batch': 4, 'lr': 0.05, 'schedule': 'cosine'}
   return enas_images.MicroConfig(**(_SHARED | _AFTER | network | small | changes))
 
 
 def rnn_config(**changes) -> enas_rnn.Config:
-  """Cells of three nodes, likewise."""
+  """Returns a small config of a search for recurrent cells of three nodes with shared weights."""
   small = {'nodes': 3, 'hidden': 4, 'batch': 3, 'bptt': 5, 'score_batch': 4, 'optimizer': 'adam', 'lr': 0.01}
   return enas_rnn.Config(**(_SHARED | _AFTER | small | changes))
 
 
 def one_search(system):
-  """A system whose search is compiled once for all that go on with a finished one: they train no child any more."""
+  """Returns a system whose search is built and compiled once for each algorithm.
+
+  It suits tests that continue a finished search: no child is trained any more, so the first evaluator will do.
+  """
   build, made = system.alone.search, {}
 
   def once(space, cfg, evaluate):
@@ -149,7 +152,7 @@ def one_search(system):
 
 
 def random_variables(module, example):
-  """Numbers in the shapes of the variables of a Flax module; those of `init` would have to be compiled."""
+  """Returns random variables of a Flax module. Unlike `init`, this compiles nothing."""
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(module.init, jax.random.key(0), example)
   return jax.tree.map(lambda leaf: rng.uniform(0.1, 1.0, leaf.shape).astype(leaf.dtype), shapes)
@@ -172,7 +175,7 @@ class TypedArch(NamedTuple):
 
 
 def _typed_layer(i: int) -> list[Slot]:
-  """Of type 0, which has one of three sizes, 1, which has one of two pools, or 2."""
+  """Returns the slots of a layer of one of three types: 0 has a choice of three sizes, 1 of two pools, 2 has none."""
   group = f'layer {i}'
   return [
     Slot(group, 'kind', Kind.CHOICE, 3, 'kind', head='kind', layer=i, selects=True),
@@ -191,9 +194,9 @@ def _layer(i: int) -> list[Slot]:
   return [*slots, Slot(group, 'gates', Kind.POINTER, i, 'pick', layer=i)] if i else slots
 
 
-# Small enough to enumerate, and between them every kind of slot: choices of unequal widths; layers, with links of width
-# 0, 1 and 2 and one head for all sizes; candidates that start behind the first anchor; and slots that exist for some
-# types of their layer alone.
+# The spaces are small enough to enumerate, and together have every kind of slot: choices of unequal widths; layers,
+# with links of width 0, 1 and 2 and one head for all sizes; candidates that start after the first anchor; and slots
+# that exist only for some types of their layer.
 SPACES = {
   'choice': choice_space({'a': 'xy', 'b': 'xyz', 'c': 'xy'}),
   'layered': Space('layered', {}, TinyArch, (*_layer(0), *_layer(1), *_layer(2))),
@@ -219,19 +222,19 @@ LAYERED = SPACES['layered']
 
 
 def strings(space: Space, depth: int | None = None) -> np.ndarray:
-  """[size, T] every string of `space` at `depth`, zeros beyond it, in lexicographic order."""
+  """Returns all token sequences [size, T] of `space` at `depth` in lexicographic order, with zeros beyond the depth."""
   widths = [2 if slot.kind == Kind.LINK else slot.width for slot in space.slots]
   found = np.array(list(itertools.product(*(range(widths[i]) for i in space.owner))), np.int32)
   return found[np.all(np.where(space.exists(found, depth), 0, found) == 0, axis=1)]
 
 
 def random_tokens(space: Space, count: int, seed: int = 0) -> np.ndarray:
-  """[count, T] uniform strings of a space of choices."""
+  """Returns uniform random token sequences [count, T] of a space of choices."""
   return np.random.default_rng(seed).integers([slot.width for slot in space.slots], size=(count, space.length))
 
 
 def one_line(error) -> str:
-  """The message of a caught complaint, which must be a single line."""
+  """Returns the message of a caught error, and asserts that it is a single line."""
   message = str(error.value)
   assert message and '\n' not in message
   return message
@@ -241,7 +244,7 @@ def one_line(error) -> str:
 
 
 def sound(made):
-  """Asserts what holds for any drawing: nothing lies on anything, arrows go up, one a read."""
+  """Returns the layout of a drawing and asserts that nothing overlaps, and that each read is one upward arrow."""
   place = layout(made)
   boxes, left, right = place.boxes, *(place.boxes[0].x + side * routing.WIDTH / 2 for side in (-1, 1))
   assert len({box.x for box in boxes}) == 1 and len(boxes) == len(made.layers) + 2
@@ -265,7 +268,7 @@ def sound(made):
     levels.append((x0, y1))
     upright.setdefault((beside, arrow.source), set()).update((y0, y1))
     levels += [(x0, y0)] * (arrow.target == max(a.target for a in place.arrows if a.source == arrow.source))
-  # Arrows meet a box apart from each other, but those that leave it, and no lane is that of two at one height.
+  # Arrows that enter a box keep a distance from each other, and no two arrows share a lane at the same height.
   assert all(one[0] < other[0] or one[1] + 6.9 < other[1] for one, other in itertools.pairwise(sorted(levels)))
   taken = sorted((beside, min(ys), max(ys), source) for (beside, source), ys in upright.items())
   assert len({lane[3] for lane in taken}) == len(taken)

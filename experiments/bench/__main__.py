@@ -1,8 +1,8 @@
-"""How fast it is: every figure a ratio within one run, beside what the machine can do at most.
+"""Measures speed: most figures are ratios within one run, and the machine's ceilings are measured beside them.
 
-Sections: cells, conv, controller, searches, devices, or all of these; precision is children in bfloat16; presets are
-the paper's children at full size, for accelerators. The machine's ceilings are always measured. gpu, alone, is all that
-says how fast one accelerator is, in at most --minutes; the same command goes on with what its file lacks.
+Sections: cells, conv, controller, searches, devices, or all of these; precision measures children in bfloat16; presets
+measures the paper's children at full size, for accelerators. gpu runs alone: it has all figures for one accelerator, in
+at most --minutes, and the same command measures those that its file lacks.
 Examples:
   python -m experiments.bench cells --json=OUT --picture=OUT.svg
   python -m experiments.bench all --torch_python=OTHER/bin/python --repeats=7
@@ -56,7 +56,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Reads the flags and checks whether PyTorch is there. Returns the work."""
+  """Reads the flags, checks whether PyTorch is installed, and returns the function that does the work."""
   values = launch.parse(argv, __doc__, own_flags, words='what')
   what = list(dict.fromkeys(section for name in values.what for section in (ALL if name == 'all' else [name])))
   if 'gpu' in what and len(what) > 1:
@@ -74,12 +74,12 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     facts = {'torch': torch, 'repeats': setup.repeats, 'small': setup.small, 'jax': jax.__version__}
     return lambda check: gpu.run(setup, values.minutes, values.json, facts, check)
   launch.set_up_jax()
-  jax.config.update('jax_enable_compilation_cache', False)  # what compiling costs is measured
+  jax.config.update('jax_enable_compilation_cache', False)  # compile times are measured
   return lambda check: run(what, setup, {'torch': torch, 'what': what}, values.json, values.picture, check)
 
 
 def with_torch(python: str) -> str:
-  """Returns the version of PyTorch that a Python has, '' if it has none."""
+  """Returns the version of PyTorch of a Python interpreter. If it has none, returns '' and prints a message."""
   try:
     asked = [python, '-c', 'import torch; print(torch.__version__)']
     return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
@@ -91,7 +91,7 @@ def with_torch(python: str) -> str:
 def run(
   what: Sequence[str], setup: Setup, facts: Mapping[str, Any], path: str, picture: str, check: launch.Check
 ) -> None:
-  """Measures the sections in turn. After each figure it writes all that is measured so far."""
+  """Measures the sections in turn and prints their tables. After each figure it writes all figures so far to `path`."""
   if setup.small:
     print('tiny shapes: figures and bars say nothing but that everything runs\n')
   found = {'machine': machine.rows(setup)}

@@ -1,4 +1,4 @@
-"""Tree-cell children: one program for all of them against a program each, PyTorch, and their own products run alone."""
+"""Tree-cell children: one program for all, against a program for each, PyTorch, and their matrix products alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 import subprocess
@@ -25,7 +25,7 @@ from nas_jax.types import Array, Key, PyTree
 
 
 class Size(NamedTuple):
-  """Children of one size, and what they are to reach."""
+  """Children of one size, and the bars of their figures."""
 
   hidden: int
   vocabulary: int
@@ -52,11 +52,11 @@ SIZES = (
   Size(650, 10_000, layers=2, children=2, steps=4, beside_torch=at_least(1.5), of_products=at_least(0.8)),
 )
 SMALL = Size(4, 7, layers=2, children=2, steps=2, base=2, batch=3, bptt=4)
-DIFFERENT = 1000  # cells that must share a program
+DIFFERENT = 1000  # number of cells that must share a program
 
 
 class Task(NamedTuple):
-  """Children to train."""
+  """Children to train, their data and programs."""
 
   size: Size
   data: text_batches.Data
@@ -66,7 +66,7 @@ class Task(NamedTuple):
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-  """Measures cells in Flax models, children of each size, and how many programs all children need."""
+  """Measures cells in Flax models, children of each size, the number of programs, and the time of an import."""
   sizes = (SMALL,) if setup.small else SIZES
   own, many = task(sizes[0]), 6 if setup.small else DIFFERENT
   yield from in_flax(SMALL if setup.small else SIZES[1], setup)
@@ -77,9 +77,9 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def in_flax(size: Size, setup: Setup) -> Iterator[Row]:
-  """Measures gradients in a Flax model: the LSTM as a tree, in `nn.RNN` and unrolled, against Flax's LSTM.
+  """Times forward and backward passes of the LSTM as a tree, in `nn.RNN` and by `unroll`, against Flax's LSTM.
 
-  As a tree it has eight leaves where the LSTM has four gates, so twice the products.
+  The tree has eight leaves where the LSTM has four gates, and so twice as many multiply-adds.
   """
   zeros = jnp.zeros((size.batch, size.hidden))
   xs = jax.random.normal(jax.random.key(0), (size.bptt, size.batch, size.hidden))
@@ -141,13 +141,13 @@ def task(size: Size, unroll: int = 1) -> Task:
 
 
 def noise(vocabulary: int, words: int) -> text_lib.Text:
-  """Returns a text of random characters, with a tiny validation split."""
+  """Returns a text of random tokens with tiny validation and test splits."""
   tokens = np.random.default_rng(0).integers(vocabulary, size=words, dtype=np.int32)
   return text_lib.Text(tokens, tokens[:9], tokens[:9], tuple(map(str, range(vocabulary))), '')
 
 
 def compared(size: Size, setup: Setup) -> list[Row]:
-  """Trains the same children in all ways."""
+  """Times the training of the same children by both kinds of programs and by the rivals."""
   own, name, m = task(size), size.words, size.children
   archs, keys = own.children(m)
   static = space.unstack(archs)
@@ -175,7 +175,7 @@ def compared(size: Size, setup: Setup) -> list[Row]:
 
 
 def write(folder: str, own: Task, static: Sequence[Any], params: Sequence[PyTree]) -> None:
-  """Writes cells and their weights for the rivals."""
+  """Writes cells, weights and batches to a folder for the rivals."""
   size = own.size
   settings = {
     'layers': size.layers,
@@ -188,9 +188,10 @@ def write(folder: str, own: Task, static: Sequence[Any], params: Sequence[PyTree
 
 
 def flops_of(size: Size) -> float:
-  """Counts the operations of a training step in products: each of the forward pass has two as large in the backward.
+  """Returns the floating-point operations of a training step's matrix products.
 
-  The first layer projects the words, if these are fewer than what it reads.
+  Each product of the forward pass has two of the same size in the backward pass. The first layer projects each word of
+  the vocabulary once, if there are fewer of these than tokens.
   """
   rows, gates = size.batch * size.bptt, size.base * size.hidden
   by_rows = rows * ((2 * size.layers - 1) * gates + size.vocabulary) + min(rows, size.vocabulary) * gates
@@ -198,7 +199,7 @@ def flops_of(size: Size) -> float:
 
 
 def products(size: Size) -> Way:
-  """Returns the products of all children and nothing else, with their shapes and loops, on the same devices."""
+  """Returns a way that runs only the matrix products of all children, in the same loops and on the same devices."""
   hidden, width = size.hidden, size.base * size.hidden
   shapes = [(hidden, width), (hidden, width)] * size.layers + [(hidden, size.vocabulary)]
   keys = jax.random.split(jax.random.key(0), len(shapes))
@@ -226,7 +227,7 @@ def products(size: Size) -> Way:
 
   def child(shared: PyTree, start: Array) -> list[Array]:
     weights, xs = shared
-    # What a step begins with hangs on the step before, or all but one would be left out.
+    # Each step depends on the one before, or XLA would compute only one.
     return jax.lax.fori_loop(0, size.steps, lambda _, last: step(weights, xs + last[0][0, 0] * 1e-9), start)
 
   mesh = fit.child_mesh()
@@ -238,7 +239,7 @@ def products(size: Size) -> Way:
 
 
 def importing(setup: Setup) -> Row:
-  """Measures how much longer `import nas_jax.tree_cell` takes than `import flax.linen`."""
+  """Measures the seconds of `import nas_jax.tree_cell` after `import flax.linen`."""
   code = 'import time, flax.linen; t = time.perf_counter(); import nas_jax.tree_cell; print(time.perf_counter() - t)'
 
   def fresh() -> float:

@@ -1,4 +1,4 @@
-"""What the controller costs: asking for strings and learning from their rewards."""
+"""The cost of the controller: sampling token sequences and learning from their rewards."""
 
 from collections.abc import Callable, Iterator, Sequence
 import os
@@ -20,7 +20,7 @@ from nas_jax.training.recovery import NO_RECOVERY
 from nas_jax.types import Outcome, PyTree
 
 M, DEPTH = 8, 20  # children of an update, layers of each
-UPDATES = 4  # of a demo whose children are trained, in each repeat
+UPDATES = 4  # updates in each repeat, of a demo whose children are trained
 
 
 def rows(setup: Setup) -> Iterator[Row]:
@@ -35,7 +35,7 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def update(s: search.Search) -> Way:
-  """Returns an update of the controller, without training children."""
+  """Returns a way that times an update of the controller (`ask` and `tell`) with random rewards."""
   state = s.init(jax.random.key(0))
 
   def both() -> float:
@@ -55,7 +55,7 @@ def update(s: search.Search) -> Way:
 
 
 def share(system: System, setup: Setup) -> Iterator[Row]:
-  """Asking and telling in a demo, as a share of all of its updates; its programs are compiled beforehand."""
+  """Measures the share of `ask` and `tell` in the time of a demo's updates. Programs are compiled before."""
   cfg = system.presets['smoke' if setup.small else 'demo']()
   s = build(system, cfg)
   state, spent = s.init(jax.random.key(0)), 0.0
@@ -73,7 +73,7 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
   watched = s._replace(ask=timed(s.ask), tell=timed(s.tell))
 
   def part() -> float:
-    """Returns a share of the seconds in place of the seconds."""
+    """Returns the share of `ask` and `tell`, in place of seconds."""
     nonlocal state, spent
     spent, begun = 0.0, time.perf_counter()
     state = updated(watched, state, UPDATES)
@@ -85,9 +85,9 @@ def share(system: System, setup: Setup) -> Iterator[Row]:
 
 
 def shares(system: System, setup: Setup) -> Iterator[Row]:
-  """A pass of shared weights and the updates after it, in one program and one by one, with what is written of them.
+  """Times an epoch of shared weights and the controller updates after it, in one program and one by one, with logging.
 
-  The controller's share is what neither the pass takes nor scoring the children, also in one program.
+  The controller's share is the time of epoch and updates in one program, less that of the epoch and of scoring.
   """
   cfg = system.presets['smoke' if setup.small else 'demo']()
   problem = system.make_problem(cfg, system.load(cfg, ''))
@@ -127,7 +127,7 @@ def shares(system: System, setup: Setup) -> Iterator[Row]:
 def updated(
   s: search.Search, state: search.SearchState, updates: int, reports: Sequence[search.Hook] = ()
 ) -> search.SearchState:
-  """Returns the state after so many more updates, or after fewer if nothing is left to train."""
+  """Returns the state after `updates` more updates, or fewer if the search ends before."""
   end = int(state.step) + updates
   while int(state.step) < end and not s.over(state, 2**31):
     more = 1 if s.parts else (end - int(state.step)) * s.m
@@ -136,7 +136,7 @@ def updated(
 
 
 def build(system: System, cfg: Any) -> search.Search:
-  """Returns the search of a config whose children do not share weights."""
+  """Returns the search of a config whose children have their own weights."""
   assert system.alone is not None
   problem = system.make_problem(cfg, system.load(cfg, ''))
   return system.alone.search(problem.space, cfg, system.alone.evaluator(problem, None, NO_RECOVERY))

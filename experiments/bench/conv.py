@@ -1,4 +1,4 @@
-"""Convolutional children with skips: a program each against PyTorch and plain JAX, and one program for a depth."""
+"""Convolutional children with skips: a program for each, against PyTorch, plain JAX and one program for all."""
 
 from collections.abc import Iterator, Sequence
 import tempfile
@@ -39,12 +39,12 @@ from nas_jax.types import Array, Key, PyTree
 
 
 class Size(NamedTuple):
-  """Children of one size, and what they are to reach."""
+  """Children of one size, and the bars of their figures."""
 
   pixels: int
   channels: int
   beside_torch: Bar | None
-  of_specialised: Bar | None = None  # seconds of the one program; None leaves it out
+  of_specialised: Bar | None = None  # of a generic step's time against a specialised one's; None: generic is left out
   depth: int = 6
   children: int = 6
   batch: int = 64
@@ -64,7 +64,7 @@ IMAGES = 512
 
 
 class Task(NamedTuple):
-  """Children to train."""
+  """Children to train, their config and data."""
 
   size: Size
   cfg: conv.Config
@@ -72,11 +72,11 @@ class Task(NamedTuple):
 
   @property
   def data(self) -> image_batches.Data:
-    """The images, as children read them."""
+    """The images in the form that children read."""
     return self.setup.data[0]
 
   def programs(self, child: Child, arch: PyTree = None) -> fit.Fit:
-    """Returns the programs of a static architecture, or those for all if none is given."""
+    """Returns the programs of a static architecture, or those for all architectures if none is given."""
 
     def plan(traced: PyTree) -> conv_child.ChildSpec:
       own = traced if arch is None else arch
@@ -92,13 +92,13 @@ class Task(NamedTuple):
     return batch.archs, batch.keys
 
   def batches(self, child: Child, count: int) -> list[np.ndarray]:
-    """Returns the minibatches of the first steps."""
+    """Returns the minibatches of the first `count` steps: arrays [count, batch, ...]."""
     drawn = [child.batch(self.data, jax.random.key(0), jnp.asarray(step)) for step in range(count)]
     return [np.stack([np.asarray(part) for part in parts]) for parts in zip(*drawn, strict=True)]
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-  """Measures children of each size, and what compiling costs a search."""
+  """Measures children of each size, and the share of compiling in a search."""
   sizes = (SMALL,) if setup.small else SIZES
   for size in sizes:
     yield from compared(size, setup)
@@ -124,7 +124,7 @@ def noise(shape: tuple[int, int, int], count: int) -> images.Images:
 
 
 def compared(size: Size, setup: Setup) -> list[Row]:
-  """Trains the same children in all ways."""
+  """Times the training of the same children by all kinds of programs and by the rivals."""
   own, name = task(size), size.words
   archs, keys = own.children()
   static, child = space.unstack(archs), conv_child.build(own.setup.inputs)
@@ -157,7 +157,7 @@ def compared(size: Size, setup: Setup) -> list[Row]:
 def write(
   folder: str, own: Task, static: Sequence[ConvArch], params: Sequence[PyTree], batches: Sequence[np.ndarray]
 ) -> None:
-  """Writes networks, their weights and their batches for the rivals."""
+  """Writes networks, weights and batches to a folder for the rivals."""
   cfg = own.cfg
   settings = {'lr': cfg.lr[0], 'momentum': cfg.momentum, 'decay': cfg.weight_decay, 'epsilon': cfg.epsilon}
   made = [([layer.reads for layer in network(arch).layers], network(arch).ends) for arch in static]
@@ -165,14 +165,14 @@ def write(
 
 
 def convolutions(size: Size, archs: Sequence[ConvArch]) -> Way:
-  """Runs the convolutions of all networks and their gradients, and nothing else, network by network."""
+  """Returns a way that runs only the convolutions of all networks and their gradients, network by network."""
   mesh = fit.child_mesh()
   each = [_alone(size, network(arch).layers, mesh) for arch in archs]
   return lambda: sum(work() for work in each) / mesh.size
 
 
 def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
-  """Returns the convolutions of one network, the same on each device."""
+  """Returns a way that runs `size.steps` steps of one network's convolutions, with equal work on each device."""
   read = [sum(size.channels if j == IMAGE else layers[j].filters for j in layer.reads) for layer in layers]
   key, square = jax.random.key(0), (size.batch, size.pixels, size.pixels)
   images = {channels: jax.random.normal(key, (*square, channels)) for channels in set(read)}
@@ -182,7 +182,7 @@ def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
     """Returns the gradients of the kernels."""
     (images, kernels), found = shared, list[Array]()
     for layer, channels, kernel, before in zip(layers, read, kernels, last, strict=True):
-      # What a step does hangs on the step before, or all but one would be left out.
+      # Each step depends on the one before, or XLA would compute only one.
       y, gradients = jax.vjp(image_ops.conv, images[channels], kernel + before * 1e-9)
       dx, dkernel = gradients(y)
       found.append(dkernel if layer.reads == (IMAGE,) else dkernel + dx[0, 0, 0, 0])  # an image needs no gradient
@@ -198,7 +198,7 @@ def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
 
 
 def of_all(own: Task) -> fit.Fit:
-  """Returns the one program for all networks of this depth."""
+  """Returns the program for all networks of this depth."""
   cfg = own.cfg
   labels = cfg.filter_heights, cfg.filter_widths, cfg.filters
   return own.programs(conv_traced.build(cfg.max_depth, *labels, cfg.skips, own.setup.inputs))
@@ -207,9 +207,9 @@ def of_all(own: Task) -> fit.Fit:
 def compiling_share(setup: Setup) -> Row:
   """Measures the share of compiling in the wall time of a batch of the preset `small`.
 
-  Its children train to the end, on noise of the shape of the preset's images, by the kind of program that `auto`
-  takes. Each device trains children in a thread of its own, so with a program for
-  each child one of them compiles while others train.
+  The children train to the end, on noise of the shape of the preset's images, with the kind of program that `auto`
+  chooses. Each device trains children in its own thread. So with a program for each child, one thread compiles while
+  others train.
   """
   cfg = conv.smoke() if setup.small else conv.small()
   pictured = noise((8, 8, 1), 60) if setup.small else noise((*height_and_width(cfg.resize), 3), cfg.max_examples)

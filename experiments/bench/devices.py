@@ -1,4 +1,4 @@
-"""What more devices and more children at once bring: cells, by the one program for all of them."""
+"""The gain from more devices and from more children at once: cells, trained by the one program for all."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from experiments.bench.timing import Row, Setup, Way, alternating, at_least, at_
 from experiments.bench.trained import Group, group
 from nas_jax.training import fit
 
-MANY = 1, 2, 4, 8, 16, 32, 64  # children in a program call
+MANY = 1, 2, 4, 8, 16, 32, 64  # numbers of children in a program call
 
 
 def rows(setup: Setup) -> list[Row]:
@@ -26,9 +26,9 @@ def rows(setup: Setup) -> list[Row]:
 
 
 def doubled(own: Task, repeats: int) -> list[Row]:
-  """Measures four children on two devices against one.
+  """Measures four children on two devices against one device.
 
-  XLA lets one CPU device use idle cores for parts of its work, so it is also measured with one core to itself.
+  XLA lets one CPU device use idle cores for parts of its work, so one device is also measured pinned to one core.
   """
   one, two = (trained(own, 4, n).further for n in (1, 2))
   found = alternating({'two': two, 'one': one, 'lone': lambda: on_one_core(one)}, repeats)
@@ -40,7 +40,7 @@ def doubled(own: Task, repeats: int) -> list[Row]:
 
 
 def on_one_core(work: Way) -> float:
-  """Returns the seconds of `work` with all threads of this process on one core, where the system can pin them."""
+  """Returns the seconds of `work` with all threads of this process pinned to one core, if the system supports it."""
   if not hasattr(os, 'sched_setaffinity'):
     return work()
   cores = os.sched_getaffinity(0)
@@ -53,12 +53,12 @@ def on_one_core(work: Way) -> float:
 
 def _place(cores: set[int]) -> None:
   for thread in os.listdir('/proc/self/task'):
-    with contextlib.suppress(OSError):  # it has ended
+    with contextlib.suppress(OSError):  # the thread has ended
       os.sched_setaffinity(int(thread), cores)
 
 
 def growing(own: Task, count: tuple[int, ...], repeats: int) -> list[Row]:
-  """Measures children an hour by how many are trained in a call."""
+  """Measures training steps an hour for each number of children in a call."""
   devices = min(2, jax.local_device_count())
   found = alternating({str(m): trained(own, m, devices).further for m in count}, repeats)
   rates = {m: 3600 * m * own.size.steps / found[str(m)] for m in count}
@@ -73,7 +73,7 @@ def growing(own: Task, count: tuple[int, ...], repeats: int) -> list[Row]:
 
 
 def memory(own: Task, count: tuple[int, ...]) -> list[Row]:
-  """Returns how much memory each further child takes, by XLA's plan of the training program."""
+  """Returns the memory that each further child takes, according to XLA's plan of the training program."""
   some = count[1], count[len(count) // 2], count[-1]
   needed = [planned(own, m) for m in some]
   each = np.diff(needed) / np.diff(some)
@@ -87,7 +87,7 @@ def memory(own: Task, count: tuple[int, ...]) -> list[Row]:
 
 
 def planned(own: Task, m: int) -> int:
-  """Returns the planned bytes on one device."""
+  """Returns the bytes that XLA plans for the training program of m children on one device."""
   programs = own.programs(None, fit.child_mesh(jax.local_devices()[:1]))
   archs, keys = own.children(m)
   shapes = fit.shapes(programs, archs, keys), archs, keys
@@ -99,6 +99,6 @@ def planned(own: Task, m: int) -> int:
 
 
 def trained(own: Task, m: int, devices: int) -> Group:
-  """Returns a training of so many children on so many devices."""
+  """Returns the training of `m` children on `devices` devices."""
   programs = own.programs(None, fit.child_mesh(jax.local_devices()[:devices]))
   return group(programs, *own.children(m), own.data, own.size.steps)

@@ -1,7 +1,7 @@
-"""One accelerator: every figure that says whether the product is fast there, measured in parts that can be resumed.
+"""The benchmark of one accelerator, measured in parts that can be resumed.
 
-Each part runs in a process of its own for a limited time, so that one that hangs, crashes or runs out of memory costs
-the others nothing. What a part has measured when it ends is kept. The most valuable part comes first.
+Each part runs in its own process for a limited time, so that a part that hangs, crashes or runs out of memory does not
+affect the others. The figures that it has measured by then are kept. The most important part comes first.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ from experiments.bench.gpu_parts import PARTS, ROW
 from experiments.bench.timing import Bar, Row, Setup
 from experiments.common import launch, workdirs
 
-LEAST = 15.0  # seconds that must be left for another part to begin
+LEAST = 15.0  # the least seconds that must be left for another part to begin
 DONE, FAILED, STOPPED = 'done', 'failed', 'stopped'  # how a part ended
 
 
 class Ended(NamedTuple):
-  """What is known of a part."""
+  """The results of a part."""
 
   how: str  # DONE, FAILED or STOPPED
   seconds: float
@@ -36,9 +36,9 @@ class Ended(NamedTuple):
 
 
 def run(setup: Setup, minutes: float, path: str, facts: dict[str, Any], check: launch.Check) -> None:
-  """Measures all parts that the file at `path` does not hold yet, one after another, for so many minutes in all.
+  """Measures the parts that the file at `path` lacks, one after another, for at most `minutes` in all (0: no limit).
 
-  The file is written after each figure. A part that failed or was stopped is measured again the next time.
+  The file is written after each figure. A part that failed or was stopped is measured again by the next run.
   """
   end, found = time.monotonic() + 60 * (minutes or math.inf), read(path)
   for name, part in PARTS.items():
@@ -62,7 +62,7 @@ def run(setup: Setup, minutes: float, path: str, facts: dict[str, Any], check: l
 
 
 def measured(name: str, setup: Setup, limit: float, note: Callable[[Ended], None]) -> Ended:
-  """Measures a part in a process that is stopped after `limit` seconds. `note` is called with each figure."""
+  """Measures a part in a process that is stopped after `limit` seconds. Calls `note` after each figure."""
   begun, rows = time.monotonic(), list[Row]()
   command = [sys.executable, '-m', 'experiments.bench.gpu_parts', name, json.dumps(setup)]
   with (
@@ -90,7 +90,7 @@ def measured(name: str, setup: Setup, limit: float, note: Callable[[Ended], None
 
 
 def _stopped(process: subprocess.Popen, limit: float) -> bool:
-  """Waits for a process, and says whether it had to be stopped after so many seconds."""
+  """Waits for a process, stops it after `limit` seconds, and returns whether it had to be stopped."""
   try:
     process.wait(limit)
     return False
@@ -100,14 +100,14 @@ def _stopped(process: subprocess.Popen, limit: float) -> bool:
 
 
 def _kill(process: subprocess.Popen) -> None:
-  """Ends a process and all that it has started."""
+  """Kills a process and all processes of its group."""
   with contextlib.suppress(ProcessLookupError):
     os.killpg(process.pid, signal.SIGKILL)
   process.wait()
 
 
 def read(path: str) -> dict[str, Ended]:
-  """Returns what a file holds of earlier runs, by part."""
+  """Returns the results of earlier runs in a file, by part."""
   known = (workdirs.read(path) if path else None) or {}
   return {
     name: Ended(part['how'], part['seconds'], [_row(each) for each in part['rows']], part['why'])

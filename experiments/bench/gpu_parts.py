@@ -1,6 +1,6 @@
-"""The parts of what is measured of one accelerator: see `experiments.bench.gpu`.
+"""The parts of the benchmark of one accelerator: see `experiments.bench.gpu`.
 
-Example, one part, as that module starts it:
+Example: one part, as that module starts it:
   python -m experiments.bench.gpu_parts networks '[0, 3, true]'
 """
 
@@ -30,21 +30,21 @@ from nas_jax.systems import conv as conv_system
 from nas_jax.training import evaluators
 from nas_jax.types import PyTree
 
-CLOSE = 1e-2  # the greatest difference of losses, where products round their factors to ten bits
-IN_FLIGHT = 16  # networks that train at the same time
-CELLS = 4, 64  # children that train at the same time
-COMPILERS = 8  # threads in which programs are compiled, before anything is timed
+CLOSE = 1e-2  # the greatest allowed difference of losses, as matrix products round their factors to ten bits (TF32)
+IN_FLIGHT = 16  # number of networks that train at the same time
+CELLS = 4, 64  # numbers of cells that train at the same time
+COMPILERS = 8  # threads that compile programs before anything is timed
 
 
 class Part(NamedTuple):
-  """Some of the figures, measured by one process."""
+  """A group of figures, measured by one process."""
 
   rows: Callable[[Setup], Iterator[Row]]
-  limit: float  # seconds after which it is stopped
+  limit: float  # seconds after which the process is stopped
 
 
 def networks(setup: Setup) -> Iterator[Row]:
-  """Measures networks one at a time and several at once, against plain JAX and PyTorch one at a time."""
+  """Measures networks trained one at a time and several at once, against plain JAX and PyTorch one at a time."""
   size = conv.SMALL if setup.small else conv.SIZES[0]._replace(steps=50)
   own, name, flight = conv.task(size), size.words, 3 if setup.small else IN_FLIGHT
   archs, keys = own.children()
@@ -74,7 +74,7 @@ def networks(setup: Setup) -> Iterator[Row]:
 def _conv_rivals(
   folder: str, setup: Setup, own: conv.Task, static: Sequence[Any], params: Sequence[PyTree], losses: np.ndarray
 ) -> dict[str, rivals.Rival]:
-  """Returns the processes that train the same networks, on a few batches that are repeated."""
+  """Returns the rivals that train the same networks, on a few batches that are repeated."""
   child, steps = conv_child.build(own.setup.inputs), min(own.size.steps, 5)
   batches = own.batches(child, trained.CHECKED + steps)
   conv.write(folder, own, static, params, batches)
@@ -97,7 +97,7 @@ def _in_threads(function: Callable[[int], trained.Group], numbers: Sequence[int]
 
 
 def tree_cells(setup: Setup) -> Iterator[Row]:
-  """Measures few and many cells at once, against plain JAX one by one, and the memory of a cell."""
+  """Measures a few and many cells trained at once, against plain JAX one by one, and the memory of a cell."""
   size = cells.SMALL if setup.small else cells.SIZES[0]
   own, counts = cells.task(size), (2, 4) if setup.small else CELLS
   few = counts[0]
@@ -121,14 +121,14 @@ def tree_cells(setup: Setup) -> Iterator[Row]:
 
 
 def _static(size: cells.Size, unroll: int) -> Way:
-  """Trains the first of the cells by a program of its own."""
+  """Returns a way that trains the first cell by a static program, whose loop over time is unrolled `unroll` times."""
   own = cells.task(size, unroll)
   archs, keys = own.children(1)
   return trained.alike(own.programs(space.unstack(archs)[0]), keys[0], own.data, size.steps).further
 
 
 def paper(setup: Setup) -> Iterator[Row]:
-  """Measures full-size networks of the first experiment, as a share of the accelerator's fastest product."""
+  """Measures full-size networks of the paper's first search space, relative to a large dense matrix product."""
   name = 'smoke' if setup.small else 'paper_v1'
   cfg = conv_system.PRESETS[name]()
   n = 64 if setup.small else machine.LARGE[0]
@@ -156,20 +156,20 @@ def paper(setup: Setup) -> Iterator[Row]:
 
 
 def product(n: int, dtype: Any) -> Way:
-  """Squares a random matrix [n, n]."""
+  """Returns a way that squares a random matrix [n, n]."""
   matrix = jax.random.normal(jax.random.key(0), (n, n), dtype)
   square = jax.jit(lambda matrix: matrix @ matrix)
   return way(lambda: square(matrix))
 
 
 def sharing(setup: Setup) -> Iterator[Row]:
-  """Measures what many controller updates in one program save with shared weights, and their share of the time."""
+  """Measures the gain from many controller updates in one program with shared weights, and the controller's share."""
   for system in ENAS:
     yield from controller.shares(system, setup)
 
 
 def demo(setup: Setup) -> Iterator[Row]:
-  """Measures the search of `make search`, after a short one that compiles its programs."""
+  """Measures the search of `make search` as a whole command, after a short search that compiles its programs."""
   preset = 'smoke' if setup.small else 'demo'
   with tempfile.TemporaryDirectory() as folder:
     kept = os.environ | {'JAX_COMPILATION_CACHE_DIR': os.path.join(folder, 'programs')}
@@ -188,7 +188,7 @@ def _quietly(command: Sequence[str], environment: dict[str, str]) -> None:
 
 
 def asking(setup: Setup) -> Iterator[Row]:
-  """Measures asking for long token sequences and learning from them."""
+  """Measures `ask` and `tell` with long token sequences."""
   depth = 3 if setup.small else controller.DEPTH
   updating = controller.update(search.ask_tell(conv_space(depth), search.Config(m=controller.M)))
   updating()  # compiles
@@ -207,11 +207,11 @@ PARTS = {
 }
 
 
-ROW = 'row: '  # begins a line that holds a figure
+ROW = 'row: '  # prefix of an output line that holds a figure
 
 
 def main(name: str, setup: Setup) -> None:
-  """Measures one part; each figure is a line of the output."""
+  """Measures one part and prints each figure as a line."""
   launch.set_up_jax(1)
   for each in PARTS[name].rows(setup):
     print(ROW + json.dumps(show.plain(each)), flush=True)

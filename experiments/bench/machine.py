@@ -1,4 +1,4 @@
-"""What the machine can do at most: products of large matrices and copying, on all devices at once."""
+"""The ceilings of the machine: products of large matrices and copies of memory, on all devices at once."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from nas_jax.training import fit
 
 SIZES = 512, 1024, 2048, 4096  # of square matrices; which is the fastest depends on the machine
 LARGE = 8192, 16384  # too large for a CPU
-COPIED = 256 * 2**20  # bytes on each device, more than caches hold
+COPIED = 256 * 2**20  # bytes on each device, more than its caches hold
 COPIES = 20
 
 
@@ -25,7 +25,7 @@ def rows(setup: Setup) -> list[Row]:
 
 
 def fastest(setup: Setup) -> tuple[Way, float]:
-  """The product that is the fastest here, to be timed beside others, and its operations."""
+  """Returns a timing of the matrix product with the most operations a second here, and its operations."""
   products = [product(n) for n in _sizes(setup)]
   return min(products, key=lambda each: min(each[0](), each[0]()) / each[1])
 
@@ -37,7 +37,7 @@ def _sizes(setup: Setup) -> tuple[int, ...]:
 
 
 def product(n: int) -> tuple[Way, float]:
-  """Squares a matrix [n, n] on every device, and the operations of all."""
+  """Returns a timing of squaring a matrix [n, n] on every device, and the floating-point operations of all devices."""
   mesh = fit.child_mesh()
   matrices = jax.random.normal(jax.random.key(0), (mesh.size, n, n))
   square = fit.over_children(lambda _, matrix: matrix @ matrix, mesh)
@@ -49,7 +49,8 @@ def copy(size: int) -> tuple[Way, float]:
   mesh = fit.child_mesh()
   arrays = jnp.zeros((mesh.size, size // 4))
 
-  def work(_, array):  # a mere copy would be left out; many, as a new array's memory costs more than filling it
+  # XLA would remove a mere copy. There are many, as allocating a new array costs more than filling it.
+  def work(_, array):
     return jax.lax.fori_loop(0, COPIES, lambda _, array: array + 1.0, array)
 
   added = fit.over_children(work, mesh)

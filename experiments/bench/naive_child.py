@@ -1,6 +1,6 @@
-"""The same children in JAX as one would write them first; `rivals` says what is read and printed.
+"""Trains the same children in straightforward JAX. Input and output are as in `rivals`.
 
-Each architecture is a jitted program, a step a call, on one device with all cores; every gradient is JAX's own.
+Each architecture is a jitted program that makes one step a call, on one device; all gradients are JAX's own.
   python -m experiments.bench.naive_child FOLDER
 """
 
@@ -24,12 +24,12 @@ from nas_jax.types import Array, PyTree
 
 COMPILERS = 8  # threads
 
-# (params, carry, batch) -> loss, carry; and the carry at first
+# (params, carry, batch) -> loss, carry; and the initial carry
 Network = tuple[Callable[[PyTree, PyTree, list[Array]], tuple[Array, PyTree]], PyTree]
 
 
 def main(folder: str) -> None:
-  """Trains all children of a job."""
+  """Trains all children of a job one after another, and prints the line of JSON."""
   with open(os.path.join(folder, 'job.json'), encoding='utf-8') as file:
     job = json.load(file)
   arrays = np.load(os.path.join(folder, 'batches.npz'), allow_pickle=False)
@@ -37,14 +37,14 @@ def main(folder: str) -> None:
   found: dict[str, list[Any]] = {'losses': [], 'seconds': [], 'compiling': []}
 
   def made(k: int) -> tuple[Any, PyTree, float]:
-    """Returns a compiled step, its first state, and the seconds of compiling."""
+    """Returns the compiled step of child k, its initial state, and the seconds of compiling."""
     weights = np.load(os.path.join(folder, f'weights-{k}.npz'), allow_pickle=False)
     params = {name: jnp.asarray(weights[name]) for name in weights.files}
     step, state = trainer(job['settings'], *NETWORKS[job['kind']](job['archs'][k], job['settings']), params)
     begun = time.perf_counter()
     return step.lower(state, batches[0]).compile(), state, time.perf_counter() - begun
 
-  # On an accelerator several programs are compiled at once: only the time of the steps is of interest there.
+  # On an accelerator several programs are compiled at once, as only the time of the steps matters there.
   with ThreadPoolExecutor(1 if job['device'] == 'cpu' else COMPILERS) as threads:
     children = list(threads.map(made, range(len(job['archs']))))
   for k, (compiled, state, compiling) in enumerate(children):
@@ -64,7 +64,7 @@ def main(folder: str) -> None:
 
 
 def trainer(settings: dict[str, Any], loss: Callable[..., Any], carry: PyTree, params: PyTree) -> tuple[Any, PyTree]:
-  """Returns a jitted step, and the state that it takes and returns."""
+  """Returns a jitted step (state, batch) -> (state, loss), and the initial state."""
   momentum = settings.get('momentum')
   clip = [optax.clip_by_global_norm(settings['clip'])] if 'clip' in settings else []
   optimizer = optax.chain(*clip, optax.sgd(settings['lr'], momentum, nesterov=momentum is not None))
@@ -80,7 +80,7 @@ def trainer(settings: dict[str, Any], loss: Callable[..., Any], carry: PyTree, p
 
 
 def cell(arch: list[Any], settings: dict[str, Any]) -> Network:
-  """A language model of tree cells."""
+  """Returns the loss and the initial carry of a language model of tree cells."""
   static = TreeArch(*map(tuple, arch))
   layers, zeros = settings['layers'], jnp.zeros((settings['batch'], settings['hidden']))
 
@@ -98,7 +98,7 @@ def cell(arch: list[Any], settings: dict[str, Any]) -> Network:
 
 
 def conv(arch: list[Any], settings: dict[str, Any]) -> Network:
-  """An image classifier; its moving statistics are left out, which training does not need."""
+  """Returns the loss of an image classifier, without the moving statistics, which training does not need."""
   reads, ends = arch
 
   def loss(params: PyTree, carry: PyTree, drawn: list[Array]) -> tuple[Array, PyTree]:

@@ -1,4 +1,4 @@
-"""Children in bfloat16 against float32: whether they earn the same ranks, and how fast they are."""
+"""Children in bfloat16 against float32: how well the ranks of their rewards agree, and how fast they train."""
 
 from collections.abc import Iterator
 import dataclasses
@@ -12,20 +12,20 @@ from experiments.common.systems import CELL, CONV, System
 from nas_jax.report import reliability
 from nas_jax.training.recovery import NO_RECOVERY
 
-COUNT = 24  # random children
+COUNT = 24  # number of random children
 LOW = 'bfloat16'
 
 
 def rows(setup: Setup) -> Iterator[Row]:
-  """Measures cells and networks in every precision."""
+  """Measures cells and networks in float32 and bfloat16."""
   for system in (CELL, CONV):
     yield from ranks(system, setup)
 
 
 def ranks(system: System, setup: Setup) -> Iterator[Row]:
-  """Rank correlations of rewards of the same children: in two precisions from one seed, and from two seeds.
+  """Measures rank correlations of the rewards of the same children in two precisions, with one seed and with two seeds.
 
-  No precision can be expected to agree better with float32 than float32 from another seed does.
+  bfloat16 cannot be expected to agree better with float32 than float32 with another seed does.
   """
   cfg, count = system.presets['smoke' if setup.small else 'demo'](), 4 if setup.small else COUNT
   key, rewards, taken = jax.random.key(0), {}, {}

@@ -1,6 +1,6 @@
-"""Children of the paper's presets at their full size: operations of a training step, its time, children an hour.
+"""Children of the paper's presets at full size: operations of a training step, its time, and children an hour.
 
-A few steps on noise are timed and extrapolated to whole trainings, without compiling. No text or image is needed.
+A few steps on random data are timed and extrapolated to whole trainings, without compiling. No data set is needed.
 """
 
 from collections.abc import Iterator
@@ -23,10 +23,10 @@ from nas_jax.systems import conv as conv_system
 from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators
 
-STRINGS = 200  # random ones, whose mean a child is
-IMAGES, WORDS, VOCABULARY = 45_000, 929_589, 10_000  # to train on: of CIFAR-10, of Penn Treebank
+STRINGS = 200  # number of random networks whose mean cost is that of a child
+IMAGES, WORDS, VOCABULARY = 45_000, 929_589, 10_000  # sizes of the training splits of CIFAR-10 and Penn Treebank
 SHAPE = 32, 32, 3  # of CIFAR-10's images
-TIMED, STEPS = 2, 4  # networks; steps of each measurement
+TIMED, STEPS = 2, 4  # number of timed networks; steps of each measurement
 
 
 def rows(setup: Setup) -> Iterator[Row]:
@@ -35,12 +35,12 @@ def rows(setup: Setup) -> Iterator[Row]:
     yield from networks(f'conv.{name}', conv_system.PRESETS[name](), setup)
   name = 'smoke' if setup.small else 'paper'
   cfg = cell.PRESETS[name]()
-  # As many at once as make an update of the controller.
+  # All children of one controller update are trained at once.
   yield from language_models(f'cell.{name}', dataclasses.replace(cfg, m=cfg.m * cfg.accumulate), setup)
 
 
 def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:
-  """Times `TIMED` random networks, a program each. A child counts as much as the mean of `STRINGS` networks."""
+  """Times `TIMED` random networks, each with its own program, and extrapolates to the mean of `STRINGS` networks."""
   images = conv.noise(SHAPE, 2 * cfg.batch)
   size = conv.Size(SHAPE[0], SHAPE[2], None, steps=1 if setup.small else STEPS)
   own = conv.Task(size, cfg, classifier.set_up(cfg, images))
@@ -59,10 +59,10 @@ def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:
 
 
 def moved(arch: ConvArch, options: NetworkOptions) -> float:
-  """Returns the least bytes that a training step moves for an image.
+  """Returns the least number of bytes that a training step moves for an image.
 
-  They are 7 times what each convolution reads and 11 times what it writes: forward and backward, with batch norm and
-  ReLU after it, each array read and written as often as it must be.
+  Forward and backward pass, with batch norm and ReLU, read or write the input of each convolution at least 7 times and
+  its output at least 11 times, in float32.
   """
   shapes, numbers = count(arch, options=options).shapes, 0
   for layer, shape in zip(network(arch, options).layers, shapes, strict=True):
@@ -73,7 +73,7 @@ def moved(arch: ConvArch, options: NetworkOptions) -> float:
 
 
 def language_models(name: str, cfg: cell.Config, setup: Setup) -> Iterator[Row]:
-  """Times a batch of random cells by the one program for all."""
+  """Times `cfg.m` random cells, trained at once by the one program for all."""
   vocabulary = 7 if setup.small else VOCABULARY
   steps, words = 1 if setup.small else STEPS, cfg.batch * (2 * STEPS * cfg.bptt + 1)
   text = cells.noise(vocabulary, words)
@@ -88,7 +88,8 @@ def language_models(name: str, cfg: cell.Config, setup: Setup) -> Iterator[Row]:
   programs = language.fitter(cfg, data, child, lambda _: plain, steps, steps)
   further = trained.group(programs, batch.archs, batch.keys, data, steps).further
   flops = cells.flops_of(cells.Size(hidden, vocabulary, cfg.layers, base=cfg.base, batch=cfg.batch, bptt=cfg.bptt))
-  # All weights 7 times, the recurrent ones at each time step too, forward and backward, and the gates 10 times.
+  # Bytes move 7 times for all weights, forward and backward at each time step for the recurrent weights, and 10 times
+  # for the gates.
   weights, gates = language.weights(language.build(cfg, text, tree, hidden), own), cfg.base * hidden * cfg.layers
   least = 4.0 * (7 * weights + 2 * cfg.bptt * gates * hidden + 10 * cfg.batch * cfg.bptt * gates)
   a_child = cfg.epochs * (WORDS // (cfg.batch * cfg.bptt)) or cfg.steps
@@ -96,7 +97,11 @@ def language_models(name: str, cfg: cell.Config, setup: Setup) -> Iterator[Row]:
 
 
 def shown(name: str, further: Way, done: float, flops: float, least: float, steps: int, setup: Setup) -> Iterator[Row]:
-  """`further` does `done` operations; a child has so many steps of `flops` operations and `least` bytes."""
+  """Times `further` and returns the rows of a preset.
+
+  `further` does `done` floating-point operations. A child trains `steps` steps of `flops` operations and at least
+  `least` bytes each.
+  """
   rates = done / alternating({'it': further}, setup.repeats)['it']
   yield Row(f'{name}: products of a training step', flops / 1e9, 'GF', note='forward and backward, the mean child')
   yield Row(f'{name}: bytes that it must move', least / 1e9, 'GB')

@@ -1,7 +1,7 @@
-"""Other ways to train the same children, each in a process of its own, with which it is spoken by files.
+"""Other implementations that train the same children, each in its own process, which gets its job as files.
 
-A folder holds job.json, weights-K.npz of each child and batches.npz; a process reads it, trains the children one after
-another, and prints one line of JSON: {'losses': [m, CHECKED], 'seconds': [m], 'compiling': [m]}.
+A folder holds job.json, weights-K.npz for each child K, and batches.npz. A process reads it, trains the children one
+after another, and prints one line of JSON: {'losses': [m, CHECKED], 'seconds': [m], 'compiling': [m]}.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,20 +25,20 @@ NAMES = {
   'compile': 'torch.compile',
   'naive': 'naive JAX, a program each',
 }
-CLOSE = 1e-3  # the greatest difference of losses
+CLOSE = 1e-3  # the greatest allowed difference of losses
 
 
 def write(
   folder: str, archs: Sequence[Any], params: Sequence[PyTree], batches: Sequence[np.ndarray], **job: Any
 ) -> None:
-  """Writes a job.
+  """Writes a job to a folder.
 
   Args:
-    folder: where.
-    archs: static, one for each child, as JSON can say them.
-    params: of each child; leaves are named by their path, 'cells.0.kernel'.
-    batches: arrays [n, ...], which all children train on in turn.
-    **job: what else the processes must know: kind, steps, settings.
+    folder: the folder.
+    archs: a static architecture for each child, as JSON values.
+    params: of each child; leaves are named by their path, such as 'cells.0.kernel'.
+    batches: arrays [n, ...] with n batches, which every child trains on in turn.
+    **job: further entries of job.json: kind, steps, settings.
   """
   for k, own in enumerate(params):
     leaves = jax.tree_util.tree_flatten_with_path(own)[0]
@@ -54,13 +54,13 @@ class Rival:
   """A process that trains the same children. A call returns the seconds for all, as the process measured them."""
 
   def __init__(self, command: Sequence[str], losses: np.ndarray, close: float = CLOSE):
-    self.command, self.losses = command, losses  # what to run; [m, CHECKED] that it must find
-    self.close = close  # the greatest difference that is allowed
-    self.compiling = 0.0  # seconds a child, of the first step in PyTorch
+    self.command, self.losses = command, losses  # `losses` [m, CHECKED] must be reproduced
+    self.close = close  # the greatest allowed difference of losses
+    self.compiling = 0.0  # seconds of compiling a child; in PyTorch, of its first step
 
   def __call__(self) -> float:
-    """Runs the process. Raises ValueError if its losses are not ours."""
-    sharing = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # this process has most of a GPU's memory
+    """Runs the process. Raises ValueError if it fails or if its losses differ from ours."""
+    sharing = os.environ | {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # our process already has most of a GPU's memory
     done = subprocess.run(self.command, capture_output=True, text=True, cwd=ROOT, env=sharing)
     if done.returncode:
       raise ValueError(f'{self.command} failed: {done.stderr.strip().splitlines()[-1:]}')
@@ -75,7 +75,7 @@ class Rival:
 
 
 def ways(folder: str, setup: Setup, losses: np.ndarray, close: float = CLOSE) -> dict[str, Rival]:
-  """Returns the rivals that can run here, by their names in NAMES. Losses may differ from ours by `close`."""
+  """Returns the rivals that `setup` allows, by their keys in NAMES. Their losses may differ from ours by `close`."""
   torch = [setup.torch_python, os.path.join(HERE, 'torch_child.py'), folder]
   commands = {'naive': [sys.executable, '-m', 'experiments.bench.naive_child', folder]}
   commands |= {'torch': torch} if setup.torch_python else {}
@@ -86,9 +86,9 @@ def ways(folder: str, setup: Setup, losses: np.ndarray, close: float = CLOSE) ->
 def rows(
   size: str, program: str, found: Mapping[str, np.ndarray], others: Mapping[str, Rival], bar: Bar | None
 ) -> list[Row]:
-  """Returns how many times faster than each rival `program` is, by seconds [repeats] for the same children.
+  """Returns how many times as fast as each rival `program` is, from the seconds [repeats] in `found`.
 
-  The bar is for PyTorch eager.
+  The bar applies to PyTorch eager.
   """
   shown = list[Row]()
   for key, rival in others.items():

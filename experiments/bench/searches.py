@@ -1,4 +1,4 @@
-"""Whole searches in a table, from many seeds at once, by the paper's controller."""
+"""Whole searches in a table by the paper's controller, from many seeds at once."""
 
 import itertools
 
@@ -10,11 +10,11 @@ from nas_jax import search
 from nas_jax.systems import table
 
 SEEDS, EVALUATIONS = 500, 100
-SLOTS, LABELS = 6, 5  # of the table: 15,625 strings, as NAS-Bench-201 has
+SLOTS, LABELS = 6, 5  # of the table: 15,625 token sequences, as in NAS-Bench-201
 
 
 def rows(setup: Setup) -> list[Row]:
-  """Measures whole searches in tables, each compiled anew: compiling is part of the figures."""
+  """Measures the seconds of whole searches in a table, compiling included, and the number of programs compiled."""
   seeds, evaluations, slots, labels = (3, 4, 2, 3) if setup.small else (SEEDS, EVALUATIONS, SLOTS, LABELS)
   ops, reward = additive(slots, labels)
   cfg = table.Config()

@@ -1,4 +1,4 @@
-"""Rows as a table that a person reads, as JSON and as a picture."""
+"""Writes rows as a table in plain text, as JSON, and as a picture."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -29,7 +29,7 @@ def as_json(found: Found, facts: Mapping[str, Any]) -> str:
 
 
 def picture(found: Found, path: str) -> None:
-  """Draws how many times better than its bar each figure is, with its spread. The path decides the format."""
+  """Draws how many times better than its bar each figure is, with its spread. The path's ending sets the format."""
   import matplotlib
   from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""What all sections share: how ways of doing the same are timed against each other, and what a row of the table is."""
+"""Code that all sections share: timing of alternative programs against each other, and the rows of the table."""
 
 import collections
 from collections.abc import Callable, Mapping
@@ -10,27 +10,27 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-Way = Callable[[], float]  # does the work once and says how many seconds it took
+Way = Callable[[], float]  # does the work once and returns the seconds that it took
 
 
 class Setup(NamedTuple):
-  """How the benchmark is run."""
+  """Options of the benchmark."""
 
   repeats: int = 5  # of each measurement
-  small: bool = False  # tiny shapes: whether everything runs, not how fast
-  torch_python: str = ''  # a Python that has PyTorch; '' leaves it out
-  torch_compile: bool = False  # torch.compile as well, which takes minutes
+  small: bool = False  # tiny shapes, to test that everything runs
+  torch_python: str = ''  # path of a Python that has PyTorch; '' for no comparison with PyTorch
+  torch_compile: bool = False  # whether to measure torch.compile too, which takes minutes
 
 
 class Bar(NamedTuple):
-  """What a figure is to reach."""
+  """The target of a figure."""
 
   sign: str  # '>=' or '<='
   limit: float
 
 
 class Row(NamedTuple):
-  """A figure."""
+  """A measured figure, one line of the table."""
 
   name: str
   value: float  # a median
@@ -48,41 +48,41 @@ class Row(NamedTuple):
 
 
 def at_least(limit: float) -> Bar:
-  """Returns the bar of a figure of which more is better."""
+  """Returns a bar that a figure meets if it is at least `limit`."""
   return Bar('>=', limit)
 
 
 def at_most(limit: float) -> Bar:
-  """Returns the bar of a figure of which less is better."""
+  """Returns a bar that a figure meets if it is at most `limit`."""
   return Bar('<=', limit)
 
 
 def seconds(work: Callable[[], Any]) -> float:
-  """Returns the seconds that `work` takes, until all arrays it returns are computed."""
+  """Returns the seconds until `work` has returned and all arrays of its result are computed."""
   begun = time.perf_counter()
   jax.block_until_ready(work())
   return time.perf_counter() - begun
 
 
 def way(work: Callable[[], Any]) -> Way:
-  """Returns `work` as `alternating` takes it. It is done once here, so that it is compiled."""
+  """Returns a `Way` that times `work`. It calls `work` once first, so that it is compiled."""
   jax.block_until_ready(work())
   return lambda: seconds(work)
 
 
 def alternating(ways: Mapping[str, Way], repeats: int) -> dict[str, np.ndarray]:
-  """Times all ways in turn and returns seconds [repeats] for each: a machine that slows down does so for all."""
+  """Returns seconds [repeats] for each way. The ways take turns, so that a slower machine slows all of them."""
   rounds = [[work() for work in ways.values()] for _ in range(repeats)]
   return dict(zip(ways, np.array(rounds, float).T, strict=True))
 
 
 def row(name: str, values: np.ndarray, unit: str = 'x', bar: Bar | None = None, note: str = '') -> Row:
-  """Returns the median and the spread over repeats. A ratio is taken within each repeat, before the median."""
+  """Returns the row of `values` [repeats]: their median, least and greatest. Form ratios within each repeat before."""
   return Row(name, float(np.median(values)), unit, bar, (float(np.min(values)), float(np.max(values))), note)
 
 
 class Compiling(NamedTuple):
-  """The compilation of one program, by XLA or out of a cache."""
+  """The compilation of one program, by XLA or from a cache."""
 
   name: str
   seconds: float  # tracing and lowering included
@@ -90,8 +90,9 @@ class Compiling(NamedTuple):
 
 @contextlib.contextmanager
 def compilations():
-  """A context whose value is a list: it gets a `Compiling` for each program compiled meanwhile, in any thread."""
-  found, before = list[Compiling](), collections.defaultdict[int, float](float)  # of each thread, XLA's part to come
+  """A context whose value lists a `Compiling` for each program that is compiled within it, in any thread."""
+  # `before`: by thread, the seconds of tracing and lowering a program that XLA has not compiled yet.
+  found, before = list[Compiling](), collections.defaultdict[int, float](float)
 
   def note(event: str, duration: float, **facts: Any) -> None:
     thread = threading.get_ident()

@@ -1,6 +1,6 @@
-"""The same children in PyTorch, one after another, in its default layout; `rivals` says what is read and printed.
+"""Trains the same children in PyTorch, in its default memory layout. Input and output are as in `rivals`.
 
-It wants PyTorch and NumPy alone, so any Python that has them will do.
+It needs only PyTorch and NumPy, so it runs with any Python that has them.
   python torch_child.py FOLDER [--compile]
 """
 
@@ -19,17 +19,17 @@ ACTIVATE = (lambda x: x, torch.tanh, torch.sigmoid, torch.relu, torch.sin)
 
 
 def main(folder, compiled):
-  """Trains all children of a job."""
+  """Trains all children of a job one after another, and prints the line of JSON."""
   with open(os.path.join(folder, 'job.json'), encoding='utf-8') as file:
     job = json.load(file)
   torch.set_default_device(job['device'])
   if job['device'] != 'cpu':
-    torch.set_float32_matmul_precision('high')  # of products there XLA too keeps 10 bits of each factor
+    torch.set_float32_matmul_precision('high')  # TF32, as in XLA: products round each factor to 10 bits
   arrays = np.load(os.path.join(folder, 'batches.npz'), allow_pickle=False)
   batches = [[torch.tensor(arrays[name][i]) for name in arrays.files] for i in range(len(arrays[arrays.files[0]]))]
   found = {'losses': [], 'seconds': [], 'compiling': []}
   for k, arch in enumerate(job['archs']):
-    torch.compiler.reset()  # or programs of the children before would count against the limit of one function
+    torch.compiler.reset()  # otherwise programs of earlier children count against the limit of a function
     weights = np.load(os.path.join(folder, f'weights-{k}.npz'), allow_pickle=False)
     params = {name: nn.Parameter(torch.tensor(weights[name])) for name in weights.files}
     step = CHILDREN[job['kind']](arch, params, job['settings'], compiled)
@@ -51,7 +51,7 @@ def main(folder, compiled):
 
 
 def cell(arch, params, settings, compiled):
-  """A step of a language model of tree cells: SGD, the gradient clipped, the state carried on."""
+  """Returns a training step of a language model of tree cells: SGD with clipping; the carry is kept between steps."""
   layers, batch, hidden = settings['layers'], settings['batch'], settings['hidden']
   everything = list(params.values())
   optimizer = torch.optim.SGD(everything, settings['lr'])
@@ -59,7 +59,7 @@ def cell(arch, params, settings, compiled):
   carries = [(torch.zeros(batch, hidden), torch.zeros(batch, hidden)) for _ in range(layers)]
 
   def step(drawn, whole=False):
-    del whole  # there is no more to the loss
+    del whole  # the loss has no further terms
     (tokens,) = drawn
     tokens = tokens.long()
     x = F.embedding(tokens[:-1], params['embedding'])
@@ -79,16 +79,16 @@ def cell(arch, params, settings, compiled):
 
 
 def unroll(recur, arch, kernel, recurrent, carry, xs):
-  """A cell over a sequence [T, B, in]: the carry after it, cut off from the gradient, and its outputs."""
+  """Returns the detached final carry and the outputs of a cell over a sequence [T, B, in]."""
   (c, h), outputs = carry, []
-  for gate in (xs @ kernel).unbind(0):  # what x gives to the leaves, for all steps at once
+  for gate in (xs @ kernel).unbind(0):  # the projections of x to the leaves, for all steps at once
     c, h = recur(arch, gate, h @ recurrent, c)
     outputs.append(h)
   return (c.detach(), h.detach()), torch.stack(outputs)
 
 
 def tree(arch, x, h, c):
-  """c_t and h_t of a tree cell from what x and h_(t-1) give to its leaves, side by side."""
+  """Returns c_t and h_t of a tree cell, from the projections of x and h_(t-1) to all leaves, and c_(t-1)."""
   combine, activate, inject, index = arch
   n = (len(combine) + 1) // 2
   pairs, values = list(zip(x.chunk(n, -1), h.chunk(n, -1), strict=True)), []
@@ -105,7 +105,7 @@ def tree(arch, x, h, c):
 
 
 def conv(arch, params, settings, compiled):
-  """A step of an image classifier: Nesterov's momentum, weight decay for kernels and classifier."""
+  """Returns a training step of an image classifier: Nesterov momentum; weight decay for kernels and softmax weights."""
   reads, ends = arch
   kernels = [
     nn.Parameter(params[f'layers.{i}.kernel'].detach().permute(3, 2, 0, 1).contiguous()) for i in range(len(reads))
@@ -133,7 +133,7 @@ def conv(arch, params, settings, compiled):
   def step(drawn, whole=False):
     images, labels = drawn
     loss = F.cross_entropy(run(images.permute(0, 3, 1, 2).contiguous()), labels.long())
-    with torch.no_grad():  # the optimizer's weight decay is the gradient of this
+    with torch.no_grad():  # the optimizer's weight decay is the gradient of this penalty
       shown = loss + (0.5 * settings['decay'] * sum((each**2).sum() for each in decayed) if whole else 0.0)
     optimizer.zero_grad()
     loss.backward()

@@ -1,4 +1,4 @@
-"""Children in training, as something that can be timed: no way here is made for the benchmark, all is `train`'s own."""
+"""Timing of children in training, with the programs that a search uses."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,30 +12,29 @@ from nas_jax import space
 from nas_jax.training import fit
 from nas_jax.types import Key, PyTree
 
-CHECKED = 3  # first steps, whose losses must be the same in all ways
+CHECKED = 3  # number of first steps, whose losses must agree in all implementations
 
 
 class Group(NamedTuple):
-  """Children of one program, compiled and a few steps old."""
+  """Children of one program, which is compiled and has trained them for `CHECKED` steps."""
 
   params: PyTree  # [m, ...] before the first step
   losses: np.ndarray  # [m, CHECKED] of the first steps
   compiling: float  # seconds
-  further: Way  # trains all of them on, so many steps
+  further: Way  # trains all of them for further steps
 
 
 def group(programs: fit.Fit, archs: PyTree, keys: Key, data: Any, steps: int) -> Group:
-  """Returns children that each call of `further` trains `steps` steps.
+  """Returns children that each call of `further` trains for `steps` steps.
+
+  `further` raises ValueError if a child has failed: its steps would be skipped, and take no time.
 
   Args:
-    programs: of all of them.
-    archs: [m, ...], or () if the program has it.
+    programs: of all the children.
+    archs: [m, ...], or () if the program has a static architecture.
     keys: [m].
-    data: as the child takes it.
-    steps: of a call.
-
-  Raises:
-    ValueError: a child is not finite: its steps would be skipped, and cost nothing.
+    data: in the form that the child reads.
+    steps: of a call of `further`.
   """
   m, data = len(keys), fit.share(data, programs.mesh)
   states, archs, keys = fit.begin(programs, archs, keys)
@@ -58,13 +57,13 @@ def group(programs: fit.Fit, archs: PyTree, keys: Key, data: Any, steps: int) ->
 
 
 def alike(programs: fit.Fit, key: Key, data: Any, steps: int) -> Group:
-  """Returns, as `group`, children of one static architecture: one on each device."""
+  """Returns a group of children of one static architecture, one on each device."""
   keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(programs.mesh.size))
   return group(programs, (), keys, data, steps)
 
 
 def one_by_one(groups: Sequence[Group]) -> Way:
-  """Returns a way that trains groups of `alike` in turn, each on all devices with one child a device."""
+  """Returns a way that trains groups of `alike` in turn. Its seconds are for one child of each group."""
 
   def work() -> float:
     return sum(each.further() / len(each.losses) for each in groups)
@@ -73,7 +72,7 @@ def one_by_one(groups: Sequence[Group]) -> Way:
 
 
 def compiled(name: str, programs: fit.Fit, archs: PyTree, keys: Key, data: Any, m: int) -> Row:
-  """Counts the programs that are compiled for one step of each child, m at a time. m divides their number."""
+  """Counts the programs compiled for one step of all children, m at a time. m must divide the number of children."""
   found = list[int]()
   for first in range(0, len(keys), m):
     some = jax.tree.map(lambda x, first=first: x[first : first + m], (archs, keys))

@@ -1,11 +1,12 @@
-"""The processes of a search over several hosts: they find one another, watch one another, and end together.
+"""Connects the processes of a search over several hosts. They watch one another and end together.
 
-They meet in JAX's coordination service, which process 0 runs. Each tells the others every `BEAT` seconds that it is
-alive, by a thread that also looks for hosts that have ended or are lost. The keys, beside those of `nas_jax.hosts`:
+They communicate through JAX's coordination service, which process 0 runs. A thread of each host reports every `BEAT`
+seconds that the host is alive, and checks whether others have ended or are lost. Besides the keys of `nas_jax.hosts`
+there are these:
 
-* `beat/HOST`: a count that grows.
+* `beat/HOST`: a growing count.
 * `end/HOST`: the exit code of a host that ends before the search does, and why.
-* `gone/HOST`: the host is about to exit; whether it still meets the others in JAX's own shutdown.
+* `gone/HOST`: the host is about to exit; the value says whether it takes part in JAX's own shutdown.
 """
 
 import atexit
@@ -27,8 +28,8 @@ from experiments.common import launch
 from nas_jax.hosts import ALONE, LOST, Ended, Hosts
 
 BEAT = 1.0  # seconds between two signs of life
-GRACE = 2.0  # seconds within which a host must end that is not asked to save its work
-JOIN = 1800  # seconds to wait for all hosts to start; one that must make its environment first takes minutes
+GRACE = 2.0  # seconds that a host has to end, once one is lost or has failed
+JOIN = 1800  # seconds to wait for all hosts to start; installing an environment takes minutes
 _OURS = 'nas_jax/'
 _SIGNALS = (130, 143)  # exit codes of a process that was asked to end; it may take time to save its work
 
@@ -42,10 +43,10 @@ class Connection(NamedTuple):
 
   process: int  # the number of this host; host 0 leads
   processes: int
-  checked: Callable[[Check], tuple[Hosts, Check]]  # the hosts, and `check` that also raises `Ended`
+  checked: Callable[[Check], tuple[Hosts, Check]]  # check -> the hosts, and a `check` that also raises `Ended`
   on_loss: Callable[[Callable[[int], None]], None]  # sets a function to call at once with the number of a lost host
   meeting: Callable[[Describe], contextlib.AbstractContextManager[None]]  # see `connect`
-  leave: Callable[[], None]  # at the normal end, which all hosts reach
+  leave: Callable[[], None]  # call it at the normal end, which all hosts reach
 
 
 UNCONNECTED = Connection(
@@ -70,11 +71,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def join(values: flags.FlagValues) -> Connection:
-  """Waits for all hosts that the flags name, and returns the connection to them. JAX has not been used before.
+  """Waits for all hosts that the flags name, and returns the connection to them. Call it before JAX is first used.
 
   Raises:
-    ValueError: the flags do not fit together, or no hosts are detected.
-    Ended: the hosts have not all come.
+    ValueError: the flags contradict each other, or no hosts are detected.
+    Ended: not all hosts have joined within `JOIN` seconds.
   """
   given = [values[name].value not in (None, '') for name in ('coordinator', 'num_processes', 'process_id')]
   if any(given) and not all(given):
@@ -85,7 +86,7 @@ def join(values: flags.FlagValues) -> Connection:
     raise ValueError(
       f'process_id (={values.process_id}) must be less than num_processes (={values.num_processes}): it counts from 0.'
     )
-  # Host 0 outlives the loss of another, so that it can say so; SIGTERM is for our own handler.
+  # Host 0 must outlive the loss of another host to report it. SIGTERM is left to our own handler.
   jax.config.update('jax_enable_recoverability', True)
   jax.config.update('jax_enable_preemption_service', False)
   try:
@@ -110,16 +111,16 @@ def join(values: flags.FlagValues) -> Connection:
 
 
 def connect(client: Any, index: int, count: int, patience: float) -> Connection:
-  """Starts to keep watch, and returns the connection.
+  """Starts the thread that watches the other hosts, and returns the connection.
 
   Its `meeting(describe)` is a context manager. An error inside it is reported to the other hosts, which then raise
   `Ended` with the same exit code. The error propagates when all hosts are about to exit or, if a host is lost, a
   second later.
 
   Args:
-    client: of JAX's coordination service.
-    index: of this process.
-    count: of processes.
+    client: the client of JAX's coordination service.
+    index: the number of this process.
+    count: the number of processes.
     patience: seconds without a sign of life after which a host is lost. Host 0 watches all others, and they watch it.
   """
   over, told, lost, noting = threading.Event(), list[Ended](), list[Ended](), list[Callable[[int], None]]()
@@ -157,7 +158,7 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
       look(number)
       if lost or (told and told[0].code not in _SIGNALS):
         since = min(since, time.monotonic())
-        if time.monotonic() - since > GRACE:  # the main thread is in a call that cannot be interrupted
+        if time.monotonic() - since > GRACE:  # the main thread is in an uninterruptible call
           error = (lost or told)[0]
           tell(error)
           say('gone', b'alone')
@@ -169,7 +170,7 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
       say('end', json.dumps([error.code, str(error)]).encode())
 
   def meet() -> bool:
-    """Waits until all hosts are about to exit. Returns whether they are, so that JAX's shutdown is safe."""
+    """Waits until all hosts are about to exit, or gives up if one is lost. Returns whether JAX's shutdown is safe."""
     given_up = math.inf
     while time.monotonic() < given_up:
       with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -185,15 +186,15 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     say('gone', b'together')
     safe = meet()
     over.set()
-    thread.join()  # a thread that still talks to the service would crash the process at its end
+    thread.join()  # a thread that still used the service would crash the process at exit
     try:
-      if safe and not index:  # the service must outlive the others: this returns when no other is connected any more
+      if safe and not index:  # the service must outlive the others: this call returns when all have disconnected
         client.get_live_nodes(list(range(count)))
       if safe:
         jax.distributed.shutdown()
     except jax.errors.JaxRuntimeError:
       safe = False
-    if not safe:  # runs before what JAX does at exit, which would wait for the host that is lost
+    if not safe:  # runs before JAX's own exit handler, which would wait for the lost host
       atexit.register(_exit, code or LOST)
 
   def checked(check: Check) -> tuple[Hosts, Check]:
@@ -223,7 +224,7 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
 
 
 def _exchange(client: Any, index: int, count: int, check: Check) -> Hosts:
-  """Returns the hosts. Their values are exchanged through the coordination service; a wait calls `check` repeatedly."""
+  """Returns hosts that exchange values through the coordination service. Waiting calls `check` every `BEAT` seconds."""
 
   def until_done(act: Callable[..., Any]) -> Callable[..., Any]:
     def call(key: str, *args: Any) -> Any:
@@ -233,7 +234,7 @@ def _exchange(client: Any, index: int, count: int, check: Check) -> Hosts:
           return act(_OURS + key, *args)
         except jax.errors.JaxRuntimeError as error:
           if 'DEADLINE_EXCEEDED' not in str(error):
-            time.sleep(BEAT)  # host 0 does not answer: the watch will see whether it is lost
+            time.sleep(BEAT)  # host 0 does not answer; the watching thread finds out whether it is lost
 
     return call
 

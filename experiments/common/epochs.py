@@ -1,8 +1,8 @@
-"""Extends full trainings to more epochs than they had. They are continued if the learning-rate schedule allows it.
+"""Extends full trainings to more epochs. A training is continued if its learning-rate schedule allows it.
 
-An extended training gives the same result as a training with that many epochs from the start. The state of
-a final training is therefore kept after its end, in a folder ended-... beside its entry in trainings.json. With the
-schedule 'cosine' the rate of every step depends on the number of epochs, so trainings with it start anew.
+The result is that of a training with the larger number of epochs from the start. To make this possible, the state of a
+final training is kept after its end, in a folder ended-... beside trainings.json. With the schedule 'cosine' the rate
+of every step depends on the number of epochs, so such trainings start anew.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,12 @@ from nas_jax.training import checkpoint, full_training, schedules
 
 
 def open_results(results: str, cfg: Any) -> None:
-  """Opens a folder of results, which may be of fewer epochs; see `workdirs.open_config`.
+  """Opens a folder of results, which may have fewer epochs than `cfg`; see `workdirs.open_config`.
+
+  If it has fewer, config.json is updated, and states of unfinished trainings that cannot be continued are removed.
 
   Raises:
-    ValueError: as there, or the results are of more epochs than `cfg` asks for.
+    ValueError: as `workdirs.open_config`, or the results have more epochs than `cfg`.
   """
   workdirs.open_config(results, cfg, 'results')
   old = (workdirs.read(os.path.join(results, 'config.json')) or config.as_json(cfg))['epochs']
@@ -42,14 +44,14 @@ def of(entry: Mapping[str, Any]) -> int:
 
 
 def begin(running: str, name: str, cfg: Any, old: int, epochs: int) -> None:
-  """Prepares the folder of the state of a training that is asked for more epochs, and says what will happen.
+  """Restores the state folder of a training that gets more epochs, and prints whether it continues or starts anew.
 
   Args:
-    running: the folder of the state of a training under way.
+    running: the folder for the state of a running training.
     name: of the training.
-    cfg: of the trainings, which has the schedule of their learning rate.
-    old: the epochs that it had.
-    epochs: the epochs that it will have.
+    cfg: of the trainings; it has their learning-rate schedule.
+    old: the number of epochs so far.
+    epochs: the number of epochs that the training will have.
   """
   ended = _ended(running)
   if os.path.isdir(ended) and not os.path.isdir(running):
@@ -64,7 +66,7 @@ def begin(running: str, name: str, cfg: Any, old: int, epochs: int) -> None:
 
 
 def end(running: str, cfg: Any, final: bool) -> None:
-  """Keeps the state of an ended training that may be asked for more epochs; removes that of another training."""
+  """Keeps the state of an ended training if it is final and can get more epochs; otherwise removes the state."""
   if final and schedules.prolongs(cfg.schedule) and os.path.isdir(running):
     files.remove(_ended(running))
     os.replace(running, _ended(running))
@@ -77,9 +79,10 @@ def _ended(running: str) -> str:
 
 
 def folder_of(folder: str, key: str) -> str:
-  """Returns the folder for the state of a training under way, one for each entry of trainings.json.
+  """Returns the folder for the state of a running training, one for each entry of trainings.json.
 
-  Earlier versions had one folder for all trainings. It held the state of the first one that trainings.json lacks.
+  Earlier versions had one folder for all trainings. If it is there and trainings.json lacks `key`, it is renamed to be
+  the folder of `key`, whose state it holds.
   """
   running = os.path.join(folder, 'running')
   own = f'{running}-{hashlib.sha256(key.encode()).hexdigest()[:8]}'
@@ -89,17 +92,17 @@ def folder_of(folder: str, key: str) -> str:
 
 
 def saved(progress: full_training.Progress) -> full_training.Progress:
-  """Returns a state as it is saved: its curve holds only the epochs that are done, not those to come."""
+  """Returns a state in the form that is saved: its curve has only the epochs that are done."""
   return progress._replace(curve=progress.curve[: int(progress.done)])
 
 
 def restored(running: str, fresh: full_training.Progress) -> full_training.Progress:
-  """Returns the state to go on from; `fresh`, which is that of an untrained network, if none was saved."""
+  """Returns the saved state, or `fresh`, that of an untrained network, if none was saved."""
 
   def like(step: int) -> full_training.Progress:
     return fresh._replace(curve=fresh.curve[:1].repeat(step, 0))
 
-  # Earlier versions saved the curve in its full length.
+  # Earlier versions saved the curve at full length.
   found = checkpoint.restore(running, like, lambda wanted: [(fresh, saved)])
   if found is None:
     return fresh

@@ -1,8 +1,8 @@
-"""The final choice of a search: its best children are trained to convergence, and the best of them is compared.
+"""The final choice of a search: its best children are trained to convergence, and one of them is chosen.
 
-The short training of children does not tell the best few of them apart, so they are trained by the recipe of `retrain`
-and one is chosen by its validation score. The same is done for the random-search baseline. The two that are chosen are
-then trained again from new seeds, beside known architectures with as many weights.
+The short training of children does not separate the best few reliably. So these are trained by the recipe of `retrain`,
+and the best by validation is chosen. The random-search baseline makes its choice in the same way. Both chosen
+architectures are then trained again with new seeds, and compared with known architectures with as many weights.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ NAME = 'final choice'  # the phase of a run
 
 
 def of(system: System, cfg: Config, data: Data) -> FinalChoice | None:
-  """Returns how the final choice of a search is made, None if it makes none.
+  """Returns the settings of a search's final choice, or None if it makes none.
 
   Raises:
-    ValueError: it cannot be made with this data; nothing has been compiled then.
+    ValueError: a final choice is impossible with this data. Nothing has been compiled by then.
   """
   if not (system.alone and system.alone.final and cfg.final_children):
     return None
@@ -45,11 +45,10 @@ def work(run: Run, searches: int) -> float:
 
 
 def run(run: Run, found: Mapping[str, Found]) -> str:
-  """Makes the final choice, or the rest of it, and returns it in words; '' if the search makes none.
+  """Makes the final choice or completes it, and returns its results as text; '' if the search makes none.
 
-  The folder `final` of the workdir keeps every training, so that none is repeated.
-
-  The folder holds what a folder of results of `retrain` holds, and best.json with the child that was chosen.
+  Every training is kept in the folder `final` of the workdir, so that none is repeated. The folder is a folder of
+  results of `retrain`, with best.json for the chosen child.
 
   Args:
     run: the search.

@@ -1,7 +1,7 @@
-"""The stages of a search whose children are trained each by itself, with weights of its own.
+"""The stages of a search whose children are each trained from scratch, with their own weights.
 
-The reliability of the reward is measured before the search. After it, known architectures are trained and scored just
-as the children were.
+The reliability of the reward is measured before the search. After the search, known architectures are trained and
+scored as the children were.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +27,8 @@ from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Batch, Evaluate
 
-RANDOM = 1000  # random architectures that estimate the share within the bounds
-LONGER = 5  # length of the longer training for reliability, in trainings of the search
+RANDOM = 1000  # number of random architectures that estimate the share within the bounds
+LONGER = 5  # length of the longer training for reliability, as a multiple of a child's training
 RELIABILITY, REFERENCES = 'reliability of the reward', 'reference architectures'  # phases of a run
 
 
@@ -56,24 +56,25 @@ def local_evaluators(
   recovery: Recovery,
   reload: Callable[[Config], Data],
 ) -> dict[str, Evaluate]:
-  """Returns all evaluators of a search, which train on the local devices, by name.
+  """Returns all evaluators of a search by name. They train on the local devices.
 
-  Any process that has the same config and data makes the same ones. So it can train a batch that another process names:
-  `local_evaluators(...)[name](batch)`. Nothing is compiled before one of them is called.
+  Processes with equal config and data make equal evaluators. So one process can train a batch for another, which sends
+  the name and the batch: `local_evaluators(...)[name](batch)`. Nothing is compiled before the first call.
 
-  * 'children' trains the children of the search and of its random-search baseline, and all architectures of its space.
-  * 'longer' trains them five times as long, to measure how reliable the reward is, and 'other data' trains them on the
-    data of another seed.
+  * 'children' trains architectures of the search space: the children of the search and of its random-search baseline.
+  * 'longer' trains architectures five times as long, and 'other data' on the data of another seed. Both measure how
+    reliable the reward is.
   * 'rung 2', 'rung 3', ... train the children of the rungs after the search.
-  * 'reference NAME' trains the known architecture of that name. It may be of another kind of network.
-  * 'beside' trains the architectures that the user wants to compare. For these and the references no bound holds.
+  * 'reference NAME' trains the known architecture of that name, which may be of another kind of network.
+  * 'beside' trains the architectures that the user wants to compare. The bounds apply neither to these nor to the
+    references.
 
   Args:
     system: of the children, which have weights of their own.
     cfg: of the search; `child_program` is not 'auto'.
     data: as the system's `load` returns it.
     problem: of `cfg` and `data`.
-    recovery: recalls, keeps and ends trainings.
+    recovery: saves and restores the state of trainings.
     reload: as in `stages.on_other_data`.
   """
   alone = system.alone
@@ -105,7 +106,7 @@ def local_evaluators(
 
 
 def within_bounds(problem: Problem, seed: int) -> str:
-  """Returns in words how many random architectures are within the bounds of a problem; '' if it has none."""
+  """Returns a line that says how many random architectures are within the bounds of a problem; '' without bounds."""
   if problem.cost_of is None or problem.bounds == costs.UNBOUNDED:
     return ''
   drawn = evaluators.random_batch(problem.space, jax.random.fold_in(jax.random.key(seed), 4), RANDOM)
@@ -118,7 +119,7 @@ def _reference(name: str) -> str:
 
 
 def work(run: Run, train: Mapping[str, Evaluate], cfgs: Sequence[Config]) -> dict[str, float]:
-  """Returns the phases of a run beside the searches of these configs, and the work of each in trainings of a child."""
+  """Returns the work of each phase of a run other than the searches of these configs, in trainings of a child."""
   short, long = _reliability_trainings(run.cfg)
   known = len(run.beside) + sum(name.startswith(_reference('')) for name in train)
   found = {RELIABILITY: short + LONGER * long, REFERENCES: run.cfg.yardstick_repeats * known}
@@ -128,15 +129,15 @@ def work(run: Run, train: Mapping[str, Evaluate], cfgs: Sequence[Config]) -> dic
 
 
 def _reliability_trainings(cfg: Config) -> tuple[int, int]:
-  """Returns how many children are trained as long as in the search, and how many for longer; batches are whole."""
+  """Returns how many children the reliability trains as long as in the search, and how many longer (whole batches)."""
   every, some = (-(-count // cfg.m) * cfg.m for count in (cfg.reliability_children, cfg.reliability_children // 2))
   return 3 * every, some if cfg.reliability_children // 2 > 2 else 0
 
 
 def settle_program(run: Run, hosts: int = 1) -> Run:
-  """Returns `run` with the faster way to compile children, measured once in a workdir and written to config.json.
+  """Returns `run` with `child_program` settled: with 'auto', the faster kind of program on this machine.
 
-  It is measured with as many children as one of the `hosts` has of a batch.
+  It is measured once in a workdir, with one host's share of a batch for `hosts` hosts, and written to config.json.
   """
   if run.problem.program != 'auto':
     return run
@@ -153,7 +154,7 @@ def settle_program(run: Run, hosts: int = 1) -> Run:
 
 
 def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evaluate]) -> str:
-  """Measures rank correlations of rewards, once in a workdir. Returns them in words."""
+  """Returns the rank correlations of rewards as text. They are measured once and kept in reliability.json."""
   cfg, system = run.cfg, run.system
   if not cfg.reliability_children:
     return 'reward reliability: not measured'
@@ -185,9 +186,9 @@ def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evalua
 
 
 def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[str, list[float | None]]:
-  """Returns scores of known architectures, trained just as the children are; each is measured once in a workdir.
+  """Returns scores of known architectures that are trained as the children are, by name; None for a failed training.
 
-  The score of a training that failed is None.
+  Each architecture is measured once, and its scores are kept in yardsticks.json.
   """
   repeats = run.cfg.yardstick_repeats
   if not repeats:
@@ -211,7 +212,7 @@ def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[
 def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: Mapping[str, Found]) -> Summary:
   """Trains the known architectures and the final choice, and returns the best child and the tables.
 
-  The searches and the known architectures are compared on one split, at one budget.
+  The searches and the known architectures are compared on the same split and with the same budget.
   """
   system, cfg, made = run.system, run.cfg, run.problem.space
   references = alone.references(cfg, run.data, train['children'], run.recovery)
@@ -243,7 +244,7 @@ def best_child(run: Run, found: Found) -> str:
 
 
 def in_common(run: Run, found: Found) -> str:
-  """Returns tables of scores by kind of child; '' if the system does not distinguish kinds."""
+  """Returns tables of the scores for each kind of child; '' if the system does not distinguish kinds."""
   key, _, lower = run.system.metric
   tables = [
     rankings.table(

@@ -1,4 +1,4 @@
-"""Writes logs of a search for people: updates.jsonl and TensorBoard events. The search itself reads neither."""
+"""Writes logs of a search: updates.jsonl and TensorBoard events. The search itself reads neither."""
 
 from collections.abc import Callable, Iterable, Sequence
 import os
@@ -13,26 +13,26 @@ from nas_jax.space import Space
 from nas_jax.training import fit
 
 SAMPLES = 64  # number of sampled token sequences that estimate the controller's entropy and probabilities
-POINTS = 100  # its probabilities are written about this many times in a run
+POINTS = 100  # the controller's probabilities are written about this many times in a run
 
 
 def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple[search.Hook, Callable[[], None]]:
-  """Returns a hook that writes down what a search does, and a function that closes its files.
+  """Returns a hook that logs a search to updates.jsonl and TensorBoard, and a function that closes its event file.
 
   Each update becomes a line of updates.jsonl: step, children, mean reward, baseline, advantage (mean absolute),
-  gradient_norm, best reward, entropy (nats per token sequence) and, about a hundred times in a run, `probabilities`:
-  those of each slot's labels under the controller after the update. A resumed search writes some steps again; the last
-  line of a step counts.
+  gradient_norm, best reward and entropy (nats per token sequence). About a hundred lines of a run also have
+  `probabilities`: those of each slot's labels under the controller after the update. A resumed search writes some steps
+  again; the last line of a step counts.
 
   Args:
-    workdir: the folder.
+    workdir: the folder of the logs.
     s: the search.
-    children: how many it will train.
-    done: how many it has trained.
+    children: how many children it will train.
+    done: how many children it has trained.
   """
   write = journal.writer(os.path.join(workdir, 'updates.jsonl'))
   show_children, show_updates, close = events(workdir, s.space)
-  # A key of its own: nothing here is seen by the search.
+  # A fixed key, so that logging does not change the random numbers of the search.
   keys, looked, most = jax.random.split(jax.random.key(0), SAMPLES), done * POINTS // children, 1
   of_all = fit.over_children(
     lambda keys, kept: s.algorithm.summary(kept, keys), fit.child_mesh(jax.local_devices()[:1])
@@ -44,7 +44,7 @@ def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple
     if len(states) == 1:
       return [s.policy_summary(states[0], keys)]
     most = max(most, len(states))
-    filled = states + states[-1:] * (most - len(states))  # so that fewer need no program of their own
+    filled = states + states[-1:] * (most - len(states))  # one shape, so that fewer states compile no other program
     kept = jax.tree.map(lambda *leaves: np.stack(leaves), *(state.algorithm for state in filled))
     return zip(*map(np.asarray, of_all(keys, kept)), strict=True)
 
@@ -71,11 +71,11 @@ Show = Callable[[list[journal.Record]], None]
 
 
 def events(workdir: str, made: Space) -> tuple[Show, Show, Callable[[], None]]:
-  """Returns functions that write scalars for TensorBoard to `workdir`/events: for children, for updates, and to close.
+  """Returns three functions for TensorBoard scalars in `workdir`/events: write children, write updates, and close.
 
-  The x axis is the number of children so far. The first call writes all that children.jsonl and updates.jsonl hold,
-  later calls what is new. So an interrupted search loses no point, and its new file tells TensorBoard to forget those
-  of the old one.
+  The x axis is the number of children so far. The first call writes all lines of children.jsonl and updates.jsonl,
+  later calls only new lines. A resumed search thus writes all points again, into a new file that makes TensorBoard
+  discard those of the old one.
 
   Args:
     workdir: the folder.
@@ -100,7 +100,7 @@ def events(workdir: str, made: Space) -> tuple[Show, Show, Callable[[], None]]:
     def call(lines: list[journal.Record]) -> None:
       nonlocal writer
       if writer is None:
-        from tensorboardX import SummaryWriter  # a third of a second, so not on import
+        from tensorboardX import SummaryWriter  # imported here, as the import takes a third of a second
 
         writer = SummaryWriter(folder, purge_step=0 if os.path.isdir(folder) else None, flush_secs=5)
         for each, name in names.items():

@@ -1,4 +1,4 @@
-"""What all launchers share: flags made from a config, and how they end."""
+"""Code that all launchers share: flags made from configs, signals, and exit codes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -39,15 +39,15 @@ _DEFINE: dict[type, Callable[..., Any]] = {
 
 
 def main(prepare: Callable[[Sequence[str]], Work]) -> None:
-  """Runs a launcher: `prepare(argv)` reads and checks all input, the function that it returns does
-  the work.
+  """Runs a launcher: `prepare(argv)` reads and checks all input and returns a function, which does the work.
 
-  Each of these ends it with one line on stderr: whatever is wrong with the input, exit code 2; a file that cannot be
-  written, 74; SIGTERM, 143, and Ctrl-C, 130, as soon as what runs is over, and at once the second time.
+  These end the process with one line on stderr and an exit code: invalid input, 2; a file that cannot be written, 74;
+  SIGTERM, 143; Ctrl-C, 130. A signal takes effect when the running step is over, a second one at once. Any other error
+  is raised.
   """
   absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax logs it also raises
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-  signal.signal(signal.SIGINT, signal.default_int_handler)  # no longer that of the imports, in `experiments`
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # replaces the handler that `experiments` set for imports
   with streams.tolerant(), _one_line_each():
     try:
       work = prepare(sys.argv)
@@ -70,7 +70,7 @@ def _end(error: BaseException, code: int, message: str) -> NoReturn:
 
 
 def ending_before_work(error: BaseException) -> tuple[int, str]:
-  """Returns the exit code and the line that an error of `prepare` ends the process with."""
+  """Returns the exit code and the message with which the process ends on an error of `prepare`."""
   if isinstance(error, flags.Error | ValueError | ImportError):
     return 2, str(error)
   if isinstance(error, OSError) and error.errno not in workdirs.FULL:
@@ -81,9 +81,9 @@ def ending_before_work(error: BaseException) -> tuple[int, str]:
 
 
 def ending(error: BaseException) -> tuple[int, str]:
-  """Returns the exit code and the line that an error of the work ends the process with.
+  """Returns the exit code and the message with which the process ends on an error of the work.
 
-  An error with the code `FAULT` is one of the program, and is shown with its traceback.
+  The code `FAULT` marks an error of the program itself, which is raised with its traceback.
   """
   if isinstance(error, Ended):
     return error.code, str(error)
@@ -100,7 +100,10 @@ def ending(error: BaseException) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def _one_line_each() -> Iterator[None]:
-  """Prints warnings, and errors in threads beside the search or in destructors, as single lines, each of them once."""
+  """Prints warnings, and errors in other threads and destructors, as single lines; an error is printed only once.
+
+  A warning that JAX cannot read a cached program also removes that program: see `drop_damaged_programs`.
+  """
   before, said = (threading.excepthook, sys.unraisablehook), set[str]()
 
   def once(message: str) -> None:
@@ -126,7 +129,7 @@ def _one_line_each() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-  """The signals that asked the process to end, as they come; a second one of a kind ends it at once."""
+  """A context whose value lists the SIGTERM and SIGINT received so far; a second one of a kind ends the process."""
   asked = list[int]()
 
   def ask(number: int, frame: Any) -> None:
@@ -149,7 +152,7 @@ def _check(asked: Sequence[int]) -> None:
 
 
 def say(message: str) -> None:
-  """Prints one line on stderr, which begins with the name of the launcher."""
+  """Prints a message as one line on stderr, after the name of the launcher."""
   name = os.path.basename(os.path.splitext(sys.argv[0])[0].removesuffix(f'{os.sep}__main__'))
   print(f'{name}: {" ".join(message.split())}', file=sys.stderr)
 
@@ -162,11 +165,20 @@ def parse(
   words: str = '',
   elsewhere: Mapping[str, str] = types.MappingProxyType({}),
 ) -> flags.FlagValues:
-  """Parses `argv`: the launcher's `own` flags and one for each field of the configs, of which one will be made.
+  """Parses `argv`. The flags are the launcher's `own` and one for each field of the configs.
 
-  `configs` maps the purpose of each config ('' if there is only one) to its presets. `words` names a list flag whose
-  values may also be given as plain words. `elsewhere` maps flags that this launcher lacks to the launchers that have
-  them. Raises ValueError on an unknown flag, and suggests known ones.
+  --help prints the page of all flags and exits. A leading ~ in the launcher's own flags becomes the home folder.
+
+  Args:
+    argv: the command line.
+    doc: the launcher's docstring, for --help.
+    own: defines the flags that are no fields of a config.
+    configs: the presets of each config, by its purpose ('' if there is only one). One of the configs will be made.
+    words: name of a list flag whose values may also be given as plain words.
+    elsewhere: for flags that this launcher lacks, the launchers that have them.
+
+  Raises:
+    ValueError: a flag is unknown (the message suggests known ones), or there are plain words and `words` is ''.
   """
   values = flags.FlagValues()
   values.set_gnu_getopt(bool(words))  # flags may come after words
@@ -180,7 +192,7 @@ def parse(
   for name, items in fields.items():
     kinds = {tuple if item.metadata['pair'] else type(item.default) for item in items}
     helps = ' '.join(item.metadata['help'] for item in items)
-    # Where one config has a list and another a single value, a list is read, and `overlay` wants one entry.
+    # Where one config has a list and another a single value, the flag is a list, and `overlay` requires one entry.
     _DEFINE[kinds.pop() if len(kinds) == 1 else tuple](name, None, helps, flag_values=values)
   try:
     rest = values(list(argv))
@@ -203,7 +215,7 @@ def parse(
 
 
 def _expand_home(values: flags.FlagValues, name: str) -> None:
-  """Replaces a leading ~ of a flag by the user's folder: a shell does so only at the beginning of a word."""
+  """Replaces a leading ~ in a flag's value by the home folder; a shell does so only at the beginning of a word."""
   given = values[name].value
   if isinstance(given, str):
     values[name].value = os.path.expanduser(given)
@@ -212,7 +224,7 @@ def _expand_home(values: flags.FlagValues, name: str) -> None:
 
 
 def search_flags(presets: Mapping[str, Any], launcher: str) -> Callable[[flags.FlagValues], None]:
-  """The flags that all searches have beside their config's fields."""
+  """Returns a function that defines the flags of every search that are no fields of its config."""
 
   def define(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
@@ -235,7 +247,10 @@ def search_flags(presets: Mapping[str, Any], launcher: str) -> Callable[[flags.F
 
 
 def configure(values: flags.FlagValues, presets: Mapping[str, Callable[[], Any]]) -> Any:
-  """The config of the chosen preset with the given flags laid over it, checked."""
+  """Returns the config of the chosen preset, overridden by the given flags.
+
+  Raises ValueError if the config is invalid or --data_dir is no folder.
+  """
   cfg = overlay(values, presets[values.preset]())
   if values.data_dir and not os.path.isdir(values.data_dir):
     raise ValueError(f'data_dir (={values.data_dir!r}) is no folder: name one that exists, or leave the flag out.')
@@ -243,13 +258,13 @@ def configure(values: flags.FlagValues, presets: Mapping[str, Callable[[], Any]]
 
 
 def own_preset(values: flags.FlagValues, presets: Mapping[str, Any], whose: str) -> None:
-  """Raises ValueError if the preset is not one of `presets`: a launcher may take those of several configs."""
+  """Raises ValueError if --preset is not one of `presets`, as a launcher may accept presets of several configs."""
   if values.preset not in presets:
     raise ValueError(f'preset (={values.preset!r}) is none for {whose}: take one of {", ".join(presets)}.')
 
 
 def own_fields(values: flags.FlagValues, own: type, others: Mapping[str, type]) -> None:
-  """Raises ValueError if a given flag is a field of one of the configs `others`, by owner, and not of `own`."""
+  """Raises ValueError if a given flag is no field of the config `own`, but of one of `others` (by owner)."""
   names = {item.name for item in dataclasses.fields(own)}
   for whose, other in others.items():
     for item in dataclasses.fields(other):
@@ -258,9 +273,9 @@ def own_fields(values: flags.FlagValues, own: type, others: Mapping[str, type]) 
 
 
 def overlay(values: flags.FlagValues, cfg: Any) -> Any:
-  """`cfg` with the given flags laid over it, checked.
+  """Overrides fields of `cfg` in place by the given flags, and returns it. Raises ValueError if it is then invalid.
 
-  If a flag gives the algorithm, `proposals` and `known` are reset to their defaults unless flags give them too.
+  If --algorithm is given, `proposals` and `known` are reset to their defaults unless flags give them too.
   """
   alone = ('proposals', 'known') if 'algorithm' in values and values.algorithm is not None else ()
   for item in dataclasses.fields(cfg):
@@ -274,7 +289,10 @@ def overlay(values: flags.FlagValues, cfg: Any) -> Any:
 
 
 def _entries(item: Any, given: Sequence[str]) -> Any:
-  """Converts the entries of a list flag to the type of the field's default; only one for a field that is no list."""
+  """Returns the entries of a list flag in the type of the field's default.
+
+  Raises ValueError if one cannot be converted, or if there are several and the field is neither a list nor a pair.
+  """
   single = not isinstance(item.default, tuple)
   wanted = type(item.default if single else item.default[0])
   try:
@@ -291,30 +309,30 @@ def _entries(item: Any, given: Sequence[str]) -> Any:
 
 
 def cores() -> int:
-  """Returns how many cores this process may use; where the system cannot say so, how many the machine has."""
+  """Returns how many cores this process may use or, where the system does not tell, how many the machine has."""
   if hasattr(os, 'sched_getaffinity'):  # on Linux alone
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1
 
 
 def set_up_jax(at_most: int | None = None) -> None:
-  """Makes each core of a CPU machine a device (`at_most` so many), and keeps compiled programs for the next time.
+  """Makes each core of a CPU machine a device, up to `at_most` devices, and enables the cache of compiled programs.
 
   Call it before JAX is first used. The number of devices has no effect on accelerators; JAX_NUM_CPU_DEVICES overrides
-  it. Programs are kept in nas_jax of the user's cache folder, or where JAX_COMPILATION_CACHE_DIR says;
-  JAX_ENABLE_COMPILATION_CACHE=false keeps none.
+  it. The cache is the folder nas_jax in the user's cache folder, or JAX_COMPILATION_CACHE_DIR;
+  JAX_ENABLE_COMPILATION_CACHE=false turns it off.
   """
   if 'JAX_NUM_CPU_DEVICES' not in os.environ:
     jax.config.update('jax_num_cpu_devices', min(cores(), at_most or 1000))
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     home = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
     jax.config.update(CACHE, os.path.join(home, 'nas_jax'))
-    jax.config.update('jax_compilation_cache_max_size', 2 * 1024**3)  # bytes; the least used go first
+    jax.config.update('jax_compilation_cache_max_size', 2 * 1024**3)  # bytes; least recently used programs go first
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.3)
 
 
 def check_processes(known: int = 1) -> None:
-  """Raises ValueError if JAX counts more processes than this one knows of, such as on a host of a TPU slice."""
+  """Raises ValueError if JAX counts more than the `known` processes, as it does on a host of a TPU slice."""
   if jax.process_count() > known:
     raise ValueError(
       f'this is one of {jax.process_count()} hosts, each of which would do all the work: add --hosts to a search whose '
@@ -323,13 +341,13 @@ def check_processes(known: int = 1) -> None:
 
 
 def drop_damaged_programs(warning: str) -> str:
-  """Removes the compiled programs that JAX warns it cannot read. JAX itself would never replace them.
+  """Removes cached programs that JAX warns it cannot read, as JAX itself would never replace them.
 
-  The warning gives only the name of a program, which several may share. All of these are removed; those in use are
-  compiled again.
+  The warning gives only the name of a program, which several may share. All programs of that name are removed, and
+  compiled again when they are needed.
 
   Returns:
-    The name; '' if the warning is another one, or nothing is kept.
+    The name, or '' if this is another warning or there is no cache.
   """
   found = re.match(r"Error reading persistent compilation cache entry for '([^']+)'", warning)
   folder = getattr(jax.config, CACHE)
@@ -342,7 +360,10 @@ def drop_damaged_programs(warning: str) -> str:
 
 
 def named_archs(name: str, known: Mapping[str, Any], kind: str = '') -> dict[str, Any]:
-  """The architecture of a known name, or those in the file of that name. Raises ValueError if it is neither."""
+  """Returns the known architecture of a name, or the architectures in the file of that name, by name.
+
+  Raises ValueError if it is neither.
+  """
   if name in known:
     return {name: known[name]}
   if not os.path.exists(name):
@@ -352,7 +373,7 @@ def named_archs(name: str, known: Mapping[str, Any], kind: str = '') -> dict[str
 
 
 def read_arch(path: str, kind: str = '') -> Any:
-  """The architecture in a file. Raises ValueError, naming the file, if it holds none or one of another kind."""
+  """Returns the architecture in a file. Raises ValueError, naming the file, if it has none or one of another kind."""
   return read_file(path, functools.partial(space.from_json, kind=kind))
 
 
@@ -369,7 +390,7 @@ def _entries_of(path: str, text: str) -> list[tuple[str, str]]:
   try:
     found = json.loads(text)
   except ValueError:
-    found = None  # what reads an architecture says what is wrong
+    found = None  # the parser of architectures reports the error
   if not isinstance(found, list):
     return [(path, text)]
   if not found:
@@ -378,7 +399,10 @@ def _entries_of(path: str, text: str) -> list[tuple[str, str]]:
 
 
 def read_file(path: str, parse: Callable[[str], Any]) -> Any:
-  """Returns `parse` of the text of a file. Raises ValueError, naming the file, if `parse` does or it is no text."""
+  """Returns `parse(text)` for the text of a file.
+
+  Raises ValueError, naming the file, if it cannot be read, is no UTF-8 text, or `parse` raises ValueError.
+  """
   try:
     with open(path, encoding='utf-8') as file:
       return parse(file.read())

@@ -22,23 +22,23 @@ def keep(
   best: Any,
   found: Mapping[str, Any],
 ) -> export.Cost:
-  """Writes trained networks, each with its scores, to folders named model-SIZE-NUMBER. What was there is replaced.
+  """Writes trained networks, each with its scores, to folders named model-SIZE-NUMBER. Existing ones are replaced.
 
-  A training that failed, whose test score is not finite, leaves none.
+  A training that failed, so that its test score is not finite, leaves no network.
 
   Args:
     folder: of the trainings of the architecture.
-    recipe: how it was trained.
+    recipe: the recipe of the training.
     cfg: of the recipe.
     data: as the system's `load` returns it.
     arch: the architecture.
-    size: as `recipe.sizes` has it.
-    point: the hyperparameters, which all trainings had.
-    best: the child's weights, and the carry with them, of each training [m, ...], or of more.
-    found: what trainings.json will say of them: 'valid' or, of the grid, 'validated', if there are any; and 'test'.
+    size: one of `recipe.sizes(cfg)`.
+    point: the hyperparameters of all trainings.
+    best: (weights, carry) of the trainings, leaves [m, ...]; further rows are ignored.
+    found: 'test' [m], and 'valid' [m] or the grid's 'validated' [1], which may be empty: the losses to save.
 
   Returns:
-    The cost of such a network.
+    The cost of one of these networks, which are equally large.
 
   Raises:
     OSError: a file cannot be written.

@@ -22,18 +22,18 @@ class Pictures(NamedTuple):
 def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False) -> Pictures:
   """Reads the images of one folder, of files, or of one .npz.
 
-  A folder holds images, or a sub-folder for each class, whose names are then the labels.
+  A folder holds images, or a sub-folder for each class; the names of the sub-folders are then the labels.
 
-  Colour images become grey, and grey ones become colour, if the network was trained on such images. Images of other
-  sizes are scaled if this was done in training or if `resize` is True.
+  Image files are converted to grey or to colour, as the network requires. Images of other sizes are scaled if this was
+  done in training or if `resize` is True.
 
   Args:
     paths: a folder, image files, or an .npz with 'images' [n, H, W, C] and perhaps 'labels' [n].
-    wanted: what the network takes.
+    wanted: the inputs of the network.
     resize: whether to scale images of other sizes.
 
   Raises:
-    ValueError: in one line, naming the file, there is no image, or one cannot be read or is of another size.
+    ValueError: there is no image, or one cannot be read or has another size. The message is one line.
   """
   if len(paths) == 1 and paths[0].endswith('.npz'):
     array, labels = _arrays(paths[0])
@@ -57,10 +57,12 @@ def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False)
 
 
 def class_numbers(labels: np.ndarray | None, classes: Sequence[str]) -> np.ndarray | None:
-  """Returns the number of the class of each label, which is the name of a class or, if names are words, its number.
+  """Returns the class number of each label.
+
+  A label is the name of a class. Integer labels are class numbers instead, unless all class names are numbers.
 
   Raises:
-    ValueError: a label is neither.
+    ValueError: a label is no class.
   """
   if labels is None:
     return None
@@ -90,7 +92,7 @@ def _arrays(path: str) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _files(paths: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
-  """Returns the files of images, and the names of their classes if they lie in folders of these names."""
+  """Returns the image files, and their class names if they lie in a folder for each class."""
   if len(paths) > 1 or not os.path.isdir(paths[0]):
     return list(paths), None
   found = image_files.inside(paths[0])

@@ -1,4 +1,4 @@
-"""Reads the flags and the data of a search, and opens its workdir; `search_flow` then runs the search."""
+"""Reads the flags and data of a search and opens its workdir; `search_flow` then runs the search."""
 
 from collections.abc import Callable, Sequence
 import dataclasses
@@ -29,7 +29,7 @@ from nas_jax.training.problem import Problem
 
 
 def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
-  """Defines the flags that a launcher of these systems has beside the fields of their configs."""
+  """Returns a function that defines the flags of a launcher of these systems that are no fields of their configs."""
   launcher = systems[0].launcher
 
   def define(values: flags.FlagValues) -> None:
@@ -65,18 +65,18 @@ def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
 
 
 def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> launch.Work:
-  """Reads the flags and the data of a search, and opens its workdir.
+  """Reads the flags and data of a search, joins its hosts or workers, and opens its workdir.
 
   Args:
-    systems: those of the launcher. If there are several, --variant names the one to search with.
-    doc: of the launcher, for --help.
+    systems: the systems of the launcher. If there are several, --variant names the one to search with.
+    doc: the launcher's docstring, for --help.
     argv: the command line.
 
   Returns:
     The function that does the work, for `launch.main`.
 
   Raises:
-    ValueError: something is wrong with the input; nothing has been compiled then.
+    ValueError: the input is invalid. Nothing has been compiled by then.
   """
   configs = {system.variant: system.presets for system in systems}
   values = launch.parse(argv, doc or '', own_flags(systems), configs, elsewhere=_elsewhere(systems))
@@ -95,7 +95,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
 def _prepare(
   systems: Sequence[System], argv: Sequence[str], values: flags.FlagValues, connected: connection.Connection
 ) -> launch.Work:
-  """Returns the result of `prepare` for this host. Only host 0 opens the workdir; other hosts have folders in it."""
+  """Returns the work of this host. Host 0 opens the workdir; every other host has a folder in it."""
   system = _chosen(values, systems)
   cfg = launch.configure(values, system.presets)
   name = '-'.join(filter(None, (system.launcher, system.variant, values.preset)))
@@ -127,7 +127,7 @@ def _prepare(
   if not leads:
     folder = os.path.join(workdir, f'host-{connected.process}')
     return _prepare_to_serve(system, cfg, data, load, problem, folder, connected)
-  final_choice.of(system, cfg, data)  # raises ValueError if it cannot be made
+  final_choice.of(system, cfg, data)  # raises ValueError if a final choice is asked for and impossible
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
   workdirs.check_data(workdir, data.sha256)
@@ -195,14 +195,14 @@ def _prepare_to_serve(
   folder: str,
   connected: connection.Connection,
 ) -> launch.Work:
-  """Returns a function that trains the children that host 0 names. It keeps states of trainings in its own folder."""
+  """Returns a function that trains the batches that host 0 sends, and saves states of trainings in `folder`."""
   lock = workdirs.lock(folder)
 
   def work(check: launch.Check) -> None:
     hosts, check = connected.checked(check)
     with lock, recovery_files.recording_crashes(folder):
       said = json.loads(hosts.get('settled'))
-      if hosts.process not in said['lost']:  # JAX has aborted this process, because another was lost
+      if hosts.process not in said['lost']:  # JAX aborted this process because another was lost
         recovery_files.forget_crash(folder)
       recovery = recovery_files.recovery(folder, cfg, check, recovery_files.ONE_FILE)
       settled = config.settled(cfg, said['config'])
@@ -216,7 +216,7 @@ def _prepare_to_serve(
 
 
 def _elsewhere(systems: Sequence[System]) -> dict[str, str]:
-  """Returns, for each flag of the configs of all other systems, the launchers that have the flag."""
+  """Returns, for each config field of other launchers' systems, the launchers that have a flag for it."""
   found = dict[str, dict[str, None]]()
   for system in SYSTEMS:
     for item in dataclasses.fields(system.config) if system.launcher != systems[0].launcher else ():
@@ -225,7 +225,7 @@ def _elsewhere(systems: Sequence[System]) -> dict[str, str]:
 
 
 def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
-  """Returns the system that --variant names. Raises ValueError if another flag is only for other systems."""
+  """Returns the system that --variant names. Raises ValueError if the preset or a flag belongs to another system."""
   if len(systems) == 1:
     return systems[0]
   by_variant = {system.variant: system for system in systems}
@@ -236,7 +236,7 @@ def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
 
 
 def _read_beside(paths: Sequence[str], system: System, cfg: Config) -> dict[str, Arch]:
-  """Returns architectures by their files. Raises ValueError if one cannot be read or not be trained as a child."""
+  """Returns architectures by their files. Raises ValueError if one cannot be read or cannot be trained as a child."""
   assert system.alone is not None
   parse = functools.partial(space.from_json, kind=system.kind)
   beside = {name: arch for path in paths for name, arch in launch.read_archs(path, parse).items()}

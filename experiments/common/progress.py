@@ -1,4 +1,4 @@
-"""Shows how far a run is: bars in a terminal, and elsewhere a line now and then."""
+"""Shows the progress of a run: bars in a terminal, and elsewhere a line at most every `SECONDS` seconds."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -10,18 +10,17 @@ import time
 from tqdm import tqdm
 
 SECONDS = 10  # between two lines, except lines that end a phase
-RECENT = 50  # the pace is measured over this many calls of `Advance`, so that compiled or recalled work soon drops out
+RECENT = 50  # the pace is measured over this many calls of `Advance`, so that compiling and restored work soon drop out
 
-# (how much more is done, what is found in words, how much work it was) -> None. By default it was as much work as the
-# phase has on average.
+# (count of units done, results in words, work) -> None. By default the work is the phase's average for that count.
 Advance = Callable[..., None]
 
 
 class Progress:
-  """Shows the phases of a run, one after another, and about how long the whole run still takes.
+  """Shows the phases of a run, one after another, and estimates the time left for the whole run.
 
-  Work is counted in trainings of one child of the search. The time for a unit of work is measured in the current
-  phase; until then, that of the phase before is used.
+  The unit of work is one training of a child of the search. The time for a unit is measured in the current phase; until
+  there is a measurement, that of the previous phase is used.
   """
 
   def __init__(self, expected: Mapping[str, float] | None = None, clock: Callable[[], float] = time.monotonic):
@@ -35,22 +34,22 @@ class Progress:
     self._pace, self._said = math.nan, -math.inf  # seconds for a unit of work; when the last line was printed
 
   def expect(self, work: Mapping[str, float]) -> None:
-    """Says which phases are to come, as `__init__`."""
+    """Adds phases that are to come, by name, with their work as in `__init__`."""
     self._left |= work
 
   def drop(self, phase: str) -> None:
-    """Says that a phase is over, or not needed."""
+    """Removes a phase that is over or not needed from the estimate."""
     self._left.pop(phase, None)
 
   @contextlib.contextmanager
   def phase(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
-    """Shows a phase while the context lasts, whose value is called whenever something is done.
+    """Shows a phase while the context lasts. Its value is an `Advance`, to call whenever some units are done.
 
     Args:
-      name: of the phase; one that was not expected takes `total` of work.
-      total: how much is to do, in units that people count; it may turn out to be more.
-      unit: what they count, in the plural.
-      done: how much of it had been done before the run.
+      name: of the phase; a phase that was not expected has `total` units of work.
+      total: the number of units to do; it may turn out to be more.
+      unit: the name of the units, in the plural.
+      done: how many were done before this run.
     """
     whole = self._left.pop(name, total)
     whole = total if math.isnan(whole) else whole
@@ -81,7 +80,7 @@ class Progress:
         if left < then:
           self._pace = (now - since) / (then - left)
         elif math.isnan(self._pace) and work:
-          self._pace = (now - begun) / work  # compilation included, for lack of a better estimate
+          self._pace = (now - begun) / work  # includes compilation, as there is no better estimate yet
         self._left[name] = max(left, 0.0)
         show(found)
 
@@ -92,7 +91,7 @@ class Progress:
       self._say(f'{name}: {done} {unit} in {duration(self._clock() - begun)}')
 
   def _rest(self) -> str:
-    """Says how long the run still takes, as far as that is known."""
+    """Returns the estimated time left in words, up to the first phase of unknown work; '' without a measurement."""
     known = [work for work in self._left.values() if not math.isnan(work)]
     later = [phase for phase, work in self._left.items() if math.isnan(work)]
     if math.isnan(self._pace):
@@ -105,7 +104,7 @@ class Progress:
 
 
 def counted(evaluate: Callable, advance: Advance, work: float = 1.0) -> Callable:
-  """Returns an evaluator that reports how many children it has trained; `work` is the work for each child."""
+  """Returns an evaluator that reports each batch it has trained to `advance`; `work` is the work for each child."""
 
   def act(batch):
     outcome = evaluate(batch)
@@ -116,7 +115,7 @@ def counted(evaluate: Callable, advance: Advance, work: float = 1.0) -> Callable
 
 
 def duration(seconds: float) -> str:
-  """Returns a time as people say it, in its largest units: '40 s', '3 min', '2 h 10 min', '3 days'.
+  """Returns a time in its largest units: '40 s', '3 min', '2 h 10 min', '3 days'.
 
   >>> [duration(seconds) for seconds in (0.2, 59.6, 90, 3600, 7830, 200000)]
   ['0 s', '1 min', '2 min', '1 h', '2 h 10 min', '2 days']

@@ -1,8 +1,7 @@
-"""Ends a process that is asked to end while it compiles, if this loses no work.
+"""Ends a process at once if a signal asks it to end during a compilation and no work would be lost.
 
-Python runs signal handlers between two bytecodes of the main thread, and XLA compiles for seconds, on a busy machine
-for minutes, in one call. So a thread waits for signals too. It ends the process if
-nothing but compilation is under way.
+Python runs signal handlers between two bytecodes of the main thread. XLA compiles in one call, for seconds, or minutes
+on a busy machine. So a thread also waits for signals, and ends the process if it does nothing but compile.
 """
 
 from collections.abc import Iterator
@@ -28,11 +27,11 @@ _WAITING = (threading.__file__, os.path.join('concurrent', 'futures', '_base.py'
 def while_compiling(unsaved: set[str]) -> Iterator[None]:
   """Lets SIGTERM and Ctrl-C end the process at once while it compiles and `unsaved` is empty.
 
-  It then ends with the line and the exit code that it would end with after the compilation. A second signal ends it in
-  any case. For the main thread, in which handlers of both signals are set.
+  The message and the exit code are those of an end after the compilation. A second signal of a kind ends the process in
+  any case. Enter the context in the main thread, with handlers set for both signals.
 
   Args:
-    unsaved: names of what would be lost if the process ended; it changes as the search goes on.
+    unsaved: names of work that would be lost if the process ended. The search updates the set.
   """
   reading, writing = os.pipe()
   os.set_blocking(writing, False)
@@ -49,7 +48,7 @@ def while_compiling(unsaved: set[str]) -> Iterator[None]:
 
 
 def _watch(reading: int, unsaved: set[str]) -> None:
-  """Reads the numbers of signals, a byte each, until there is no writer any more."""
+  """Reads the numbers of signals, one byte each, until the pipe is closed. May end the process: `while_compiling`."""
   asked, wait = list[int](), None
   while True:
     if select.select([reading], [], [], wait)[0]:
@@ -75,16 +74,16 @@ def _leave(number: int) -> None:
 
 
 def only_compiling() -> bool:
-  """Returns whether a thread of ours traces or compiles a program while all other threads of ours wait."""
+  """Returns whether one of our threads traces or compiles a program while our others wait. The caller's is ignored."""
   mine = threading.get_ident()
   doing = {_doing(frame) for ident, frame in sys._current_frames().items() if ident != mine}
   return 'compiles' in doing and 'works' not in doing
 
 
 def _doing(frame: types.FrameType | None) -> str:
-  """Returns what a thread does, by its innermost frame: 'compiles', 'works' or 'waits'. Without our code it 'waits'.
+  """Returns whether a thread 'compiles', 'works' or 'waits', from its innermost frame. Without our code it 'waits'.
 
-  JAX traces, lowers and compiles below a function of its pjit.py. The call that runs what was compiled is below it too.
+  JAX traces, lowers and compiles below a function of its pjit.py. It also runs compiled programs there.
   """
   if frame and frame.f_code.co_filename.endswith(_WAITING):
     return 'waits'

@@ -1,18 +1,18 @@
-"""The state of trainings under way in a workdir, so that little is lost when the process ends, and causes of crashes.
+"""Saves the state of running trainings in a workdir, so that little is lost when the process ends, and detects crashes.
 
 started.jsonl has lines of these kinds:
 
-* `process`: a process began, in this control group, when the kernel had counted so many out-of-memory `kills` in it.
-* `training` with `calls`: a training was begun, or gone on with after so many calls of its program.
-* `training` with `kept`: its state after so many calls is in training/.
-* `training` with `metrics`: it ended and gave these.
-* `training` with `left`: it is over, without metrics that could be recalled.
-* `died`: the process before crashed, and the cause.
+* `process`, `kills`: a process began in the control group `process`, where the kernel had made `kills` out-of-memory
+  kills.
+* `training`, `calls`: a training was begun, or resumed after this many calls of its program.
+* `training`, `kept`: its state after this many calls is in training/.
+* `training`, `metrics`: it ended with these metrics.
+* `training`, `left`: it is over and has no metrics to restore.
+* `died`: the process before crashed, with this cause.
 
-A crash is told from a kill by crash.txt. While a search runs, Python's faulthandler is set to write to it, which it
-does on the signals of a crash (SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL) and on no other. So SIGKILL, a preempted
-machine or a second Ctrl-C leave nothing there. An out-of-memory kill by the kernel is a SIGKILL too; it is told by a
-counter of the control group.
+crash.txt distinguishes a crash from a kill. While a search runs, Python's faulthandler writes to it on the signals of a
+crash (SIGSEGV, SIGABRT, SIGBUS, SIGFPE, SIGILL) and on no other. SIGKILL, a preempted machine or a second Ctrl-C
+leave it empty. An out-of-memory kill by the kernel is also a SIGKILL; the counter of the control group reveals it.
 """
 
 from collections import Counter
@@ -39,11 +39,11 @@ from nas_jax.training.fit import Status
 from nas_jax.training.recovery import Limits, Metrics, Recovery, Stopped
 from nas_jax.types import Array, PyTree
 
-SECONDS = 60  # of training, after which its state is saved before it has ended
+SECONDS = 60  # between two saved states of a training
 
 
 class Standing(NamedTuple):
-  """Where a training stands."""
+  """The progress of a training."""
 
   calls: Array  # [] int32, program calls done
   states: PyTree
@@ -85,23 +85,23 @@ def _restore_from_one_file(folder: str, like: Standing) -> Standing | None:
     return None
 
 
-STATE = 'state.npz.sha256'  # what `arrays.pack` makes: the digest and an .npz
+STATE = 'state.npz.sha256'  # a file made by `arrays.pack`: the digest and an .npz
 ORBAX = Store(_save_by_orbax, checkpoint.restore)
 # Orbax silently writes nothing in a process other than the first of several.
 ONE_FILE = Store(_save_in_one_file, _restore_from_one_file)
 
 
 class History(NamedTuple):
-  """What started.jsonl says of trainings, by their names."""
+  """The records of started.jsonl about trainings, by their names."""
 
   ended: dict[str, Metrics]
-  crashes: Counter[str]  # of the process while it was the only training under way, since its state was last saved
-  suspects: set[str]  # the process crashed while they and others were under way
+  crashes: Counter[str]  # crashes while it was the only running training, since its state was last saved
+  suspects: set[str]  # trainings that ran, beside others, when the process crashed
 
 
 @contextlib.contextmanager
 def recording_crashes(workdir: str) -> Iterator[None]:
-  """Lets a crash of this process leave a trace in crash.txt of the workdir, for `recovery` of the next process."""
+  """A context in which a crash of this process is written to crash.txt, which `recovery` of the next process reads."""
   before = faulthandler.is_enabled()
   with open(os.path.join(workdir, 'crash.txt'), 'ab') as file:
     faulthandler.enable(file)
@@ -114,7 +114,7 @@ def recording_crashes(workdir: str) -> Iterator[None]:
 
 
 def forget_crash(workdir: str) -> None:
-  """Empties crash.txt. Call it if the crash of the process before was not its own fault."""
+  """Empties crash.txt. Call it if this process's predecessor crashed through no fault of its own."""
   os.truncate(os.path.join(workdir, 'crash.txt'), 0)  # `recording_crashes` has it open
 
 
@@ -125,21 +125,23 @@ def recovery(
   store: Store = ORBAX,
   unsaved: set[str] | None = None,
 ) -> Recovery:
-  """Returns a recovery that keeps started.jsonl and, for long trainings, their states in training/.
+  """Returns a recovery that writes started.jsonl and saves the states of long trainings in training/.
+
+  First it adds to started.jsonl whether the process before crashed, and that this one began; crash.txt is emptied.
 
   Args:
     workdir: the folder.
     limits: of a child.
     check: raises `Stopped` if the process was asked to end.
-    store: how the states are kept.
-    unsaved: a set that then has the names of trainings under way of which something is not saved yet.
+    store: how the states are saved.
+    unsaved: a set that the recovery keeps up to date: the names of running trainings with unsaved work.
   """
   unsaved = set() if unsaved is None else unsaved
   path, folder = os.path.join(workdir, 'started.jsonl'), os.path.join(workdir, 'training')
-  lock, kept = threading.Lock(), dict[str, float]()  # when each was saved the last time
+  lock, kept = threading.Lock(), dict[str, float]()  # when each training was last saved
 
   def note(line: dict[str, Any]) -> None:
-    # Not forced to the disk: the end of the process does not lose it, and a lost line costs one training.
+    # Not synced to the disk: a line survives the end of the process, and one that is lost costs only one training.
     with lock, open(path, 'a', encoding='utf-8') as file:
       file.write(journal.encode(line) + '\n')
 
@@ -169,7 +171,7 @@ def recovery(
       kept[name] = time.monotonic()
 
   def put(name: str, calls: int, states: PyTree) -> None:
-    # Before the next call, which uses the states up.
+    # Copied before the next call, which donates the states.
     store.save(os.path.join(folder, name), calls, Standing(jnp.asarray(calls, jnp.int32), jax.device_get(states)))
     unsaved.discard(name)
     note({'training': name, 'kept': calls})
@@ -201,7 +203,7 @@ def recovery(
 
 
 def history(lines: Iterable[dict[str, Any]]) -> History:
-  """Returns what the lines of started.jsonl say, in their order."""
+  """Returns the history that the lines of started.jsonl record, in their order."""
   found, under_way = History({}, Counter(), set()), set[str]()
   for line in lines:
     name = line.get('training', '')
@@ -231,7 +233,7 @@ def _read(path: str, aside: str) -> list[dict[str, Any]]:
 
 
 def _are_metrics(value: Any) -> bool:
-  """Returns whether a JSON value is of the form that `end` writes: by name, a dtype and numbers or booleans."""
+  """Returns whether a JSON value has the form that `end` writes: for each name a dtype, and numbers or booleans."""
   try:
     arrays = {name: np.array(values, np.dtype(str(dtype))) for name, (dtype, values) in value.items()}
     known = all(status in set(Status) for status in arrays['failed'].tolist())
@@ -252,7 +254,7 @@ STARTED: files.Schema = (
 
 
 def _crash(path: str) -> str:
-  """Returns the cause of the crash of the process before, '' if it did not crash, and empties crash.txt."""
+  """Returns the cause of the previous process's crash, or '' if it did not crash, and empties crash.txt."""
   if not os.path.isfile(path):
     return ''
   with open(path, errors='replace') as file:
@@ -264,12 +266,12 @@ def _crash(path: str) -> str:
 class ControlGroup(NamedTuple):
   """The control group of this process."""
 
-  name: str  # one of its own for each boot and container; '' if it is not known
-  kills: int  # of processes in it, for want of memory
+  name: str  # different for each boot and container; '' if it is not known
+  kills: int  # out-of-memory kills of processes in it
 
 
 def control_group(groups: str = '/proc/self/cgroup', root: str = '/sys/fs/cgroup') -> ControlGroup:
-  """Returns the control group of this process, of either version, as Linux tells it under these paths."""
+  """Returns the control group of this process, version 1 or 2, as Linux describes it at these paths."""
   places = [(root, 'memory.events'), (os.path.join(root, 'memory'), 'memory.oom_control')]
   with contextlib.suppress(OSError):
     with open(groups) as file:
@@ -297,7 +299,7 @@ def _text(path: str) -> str:
 
 
 def _out_of_memory(lines: Iterable[dict[str, Any]], now: ControlGroup) -> str:
-  """Returns 'out of memory' if the kernel has counted such a kill since the process before began, else ''."""
+  """Returns 'out of memory' if the kernel has counted such a kill since the previous process began, else ''."""
   before = [line for line in lines if 'process' in line][-1:]
   killed = any(line['process'] == now.name and line['kills'] < now.kills for line in before)
   return 'out of memory' if killed and now.name else ''

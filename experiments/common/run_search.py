@@ -21,11 +21,11 @@ from nas_jax.search import journal, older
 from nas_jax.training import checkpoint
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery, Stopped
 
-SECONDS = 20  # between checkpoints; the updates since the last one are repeated, with children from the journal
+SECONDS = 20  # between checkpoints; resuming repeats the updates since the last one, with children from the journal
 
 
 def budget_of(limits: Limits, children: int) -> search.Budget:
-  """Returns the budget of a search: a number of children, or the limits of its config, where 0 means no limit."""
+  """Returns the budget of a search: a number of children, and the limits of its config, where 0 means no limit."""
   return search.Budget(children, limits.max_seconds or math.inf, limits.target_reward or math.inf)
 
 
@@ -44,7 +44,7 @@ def run(
 ) -> list[journal.Record]:
   """Runs a search in a folder until the budget is spent. It resumes from the state in the folder.
 
-  The folder then holds children.jsonl, checkpoints/ and best.json. For people there are updates.jsonl and events/, and
+  The folder then holds children.jsonl, checkpoints/ and best.json, the logs updates.jsonl and events/, and
   replay.json if the search has a replay tree.
 
   Args:
@@ -56,9 +56,9 @@ def run(
     recovery: asked before each update whether the process should end.
     watchers: hooks that are called after all others.
     crew: trains the children of asynchronous replicas; by default this process does.
-    width: how many it trains at once.
-    told: records of children that the search was told of, by their negative ids, for children that repeat one.
-    progress: shows how far it is; by default one that knows of nothing else.
+    width: how many children of replicas are trained at once.
+    told: records, by negative id, of children that the search started from; a child that repeats one has its record.
+    progress: shows how far the run is; by default it shows only this search.
 
   Returns:
     The records of all children, by id.
@@ -72,7 +72,7 @@ def run(
   known = workdirs.read_children(path, s.space)
   state = _restored(checkpoints, s, seed, known)
   lost = _missing(s, state, known)
-  if lost:  # only where children share weights: their scores cannot be had without repeating the whole search
+  if lost:  # only where children share weights: to score them again would repeat the whole search
     warnings.warn(
       f'{path}: {len(lost)} children, {lost[0]} the first of them, are lost. The search goes on from its state.',
       stacklevel=2,
@@ -84,10 +84,10 @@ def run(
   def keep(now: search.SearchState, info: Mapping[str, Any] | None = None) -> None:
     nonlocal saved, state
     state = now
-    if s.shared:  # the weights: the journal does not lead back to them
+    if s.shared:  # shared weights cannot be recomputed from the journal
       recovery.hold(folder)
     if info is None or time.monotonic() - saved > SECONDS:
-      save(int(state.step), state)  # which goes on in the background
+      save(int(state.step), state)  # returns while the state is still being written
       saved = time.monotonic()
       if s.parts:
         workdirs.write(os.path.join(folder, 'replay.json'), s.parts.export(state) + '\n')
@@ -102,7 +102,7 @@ def run(
 
     listeners = [
       search.Hook(children=journal.writer(path), vital=True),
-      watch,  # before the checkpoint: an update that is saved is not repeated, and must be noted already
+      watch,  # before the checkpoint: a saved update is not repeated, so it must be logged already
       search.Hook(step=keep, vital=True),
       search.Hook(children=_noting_best(folder, s, known, not lost), vital=True),
       search.Hook(step=show),
@@ -114,7 +114,7 @@ def run(
       loop(s, state, listeners, budget, {**told, **known})
       keep(state)
     except Stopped:
-      keep(state)  # as it was after the last whole update
+      keep(state)  # the state after the last complete update
       raise
     finally:
       stop_watching()
@@ -125,16 +125,16 @@ def run(
 
 
 def _missing(s: search.Search, state: search.SearchState, known: Mapping[int, journal.Record]) -> list[int]:
-  """Returns the children before a state that the journal lacks."""
+  """Returns the ids of the children of a state that the journal lacks."""
   return [number for number in s.children(state) if number not in known]
 
 
 def _restored(checkpoints: str, s: search.Search, seed: int, known: Mapping[int, journal.Record]) -> search.SearchState:
-  """Returns the state to resume a search from: the newest checkpoint whose children are all in the journal.
+  """Returns the state to resume from: the newest checkpoint with all children in the journal, or the initial state.
 
-  A newer checkpoint would never ask for the missing children again. An older one trains the missing children anew, and
-  the others come from the journal. Children that share weights depend on all children before them, so that this would
-  repeat the whole search; for these the newest checkpoint is taken.
+  A newer checkpoint would never ask for the missing children again. From this one they are trained again, and the
+  others are read from the journal. If children share weights, each depends on all before it, and an older checkpoint
+  would repeat the search; then the newest checkpoint is taken.
 
   Raises:
     files.Unusable: a checkpoint is of a search with another seed.
@@ -156,10 +156,11 @@ def _restored(checkpoints: str, s: search.Search, seed: int, known: Mapping[int,
 def _noting_best(
   folder: str, s: search.Search, known: Mapping[int, journal.Record], whole: bool
 ) -> Callable[[Iterable[journal.Record]], None]:
-  """Returns what writes best.json whenever a child is better than all before it, the `known` ones included.
+  """Returns a function that writes best.json whenever a child has a greater reward than all before, `known` included.
 
-  A child that failed is never the best. If the journal is `whole`, the best of `known` is written at once: the
-  process may have ended between the journal and best.json. If it is not, the best child may be one that is missing.
+  A child that failed is never the best. If the journal is `whole`, the best of `known` is written at once, as the
+  process may have ended after it wrote the journal and before best.json. Otherwise best.json stays, as the best child
+  may be among the missing ones.
   """
   best = -math.inf
 

@@ -1,7 +1,7 @@
 """Successive halving after a search: its best children are trained anew for longer, in rungs.
 
-rungs.jsonl in the folder of the search is the journal of the second rung and those after it. A line is that of a child
-in children.jsonl, with the same id, and the number of its `rung`. A child whose line is there is not trained again.
+rungs.jsonl in the folder of the search is the journal of the second and later rungs. Its lines have the form of
+children.jsonl, with the child's id there and the number of the `rung`. A child with a line is not trained again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ def name(rung: int) -> str:
 
 
 def config_of(system: System, cfg: Config, rung: int) -> Config:
-  """Returns the config of a search whose children are trained as those of a rung are."""
+  """Returns the config of a search whose children are trained as long as those of a rung."""
   if rung == 1:
     return cfg
   assert system.alone is not None, 'children that share weights have the rung of the search alone'
@@ -40,12 +40,12 @@ def config_of(system: System, cfg: Config, rung: int) -> Config:
 
 
 def length(system: System, cfg: Config, rung: int) -> str:
-  """Returns how long the children of a rung are trained, in words."""
+  """Returns the length of training of a rung's children, in words."""
   return system.length(config_of(system, cfg, rung))
 
 
 def read(folder: str, made: Space) -> rungs.Trained:
-  """Returns the children of a search that were trained for longer, by rung and id. Damaged lines are left out."""
+  """Returns the records of rungs.jsonl by rung and id. Damaged lines are left out."""
   lines = journal.read_lines(os.path.join(folder, FILE), journal.child_of_rung(made))
   return {(line['rung'], line['id']): line for line in lines}
 
@@ -76,10 +76,9 @@ def work(cfg: Config) -> dict[str, float]:
 
 
 def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> None:
-  """Trains the rungs of a search that has ended, or the rest of them, and then writes best.json of the longest rung.
+  """Trains the missing children of the rungs after a search, then writes the best of the longest rung to best.json.
 
-  Every training of a child starts from initial weights of its own, which depend on the seed of the search, the rung and
-  the id of the child.
+  Every training starts from new initial weights, which depend on the seed of the search, the rung and the child's id.
 
   Args:
     run: the search.
@@ -90,7 +89,7 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
   made, path, by = run.problem.space, os.path.join(found.folder, FILE), goal(run.system, cfg)
   workdirs.drop_damaged_lines(path, journal.child_of_rung(made))
   write, at_once = journal.writer(path), cfg.m
-  if found.search.replicas:  # whose batches of m children are trained side by side in the search, too
+  if found.search.replicas:  # as in the search, where several batches of m children are trained at once
     at_once = max(cfg.m, run.crew.size if run.crew else run.width)
   for rung in range(2, cfg.rungs + 1):
     trained = read(found.folder, made)
@@ -112,7 +111,7 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
 
 
 def table(run: Run, found: Mapping[str, Found]) -> str:
-  """Returns the table of the rungs of searches, by the names of their algorithms; '' if they have only one rung."""
+  """Returns a table of the rungs of all searches; '' if they have only one rung. `found` is by algorithm."""
   made, cfg, metric = run.problem.space, run.cfg, run.system.metric
   each = {name: of(run.system, cfg, made, one.folder, one.records) for name, one in found.items()}
   rows = rungs.rows(each, lambda rung: length(run.system, cfg, rung), made, metric)
@@ -120,10 +119,10 @@ def table(run: Run, found: Mapping[str, Found]) -> str:
 
 
 def _batches(made: Space, records: Sequence[journal.Record], key: Array, m: int) -> Iterator[tuple[Batch, int]]:
-  """Yields batches of m children and how many of each are children of `records`.
+  """Yields batches of m children, and for each the number of children that come from `records`.
 
-  A batch that has fewer is filled up by its last child, which is marked as known: all batches take one program, and
-  no child is trained twice. The children of a batch have as many layers.
+  A batch with fewer than m is filled up with copies of its last child, marked as known: so all batches use one program,
+  and no child is trained twice. All children of a batch have the same number of layers.
   """
   by_depth = itertools.groupby(sorted(records, key=_depth), _depth)
   for depth, alike in by_depth:
@@ -142,5 +141,5 @@ def _batches(made: Space, records: Sequence[journal.Record], key: Array, m: int)
 
 
 def _depth(record: journal.Record) -> int:
-  """Returns the layers of a child; 0 for all layers of the space."""
+  """Returns the number of layers of a child, or 0 if it has all layers of the space."""
   return record.get('depth', 0)

@@ -1,4 +1,4 @@
-"""The schema of each JSON file of a workdir, by its name; see `files.mismatch`. Those of journals are in `journal`."""
+"""The schemas of the JSON files of a workdir, by file name; see `files.mismatch`. `journal` has those of journals."""
 
 from collections.abc import Mapping
 import os
@@ -102,5 +102,5 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
 
 
 def of(path: str) -> files.Schema:
-  """Returns the schema of a file of JSON; `object`, which takes everything, if its name is none of a workdir."""
+  """Returns the schema of a JSON file; for a name that no workdir has, it is `object`, which accepts everything."""
   return SCHEMAS.get(os.path.basename(path), object)

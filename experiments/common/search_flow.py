@@ -1,4 +1,4 @@
-"""A whole search of any system: the search, a random search on the same budget beside it, and what came out."""
+"""A whole search of any system: the search, its random-search baseline with an equal budget, and their results."""
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
@@ -31,7 +31,7 @@ from nas_jax.training.problem import Problem
 
 
 def lost_file(workdir: str) -> str:
-  """Returns the file that says which hosts were lost before host 0 ended. A crash of such a host was its own fault."""
+  """Returns the path of the list of hosts that were lost before host 0 ended; only they crashed by their own fault."""
   return os.path.join(workdir, 'lost.json')
 
 
@@ -57,15 +57,15 @@ def run(
     cfg: the config that the workdir was opened with.
     data: as the system's `load` returns it.
     workdir: the folder of results.
-    beside: architectures by name, to train as the children are trained. Not for children that share weights.
-    with_control: whether to run a random search on the same budget, as a baseline.
+    beside: architectures by name, to train as the children are, for comparison. Not for children that share weights.
+    with_control: whether to run a random search with an equal budget, as a baseline.
     check: raises `Stopped` if the process was asked to end.
-    problem: that of `cfg` and `data`, if it has been made already.
-    hosts: those that train the children, as host 0 sees them.
+    problem: the problem of `cfg` and `data`, if it has been made already.
+    hosts: the hosts that train the children, as host 0 sees them.
     crew: workers that train the children, in place of this process.
-    started: what the search starts from. The random search beside it starts from nothing.
-    reload: reads the data again with the data_seed of its argument, to measure how rewards depend on the data split; by
-      default the splits of `data` are kept.
+    started: what the search starts from. The random search starts from nothing.
+    reload: (cfg) -> the data for the data_seed of `cfg`, to measure how rewards depend on the data split; by default
+      the splits of `data` are kept.
     top_count: how many of the best different architectures to write to top.json; 0 for none.
   """
   unsaved = {'what other hosts train'} if hosts.processes > 1 else set[str]()
@@ -117,7 +117,7 @@ def _run(begun: Run, with_control: bool, started: Start, places: str, top_count:
 def _placed(begun: Run, hosts: hosts_lib.Hosts, crew: crew_lib.Crew | None) -> Run:
   """Returns a run whose children are trained by several hosts or by workers, if there are any.
 
-  The other hosts are told what has been settled and which hosts were lost before.
+  With several hosts it sends the others the settled config and the list of hosts that were lost before.
   """
   if hosts.processes > 1:
     begun = from_scratch.settle_program(begun, hosts.processes)
@@ -141,7 +141,7 @@ def _places(hosts: hosts_lib.Hosts, crew: crew_lib.Crew | None) -> str:
 
 
 def _summarize(begun: Run, cfg: Config, found: Summary, reliability: Sequence[str], started: Start) -> None:
-  """Prints what was found, and writes it to summary.txt."""
+  """Prints the summary of the results, and writes it to summary.txt."""
   table = rankings.table((found.scores, *rankings.HEADER), found.rows)
   facts = f'{cfg.dataset}, sha256 {begun.data.sha256[:12]}; {config.seeds_in_words(cfg)}; {found.note}'
   converged = [found.converged] if found.converged else []
@@ -153,7 +153,7 @@ def _summarize(begun: Run, cfg: Config, found: Summary, reliability: Sequence[st
 
 
 def _one(begun: Run, stages: Stages, cfg: Config, folder: str, started: Start, phase: str) -> Found:
-  """Runs one search to its end, and then the steps that follow it at once."""
+  """Runs one search to its end, and then the stage `after` it."""
   s, budget = start_from.begin(stages.search(cfg), started), run_search.budget_of(cfg, begun.system.children(cfg))
   watchers, told = [report_page.refresher(begun.workdir, begun.cfg)], start_from.measured(started)
   records = run_search.run(

@@ -11,18 +11,18 @@ LAYOUT = "arrays 'sequences' [n, T, F] and perhaps 'lengths' [n] and 'labels' [n
 
 
 class Given(NamedTuple):
-  """What a network is applied to."""
+  """The sequences that a network is applied to."""
 
-  sequences: np.ndarray  # [n, T, F], or of a forecast the series [T, F]
-  lengths: np.ndarray  # [n]; of a forecast []
+  sequences: np.ndarray  # [n, T, F]; for a forecast the series [T, F]
+  lengths: np.ndarray  # [n]; for a forecast []
   labels: np.ndarray | None  # [n] or [n, k], if they are known
 
 
 def read(path: str, model: export.SequenceModel) -> Given:
-  """Reads the array 'series' of an .npz if the model forecasts, else 'sequences', and perhaps 'lengths' and 'labels'.
+  """Reads the array 'series' of an .npz if the model forecasts, else 'sequences' and optionally 'lengths' and 'labels'.
 
   Raises:
-    ValueError: in one line, the file cannot be read, there are other arrays, or the model does not take them.
+    ValueError: the file cannot be read, has other arrays, or does not fit the model. The message is one line.
   """
   if isinstance(model, export.Forecaster):
     layout = "one array 'series' [T, F]"

@@ -1,6 +1,6 @@
 """The stages of a whole search, and the parts that differ between kinds of searches.
 
-`search_flow` runs the stages. `from_scratch` has them for children that train each by itself, `weight_sharing` for
+`search_flow` runs the stages. `from_scratch` defines them for children with their own weights, `weight_sharing` for
 children that share weights.
 """
 
@@ -17,8 +17,8 @@ from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Evaluate
 
-# Decides where children are trained. It takes the evaluators of this process by name and returns the evaluators that
-# the search uses under these names: either unchanged, or ones that have each batch trained elsewhere.
+# Decides where children are trained. It takes the evaluators of this process by name, and returns those that the search
+# uses under the same names: the given ones, or ones that send each batch to other processes.
 Place = Callable[[Mapping[str, Evaluate]], Mapping[str, Evaluate]]
 
 
@@ -31,18 +31,18 @@ class Run(NamedTuple):
   problem: Problem  # of `cfg` and `data`
   workdir: str
   recovery: Recovery
-  beside: Mapping[str, Arch]  # architectures by name, to train as the children are trained
+  beside: Mapping[str, Arch]  # architectures by name, which are trained as the children are, for comparison
   reload: Callable[[Config], Data]  # see `on_other_data`
   progress: Progress  # shows how far the run is
-  width: int = 1  # children of asynchronous replicas that are trained at once: as many as there are devices
-  crew: Crew | None = None  # who trains the children of asynchronous replicas; None for this process
+  width: int = 1  # how many children of asynchronous replicas are trained at once: the number of devices
+  crew: Crew | None = None  # workers that train the children of asynchronous replicas; None for this process
   place: Place = lambda own: own  # where children are trained; see `from_scratch.local_evaluators` for the names
 
 
 def on_other_data(system: System, cfg: Config, reload: Callable[[Config], Data]) -> Problem:
-  """Returns the problem of `cfg` on the data of the next data_seed: other splits, another order, other crops.
+  """Returns the problem of `cfg` with the next data_seed: other splits, another order, other crops.
 
-  `reload` reads the data again, as its argument has them.
+  `reload(cfg)` reads the data again for a config.
   """
   cfg = dataclasses.replace(cfg, data_seed=(config.data_seed(cfg) + 1) % (config.LAST_SEED + 1))
   return system.make_problem(cfg, reload(cfg))
@@ -57,28 +57,28 @@ class Found(NamedTuple):
 
 
 class Summary(NamedTuple):
-  """What a search and its random-search baseline found, in words."""
+  """The results of a search and its random-search baseline, as text."""
 
   best: str  # the best architecture by the scores of the search
-  scores: str  # head of the table's first column: what its scores are
-  rows: Sequence[Sequence[Any]]  # of the table, whose other heads are `rankings.HEADER`
+  scores: str  # header of the table's first column: the kind of score
+  rows: Sequence[Sequence[Any]]  # of the table, whose other headers are `rankings.HEADER`
   note: str  # how to read the table
-  rest: str  # what follows
-  converged: str = ''  # how the best did that were trained to convergence; '' if none were
+  rest: str  # text after the table
+  converged: str = ''  # results of the best children after training to convergence; '' if none were trained so
 
 
 class Stages(NamedTuple):
   """The stages of a whole search.
 
   Attributes:
-    cfg: the config of the search; values that its flags left to be measured are set.
+    cfg: the config of the search; choices that its flags left to a measurement are settled.
     children: how many children are trained and how, in words.
-    work: (configs of all searches) -> the phases of the run beside the searches, by name, and how much work each is in
-      trainings of a child; NaN where that is not known.
-    search: (cfg) -> the search. Its programs are shared with other searches, whose `cfg` may differ in the algorithm.
-    before: measures something before the search and returns it in words; '' for nothing.
+    work: (configs of all searches) -> the work of each other phase of the run, by name, in trainings of a child; NaN
+      where it is not known.
+    search: (cfg) -> the search. It shares its programs with other searches, whose `cfg` may differ in the algorithm.
+    before: makes measurements before the search and returns them in words; '' if there are none.
     after: (cfg, search) is called as soon as a search has ended; it may write files in the folder of the search.
-    summary: (searches by the name of their algorithm) -> what they found.
+    summary: (searches by the name of their algorithm) -> their results.
   """
 
   cfg: Config

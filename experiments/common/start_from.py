@@ -1,6 +1,6 @@
-"""What a search starts from: known architectures, read from files once and noted in its workdir.
+"""The known architectures that a search starts from. They are read from files once and copied to its workdir.
 
-The workdir has them in start.json, so that the files may change or go away while the search runs.
+The copy is start.json, so the files may change or disappear while the search runs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,18 @@ from nas_jax.space import Space
 from nas_jax.training.recovery import Limits
 
 PUBLISHED = 'published'  # in place of a file: all published architectures of the system
-# Fields that decide neither what a child is nor how it is trained, beside those of a search and its limits.
+# Config fields that change neither a child nor its training, in addition to those of a search and its limits.
 _BESIDE = {'reliability_children', 'yardstick_repeats', 'child_program', 'steps_per_call', 'rung_factor'}
 _BESIDE |= {'final_children', 'final_repeats', 'final_preset'}
 
 
 class Start(NamedTuple):
-  """What a search starts from."""
+  """The known children and architectures that a search starts from."""
 
-  files: dict[str, str]  # by path as given, the SHA-256 of what was read
-  told: list[journal.Record]  # children to tell of before the first `ask`, with tokens of this search's space
+  files: dict[str, str]  # path as given -> SHA-256 of the file's content
+  told: list[journal.Record]  # children to tell the search before the first `ask`, with tokens of its space
   first: list[list[int]]  # token sequences to train first
-  said: list[str]  # a line for each file: what became of it
+  said: list[str]  # a line for each file: how it is used
 
 
 NOTHING = Start({}, [], [], [])
@@ -46,11 +46,11 @@ class Target(NamedTuple):
   cfg: Config
   sha256: str  # of its data
   space: Space
-  most: int  # architectures of each journal to train first, if it cannot be told
+  most: int  # how many architectures of a journal to train first, if its rewards cannot be told
 
 
 def open_start(workdir: str, paths: Sequence[str], target: Target) -> Start:
-  """Returns the start of the search in a workdir. It is read from start.json, or else from the files and then noted.
+  """Returns the start of the search in a workdir, read from start.json or else from the files. It writes start.json.
 
   Raises:
     ValueError: a file cannot be read or has nothing for this search, or the workdir holds a search that was started
@@ -105,13 +105,13 @@ def _row(record: journal.Record, space: Space) -> tuple[list[int], int, float, b
 
 
 def measured(found: Start) -> dict[int, journal.Record]:
-  """Returns the records of the children that a search was told of, by the ids that they have there."""
+  """Returns the records of the children that a search is told at its start, by their negative ids in that search."""
   lowest = -len(found.told)
   return {lowest + k: record | {'id': lowest + k, 'seconds': 0.0} for k, record in enumerate(found.told)}
 
 
 def _read(paths: Sequence[str], target: Target) -> Start:
-  """Reads all files. Token sequences that are told are not also trained, and none is trained twice."""
+  """Reads all files. A token sequence is trained first at most once, and not at all if its reward is told."""
   if len(set(paths)) < len(paths):
     raise ValueError(f'start_from (={",".join(paths)}) has a file twice: name each once.')
   if paths and target.system.kind == 'chain':
@@ -130,7 +130,7 @@ def _read(paths: Sequence[str], target: Target) -> Start:
 
 
 def _of_archs(path: str, target: Target) -> Start:
-  """Returns the architecture in a file, or all published ones that the space has, to be trained first."""
+  """Returns a start that first trains the architectures in a file, a published one, or all that the space has."""
   known = {name: arch for name, arch in vars(published).items() if isinstance(arch, target.space.arch_type)}
   if path != PUBLISHED and path not in known:
     text = launch.read_file(path, str)
@@ -161,7 +161,7 @@ def _tokens(target: Target, text: str) -> list[int]:
 
 
 def _checked(arch: Any, target: Target) -> list[int]:
-  """Returns the tokens of an architecture that can be trained first. Raises ValueError if it cannot be."""
+  """Returns the tokens of an architecture. Raises ValueError if it cannot be trained first."""
   tokens, depth = target.space.encode(arch).tolist(), target.space.check(arch)
   assert target.system.alone is not None
   if why := target.system.alone.why_unsupported(target.cfg, arch):
@@ -173,7 +173,10 @@ def _checked(arch: Any, target: Target) -> list[int]:
 
 
 def _of_journal(path: str, target: Target) -> Start:
-  """Returns the children of a search: to tell if they were trained as in this search, else to train first."""
+  """Returns the children of a workdir or journal as a start.
+
+  Their rewards are told if they were trained as in this search. Otherwise the best `target.most` are trained first.
+  """
   folder, system = os.path.dirname(path) if path.endswith('.jsonl') else path, target.system
   saved, origin = (workdirs.peek(os.path.join(folder, name)) for name in ('config.json', 'origin.json'))
   held = system_of(saved, origin or {}) if saved else None
@@ -225,9 +228,9 @@ def _best(told: Sequence[journal.Record], target: Target) -> list[list[int]]:
 
 
 def _trained_otherwise(old: Config, origin: Mapping[str, Any], target: Target) -> list[str]:
-  """Returns how the training of an old search's children differs from that of this search; empty if it does not.
+  """Returns how the training of an old search's children differs from that in this search; empty if it does not.
 
-  Settings of the search, limits, budgets and what the space holds do not count.
+  Settings of the search, limits, budgets, and fields that only change the search space are not compared.
   """
   cfg, differs = target.cfg, list[str]()
   beside = {

@@ -1,4 +1,4 @@
-"""Standard streams that survive the loss of their reader: the output is dropped and the program goes on."""
+"""Standard streams that survive the loss of their reader: the output is dropped and the program continues."""
 
 from collections.abc import Iterator
 import contextlib
@@ -16,7 +16,7 @@ def tolerant() -> Iterator[None]:
   for number in (0, 1, 2):
     try:
       os.fstat(number)
-    except OSError:  # a file of results, opened next, would have the number of the stream
+    except OSError:  # otherwise the file opened next, such as a result, would take the number of the closed stream
       os.open(os.devnull, os.O_RDWR)
   before = sys.stdout, sys.stderr
   sys.stdout, sys.stderr = (Tolerant(stream or open(os.devnull, 'w')) for stream in before)  # type: ignore[assignment]
@@ -28,7 +28,7 @@ def tolerant() -> Iterator[None]:
 
 
 class Tolerant:
-  """A text stream that writes to the null device from the first time that nobody can read it."""
+  """A text stream that switches to the null device as soon as its reader is gone."""
 
   def __init__(self, stream: Any):
     self._stream = stream
@@ -43,7 +43,7 @@ class Tolerant:
     return len(text)
 
   def flush(self) -> None:
-    """Writes what has not been written yet, or drops it."""
+    """Writes the buffered text, or drops it."""
     with self._silent_if_gone():
       self._stream.flush()
 
@@ -55,5 +55,5 @@ class Tolerant:
       if error.errno not in GONE:
         raise
       null = os.open(os.devnull, os.O_WRONLY)
-      os.dup2(null, self._stream.fileno())  # what is still in the buffer goes there too
+      os.dup2(null, self._stream.fileno())  # the text still in the buffer goes there too
       os.close(null)

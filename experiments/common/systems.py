@@ -1,4 +1,4 @@
-"""The systems of the launchers, and what a search, its report and a retraining need to know of each."""
+"""The systems of the launchers, with the facts that a search, its report and a retraining need about each."""
 
 from collections.abc import Callable, Mapping
 import dataclasses
@@ -33,47 +33,47 @@ from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import Recovery
 from nas_jax.types import Evaluate
 
-Config = Any  # a system's own, with all that `search.Config` has
-Data = Any  # what a system's `load` returns; it has a `sha256`
+Config = Any  # the config of a system, with all fields of `search.Config`
+Data = Any  # the result of a system's `load`; it has a `sha256`
 Arch = Any  # a static architecture of the system
 
 
 class FromScratch(NamedTuple):
-  """How children are trained that have weights of their own."""
+  """How children with their own weights are trained."""
 
   evaluator: Callable[[Problem, Mesh | None, Recovery], Evaluate]
   search: Callable[[space.Space, Config, Evaluate], search.Search]
-  scale_budget: Callable[[Config, int], Config]  # (cfg, times) -> cfg of children trained so many times as long
+  scale_budget: Callable[[Config, int], Config]  # (cfg, times) -> cfg of children whose training is `times` as long
   why_unsupported: Callable[[Config, Arch], str]  # why no child program of the config can train it; '' if one can
   references: Callable[[Config, Data, Evaluate, Recovery], Mapping[str, evaluators.Known]]  # by the search's evaluator
-  final: Callable[[Config, Data], FinalChoice] | None = None  # how the best are trained to the end; None for not at all
+  final: Callable[[Config, Data], FinalChoice] | None = None  # how the best are trained to the end; None: they are not
 
 
 class System(NamedTuple):
-  """One system: the facts that its launcher, its report and its retraining need."""
+  """The facts about one system that its launcher, its report and its retraining need."""
 
   launcher: str
-  kind: str  # of its architectures, in a best.json
-  noun: str  # what a child is, in the singular
+  kind: str  # the field `kind` of its architectures in best.json
+  noun: str  # the word for a child, in the singular
   config: type
   presets: Mapping[str, Callable[[], Config]]
   metric: model.Metric
   make_space: Callable[[Config], space.Space]
   load: Callable[[Config, str], Data]  # (cfg, data_dir)
-  make_problem: Callable[[Config, Data], Problem]  # raises ValueError, before anything compiles, on what does not fit
-  about: Callable[[Config, Data], str]  # what the children learn, in words
+  make_problem: Callable[[Config, Data], Problem]  # raises ValueError, before compiling, if config and data do not fit
+  about: Callable[[Config, Data], str]  # the data that the children learn, in words
   length: Callable[[Config], str]  # how children are trained, in words
-  retrain: Recipe | None = None  # how what was found is trained to the end; None if that cannot be done yet
+  retrain: Recipe | None = None  # how architectures are trained to the end; None if that is not supported yet
   alone: FromScratch | None = None  # None if children share weights
-  variant: str = ''  # which of its launcher's systems it is, if that has several
+  variant: str = ''  # the value of --variant that selects it, if its launcher has several systems
   children: Callable[[Config], int] = lambda cfg: cfg.max_children  # how many children a search trains
   reward: Callable[[Config], str] = lambda cfg: ''  # the formula of the reward, in words
-  explained: str = ''  # what the known architectures are that are trained beside the children
-  views: Mapping[str, Callable[[Arch], str]] = types.MappingProxyType({})  # the kind that an arch is of, to compare
+  explained: str = ''  # a description of the known architectures that are trained for comparison
+  views: Mapping[str, Callable[[Arch], str]] = types.MappingProxyType({})  # name -> (arch) -> its group in a table
 
   @property
   def name(self) -> str:
-    """Its name among all systems; several may have architectures of one kind."""
+    """The name of the system, unique among all; several systems may have architectures of one kind."""
     return self.variant or self.launcher.removesuffix('_search')
 
 
@@ -205,7 +205,7 @@ SYSTEMS = (CELL, CONV, CHAIN, *ENAS, SEQUENCE)
 
 
 def for_config(system: System, cfg: Config) -> System:
-  """Returns a system with the metric that a config names; the metric of its retraining is set too."""
+  """Returns a system with the metric that a config names, for the search and for retraining."""
   if getattr(cfg, 'metric', 'accuracy') == 'accuracy':
     return system
   score, loss = metrics.NAMES[cfg.metric]
@@ -215,16 +215,16 @@ def for_config(system: System, cfg: Config) -> System:
 
 
 def goal(system: System, cfg: Config) -> model.Metric:
-  """Returns the metric that chooses the best children of a search: the score, or the reward if cost is part of it."""
+  """Returns the metric by which the best children are chosen: the score, or the reward if the reward includes cost."""
   shaped = getattr(cfg, 'cost', 'none') != 'none'
   return model.Metric('reward', 'reward', lower=False) if shaped else system.metric
 
 
 def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | None:
-  """The system whose search a workdir holds, from its config.json and origin.json; None if it is none of these.
+  """Returns the system whose search a workdir holds, from its config.json and origin.json, or None if it is unknown.
 
-  origin.json names the system. If the workdir was made before it did, it may name the kind of the architectures. The
-  system is then the first one of that kind, or of any kind, whose config has all the saved fields.
+  origin.json names the system. That of an older workdir has only the kind of the architectures, or neither. The system
+  is then the first one of that kind, or of any kind, whose config has all the saved fields.
   """
 
   def fits(system: System) -> bool:
@@ -237,7 +237,7 @@ def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | N
 
 
 def check_workdir(workdir: str, system: System) -> None:
-  """Raises ValueError if a workdir holds a search of another system. One whose config cannot be read passes."""
+  """Raises ValueError if a workdir holds a search of another system. A workdir without a readable config passes."""
   saved, origin = (workdirs.object_in(os.path.join(workdir, name)) for name in ('config.json', 'origin.json'))
   held = system_of(saved, origin) if saved else None
   if held and held is not system:

@@ -1,4 +1,4 @@
-"""The best different architectures of a search in one file, top.json, which `retrain --arch` takes; and its command."""
+"""Writes the best distinct architectures of a search to top.json, and makes the command that retrains them."""
 
 from collections.abc import Mapping
 import os
@@ -17,10 +17,10 @@ _DATA = ('dataset', 'level', 'resize', 'test_share', 'metric', 'class_weights', 
 
 
 def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tuple[str, list[journal.Record]]:
-  """Returns the different architectures of a search that did not fail, best first, and what they are: 'child'.
+  """Returns 'child' or 'derived', and the records of the distinct architectures that did not fail, best first.
 
-  For a search with shared weights these are the architectures 'derived' at its end. Those of a longer rung
-  come first.
+  For a search with shared weights these are the architectures derived at its end, for other searches its children.
+  Children of a longer rung come first.
 
   Args:
     workdir: of the search.
@@ -42,16 +42,16 @@ def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tupl
 
 
 def write(workdir: str, system: System, cfg: Config, most: int) -> int:
-  """Writes top.json into the workdir of a search, a list of objects as in best.json with the best first.
+  """Writes top.json into the workdir of a search: a list of objects as in best.json, best first.
 
   Args:
     workdir: of the search.
     system: of the search.
     cfg: its config.
-    most: how many architectures; 0 for no file. One from before is then removed.
+    most: the greatest number of architectures. If it is 0, or there are none, an existing top.json is removed.
 
   Returns:
-    How many there are, which may be fewer.
+    The number of architectures written.
   """
   path, made = os.path.join(workdir, FILE), system.make_space(cfg)
   found = ranked(workdir, system, cfg, made)[1][:most]
@@ -64,7 +64,7 @@ def write(workdir: str, system: System, cfg: Config, most: int) -> int:
 
 
 def said(workdir: str, system: System, cfg: Config) -> str:
-  """Returns the lines of the summary that say what top.json holds and how to go on; '' if there is none."""
+  """Returns the lines of the summary on top.json and the command that retrains from it; '' if there is no top.json."""
   path = os.path.join(workdir, FILE)
   if not os.path.exists(path):
     return ''
@@ -75,7 +75,7 @@ def said(workdir: str, system: System, cfg: Config) -> str:
 
 
 def best(workdir: str, system: System) -> str:
-  """Returns in words what top.json holds."""
+  """Returns the content of top.json in words, such as 'best 5 different cells'."""
   many = count(workdir)
   return f'best {many} different {system.noun}s' if many > 1 else f'best {system.noun}'
 
@@ -86,10 +86,10 @@ def count(workdir: str) -> int:
 
 
 def retrain_command(source: str, system: System, cfg: Config, origin: Mapping[str, Any]) -> str:
-  """Returns the command that trains what `source` names to the end; '' if the system has none.
+  """Returns the command that trains the architectures of `source` to the end; '' if the system has no recipe for it.
 
-  `source` is a flag of `retrain`: --arch=FILE, or --workdir=FOLDER for the best child of a search. The preset is
-  that of the search if `retrain` has one of the same name. The data are those of the search.
+  `source` is a flag of `retrain`: --arch=FILE, or --workdir=FOLDER for the best child of a search. The command names
+  the data of the search, and its preset if `retrain` has one of that name, else 'demo'.
   """
   if system.retrain is None:
     return ''
@@ -110,7 +110,7 @@ def retrain_command(source: str, system: System, cfg: Config, origin: Mapping[st
 
 
 def _flag(value: Any) -> str:
-  """Returns a value as a flag has it: 32, or 48,64 for a pair."""
+  """Returns a value as it is written in a flag: 32, or 48,64 for a pair."""
   return ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

@@ -25,13 +25,13 @@ _WIDTH, _LONGEST = 100, 60  # characters of a line, and of the value of a preset
 
 
 def page(doc: str, values: flags.FlagValues, own: Sequence[str], configs: Mapping[str, Presets]) -> str:
-  """The text of --help: the launcher's doc, and all flags by group, each with what fits it and each preset's value.
+  """Returns the text of --help: the launcher's docstring, then all flags by group, with bounds and preset values.
 
   Args:
-    doc: what the launcher does.
+    doc: the launcher's docstring.
     values: the flags.
-    own: names of the flags that are not fields of a config; they come first.
-    configs: by what it is for, the presets of each config whose fields are flags.
+    own: names of the flags that are no fields of a config; they come first.
+    configs: purpose of a config -> its presets. The fields of these configs are flags.
   """
   made = {owner: {name: make() for name, make in presets.items()} for owner, presets in configs.items()}
   groups: dict[str, list[str]] = {name: [] for name in GROUPS}
@@ -49,7 +49,7 @@ def page(doc: str, values: flags.FlagValues, own: Sequence[str], configs: Mappin
 
 
 def _in_order(config_class: type) -> list[tuple[dataclasses.Field, type]]:
-  """The fields of a config, its own before those of its bases; each with the lowest of the bases that define it."""
+  """Returns the fields of a config, its own before those of its bases, each with the class that defines it."""
   items = {item.name: item for item in dataclasses.fields(config_class)}
   owners = {name: base for base in config_class.__mro__ for name in inspect.get_annotations(base) if name in items}
   return [(items[name], owner) for name, owner in owners.items()]
@@ -78,7 +78,7 @@ def _own_line(flag: flags.Flag) -> str:
 
 
 def _field_lines(name: str, made: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-  """What a field is, and its values; where configs differ, for each."""
+  """Yields the help and the preset values of a field; separately for each config where they differ."""
   found: dict[str, dict[str, list[str]]] = {}  # text -> values -> owners
   for owner, presets in made.items():
     for item in dataclasses.fields(next(iter(presets.values()))):
@@ -98,7 +98,7 @@ def _field_lines(name: str, made: Mapping[str, Mapping[str, Any]]) -> Iterator[s
 
 
 def _preset_values(values: Mapping[str, Any]) -> str:
-  """'4' if all presets agree, else 'demo, small: 4; paper: 10'."""
+  """Returns a field's values in all presets: '4' if they agree, else such as 'demo, small: 4; paper: 10'."""
   presets = dict[str, list[str]]()
   for preset, value in values.items():
     presets.setdefault(_word(value), []).append(preset)
@@ -108,7 +108,7 @@ def _preset_values(values: Mapping[str, Any]) -> str:
 
 
 def _word(value: Any) -> str:
-  """A value as it is written on the command line."""
+  """Returns a value as it is written on the command line, shortened to `_LONGEST` characters."""
   if isinstance(value, bool):
     return str(value).lower()
   if isinstance(value, float):
@@ -118,10 +118,10 @@ def _word(value: Any) -> str:
 
 
 def suggestions(name: str, known: Mapping[str, str]) -> list[str]:
-  """At most three of the known flags, by name with their help, that an unknown name may stand for.
+  """Returns at most three known flags that an unknown name may stand for. `known` maps each flag to its help.
 
-  The first choice is flags that share a word with the name or are spelled much like it. If there are none, it is
-  flags whose help has the words of the name in a row; the earlier they appear, the better.
+  Flags come first that share a word with the name or are spelled like it. If there are none, flags are taken whose
+  help contains the words of the name in sequence; those where they appear earlier come first.
   """
   words, phrase = set(name.split('_')), name.replace('_', ' ')
 

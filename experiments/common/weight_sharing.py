@@ -1,10 +1,11 @@
 """The stages of a search whose children share weights: deriving architectures, and the reliability of their scores.
 
-Its workdir holds these files beside those of every search:
+Its workdir holds these files in addition to those of every search:
 
 * derived.json: architectures sampled from the controller at the end, best first. best.json is the first of them.
-* alone.jsonl: random architectures that were trained by themselves. random.json is the best of them.
-* ranks.json: how well scores by shared weights agree with those trainings, and these with each other.
+* alone.jsonl: random architectures that were trained from scratch. random.json is the best of them.
+* ranks.json: rank correlations of scores by shared weights with those trainings, and of those trainings with each
+  other.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,10 @@ def stages(run: Run) -> Stages:
 
 
 def derive(run: Run, programs: Programs, cfg: Config, found: Found) -> None:
-  """Samples architectures from the controller at its end, scored by shared weights: derived.json and best.json."""
+  """Samples architectures from the final controller, scores them by shared weights, writes derived.json and best.json.
+
+  What derived.json already has for the last step is not sampled again.
+  """
   problem, state = run.problem, _last_state(found, cfg)
   path, step = os.path.join(found.folder, 'derived.json'), int(state.step)
   lines, fits = workdirs.read(path) or [], journal.child_of(problem.space)
@@ -82,7 +86,7 @@ def derive(run: Run, programs: Programs, cfg: Config, found: Found) -> None:
 def summary(run: Run, programs: Programs, found: Mapping[str, Found]) -> Summary:
   """Returns the best derived architecture and the table of the searches, all scored by shared weights.
 
-  First random architectures are trained by themselves, if the config asks for it: see `rank`.
+  If the config asks for it, random architectures are first trained from scratch: see `rank`.
   """
   system, cfg, made = run.system, run.cfg, run.problem.space
   ranks = rank(run, programs, found)
@@ -105,15 +109,15 @@ def summary(run: Run, programs: Programs, found: Mapping[str, Found]) -> Summary
 
 
 def rank(run: Run, programs: Programs, found: Mapping[str, Found]) -> dict[str, Any] | None:
-  """Measures how the shared weights of each search rank random architectures that were trained by themselves.
+  """Measures how the shared weights of each search rank random architectures that were trained from scratch.
 
-  Each architecture is trained three times, the third time on data of another seed. The ranks by the second and third
-  trainings are compared with those by the first too: they bound the agreement that another score can
-  reach. An architecture that failed by one of two scores is left out of their correlation. The result is kept in
-  ranks.json until the search is continued, which changes its weights.
+  Each architecture is trained three times, the third time on data of another seed. The second and third trainings are
+  also ranked against the first: this bounds the agreement that any other score can reach. An architecture that failed
+  by one of two scores is left out of their correlation. The best of the first trainings is written to random.json. The
+  result is kept in ranks.json until the search is continued, which changes its weights.
 
   Returns:
-    The content of ranks.json, or None if the config asks for none.
+    The content of ranks.json, or None if the config asks for no ranking.
   """
   cfg, problem = run.cfg, run.problem
   if not cfg.rank_children:
@@ -152,9 +156,9 @@ def rank(run: Run, programs: Programs, found: Mapping[str, Found]) -> dict[str, 
 
 
 def train_alone(run: Run) -> list[journal.Record]:
-  """Trains random architectures by themselves from three seeds, the third time on data of another seed.
+  """Trains random architectures from scratch with three seeds, the third time on data of another seed.
 
-  The records are kept in alone.jsonl, so that no training is repeated.
+  Returns the records [3 * rank_children], by seed. They are kept in alone.jsonl, so that no training is repeated.
   """
   cfg, problem, path, n = run.cfg, run.problem, os.path.join(run.workdir, 'alone.jsonl'), run.cfg.rank_children
   key = jax.random.fold_in(jax.random.key(cfg.seed), 3)
@@ -185,7 +189,7 @@ def train_alone(run: Run) -> list[journal.Record]:
 
 
 def _rewards(lines: Sequence[journal.Record]) -> np.ndarray:
-  """Returns what children earned, NaN for those that failed."""
+  """Returns the rewards of children, NaN for those that failed."""
   return np.array([np.nan if line['failed'] else line['reward'] for line in lines])
 
 
@@ -205,7 +209,7 @@ def _write_best(run: Run, path: str, record: Mapping[str, Any]) -> None:
 
 
 def _in_words(run: Run, ranks: Mapping[str, Any], records: Sequence[journal.Record]) -> str:
-  """Returns in words how well scores by shared weights agree with separate trainings, and the time that they save."""
+  """Returns lines on how well scores by shared weights agree with separate trainings, and how much time they save."""
   spent, one, noun = sum(record['seconds'] for record in records), ranks['seconds'], run.system.noun
   apart, passes = one * len(records), rankings.counted(ranks['passes'], 'pass', 'passes')
   agree = ', '.join(

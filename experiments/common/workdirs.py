@@ -1,4 +1,4 @@
-"""A folder of results: one process opens it at a time, writes are atomic, and damaged files are moved aside."""
+"""Folders of results. One process at a time opens a folder, writes are atomic, and damaged files are moved aside."""
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
@@ -30,7 +30,9 @@ JAX_SETTINGS = {
 
 
 def lock(workdir: str, flag: str = 'workdir') -> contextlib.AbstractContextManager[Any]:
-  """Makes the folder, if need be, and locks it for this process for as long as the returned object lives.
+  """Creates the folder if it is missing, and locks it for this process as long as the returned object lives.
+
+  On a file system without locks it only warns.
 
   Args:
     workdir: the folder.
@@ -63,11 +65,11 @@ def _unusable(workdir: str, error: OSError, flag: str) -> Exception:
 
 
 def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
-  """Makes the folder and writes config.json; in a folder that has one, checks that it is the same config.
+  """Creates the folder and writes config.json, or checks that the folder's config.json equals `cfg`.
 
-  JAX's settings are compared first: see `JAX_SETTINGS`. A config.json that is missing or damaged is written again from
-  the copy in origin.json, or else from `cfg`. A config.json that differs from `cfg` counts as damaged if the copy
-  equals `cfg`.
+  JAX's settings are compared first (see `JAX_SETTINGS`), and noted in origin.json. A config.json that is missing or
+  damaged is written again from the copy in origin.json, or else from `cfg`. A config.json that differs from `cfg`
+  counts as damaged if the copy equals `cfg`.
 
   Args:
     workdir: the folder.
@@ -75,11 +77,11 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
     flag: the flag that names the folder, for error messages.
 
   Returns:
-    `cfg`, with each choice that it leaves open ('auto', or a seed of -1) as this folder has settled it.
+    `cfg`, with the values of this folder for the choices that it leaves open ('auto', or a seed of -1).
 
   Raises:
-    ValueError: the folder cannot be written, or holds results of another config or of other settings of JAX; the
-      message says how they differ.
+    ValueError: the folder cannot be written, or holds results of another config or other JAX settings; the message
+      says how they differ.
     OSError: there is no space for config.json.
   """
   path = os.path.join(workdir, 'config.json')
@@ -113,10 +115,10 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
 
 
 def settled(workdir: str, cfg: Any) -> Any:
-  """Returns `cfg` with the seed of its data, and other values that flags leave open, as they are set in this folder.
+  """Returns `cfg` with this folder's values for the data seed and the other choices that flags leave open.
 
-  In a new folder the seed of the data is that of the whole run. Nothing is written or moved. The copy of the config in
-  origin.json is asked first: a damaged config.json then differs from it, and does not count.
+  In a new folder the data seed is the seed of the run. The copy of the config in origin.json takes precedence, as
+  config.json may be damaged. Nothing is written or moved.
   """
   copy = object_in(os.path.join(workdir, 'origin.json')).get('config')
   old = copy or object_in(os.path.join(workdir, 'config.json'))
@@ -124,7 +126,7 @@ def settled(workdir: str, cfg: Any) -> Any:
 
 
 def object_in(path: str) -> dict[str, Any]:
-  """Returns the JSON object in a file; an empty one if there is none that could be read. Nothing is moved."""
+  """Returns the JSON object in a file, or an empty one if the file cannot be read. Nothing is moved."""
   try:
     return files.read(path, schemas.of(path)) or {}
   except (OSError, ValueError):
@@ -136,12 +138,12 @@ def _differences(old: Mapping[str, Any], cfg: Any) -> list[str]:
 
 
 def jax_settings() -> dict[str, Any]:
-  """Returns the settings of JAX that decide the bits of a result, by name."""
+  """Returns the current JAX settings that can change the bits of a result, by name."""
   return {name: getattr(jax.config, name) for name in JAX_SETTINGS}
 
 
 def _check_jax_settings(workdir: str, origin: Mapping[str, Any], begun: bool, flag: str) -> None:
-  """Raises ValueError if a folder has results of other settings of JAX. If it notes none, they are the defaults."""
+  """Raises ValueError if a folder has results of other JAX settings. A folder that records none had the defaults."""
   now = jax_settings()
   old = (JAX_SETTINGS | origin.get('jax_settings', {})) if begun else now
   different = [f'{name} ({old[name]} -> {now[name]})' for name in now if old[name] != now[name]]
@@ -153,7 +155,7 @@ def _check_jax_settings(workdir: str, origin: Mapping[str, Any], begun: bool, fl
 
 
 def check_data(workdir: str, sha256: str, flag: str = 'workdir') -> None:
-  """Raises ValueError if the results in a folder are of other data than those with this digest."""
+  """Raises ValueError if the results in a folder come from data with another SHA-256 digest."""
   old = (read(os.path.join(workdir, 'origin.json')) or {}).get('sha256', sha256)
   if old != sha256:
     raise ValueError(
@@ -169,7 +171,7 @@ def write_config(workdir: str, cfg: Any) -> None:
 
 
 def note_origin(workdir: str, launcher: str, argv: Sequence[str], cfg: Any, **facts: Any) -> None:
-  """Writes to origin.json where the results come from, for the report: the command, and `facts`."""
+  """Writes the origin of the results to origin.json: command, devices, JAX version, config and `facts`."""
   command = shlex.join(['python', '-m', f'experiments.{launcher}', *argv[1:]])
   devices = f'{len(jax.local_devices())} {jax.default_backend()}'
   _add_to_origin(workdir, command=command, **facts, devices=devices, jax=jax.__version__, config=config.as_json(cfg))
@@ -183,7 +185,7 @@ def _add_to_origin(workdir: str, **entries: Any) -> None:
 def read(path: str) -> Any:
   """Returns the JSON value in a file of a workdir, or None if there is none.
 
-  A file that is no JSON, or not of its schema, is moved to the folder `damaged` beside it, with a warning.
+  A file that is not JSON or does not fit its schema is moved to the folder `damaged` beside it, with a warning.
   """
   try:
     return files.read(path, schemas.of(path))
@@ -220,7 +222,7 @@ def drop_damaged_lines(path: str, schema: files.Schema) -> None:
 
 
 def cached(path: str, measure: Callable[[], Any]) -> Any:
-  """Returns the JSON value in `path`. If there is none, `measure` is called and what it returns is written there."""
+  """Returns the JSON value in `path`. If there is none, calls `measure` and writes its result there first."""
   found = read(path)
   if found is None:
     write(path, json.dumps(measure(), indent=2) + '\n')
@@ -229,7 +231,7 @@ def cached(path: str, measure: Callable[[], Any]) -> Any:
 
 
 def cached_each(path: str, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-  """Returns the entries of the JSON object in `path` that are asked for. Missing ones are measured and added."""
+  """Returns the entries `measures` of the JSON object in `path`. Missing entries are measured and written there."""
   found = read(path) or {}
   for name, measure in measures.items():
     if name not in found:

@@ -1,9 +1,9 @@
 """Compares search algorithms at equal numbers of evaluations, seed by seed.
 
 Benchmarks are tables of known rewards (--table, as for table_search), those that are shipped (--benchmarks) and models
-of the children of a search (--surrogate). Algorithms are those of table_search by themselves, or with settings
-after a colon, and three of other libraries, if these are installed (pip install nas_jax[peers]): tpe (Optuna), pyglove
-(its regularized evolution) and nevergrad. With --json, the same command goes on where it stopped. Example:
+of the children of a search (--surrogate). Algorithms are those of table_search, optionally with settings after a colon,
+and three of other libraries, if these are installed (pip install nas_jax[peers]): tpe (Optuna), pyglove (its
+regularized evolution) and nevergrad. With --json, the same command resumes an interrupted comparison. Example:
   python -m experiments.compare --benchmarks=hidden_cell,made --seeds=100 --json=OUT --picture=OUT.svg \\
     --algorithms=reinforce,random,reinforce:m=4,controller_lr=0.02
 """
@@ -35,27 +35,27 @@ SHIPPED: Mapping[str, Callable[[], Benchmark]] = {
 
 
 class Task(NamedTuple):
-  """A benchmark by name."""
+  """A named benchmark."""
 
   name: str
   about: str  # in words
-  sha256: str  # of what decides its rewards
+  sha256: str  # of the data or recipe that determines its rewards
   benchmark: Benchmark
 
 
 class Plan(NamedTuple):
-  """What is compared, and how long."""
+  """The benchmarks, algorithms, evaluations and seeds of a comparison."""
 
   tasks: Sequence[Task]
   algorithms: Sequence[Variant]
-  checkpoints: Sequence[int]  # numbers of evaluations, rising
+  checkpoints: Sequence[int]  # numbers of evaluations, ascending
   seed: int
   seeds: int
   peer_seeds: int
 
 
 def own_flags(values: flags.FlagValues) -> None:
-  """All flags there are."""
+  """Defines the flags of the comparison."""
   made = f'hidden_cell, {", ".join(benchmarks.MADE)}, or made for all of these tables'
   flags.DEFINE_list('table', [], '.npz files with ops [A, T] and reward [A]', flag_values=values)
   flags.DEFINE_list('benchmarks', [], f'benchmarks that are shipped: {made}', flag_values=values)
@@ -79,7 +79,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 
 def prepare(argv: Sequence[str]) -> launch.Work:
-  """Flags, benchmarks and earlier results."""
+  """Reads flags, benchmarks and earlier results."""
   values = launch.parse(argv, __doc__, own_flags)
   algorithms = variants.parse(values.algorithms)
   peers.check([one.name for one in algorithms if one.cfg is None])
@@ -127,7 +127,7 @@ def _shipped(name: str) -> Task:
 
 
 def _of_workdir(workdir: str) -> Task:
-  """Returns the model of the children in a workdir, those of its random search included."""
+  """Returns the benchmark of a model fitted to the children in a workdir, including those of its random search."""
   saved, origin = (workdirs.peek(os.path.join(workdir, name)) for name in ('config.json', 'origin.json'))
   system = systems.system_of(saved, origin or {}) if saved else None
   if system is None or system.alone is None:
@@ -141,7 +141,7 @@ def _of_workdir(workdir: str) -> Task:
 
 
 def _saved(path: str) -> dict[str, Any]:
-  """Returns the results that a file holds, by key; see `_key`. Raises ValueError if it holds something else."""
+  """Returns the results in a file by `_key`; none without a file. Raises ValueError if the file is another one."""
   schema = {'results': files.Each({name: object for name in Curve._fields})}
   try:
     found = files.read(path, schema) if path else None
@@ -151,7 +151,7 @@ def _saved(path: str) -> dict[str, Any]:
 
 
 def _key(plan: Plan, task: Task, one: Variant) -> str:
-  """Returns what decides the result of an algorithm on a benchmark, as text."""
+  """Returns all settings that determine the result of an algorithm on a benchmark, as JSON text."""
   setting = config.as_json(one.cfg) if one.cfg else {}
   facts = {'evaluations': plan.checkpoints, 'seed': plan.seed, 'seeds': _seeds(plan, one), 'sha256': task.sha256}
   return json.dumps(
@@ -164,7 +164,7 @@ def _seeds(plan: Plan, one: Variant) -> int:
 
 
 def run(plan: Plan, saved: Mapping[str, Any], path: str, picture: str, check: launch.Check) -> None:
-  """Runs what is not saved yet; prints each benchmark as soon as it is done, and writes each result."""
+  """Runs the searches that are not saved, writes each result, prints the table of each benchmark, draws the picture."""
   results, found = dict(saved), dict[str, dict[str, Curve]]()
   for task in plan.tasks:
     found[task.name] = {}
@@ -186,7 +186,7 @@ def run(plan: Plan, saved: Mapping[str, Any], path: str, picture: str, check: la
 
 
 def _measure(plan: Plan, benchmark: Benchmark, one: Variant, check: launch.Check) -> Curve:
-  keys = jax.random.split(jax.random.key(plan.seed), _seeds(plan, one))  # the first are the same however many there are
+  keys = jax.random.split(jax.random.key(plan.seed), _seeds(plan, one))  # the first keys do not depend on their number
   if one.cfg is None:
     done = runs.peer(benchmark, one.name, keys, plan.checkpoints[-1], check)
   else:

@@ -1,6 +1,6 @@
 """Searches by other libraries, driven through `ask` and `tell`, one evaluation at a time.
 
-Each sees the tokens of a space as so many independent choices. The libraries are the extra `peers`.
+Each treats the tokens of a space as independent choices. The extra `peers` installs the libraries.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ class Peer(NamedTuple):
   """A search that has begun."""
 
   ask: Callable[[], list[int]]  # the tokens of the next architecture
-  tell: Callable[[float], None]  # what the architecture of the last `ask` earned; greater is better
+  tell: Callable[[float], None]  # takes the reward of the architecture of the last `ask`; greater is better
 
 
 def tpe(widths: Sequence[int], evaluations: int, seed: int) -> Peer:
-  """Returns Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), as Optuna sets it by default."""
+  """Returns Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) with Optuna's default settings."""
   del evaluations
   optuna = importlib.import_module('optuna')
   optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -33,7 +33,7 @@ def tpe(widths: Sequence[int], evaluations: int, seed: int) -> Peer:
 
 
 def nevergrad(widths: Sequence[int], evaluations: int, seed: int) -> Peer:
-  """Returns nevergrad's NGOpt, which picks an optimizer by the space and the budget."""
+  """Returns nevergrad's NGOpt, which selects an optimizer according to the space and the budget."""
   ng = importlib.import_module('nevergrad')
   space = ng.p.Tuple(*(ng.p.Choice(range(width)) for width in widths))
   space.random_state.seed(seed)
@@ -70,7 +70,7 @@ _LIBRARIES = {'tpe': 'optuna', 'nevergrad': 'nevergrad', 'pyglove': 'pyglove'}
 
 
 def check(names: Sequence[str]) -> None:
-  """Raises ImportError in one line if the library of a peer is not installed."""
+  """Raises ImportError with a one-line message if the library of a peer is not installed."""
   logging.getLogger('optuna').setLevel(logging.WARNING)
   for name in names:
     try:

@@ -1,4 +1,4 @@
-"""Runs an algorithm or a peer on a benchmark from many seeds. Searches with equal keys look for the same thing."""
+"""Runs an algorithm or a peer on a benchmark from many seeds. Searches with equal keys have the same optimum."""
 
 import time
 from typing import NamedTuple
@@ -17,16 +17,16 @@ from nas_jax.types import Array, Batch, Key, Outcome
 
 
 class Found(NamedTuple):
-  """What n searches have found."""
+  """The results of n searches."""
 
-  best: np.ndarray  # [n, E] the best reward after each evaluation; `Benchmark.worst` while there is none
+  best: np.ndarray  # [n, E] the best reward after each evaluation; `Benchmark.worst` while all have failed
   test: np.ndarray | None  # [n, E] the metric `test` of the architecture with that reward; None without that metric
-  different: np.ndarray  # [n] different token sequences among all of a search
+  different: np.ndarray  # [n] number of different token sequences in a search
   seconds: float  # of all searches together, compilation included
 
 
 def ours(benchmark: Benchmark, cfg: table.Config, keys: Key, evaluations: int) -> Found:
-  """Runs one of our own algorithms from each of the keys [n], all in one program."""
+  """Runs an algorithm of this library from each of the keys [n], all in one program."""
   start, s = time.perf_counter(), benchmarks.build(benchmark, cfg)
   _, (tokens, outcomes) = search.run_seeds(s, keys, -(-evaluations // cfg.m))
   drawn = np.asarray(tokens).reshape(len(keys), -1, benchmark.space.length)[:, :evaluations]
@@ -36,8 +36,8 @@ def ours(benchmark: Benchmark, cfg: table.Config, keys: Key, evaluations: int) -
 def peer(benchmark: Benchmark, name: str, keys: Key, evaluations: int, check: Check) -> Found:
   """Runs a peer from each of the keys [n], one after another.
 
-  A child that fails gets the same reward as in a search of our own, see `search.outcomes.settle`. Tokens that other
-  tokens rule out are 0.
+  A child that fails gets the same reward as in a search of this library, see `search.outcomes.settle`. Tokens of slots
+  that do not exist, given the other tokens, are set to 0.
   """
   start, space = time.perf_counter(), benchmark.space
   s = benchmarks.build(benchmark, table.Config(algorithm='random'))

@@ -1,4 +1,4 @@
-"""Comparisons as tables that a person reads, and as a picture."""
+"""Writes comparisons as tables in plain text, and as a picture."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -13,7 +13,7 @@ _STYLES = ('-', '--', ':', '-.')
 
 
 def table(curves: Curves, checkpoints: Sequence[int]) -> str:
-  """Returns a table with a row for each algorithm after each number of evaluations."""
+  """Returns a table with a row for each checkpoint (number of evaluations) and algorithm."""
   first_name, first = next(iter(curves.items()))
   tested = any(value is not None for value in first.test)
   header = ['algorithm', 'evaluations', 'best', 's.e.', f'less {first_name}', 's.e.', 'p', 'as good after', 'seeds']
@@ -30,7 +30,7 @@ def table(curves: Curves, checkpoints: Sequence[int]) -> str:
 
 
 def costs(curves: Curves) -> str:
-  """Returns a table of the cost of a search: different token sequences, and time."""
+  """Returns a table of the different token sequences in a search and the milliseconds an evaluation."""
   rows = [[name, f'{one.different:.0f}', f'{1000 * one.seconds:.2f}'] for name, one in curves.items()]
   return rankings.table(['algorithm', 'different token sequences', 'ms an evaluation'], rows)
 
@@ -44,7 +44,7 @@ def _p(value: float) -> str:
 
 
 def picture(found: Mapping[str, Curves], optima: Mapping[str, float | None], path: str) -> None:
-  """Draws a chart for each benchmark: the mean best reward after each evaluation, with a band of a standard error."""
+  """Draws a chart for each benchmark: the mean best reward after each evaluation, plus and minus a standard error."""
   import matplotlib
   from matplotlib.figure import Figure
 
@@ -64,7 +64,7 @@ def picture(found: Mapping[str, Curves], optima: Mapping[str, float | None], pat
         axes.fill_between(evaluations, *bands, color=look['color'], alpha=0.2, lw=0)
       if optima[title] is not None:
         axes.axhline(optima[title], color='0.6', lw=1, linestyle=':')
-      # The first evaluations differ so much that the rest of the chart would be flat.
+      # The first twentieth is left out: rewards rise so much there that the rest of the chart would be flat.
       shown = [one.mean[len(one.mean) // 20] for one in curves.values()]
       top = max(optima[title] or -math.inf, *(one.mean[-1] for one in curves.values()))
       last = len(next(iter(curves.values())).mean)

@@ -11,7 +11,7 @@ from experiments.compare.runs import Found
 
 
 class Curve(NamedTuple):
-  """What an algorithm found on a benchmark from n seeds in E evaluations, looked at C times."""
+  """The results of an algorithm on a benchmark, from n seeds, with E evaluations and C checkpoints."""
 
   mean: Sequence[float]  # [E] over seeds, of the best reward after 1, 2, ... evaluations
   error: Sequence[float]  # [E] standard error of the mean
@@ -22,18 +22,18 @@ class Curve(NamedTuple):
 
 
 class Row(NamedTuple):
-  """An algorithm after some evaluations, beside the first of those that are compared."""
+  """The comparison of an algorithm with the first one, after some number of evaluations."""
 
   mean: float
   error: float  # standard error of the mean
   difference: float  # mean over seeds of its reward minus the reward of the first algorithm
   difference_error: float
   p: float  # two-sided, of a paired t-test; NaN where all seeds have the same difference
-  reaches: int | None  # evaluations after which its mean is at least the first's mean here; None if never
+  reaches: int | None  # evaluations until its mean is at least the mean of the first in this row; None if never
 
 
 def curve(found: Found, checkpoints: Sequence[int]) -> Curve:
-  """Summarizes searches, to be looked at after the given numbers of evaluations."""
+  """Summarizes searches, with values at checkpoints: the given numbers of evaluations."""
   best, test = found.best, found.test
   return Curve(
     best.mean(0).tolist(),
@@ -51,14 +51,14 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def standard_error(values: np.ndarray) -> float:
-  """Returns the standard error of the mean of [n] values, n at least 2."""
+  """Returns the standard error of the mean of n values [n], n at least 2."""
   return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def compare(one: Curve, first: Curve, place: int, evaluations: int) -> Row:
-  """Returns how an algorithm stands beside the first one after so many evaluations, the `place`-th of the checkpoints.
+  """Compares an algorithm with the first one after `evaluations` evaluations, which is checkpoint number `place`.
 
-  Searches of the same seed are paired. If one algorithm has more seeds, its extra seeds are not paired.
+  Searches with the same seed are paired. If one algorithm has more seeds, its extra seeds are left out of the pairs.
   """
   mine, its = np.asarray(one.at[place]), np.asarray(first.at[place])
   pairs = min(len(mine), len(its))

@@ -1,4 +1,4 @@
-"""The algorithms that are compared, by name: those of the list, each perhaps with settings of its own, and peers."""
+"""Parses the names of the algorithms to compare: this library's, optionally with settings, and peers."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -11,19 +11,19 @@ from nas_jax.systems import table
 
 
 class Variant(NamedTuple):
-  """One of the algorithms that are compared."""
+  """An algorithm to compare, with its settings."""
 
-  name: str  # as it was given
-  cfg: table.Config | None  # of one of our own; None for a peer
+  name: str  # as given
+  cfg: table.Config | None  # of an algorithm of this library; None for a peer
 
 
 def parse(entries: Sequence[str]) -> list[Variant]:
-  """Returns the variants that a list of names means, such as `random`, `tpe` or `reinforce:m=4,controller_lr=0.01`.
+  """Returns the variants of a list of names such as `random`, `tpe` or `reinforce:m=4,controller_lr=0.01`.
 
-  The list has been split at commas. An entry `field=value` is one more setting of the variant before it.
+  The list has been split at commas, so an entry `field=value` is a further setting of the variant before it.
 
   Raises:
-    ValueError: a name is not that of an algorithm or a peer, a setting is out of range, or a variant comes twice.
+    ValueError: the list is empty, an algorithm or a setting is unknown or out of range, or a variant is given twice.
   """
   names = list[str]()
   for entry in (entry.strip() for entry in entries):
@@ -58,7 +58,7 @@ def _variant(name: str) -> Variant:
 
 
 def _overlay(cfg: table.Config, name: str, given: dict[str, str]) -> table.Config:
-  """Returns the config with settings laid over it that are given as text, checked."""
+  """Overrides fields of `cfg` in place by settings given as text. Raises ValueError if one is unknown or invalid."""
   fields = {item.name: item for item in dataclasses.fields(cfg)}
   for field, text in given.items():
     if field not in fields or field in ('seed', 'algorithm'):

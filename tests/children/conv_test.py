@@ -192,7 +192,7 @@ def test_crops_and_flips():
 
 
 def test_padded_crops():
-  """Each of the windows of an image with a pixel of zeros around it comes up, and no other."""
+  """Crops are exactly the windows of an image that is padded with one pixel of zeros; all of them occur."""
   images = jnp.asarray(RNG.normal(size=(64, 3, 4, 1)), jnp.float32)
   large, places = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)]), set()
   for found, one in zip(image_batches.augmented(DRAWS, images, image_batches.Augment(pad=1)), large, strict=True):

@@ -97,7 +97,7 @@ def some_weights(arch, norm_first=True):
 
 
 def owned(params, stats, arch):
-  """1 for the weights of a network, 0 for others."""
+  """Returns 1 for the weights that a network uses, 0 for others."""
 
   def total(params):
     return sum(leaf.sum() for leaf in jax.tree.leaves(conv_traced.narrowed(params, stats, arch, IMAGE[2])[0]))
@@ -177,7 +177,7 @@ def test_children_one_after_another_are_children_at_once():
 
 
 def test_accelerators_get_three_convolutions_a_layer_and_no_loops():
-  """Lowered for one, which needs none here."""
+  """Programs are lowered for an accelerator, which works without having one."""
   arguments = jax.tree.map(lambda x: jnp.asarray(x)[None], some_weights(NETWORKS['random 0']))
   child = generic()
 

@@ -134,7 +134,7 @@ def test_what_would_not_fit_into_memory_is_refused():
 
 
 def prepare(folder, train, test, dataset='mnist'):
-  """A set as TensorFlow Datasets lays it down."""
+  """Writes a data set in the format of TensorFlow Datasets."""
   from array_record.python.array_record_module import ArrayRecordWriter
   from PIL import Image
   import tensorflow_datasets as tfds

@@ -26,7 +26,7 @@ def draw(path, size=(6, 5), colour=(200, 0, 0), **how):
 
 
 def photographs(folder, count=10, size=(6, 5)):
-  """A folder of three classes of images; returns it as flags take it."""
+  """Writes a folder of images of three classes, and returns its path as flags take it."""
   for name, colour in COLOURS.items():
     for k in range(count):
       draw(folder / name / f'{k}.png', size, tuple(min(255, part + k) for part in colour))
@@ -69,7 +69,7 @@ def test_sizes_that_differ_are_brought_to_one(tmp_path):
 
 
 def test_an_image_stands_as_its_camera_noted(tmp_path):
-  """Tag 274 with 6 says that the camera was turned: columns are rows, and what is stored left is up."""
+  """Value 6 of tag 274 means a turned camera: stored columns are rows, and the stored left side is up."""
   pixels = np.zeros((6, 8, 3), np.uint8)
   pixels[:, :4] = 255
   how = Image.Exif()
@@ -182,7 +182,7 @@ def test_labels_of_any_kind(tmp_path, kinds, names):
 
 
 def test_an_npz_as_other_people_write_them(tmp_path):
-  """Names with train_ and val_, grey images without channels, labels [n, 1], names of classes of their own."""
+  """Array names with train_ and val_, grey images without a channel axis, labels [n, 1], and given class names."""
   grey = RNG.integers(256, size=(9, 5, 4), dtype=np.uint8)
   given = {'train_images': grey, 'train_labels': np.arange(9)[:, None] % 3, 'val_images': grey[:6]}
   given |= {'val_labels': np.arange(6)[:, None] % 3, 'class_names': np.array(['cat', 'dog', 'owl', 'yak'])}

@@ -28,7 +28,7 @@ def test_digits_are_read_row_by_row():
 
 
 def test_labels_lengths_and_splits(tmp_path):
-  """What stands after the end of a sequence is not read, whatever it is; statistics are those of what is before."""
+  """Values after the end of a sequence are ignored; statistics include only the values before."""
   lengths = np.arange(20) % 5 + 1
   x = given()['sequences']
   x[np.arange(5) >= lengths[:, None]] = np.nan
@@ -104,7 +104,7 @@ def test_other_things_that_are_wrong(tmp_path):
 
 
 def test_windows_by_hand():
-  """Ten steps of two features. What each split forecasts lies in it, and reads the steps just before."""
+  """Ten steps of two features. The targets of each split lie in it; their windows are the steps just before."""
   series = np.stack([np.arange(10.0) ** 2, -np.arange(10.0)], 1)
   sources = sequences.windows(series, window=2, horizon=2, valid_share=0.25, test_share=0.2)
   read = {name: source.read(np.arange(source.size)) for name, source in sources.items()}

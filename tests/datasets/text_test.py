@@ -150,7 +150,7 @@ def test_a_torn_gzip_is_named(tmp_path):
 
 
 def prepare(folder, file_format='array_record'):
-  """tiny_shakespeare as TensorFlow Datasets lays it down."""
+  """Writes tiny_shakespeare in the format of TensorFlow Datasets."""
   from array_record.python.array_record_module import ArrayRecordWriter
   import tensorflow_datasets as tfds
 

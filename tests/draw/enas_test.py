@@ -36,7 +36,7 @@ ARCHS += [random_arch(made, seed) for made in SPACES for seed in range(4)]
 
 
 def pairs(arch):
-  """All that a drawing has to show arrows of, in names; sums are called after their layer or block."""
+  """Returns the arrows that a drawing must show, as pairs of names; a sum has the name of its layer or block."""
   if isinstance(arch, MacroArch):
     last = 'image'
     for i, skips in enumerate(enas.skips_of(arch)):
@@ -94,7 +94,7 @@ def curve(arrow):
 
 @pytest.mark.parametrize('number', range(len(ARCHS)))
 def test_a_drawing_is_sound(number):
-  """A box each and an arrow each, nothing lies on a box or outside, arrows go up between the boxes they name."""
+  """There is a box for each node and an upward arrow for each read, and nothing overlaps or is outside."""
   arch = ARCHS[number]
   place = draw_enas.layout(arch)
   names = called(arch, place)

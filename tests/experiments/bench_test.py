@@ -40,7 +40,7 @@ SMALL = Setup(repeats=1, small=True)
 
 
 def test_ratios_are_taken_within_a_repeat():
-  """Twice as slow in the second of three repeats, both ways: the ratio does not notice, medians of each would not."""
+  """In the second of three repeats both ways are twice as slow, which does not change the ratio."""
   taken = iter([2.0, 1.0, 6.0, 2.0, 2.0, 1.0])
   ways = {'old': lambda: next(taken), 'new': lambda: next(taken)}
   found = timing.alternating(ways, 3)
@@ -124,7 +124,7 @@ def torch_python():
 
 @pytest.mark.long
 def test_cells_in_all_ways(torch_python):
-  """Rivals are checked to find the same losses, or raise."""
+  """Rivals raise an error if their losses differ."""
   rows = cells.compared(cells.SMALL, SMALL._replace(torch_python=torch_python))
   assert all(np.isfinite(row.value) and row.value > 0 for row in rows)
   assert named(rows, 'against PyTorch eager').unit == named(rows, 'run alone').unit == 'x'
@@ -140,7 +140,7 @@ def tiny():
 
 @pytest.mark.long
 def test_convolutions_in_all_ways(torch_python):
-  """Weight decay, momentum and batch norm are the same in all, or the losses would differ."""
+  """Weight decay, momentum and batch norm agree in all implementations, or the losses would differ."""
   rows = list(conv.rows(SMALL._replace(torch_python=torch_python)))
   assert all(np.isfinite(row.value) and row.value > 0 for row in rows)
   assert named(rows, 'against PyTorch eager').value > 0 and named(rows, 'different ones').value == 1.0
@@ -171,7 +171,7 @@ def test_operations_by_hand():
 
 
 def test_bytes_by_hand():
-  """32 x 32 pixels, 3 channels read, 2 written, these read by the second layer, 5 written."""
+  """32 x 32 pixels. The first layer reads 3 channels and writes 2; the second reads these and writes 5."""
   arch = ConvArch((), (1, 3), (1, 1), (), (), (2, 5), (), (1,), ())
   assert presets.moved(arch, NetworkOptions()) == 4 * 32 * 32 * (7 * (3 + 2) + 11 * (2 + 5))
 
@@ -270,7 +270,7 @@ def test_what_is_no_section():
 
 @pytest.mark.long
 def test_one_accelerator_in_parts(tmp_path, monkeypatch, capsys):
-  """A part that is done is not measured again; one that hangs is stopped, and what it has measured is kept."""
+  """A finished part is not measured again. A part that hangs is stopped, and its figures are kept."""
   path = str(tmp_path / 'gpu.json')
   parts = {'ask and tell': gpu.PARTS['ask and tell'], 'unknown': gpu.PARTS['paper']}
   monkeypatch.setattr(gpu, 'PARTS', parts)

@@ -28,7 +28,7 @@ CFG = testing.conv_config(
 
 
 def run(s, folder, children, stop_at=math.inf):
-  """Runs a search in a folder, which is stopped after so many updates; returns its records."""
+  """Runs a search in a folder, and stops it after `stop_at` updates. Returns its records."""
   updates = 0
 
   def check():
@@ -47,7 +47,7 @@ def run(s, folder, children, stop_at=math.inf):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """The folder of a search with its reward shaped, and its records."""
+  """The folder of a search whose reward includes cost, and its records."""
   folder = tmp_path_factory.mktemp('whole')
   s = conv.build(CFG, IMAGES)
   return s, folder, run(s, folder, 8)

@@ -46,7 +46,7 @@ def half(s, tmp_path_factory):
 
 
 def ending(s, folder):
-  """Everything that a search is at its end."""
+  """Returns all results of a search that has ended."""
   state = checkpoint.restore(str(folder / 'checkpoints'), s.init(jax.random.key(0)))
   numbers = jax.tree.map(lambda x: x.tolist(), state._replace(key=jax.random.key_data(state.key)))
   lines = {number: {**line, 'seconds': 0} for number, line in journal.read(str(folder / 'children.jsonl')).items()}
@@ -127,7 +127,7 @@ def test_a_damaged_checkpoint(s, half, whole, tmp_path, name):
 
 
 def test_one_damaged_after_another(s, half, whole, tmp_path):
-  """With no sound checkpoint the journal is enough; and the same step may be damaged again."""
+  """Without a sound checkpoint the journal suffices, even if the same step is damaged again."""
   folder = tmp_path / 'run'
   shutil.copytree(half, folder)
   for _ in range(2):
@@ -168,14 +168,14 @@ def misspelt(path, key='"id"', at=1):
 
 
 def without_checksums(path):
-  """As an earlier version wrote it, which damage of the right shape goes unnoticed in."""
+  """Returns a journal as earlier versions wrote it, where damage that keeps the schema is not detected."""
   path.write_text(''.join(json.dumps(line) + '\n' for line in journal.read(str(path)).values()))
 
 
 @pytest.mark.parametrize('old', [False, True])
 @pytest.mark.parametrize('damage', [misspelt, emptied, pathlib.Path.unlink])
 def test_a_child_that_the_journal_lost_is_had_again(s, half, whole, tmp_path, damage, old):
-  """Of a search that is over, with all of its checkpoints, which are ahead of what is left of the journal."""
+  """The search has ended, and all of its checkpoints are ahead of the damaged journal."""
   folder = tmp_path / 'run'
   shutil.copytree(half, folder)
   run(s, folder, 12)
@@ -190,7 +190,7 @@ def test_a_child_that_the_journal_lost_is_had_again(s, half, whole, tmp_path, da
 
 
 def test_a_lost_child_of_shared_weights_leaves_best_json_alone(s, half, tmp_path):
-  """To have its score again, the whole search would have to be repeated."""
+  """Its score could only be had by repeating the whole search."""
   folder = tmp_path / 'run'
   shutil.copytree(half, folder)
   best = json.loads((folder / 'best.json').read_text())

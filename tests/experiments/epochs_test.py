@@ -28,7 +28,7 @@ def train(folder, count, check=lambda: None, **changes):
 
 @pytest.mark.long
 def test_it_ends_as_one_of_so_many_epochs_from_the_start(tmp_path, capsys, monkeypatch):
-  """Also if it is stopped on the way, and asked for still more when it goes on."""
+  """Also if it is stopped, and resumed with a still larger number of epochs."""
   monkeypatch.setattr(full_training, 'CALL_STEPS', 100)  # one call an epoch
   whole = train(tmp_path / 'whole', 5)
   train(tmp_path / 'longer', 2)
@@ -53,7 +53,7 @@ def test_it_ends_as_one_of_so_many_epochs_from_the_start(tmp_path, capsys, monke
 
 
 def test_killed_after_its_weights_are_kept_nothing_is_trained_again(tmp_path, monkeypatch):
-  """Before the entry of trainings.json is written; and the weights are kept once more."""
+  """The process ends before it writes the entry of trainings.json; then the weights are written again."""
 
   def write(path, content):
     if path.endswith('trainings.json'):
@@ -83,7 +83,7 @@ def test_killed_after_its_weights_are_kept_nothing_is_trained_again(tmp_path, mo
   ('schedule', 'why'), [('cosine', 'all rates of the schedule'), ('constant', 'its state was not kept')]
 )
 def test_it_starts_anew_where_it_cannot_go_on(tmp_path, monkeypatch, capsys, schedule, why):
-  """By a schedule that depends on the number of epochs, and after a version that kept no state."""
+  """The schedule depends on the number of epochs, or an earlier version kept no state."""
   begun = []
 
   def stage(recipe, cfg, data, arch, stage, folder, running, check):
@@ -109,7 +109,7 @@ def test_it_starts_anew_where_it_cannot_go_on(tmp_path, monkeypatch, capsys, sch
 
 
 def test_a_state_of_an_earlier_version_is_gone_on_with(monkeypatch):
-  """It has the curve in its full length."""
+  """Its curve has the full length."""
   fresh = full_training.Progress(jnp.zeros(2), jnp.zeros(3), jnp.full((4, 2), jnp.nan), jnp.zeros((), jnp.int32))
   whole = fresh._replace(curve=fresh.curve.at[:2].set(7.0), done=jnp.asarray(2, jnp.int32))
   for state in (whole, epochs.saved(whole)):

@@ -29,7 +29,7 @@ VALUES = (None, True, -1, 0, 7, 1.5, float('nan'), 2**70, 'x', '', [], [None], [
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory):
-  """Finished searches by system, each made once; and what goes on with a copy of one."""
+  """Finished searches by system, each made once, and functions that resume a copy of each."""
   kept = {}
 
   def of(name):
@@ -53,7 +53,7 @@ def made(tmp_path_factory):
 
 
 def places(value, at=()):
-  """All places in a JSON value, as the keys on the way there."""
+  """Returns the paths (tuples of keys) to all places in a JSON value."""
   found = [at]
   if isinstance(value, dict | list):
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
@@ -62,7 +62,7 @@ def places(value, at=()):
 
 
 def changed(value, rng):
-  """The value with something else in one place, or without it, or under another name."""
+  """Returns the value with one entry replaced, removed or renamed at random."""
   *way, last = ('all', *rng.choice(places(value)))
   whole = inner = {'all': value}
   for key in way:
@@ -78,7 +78,7 @@ def changed(value, rng):
 
 
 def mutate(path, rng):
-  """Changes a file; returns what it was and has become, for the message of a failing test."""
+  """Changes a file at random. Returns the change, for the message of a failing test."""
   kind, before = rng.random(), path.read_text()
   if kind < 0.05:
     path.unlink()
@@ -100,7 +100,7 @@ def mutate(path, rng):
 
 
 def trial(source, go_on, folder, seed):
-  """Changes a file of a copy and goes on with it, and reads it for a report before and after."""
+  """Changes a file of a copy of a workdir and resumes it. Also reads it for a report, before and after."""
   rng = random.Random(seed)
   shutil.rmtree(folder, ignore_errors=True)
   shutil.copytree(source, folder)
@@ -135,7 +135,7 @@ def test_changed_values_in_all_systems(made, tmp_path, name):
 
 
 def test_every_file_is_met(made):
-  """The files that are changed are all that a search leaves but those that it does not read."""
+  """All files of a search are changed, except those that no launcher reads."""
   source, _ = made('cell')
   found = {str(path.relative_to(source)) for path in pathlib.Path(source).rglob('*.json*')}
   wanted = {'config.json', 'origin.json', 'best.json', 'children.jsonl', 'updates.jsonl', 'started.jsonl'}

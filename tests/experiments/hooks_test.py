@@ -1,4 +1,4 @@
-"""The records of a search that people read: updates.jsonl, TensorBoard events and the page made of them."""
+"""The logs of a search: updates.jsonl, TensorBoard events and the report made from them."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ CONFIG = cell.smoke()
 
 
 def evaluate(batch):
-  """Rewards a string by its tokens; one child in five fails."""
+  """An evaluator that rewards a sequence by its tokens; one child in five fails."""
   failed = np.asarray(batch.ids) % 5 == 4
   perplexity = np.where(failed, np.inf, 2.0 + np.asarray(batch.tokens).sum(1))
   reward = jnp.where(failed, 0.0, jnp.asarray(1 / perplexity)).astype(jnp.float32)
@@ -60,7 +60,7 @@ def updates(folder):
 
 
 def points(folder):
-  """{tag: [(step, value)]} of all event files, as TensorBoard shows them: a start forgets what is not before it."""
+  """Returns {tag: [(step, value)]} of all event files as TensorBoard shows them: a restart drops later points."""
   found = {}
   for path in sorted((folder / 'events').iterdir()):
     data, at = path.read_bytes(), 0

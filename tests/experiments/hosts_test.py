@@ -1,4 +1,4 @@
-"""Searches over several processes: bit-identical to one process, and all end together whatever happens to one."""
+"""Searches over several processes are bit-identical to one process, and all end together if one ends."""
 
 import atexit
 import functools
@@ -55,7 +55,7 @@ def agree(tmp_path, command, shapes):
 
 
 def test_two_processes_end_as_one(tmp_path):
-  """Five children are cut into shares of three, the last of which is filled up."""
+  """Five children are split into two shares of three, the second of which is filled up."""
   wanted = agree(tmp_path, (*CELL, '--m=5', '--max_children=10', '--steps=4'), [(2, 2)])
   assert len(wanted['children.jsonl']) == 10 and wanted['state at the end'][0] == '2'
 
@@ -146,7 +146,7 @@ def test_a_signal_to_one_host_ends_all_and_nothing_is_lost(tmp_path, told):
 @pytest.mark.long
 @pytest.mark.parametrize(('victim', 'number', 'counts'), [(0, signal.SIGKILL, False), (1, signal.SIGSEGV, True)])
 def test_a_crash_counts_where_it_happened(tmp_path, victim, number, counts):
-  """JAX aborts host 1 when host 0 is killed: no training of host 1 is to blame. A crash of its own is noted."""
+  """JAX aborts host 1 when host 0 is killed, which counts against no training. Its own crash does count."""
   workdir, command = tmp_path / 'run', (*LONG, '--host_patience=8')
   started = workdir / 'host-1' / 'started.jsonl'
 
@@ -264,7 +264,7 @@ def test_a_silent_host_is_lost_and_all_hear_of_it(service, monkeypatch):
 
 
 def test_a_process_that_does_not_look_is_ended_all_the_same(service, monkeypatch, capsys):
-  """Host 1 is lost while host 0 is in a call that takes long: the watch itself says so and ends the process."""
+  """Host 1 is lost while host 0 is in a long call. The watching thread prints this and ends the process."""
   exits, ended = [], threading.Event()
   monkeypatch.setattr(connection, 'GRACE', 0.1)
   monkeypatch.setattr(connection, '_exit', lambda code: (exits.append(code), ended.set()))
@@ -353,7 +353,7 @@ def test_a_command_is_run_again_if_it_can_go_on(tmp_path, codes, starts):
 
 
 def test_a_slice_is_started_on_all_hosts(tmp_path):
-  """The script, with a gcloud that only writes down what it is asked to do."""
+  """The script, with a fake gcloud that only records its commands."""
   fake = tmp_path / 'gcloud'
   fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >> {tmp_path}/asked\n')
   fake.chmod(fake.stat().st_mode | stat.S_IXUSR)

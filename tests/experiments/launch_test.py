@@ -28,7 +28,7 @@ ROOT = str(pathlib.Path(__file__).parents[2])
 
 
 def leave(monkeypatch, capsys, caplog, launcher, *args):
-  """Runs a launcher that must refuse: its one line on stderr. Nothing may compile."""
+  """Runs a launcher that must refuse its input, without compiling. Returns its one line on stderr."""
   monkeypatch.setattr(sys, 'argv', [launcher.__name__, *args])
   with jax.log_compiles(), caplog.at_level(logging.WARNING), pytest.raises(SystemExit) as left:
     launch.main(launcher.prepare)
@@ -269,7 +269,7 @@ def test_a_wrong_flag_of_retrain_is_one_line(refuse, tmp_path, flag, words):
 
 
 def test_architectures_of_systems_that_one_module_retrains(refuse, monkeypatch, tmp_path):
-  """Each is read by its own system; known ones may be of several."""
+  """Each file is read by its own system; known names may belong to several."""
   (tmp_path / 'rnn.json').write_text(enas_rnn_space(2).to_json(RnnArch((1, 3), (0,))))
   (tmp_path / 'tree.json').write_text(tree_cell_space().to_json(NASCELL))
   both = f'{tmp_path}/rnn.json,{tmp_path}/tree.json'
@@ -378,7 +378,7 @@ def test_a_workdir_with_fields_that_were_removed_since_is_resumed(tmp_path, cfg)
   'cfg', [enas_images.demo_macro(), enas_images.small_micro(), cell.Config(m=4), chain.demo(), retrain_enas.demo()]
 )
 def test_a_workdir_without_fields_that_were_added_since_is_resumed(tmp_path, cfg):
-  """If the config has the values by which the program worked before there was a choice."""
+  """It is resumed if the config has the values that earlier versions used without a choice."""
   new = ('skip_penalty', 'decay_norms', 'decay_before_clip', 'lr_min', 'known', 'proposals', 'population', 'tournament')
   new += ('queue', 'queue_weight', 'ppo_clip', 'ppo_batches')
   saved = {name: value for name, value in config.as_json(cfg).items() if name not in new}
@@ -388,7 +388,7 @@ def test_a_workdir_without_fields_that_were_added_since_is_resumed(tmp_path, cfg
 
 
 def test_a_workdir_without_fields_that_were_added_since_is_refused_if_they_matter(tmp_path):
-  """It is never continued by other rules; the message names the fields and what they were."""
+  """It is not resumed with other values; the message names the fields and their earlier values."""
   cfg = enas_images.paper_macro()
   new = {'skip_penalty': 'sum', 'decay_norms': False, 'decay_before_clip': False}
   saved = {name: value for name, value in config.as_json(cfg).items() if name not in new}
@@ -439,7 +439,7 @@ def test_table_search_writes_what_it_found(monkeypatch, capsys, tmp_path):
 
 
 def help_of(monkeypatch, capsys, launcher):
-  """What --help prints: by group the entries of flags, by name."""
+  """Returns the output of --help as {group: {flag: entry}}."""
   monkeypatch.setattr(sys, 'argv', ['x', '--help'])
   with pytest.raises(SystemExit) as left:
     launch.main(launcher.prepare)
@@ -586,7 +586,7 @@ def test_what_ends_the_work_is_one_line(monkeypatch, capsys, error, code):
 
 
 def test_ctrl_c_during_imports_is_one_line(tmp_path):
-  """The first package that a launcher imports stands in for all: it says that it is being imported, and waits."""
+  """A fake of the first package that a launcher imports prints that it is being imported, and waits."""
   (tmp_path / 'absl').mkdir()
   (tmp_path / 'absl' / '__init__.py').write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
   env = os.environ | {'PYTHONPATH': os.pathsep.join((str(tmp_path), ROOT))}

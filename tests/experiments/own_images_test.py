@@ -1,4 +1,4 @@
-"""Photographs of one's own, from nothing to the name of a class."""
+"""A user's own photographs: from a search to the class of a new image."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 
 
 def photographs(count):
-  """Images of two sizes and three classes, each of which is brightest in a colour of its own, and their classes."""
+  """Returns images of two sizes and their classes. Each of the three classes is brightest in another colour."""
   labels = np.arange(count) % 3
   images = [RNG.integers(120, size=((12, 16, 3), (16, 12, 3))[k // 3 % 2], dtype=np.uint8) for k in range(count)]
   for image, label in zip(images, labels, strict=True):
@@ -34,7 +34,7 @@ def write(folder, count=90):
 
 
 def write_npz(folder, count=90):
-  """The same in one size."""
+  """Writes such photographs of one size to an .npz."""
   images, labels = photographs(count)
   square = np.stack([image[:12, :12] for image in images])
   np.savez(folder / 'mine.npz', images=square, labels=np.array(CLASSES)[labels])
@@ -43,7 +43,7 @@ def write_npz(folder, count=90):
 
 @pytest.fixture(autouse=True)
 def set_up(monkeypatch):
-  """JAX is in use already, and crashes are noted by pytest."""
+  """The tests have set up JAX already, and pytest records crashes."""
   monkeypatch.setattr(launch, 'set_up_jax', lambda count=None: None)
   monkeypatch.setattr(recovery_files, 'recording_crashes', lambda workdir: contextlib.nullcontext())
 
@@ -84,7 +84,7 @@ def test_from_a_folder_to_the_name_of_a_class(tmp_path, capsys, make):
 
 @pytest.mark.long
 def test_from_numbers_to_a_number(tmp_path, capsys):
-  """The label of an image is how much brighter its upper half has been made."""
+  """The label of an image is the brightness added to its upper half."""
   images = RNG.integers(120, size=(80, 8, 8), dtype=np.uint8)
   above = RNG.integers(120, size=80, dtype=np.uint8)
   images[:, :4] += above[:, None, None]

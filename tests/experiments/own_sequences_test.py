@@ -1,4 +1,4 @@
-"""Sequences and a time series of one's own, from nothing to a class and to a forecast."""
+"""A user's own sequences and time series: from a search to a class and a forecast."""
 
 import contextlib
 import gc
@@ -19,7 +19,7 @@ SEARCHED = ['--preset=smoke', '--reliability_children=0', '--yardstick_repeats=0
 
 @pytest.fixture(autouse=True)
 def set_up(monkeypatch):
-  """JAX is in use already, and crashes are noted by pytest."""
+  """The tests have set up JAX already, and pytest records crashes."""
   monkeypatch.setattr(launch, 'set_up_jax', lambda count=None: None)
   monkeypatch.setattr(recovery_files, 'recording_crashes', lambda workdir: contextlib.nullcontext())
 
@@ -34,7 +34,7 @@ def children(workdir):
 
 
 def write(path, count=90, seed=0, **more):
-  """Sequences of three classes, and of several lengths."""
+  """Writes sequences of three classes and various lengths to an .npz."""
   part = testing.waves(count, seed=seed)
   arrays = {'sequences': part.sequences, 'lengths': part.lengths, 'labels': np.array(CLASSES)[part.labels]}
   np.savez(path, **arrays | more)
@@ -96,7 +96,7 @@ def complaint(launcher, *flags):
 
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path):
-  """Before anything is trained; each launcher says how it can be mended."""
+  """Nothing is trained before; each launcher says how to correct the input."""
   data = write(tmp_path / 'mine.npz')
   lstm = ['--preset=smoke', '--arch=LSTM', f'--results={tmp_path}/results', '--system=sequence']
   for launcher, flags, words in (
@@ -116,7 +116,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
 
 
 def test_cells_are_retrained_as_what_searched_for_them(tmp_path, monkeypatch):
-  """By the workdir's system, or the one that is named, or else as language models."""
+  """The system is that of the workdir, or the one that is named, or else that of language models."""
   seen = []
   monkeypatch.setattr(retrain, 'run', lambda system, cfg, data, archs, *_: seen.append((system.name, list(archs))))
   monkeypatch.setattr(retrain.report_page, 'make', lambda workdir: '')

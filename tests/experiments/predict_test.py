@@ -30,7 +30,7 @@ def save(folder, arch, options, inputs):
 
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory):
-  """Its weights are random. It takes grey images of 4 x 4."""
+  """The folder of a classifier with random weights that takes grey images of 4 x 4 pixels."""
   inputs = export.ImageInputs((4, 4, 1), ('cat', 'dog', 'owl'), Whitening('image'))
   folder = tmp_path_factory.mktemp('classifier')
   return folder / 'model', save(folder / 'model', CHAIN, {'classes': 3}, inputs)
@@ -45,7 +45,7 @@ def language(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def set_up(monkeypatch):
-  """JAX is in use already."""
+  """The tests have set up JAX already."""
   monkeypatch.setattr(launch, 'set_up_jax', lambda count: None)
 
 
@@ -60,7 +60,7 @@ def complaint(*flags):
 
 
 def test_images_of_a_folder(classifier, tmp_path, capsys):
-  """A grey image, and one in colour that is of another size; what is no image is left alone."""
+  """A grey image, and a colour image of another size. Other files are ignored."""
   path, model = classifier
   pixels = np.random.default_rng(0).integers(256, size=(4, 4), dtype=np.uint8)
   Image.fromarray(pixels).save(tmp_path / 'b.png')
@@ -165,7 +165,7 @@ def read_sequences(tmp_path, name, classes=(), scale=None, horizon=0):
 
 
 def test_classes_of_sequences(tmp_path, capsys):
-  """Of any length, and those after an end of their own."""
+  """Sequences of full length, and sequences that end earlier."""
   model = read_sequences(tmp_path, 'model', classes=('cat', 'dog', 'owl'))
   x, lengths = np.random.default_rng(0).normal(size=(300, 5, 2)), np.arange(300) % 5 + 1
   np.savez(tmp_path / 'x.npz', sequences=x, lengths=lengths, labels=np.array(['dog'] * 300))

@@ -1,4 +1,4 @@
-"""The progress of a run: bars in a terminal, few lines elsewhere, and the time that the run still takes."""
+"""The progress of a run: bars in a terminal, few lines elsewhere, and an estimate of the time left."""
 
 import contextlib
 import dataclasses
@@ -66,7 +66,7 @@ def test_without_a_terminal_there_is_a_line_in_ten_seconds_and_one_for_each_end(
 
 
 def test_what_is_left_counts_all_phases_by_their_work(clock, capsys):
-  """The first call has compiled for 500 s, which is no pace of what comes."""
+  """The first call compiled for 500 s, which must not count for the pace."""
   progress = Progress({'quick': 10, 'long': 100, 'unknown': float('nan'), 'not needed': 1000}, clock)
   progress.drop('not needed')
   with progress.phase('quick', 10, 'children') as advance:
@@ -124,7 +124,7 @@ def test_an_evaluator_counts_what_it_has_trained():
 
 @contextlib.contextmanager
 def terminal():
-  """A terminal of 120 columns that sys.stderr writes to; the value is the end that a person reads."""
+  """A terminal of 120 columns that sys.stderr writes to. The value is its reading end."""
   ours, theirs = pty.openpty()
   fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 120, 0, 0))
   with os.fdopen(theirs, 'w') as stream:
@@ -160,7 +160,7 @@ def test_a_terminal_that_is_closed_ends_no_run(clock):
 
 
 def test_the_work_of_a_search_is_that_of_its_trainings():
-  """By hand: eight children in batches of three are nine; four for longer are six, and five times the work."""
+  """By hand: eight children in batches of three are nine trainings; four longer ones are six, each of work 5."""
   cfg = CELL.presets['smoke']()
   cfg.m, cfg.reliability_children, cfg.yardstick_repeats, cfg.final_children = 3, 8, 2, 0
   data = CELL.load(cfg, '')

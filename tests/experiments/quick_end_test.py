@@ -14,7 +14,7 @@ import pytest
 from experiments.common import progress, quick_end
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What takes XLA half a minute and more. The set is emptied as soon as the file that is named is gone.
+# XLA compiles this for half a minute or more. The set `unsaved` is emptied as soon as the named file is gone.
 CODE = """
 import os, sys, threading, time
 import jax, jax.numpy as jnp
@@ -68,7 +68,7 @@ def test_it_ends_in_a_compilation_once_nothing_would_be_lost(tmp_path):
 
 
 class Thread:
-  """A thread of ours that does something until it is told to end."""
+  """A thread with our code that works, waits or compiles until it is told to end."""
 
   def __init__(self, act):
     self.begun, self.over = threading.Event(), threading.Event()

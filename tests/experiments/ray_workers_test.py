@@ -1,4 +1,4 @@
-"""Workers of a search: which of them trains what when some are lost, with a stand-in for Ray and with Ray itself."""
+"""Workers of a search, some of which are lost, with a fake of Ray and with Ray itself."""
 
 import collections
 import importlib.util
@@ -32,7 +32,7 @@ def evaluate(batch):
 
 
 class FakeRay:
-  """Calls are answered in any order, when somebody waits. `lose` of them fail, as those of an actor that died."""
+  """A fake of Ray that answers calls in any order. `lose` of them fail as if their actor had died."""
 
   def __init__(self, seed=0, lose=0.0):
     self.rng, self.lose, self.calls, self.spawned = random.Random(seed), lose, {}, collections.Counter()
@@ -94,7 +94,7 @@ def batch(s):
 @pytest.mark.filterwarnings('ignore:worker')
 @pytest.mark.parametrize('size', [1, 2, 3, 9])
 def test_a_batch_in_shares_earns_what_it_earns_as_a_whole(batch, size):
-  """Also if two calls of five fail."""
+  """This holds even if two calls of five fail."""
   found = crew.elsewhere(crew_of(FakeRay(size, 0.4), size), ['children'], uniform=True)['children'](batch)
   wanted = evaluate(batch)
   assert found.reward.tolist() == wanted.reward.tolist()
@@ -103,7 +103,7 @@ def test_a_batch_in_shares_earns_what_it_earns_as_a_whole(batch, size):
 
 @pytest.mark.filterwarnings('ignore:worker')
 def test_replicas_end_as_their_journal_says_however_many_workers_are_lost(s):
-  """No batch counts twice and none is lost; an actor that has died is replaced."""
+  """Each batch counts exactly once, and an actor that has died is replaced."""
   simulated, ray, lines, states = replicas.simulated(replicas.build(s, 4, 2)), FakeRay(1, 0.4), [], []
   hook = search.Hook(children=lines.extend, step=lambda state, info: states.append(state))
   crew.run(simulated, simulated.init(jax.random.key(0)), [hook], search.Budget(60), None, crew_of(ray))
@@ -122,7 +122,7 @@ def test_a_worker_that_never_starts_ends_the_search(batch):
 
 @pytest.mark.filterwarnings('ignore:worker')
 def test_a_worker_that_is_starting_again_is_waited_for(batch):
-  """Ray says at once that it is not available, as often as it is asked."""
+  """Ray reports at each call that the actor is not available yet."""
   ray, asked = FakeRay(), []
 
   def ready():
@@ -178,7 +178,7 @@ def test_without_ray_it_says_how_to_install_it(monkeypatch):
 
 @pytest.fixture
 def started(tmp_path):
-  """Starts searches in tmp_path/run, and ends them with the test."""
+  """A function that starts searches in tmp_path/run. They are killed at the end of the test."""
   begun = []
 
   def start(system, *flags):
@@ -206,7 +206,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec('ray') is None, reason='
 @needs_ray
 @pytest.mark.parametrize('system', kill_ray.FLAGS)
 def test_real_children_of_replicas_through_the_death_of_a_worker_and_of_the_search(system, tmp_path, started):
-  """The end is that of a replay of the journal, to the bit; no child counts twice."""
+  """The last state is bit-identical to that of a replay of the journal, and no child counts twice."""
   folder = tmp_path / 'run'
   process = started(system, *kill_ray.REPLICAS)
   until(lambda: len(kill_ray.children(folder)) >= 4, process)
@@ -224,7 +224,7 @@ def test_real_children_of_replicas_through_the_death_of_a_worker_and_of_the_sear
 @pytest.mark.long
 @needs_ray
 def test_a_synchronous_search_by_workers_is_that_of_one_process(tmp_path, started):
-  """Two workers with a device each train what one process trains on two devices, to the bit; one of them is killed."""
+  """Two workers with one device each, one of which is killed, are bit-identical to one process with two devices."""
   process = started('cell')
   folder = tmp_path / 'run'
   until(lambda: len(kill_ray.children(folder)) >= 4, process)

@@ -30,7 +30,7 @@ def s():
 
 
 def left(folder):
-  """What a search left, the clock apart: its journal in order, and the digest of its last state."""
+  """Returns the journal of a search in order, without times, and the digest of its last state."""
   lines = [json.loads(line) for line in (folder / 'children.jsonl').read_text().splitlines()]
   newest = max((folder / 'checkpoints').glob('*/digest/metadata'), key=lambda path: int(path.parts[-3]))
   return [{**line, 'seconds': 0, 'crc32': ''} for line in lines], newest.parts[-3], newest.read_text()
@@ -55,7 +55,7 @@ def stopping_after(updates):
 
 
 def test_stopped_and_gone_on_with_it_is_as_if_unbroken(s, unbroken, tmp_path):
-  """Also if the journal is ahead of the state, as after a kill: then its children are not trained again."""
+  """If the journal is ahead of the state, as after a kill, its children are not trained again."""
   trained = []
   counted = s._replace(evaluate=lambda batch: trained.extend(batch.ids.tolist()) or s.evaluate(batch))
   for updates in (2, 3):
@@ -82,7 +82,7 @@ def test_a_damaged_line_is_trained_again_where_it_stood(s, unbroken, tmp_path):
 
 
 def test_the_papers_presets_have_its_replicas():
-  """Sec. 4.1 and 4.2."""
+  """The numbers are those of Zoph & Le (2017), Sec. 4.1 and 4.2."""
   found = [
     (cfg.replicas, cfg.m, cfg.accumulate, cfg.shards) for cfg in (cell.paper(), conv.paper_v1(), conv.paper_v3())
   ]

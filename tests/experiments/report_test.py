@@ -1,4 +1,4 @@
-"""The report of every system: made from the files of a workdir alone, nothing is trained for it."""
+"""The report of every system is made only from the files of a workdir."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from nas_jax.types import Batch, Outcome
 
 @pytest.mark.parametrize('system', systems.SYSTEMS, ids=lambda system: system.name)
 def test_a_search_that_was_cut_off_has_a_page(system, tmp_path):
-  """Three children of the smallest preset are in the journal, and one of them has failed."""
+  """The journal has three children of the smallest preset, one of which has failed."""
   preset = next(name for name in system.presets if 'smoke' in name)
   cfg = system.presets[preset]()
   made, rng = system.make_space(cfg), np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Successive halving after a search: which children go on, how long they train, and what an interruption leaves."""
+"""Successive halving after a search: promoted children, lengths of training, and interruptions."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ NEVER = 10**9
 
 
 class Trainings:
-  """In place of trainings: scores that depend on the cell, its key and how long it is trained, and their count."""
+  """Fake trainings, which are counted. A score depends on the cell, its key and the length of training."""
 
   def __init__(self, stop_after=NEVER):
     self.seen, self.stop_after = [], stop_after
@@ -59,7 +59,7 @@ def system_of(trainings):
 
 
 def stage(folder, records, cfg=CFG, trainings=None):
-  """Trains the rungs after a search of these children alone, and returns the trainings."""
+  """Trains the rungs after a search with the children `records`, and returns the trainings."""
   trainings = trainings or Trainings()
   system, problem = system_of(trainings), cell.make_problem(cfg, TEXT)
   recovery = NO_RECOVERY._replace(timeout=7.0)
@@ -89,7 +89,7 @@ def records(whole):
 
 
 def best_different(records, count):
-  """The best children by perplexity, one of each network, none that failed."""
+  """Returns the best children by perplexity, without failed ones and with one child for each network."""
   found, seen = [], set()
   for one in sorted((one for one in records if not one['failed']), key=lambda one: one['perplexity']):
     form = space.canonical(MADE.decode(one['tokens']))

@@ -11,7 +11,7 @@ from experiments.staleness import Case, Table
 
 
 def test_when_the_level_is_reached_and_how_it_ends():
-  """One seed of 300 children that earn 0.5, the mean of the table, and then 1.0, two at a time."""
+  """One seed of 300 children, two at a time: first they earn 0.5, the mean of the table, then 1.0."""
   table = Table(np.array([0.0, 0.5, 0.5, 1.0]))
   reward = np.where(np.arange(300) < 150, 0.5, 1.0).reshape(1, 150, 2)
   found = staleness.summary(table, reward, 10.0 + np.arange(150)[None])

@@ -25,7 +25,7 @@ def target(cfg=CFG, most=2, sha256=SHA, system=systems.CELL):
 
 @pytest.fixture
 def other(tmp_path):
-  """The workdir of a search of six children by `CFG`; the second failed, the last is as the first and has more."""
+  """The workdir of a search with `CFG`: six children; the second failed, the last repeats the first's tokens."""
   folder = tmp_path / 'other'
   workdirs.open_config(str(folder), CFG)
   workdirs.note_origin(str(folder), 'cell_search', [], CFG, kind='tree_cell', sha256=SHA)
@@ -75,7 +75,7 @@ def test_of_children_that_were_trained_otherwise_the_best_are_trained_first(othe
 
 
 def test_cells_of_language_models_are_trained_first_to_read_sequences(other):
-  """Though the data were the same by a mistake, their rewards are perplexities."""
+  """Even with equal data the rewards are not comparable, as those of language models come from perplexities."""
   cfg = sequence_config(activate=CFG.activate, max_children=6)
   found, tokens = read(other, to=target(cfg, system=systems.SEQUENCE)), rows(other)
   assert not found.told and found.first == [tokens[2], tokens[5]] and 'by cell_search' in found.said[0]

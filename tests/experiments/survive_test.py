@@ -1,4 +1,4 @@
-"""A process that is told to end, killed, refused, or finds its files damaged, loses nothing."""
+"""A process that is stopped, killed or refused, or that finds its files damaged, loses nothing."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from experiments.common import recovery_files, workdirs
 from nas_jax.search import journal
 
 ROOT = pathlib.Path(__file__).parents[2]
-# As long as it takes for signals to come in the middle; the same flags for all, so that compiled programs are shared.
+# Long enough to receive signals in the middle. All tests have the same flags, so that they share compiled programs.
 FLAGS = (
   '--preset=smoke',
   '--nocontrol',
@@ -31,7 +31,7 @@ FLAGS = (
 
 @pytest.fixture
 def cell_search(tmp_path, with_programs):
-  """Starts a search in tmp_path/run, and ends it with the test."""
+  """A function that starts a search in tmp_path/run, which is killed at the end of the test."""
   begun = []
 
   def start(*flags, workdir='run', within=(), **kwargs):
@@ -55,7 +55,7 @@ def cell_search(tmp_path, with_programs):
 
 
 def ends(process, code):
-  """Its stdout and the last line of its stderr, once it has ended as it should."""
+  """Waits for a process, asserts its exit code, and returns its stdout and the last line of its stderr."""
   shown, error = process.communicate(timeout=300)
   assert process.returncode == code, error
   assert 'Traceback' not in error and error.count('\n') < 12, error
@@ -80,7 +80,7 @@ def earned(folder):
 
 @pytest.fixture(scope='module')
 def unbroken(tmp_path_factory, with_programs):
-  """Twenty children, whom nothing happens to."""
+  """An uninterrupted search of twenty children."""
   folder = tmp_path_factory.mktemp('whole') / 'run'
   command = [sys.executable, '-m', 'experiments.cell_search', *FLAGS, f'--workdir={folder}', '--max_children=20']
   subprocess.run(command, cwd=ROOT, env=with_programs, check=True, capture_output=True, timeout=300)
@@ -90,7 +90,7 @@ def unbroken(tmp_path_factory, with_programs):
 @pytest.mark.long
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_told_to_end_it_ends_soon_and_is_gone_on_with(cell_search, tmp_path, unbroken, number, code):
-  """Children of 10,000 calls, of which none would be over in time; then short ones, to compare what is resumed."""
+  """First with children too long to end in the test, then with short ones, to compare the resumed search."""
   started, begun = tmp_path / 'endless' / 'started.jsonl', 0
   for seconds in (1.0, 10.0, 30.0):  # on a busy machine the first call may not be over: then there is nothing to keep
     endless = cell_search('--steps=2000000', workdir='endless')
@@ -123,7 +123,7 @@ def test_stopped_between_children_it_ends_as_if_unbroken(cell_search, tmp_path, 
 
 @pytest.mark.parametrize('kills', [1, pytest.param(4, marks=pytest.mark.long)])
 def test_killed_in_one_training_it_fails_no_child(cell_search, tmp_path, unbroken, kills):
-  """As a preempted machine does. A process that aborts in one leaves a trace, and a child that fails in the end."""
+  """Kills are like those of a preempted machine. A process that aborts leaves a trace, and its child fails at last."""
   started = tmp_path / 'run' / 'started.jsonl'
   for k in range(kills):
     endless = cell_search('--steps=2000000')
@@ -145,7 +145,7 @@ def test_killed_in_one_training_it_fails_no_child(cell_search, tmp_path, unbroke
 @pytest.mark.long
 @pytest.mark.parametrize('broken', ['stdout', 'stderr', 'closed'])
 def test_streams_that_nobody_reads_end_no_search(cell_search, tmp_path, unbroken, broken):
-  """Its report is written all the same, and nothing that is printed gets into its files."""
+  """Its report is still written, and no output gets into its files."""
   if broken == 'closed':
     process = cell_search('--max_children=20', within=('sh', '-c', 'exec "$0" "$@" >&- 2>&-'))
   else:
@@ -189,7 +189,7 @@ def test_budgets_end_a_search_and_larger_ones_go_on(cell_search, tmp_path, unbro
 
 @pytest.mark.long
 def test_a_full_disk_ends_it_in_one_line_and_it_resumes(cell_search, tmp_path, unbroken):
-  """From some moment on no file may grow beyond what the journal has then."""
+  """From some moment on no file may grow beyond the size that the journal has then."""
   path = tmp_path / 'run' / 'children.jsonl'
   cut = cell_search('--max_children=20')
   until(lambda: lines(tmp_path / 'run') >= 6, cut)

@@ -13,7 +13,7 @@ CONV = space.chain_space(('conv 3 3 1',), 1).decode([0])
 
 
 def check(kind, numbers):
-  """In double precision, so that whatever differs is a difference and not rounding."""
+  """Compares in double precision, so that a difference is not just rounding."""
   for number in numbers:
     found = exported.one(kind, number)
     assert max(found.values()) < 1e-11, (kind, number, found)

@@ -42,7 +42,7 @@ def rows(folder):
 
 
 def test_a_language_model_scores_the_test_split_as_retraining_did(text_results):
-  """Each training of each cell; `load` takes the one that validation preferred."""
+  """This holds for each training of each cell; `load` takes the one with the best validation score."""
   text = testing.text()
   for row in rows(text_results):
     for k, (valid, test) in enumerate(zip(row['valid'], row['test'], strict=True)):
@@ -114,7 +114,7 @@ def test_images_are_whitened_as_in_training(tmp_path, whiten):
 
 
 def test_of_a_workdir_the_final_choice_is_taken(text_results, tmp_path):
-  """Though a reference scored better, the architecture that the search has chosen."""
+  """The chosen architecture is taken although a reference scored better."""
   shutil.copytree(text_results, tmp_path / 'final')
   best = load(text_results).arch
   for arch, kind in ((TREE, 'tree_cell'), ('LSTM', 'LSTM')):

@@ -46,7 +46,7 @@ def random_archs(nodes, count):
 
 
 def example(nodes):
-  """Random shared parameters, h, inputs and a mask, in the precision that is on."""
+  """Returns random shared parameters, h, inputs and a mask in the current default precision."""
   rng = np.random.default_rng(1)
 
   def normal(*shape):
@@ -61,7 +61,7 @@ def example(nodes):
 
 
 def interpret(shared, arch, h, xs, mask):
-  """The last h and all of them, straight from the words of Sec. 2.1."""
+  """Returns the last h and all h, written after the text of Sec. 2.1."""
   pairs = [(node, read) for node in range(1, len(arch.activate)) for read in range(node)]
   matrix = dict(zip(pairs, np.asarray(shared['nodes']), strict=True))
   h, outputs = np.asarray(h), []
@@ -188,7 +188,7 @@ def test_outputs_are_normalised_and_what_goes_on_is_not(x64):
 
 
 def gradients(form, params, arch, hoist=True):
-  """Of an uneven sum of everything, by parameters, h, inputs and mask."""
+  """Returns the gradients of an unevenly weighted sum of all outputs, by parameters, h, inputs and mask."""
   _, h, xs, mask = example(len(arch.activate))
   arch = form(arch)
 
@@ -236,7 +236,7 @@ def test_hoisting_takes_the_weight_gradients_out_of_the_loop():
 
 
 def scans(jaxpr):
-  """The loops of a program, those of its functions too."""
+  """Returns the loops of a program, including those of its functions."""
   for step in jaxpr.eqns:
     if step.primitive.name == 'scan':
       yield step

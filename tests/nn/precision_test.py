@@ -1,4 +1,4 @@
-"""Children in bfloat16 and TF32: what is rounded and what is not, and how near gradients are to those of float32."""
+"""Children in bfloat16 and TF32: which values are rounded, and how close gradients are to those of float32."""
 
 import functools
 
@@ -53,7 +53,7 @@ def traced(name, precision, static):
 
 
 def equations(jaxpr):
-  """All equations, those within loops and branches too."""
+  """Returns all equations, including those within loops and branches."""
   for each in jaxpr.eqns:
     yield each
     for inner in jax.tree.leaves(list(each.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')):
@@ -62,7 +62,7 @@ def equations(jaxpr):
 
 
 def factors(products, kind):
-  """The types of the factors of all products of a kind."""
+  """Returns the dtypes of the factors of all products of a kind."""
   return {str(variable.aval.dtype) for each in products if each.primitive.name == kind for variable in each.invars}
 
 

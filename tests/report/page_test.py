@@ -1,4 +1,4 @@
-"""The report as a page: what it says, that it is sound HTML, and that it stands alone."""
+"""The report page: its content, that it is valid HTML, and that it loads no other file."""
 
 import html
 from html.parser import HTMLParser

@@ -29,7 +29,7 @@ def planted(paths, labels='abc'):
 
 
 def random_tree(seed, m=50, T=6):
-  """Strings that often begin as others do; children that failed, and some that were not trained."""
+  """Returns a tree of sequences with common prefixes, failed children, and some that were not trained."""
   rng = np.random.default_rng(seed)
   tokens = np.where(rng.random((m, T)) < 0.5, 18 + rng.integers(0, 3, (m, T)), rng.integers(0, len(WORDS), (m, T)))
   rewards = rng.random((m, T)) * (rng.random((m, T)) > 0.1)

@@ -1,4 +1,4 @@
-"""A search as pure functions: what it asks for, what it keeps, what it refuses."""
+"""A search as pure functions: the batches it asks for, the state it keeps, the input it refuses."""
 
 import functools
 
@@ -22,7 +22,7 @@ def built(**fields) -> tuple[search.Search, search.SearchState]:
 
 
 def tell(s, state, *rewards):
-  """The states after each of several batches of rewards."""
+  """Returns the states after each of several batches of rewards."""
   states = []
   for reward in rewards:
     state, _ = s.tell(state, s.ask(state), Outcome(jnp.asarray(reward)))

@@ -17,7 +17,7 @@ CONFIG = search.Config(m=2, controller_units=4, controller_lr=0.05, depth_start=
 
 
 def evaluate(batch):
-  """By a hash of the string and of the child's key."""
+  """An evaluator whose rewards are a hash of the token sequence and of the child's key."""
   reward = jnp.sin(batch.tokens.sum(1) * 1.7 + jax.vmap(jax.random.uniform)(batch.keys))
   return Outcome(reward.astype(jnp.float32), {'score': np.asarray(reward)})
 
@@ -29,7 +29,7 @@ def s():
 
 @pytest.fixture(scope='module')
 def walked(s):
-  """All records, and the state after each of eight steps."""
+  """Returns all records, and the state after each of eight steps."""
   lines, states = [], [s.init(jax.random.key(0))]
   hook = search.Hook(children=lines.extend, step=lambda state, info: states.append(state))
   search.run(s, states[0], [hook], search.Budget(16))

@@ -30,7 +30,7 @@ def record(tokens, reward, failed=(), pending=()):
 
 @functools.cache
 def made():
-  """A process of nine sequences, with its history."""
+  """A Gaussian process fitted to nine sequences, and their history."""
   rows = strings(SPACE)[np.random.default_rng(1).permutation(128)[:9]]
   kept = record(rows, rows.sum(1) + np.sin(np.arange(9.0)))
   return jax.jit(guide.update, static_argnums=2)(guide.empty(), kept, 9), kept, rows
@@ -90,7 +90,7 @@ def test_the_improvement_is_expected(mean, deviation):
 
 
 def ask(s, state, rewards, steps):
-  """The state after some steps, and all tokens that were asked for."""
+  """Returns the state after `steps` steps, and all tokens that were asked for."""
   asked = []
   for _ in range(steps):
     batch = s.ask(state)
@@ -121,7 +121,7 @@ def test_it_finds_one_of_128_in_40_children_and_asks_for_none_twice():
 
 
 def test_children_of_a_batch_are_chosen_in_view_of_each_other():
-  """What the best candidate teaches of its neighbours makes them less of a chance."""
+  """Once the best candidate is chosen, its neighbours are less uncertain and so less promising."""
   model, kept, _ = made()
   kept = kept._replace(trained=kept.trained.at[9].set(1))  # a tenth, so that the process is asked
   keys, ids = jax.random.split(jax.random.key(3), 2), jnp.array([0, 3])
@@ -188,7 +188,7 @@ def test_saved_and_restored_it_goes_on_the_same(tmp_path):
 
 
 def test_children_that_are_not_told_yet_are_believed_to_earn_what_is_expected():
-  """A fake delay of two batches. What is told later replaces what was believed."""
+  """A fake delay of two batches. Rewards told later replace the expected ones."""
   s = built()
   state, waiting, asked = s.init(jax.random.key(1)), [], []
   for _ in range(10):

@@ -1,4 +1,4 @@
-"""What a search knows of its children, and what it does with children that repeat an earlier one."""
+"""The record of the children of a search, and how it treats children that repeat an earlier one."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ SMALL = space.choice_space({'a': 'xyz', 'b': 'pq'})  # 6 token sequences
 
 
 def told(kept, *children):
-  """The record after children (tokens, depth, id, reward), of which a reward of None is a reservation."""
+  """Returns the record after children (tokens, depth, id, reward); a reward of None is a reservation."""
   for tokens, depth, number, reward in children:
     trained = reward is not None
     failed = trained and not np.isfinite(reward)
@@ -30,7 +30,7 @@ def told(kept, *children):
 
 
 def rows(kept):
-  """(tokens, depth, id, reward, trained, sound) of each row in use."""
+  """Returns (tokens, depth, id, reward, trained, sound) of each row in use."""
   columns = [np.asarray(x)[: int(kept.size)].tolist() for x in kept[:6]]
   return [tuple(row) for row in zip(*columns, strict=True)]
 
@@ -79,7 +79,7 @@ def test_without_failures_what_a_repeat_earns_is_that_of_its_source():
 
 
 def counting():
-  """An evaluator whose reward is new with each call, and the tokens that it was asked to train."""
+  """An evaluator with a new reward at each call, and the list of tokens that it was asked to train."""
   trained = list[tuple[int, ...]]()
 
   def evaluate(batch):
@@ -96,7 +96,7 @@ def built(known):
 
 
 def run(name, evaluate, children, known=None):
-  """The records of a search, and its last state."""
+  """Returns the records of a search, and its last state."""
   s, found = built(name), list[journal.Record]()
   s = s._replace(evaluate=history.reusing(evaluate))
   hook = search.Hook(children=found.extend)
@@ -175,7 +175,7 @@ def test_the_record_grows_with_the_search_and_its_size_follows_from_the_step():
 
 
 def test_children_that_are_not_told_yet_are_not_asked_for_again():
-  """A fake delay: batches are told two asks later, the newest first."""
+  """With a fake delay: batches are told two asks later, the newest first."""
   s = search.ask_tell(
     space.choice_space({'a': 'pqrstu', 'b': 'xyz'}), search.Config(m=2, algorithm='random', known='avoid')
   )
@@ -232,7 +232,7 @@ def test_rewards_of_layers_are_refused():
 @pytest.mark.long
 @pytest.mark.parametrize('program', ['generic', 'specialised'])
 def test_children_that_train_leave_out_those_that_repeat(program):
-  """A child beside one that is not trained earns what it earns beside one that is."""
+  """The reward of a child does not depend on whether its neighbour in the batch is trained."""
   cfg = testing.cell_config(m=3, known='reuse', child_program=program)
   s = cell.build(cfg, testing.text())
   batch = s.ask(s.init(jax.random.key(0)))

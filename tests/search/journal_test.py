@@ -118,7 +118,7 @@ def test_damaged_lines_are_moved_aside(tmp_path, damaged, last):
 
 
 def test_no_flipped_bit_is_another_record(tmp_path):
-  """Each bit of a journal in turn: the line is damaged, or what is read is what was written."""
+  """Flips each bit of a journal in turn: the line is found to be damaged, or its record is unchanged."""
   path = tmp_path / 'children.jsonl'
   journal.writer(str(path))(journal.records(batch(), outcome(), 1.0))
   content, wanted = path.read_bytes(), journal.read(str(path))

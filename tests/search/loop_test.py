@@ -1,4 +1,4 @@
-"""The loop: what is reported, what is resumed."""
+"""The loop of a search: its reports, and resuming."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ CONFIG = search.Config(m=3, controller_units=4, controller_lr=0.05)
 
 
 class Evaluator:
-  """Rewards a string by a hash of its tokens and remembers who was asked for."""
+  """An evaluator that rewards a sequence by a hash of its tokens, and records the ids of children."""
 
   def __init__(self):
     self.asked = []
@@ -63,7 +63,7 @@ def test_a_budget_in_the_middle_of_a_step_finishes_it(s):
 
 @pytest.mark.parametrize(('step', 'lost'), [(0, ()), (2, ()), (2, (7,)), (3, (9, 11)), (5, ())])
 def test_resumed_is_unbroken(s, step, lost):
-  """From the state after `step` steps and a journal without `lost` and all after step 4."""
+  """It resumes from the state after `step` steps and a journal that lacks `lost` and all after step 4."""
   lines, states = unbroken(s)
   known = {number: line for number, line in lines.items() if number < 12 and number not in lost}
   start = states[step - 1] if step else s.init(jax.random.key(0))

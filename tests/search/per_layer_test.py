@@ -1,4 +1,4 @@
-"""Rewards for every layer, and the tree of what was tried, on spaces small enough to enumerate."""
+"""Rewards for every layer, and the replay tree, on spaces small enough to enumerate."""
 
 import dataclasses
 import functools
@@ -26,12 +26,12 @@ LEAVES = [((0, 1, 0), 3), ((0, 1, 1), 3), ((1, 0, 0), 2)]  # strings of a tree, 
 
 
 def score(prefix):
-  """The reward of a prefix: no two alike."""
+  """Returns the reward of a prefix, which no other prefix has."""
   return (3 + sum((1 + token) * (2 + 3 * t) ** 1.3 for t, token in enumerate(prefix))) / 40
 
 
 class Trainer:
-  """Scores prefixes by `score`, and notes which."""
+  """An evaluator that scores prefixes by `score`, and records them."""
 
   def __init__(self):
     self.trained = []
@@ -63,7 +63,7 @@ def built(length=once, **changes):
 
 
 def asked(state, tokens, depth=3):
-  """The batch of one given string, of which nothing is known."""
+  """Returns the batch of one token sequence, none of whose prefixes is known."""
   tokens, nothing = jnp.array([tokens], jnp.int32), jnp.zeros((), jnp.int32)
   archs = SPACE.decode_batch(tokens)
   extra = per_layer.Asked(jnp.zeros((1, 3), bool), jnp.zeros((1, 3)), nothing, nothing + 1)
@@ -71,13 +71,13 @@ def asked(state, tokens, depth=3):
 
 
 def of_one(s, state, tokens, depth=3):
-  """The estimate of the gradient from one string."""
+  """Returns the estimate of the gradient from one token sequence."""
   rewards = [score(tokens[: t + 1]) if t < depth else 0.0 for t in range(3)]
   return jax.jit(s.gradient)(state, asked(state, tokens, depth), Outcome(jnp.array([rewards])))
 
 
 def seasoned(s):
-  """A state with a baseline and a tree of three leaves, one of them not at full depth."""
+  """Returns a state with a baseline and a tree of three leaves, one of which is not at full depth."""
   state = s.init(jax.random.key(0))
   tree = state.replay.tree
   for tokens, depth in LEAVES:
@@ -89,7 +89,7 @@ def seasoned(s):
 
 
 def wanted(s, state, kind):
-  """The gradient that the estimates are of, by its definition over all strings."""
+  """Returns the exact gradient that is estimated, by its definition over all token sequences."""
   strings = jnp.array(STRINGS)
 
   def prefixes(theta):
@@ -115,7 +115,7 @@ def wanted(s, state, kind):
 
 
 def fresh_strings(s, state, share):
-  """(probability, estimate) of each string that the controller may write."""
+  """Returns (probability, estimate) of each token sequence that the controller can sample."""
   return [
     (share * jnp.exp(CONTROLLER.log_prob(state.algorithm.theta, jnp.array(tokens)).sum()), of_one(s, state, tokens))
     for tokens in STRINGS
@@ -139,7 +139,7 @@ def test_the_gradient_by_enumeration(kind):
 @pytest.mark.parametrize('kind', reinforce.RETURNS)
 @pytest.mark.long
 def test_replayed_strings_with_their_weights_have_the_same_gradient(kind):
-  """Strings of the controller and of the tree, mixed as they are drawn; one of the tree's ends early."""
+  """Sequences come from the controller and from the tree in the configured mixture; one of the tree's ends early."""
   s, _ = built(returns=kind, importance=True)
   state, p = seasoned(s), CONFIG.replay
   parts = fresh_strings(s, state, 1 - p)
@@ -296,7 +296,7 @@ def test_a_search_with_nothing_left_to_train_ends(tmp_path):
 
 @pytest.mark.long
 def test_cut_off_and_resumed_it_ends_the_same(tmp_path):
-  """Also where the tree has been given more room in between."""
+  """Also if the capacity of the tree was increased in between."""
   wide = space.chain_space(tuple(f'conv {n} 1 1' for n in range(1, 9)), 3)
   cfg = dataclasses.replace(CONFIG, m=8, controller_init=0.08, controller_lr=1e-4)
 
@@ -334,7 +334,7 @@ def test_a_space_with_more_than_one_choice_a_layer_is_refused():
 
 
 def test_a_prefix_that_failed_stays_failed_when_it_is_known():
-  """Prefixes that begin with layer 1 fail; all others earn less than 0. Each is trained once, replayed often."""
+  """Prefixes that begin with layer 1 fail; all others earn less than 0. Each is trained once and replayed often."""
 
   def train(batch):
     failed = batch.tokens[:, 0] == 1

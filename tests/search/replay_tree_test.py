@@ -25,7 +25,7 @@ FIELDS = ('reward', 'trained', 'used', 'length')
 
 
 class Plain:
-  """The same in plain Python: a dictionary from prefixes to [reward, trained, used, length], in order of coming."""
+  """The replay tree in plain Python: a dictionary prefix -> [reward, trained, used, length], in order of insertion."""
 
   def __init__(self, capacity):
     self.capacity, self.nodes = capacity, {}
@@ -55,7 +55,7 @@ class Plain:
     return [order.index(p) + 1 if p in self.nodes and len(p) <= depth else 0 for p in prefixes]
 
   def probability(self, prefix, power):
-    """Of one more step, to this prefix."""
+    """Returns the probability of the last step to this prefix."""
     if prefix not in self.nodes:
       return 0.0
     weights = {p: float(np.nan_to_num(self.nodes[p][0])) ** power for p in self.next(prefix[:-1])}
@@ -74,7 +74,7 @@ class Plain:
 
 
 def prefixes(tree):
-  """The prefix of each node, from the parents; asserts that the parents know their children, and no one else's."""
+  """Returns the prefix of each node, following parents; asserts that child and parent links agree."""
   size, found = int(tree.size), [()]
   parent, token, children = (np.asarray(x) for x in (tree.parent, tree.token, tree.children))
   for node in range(1, size):
@@ -153,7 +153,7 @@ def is_a_dictionary_of_prefixes(operations):
 
 
 def planted(rewards, capacity=20):
-  """A tree of the strings that are the keys, each with the reward of its last node; what comes before earns nothing."""
+  """Returns a tree of the sequences in `rewards`, each with the reward of its last node; inner nodes earn nothing."""
   tree = replay_tree.empty(K, capacity)
   for word, reward in rewards.items():
     tokens = [LABELS.index(letter) for letter in word] + [0] * (T - len(word))
@@ -240,7 +240,7 @@ def random_strings(m, seed=0):
 
 @pytest.mark.parametrize('capacity', CAPACITIES)
 def test_many_at_once_are_one_by_one(capacity):
-  """And one by one without jit, and in two trees at once."""
+  """Also one by one without jit, and in two trees at once."""
   batch = random_strings(12)
   together, apart, plain = (
     insert_all(replay_tree.empty(K, capacity), *batch, 2),

@@ -1,4 +1,4 @@
-"""Searches that begin with known architectures, against the searches that the architectures come from."""
+"""Searches that start with known architectures, against the searches where these come from."""
 
 import itertools
 
@@ -37,7 +37,7 @@ NONE = _known(NOTHING)
 
 
 def _run(s, state, steps):
-  """The last state, and all (tokens, reward, failed) in order."""
+  """Returns the last state, and (tokens, reward, failed) of all children in order."""
   found = []
   for _ in range(steps):
     batch = s.ask(state)

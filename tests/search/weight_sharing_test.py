@@ -1,4 +1,4 @@
-"""Children that share weights: the phases, the search, resuming, deriving. Tree cells stand for any child."""
+"""Children that share weights: phases, search, resuming, deriving. The children are tree cells."""
 
 import functools
 import itertools
@@ -69,7 +69,7 @@ def s(programs):
 
 
 def archs(*shape, seed=0):
-  """Traced cells, [*shape]."""
+  """Returns traced cells [*shape]."""
   keys = jax.random.split(jax.random.key(seed), shape)
   draw = lambda key: jax.random.randint(key, (SPACE.length,), 0, 2)  # noqa: E731 - two labels are in every slot
   for _ in shape:
@@ -87,7 +87,7 @@ def same(a, b):
 
 @pytest.mark.long
 def test_a_pass_is_a_step_for_each_child(programs):
-  """Against the steps written out, one after another."""
+  """Compared with the steps written out one by one."""
   start, cells, key = programs.init(jax.random.key(1)), archs(STEPS, 1), jax.random.key(2)
   found = programs.learn(start, cells, key)
   params, carry, optimizer = start.params, start.carry, optax.sgd(0.5)
@@ -146,7 +146,7 @@ def test_a_step_that_is_not_finite_is_left_out():
 
 
 def test_the_gradient_is_clipped():
-  """A step of plain SGD is no longer than its rate times the norm that gradients are clipped to."""
+  """The length of a step of plain SGD is at most the rate times the clipping norm."""
   one = problem(optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(0.5)))
   made = enas.build_programs(one, config())
   start = made.init(jax.random.key(1))
@@ -169,7 +169,7 @@ def test_scores_are_those_of_each_child_and_of_any_number_of_devices(programs):
 
 
 def test_phases_alternate(s, programs):
-  """Weights change before every second update, the controller at each; one program for each phase."""
+  """Weights change before every second update, the controller at each update. Each phase is one program."""
   states, before = [s.init(jax.random.key(0))], programs.compilations()
   for _ in range(4):
     batch = s.ask(states[-1])
@@ -185,7 +185,7 @@ def test_phases_alternate(s, programs):
 
 
 def test_updates_of_one_program_are_those_one_by_one(s):
-  """`updates` against `ask`, `evaluate` and `tell`: the same children, and the same numbers but for rounding."""
+  """`updates` asks for the same children as `ask`, `evaluate` and `tell`, with numbers equal up to rounding."""
   start = s.init(jax.random.key(0))
   first = s.updates(start, 5)
   assert len(first) == 2, 'no more than come before the next pass'
@@ -209,7 +209,7 @@ def test_updates_of_one_program_are_those_one_by_one(s):
 
 
 def test_updates_in_parts_are_the_same_to_the_bit(s):
-  """However many updates are made at once: here two, or one and one."""
+  """The result does not depend on how many updates one call makes: here two, or one and one."""
   start = s.init(jax.random.key(0))
   both = s.updates(start, 2)
   (one,) = s.updates(start, 1)
@@ -221,7 +221,7 @@ def test_updates_in_parts_are_the_same_to_the_bit(s):
 
 @pytest.mark.parametrize('limit', ['reward', 'seconds'])
 def test_a_limit_within_a_program_ends_the_search_there(s, limit):
-  """Updates that one program made beyond it are neither journalled nor kept."""
+  """Updates that a program made beyond the limit are discarded: neither journal nor state has them."""
   start, lines, states = s.init(jax.random.key(0)), [], []
   first = s.updates(start, 2)[0]
   hook = search.Hook(children=lines.extend, step=lambda state, info: states.append(int(state.step)))
@@ -267,7 +267,7 @@ def test_derived_that_cannot_be_scored_are_last_and_say_why(s, programs):
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_cut_off_it_goes_on_as_if_unbroken(s, tmp_path, monkeypatch):
-  """A journal ahead of the checkpoint is evaluated again for the weights, and not written twice."""
+  """Children of a journal ahead of the checkpoint train the weights again, and are not journalled twice."""
 
   def run(folder, children):
     return run_search.run(str(tmp_path / folder), s, 0, search.Budget(children))

@@ -1,4 +1,4 @@
-"""Files of architectures are data: whatever stands in them, a reader gives an architecture or one clear line."""
+"""Architecture files are data: for any content, a reader returns an architecture or raises a one-line error."""
 
 import ast
 import json
@@ -57,7 +57,7 @@ def places(value, path=()):
 
 @st.composite
 def malformed(draw, text):
-  """A text that was hit: some values replaced, left out, doubled or added, or some characters lost or changed."""
+  """Draws a damaged text: values are replaced, removed, doubled or added, or characters are lost or changed."""
   value = json.loads(text)
   for _ in range(draw(st.integers(1, 3))):
     path = draw(st.sampled_from(list(places(value))))

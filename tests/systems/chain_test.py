@@ -66,7 +66,7 @@ def test_epochs_grow_with_children():
 
 @pytest.mark.long
 def test_a_search_to_its_page_and_on(tmp_path, capsys):
-  """The records are of prefixes, each is the network that it says, and the winner can be retrained."""
+  """Each record is the network of a prefix, and the best one can be retrained."""
   cfg = testing.chain_config(max_children=3, reliability_children=0, yardstick_repeats=0)
   workdir = tmp_path / 'search'
   workdirs.open_config(str(workdir), cfg)
@@ -98,7 +98,7 @@ def test_a_search_to_its_page_and_on(tmp_path, capsys):
 
 @pytest.mark.long
 def test_a_prefix_is_trained_as_the_network_that_it_is():
-  """The accuracy of each prefix of a string, by a trainer written out."""
+  """The accuracy of each prefix of a sequence equals that of a training written out."""
   cfg = testing.chain_config()
   s = chain.build(cfg, IMAGES)
   state = s.init(jax.random.key(4))

@@ -1,4 +1,4 @@
-"""What every system promises, with every search algorithm: one suite, a line for each system."""
+"""The contract of all systems with all search algorithms: one suite, with a line for each system."""
 
 import dataclasses
 import functools
@@ -65,7 +65,7 @@ def asked_and_told():
 
 
 def guided():
-  """A Gaussian process chooses among what the algorithm proposes, and nothing is asked for twice."""
+  """A Gaussian process chooses among proposals of the algorithm, and no sequence is asked for twice."""
   choices = space.choice_space({f'slot {k}': 'wxyz' for k in range(8)})
 
   def evaluate(batch):
@@ -96,7 +96,7 @@ def recurrent():
   return sharing(enas_rnn.make_problem(cfg, testing.text()), cfg)
 
 
-# Each makes a config, and what builds the search of such a config; what trains children is compiled once for all.
+# Each makes a config and a builder of its search. The programs that train children are compiled once for all.
 SYSTEMS = {
   'cell': tree_cells,
   'sequence': readers,
@@ -122,12 +122,12 @@ def built(name, algorithm):
   return build(dataclasses.replace(cfg, algorithm=algorithm))
 
 
-# The systems that `make test` has, of algorithms beside the paper's.
+# For algorithms other than the paper's, the systems that `make test` includes.
 QUICK = {'random': ('cell', 'table', 'ask_tell'), 'evolution': ('table',)}
 
 
 def case(name, algorithm):
-  """A system and an algorithm; all pairs are tested, and some by `make test` too."""
+  """Returns a system and an algorithm as a test case. All pairs are tested, and some also by `make test`."""
   seldom = algorithm != 'reinforce' and name not in QUICK.get(algorithm, ())
   return pytest.param((name, algorithm), marks=pytest.mark.long if seldom else (), id=f'{name}-{algorithm}')
 
@@ -164,7 +164,7 @@ def steps(s, state, count):
 
 @pytest.fixture(scope='module')
 def walked(s):
-  """States after 0, 2 and 4 steps."""
+  """The states after 0, 2 and 4 steps."""
   start = s.init(jax.random.key(0))
   middle = steps(s, start, 2)
   return start, middle, steps(s, middle, 2)
@@ -251,7 +251,7 @@ def test_a_planted_reward_is_learned(pair, s):
 
 
 def test_random_search_is_the_same_search_without_a_controller(pair, s):
-  """What it asks for depends on the step and the key alone, and nothing is drawn from what it remembers."""
+  """Its batches depend only on the step and the key, not on its record of children."""
   if pair[1] != 'random' or pair[0] == 'guided':
     pytest.skip('chooses by what it remembers')
   state = s.init(jax.random.key(0))

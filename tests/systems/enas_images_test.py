@@ -1,4 +1,4 @@
-"""The image networks of ENAS: one alone, and all of them in one tree of weights."""
+"""The image networks of ENAS: single ones, and all of them in one tree of shared weights."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ FORMS = {
 
 
 def numbers(shapes):
-  """Random ones; shifts are small, for a ReLU after a batch norm is to let something through."""
+  """Returns random weights. Shifts are small, so that a ReLU after batch norm passes some values."""
 
   def drawn(path, x):
     return jnp.asarray(RNG.normal(size=x.shape) * (0.1 if getattr(path[-1], 'key', '') == 'shift' else 1.0), float)
@@ -80,7 +80,7 @@ def convolved(x, kernel, groups=1):
 
 
 def by_hand(x, unit, relu):
-  """Convolution, perhaps each channel's own before, and batch norm of the batch."""
+  """Convolution, optionally after a depthwise one, and batch norm with the statistics of the batch."""
   x = convolved(x, unit['depthwise'][:, :, None], x.shape[-1]) if 'depthwise' in unit else x
   x = np.asarray(convolved(x, unit['kernel']))
   x = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + SETTINGS.epsilon)

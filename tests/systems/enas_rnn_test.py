@@ -35,7 +35,7 @@ IMAGES, TEXT = testing.pictures(), testing.text()
   ids=lambda x: getattr(x, 'kind', x),
 )
 def test_presets_are_sound(system, preset):
-  """Each is of a space, and its fields can be; on other data, for those of the papers are not here."""
+  """Each preset has a space and valid fields. Other data stand in for those of the papers."""
   cfg = system.presets[preset]()
   made = system.make_space(cfg)
   assert cfg.samples == cfg.passes * cfg.controller_updates * cfg.m and made.size() > 1
@@ -146,7 +146,7 @@ def test_the_papers_presets_have_the_numbers_of_the_released_code():
 
 
 def test_the_loss_of_recurrent_cells_is_summed_over_time_as_in_their_retraining():
-  """At one rate and clipping norm, a mean would make steps of small gradients 35 times smaller."""
+  """With equal rate and clipping norm, a mean would make the steps of small gradients 35 times smaller."""
   final = retrain_cell.enas()
   for cfg in (enas_rnn.paper(), enas_rnn.code()):
     assert cfg.sum_over_time and cfg.bptt == final.bptt == 35
@@ -181,7 +181,7 @@ def test_a_minibatch_is_a_part_of_the_validation_split():
 
 
 def test_alone_is_a_training_of_its_own():
-  """From its own initial weights, whatever the batch; scored on the whole split by a metric of another name."""
+  """It has its own initial weights in any batch, and is scored on the whole split by a metric of another name."""
   cfg = testing.rnn_config(epochs=2)
   problem = enas_rnn.make_problem(cfg, TEXT)
   tokens = jnp.array([[0, 0, 1, 1, 2], [1, 0, 0, 0, 1]], jnp.int32)
@@ -239,7 +239,7 @@ def test_ranks_where_trainings_failed(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.long
 def test_a_search_to_its_page_and_again(tmp_path, capsys):
-  """With its control, and more to it after its end; the last time trains nothing and says the same."""
+  """With random search, and continued after its end. The last run trains nothing and prints the same."""
   cfg, workdir = testing.rnn_config(), tmp_path / 'search'
   workdirs.open_config(str(workdir), cfg)
   search_flow.run(RECURRENT, dataclasses.replace(cfg, max_children=4), TEXT, str(workdir))

@@ -21,14 +21,14 @@ KINDS = {system.kind: system for system in SYSTEMS}
 
 @pytest.fixture(autouse=True)
 def accelerator(monkeypatch):
-  """Children of a device are one batch, and no option is for the compiler of CPUs."""
+  """The children of a device are one batch, and there are no compiler options for CPUs."""
   monkeypatch.setattr(fit, 'in_turn', lambda mesh: False)
   monkeypatch.setattr(fit, 'jit_options', lambda *_: {})
 
 
 @functools.cache
 def smoke(kind):
-  """The smoke preset of a system: its config, what its children learn, and two of them."""
+  """Returns the config, the data and two children of the smoke preset of a system."""
   system = KINDS[kind]
   cfg = system.presets['smoke']()
   problem = system.make_problem(cfg, system.load(cfg, ''))
@@ -36,7 +36,7 @@ def smoke(kind):
 
 
 def lowered(function, *args):
-  """The program as text; all of its operations are known for both platforms."""
+  """Returns the program as text, and asserts that both platforms support its operations."""
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(*args)
   assert exported.platforms == PLATFORMS
   return exported.mlir_module()

@@ -1,4 +1,4 @@
-"""After the search: grids, sizes, training to the end, and going on where it was cut off."""
+"""Retraining after a search: grids, sizes, full training, and resuming."""
 
 import dataclasses
 import json
@@ -63,7 +63,7 @@ def whole(made):
 
 
 def test_one_program_trains_all_points_as_each_would_alone(made, whole):
-  """Rates, scales and decay as arrays beside the same as constants of a program."""
+  """Rates, scales and decay as arrays give the results of programs that have them as constants."""
   keys = jax.random.split(jax.random.key(0), len(POINTS))
   for k, point in enumerate(POINTS[:2]):
     settings = language_model.Hyperparameters(point.lr, point.decay_epoch, point.init_scale, point.init_scale)

@@ -1,6 +1,6 @@
-"""One network trained here and in PyTorch from the same weights, on the same images in the same order.
+"""Trains one network here and in PyTorch from the same weights, on the same images in the same order.
 
-Not a test: PyTorch is not among the requirements. It prints validation accuracy after each epoch, by seed.
+This is no test, as PyTorch is not among the requirements. It prints the validation accuracy after each epoch, by seed.
   python tests/tools/beside_torch.py DATA_DIR
 """
 
@@ -27,13 +27,13 @@ from nas_jax.training import fit
 EPOCHS, SEEDS = 3, 3
 CFG = classifier.Config(dataset='cifar10', max_examples=11_000, valid_share=1 / 11, schedule='constant', epochs=EPOCHS)
 SETTINGS = conv.Hyperparameters(lr=0.05, decay_epoch=0.0, weight_decay=1e-4, epsilon=1e-5)
-# 3 x 3 of 24, 3 x 3 of 36 with stride 2, and 5 x 5 of 48 that reads both.
+# 24 filters of 3 x 3, 36 of 3 x 3 with stride 2, and 48 of 5 x 5 that read both.
 LAYERS = (0, 0, 0, 0, 0), (0, 0, 1, 1, 1, 1), (1, 1, 0, 0, 2, 1, 1)
 ARCH = conv_space(3, (3, 5), (3, 5), (24, 36, 48), strides=(1, 2)).decode(sum(LAYERS, ()))
 
 
 class Net(nn.Module):
-  """ARCH, with the weights of one of our children."""
+  """The network ARCH in PyTorch, with the weights of one of our children."""
 
   def __init__(self, params):
     super().__init__()
@@ -57,7 +57,7 @@ def tensor(x):
 
 
 def joined(maps):
-  """Side by side, the smaller in the middle of zeros."""
+  """Concatenates maps [B, C, H, W] along channels; smaller ones are padded with zeros on all sides."""
   height, width = (max(y.shape[axis] for y in maps) for axis in (2, 3))
 
   def padded(y):
@@ -68,7 +68,7 @@ def joined(maps):
 
 
 def by_torch(params, data):
-  """Loss of the first step, and validation accuracy after each epoch."""
+  """Trains in PyTorch. Returns the loss of the first step, and the validation accuracy after each epoch."""
   net = Net(params)
   decayed = [*net.kernels, net.softmax]
   rest = [net.bias, *net.norms.parameters()]
@@ -93,7 +93,7 @@ def by_torch(params, data):
 
 
 def here(child, setup, keys):
-  """The same of each key."""
+  """Trains here with each key [k]. Returns the initial weights, first losses [k], and accuracies [k, EPOCHS]."""
   plan = conv.ChildSpec(ARCH, SETTINGS)
   planned = child_lib.bind_arch(child, lambda _: plan)
   (data,), epoch = setup.data, setup.pass_steps

@@ -1,8 +1,8 @@
-"""Compares random networks of every kind: the child, its Flax module, and the Python file of it.
+"""Compares random networks of every kind in three forms: the child, its Flax module, and its exported Python file.
 
 Each kind has `--count` random architectures of a small space, with random options, weights and moving statistics. The
-file is run, and its network gets the variables of the module. Prints the largest differences from the child: of the
-outputs of the module and of the file, of both in training, and of the statistics after a training step. Example:
+network of the file gets the variables of the module. Prints the largest differences from the child: of the outputs of
+module and file, in use and in training, and of the moving statistics after a training step. Example:
   python tests/tools/exported.py --count=200
 """
 
@@ -41,13 +41,13 @@ COLUMNS = 'module', 'file', 'training', 'statistics'
 
 
 def one(kind: str, number: int) -> dict[str, float]:
-  """Returns the largest differences from the child of random architecture `number` of a kind, by what differs."""
+  """Returns the largest differences from the child for random architecture `number` of a kind, by output."""
   rng, key = np.random.default_rng(number), jax.random.fold_in(jax.random.key(0), number)
   made = SPACES[kind]
   arch = 'LSTM' if kind == 'LSTM' else made.decode(np.asarray(uniform_controller(made).sample((), key)))
   if kind in ('tree_cell', 'enas_rnn', 'LSTM'):
     text = _of_text(arch, rng, key)
-    # Flax's LSTM begins with zeros of float32, and a sequence has no carry to hand in.
+    # Flax's LSTM starts from float32 zeros, and a sequence model takes no other carry.
     numbers = text if arch == 'LSTM' and jax.config.jax_enable_x64 else of_sequences(arch, rng, key)
     return {name: max(text[name], numbers[name]) for name in text}
   return _of_images(kind, arch, rng, key)
@@ -139,8 +139,8 @@ def _of_text(arch: Any, rng: np.random.Generator, key: Any) -> dict[str, float]:
   losses, after = language_model.run(cell, params, arch, carry, tokens.T[:-1], tokens.T[1:], masks)
   found = {}
   for name, made in (('module', module), ('file', file)):
-    # In two calls, the carry being handed on.
-    start = child.carry(params) if arch == 'LSTM' else None  # Flax's own zeros are float32 in any case
+    # In two calls; the second gets the carry of the first.
+    start = child.carry(params) if arch == 'LSTM' else None  # Flax's own initial carry is always float32
     first, begun = made.apply(variables, tokens[:, :2], start)
     last, rest = made.apply(variables, tokens[:, 2:-1], first)
     log_prob = jax.nn.log_softmax(jnp.concatenate([begun, rest], 1))
@@ -150,7 +150,7 @@ def _of_text(arch: Any, rng: np.random.Generator, key: Any) -> dict[str, float]:
 
 
 def _drawn(tree: Any, rng: np.random.Generator) -> Any:
-  """Returns numbers in the shapes of a tree: from 0.5 to 1.5, with signs where there are any."""
+  """Returns random numbers in the shapes of a tree: from 0.5 to 1.5, negated at random where leaves have signs."""
 
   def draw(leaf):
     sign = 1.0 if leaf.size and (leaf > 0).all() else rng.choice((-1.0, 1.0), leaf.shape)
@@ -160,7 +160,7 @@ def _drawn(tree: Any, rng: np.random.Generator) -> Any:
 
 
 def _check_same_shapes(module: Any, variables: Any, example: Any) -> None:
-  """Raises AssertionError if the variables are not those that the module would make."""
+  """Raises AssertionError if the variables differ in names or shapes from those that the module would make."""
   made = jax.eval_shape(module.init, jax.random.key(0), example)
   shapes = [jax.tree.map(jnp.shape, dict(tree)) for tree in (made, variables)]
   if shapes[0] != shapes[1]:
@@ -175,7 +175,7 @@ def _run(text: str, name: str) -> Any:
 
 
 def _difference(one: Any, other: Any) -> float:
-  """Returns the largest difference, relative to the largest number if that is above 1."""
+  """Returns the largest difference, divided by the largest number if that is above 1."""
   found = [0.0]
   for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -186,7 +186,7 @@ def _difference(one: Any, other: Any) -> float:
 
 
 def main() -> None:
-  """Prints a table."""
+  """Prints a table of the largest differences by kind."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--count', type=int, default=20, help='architectures of each kind')
   parser.add_argument('--kinds', default=','.join(KINDS), help='which kinds')

@@ -1,6 +1,6 @@
-"""Measures what a batch costs over several hosts beside its training: packing, sending, waiting, joining.
+"""Measures the overhead of a batch over several hosts: packing, sending, waiting, joining, without training.
 
-The evaluators return at once. The hosts are processes of this machine, so the network is left out. Example, a minute:
+The evaluators return at once. The hosts are processes of this machine, so there is no network. It takes a minute:
   python tests/tools/host_overhead.py --hosts=2 --batches=200
 """
 
@@ -26,14 +26,14 @@ from nas_jax.types import Batch, Outcome
 
 
 def scores(batch: Batch) -> Outcome:
-  """An evaluator that takes no time."""
+  """An evaluator that returns at once."""
   ones = np.ones(len(batch.keys), np.float32)
   metrics = {'perplexity': ones, 'loss': ones, 'failed': np.zeros(len(ones), np.int32)}
   return Outcome(jnp.asarray(ones), metrics, failed=jnp.zeros(len(ones), bool))
 
 
 def one(process: int, args: argparse.Namespace) -> None:
-  """Is one of the hosts; the first prints how long its batches took."""
+  """Runs one of the hosts. The first host prints how long its batches took."""
   values = flags.FlagValues()
   connection.define_flags(values)
   values(['', f'--coordinator={args.address}', f'--num_processes={args.hosts}', f'--process_id={process}'])

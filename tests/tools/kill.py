@@ -1,6 +1,6 @@
-"""Kills searches with -9 at random moments, resumes them, and compares what they end with to an unbroken run.
+"""Kills searches with SIGKILL at random moments, resumes them, and compares their results with an uninterrupted run.
 
-Example, minutes to hours:
+It takes minutes to hours:
   python tests/tools/kill.py --kills=100
 """
 
@@ -39,17 +39,17 @@ FLAGS = {
   'conv': ('conv_search', *ALONE, '--max_children=8', '--epochs=3'),
   'shared': ('enas_search', '--variant=recurrent', '--passes=6', '--controller_updates=4', '--rank_children=0'),
 }
-CLOCKS = ('seconds', 'children_per_hour')  # differ between any two runs
+CLOCKS = ('seconds', 'children_per_hour')  # fields that differ between any two runs
 
 
 def command(system: str, workdir: pathlib.Path) -> list[str]:
-  """Returns the command that runs a search there, or resumes it."""
+  """Returns the command that runs or resumes a search in a workdir."""
   launcher, *flags = FLAGS[system]
   return [sys.executable, '-m', f'experiments.{launcher}', *COMMON, *flags, f'--workdir={workdir}']
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, object]:
-  """Returns what a search leaves, without clocks: journals, best architectures, tables, the last state's digest."""
+  """Returns the results of a search, without times: journals, best architectures, tables, the last state's digest."""
   found: dict[str, object] = {}
   for path in sorted(path for path in workdir.rglob('*') if 'damaged' not in path.parts):
     name = str(path.relative_to(workdir))
@@ -76,7 +76,7 @@ def outcome(workdir: pathlib.Path) -> dict[str, object]:
 
 
 def run(system: str, workdir: pathlib.Path, kill_after: float | None = None) -> float:
-  """Runs a search and kills it after so many seconds. Returns the seconds it took, 0 if it was killed."""
+  """Runs a search, and kills it after `kill_after` seconds. Returns the seconds that it took, or 0 if it was killed."""
   begun = time.monotonic()
   with open(workdir.with_suffix('.log'), 'ab') as log:
     process = subprocess.Popen(command(system, workdir), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
@@ -92,13 +92,13 @@ def run(system: str, workdir: pathlib.Path, kill_after: float | None = None) -> 
 
 
 def trial(system: str, kills: int, seed: int, folder: pathlib.Path, say=print) -> int:
-  """Kills a search and resumes it until it ends, and compares it with an unbroken one; so on until enough kills.
+  """Kills and resumes a search until it ends, and compares it with an uninterrupted one. Repeats this up to `kills`.
 
-  Returns how many searches were compared.
+  Returns the number of searches compared.
   """
   rng, hits, rounds = random.Random(seed), 0, 0
   whole = folder / f'{system}-unbroken'
-  seconds = 0.6 * run(system, whole)  # the others find its programs compiled
+  seconds = 0.6 * run(system, whole)  # later runs need not compile, as they find its programs in the cache
   wanted = outcome(whole)
   while hits < kills:
     rounds, before = rounds + 1, hits
@@ -106,7 +106,7 @@ def trial(system: str, kills: int, seed: int, folder: pathlib.Path, say=print) -
     while True:
       after = rng.uniform(0.2, 0.9) * seconds if hits < kills else None
       if took := run(system, broken, after):
-        seconds = min(seconds, took) if hits == before else seconds  # of a whole run, its programs compiled by now
+        seconds = min(seconds, took) if hits == before else seconds  # of an uninterrupted run with compiled programs
         break
       hits += 1
     differing = [name for name, value in wanted.items() if outcome(broken).get(name) != value]

@@ -1,7 +1,7 @@
-"""Kills hosts of searches over several of them with -9 at random moments, resumes, and compares with an unbroken run.
+"""Kills hosts of multi-host searches with SIGKILL at random moments, resumes, and compares with uninterrupted runs.
 
-Each time one of the processes is killed: the first, then the second, and so on. The others must end by themselves:
-host 0 with exit code 75 and one line, the rest with 75 or 134. Example, minutes to hours:
+Each time one process is killed: the first, then the second, and so on. The others must end by themselves: host 0 with
+exit code 75 and one line, the rest with 75 or 134. It takes minutes to hours:
   python tests/tools/kill_hosts.py --kills=20 --hosts=2
 """
 
@@ -36,7 +36,7 @@ COMMON = ('--preset=smoke', '--nocontrol', '--yardstick_repeats=0', f'--host_pat
 
 
 def free_port() -> int:
-  """Returns a port that nothing listens to."""
+  """Returns a free TCP port."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     return free.getsockname()[1]
@@ -49,14 +49,14 @@ def start(
   devices: int = 2,
   own: Mapping[int, Sequence[str]] = types.MappingProxyType({}),
 ) -> list[subprocess.Popen]:
-  """Starts a search on so many hosts of so many CPU devices. One host is started as a search on one host is.
+  """Starts a search on `hosts` processes with `devices` CPU devices each. One process is started without host flags.
 
   Args:
     flags: the launcher and its flags.
     workdir: of the search.
-    hosts: how many processes.
-    devices: of each of them.
-    own: further flags of some of the processes, by number.
+    hosts: number of processes.
+    devices: number of CPU devices of each process.
+    own: further flags of single processes, by their number.
 
   Returns:
     The processes. The output of each is in WORKDIR.NUMBER.log.
@@ -77,12 +77,12 @@ def start(
 
 
 def log_of(workdir: pathlib.Path, host: int) -> pathlib.Path:
-  """Returns the file with what a host printed last."""
+  """Returns the log file of a host's last run."""
   return workdir.with_name(f'{workdir.name}.{host}.log')
 
 
 def ends(begun: list[subprocess.Popen], seconds: float = 600) -> list[int]:
-  """Returns the exit codes of processes that end within so many seconds; those that do not are killed."""
+  """Returns the exit codes of processes. Those that run for more than `seconds` are killed."""
   limit = time.monotonic() + seconds
   try:
     return [process.wait(max(0.0, limit - time.monotonic())) for process in begun]
@@ -93,7 +93,7 @@ def ends(begun: list[subprocess.Popen], seconds: float = 600) -> list[int]:
 
 
 def together(begun: list[subprocess.Popen], workdir: pathlib.Path) -> None:
-  """Returns when the processes train children together. Before that, those left would wait for one that is killed."""
+  """Waits until all processes train children. If one were killed before, the others would wait for it."""
   while not all('trains children' in log_of(workdir, host).read_text() for host in range(1, len(begun))):
     assert all(process.poll() is None for process in begun), log_of(workdir, 0).read_text()
     time.sleep(0.05)
@@ -116,12 +116,12 @@ def break_off(begun: list[subprocess.Popen], victim: int, workdir: pathlib.Path)
   if victim:
     assert codes[0] == 75 and f'host {victim} has been silent' in said, f'{codes}: {said}'
     assert 'Traceback' not in said and 'Check failure' not in said, said
-    assert seconds < PATIENCE + 5 + 2, f'{seconds} s'  # two for the processes to go
+    assert seconds < PATIENCE + 5 + 2, f'{seconds} s'  # two seconds for the processes to exit
   return seconds
 
 
 def trial(system: str, kills: int, seed: int, hosts: int, folder: pathlib.Path, say=print) -> int:
-  """Kills hosts of a search and resumes it until it ends; so on until enough kills. Returns the searches compared."""
+  """Kills hosts of a search and resumes it until it ends, up to `kills` kills. Returns the searches compared."""
   rng, hits, rounds, flags = random.Random(seed), 0, 0, (*FLAGS[system], *COMMON)
   whole = folder / f'{system}-unbroken'
   processes = start(flags, whole, hosts, 1)

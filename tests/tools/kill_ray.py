@@ -1,7 +1,7 @@
-"""Kills Ray workers of a search, and the search itself, with -9 at random moments, and compares with a replay.
+"""Kills Ray workers of a search, and the search itself, with SIGKILL at random moments, and compares with a replay.
 
-The search has asynchronous replicas, so the order in which children are answered differs from run to run. Each run must
-therefore end with the state that a replay of its own journal gives, to the bit, with each child once. Example, minutes:
+The search has asynchronous replicas, so the order in which children end differs from run to run. Each run must
+therefore end bit-identical to a replay of its own journal, with each child once. It takes minutes:
   python tests/tools/kill_ray.py --system=cell --kills=20
 """
 
@@ -35,17 +35,17 @@ FLAGS = {
 SYSTEMS = {'cell': cell, 'conv': conv}
 COMMON = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardstick_repeats=0', '--workers=2')
 REPLICAS = ('--replicas=4', '--accumulate=2', '--shards=3')
-LONG = ('--max_children=100',)  # room for many kills in one search
+LONG = ('--max_children=100',)  # long enough for many kills in one search
 
 
 def command(system: str, workdir: pathlib.Path, *flags: str) -> list[str]:
-  """Returns the command that runs a search with two workers, or resumes it."""
+  """Returns the command that runs or resumes a search with two workers."""
   launcher, *own = FLAGS[system]
   return [sys.executable, '-m', f'experiments.{launcher}', *COMMON, *own, *flags, f'--workdir={workdir}']
 
 
 def holder(path: pathlib.Path) -> int | None:
-  """Returns the process that has a file open."""
+  """Returns the id of a process that has a file open, or None."""
   for folder in pathlib.Path('/proc').glob('[0-9]*/fd'):
     try:
       if any(os.readlink(one) == str(path) for one in folder.iterdir()):
@@ -62,7 +62,7 @@ def children(workdir: pathlib.Path) -> list[dict]:
 
 
 def compare_with_replay(system: str, workdir: pathlib.Path) -> None:
-  """Raises AssertionError unless each child is journalled once and the state is that of a replay, to the bit."""
+  """Raises AssertionError unless the journal has each child once and the state is bit-identical to that of a replay."""
 
   def trained_again(batch):
     raise AssertionError(f'not in the journal: the children {batch.ids}')
@@ -80,7 +80,7 @@ def compare_with_replay(system: str, workdir: pathlib.Path) -> None:
 
 
 def trial(system: str, kills: int, seed: int, folder: pathlib.Path, say=print) -> int:
-  """Kills workers and the search in turn, so many of each, and resumes. Returns the searches compared."""
+  """Kills workers and the search in turn, each `kills` times, and resumes. Returns the number of searches compared."""
   rng, hits, rounds = random.Random(seed), {'worker': 0, 'search': 0}, 0
   while min(hits.values()) < kills:
     rounds, workdir = rounds + 1, folder / f'{system}-{rounds}'
@@ -90,7 +90,7 @@ def trial(system: str, kills: int, seed: int, folder: pathlib.Path, say=print) -
         before = len(children(workdir))
         with open(workdir.with_suffix('.log'), 'ab') as log:
           process = subprocess.Popen(command(system, workdir, *REPLICAS, *LONG), cwd=kill.ROOT, stdout=log, stderr=log)
-      # The workers need seconds to start. Whoever is killed must be at work, or the search would never get on.
+      # The workers need seconds to start. They must have trained a child before a kill, or the search never advances.
       while process.poll() is None and len(children(workdir)) == before:
         time.sleep(0.05)
       time.sleep(rng.uniform(0, 4))

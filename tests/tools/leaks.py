@@ -1,6 +1,6 @@
-"""Resident memory over many children, of one program or of a program each, in one process.
+"""Measures resident memory over many children in one process, with one program for all or a program for each.
 
-Example, minutes:
+It takes minutes:
   python tests/tools/leaks.py
 """
 
@@ -26,13 +26,13 @@ from nas_jax.systems import cell, conv
 
 
 def resident() -> float:
-  """MiB of this process."""
+  """Returns the resident memory of this process in MiB."""
   with open('/proc/self/statm', encoding='ascii') as file:
     return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
 def levels(kind: str, children: int, folder: str, say=print) -> list[float]:
-  """Returns the MiB of resident memory after each tenth of a search's children, with all files of a launcher."""
+  """Returns the MiB of resident memory after each tenth of the children of a search that writes a launcher's files."""
   if kind == 'generic':
     build, cfg, data = cell.build, testing.cell_config(m=4, child_starts=0), testing.text()
   else:

@@ -1,15 +1,14 @@
-"""Measures whether the tests notice a wrong line of the core.
+"""Mutation testing: measures whether the tests detect a wrong line of the core.
 
-Breaks one place of the core at a time in a copy of the checkout, and runs the tests that should see it until the first
-fails. A change is one of these: an operator becomes another, a number moves, a condition is turned round, two arguments
-change places, a named argument or a statement is left out. The changes are drawn from all that are possible, the same
-number in each file.
+Changes one place of the core at a time in a copy of the checkout, and runs the tests that should detect it until the
+first fails. The kinds of change are: another operator, another number, a negated condition, two arguments exchanged, a
+named argument or a statement left out. The changes are drawn from all possible ones, the same number from each file.
 
   python tests/tools/mutate.py --log=mutants.jsonl --number=100
 
-Each change is a line of the log with the test that saw it, or null. The same command continues the log; the last line
-that it prints says how many changes were seen. Programs that a change does not affect are compiled once, in a cache of
-the copy.
+Each change is a line of the log with the test that detected it, or null. The same command continues the log; its last
+line of output says how many changes were detected. Programs that a change does not affect are compiled only once: the
+copy has a cache.
 """
 
 import argparse
@@ -28,7 +27,7 @@ import time
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# For each file of the core the tests that are to see a fault in it, quick ones first.
+# For each file of the core the tests that should detect a fault in it, quick ones first.
 CORE = {
   'nas_jax/controller.py': ['tests/controller_test.py', 'tests/search/algorithms/reinforce_test.py'],
   'nas_jax/search/algorithms/reinforce.py': ['tests/search/algorithms', 'tests/search/per_layer_test.py'],
@@ -80,12 +79,12 @@ class Change(NamedTuple):
 
   @property
   def name(self) -> str:
-    """What it is known by in the log."""
+    """The name of the change in the log."""
     return f'{self.file}:{self.line}: {self.before!r} -> {self.after!r}'
 
 
 def changes(file: str, text: str) -> Iterator[Change]:
-  """All changes of a file, in its order."""
+  """Yields all possible changes of a file, in the order of its text within each function."""
   data = text.encode()
   starts = [0]
   for line in data.splitlines(keepends=True):
@@ -99,7 +98,7 @@ def changes(file: str, text: str) -> Iterator[Change]:
     return Change(file, line, start, end, data[start:end].decode(), after)
 
   def between(left: ast.AST, right: ast.AST, after: str) -> Change:
-    """The operator between two operands, with the brackets and blanks around it left as they are."""
+    """Returns the change of the operator between two operands. Brackets and blanks around it stay."""
     start, end = place(left)[1], place(right)[0]
     part = data[start:end].decode()
     operator = part.strip('() \n\\')
@@ -135,7 +134,7 @@ def changes(file: str, text: str) -> Iterator[Change]:
         case ast.Expr(value=ast.Call()) | ast.AugAssign():
           yield change(*place(node), 'pass')
         case ast.Assign() if all(isinstance(one, ast.Name) and one.id in bound for one in node.targets):
-          yield change(*place(node), 'pass')  # what was bound before keeps its value
+          yield change(*place(node), 'pass')  # the name keeps the value that it had before
       if (
         isinstance(node, ast.Call) and node.keywords and node.keywords[-1].arg and (node.args or len(node.keywords) > 1)
       ):
@@ -149,14 +148,14 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _exchangeable(call: ast.Call) -> bool:
-  """Whether the last two arguments can change places so that it is neither the same nor an error of types at once."""
+  """Whether exchanging the last two arguments can change the result without an immediate type error."""
   if ast.unparse(call.func).split('.')[-1] in ('minimum', 'maximum', 'min', 'max', 'isinstance', 'getattr'):
     return False
   return all(isinstance(one, ast.Name | ast.Subscript | ast.BinOp | ast.Call | ast.Attribute) for one in call.args[-2:])
 
 
 def _own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
-  """The nodes in the body of a function and not in functions within it, without messages of errors and docstrings."""
+  """Yields the nodes of a function's body, except nested functions and classes, errors, warnings and f-strings."""
   waiting: list[ast.AST] = list(reversed(function.body))
   while waiting:
     node = waiting.pop()
@@ -170,7 +169,10 @@ def _own_nodes(function: ast.FunctionDef) -> Iterator[ast.AST]:
 
 
 def chosen(number: int, seed: int, only: list[str]) -> list[Change]:
-  """So many changes, as many of each file, no two of one line. Fewer are the first of more."""
+  """Returns `number` random changes: equally many from each file, no two of one line.
+
+  A smaller number gives the first ones of a larger number.
+  """
   rng, ways = random.Random(seed), dict[str, list[Change]]()
   for file in CORE:
     found = list(changes(file, (ROOT / file).read_text()))
@@ -183,7 +185,7 @@ def chosen(number: int, seed: int, only: list[str]) -> list[Change]:
 
 
 def run(folder: pathlib.Path, tests: list[str], limit: float | None = None) -> tuple[str | None, float]:
-  """The first test of these that fails in a checkout, or None; and the seconds that it took."""
+  """Runs tests in a checkout until the first fails. Returns that test, or None if all pass, and the seconds taken."""
   command = [sys.executable, '-m', 'pytest', '-q', '-x', '-m', 'not long', '-p', 'no:cacheprovider', '--tb=no', *tests]
   begun = time.monotonic()
   try:
@@ -198,7 +200,7 @@ def run(folder: pathlib.Path, tests: list[str], limit: float | None = None) -> t
 
 
 def main() -> None:
-  """Breaks the core, change by change."""
+  """Makes and tests the changes one by one."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--number', type=int, default=100, help='how many changes')
   parser.add_argument('--seed', type=int, default=0, help='of their choice')

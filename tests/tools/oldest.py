@@ -1,8 +1,8 @@
 """Tests the oldest versions of the libraries that setup.cfg allows.
 
-Makes a virtual environment with exactly the lower bounds of setup.cfg, those of the extra `experiments` too, runs a
-part of the tests in it, and ends with the exit code of pytest. Warnings are no errors there: old libraries have many of
-them about each other. Example, minutes:
+Makes a virtual environment with exactly the lower bounds of setup.cfg, including those of the extra `experiments`, runs
+a part of the tests in it, and ends with the exit code of pytest. Warnings are not errors there, as old libraries warn
+about each other. It takes minutes:
   python tests/tools/oldest.py --folder=/tmp/oldest
 """
 
@@ -14,8 +14,8 @@ import sys
 import venv
 
 ROOT = pathlib.Path(__file__).parents[2]
-TOOLS = ('pytest', 'hypothesis', 'setuptools')  # of the tests, in any version
-# What is close to the libraries: checkpoints, modules of Flax, controllers, trained models, whole searches.
+TOOLS = ('pytest', 'hypothesis', 'setuptools')  # required by the tests, in any version
+# The tests of code close to the libraries: checkpoints, modules of Flax, controllers, trained models, whole searches.
 TESTS = (
   'tests/training/checkpoint_test.py', 'tests/tree_cell/flax_test.py', 'tests/tree_cell/options_test.py',
   'tests/search/core_test.py', 'tests/controller_test.py', 'tests/export/files_test.py',

@@ -1,6 +1,6 @@
-"""Measures the share of a search's wall time that goes into its journal, checkpoints and notes.
+"""Measures the share of a search's wall time that is spent on its journal, checkpoints and logs.
 
-Example, minutes:
+It takes minutes:
   python tests/tools/overhead.py --children=500
 """
 
@@ -21,7 +21,7 @@ from nas_jax.training import checkpoint
 
 
 def main(children: int) -> None:
-  """Runs so many children of the demo with every function that keeps something timed."""
+  """Runs `children` children of the demo, and times every function that writes files."""
   spent = Counter[str]()
 
   def timed(name, function):

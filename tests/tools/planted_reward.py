@@ -1,8 +1,8 @@
-"""How fast the controller learns a reward without noise: the share of its tokens that are NASCELL's.
+"""Measures how fast the controller learns a reward without noise: the share of tokens that agree with NASCELL's.
 
-`python tests/tools/planted_reward.py` prints it after 25, 100 and 400 updates of 8 children, mean and spread of ten
-seeds, for the paper's learning rate, for the demo's, and for random search. For uniform token sequences the share is
-(16 * (1/2 + 1/4) + 2 * 1/15) / 34 = 0.357.
+`python tests/tools/planted_reward.py` prints the reward after 25, 100 and 400 updates of 8 children, mean and spread
+over ten seeds, for the paper's learning rate, for the demo's, and for random search. The expected share of uniform
+token sequences is (16 * (1/2 + 1/4) + 2 * 1/15) / 34 = 0.357.
 """
 
 import pathlib
@@ -20,7 +20,7 @@ from nas_jax.types import Outcome
 
 
 def run(seeds: int, updates: int, **fields) -> tuple[search.SearchState, jax.Array]:
-  """Final states, and the rewards [seeds, updates, m]."""
+  """Runs searches from all seeds. Returns their final states, and the rewards [seeds, updates, m]."""
   space = tree_cell_space(8)
   planted = jnp.asarray(space.encode(NASCELL))[None]
   s = search.build(space, search.Config(**fields), lambda batch: Outcome((batch.tokens == planted).mean(1)))
@@ -29,7 +29,7 @@ def run(seeds: int, updates: int, **fields) -> tuple[search.SearchState, jax.Arr
 
 
 def main() -> None:
-  """The table."""
+  """Prints the table."""
   settings = {
     'random': {'algorithm': 'random'},
     'lr 5e-4 (paper)': {'controller_lr': 5e-4},

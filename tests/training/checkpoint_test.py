@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out, and damage is seen."""
+"""Checkpoints are restored as they were saved, and damage is detected."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_a_digest_that_does_not_fit_is_damage(folder, states):
 
 
 def test_savers_side_by_side(tmp_path, states):
-  """Threads keep children of programs of their own: none waits for another's folder, or writes without its own."""
+  """Threads save children with static programs, each in its own folder, without waiting for another."""
   together, done = threading.Barrier(4), []
 
   def keep(k):

@@ -15,7 +15,7 @@ WITHOUT_YNN = {'xla_cpu_experimental_ynn_fusion_type': ''}
 
 @pytest.fixture
 def told(monkeypatch):
-  """The options of each program that is made; evaluators make those of a batch's first child, and train none."""
+  """The options of each compiled program. Evaluators make the programs of a batch's first child and train nothing."""
   found, make = [], fit.over_children
 
   def over_children(function, mesh, **options):

@@ -1,4 +1,4 @@
-"""What children cost: the counts, bounds that leave children untrained, and rewards that the cost shapes."""
+"""The cost of children: counts, bounds that leave children untrained, and rewards that include cost."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def batch(archs, repeats=None):
 
 
 def recording(rewards):
-  """An evaluator that earns `rewards`, and the list of which children it was asked to train."""
+  """Returns an evaluator whose rewards are `rewards`, and the list of the children that it was asked to train."""
   asked = []
 
   def evaluate(batch):

@@ -1,4 +1,4 @@
-"""Specialised children, each with a program of its own, equal the generic ones."""
+"""Specialised children, each with its own program, equal the generic ones."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ from nas_jax.types import Batch
 
 
 def both(batch, **changes):
-  """Metrics of a batch trained each way."""
+  """Returns the metrics of a batch trained by each kind of program."""
   for kind in ('generic', 'specialised'):
     cfg = testing.cell_config(child_program=kind, score_batch=3, **changes)
     yield evaluators.build(cell.make_problem(cfg, testing.text()))(batch).metrics
@@ -61,13 +61,13 @@ def test_published_cells_in_single_precision():
 
 
 class Sized(NamedTuple):
-  """An architecture: how many weights there are."""
+  """An architecture that is only a number of weights."""
 
   width: tuple[int, ...]
 
 
 def sized_child(arch):
-  """A child whose every weight is its step."""
+  """A child whose weights all equal its step."""
   return Child(
     lambda _, key: jnp.zeros(arch.width) + jax.random.uniform(key, arch.width),
     lambda params: (),
@@ -100,7 +100,7 @@ def test_a_child_too_large_for_the_machine_fails_alone():
 
 @pytest.mark.parametrize(('room', 'calls', 'failed'), [(4, [4], 0), (2, [4, 2, 2], 0), (0, [4, 2, 1, 1, 2, 1, 1], 4)])
 def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, failed):
-  """All by one program, which has room for so many at once."""
+  """One program trains all of them, and memory suffices for `room` at once."""
   made = fit.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
   asked = []
 
@@ -123,7 +123,7 @@ def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, faile
 
 @pytest.mark.parametrize(('room', 'calls'), [(4, [4]), (2, [2, 2]), (1, [1, 1, 1, 1])])
 def test_children_are_as_many_as_the_compiled_program_says_fit(room, calls, monkeypatch):
-  """The device has what the program for so many children plans to take; nothing that takes more is run."""
+  """The device has as much memory as the program for `room` children plans to use. No larger program is run."""
   made = fit.fitter(sized_child(Sized((64,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
   asked, ids = [], jnp.arange(4)
   batch = Batch(ids, jax.random.split(jax.random.key(0), 4), ids, ids[:, None])
@@ -225,7 +225,7 @@ def test_what_is_faster_is_measured_once_and_noted(tmp_path, monkeypatch):
 
 
 def test_steps_are_not_lost_in_what_compiling_takes(monkeypatch):
-  """Batches of two, a step .01 or .015 s, beside compilations of 5 s that differ by half a second: 50 say nothing."""
+  """Steps take .01 or .015 s, in batches of two; compilations take 5 s plus or minus half. 50 steps are too few."""
   now, a_step = [0.0], {'generic': 0.015, 'specialised': 0.01}
   compiling = itertools.cycle((5.0, 5.0, 5.0, 5.25, 5.0, 4.75))
   monkeypatch.setattr(timing, 'time', types.SimpleNamespace(perf_counter=lambda: now[0]))

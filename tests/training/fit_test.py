@@ -1,4 +1,4 @@
-"""Training many children: the results are the same however the children are laid out."""
+"""Training many children: the results do not depend on the layout over devices."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ M = 6
 
 
 def network():
-  """A child whose arch is a cell alone."""
+  """A child whose architecture is a cell."""
   settings = language_model.Hyperparameters(0.0, 0.0, 0.5, 0.5)
   return bind_arch(
     language_model.build(5, 4, 1, 3, language_model.tree(SPACE.operations)),
@@ -45,14 +45,14 @@ def data():
 
 @pytest.fixture(scope='module')
 def alone(data):
-  """Programs on one device, and what they make of the children."""
+  """Programs on one device, and the results of the children that they train."""
   one = programs(1)
   return one, fit.fit(one, *children(), data)
 
 
 @pytest.mark.parametrize('quick', [False, True])
 def test_each_step_of_each_child_has_keys_of_its_own(quick):
-  """A key that were the same in every step would leave the masks of dropout as they are. The carry notes the keys."""
+  """With equal keys in all steps dropout masks would not change. The carry records the keys."""
   child = Child(
     init=lambda arch, key: jax.random.uniform(key, (1,)),
     carry=lambda params: jnp.zeros(2),
@@ -122,7 +122,7 @@ def single_chunk(count):
 
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_pmap_is_the_sharded_fit(data):
-  """The old way, one child a device, trains the same children."""
+  """`pmap`, with one child a device, trains the same children."""
   four = programs(4)
   archs, keys = children(4)
   states = four.init(archs, keys, jnp.ones(4, bool))

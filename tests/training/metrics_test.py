@@ -1,4 +1,4 @@
-"""How image classifiers are scored, and how their classes are weighed."""
+"""The metrics of image classifiers, and their class weights."""
 
 import dataclasses
 
@@ -84,7 +84,7 @@ def test_losses_are_weighed_by_class():
 
 
 def test_a_child_is_scored_over_all_batches_and_nothing_else():
-  """11 images in batches of 4; what fills the last one up does not count."""
+  """11 images in batches of 4; the images that fill up the last batch do not count."""
   images = RNG.normal(size=(12, 2, 2, 1)).astype(np.float32)
   labels = np.array([0, 1, 2, 2, 2, 1, 0, 2, 2, 0, 2, -1])
   data = image_batches.Data(*(jnp.zeros(()),) * 2, jnp.asarray(images), jnp.asarray(labels), *(jnp.zeros(()),) * 2)

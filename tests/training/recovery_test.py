@@ -1,4 +1,4 @@
-"""Trainings that are cut off, given up, or remembered."""
+"""Trainings that are interrupted, given up, or restored."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ DEVICES = 2
 
 
 def child():
-  """One whose weights depend on every step: of its architecture, its batches, and what was before."""
+  """A child whose weights depend on its architecture, on all batches and on all earlier steps."""
 
   def loss(params, arch, carry, batch, key):
     noise = jax.random.normal(key, (3,))
@@ -66,7 +66,7 @@ def reward(metrics):
 
 
 def stopping(after):
-  """A check that lets so many calls pass."""
+  """Returns a check that raises `Stopped` after `after` calls."""
   left = [after]
 
   def check():
@@ -88,7 +88,7 @@ def whole(programs):
 
 @pytest.mark.parametrize('after', range(STEPS))
 def test_stopped_anywhere_it_ends_the_same(programs, whole, tmp_path, after):
-  """The check is asked at the start and after each call but the last, and what it interrupts is kept."""
+  """The check is called at the start and after each call but the last, and an interrupted state is saved."""
   with pytest.raises(Stopped):
     evaluators.from_scratch(programs, DATA, reward, kept(tmp_path, stopping(after)))(batch())
   assert [path.name for path in (tmp_path / 'training').glob('*/*')] == ([str(after)] if after else [])
@@ -199,7 +199,7 @@ def test_programs_of_their_own_are_stopped_and_gone_on_with_one_by_one(tmp_path,
 
 
 class Died(BaseException):
-  """The end of a process: nothing is caught, nothing tidied up."""
+  """The end of a process, without any handlers or cleaning up."""
 
 
 def died():
@@ -207,7 +207,7 @@ def died():
 
 
 def dying(programs, who, die=died):
-  """Programs during which the process dies when the child of this architecture is trained."""
+  """Returns programs that end the process when they train the child of the architecture `who`."""
 
   def chunk(data, steps, states, archs, keys):
     if bool(((archs == who) & (states.failed == fit.Status.OK)).any()):
@@ -218,7 +218,7 @@ def dying(programs, who, die=died):
 
 
 def processes(evaluate, at_most, folder, trace='Fatal Python error: Aborted'):
-  """Starts one process after another until one ends of itself; how many died, and what came out.
+  """Starts one process after another until one ends by itself. Returns how many died, and the outcome.
 
   A process that dies leaves the trace in crash.txt of the folder; '' is that of one that was killed.
   """
@@ -232,7 +232,7 @@ def processes(evaluate, at_most, folder, trace='Fatal Python error: Aborted'):
 
 @pytest.mark.parametrize(('starts', 'deaths'), [(3, 3), (2, 2), (1, 2)])
 def test_the_child_that_the_process_dies_of_is_found(programs, whole, tmp_path, starts, deaths):
-  """All are begun together but for the last time; alone, its siblings earn to the bit what they earn beside it."""
+  """All children start together except in the last process. The rewards of siblings are then bit-identical."""
   fatal = dying(programs, 2.0)
   count, outcome = processes(
     lambda: evaluators.from_scratch(fatal, DATA, reward, kept(tmp_path, child_starts=starts))(batch()), 6, tmp_path
@@ -252,7 +252,7 @@ def test_a_process_may_die_as_often_as_one_likes_if_so_asked(programs, tmp_path)
 
 @pytest.mark.parametrize('limits', [{}, {'child_starts': 1}])
 def test_a_process_that_is_killed_fails_no_child(programs, whole, tmp_path, limits):
-  """However often, and whatever is trained then: SIGKILL leaves no trace."""
+  """SIGKILL leaves no trace, however often it comes and whatever is trained then."""
   fatal = dying(programs, 2.0)
   count, _ = processes(
     lambda: evaluators.from_scratch(fatal, DATA, reward, kept(tmp_path, **limits))(batch()), 5, tmp_path, trace=''
@@ -263,7 +263,7 @@ def test_a_process_that_is_killed_fails_no_child(programs, whole, tmp_path, limi
 
 
 def test_siblings_with_programs_of_their_own_are_not_blamed(tmp_path):
-  """While the deadly child and a long sibling are trained side by side it is not known of whom the process dies."""
+  """While the crashing child and a long sibling train at the same time, it is unknown which of them crashes."""
   lines = [{'process': 'a', 'kills': 0}, *({'training': name, 'calls': 0} for name in 'xy'), {'died': 'Aborted'}]
   found = recovery_files.history(lines * 5)
   assert found.suspects == {'x', 'y'} and not found.crashes
@@ -332,7 +332,7 @@ def test_the_signals_of_a_crash_leave_a_trace(tmp_path, number, crashed):
 
 
 def test_a_training_that_gets_on_is_not_begun_in_vain(programs, whole, tmp_path, monkeypatch):
-  """The process dies again and again, for reasons of its own, but each time a little later."""
+  """The process dies again and again for other reasons, each time a little later."""
   monkeypatch.setattr(recovery_files, 'SECONDS', 0)
 
   def mortal(calls):
@@ -375,7 +375,7 @@ def test_limits_are_checked():
 
 @pytest.mark.long
 def test_a_child_that_aborts_the_process(programs, whole, tmp_path):
-  """The same with real processes, which one child ends as a crash in native code does."""
+  """With real processes, which one child ends as a crash in native code does."""
   code = (
     'import os, jax; jax.config.update("jax_num_cpu_devices", 4); import recovery_test as k;'
     'made = k.fit.fitter(k.child(), lambda arch: k.optax.adam(0.1), k.STEPS, 1,'

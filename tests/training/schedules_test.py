@@ -8,7 +8,7 @@ from nas_jax.training import schedules
 
 
 def rates(schedule, **more):
-  """At the first step of each of eight epochs of ten steps."""
+  """Returns the rates at the first step of each of eight epochs of ten steps."""
   found = schedules.rate(schedule, 8.0, 80, 10, **more)
   return [float(found(step)) if callable(found) else found for step in range(0, 80, 10)]
 

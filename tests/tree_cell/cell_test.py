@@ -43,7 +43,7 @@ def wide_space(base):
 
 
 def example(leaves, time=()):
-  """Random parameters, carry and inputs, in the precision that is on."""
+  """Returns random parameters, carry and inputs in the current default precision."""
   rng = np.random.default_rng(1)
 
   def normal(*shape):
@@ -54,7 +54,7 @@ def example(leaves, time=()):
 
 
 def leaf_inputs(params, h, x):
-  """What enters the leaves: lists of x W_i and h U_i."""
+  """Returns the inputs of the leaves: lists of x W_i and h U_i."""
   n = params['kernel'].shape[1] // H
   projections = x @ params['kernel'], h @ params['recurrent_kernel']
   return [np.split(np.asarray(projection), n, axis=-1) for projection in projections]
@@ -69,7 +69,7 @@ def relu(x):
 
 
 def interpret(arch, xs, hs, c):
-  """(c_t, h_t) by recursion from the root, straight from the words of Sec. 3.4."""
+  """Returns (c_t, h_t) by recursion from the root, written after the text of Sec. 3.4."""
   combine = np.add, np.multiply, np.maximum
   activate = lambda x: x, np.tanh, sigmoid, relu, np.sin
   n = len(xs)
@@ -93,7 +93,7 @@ def assert_close(got, want, tolerance=1e-12):
 
 
 def steps(jaxpr):
-  """Every equation of a program, those of its loops, branches and functions too."""
+  """Returns every equation of a program, including those of its loops, branches and functions."""
   for step in jaxpr.eqns:
     yield step
     for value in jax.tree.leaves(list(step.params.values())):

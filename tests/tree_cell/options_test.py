@@ -1,4 +1,4 @@
-"""What tree cells have beyond Flax's: projection, layer norm and recurrent dropout; and what is refused."""
+"""Options of tree cells that Flax's cells lack: projection, layer norm, recurrent dropout; and refused input."""
 
 import dataclasses
 import functools

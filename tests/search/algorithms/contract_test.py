@@ -1,6 +1,6 @@
-"""What every search algorithm of the list must do, on spaces with every kind of token that are small enough to list.
+"""The contract of all search algorithms, on small spaces that have every kind of token.
 
-`tests/systems/contract_test.py` has the same for whole searches: resuming, compiling once, learning.
+`tests/systems/contract_test.py` has the contract of whole searches: resuming, compiling once, learning.
 """
 
 import jax
@@ -39,7 +39,7 @@ def shapes(state):
   return jax.tree.map(lambda x: (x.shape, x.dtype), state)
 
 
-# What these propose from is the controller of REINFORCE.
+# These sample their proposals from the controller of REINFORCE.
 CONTROLLED = ('pqt', 'ppo')
 CASES = [
   pytest.param(name, where, marks=pytest.mark.long) if name in CONTROLLED and where != 'layered' else (name, where)
@@ -96,7 +96,7 @@ def test_layers_may_have_rewards_and_sequences_depths_of_their_own(name):
   [pytest.param(name, marks=pytest.mark.long) if name in CONTROLLED else name for name in algorithms.ALGORITHMS],
 )
 def test_searches_side_by_side_are_those_alone(name):
-  """Under `vmap`, as tables run many seeds in one program."""
+  """Searches under `vmap` equal single ones, as searches in tables run many seeds in one program."""
   own = build(name, SPACES['choice'])
 
   def search(key):

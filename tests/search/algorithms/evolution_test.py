@@ -14,7 +14,7 @@ KEYS = jax.random.split(jax.random.key(0), 64)
 
 
 def after(own, *children):
-  """The state after children (tokens, reward), told in one batch; a reward of None is a failure."""
+  """Returns the state after one batch of children (tokens, reward); a reward of None is a failure."""
   tokens = jnp.array([tokens for tokens, _ in children], jnp.int32)
   reward = jnp.array([0.0 if reward is None else reward for _, reward in children])
   failed = jnp.array([reward is None for _, reward in children])
@@ -23,7 +23,7 @@ def after(own, *children):
 
 
 def apart(own, state, tokens):
-  """In how many tokens each proposal differs from a sequence."""
+  """Returns in how many tokens each proposal differs from a sequence."""
   return np.unique((np.asarray(own.propose(state, KEYS, None)) != np.array([tokens])).sum(1)).tolist()
 
 

@@ -13,7 +13,7 @@ KEYS = jax.random.split(jax.random.key(0), 200)
 
 
 def mutants(space, tokens, depth, wanted, count=1):
-  """The different results of many mutations, as rows, beside the fresh sequence of each."""
+  """Returns the distinct results of many mutations as rows, and the fresh sequence of each."""
   fresh = jax.vmap(lambda key: uniform_controller(space).sample((), key, wanted))(KEYS)
   change = jax.jit(lambda fresh, key: mutate(space, jnp.asarray(tokens), depth, fresh, key, wanted, count))
   return np.asarray(jax.vmap(change)(fresh, KEYS)), np.asarray(fresh)
@@ -42,7 +42,7 @@ def test_several_tokens_change():
 
 
 def test_tokens_that_the_parent_lacks_are_fresh():
-  """Of a sequence of one layer, the second and third are new; and so is what a changed type brings with it."""
+  """From a parent of one layer, the second and third layer are fresh, as are the tokens that a new type requires."""
   space = SPACES['layered']
   parent = strings(space, 1)[1]
   found, fresh = mutants(space, parent, 1, None)

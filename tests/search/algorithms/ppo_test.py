@@ -25,7 +25,7 @@ def close(a, b):
 
 @pytest.mark.parametrize('batches', [1, 3])
 def test_of_the_first_batch_the_gradient_is_that_of_reinforce(batches):
-  """The ratio is 1, whose derivative is that of log pi; batches that have not been do not count."""
+  """The ratio is 1 and its derivative is that of log pi; empty places for batches do not count."""
   cfg = testing.search_config(algorithm='ppo', ppo_batches=batches, entropy_weight=0.1, skip_weight=0.2)
   own = algorithms.build(LAYERED, cfg)
   state = own.init(jax.random.key(0))

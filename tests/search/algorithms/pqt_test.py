@@ -12,7 +12,7 @@ from nas_jax.types import Batch, Outcome
 
 
 def queue_of(size, *batches):
-  """(tokens, depth, reward) in the queue after batches of children (token, depth, reward, failed)."""
+  """Returns the queue (tokens, depth, reward) after batches of children (token, depth, reward, failed)."""
   queue = pqt.Queue(jnp.zeros((size, 1), jnp.int32), jnp.zeros(size, jnp.int32), jnp.full(size, -jnp.inf))
   for children in batches:
     token, depth, reward, failed = (jnp.array(column) for column in zip(*children, strict=True))

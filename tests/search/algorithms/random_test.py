@@ -16,7 +16,7 @@ def test_random_search_learns_nothing():
   before = state = s.init(jax.random.key(0))
   for rewards in ([1.0, 2.0, 3.0], [4.0, 1.0, 4.0]):
     state, info = s.tell(state, s.ask(state), Outcome(jnp.array(rewards)))
-  # What it asks for depends on its key and the step alone.
+  # Its batches depend only on its key and the step.
   chex.assert_trees_all_equal(s.ask(state), s.ask(before._replace(step=state.step)))
   # It reports a baseline, 0.95 * 2 + 0.05 * 3, and mean advantages from the 2 before; there is no gradient to follow.
   np.testing.assert_allclose([info['baseline'], info['advantage'], info['gradient_norm']], [2.05, 5 / 3, 0], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""REINFORCE: its pieces by hand, its gradient by enumeration, one update, and that it learns."""
+"""REINFORCE: its parts by hand, its gradient by enumeration, one update, and learning."""
 
 import dataclasses
 import functools
@@ -159,7 +159,7 @@ def test_the_gradient_is_clipped(s):
 
 
 def test_links_are_drawn_to_their_target():
-  """Where all children earn the same, the divergence of Pham et al. (2018) alone moves the controller."""
+  """If all children have equal rewards, only the divergence of Pham et al. (2018) moves the controller."""
   made = enas_macro_space(3, ('conv 3', 'max pool 3'))
   s = search.ask_tell(made, testing.search_config(m=4, skip_weight=0.8, skip_target=0.2, controller_lr=0.05))
   state = s.init(jax.random.key(0))
@@ -175,7 +175,7 @@ def test_links_are_drawn_to_their_target():
 
 
 def test_the_penalty_of_links_is_the_sum_or_the_mean_over_layers():
-  """Where all children earn the same, the gradient is that of the penalty alone: two layers have links."""
+  """If all children have equal rewards, the gradient is that of the penalty. Two layers have links."""
   made, grads = enas_macro_space(3, ('conv 3', 'max pool 3')), {}
   for penalty in ('sum', 'mean'):
     s = search.ask_tell(made, testing.search_config(m=4, skip_weight=0.8, skip_penalty=penalty))
