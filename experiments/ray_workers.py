@@ -101,7 +101,7 @@ class Trainer:
     self._types = [Batch, Repeats, Group, problem.space.arch_type]
 
   def train(self, task: bytes) -> bytes:
-    """Trains a packed (evaluator name, batch). Returns the outcome, without `children`, and the seconds, packed."""
+    """Trains a packed (evaluator name, batch). Returns a packed (outcome without `children`, seconds taken)."""
     name, batch = arrays.unpack(task, self._types)
     begun = time.perf_counter()
     outcome = self._own[name](hosts.on_device(batch))

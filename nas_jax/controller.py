@@ -52,7 +52,7 @@ class _Table(NamedTuple):
 
 
 def _table(space: Space) -> tuple[_Table, int, int, int]:
-  """Returns the table, the number of heads, the number of anchors, and K, the widest choice."""
+  """Returns the table, the number of heads, the number of anchors, and K, the greatest slot width."""
   heads = sorted({slot.head for slot in space.slots})
   anchors = sum(slot.anchor for slot in space.slots)
   written = np.cumsum([slot.anchor for slot in space.slots]) - 1

@@ -1,7 +1,7 @@
 """Types and conventions that all modules share.
 
-Letters in shapes mean the same everywhere: `m` children, `T` tokens, `S` slots, `K` widest choice, `N` tree nodes,
-`n` leaves, `H` features, `V` vocabulary, `B` batch, `L` layers.
+Letters in shapes mean the same everywhere: `m` children, `T` tokens, `S` slots, `K` greatest slot width, `N` tree
+nodes, `n` leaves, `H` features, `V` vocabulary, `B` batch, `L` layers.
 """
 
 from collections.abc import Callable

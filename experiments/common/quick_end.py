@@ -27,8 +27,8 @@ _WAITING = (threading.__file__, os.path.join('concurrent', 'futures', '_base.py'
 def while_compiling(unsaved: set[str]) -> Iterator[None]:
   """Lets SIGTERM and Ctrl-C end the process at once while it compiles and `unsaved` is empty.
 
-  The message and the exit code are those of an end after the compilation. A second signal of a kind ends the process in
-  any case. Enter the context in the main thread, with handlers set for both signals.
+  The message and the exit code are the same as after the compilation. A second SIGTERM or Ctrl-C like the first ends
+  the process even if work is lost. Enter the context in the main thread, with handlers set for both signals.
 
   Args:
     unsaved: names of work that would be lost if the process ended. The search updates the set.

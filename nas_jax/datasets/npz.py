@@ -41,7 +41,7 @@ def by_split(
 ) -> dict[str, dict[str, np.ndarray]]:
   """Returns arrays by split, 'train', 'validation' or 'test', and by kind.
 
-  Names are SPLIT_KIND; those of the training split may be the kind alone.
+  Names are like 'test_images'; 'train_images' may also be called 'images'.
 
   Args:
     path: the path of the file, for errors.

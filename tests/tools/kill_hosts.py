@@ -102,14 +102,14 @@ def together(begun: list[subprocess.Popen], workdir: pathlib.Path) -> None:
 def break_off(begun: list[subprocess.Popen], victim: int, workdir: pathlib.Path) -> float | None:
   """Kills one of the processes and checks how the others end.
 
-  Returns the seconds until the last of them has ended; None if process 0 had come to the end of the search before.
+  Returns the seconds until the last of them has ended; None if the search was over already.
   """
   begun[victim].send_signal(signal.SIGKILL)
   killed = time.monotonic()
   codes = ends(begun)
   seconds = time.monotonic() - killed
   said = log_of(workdir, 0).read_text()
-  if victim and codes[0] == 0 and f'results in {workdir}' in said:
+  if set(codes) <= {0, -signal.SIGKILL} and 0 in codes:  # process 0 has ended the search and let the others go
     return None
   others = [code for host, code in enumerate(codes) if host not in (0, victim)]
   assert set(others) <= {75, -signal.SIGABRT}, f'{codes}: {said}'
@@ -141,6 +141,7 @@ def trial(system: str, kills: int, seed: int, hosts: int, folder: pathlib.Path, 
         assert codes == [0] * hosts, f'{codes}: {log_of(broken, 0).read_text()}'
         break
       if (took := break_off(processes, victim, broken)) is None:
+        assert ends(start(flags, broken, hosts, 1)) == [0] * hosts, log_of(broken, 0).read_text()
         break
       hits += 1
       say(f'{system}: host {victim} killed, all over after {took:.1f} s', flush=True)
