@@ -130,7 +130,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
   rows = rankings.standings(records, known, made, system.metric.key, system.metric.lower)
   derived = dict[str, float]()
   for name, folder in (own, workdir), ('random', control):
-    lines = workdirs.peek(os.path.join(folder, 'derived.json')) or []
+    lines = workdirs.peek_derived(folder, made, system.metric.key)
     rows += rankings.derived(name, lines, system.metric.key)
     if lines and lines[0]['failed'] is None:
       derived[name] = lines[0][system.metric.key]
@@ -230,7 +230,7 @@ def _winners(
   Where weights are shared, the three are architectures derived after the search. With successive halving, children of
   the longest rung come first.
   """
-  derived, winners = workdirs.peek(os.path.join(workdir, 'derived.json')), list[model.Winner]()
+  derived, winners = workdirs.peek_derived(workdir, made, system.metric.key), list[model.Winner]()
   path = os.path.join(workdir, 'final', 'best.json')
   chosen = workdirs.peek(path) if converged and os.path.exists(path) else None
   if chosen and converged:

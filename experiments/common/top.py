@@ -1,6 +1,6 @@
 """Writes the best distinct architectures of a search to top.json, and makes the command that retrains them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import os
 import shlex
 from typing import Any
@@ -33,7 +33,7 @@ def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tupl
   """
   path, who = os.path.join(workdir, 'derived.json'), 'derived'
   if os.path.exists(path):
-    each = [workdirs.peek(path)]
+    each: list[Sequence[journal.Record]] = [workdirs.peek_derived(workdir, made, system.metric.key)]
   else:
     path, who = os.path.join(workdir, 'children.jsonl'), 'child'
     records = list(journal.read(path, schema=journal.child_of(made)).values())

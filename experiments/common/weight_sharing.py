@@ -58,8 +58,8 @@ def derive(run: Run, programs: Programs, cfg: Config, found: Found) -> None:
   """
   problem, state = run.problem, _last_state(found, cfg)
   path, step = os.path.join(found.folder, 'derived.json'), int(state.step)
-  lines, fits = workdirs.read(path) or [], journal.child_of(problem.space)
-  if not all(fits({'seconds': 0, **line}) and run.system.metric.key in line for line in lines):
+  lines = workdirs.read(path) or []
+  if not all(map(journal.derived_of(problem.space, run.system.metric.key), lines)):
     lines = []
   if len(lines) < cfg.derive_children or lines[0]['step'] != step:
     key = jax.random.fold_in(jax.random.key(cfg.seed), 4)
@@ -78,9 +78,8 @@ def derive(run: Run, programs: Programs, cfg: Config, found: Found) -> None:
       for one in derived
     ]
     workdirs.write(path, json.dumps(lines) + '\n')
-  first = _derived(found.folder)[0]
-  if first['failed'] is None:
-    _write_best(run, os.path.join(found.folder, 'best.json'), first)
+  if lines[0]['failed'] is None:
+    _write_best(run, os.path.join(found.folder, 'best.json'), lines[0])
 
 
 def summary(run: Run, programs: Programs, found: Mapping[str, Found]) -> Summary:
@@ -90,8 +89,9 @@ def summary(run: Run, programs: Programs, found: Mapping[str, Found]) -> Summary
   """
   system, cfg, made = run.system, run.cfg, run.problem.space
   ranks = rank(run, programs, found)
-  derived = {name: _derived(one.folder) for name, one in found.items()}
-  first, (key, metric, lower) = derived[search.title(cfg)][0], system.metric
+  key, metric, lower = system.metric
+  derived = {name: workdirs.peek_derived(one.folder, made, key) for name, one in found.items()}
+  first = derived[search.title(cfg)][0]
   best = f'no derived {system.noun} could be scored: {first["failed"]}'
   if first['failed'] is None:
     head = f'derived {system.noun} ({metric} {first[key]:.3f}; for its own, use experiments.retrain):'
@@ -198,10 +198,6 @@ def _last_state(found: Found, cfg: Config) -> search.SearchState:
   state = checkpoint.restore(os.path.join(found.folder, 'checkpoints'), fresh, older.layouts)
   assert state is not None, 'a search that is over has a checkpoint of its end'
   return state
-
-
-def _derived(folder: str) -> list[dict[str, Any]]:
-  return workdirs.peek(os.path.join(folder, 'derived.json'))
 
 
 def _write_best(run: Run, path: str, record: Mapping[str, Any]) -> None:

@@ -207,6 +207,19 @@ def peek(path: str) -> Any:
     raise files.Unusable(f'{path} cannot be read ({error}): restore or remove it.') from None
 
 
+def peek_derived(folder: str, made: Space, metric: str) -> list[journal.Record]:
+  """Returns the architectures in derived.json, best first; none if there is no such file. Moves nothing.
+
+  Raises:
+    files.Unusable: the file is damaged; the message names it.
+  """
+  path = os.path.join(folder, 'derived.json')
+  lines = peek(path) or []
+  if not all(map(journal.derived_of(made, metric), lines)):
+    raise files.Unusable(f'{path} cannot be read (no {made.kind} architectures with {metric}): restore or remove it.')
+  return lines
+
+
 def read_children(path: str, made: Space) -> dict[int, journal.Record]:
   """Returns the children of a space in a journal, by id. Damaged lines are moved aside with a warning."""
   fits = journal.child_of(made)

@@ -52,6 +52,12 @@ def child_of(space: Space) -> Callable[[Record], bool]:
   return fits
 
 
+def derived_of(space: Space, metric: str) -> Callable[[Record], bool]:
+  """Returns the schema of an architecture that was derived after a search: a child with its score, but no seconds."""
+  fits = child_of(space)
+  return lambda line: fits({'seconds': 0, **line}) and (line['failed'] is not None or is_number(line.get(metric)))
+
+
 def update_of(space: Space) -> Callable[[Record], bool]:
   """Returns the schema of an update of a search in a space: it has a probability for each label of each slot."""
   widths = [slot.width for slot in space.slots]

@@ -1,12 +1,34 @@
 """The report of every system is made only from the files of a workdir."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
 from experiments import report
 from experiments.common import systems, workdirs
+from nas_jax import files
 from nas_jax.search import journal
 from nas_jax.types import Batch, Outcome
+
+DERIVED = {'id': 0, 'tokens': [0, 0, 3, 0, 1], 'reward': 16.0, 'failed': None, 'step': 4, 'shared_perplexity': 5.0}
+
+
+@pytest.mark.parametrize(
+  'change', [{'shared_perplexity': 'x'}, {'shared_perplexity': None}, {'tokens': [9, 0, 3, 0, 1]}, {'tokens': [0]}]
+)
+def test_a_derived_architecture_that_does_not_fit_is_one_line(tmp_path, change):
+  system = systems.RECURRENT
+  cfg = dataclasses.replace(system.presets['smoke'](), nodes=3)
+  workdirs.write_config(str(tmp_path), cfg)
+  workdirs.note_origin(str(tmp_path), system.launcher, ['x'], cfg)
+  path = tmp_path / 'derived.json'
+  path.write_text(json.dumps([DERIVED]))
+  assert report.read(str(tmp_path)).derived == {'reinforce': 5.0}
+  path.write_text(json.dumps([DERIVED, DERIVED | change]))
+  with pytest.raises(files.Unusable, match=r'derived.json cannot be read.*shared_perplexity.*remove it\.$'):
+    report.make(str(tmp_path))
 
 
 @pytest.mark.parametrize('system', systems.SYSTEMS, ids=lambda system: system.name)
