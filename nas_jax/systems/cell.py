@@ -18,7 +18,7 @@ from nas_jax.datasets import text as text_lib
 from nas_jax.operations import BUILT_IN, Operation, Operations, by_id, find
 from nas_jax.space.tree import TreeArch
 from nas_jax.systems import language, retrain, retrain_cell
-from nas_jax.training import costs, evaluators, halving, rewards, timing
+from nas_jax.training import comparisons, costs, evaluators, halving, rewards, timing
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.training.rewards import Reward
@@ -42,7 +42,9 @@ class SpaceConfig:
 
 
 @dataclasses.dataclass
-class Config(SpaceConfig, language.Children, Limits, halving.Config, replicas.Config, search.Config):
+class Config(
+  SpaceConfig, language.Children, Limits, comparisons.Config, halving.Config, replicas.Config, search.Config
+):
   """The search, its children, and how they are trained."""
 
   parameters: int = field(
@@ -64,16 +66,6 @@ class Config(SpaceConfig, language.Children, Limits, halving.Config, replicas.Co
     low=0.0,
   )
   max_children: int = field(500, 'children to train', low=1, budget=True, first=True)
-  reliability_children: int = field(
-    60,
-    'random cells trained several times before the search, to see how reliable the reward is; 0 for none',
-    low=0,
-    high=10_000,
-    budget=True,
-  )
-  yardstick_repeats: int = field(
-    3, 'trainings of each known cell after the search, to compare with; 0 for none', low=0, high=1000, budget=True
-  )
   final_children: int = field(
     0,
     'how many of the best different cells of the search are trained to convergence after it, beside as many of its '
@@ -123,6 +115,8 @@ def paper() -> Config:
     clip=5.0,
     score_batch=20,
     max_children=15_000,  # Sec. 4.2
+    reliability_children=60,
+    yardstick_repeats=3,
     final_preset='zaremba_medium',
   )
 
@@ -147,7 +141,7 @@ def demo() -> Config:
   """Takes minutes on a laptop, without a download: characters of Python's help text."""
   return Config(
     m=4, controller_lr=5e-3, proposals='guided', known='avoid', reward_limit=2.0, max_children=300,
-    reliability_children=30, final_children=3,
+    reliability_children=30, yardstick_repeats=3, final_children=3,
   )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from nas_jax.space import ChainArch
 from nas_jax.space.chain import default_layers
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import costs, evaluators, halving
+from nas_jax.training import comparisons, costs, evaluators, halving
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.training.rewards import Reward
@@ -24,7 +24,7 @@ from nas_jax.types import Array, Batch, Evaluate, Outcome
 
 
 @dataclasses.dataclass
-class Config(classifier.Config, costs.Config, Limits, halving.Config, per_layer.Config):
+class Config(classifier.Config, costs.Config, Limits, comparisons.Config, halving.Config, per_layer.Config):
   """The search, its children, and how they are trained. Xu's poster gives few of the values; the others are ours."""
 
   layers: tuple[str, ...] = field(
@@ -48,16 +48,6 @@ class Config(classifier.Config, costs.Config, Limits, halving.Config, per_layer.
   reward_power: float = field(1.0, 'the reward is the validation accuracy to this power', above=0.0)
   max_children: int = field(
     437, 'children to train, which are prefixes of all lengths; as many as Xu', low=1, budget=True, first=True
-  )
-  reliability_children: int = field(
-    20,
-    'random networks trained several times before the search, to see how reliable the reward is; 0 for none',
-    low=0,
-    high=10_000,
-    budget=True,
-  )
-  yardstick_repeats: int = field(
-    2, 'trainings of each known network after the search, to compare with; 0 for none', low=0, high=1000, budget=True
   )
 
 

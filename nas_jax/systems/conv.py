@@ -13,7 +13,7 @@ from nas_jax.datasets import images as images_lib
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import costs, evaluators, halving, timing
+from nas_jax.training import comparisons, costs, evaluators, halving, timing
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
@@ -22,7 +22,9 @@ from nas_jax.types import Evaluate, PyTree
 
 
 @dataclasses.dataclass
-class Config(classifier.BlockConfig, costs.Config, Limits, halving.Config, replicas.Config, search.Config):
+class Config(
+  classifier.BlockConfig, costs.Config, Limits, comparisons.Config, halving.Config, replicas.Config, search.Config
+):
   """The search, its children, and how they are trained. The defaults are the first experiment of Sec. 4.1."""
 
   max_depth: int = field(15, 'layers of the deepest children; 15, 20 and 13 in the three experiments of Table 1', low=1)
@@ -63,16 +65,6 @@ class Config(classifier.BlockConfig, costs.Config, Limits, halving.Config, repli
     choices=timing.PROGRAMS,
   )
   max_children: int = field(12_800, 'children to train, Sec. 4.1', low=1, budget=True, first=True)
-  reliability_children: int = field(
-    20,
-    'random networks trained several times before the search, to see how reliable the reward is; 0 for none',
-    low=0,
-    high=10_000,
-    budget=True,
-  )
-  yardstick_repeats: int = field(
-    2, 'trainings of each known network after the search, to compare with; 0 for none', low=0, high=1000, budget=True
-  )
 
 
 def paper_v1() -> Config:

@@ -12,7 +12,7 @@ from nas_jax.children.sequence import Hyperparameters
 from nas_jax.config import field
 from nas_jax.datasets.sequences import Sequences
 from nas_jax.systems import cell, classifier, recurrent
-from nas_jax.training import evaluators, halving, timing
+from nas_jax.training import comparisons, evaluators, halving, timing
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.training.rewards import Reward
@@ -20,7 +20,9 @@ from nas_jax.types import Evaluate
 
 
 @dataclasses.dataclass
-class Config(cell.SpaceConfig, recurrent.Config, Limits, halving.Config, replicas.Config, search.Config):
+class Config(
+  cell.SpaceConfig, recurrent.Config, Limits, comparisons.Config, halving.Config, replicas.Config, search.Config
+):
   """The search, its children, and how they are trained."""
 
   lr: float = field(0.01, 'learning rate of the children', above=0.0)
@@ -39,16 +41,6 @@ class Config(cell.SpaceConfig, recurrent.Config, Limits, halving.Config, replica
     choices=timing.PROGRAMS,
   )
   max_children: int = field(200, 'children to train', low=1, budget=True, first=True)
-  reliability_children: int = field(
-    20,
-    'random cells trained several times before the search, to see how reliable the reward is; 0 for none',
-    low=0,
-    high=10_000,
-    budget=True,
-  )
-  yardstick_repeats: int = field(
-    2, 'trainings of each known cell after the search, to compare with; 0 for none', low=0, high=1000, budget=True
-  )
 
 
 def demo() -> Config:
