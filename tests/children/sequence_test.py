@@ -53,6 +53,20 @@ def test_what_stands_after_the_end_is_not_read(kind):
   np.testing.assert_allclose(alone[0], whole[shortest], rtol=1e-5, atol=1e-6)
 
 
+def test_weight_decay_spares_the_biases_of_the_outputs():
+  cell, arch = KINDS['tree']
+  child = recurrent.network(testing.sequence_config(layers=2), DATA, cell, 4)
+  params = child.init(recurrent.spec(arch), jax.random.key(0))
+  params['softmax_bias'] += 3.0
+  batch = jnp.asarray(sequence.laid_out(DATA.train, DATA.standard))[:9], jnp.asarray(DATA.train.labels)[:9]
+  without, decayed = (
+    child.loss(params, recurrent.spec(arch, sequence.Hyperparameters(0.1, rate)), (), batch, jax.random.key(1))[0]
+    for rate in (0.0, 0.5)
+  )
+  squares = sum(float((leaf**2).sum()) for leaf in jax.tree.leaves((params['cells'], params['softmax'])))
+  np.testing.assert_allclose(decayed - without, 0.25 * squares, rtol=1e-4)
+
+
 def test_a_layer_and_the_softmax_by_hand():
   """A plain loop over the steps of the cell gives the outputs."""
   cell, arch = KINDS['lstm']
