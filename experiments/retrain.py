@@ -9,7 +9,6 @@ an interrupted run. Examples:
 
 from collections.abc import Mapping, Sequence
 import hashlib
-import json
 import math
 import os
 import time
@@ -185,7 +184,7 @@ def run(
 ) -> None:
   """Retrains architectures one by one, writes result.json, and prints the table of all results in the folder."""
   path, setting = os.path.join(results, 'result.json'), recipe_of(system).setting(cfg, data)
-  rows = workdirs.cached(path, lambda: {'rows': [], 'setting': setting})['rows']
+  rows = (workdirs.read(path) or {'rows': []})['rows']
   if shorter := [row['name'] for row in rows if row['epochs'] < cfg.epochs and row['name'] not in archs]:
     print(f'not in the table, as they have fewer epochs: {", ".join(dict.fromkeys(shorter))}; name them to go on')
   rows = [row for row in rows if row['epochs'] == cfg.epochs]
@@ -196,7 +195,7 @@ def run(
       folder = _folder(results, name, arch)
       found = retrain_arch(recipe_of(system), cfg, data, name, arch, folder, check, advance)
       rows = [row for row in rows if row['name'] != name] + found
-      workdirs.write(path, json.dumps({'rows': rows, 'setting': setting}) + '\n')
+      workdirs.write_losses(path, {'rows': rows, 'setting': setting})
   print(f'\n{table(rows, system)}\n{setting}\nresults and models in {results}')
 
 
@@ -260,7 +259,7 @@ def choose(
       place, known = folder(name, archs[name]), grids[group][name]
       rows += retrain_arch(recipe, cfg, data, name, archs[name], place, check, advance, known)
   result = {'rows': rows, 'setting': recipe_of(system).setting(cfg, data), 'candidates': candidates}
-  workdirs.write(os.path.join(results, 'result.json'), json.dumps(result) + '\n')
+  workdirs.write_losses(os.path.join(results, 'result.json'), result)
   return result
 
 
@@ -425,7 +424,7 @@ def _train_once(
     if key in found:
       epochs.begin(running, stage.name, cfg, epochs.of(found[key]), stage.epochs)
     found[key] = train_stage(recipe, cfg, data, arch, stage, folder, running, check)
-    workdirs.write(path, json.dumps(found, indent=2) + '\n')
+    workdirs.write_losses(path, found)
   else:
     stage.advance(stage.epochs * len(stage.points))
   epochs.end(running, cfg, stage.final)  # only after its result is written

@@ -8,19 +8,21 @@ from typing import Any
 from nas_jax import files
 from nas_jax.files import Each, is_count, is_number
 
-_NUMBERS = [is_number]
+# Files of losses. Null in them is the loss of a training that has no finite one.
+WITH_LOSSES = ('trainings.json', 'result.json')
+_LOSSES = [(is_number, None)]
 _MEASURED = (is_number, None)  # None if it could not be measured
 _RESULT: files.Schema = {
   'parameters': int,
   'multiply_adds?': int,
   'size': (str, is_count),
-  'valid?': _NUMBERS,
-  'test?': _NUMBERS,
+  'valid?': _LOSSES,
+  'test?': _LOSSES,
 }
 
 
-def _some_numbers(value: Any) -> bool:
-  return isinstance(value, list) and bool(value) and not files.mismatch(value, _NUMBERS)
+def _some_losses(value: Any) -> bool:
+  return isinstance(value, list) and bool(value) and not files.mismatch(value, _LOSSES)
 
 
 def _derived(value: Any) -> bool:
@@ -36,8 +38,8 @@ def _derived(value: Any) -> bool:
 
 def _trainings(value: Any) -> bool:
   """Returns whether a value fits trainings.json. Entries of the grid have validation scores, others test scores."""
-  return not files.mismatch(value, Each({**_RESULT, 'curve': [_NUMBERS]})) and all(
-    _some_numbers(entry.get('valid' if key.startswith('grid at ') else 'test')) for key, entry in value.items()
+  return not files.mismatch(value, Each({**_RESULT, 'curve': [_LOSSES]})) and all(
+    _some_losses(entry.get('valid' if key.startswith('grid at ') else 'test')) for key, entry in value.items()
   )
 
 
@@ -89,8 +91,8 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
           'epochs': is_count,
           'repeats': is_count,
           'settings?': str,
-          'valid': _NUMBERS,
-          'test': _some_numbers,
+          'valid': _LOSSES,
+          'test': _some_losses,
         }
       ],
       'setting': str,

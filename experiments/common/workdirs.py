@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import errno
 import json
+import math
 import os
 import shlex
 from typing import Any
@@ -185,10 +186,11 @@ def _add_to_origin(workdir: str, **entries: Any) -> None:
 def read(path: str) -> Any:
   """Returns the JSON value in a file of a workdir, or None if there is none.
 
-  A file that is not JSON or does not fit its schema is moved to the folder `damaged` beside it, with a warning.
+  A file that is not JSON or does not fit its schema is moved to the folder `damaged` beside it, with a warning. Losses
+  that are null are read as infinite: see `write_losses`.
   """
   try:
-    return files.read(path, schemas.of(path))
+    return _read(path)
   except (ValueError, IsADirectoryError) as error:
     aside = files.set_aside(path, os.path.join(os.path.dirname(path), 'damaged'))
     warnings.warn(f'{path} is damaged ({error}): moved to {aside}.', stacklevel=2)
@@ -202,9 +204,32 @@ def peek(path: str) -> Any:
     files.Unusable: the file is damaged; the message names it.
   """
   try:
-    return files.read(path, schemas.of(path))
+    return _read(path)
   except (OSError, ValueError) as error:
     raise files.Unusable(f'{path} cannot be read ({error}): restore or remove it.') from None
+
+
+def write_losses(path: str, value: Any) -> None:
+  """Writes one of the files `schemas.WITH_LOSSES`. JSON has no infinity, so a loss that is not finite becomes null."""
+
+  def finite(leaf: Any) -> Any:
+    return None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+
+  write(path, json.dumps(_each(value, finite), indent=2, allow_nan=False) + '\n')
+
+
+def _read(path: str) -> Any:
+  found = files.read(path, schemas.of(path))
+  if os.path.basename(path) not in schemas.WITH_LOSSES or found is None:
+    return found
+  return _each(found, lambda leaf: math.inf if leaf is None else leaf)
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+  """Returns a JSON value with `change` applied to everything that is no object and no list."""
+  if isinstance(value, dict):
+    return {key: _each(entry, change) for key, entry in value.items()}
+  return [_each(entry, change) for entry in value] if isinstance(value, list) else change(value)
 
 
 def peek_derived(folder: str, made: Space, metric: str) -> list[journal.Record]:

@@ -255,6 +255,9 @@ def test_a_grid_goes_on_while_its_best_rate_is_at_an_end(tmp_path, monkeypatch, 
     point, _ = launcher.extend_grid(*grid, lambda count: None, launcher.train_grid(*grid))
     assert point.lr == pytest.approx(chosen)
     np.testing.assert_allclose(rates, tried)
+  text = (tmp_path / 'trainings.json').read_text()
+  json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
+  assert ('null' in text) == (best is None)
 
 
 @pytest.mark.long
