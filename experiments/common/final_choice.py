@@ -8,8 +8,7 @@ architectures are then trained again with new seeds, and compared with known arc
 from collections.abc import Mapping
 import os
 
-from experiments import retrain
-from experiments.common import rung_stage, workdirs
+from experiments.common import retraining, rung_stage, workdirs
 from experiments.common.stages import Found, Run
 from experiments.common.systems import Arch, Config, Data, System
 from nas_jax import draw, search
@@ -41,7 +40,7 @@ def work(run: Run, searches: int) -> float:
     return 0.0
   cfg = choice.cfg
   groups, known = searches + len(choice.references), len(choice.references)
-  return choice.epoch * retrain.epochs_of_choice(run.system, cfg, searches * run.cfg.final_children + known, groups)
+  return choice.epoch * retraining.epochs_of_choice(run.system, cfg, searches * run.cfg.final_children + known, groups)
 
 
 def run(run: Run, found: Mapping[str, Found]) -> str:
@@ -68,11 +67,11 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
     groups[name] = {who: rankings.arch_of(made, record) for who, record in named.items()}
     records |= named
   groups |= {name: {name: arch} for name, arch in choice.references.items()}
-  trainings = retrain.epochs_of_choice(
+  trainings = retraining.epochs_of_choice(
     system, choice.cfg, sum(map(len, groups.values())), len(list(filter(None, groups.values())))
   )
   with run.progress.phase(NAME, trainings, 'epochs') as advance:
-    result = retrain.choose(system, choice.cfg, run.data, groups, folder, run.recovery.check, advance)
+    result = retraining.choose(system, choice.cfg, run.data, groups, folder, run.recovery.check, advance)
   chosen = [row['name'] for row in result['rows'] if row['name'] in groups[search.title(run.cfg)]]
   own = [f'{who}:\n{draw.words(rankings.arch_of(made, records[who]), made)}' for who in chosen[:1]]
   if chosen:
@@ -81,9 +80,9 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
     [
       f'Trained to convergence, mean and standard deviation over {rankings.counted(choice.cfg.repeats, "training")}:',
       '',
-      retrain.table(result['rows'], system),
+      retraining.table(result['rows'], system),
       result['setting'],
-      retrain.candidates(result, system),
+      retraining.candidates(result, system),
       *own,
       '',
       f'The scores that follow are those of the search itself, {system.length(run.cfg)} for each {system.noun}.',

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import testing
 
-from experiments import retrain as launcher
-from experiments.common import epochs, workdirs
+from experiments.common import epochs, retraining, workdirs
 from experiments.common.systems import CELL
 from nas_jax import files, load, space
 from nas_jax.training import checkpoint, full_training
@@ -21,7 +20,7 @@ ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
 def train(folder, count, check=lambda: None, **changes):
   cfg = testing.retrain_config(lr=(0.1,), epochs=count, **changes)
   epochs.open_results(str(folder), cfg)
-  launcher.run(CELL, cfg, testing.text(), {'cell': ARCH}, str(folder), check)
+  retraining.run(CELL, cfg, testing.text(), {'cell': ARCH}, str(folder), check)
   (entries,) = folder.glob('cell-*/trainings.json')
   return [{**entry, 'seconds': 0} for entry in json.loads(entries.read_text()).values()]
 
@@ -86,7 +85,7 @@ def test_it_starts_anew_where_it_cannot_go_on(tmp_path, monkeypatch, capsys, sch
   """The schedule depends on the number of epochs, or an earlier version kept no state."""
   begun = []
 
-  def stage(recipe, cfg, data, arch, stage, folder, running, check):
+  def stage(subject, stage, running):
     begun.append(os.path.isdir(running))
     return {
       'size': '4',
@@ -97,7 +96,7 @@ def test_it_starts_anew_where_it_cannot_go_on(tmp_path, monkeypatch, capsys, sch
       'seconds': 0.0,
     }
 
-  monkeypatch.setattr(launcher, 'train_stage', stage)
+  monkeypatch.setattr(retraining, 'train_stage', stage)
   train(tmp_path, 2, schedule=schedule)
   (folder,) = tmp_path.glob('cell-*')
   if schedule == 'cosine':

@@ -7,8 +7,8 @@ import shutil
 import pytest
 import testing
 
-from experiments import report, retrain
-from experiments.common import final_choice, search_flow, workdirs
+from experiments import report
+from experiments.common import final_choice, retraining, search_flow, workdirs
 from experiments.common.systems import CELL
 from nas_jax import config, space
 from nas_jax.report import headline, page
@@ -56,7 +56,7 @@ def test_the_best_of_each_search_by_validation_stands_beside_the_reference(whole
 def test_its_numbers_are_those_of_retrain(whole, tmp_path):
   row = result(whole)['rows'][0]
   arch = space.from_json((whole / 'final' / 'best.json').read_text(), CELL.kind)
-  retrain.run(CELL, RECIPE, TEXT, {row['name']: arch, 'LSTM': 'LSTM'}, str(tmp_path))
+  retraining.run(CELL, RECIPE, TEXT, {row['name']: arch, 'LSTM': 'LSTM'}, str(tmp_path))
   alone, reference = json.loads((tmp_path / 'result.json').read_text())['rows']
   for mine, other in ((row, alone), (result(whole)['rows'][2], reference)):
     assert mine == {name: value for name, value in other.items() if name != 'seconds'}
@@ -80,7 +80,7 @@ def test_its_table_comes_first(whole):
 
 
 def test_what_is_over_is_not_trained_again(whole, monkeypatch):
-  monkeypatch.setattr(retrain, 'train_stage', lambda *args: pytest.fail('trained again'))
+  monkeypatch.setattr(retraining, 'train_stage', lambda *args: pytest.fail('trained again'))
   before = (whole / 'summary.txt').read_text()
   searched(whole)
   assert (whole / 'summary.txt').read_text() == before
@@ -117,14 +117,14 @@ def test_stopped_within_it_goes_on_from_the_epoch_before(whole, tmp_path, monkey
 def test_an_architecture_of_two_groups_is_trained_once(tmp_path, monkeypatch):
   trained = []
 
-  def train_stage(recipe, cfg, data, arch, stage, folder, running, check):
-    trained.append((arch, stage.final))
+  def train_stage(subject, stage, running):
+    trained.append((subject.arch, stage.final))
     scores = {'curve': [[2.0, 1.0]], 'valid': [2.0, 1.0], 'test': [1.5, 1.5]}
     return {'size': '4', 'parameters': 9, 'seconds': 0.0, **scores}
 
-  monkeypatch.setattr(retrain, 'train_stage', train_stage)
+  monkeypatch.setattr(retraining, 'train_stage', train_stage)
   groups = {'reinforce': {'mine': 'LSTM'}, 'random': {'theirs': 'LSTM'}, 'none': {}}
-  found = retrain.choose(CELL, RECIPE, TEXT, groups, str(tmp_path))
+  found = retraining.choose(CELL, RECIPE, TEXT, groups, str(tmp_path))
   assert trained == [('LSTM', False), ('LSTM', True)]
   assert [row['name'] for row in found['rows']] == ['mine', 'theirs'] and 'lr 0.1,' in found['rows'][0]['settings']
 

@@ -17,7 +17,7 @@ import pytest
 
 from experiments import cell_search, conv_search, enas_search, per_layer_search, table_search
 from experiments import retrain as retrain_launcher
-from experiments.common import launch, systems, usage, workdirs
+from experiments.common import launch, retraining, systems, usage, workdirs
 from nas_jax import config, files
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
@@ -274,7 +274,7 @@ def test_architectures_of_systems_that_one_module_retrains(refuse, monkeypatch, 
   (tmp_path / 'tree.json').write_text(tree_cell_space().to_json(NASCELL))
   both = f'{tmp_path}/rnn.json,{tmp_path}/tree.json'
   seen = []
-  monkeypatch.setattr(retrain_launcher, 'run', lambda system, cfg, data, archs, results, check: seen.append(archs))
+  monkeypatch.setattr(retraining, 'run', lambda system, cfg, data, archs, results, check: seen.append(archs))
   args = ('--preset=smoke', f'--results={tmp_path}/run')
   retrain_launcher.prepare(['retrain', *args, f'--arch={both},ENAS_RNN,LSTM'])(lambda: None)
   assert list(seen[0].values()) == [RnnArch((1, 3), (0,)), NASCELL, ENAS_RNN, 'LSTM']

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import testing
 
-from experiments import retrain as launcher
+from experiments.common import retraining
 from experiments.common.systems import CELL, CHAIN
 from nas_jax import export, files, load, space
 from nas_jax.datasets import image_batches
@@ -24,7 +24,7 @@ def text_results(tmp_path_factory):
   """A cell and an LSTM, each trained twice."""
   cfg = testing.retrain_config(repeats=2, epochs=2, lr=(0.1,))
   folder = tmp_path_factory.mktemp('text')
-  launcher.run(CELL, cfg, testing.text(), {'mine': TREE, 'LSTM': 'LSTM'}, str(folder))
+  retraining.run(CELL, cfg, testing.text(), {'mine': TREE, 'LSTM': 'LSTM'}, str(folder))
   return folder
 
 
@@ -33,7 +33,7 @@ def image_results(tmp_path_factory):
   small = {'batch': 9, 'epochs': 2, 'score_batch': 4, 'schedule': 'constant', 'grid_epochs': 1, 'whiten': 'zca'}
   cfg = retrain_conv.Config(**small, lr=(0.05, 0.001), epsilon=(1e-3,), add_filters=(1,))
   folder = tmp_path_factory.mktemp('images')
-  launcher.run(CHAIN, cfg, IMAGES, {'chain': CHAIN_ARCH}, str(folder))
+  retraining.run(CHAIN, cfg, IMAGES, {'chain': CHAIN_ARCH}, str(folder))
   return folder
 
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import testing
 
-from experiments import retrain as launcher
-from experiments.common import search_flow, workdirs
+from experiments.common import retraining, search_flow, workdirs
 from experiments.common.systems import CHAIN
 from nas_jax import space
 from nas_jax.children import conv as child_conv
@@ -92,7 +91,7 @@ def test_a_search_to_its_page_and_on(tmp_path, capsys):
   arch = space.from_json(json.dumps(best))
   assert len(arch.layers) == records[best['id']]['depth']
   few = retrain_conv.Config(batch=9, epochs=1, score_batch=4, schedule='constant', lr=(0.05,))
-  launcher.run(CHAIN, few, IMAGES, {'mine': arch}, str(tmp_path))
+  retraining.run(CHAIN, few, IMAGES, {'mine': arch}, str(tmp_path))
   assert 'test error' in capsys.readouterr().out
 
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import testing
 
-from experiments import retrain as launcher
-from experiments.common import search_flow, workdirs
+from experiments.common import retraining, search_flow, workdirs
 from experiments.common.systems import CONV
 from nas_jax import published, space
 from nas_jax.children import conv as child_conv
@@ -157,7 +156,7 @@ def test_a_final_training_has_all_images_and_keeps_the_last_weights():
 @pytest.mark.long
 def test_grid_then_winner_at_every_width(tmp_path, capsys):
   cfg = retrain_config(lr=(0.05, 1e-6), add_filters=(0, 2), grid_epochs=2, repeats=2)
-  launcher.run(CONV, cfg, IMAGES, {'mine': ARCH}, str(tmp_path))
+  retraining.run(CONV, cfg, IMAGES, {'mine': ARCH}, str(tmp_path))
   rows = json.loads((tmp_path / 'result.json').read_text())['rows']
   assert [(row['size'], row['repeats']) for row in rows] == [('+0', 2), ('+2', 2)]
   wide = ARCH._replace(filters=tuple(n + 2 for n in ARCH.filters))

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import testing
 
-from experiments import retrain as launcher
-from experiments.common import epochs
+from experiments.common import epochs, retraining
 from experiments.common.systems import CELL
 from nas_jax import space
 from nas_jax.children import language_model
@@ -205,7 +204,7 @@ def test_presets_are_sound(preset):
 
 def run(folder, cells=CELLS, **changes):
   cfg = testing.retrain_config(lr=(0.1, 0.0001), grid_epochs=1, repeats=2, epochs=2, **changes)
-  launcher.run(CELL, cfg, testing.text(), cells, str(folder))
+  retraining.run(CELL, cfg, testing.text(), cells, str(folder))
   return json.loads((folder / 'result.json').read_text())
 
 
@@ -242,17 +241,17 @@ def test_grid_then_winner_at_every_size(tmp_path, capsys):
 def test_a_grid_goes_on_while_its_best_rate_is_at_an_end(tmp_path, monkeypatch, best, more, tried, chosen):
   rates = list[float]()
 
-  def stage(recipe, cfg, data, arch, stage, folder, running, check):
+  def stage(subject, stage, running):
     rates.extend(point.lr for point in stage.points)
     losses = [math.inf if best is None else abs(math.log(point.lr / best)) for point in stage.points]
     curve = [[loss] * stage.epochs for loss in losses]
     return {'size': '4', 'parameters': 1, 'valid': losses, 'curve': curve, 'seconds': 0.0}
 
-  monkeypatch.setattr(launcher, 'train_stage', stage)
+  monkeypatch.setattr(retraining, 'train_stage', stage)
   cfg = testing.retrain_config(lr=(0.01, 0.02), extend_grid=more)
   for _ in range(2):  # the second time all of it is known
-    grid = CELL.retrain, cfg, None, 'cell', None, str(tmp_path), lambda: None
-    point, _ = launcher.extend_grid(*grid, lambda count: None, launcher.train_grid(*grid))
+    subject = retraining.Subject(CELL.retrain, cfg, None, 'cell', None, str(tmp_path))
+    point, _ = retraining.extend_grid(subject, retraining.train_grid(subject))
     assert point.lr == pytest.approx(chosen)
     np.testing.assert_allclose(rates, tried)
   text = (tmp_path / 'trainings.json').read_text()
@@ -265,7 +264,7 @@ def test_cells_of_several_kinds_side_by_side(tmp_path):
   rnn = space.RnnArch((1, 3, 2), (0, 0))
   cells = {'rnn': rnn, 'LSTM': 'LSTM'}
   cfg = testing.retrain_config(dropout=('0:0:0.1:0',), tied=True, epochs=4, lr=(0.03,))
-  launcher.run(CELL, cfg, testing.text(), cells, str(tmp_path))
+  retraining.run(CELL, cfg, testing.text(), cells, str(tmp_path))
   rows = json.loads((tmp_path / 'result.json').read_text())['rows']
   embedding, h = 5 * 4 + 5, 4
   assert [(row['name'], row['parameters'] - embedding) for row in rows] == [
@@ -309,9 +308,9 @@ def test_killed_in_the_middle_of_a_training_it_resumes_as_if_unbroken(tmp_path):
 @pytest.mark.parametrize('older', [False, True])
 def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path, monkeypatch, older):
   """The process ends after each step in turn that changes files; an earlier version's state is gone on with."""
-  folder, began, removed = str(tmp_path), [], []
+  began, removed = [], []
 
-  def stage(recipe, cfg, data, arch, stage, models, running, check):
+  def stage(subject, stage, running):
     began.append((stage.name, os.path.isdir(running)))
     os.makedirs(running, exist_ok=True)
     each = [1.0] * len(stage.points)
@@ -323,13 +322,12 @@ def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path,
       raise KeyboardInterrupt  # the process ends here
     shutil.rmtree(path, ignore_errors=True)
 
-  monkeypatch.setattr(launcher, 'train_stage', stage)
+  monkeypatch.setattr(retraining, 'train_stage', stage)
   monkeypatch.setattr(epochs, 'files', types.SimpleNamespace(remove=remove))
   cfg = testing.retrain_config(lr=(0.1, 0.2))
 
   def run():
-    recipe = CELL.retrain
-    return launcher.retrain_arch(recipe, cfg, None, 'cell', None, folder, lambda: None)
+    return retraining.retrain_arch(retraining.Subject(CELL.retrain, cfg, None, 'cell', None, str(tmp_path)))
 
   if older:
     (tmp_path / 'running' / '1').mkdir(parents=True)
