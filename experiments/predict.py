@@ -18,7 +18,7 @@ from absl import flags
 import jax
 import numpy as np
 
-from experiments.common import launch, pictures, series
+from experiments.common import arch_files, arguments, launch, pictures, series
 from nas_jax import export
 from nas_jax.datasets import splits
 from nas_jax.report import rankings
@@ -46,7 +46,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads the model and its inputs, and checks that they fit together."""
-  values = launch.parse(argv, __doc__, own_flags)
+  values = arguments.parse(argv, __doc__, own_flags)
   if not values.model:
     raise ValueError('--model is missing: name a folder that retrain has written.')
   given = [name for name in ('images', 'text', 'sequences') if values[name].value]
@@ -62,7 +62,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     return _prepare_sequences(path, model, values)
   if isinstance(model, export.Classifier):
     return _prepare_images(path, model, values)
-  words = launch.read_file(values.text, str)
+  words = arch_files.read_file(values.text, str)
   model.numbers(words)  # raises ValueError
   return lambda check: show_text(path, model, words, values)
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from experiments import retrain
-from experiments.common import launch, workdirs
+from experiments.common import arch_files, arguments, launch, workdirs
 from experiments.common.systems import CELL
 from nas_jax import files, published, space
 from nas_jax.files import is_count, is_number
@@ -71,8 +71,8 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads flags, text and cells, and locks and opens the folder of results."""
-  values = launch.parse(argv, __doc__ or '', own_flags, {'': rank_cell.PRESETS})
-  cfg = launch.configure(values, rank_cell.PRESETS)
+  values = arguments.parse(argv, __doc__ or '', own_flags, {'': rank_cell.PRESETS})
+  cfg = arguments.configure(values, rank_cell.PRESETS)
   rank_cell.check(cfg)
   results = values.results or f'runs/rank_children-{values.preset}'
   cfg = workdirs.settled(results, cfg)
@@ -109,7 +109,7 @@ def arch_json(arch: space.TreeArch) -> str:
 
 def read_cells(path: str) -> Cells:
   """Returns the cells that an earlier run wrote. Raises ValueError if the file has none."""
-  entries = launch.read_file(path, json.loads)
+  entries = arch_files.read_file(path, json.loads)
   if not isinstance(entries, dict) or not entries:
     raise ValueError(f'{path}: want an object of names and cells, as cells.json of an earlier run.')
   return {name: space.from_json(json.dumps(entry), 'tree_cell') for name, entry in entries.items()}
@@ -128,7 +128,7 @@ def gather(cfg: Config, values: flags.FlagValues) -> Cells:
     found |= {f'{name} {who}': arch for who, arch in retrain.best_of(folder, values.top, CELL).items()}
   known = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
   for name in values.arch:
-    found |= launch.named_archs(name, known, CELL.kind)
+    found |= arch_files.named_archs(name, known, CELL.kind)
   different = {space.canonical(arch): name for name, arch in reversed(found.items())}
   if not found:
     raise ValueError('no cells to train: give --random, --workdirs, --arch or --cells.')

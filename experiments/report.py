@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments.common import launch, rung_stage, top, workdirs
+from experiments.common import arch_files, arguments, launch, rung_stage, top, workdirs
 from experiments.common.systems import System, for_config, goal, system_of
 from experiments.common.weight_sharing import OTHER_DATA
 from nas_jax import config, draw, search, space
@@ -38,7 +38,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads the workdir, or the two that are compared, and renders the page; --top also writes top.json."""
-  values = launch.parse(argv, __doc__, own_flags, words='compare')
+  values = arguments.parse(argv, __doc__, own_flags, words='compare')
   if values.compare:
     return _prepare_comparison(values)
   if not values.workdir:
@@ -237,7 +237,7 @@ def _winners(
     first = converged['rows'][0]
     score = f'test {converged["metric"]} {rankings.spread(first["test"])}'
     title = f'{headline.capital(headline.called(first["name"]))}, {score}'
-    winners.append(_winner(title, launch.read_arch(path, made.kind), made))
+    winners.append(_winner(title, arch_files.read_arch(path, made.kind), made))
   best = rungs.best_first([derived] if derived else each_rung, made, goal(system, cfg))
   for place, (rung, record) in enumerate(best[:3], 1):
     who = 'Derived after the search' if derived else f'Child {record["id"]}'
@@ -257,7 +257,7 @@ def _remembered(path: str, made: space.Space) -> str:
   if not os.path.exists(path):
     return ''
   labels = made.slots[0].labels
-  return replay_picture.svg(launch.read_file(path, functools.partial(replay_tree.from_json, labels=labels)), labels)
+  return replay_picture.svg(arch_files.read_file(path, functools.partial(replay_tree.from_json, labels=labels)), labels)
 
 
 def _reliability(workdir: str, system: System, cfg: Any) -> list[model.Correlation]:

@@ -13,7 +13,7 @@ import os
 from absl import flags
 
 from experiments import report as report_page
-from experiments.common import epochs, launch, quick_end, retraining, systems, workdirs
+from experiments.common import arch_files, arguments, epochs, launch, quick_end, retraining, systems, workdirs
 from experiments.common import top as top_lib
 from experiments.common.systems import SYSTEMS, System, for_config
 from nas_jax import config, space
@@ -55,11 +55,11 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   for name, recipe in RECIPES.items():
     alike.setdefault(recipe.config, []).append(name)
   configs = {', '.join(names): RECIPES[names[0]].presets for names in alike.values()}
-  values = launch.parse(argv, __doc__, own_flags, configs)
+  values = arguments.parse(argv, __doc__, own_flags, configs)
   sources = [*values.arch, *([os.path.join(values.workdir, 'best.json')] if values.workdir else [])]
   if not sources:
     raise ValueError('nothing is named to train: give --arch=FILE,... (or a known name), or --workdir=DIR of a search.')
-  archs = {name: arch for given in values.arch for name, arch in launch.named_archs(given, known_archs()).items()}
+  archs = {name: arch for given in values.arch for name, arch in arch_files.named_archs(given, known_archs()).items()}
   wanted = values.system or searched_by(values.workdir)
   chosen = {source: system_of(source, wanted) for source in sources}
   system = agreed(chosen)
@@ -109,7 +109,7 @@ def system_of(source: str, wanted: str = '') -> System:
   able = [system for system in SYSTEMS if system.name in RECIPES]
   found = [system for system in able if source in RECIPES[system.name].known]
   if not found:
-    kinds = set(launch.read_archs(source, space.kind_of).values())
+    kinds = set(arch_files.read_archs(source, space.kind_of).values())
     found = [system for system in able if kinds == {system.kind}]
     if not found:
       known = ', '.join(dict.fromkeys(system.kind for system in able))
@@ -129,10 +129,10 @@ def agreed(systems: Mapping[str, System]) -> System:
 def configure(values: flags.FlagValues, system: System) -> retrain.Config:
   """Returns the config of the chosen preset, overridden by the given flags. Raises ValueError if it is invalid."""
   recipe = RECIPES[system.name]
-  launch.own_preset(values, recipe.presets, f'{system.noun}s')
+  arguments.own_preset(values, recipe.presets, f'{system.noun}s')
   others = {f'{other.noun}s of {other.launcher}': other.retrain.config for other in SYSTEMS if other.retrain}
-  launch.own_fields(values, recipe.config, others)
-  cfg = launch.configure(values, recipe.presets)
+  arguments.own_fields(values, recipe.config, others)
+  cfg = arguments.configure(values, recipe.presets)
   recipe.check(cfg)
   return cfg
 
@@ -143,7 +143,7 @@ def best_of(workdir: str, top: int, system: System) -> dict[str, retrain.Arch]:
   For a search with shared weights these are the best architectures derived at its end; for other searches, the best
   children. Children of a longer rung come first. Raises ValueError if the search has fewer.
   """
-  made = launch.read_file(os.path.join(workdir, 'best.json'), space.space_of)
+  made = arch_files.read_file(os.path.join(workdir, 'best.json'), space.space_of)
   cfg = config.from_json(system.config, workdirs.peek(os.path.join(workdir, 'config.json')) or {})
   system = for_config(system, cfg)
   who, ranked = top_lib.ranked(workdir, system, cfg, made)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common import launch, workdirs
+from experiments.common import arguments, launch, workdirs
 from nas_jax import replicas, search
 from nas_jax.space import Space, choice_space
 from nas_jax.systems import table
@@ -92,7 +92,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads flags and tables."""
-  values = launch.parse(argv, __doc__ or '', own_flags)
+  values = arguments.parse(argv, __doc__ or '', own_flags)
   for name, path in (('json', values.json), ('picture', values.picture)):
     if path and not os.path.isdir(os.path.dirname(path) or '.'):
       raise ValueError(f'{name} (={path!r}) is in no folder: name a file that can be written.')

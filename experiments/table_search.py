@@ -14,7 +14,7 @@ import os
 from absl import flags
 import jax
 
-from experiments.common import launch, workdirs
+from experiments.common import arguments, launch, workdirs
 from nas_jax import search
 from nas_jax.systems import table
 
@@ -31,8 +31,8 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads flags and table, and builds the search."""
-  values = launch.parse(argv, __doc__, own_flags, {'': {'': table.default}})
-  cfg = launch.overlay(values, table.default())
+  values = arguments.parse(argv, __doc__, own_flags, {'': {'': table.default}})
+  cfg = arguments.overlay(values, table.default())
   if not values.table:
     raise ValueError('--table is missing: name an .npz file with ops [A, T] and reward [A].')
   if values.json and not os.path.isdir(os.path.dirname(values.json) or '.'):

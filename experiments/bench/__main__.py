@@ -20,7 +20,7 @@ import jax
 
 from experiments.bench import cells, controller, conv, devices, gpu, machine, precision, presets, searches, show
 from experiments.bench.timing import Setup
-from experiments.common import launch, workdirs
+from experiments.common import arguments, launch, workdirs
 
 SECTIONS = {
   'cells': cells.rows,
@@ -57,7 +57,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads the flags, checks whether PyTorch is installed, and returns the function that does the work."""
-  values = launch.parse(argv, __doc__, own_flags, words='what')
+  values = arguments.parse(argv, __doc__, own_flags, words='what')
   what = list(dict.fromkeys(section for name in values.what for section in (ALL if name == 'all' else [name])))
   if 'gpu' in what and len(what) > 1:
     raise ValueError('gpu is measured alone: leave the other sections out.')

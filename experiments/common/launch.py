@@ -1,18 +1,15 @@
-"""Code that all launchers share: flags made from configs, signals, and exit codes."""
+"""How a launcher runs and ends: signals, exit codes, messages of one line, and the set-up of JAX."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import dataclasses
 import functools
 import glob
-import json
 import logging
 import os
 import re
 import signal
 import sys
 import threading
-import types
 from typing import Any, NoReturn
 import warnings
 
@@ -20,8 +17,8 @@ from absl import flags
 from absl import logging as absl_logging
 import jax
 
-from experiments.common import streams, usage, workdirs
-from nas_jax import config, files, space
+from experiments.common import streams, workdirs
+from nas_jax import files
 from nas_jax.hosts import Ended
 from nas_jax.training.recovery import Stopped
 
@@ -29,13 +26,6 @@ Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
 Work = Callable[[Check], None]
 FAULT, CANNOT_WRITE = 1, 74  # exit codes: an error of the program, a file that cannot be written
 CACHE = 'jax_compilation_cache_dir'
-_DEFINE: dict[type, Callable[..., Any]] = {
-  bool: flags.DEFINE_boolean,
-  int: flags.DEFINE_integer,
-  float: flags.DEFINE_float,
-  str: flags.DEFINE_string,
-  tuple: flags.DEFINE_list,
-}
 
 
 def main(prepare: Callable[[Sequence[str]], Work]) -> None:
@@ -157,157 +147,6 @@ def say(message: str) -> None:
   print(f'{name}: {" ".join(message.split())}', file=sys.stderr)
 
 
-def parse(
-  argv: Sequence[str],
-  doc: str,
-  own: Callable[[flags.FlagValues], None],
-  configs: Mapping[str, usage.Presets] = types.MappingProxyType({}),
-  words: str = '',
-  elsewhere: Mapping[str, str] = types.MappingProxyType({}),
-) -> flags.FlagValues:
-  """Parses `argv`. The flags are the launcher's `own` and one for each field of the configs.
-
-  --help prints the page of all flags and exits. A leading ~ in the launcher's own flags becomes the home folder.
-
-  Args:
-    argv: the command line.
-    doc: the launcher's docstring, for --help.
-    own: defines the flags that are no fields of a config.
-    configs: the presets of each config, by its purpose ('' if there is only one). One of the configs will be made.
-    words: name of a list flag whose values may also be given as plain words.
-    elsewhere: for flags that this launcher lacks, the launchers that have them.
-
-  Raises:
-    ValueError: a flag is unknown (the message suggests known ones), or there are plain words and `words` is ''.
-  """
-  values = flags.FlagValues()
-  values.set_gnu_getopt(bool(words))  # flags may come after words
-  own(values)
-  names = list(values)
-  flags.DEFINE_boolean('help', False, 'show this and leave', short_name='h', flag_values=values)
-  fields: dict[str, list[Any]] = {}
-  for presets in configs.values():
-    for item in dataclasses.fields(next(iter(presets.values()))()):
-      fields.setdefault(item.name, []).append(item)
-  for name, items in fields.items():
-    kinds = {tuple if item.metadata['pair'] else type(item.default) for item in items}
-    helps = ' '.join(item.metadata['help'] for item in items)
-    # Where one config has a list and another a single value, the flag is a list, and `overlay` requires one entry.
-    _DEFINE[kinds.pop() if len(kinds) == 1 else tuple](name, None, helps, flag_values=values)
-  try:
-    rest = values(list(argv))
-  except flags.UnrecognizedFlagError as error:
-    if where := elsewhere.get(error.flagname):
-      raise ValueError(f'there is no flag --{error.flagname} here, it is one of {where}: leave it out.') from None
-    near = usage.suggestions(error.flagname, {name: values[name].help or '' for name in values if len(name) > 1})
-    ask = f' (did you mean {" or ".join(f"--{name}" for name in near)}?)' if near else ''
-    raise ValueError(f'there is no flag --{error.flagname}{ask}: --help lists all.') from None
-  if values.help:
-    print(usage.page(doc, values, names, configs))
-    raise SystemExit(0)
-  if words and len(rest) > 1:
-    setattr(values, words, rest[1:])
-  elif len(rest) > 1:
-    raise ValueError(f'{rest[1]!r} is no flag: write --name=value; --help lists the names.')
-  for name in names:
-    _expand_home(values, name)
-  return values
-
-
-def _expand_home(values: flags.FlagValues, name: str) -> None:
-  """Replaces a leading ~ in a flag's value by the home folder; a shell does so only at the beginning of a word."""
-  given = values[name].value
-  if isinstance(given, str):
-    values[name].value = os.path.expanduser(given)
-  elif isinstance(given, list):
-    values[name].value = [os.path.expanduser(entry) for entry in given]
-
-
-def search_flags(presets: Mapping[str, Any], launcher: str) -> Callable[[flags.FlagValues], None]:
-  """Returns a function that defines the flags of every search that are no fields of its config."""
-
-  def define(values: flags.FlagValues) -> None:
-    flags.DEFINE_enum(
-      'preset',
-      'demo' if 'demo' in presets else next(iter(presets)),
-      sorted(presets),
-      'named configuration that the other flags are laid over',
-      flag_values=values,
-    )
-    flags.DEFINE_string(
-      'workdir',
-      '',
-      f'folder of results, in which a search resumes; runs/{launcher}-PRESET by default',
-      flag_values=values,
-    )
-    flags.DEFINE_string('data_dir', '', 'folder that data sets are read from', flag_values=values)
-    flags.DEFINE_boolean('control', True, 'run a random search on the same budget, to compare', flag_values=values)
-
-  return define
-
-
-def configure(values: flags.FlagValues, presets: Mapping[str, Callable[[], Any]]) -> Any:
-  """Returns the config of the chosen preset, overridden by the given flags.
-
-  Raises ValueError if the config is invalid or --data_dir is no folder.
-  """
-  cfg = overlay(values, presets[values.preset]())
-  if values.data_dir and not os.path.isdir(values.data_dir):
-    raise ValueError(f'data_dir (={values.data_dir!r}) is no folder: name one that exists, or leave the flag out.')
-  return cfg
-
-
-def own_preset(values: flags.FlagValues, presets: Mapping[str, Any], whose: str) -> None:
-  """Raises ValueError if --preset is not one of `presets`, as a launcher may accept presets of several configs."""
-  if values.preset not in presets:
-    raise ValueError(f'preset (={values.preset!r}) is none for {whose}: take one of {", ".join(presets)}.')
-
-
-def own_fields(values: flags.FlagValues, own: type, others: Mapping[str, type]) -> None:
-  """Raises ValueError if a given flag is no field of the config `own`, but of one of `others` (by owner)."""
-  names = {item.name for item in dataclasses.fields(own)}
-  for whose, other in others.items():
-    for item in dataclasses.fields(other):
-      if item.name not in names and values[item.name].value is not None:
-        raise ValueError(f'--{item.name} is for {whose}, and means nothing here: leave it out.')
-
-
-def overlay(values: flags.FlagValues, cfg: Any) -> Any:
-  """Overrides fields of `cfg` in place by the given flags, and returns it. Raises ValueError if it is then invalid.
-
-  If --algorithm is given, `proposals` and `known` are reset to their defaults unless flags give them too.
-  """
-  alone = ('proposals', 'known') if 'algorithm' in values and values.algorithm is not None else ()
-  for item in dataclasses.fields(cfg):
-    given = values[item.name].value
-    if given is not None:
-      setattr(cfg, item.name, _entries(item, given) if isinstance(given, list) else given)
-    elif item.name in alone:
-      setattr(cfg, item.name, item.default)
-  config.check(cfg)
-  return cfg
-
-
-def _entries(item: Any, given: Sequence[str]) -> Any:
-  """Returns the entries of a list flag in the type of the field's default.
-
-  Raises ValueError if one cannot be converted, or if there are several and the field is neither a list nor a pair.
-  """
-  single = not isinstance(item.default, tuple)
-  wanted = type(item.default if single else item.default[0])
-  try:
-    entries = tuple(wanted(entry) for entry in given)
-    if not single or len(entries) == 1:
-      return entries[0] if single else entries
-    if item.metadata['pair'] and len(entries) == 2:
-      return entries
-  except ValueError:
-    pass
-  one = f'one {wanted.__name__}{", or two" if item.metadata["pair"] else ""}'
-  what = one if single else f'a list of {wanted.__name__}s'
-  raise ValueError(f'{item.name} (={",".join(given)}) must be {what}.')
-
-
 def cores() -> int:
   """Returns how many cores this process may use or, where the system does not tell, how many the machine has."""
   if hasattr(os, 'sched_getaffinity'):  # on Linux alone
@@ -357,56 +196,3 @@ def drop_damaged_programs(warning: str) -> str:
     with contextlib.suppress(OSError):
       os.unlink(path)
   return found[1]
-
-
-def named_archs(name: str, known: Mapping[str, Any], kind: str = '') -> dict[str, Any]:
-  """Returns the known architecture of a name, or the architectures in the file of that name, by name.
-
-  Raises ValueError if it is neither.
-  """
-  if name in known:
-    return {name: known[name]}
-  if not os.path.exists(name):
-    near = config.did_you_mean(name, known)
-    raise ValueError(f'{name} is neither a file nor a known architecture{near}: known are {", ".join(known)}.')
-  return read_archs(name, functools.partial(space.from_json, kind=kind))
-
-
-def read_arch(path: str, kind: str = '') -> Any:
-  """Returns the architecture in a file. Raises ValueError, naming the file, if it has none or one of another kind."""
-  return read_file(path, functools.partial(space.from_json, kind=kind))
-
-
-def read_archs(path: str, parse: Callable[[str], Any] = space.from_json) -> dict[str, Any]:
-  """Returns the result of `parse` for each architecture in a file: one as in best.json, or a list as in top.json.
-
-  Each is named by the path and, in a list, by its position, counted from 1. Raises ValueError as `read_file`.
-  """
-  return read_file(path, lambda text: {name: parse(one) for name, one in _entries_of(path, text)})
-
-
-def _entries_of(path: str, text: str) -> list[tuple[str, str]]:
-  """Returns the name and the JSON text of each architecture in a file."""
-  try:
-    found = json.loads(text)
-  except ValueError:
-    found = None  # the parser of architectures reports the error
-  if not isinstance(found, list):
-    return [(path, text)]
-  if not found:
-    raise ValueError('it is an empty list, and there is no architecture in it.')
-  return [(f'{path} {place}', json.dumps(one)) for place, one in enumerate(found, 1)]
-
-
-def read_file(path: str, parse: Callable[[str], Any]) -> Any:
-  """Returns `parse(text)` for the text of a file.
-
-  Raises ValueError, naming the file, if it cannot be read, is no UTF-8 text, or `parse` raises ValueError.
-  """
-  try:
-    with open(path, encoding='utf-8') as file:
-      return parse(file.read())
-  except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f'{path} cannot be read ({error}): name a file like a best.json.') from None
-  except ValueError as error:
-    raise ValueError(f'{path}: {error}') from None

@@ -12,6 +12,8 @@ import jax
 
 from experiments import ray_workers
 from experiments.common import (
+  arch_files,
+  arguments,
   connection,
   final_choice,
   from_scratch,
@@ -34,7 +36,7 @@ def own_flags(systems: Sequence[System]) -> Callable[[flags.FlagValues], None]:
 
   def define(values: flags.FlagValues) -> None:
     presets = {name: None for system in systems for name in system.presets}
-    launch.search_flags(presets, f'{launcher}-VARIANT' if systems[0].variant else launcher)(values)
+    arguments.search_flags(presets, f'{launcher}-VARIANT' if systems[0].variant else launcher)(values)
     flags.DEFINE_integer(
       'top', 5, 'how many of the best different architectures to write to top.json; 0 for none', 0, flag_values=values
     )
@@ -79,7 +81,7 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
     ValueError: the input is invalid. Nothing has been compiled by then.
   """
   configs = {system.variant: system.presets for system in systems}
-  values = launch.parse(argv, doc or '', own_flags(systems), configs, elsewhere=_elsewhere(systems))
+  values = arguments.parse(argv, doc or '', own_flags(systems), configs, elsewhere=_elsewhere(systems))
   connected = connection.join(values)
   with connected.meeting(launch.ending_before_work):
     begin = _prepare(systems, argv, values, connected)
@@ -97,7 +99,7 @@ def _prepare(
 ) -> launch.Work:
   """Returns the work of this host. Host 0 opens the workdir; every other host has a folder in it."""
   system = _chosen(values, systems)
-  cfg = launch.configure(values, system.presets)
+  cfg = arguments.configure(values, system.presets)
   name = '-'.join(filter(None, (system.launcher, system.variant, values.preset)))
   workdir = values.workdir or f'runs/{name}'
   if connected.processes > 1 and system.alone is None:
@@ -230,8 +232,8 @@ def _chosen(values: flags.FlagValues, systems: Sequence[System]) -> System:
     return systems[0]
   by_variant = {system.variant: system for system in systems}
   system = by_variant[values.variant]
-  launch.own_preset(values, system.presets, f'--variant={values.variant}')
-  launch.own_fields(values, system.config, {f'--variant={name}': other.config for name, other in by_variant.items()})
+  arguments.own_preset(values, system.presets, f'--variant={values.variant}')
+  arguments.own_fields(values, system.config, {f'--variant={name}': other.config for name, other in by_variant.items()})
   return system
 
 
@@ -239,7 +241,7 @@ def _read_beside(paths: Sequence[str], system: System, cfg: Config) -> dict[str,
   """Returns architectures by their files. Raises ValueError if one cannot be read or cannot be trained as a child."""
   assert system.alone is not None
   parse = functools.partial(space.from_json, kind=system.kind)
-  beside = {name: arch for path in paths for name, arch in launch.read_archs(path, parse).items()}
+  beside = {name: arch for path in paths for name, arch in arch_files.read_archs(path, parse).items()}
   for path, arch in beside.items():
     if why := system.alone.why_unsupported(cfg, arch):
       raise ValueError(f'{path}: {why}: leave it out, or take --child_program=specialised.')

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.common import launch, workdirs
+from experiments.common import arch_files, workdirs
 from experiments.common.systems import Config, System, system_of
 from nas_jax import config, files, published, replicas
 from nas_jax.search import Config as SearchConfig
@@ -133,8 +133,8 @@ def _of_archs(path: str, target: Target) -> Start:
   """Returns a start that first trains the architectures in a file, a published one, or all that the space has."""
   known = {name: arch for name, arch in vars(published).items() if isinstance(arch, target.space.arch_type)}
   if path != PUBLISHED and path not in known:
-    text = launch.read_file(path, str)
-    tokens = launch.read_archs(path, functools.partial(_tokens, target))
+    text = arch_files.read_file(path, str)
+    tokens = arch_files.read_archs(path, functools.partial(_tokens, target))
     return Start(
       {path: hashlib.sha256(text.encode()).hexdigest()}, [], list(tokens.values()), [f'{path}: trained first']
     )
@@ -198,7 +198,7 @@ def _of_journal(path: str, target: Target) -> Start:
       lacking[f'child {number}'] = str(error)
   if not told:
     raise ValueError(f'start_from: {path} has no child of this space ({_first(lacking)}): leave it out.')
-  content = launch.read_file(source, str.encode)
+  content = arch_files.read_file(source, str.encode)
   digest = hashlib.sha256(content).hexdigest()
   left = f'; {len(lacking)} are not of this space and left out ({_first(lacking)})' if lacking else ''
   damaged = len(content.splitlines()) - len(journal.read_lines(source, journal.child_of(made)))

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from absl import flags
 import jax
 
-from experiments.common import launch, systems, workdirs
+from experiments.common import arguments, launch, systems, workdirs
 from experiments.compare import peers, runs, show, statistics, variants
 from experiments.compare.statistics import Curve
 from experiments.compare.variants import Variant
@@ -80,7 +80,7 @@ def own_flags(values: flags.FlagValues) -> None:
 
 def prepare(argv: Sequence[str]) -> launch.Work:
   """Reads flags, benchmarks and earlier results."""
-  values = launch.parse(argv, __doc__, own_flags)
+  values = arguments.parse(argv, __doc__, own_flags)
   algorithms = variants.parse(values.algorithms)
   peers.check([one.name for one in algorithms if one.cfg is None])
   for path in (values.json, values.picture):

@@ -30,7 +30,7 @@ from experiments.bench import (
   trained,
 )
 from experiments.bench.timing import Row, Setup, at_least, at_most
-from experiments.common import launch
+from experiments.common import arguments
 from nas_jax import space, tree_cell
 from nas_jax.space.conv import ConvArch
 from nas_jax.space.network import NetworkOptions
@@ -251,11 +251,11 @@ def test_words_beside_flags():
     ['x', '--repeats=3', 'cells', 'conv'],
     ['x', '--what=cells,conv'],
   ):
-    assert launch.parse(argv, '', own, words='what').what == ['cells', 'conv']
-  assert launch.parse(['x', 'cells', '--repeats=3'], '', own, words='what').repeats == 3
-  assert launch.parse(['x'], '', own, words='what').what == ['all']
+    assert arguments.parse(argv, '', own, words='what').what == ['cells', 'conv']
+  assert arguments.parse(['x', 'cells', '--repeats=3'], '', own, words='what').repeats == 3
+  assert arguments.parse(['x'], '', own, words='what').what == ['all']
   with pytest.raises(ValueError, match="'cells' is no flag"):
-    launch.parse(['x', 'cells'], '', own)
+    arguments.parse(['x', 'cells'], '', own)
 
 
 def test_without_pytorch_it_says_so(capsys):

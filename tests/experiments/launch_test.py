@@ -17,7 +17,7 @@ import pytest
 
 from experiments import cell_search, conv_search, enas_search, per_layer_search, table_search
 from experiments import retrain as retrain_launcher
-from experiments.common import launch, retraining, systems, usage, workdirs
+from experiments.common import arguments, launch, retraining, systems, usage, workdirs
 from nas_jax import config, files
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
@@ -55,10 +55,10 @@ def test_a_home_folder_in_a_flag_is_expanded(monkeypatch):
     launch.flags.DEFINE_string('workdir', '', 'folder', flag_values=values)
     launch.flags.DEFINE_list('arch', [], 'files', flag_values=values)
 
-  values = launch.parse(['x', '--workdir=~/runs', '--arch=~/a.json,LSTM'], '', own)
+  values = arguments.parse(['x', '--workdir=~/runs', '--arch=~/a.json,LSTM'], '', own)
   assert values.workdir == '/home/someone/runs' and values.arch == ['/home/someone/a.json', 'LSTM']
-  assert launch.parse(['x', '~/b.json', 'c~'], '', own, words='arch').arch == ['/home/someone/b.json', 'c~']
-  assert launch.parse(['x'], '', own).workdir == ''
+  assert arguments.parse(['x', '~/b.json', 'c~'], '', own, words='arch').arch == ['/home/someone/b.json', 'c~']
+  assert arguments.parse(['x'], '', own).workdir == ''
 
 
 def test_a_field_that_did_not_exist_yet_is_at_its_default():
@@ -499,9 +499,9 @@ def test_an_unknown_flag_is_answered_with_those_like_it(refuse, given, near):
 
 
 def test_flags_lie_over_the_preset():
-  define = launch.search_flags(cell.PRESETS, 'cell_search')
-  values = launch.parse(['x', '--preset=smoke', '--m=7', '--combine=max,add'], '', define, {'': cell.PRESETS})
-  cfg = launch.configure(values, cell.PRESETS)
+  define = arguments.search_flags(cell.PRESETS, 'cell_search')
+  values = arguments.parse(['x', '--preset=smoke', '--m=7', '--combine=max,add'], '', define, {'': cell.PRESETS})
+  cfg = arguments.configure(values, cell.PRESETS)
   assert cfg == dataclasses.replace(cell.smoke(), m=7, combine=('max', 'add'))
 
 
@@ -517,8 +517,8 @@ def test_flags_lie_over_the_preset():
 )
 def test_an_algorithm_that_is_named_searches_by_itself(given, wanted):
   presets = {'demo': lambda: cell.Config(proposals='guided', known='avoid')}
-  values = launch.parse(['x', *given], '', launch.search_flags(presets, 'cell_search'), {'': presets})
-  cfg = launch.configure(values, presets)
+  values = arguments.parse(['x', *given], '', arguments.search_flags(presets, 'cell_search'), {'': presets})
+  cfg = arguments.configure(values, presets)
   assert (cfg.algorithm, cfg.proposals, cfg.known) == wanted
 
 

@@ -7,7 +7,7 @@ import pytest
 import testing
 
 from experiments import report, retrain
-from experiments.common import launch, prepare_search, systems, top, workdirs
+from experiments.common import arch_files, arguments, prepare_search, systems, top, workdirs
 from nas_jax import space
 from nas_jax.report import rankings
 from nas_jax.search import journal
@@ -43,7 +43,7 @@ def workdir(tmp_path):
 
 
 def archs(path):
-  return list(launch.read_archs(str(path)).values())
+  return list(arch_files.read_archs(str(path)).values())
 
 
 def test_the_best_of_each_architecture_best_first(workdir):
@@ -65,10 +65,10 @@ def test_the_command_that_is_printed_trains_them(workdir):
   assert said.startswith(f'the best 2 different networks are in {workdir}/top.json; to train them to the end:\n')
   command = shlex.split(said.splitlines()[1])
   assert command[:3] == ['python', '-m', 'experiments.retrain'] and '--data_dir=/my data' in command
-  values = launch.parse(command[2:], '', retrain.own_flags, {'': retrain_conv.PRESETS})
+  values = arguments.parse(command[2:], '', retrain.own_flags, {'': retrain_conv.PRESETS})
   assert values.preset == 'smoke' and values.arch == [str(workdir / 'top.json')]
   assert retrain.system_of(values.arch[0]) is systems.CONV
-  named = launch.named_archs(values.arch[0], retrain.known_archs())
+  named = arch_files.named_archs(values.arch[0], retrain.known_archs())
   assert named == {f'{workdir}/top.json 1': MADE.decode(B), f'{workdir}/top.json 2': MADE.decode(A)}
 
 
@@ -106,7 +106,7 @@ def test_a_list_that_is_none_of_architectures_is_one_line(tmp_path, text, words)
   path = tmp_path / 'F.json'
   path.write_text(text)
   with pytest.raises(ValueError, match=words) as error:
-    launch.named_archs(str(path), {}, 'conv')
+    arch_files.named_archs(str(path), {}, 'conv')
   assert '\n' not in str(error.value) and 'F.json' in str(error.value)
 
 
