@@ -12,8 +12,7 @@ import os
 
 from absl import flags
 
-from experiments import report as report_page
-from experiments.common import arch_files, arguments, epochs, launch, quick_end, retraining, systems, workdirs
+from experiments.common import arch_files, arguments, epochs, launch, quick_end, reports, retraining, systems, workdirs
 from experiments.common import top as top_lib
 from experiments.common.systems import SYSTEMS, System, for_config
 from nas_jax import config, space
@@ -84,7 +83,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     with lock, quick_end.while_compiling(set()):  # finished epochs are saved; an interrupted one is trained again
       retraining.run(system, cfg, data, archs, results, check)
     if values.workdir:
-      report_page.write(values.workdir, report_page.make(values.workdir))
+      reports.write(values.workdir, reports.make(values.workdir))
 
   return work
 

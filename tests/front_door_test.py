@@ -159,6 +159,12 @@ def test_imports_go_down_the_floors():
     assert os.path.getsize(path) < 20_000, f'{path} holds two ideas'
 
 
+def test_what_launchers_share_imports_no_launcher():
+  for path in (ROOT / 'experiments' / 'common').glob('*.py'):
+    for name in imports(path):
+      assert name.startswith(('nas_jax', 'experiments.common')), f'{path}: {name}'
+
+
 def test_no_module_imports_itself_round_a_corner():
   files = {path.relative_to(ROOT).with_suffix('').parts: path for path in (ROOT / 'nas_jax').rglob('*.py')}
   modules = {'.'.join(parts[:-1] if parts[-1] == '__init__' else parts): path for parts, path in files.items()}

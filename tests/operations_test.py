@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import testing
 
-from experiments import report
-from experiments.common import final_choice, workdirs
+from experiments.common import final_choice, reports, workdirs
 from experiments.common.systems import CELL
 from nas_jax import config, operations, space, tree_cell
 from nas_jax.draw import enas as draw_enas
@@ -348,9 +347,9 @@ def test_a_report_of_a_search_with_an_operation_of_ones_own(own_space, tmp_path)
   workdirs.open_config(str(tmp_path), cfg)
   child = {'id': 0, 'tokens': made.encode(arch).tolist(), 'reward': 1.0, 'perplexity': 5.0, 'failed': None}
   journal.writer(str(tmp_path / 'children.jsonl'))([child | {'seconds': 1.0}])
-  assert 'swish(' in report.make(str(tmp_path), cfg)
+  assert 'swish(' in reports.make(str(tmp_path), cfg)
   with pytest.raises(ValueError, match='hand in one of your own as an Operation') as error:
-    report.make(str(tmp_path))  # config.json has its name alone
+    reports.make(str(tmp_path))  # config.json has its name alone
   assert '\n' not in str(error.value)
 
 

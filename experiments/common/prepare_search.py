@@ -10,7 +10,6 @@ from typing import Any
 from absl import flags
 import jax
 
-from experiments import ray_workers
 from experiments.common import (
   arch_files,
   arguments,
@@ -18,6 +17,7 @@ from experiments.common import (
   final_choice,
   from_scratch,
   launch,
+  ray_workers,
   recovery_files,
   search_flow,
   start_from,

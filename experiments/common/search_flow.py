@@ -7,12 +7,12 @@ import os
 
 import jax
 
-from experiments import report as report_page
 from experiments.common import (
   from_scratch,
   launch,
   quick_end,
   recovery_files,
+  reports,
   run_search,
   start_from,
   top,
@@ -105,7 +105,7 @@ def _run(begun: Run, with_control: bool, started: Start, places: str, top_count:
     found['random'] = _one(begun, stages, control, folder, NOTHING, phases[1])
   top.write(workdir, system, cfg, top_count)
   _summarize(begun, cfg, stages.summary(found), [said] if said else [], started)
-  report_page.write(workdir, report_page.make(workdir, begun.cfg))
+  reports.write(workdir, reports.make(workdir, begun.cfg))
   chosen = os.path.join('final', 'best.json')
   of_choice = f', {chosen} the one of the final choice' if os.path.exists(os.path.join(workdir, chosen)) else ''
   print(f'results in {workdir}: summary.txt has these tables, best.json the best architecture{of_choice}')
@@ -155,7 +155,7 @@ def _summarize(begun: Run, cfg: Config, found: Summary, reliability: Sequence[st
 def _one(begun: Run, stages: Stages, cfg: Config, folder: str, started: Start, phase: str) -> Found:
   """Runs one search to its end, and then the stage `after` it."""
   s, budget = start_from.begin(stages.search(cfg), started), run_search.budget_of(cfg, begun.system.children(cfg))
-  watchers, told = [report_page.refresher(begun.workdir, begun.cfg)], start_from.measured(started)
+  watchers, told = [reports.refresher(begun.workdir, begun.cfg)], start_from.measured(started)
   records = run_search.run(
     folder, s, cfg.seed, budget, phase, begun.recovery, watchers, begun.crew, begun.width, told, begun.progress
   )

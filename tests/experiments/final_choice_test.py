@@ -7,8 +7,7 @@ import shutil
 import pytest
 import testing
 
-from experiments import report
-from experiments.common import final_choice, retraining, search_flow, workdirs
+from experiments.common import final_choice, reports, retraining, search_flow, workdirs
 from experiments.common.systems import CELL
 from nas_jax import config, space
 from nas_jax.report import headline, page
@@ -63,7 +62,7 @@ def test_its_numbers_are_those_of_retrain(whole, tmp_path):
 
 
 def test_its_table_comes_first(whole):
-  summary, found = (whole / 'summary.txt').read_text(), report.read(str(whole))
+  summary, found = (whole / 'summary.txt').read_text(), reports.read(str(whole))
   assert summary.startswith('Trained to convergence') and summary.index('test perplexity') < summary.index(
     'best cell ('
   )

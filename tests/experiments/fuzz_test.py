@@ -9,8 +9,7 @@ import warnings
 import pytest
 import testing
 
-from experiments import report
-from experiments.common import search_flow, systems, workdirs
+from experiments.common import reports, search_flow, systems, workdirs
 from nas_jax import files
 from nas_jax.search import journal
 
@@ -106,12 +105,12 @@ def trial(source, go_on, folder, seed):
   shutil.copytree(source, folder)
   names = sorted(path for path in folder.rglob('*.json*') if not {'checkpoints', 'damaged'} & set(path.parts))
   said = mutate(rng.choice(names), rng)
-  for act in (report.make, go_on, report.make):
+  for act in (reports.make, go_on, reports.make):
     try:
       act(str(folder))
     except Exception as error:
       # A launcher that only reads may raise any ValueError; one that works, these.
-      refused = isinstance(error, ValueError if act is report.make else files.Unusable) or ' holds ' in str(error)
+      refused = isinstance(error, ValueError if act is reports.make else files.Unusable) or ' holds ' in str(error)
       if not refused or '\n' in str(error):
         raise AssertionError(f'seed {seed}, {said}: {error!r}') from error
 

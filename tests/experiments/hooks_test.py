@@ -14,7 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from experiments import report
-from experiments.common import launch, run_search, workdirs
+from experiments.common import launch, reports, run_search, workdirs
 from nas_jax import draw, search, space
 from nas_jax.report import page
 from nas_jax.search import journal
@@ -243,11 +243,11 @@ def test_two_searches_are_compared(tmp_path, workdir, monkeypatch, capsys):
 
 def test_the_page_of_a_running_search_is_written_once_a_minute(workdir, monkeypatch):
   now = iter([0.0, 59.0, 61.0, 61.0, 100.0])
-  hook = report.refresher(str(workdir))
+  hook = reports.refresher(str(workdir))
   path = workdir / 'report.html'
   path.unlink(missing_ok=True)
-  monkeypatch.setattr(report.time, 'monotonic', lambda: next(now))
-  hook = report.refresher(str(workdir))
+  monkeypatch.setattr(reports.time, 'monotonic', lambda: next(now))
+  hook = reports.refresher(str(workdir))
   hook.step(None, {})
   assert not path.exists()
   hook.step(None, {})
@@ -279,7 +279,7 @@ def test_the_page_of_a_search_from_before_a_field_was_added(workdir):
   saved = json.loads((workdir / 'config.json').read_text())
   del saved['tied']
   (workdir / 'config.json').write_text(json.dumps(saved))
-  assert report.read(str(workdir)).config == saved
+  assert reports.read(str(workdir)).config == saved
 
 
 def test_a_drawing_is_on_the_page(workdir, monkeypatch):
@@ -288,7 +288,7 @@ def test_a_drawing_is_on_the_page(workdir, monkeypatch):
 
   drawn.registry = draw.svg.registry
   monkeypatch.setattr(draw, 'svg', drawn)
-  assert page.render(report.read(str(workdir))).count('<title>3 nodes</title>') == 3
+  assert page.render(reports.read(str(workdir))).count('<title>3 nodes</title>') == 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import testing
 
 from experiments import predict, retrain, sequence_search
-from experiments.common import launch, recovery_files, systems, top, workdirs
+from experiments.common import launch, recovery_files, reports, retraining, systems, top, workdirs
 from nas_jax import export, published, space
 from nas_jax.systems import sequence
 
@@ -118,8 +118,8 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
 def test_cells_are_retrained_as_what_searched_for_them(tmp_path, monkeypatch):
   """The system is that of the workdir, or the one that is named, or else that of language models."""
   seen = []
-  monkeypatch.setattr(retrain, 'run', lambda system, cfg, data, archs, *_: seen.append((system.name, list(archs))))
-  monkeypatch.setattr(retrain.report_page, 'make', lambda workdir: '')
+  monkeypatch.setattr(retraining, 'run', lambda system, cfg, data, archs, *_: seen.append((system.name, list(archs))))
+  monkeypatch.setattr(reports, 'make', lambda workdir: '')
   path = tmp_path / 'best.json'
   path.write_text(space.tree_cell_space().to_json(published.NASCELL))
   given = ['--preset=smoke', f'--arch={path},LSTM']

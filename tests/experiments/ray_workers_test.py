@@ -17,7 +17,8 @@ import pytest
 import testing
 from tools import kill_ray
 
-from experiments import cell_search, enas_search, ray_workers
+from experiments import cell_search, enas_search
+from experiments.common import ray_workers
 from nas_jax import arrays, crew, files, hosts, replicas, search
 from nas_jax.training.recovery import Stopped
 from nas_jax.types import Batch, Outcome

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import report
-from experiments.common import systems, workdirs
+from experiments.common import reports, systems, workdirs
 from nas_jax import files
 from nas_jax.search import journal
 from nas_jax.types import Batch, Outcome
@@ -25,10 +24,10 @@ def test_a_derived_architecture_that_does_not_fit_is_one_line(tmp_path, change):
   workdirs.note_origin(str(tmp_path), system.launcher, ['x'], cfg)
   path = tmp_path / 'derived.json'
   path.write_text(json.dumps([DERIVED]))
-  assert report.read(str(tmp_path)).derived == {'reinforce': 5.0}
+  assert reports.read(str(tmp_path)).derived == {'reinforce': 5.0}
   path.write_text(json.dumps([DERIVED, DERIVED | change]))
   with pytest.raises(files.Unusable, match=r'derived.json cannot be read.*shared_perplexity.*remove it\.$'):
-    report.make(str(tmp_path))
+    reports.make(str(tmp_path))
 
 
 @pytest.mark.parametrize('system', systems.SYSTEMS, ids=lambda system: system.name)
@@ -46,7 +45,7 @@ def test_a_search_that_was_cut_off_has_a_page(system, tmp_path):
   workdirs.note_origin(str(tmp_path), system.launcher, ['x'], cfg)
   journal.writer(str(tmp_path / 'children.jsonl'))(journal.records(batch, outcome, 1.5))
 
-  found = report.read(str(tmp_path))
+  found = reports.read(str(tmp_path))
   assert [record['failed'] for record in found.runs[0].records] == [None, journal.REWARD_MISSING, None]
   assert found.standings[1][0][1] == (4.0 if system.metric.lower else 8.0)
-  assert journal.REWARD_MISSING in report.make(str(tmp_path))
+  assert journal.REWARD_MISSING in reports.make(str(tmp_path))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import testing
 
-from experiments import report, retrain
-from experiments.common import from_scratch, rung_stage, search_flow, stages, workdirs
+from experiments import retrain
+from experiments.common import from_scratch, reports, rung_stage, search_flow, stages, workdirs
 from experiments.common.progress import Progress
 from experiments.common.systems import CELL, CHAIN, CONV
 from nas_jax import config, space
@@ -120,7 +120,7 @@ def test_the_longest_rung_decides_all_that_follows(whole):
   left = [line for line in second if line['id'] not in order]
   assert list(retrain.best_of(str(workdir), 5, CELL)) == [f'child {n}' for n in (order + best_different(left, 6))[:5]]
   best = next(line['perplexity'] for line in third if line['id'] == order[0])
-  found, summary = report.read(str(workdir), CFG), (workdir / 'summary.txt').read_text()
+  found, summary = reports.read(str(workdir), CFG), (workdir / 'summary.txt').read_text()
   assert f'(child {order[0]}, validation perplexity {best:.3f} after {4 * CFG.steps} steps)' in summary
   assert found.winners[0].title == f'1. Child {order[0]}, validation perplexity {best:.3f} after {4 * CFG.steps} steps'
   assert [row[:3] for row in found.rungs[1]] == [

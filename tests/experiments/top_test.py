@@ -6,8 +6,8 @@ import shlex
 import pytest
 import testing
 
-from experiments import report, retrain
-from experiments.common import arch_files, arguments, prepare_search, systems, top, workdirs
+from experiments import retrain
+from experiments.common import arch_files, arguments, prepare_search, reports, systems, top, workdirs
 from nas_jax import space
 from nas_jax.report import rankings
 from nas_jax.search import journal
@@ -83,14 +83,14 @@ def test_the_command_names_the_data_of_the_search(workdir):
 
 
 def test_the_report_of_a_search_of_before(workdir):
-  page = report.make(str(workdir))
+  page = reports.make(str(workdir))
   assert 'Pareto' not in page and 'top.json' not in page and 'multiply-adds' not in page
-  report.write_top(str(workdir), 3)
-  page = report.make(str(workdir))
+  reports.write_top(str(workdir), 3)
+  page = reports.make(str(workdir))
   assert 'Train the best 3 different networks to the end' in page and '<a href="top.json">' in page
   (workdir / 'children.jsonl').unlink()
   with pytest.raises(ValueError, match=r'top \(=3\): no child'):
-    report.write_top(str(workdir), 3)
+    reports.write_top(str(workdir), 3)
 
 
 @pytest.mark.parametrize(
