@@ -56,6 +56,14 @@ def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False)
   return Pictures(names, np.stack(images), labels)
 
 
+def finite_numbers(labels: np.ndarray | None) -> np.ndarray | None:
+  """Returns labels for a network that predicts numbers. Raises ValueError unless they are finite numbers, or None."""
+  if labels is None or (labels.dtype.kind in 'iuf' and np.isfinite(labels).all()):
+    return labels
+  what = 'not finite' if labels.dtype.kind == 'f' else f'of type {labels.dtype}'
+  raise ValueError(f'the labels are {what}, and the model predicts numbers: give finite numbers, or no labels.')
+
+
 def class_numbers(labels: np.ndarray | None, classes: Sequence[str]) -> np.ndarray | None:
   """Returns the class number of each label.
 

@@ -12,8 +12,14 @@ from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
 
 FILE = 'top.json'
-# Fields that a search and its retraining have in common.
-_DATA = ('dataset', 'level', 'resize', 'test_share', 'metric', 'class_weights', 'window', 'horizon')
+# Fields that say what data is trained on and how it is scored. Retraining must have them as the search has. It does not
+# take `max_examples`, since a search may use a part of the data to be fast.
+_DATA = (
+  *('dataset', 'metric', 'class_weights', 'valid_share', 'test_share'),
+  *('level', 'min_count', 'max_vocabulary'),
+  *('resize', 'whiten', 'upsample', 'flip', 'pad'),
+  *('window', 'horizon'),
+)
 
 
 def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tuple[str, list[journal.Record]]:

@@ -11,6 +11,8 @@ from nas_jax import lazy
 from nas_jax.datasets import npz, own_images, splits, tfds
 from nas_jax.datasets.splits import Scale, Size, Source, Split, resized
 
+AT_ONCE = 1000  # images of a prepared set that are decoded before they are scaled
+
 
 class Images(NamedTuple):
   """A set of images in three splits."""
@@ -199,13 +201,19 @@ def _prepared(source: Mapping, name: str, dataset: str, resize: Size) -> Source:
     raise ValueError(f'dataset {dataset!r} has no {name} split with image and label: want a set for classification.')
 
   def read(places: np.ndarray) -> Split:
-    rows = source[name].__getitems__(places.tolist())
-    images, labels = [row['image'] for row in rows], np.array([row['label'] for row in rows])
-    if resize:
-      return Split(resized(images, resize), labels)
+    (first,) = source[name].__getitems__(places[:1].tolist())  # one image, to know what all of them take
+    height, width = splits.height_and_width(resize) if resize else first['image'].shape[:2]
+    what = f'{len(places)} {name} images of {dataset} of {height} x {width} pixels'
+    splits.check_memory(what, len(places) * height * width * first['image'].shape[2])
+    images, labels = list[np.ndarray](), list[int]()
+    for some in np.array_split(places, -(-len(places) // AT_ONCE)):
+      rows = source[name].__getitems__(some.tolist())
+      found = [row['image'] for row in rows]
+      images += list(resized(found, resize)) if resize else found
+      labels += [row['label'] for row in rows]
     if len(shapes := {image.shape for image in images}) > 1:
       few = ', '.join(map(str, sorted(shapes)[:3]))
       raise ValueError(f'the {name} split of {dataset!r} has images of {len(shapes)} shapes ({few}): set resize.')
-    return Split(np.stack(images), labels)
+    return Split(np.stack(images), np.array(labels))
 
   return Source(len(source[name]), read)

@@ -12,7 +12,7 @@ ENDING = '.npz'
 SPLITS = {'train': 'train', 'valid': 'validation', 'val': 'validation', 'validation': 'validation', 'test': 'test'}
 
 
-def read(path: str, layout: str, way_out: str = splits.SMALLER) -> dict[str, np.ndarray]:
+def read(path: str, layout: str, way_out: str) -> dict[str, np.ndarray]:
   """Returns the arrays of a file by name.
 
   Args:
@@ -26,14 +26,19 @@ def read(path: str, layout: str, way_out: str = splits.SMALLER) -> dict[str, np.
   try:
     with zipfile.ZipFile(path) as file:
       needed = sum(entry.file_size for entry in file.infolist())
-    splits.check_memory(f'the arrays of {path}', needed, way_out)
+  except (OSError, zipfile.BadZipFile) as error:
+    raise _unreadable(path, error, layout) from None
+  splits.check_memory(f'the arrays of {path}', needed, way_out)
+  try:
     with np.load(path, allow_pickle=False) as arrays:
       return {name: arrays[name] for name in arrays.files}
-  except ValueError as error:
-    raise ValueError(f'{path} cannot be read ({error}): want an .npz with {layout}.') from None
-  except (OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else error
-    raise ValueError(f'{path} cannot be read ({why}): want an .npz with {layout}.') from None
+  except (ValueError, OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+    raise _unreadable(path, error, layout) from None
+
+
+def _unreadable(path: str, error: Exception, layout: str) -> ValueError:
+  why = error.strerror if isinstance(error, OSError) and error.strerror else error
+  return ValueError(f'{path} cannot be read ({why}): want an .npz with {layout}.')
 
 
 def by_split(

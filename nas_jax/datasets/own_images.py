@@ -95,7 +95,8 @@ def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str
     ValueError: in one line that names the problem: the file cannot be read or takes too much memory; an array is
       missing or has another name; or labels are not of classes.
   """
-  found = npz.read(path, LAYOUT)
+  # The arrays of a file are read whole; image files are counted, cut and scaled one by one.
+  found = npz.read(path, LAYOUT, 'take a folder of image files with a resize or max_examples, or fewer images')
   names = found.pop('class_names', None)
   images, labels = dict[str, np.ndarray](), dict[str, np.ndarray]()
   for split, arrays in npz.by_split(path, found, ('images', 'labels'), LAYOUT).items():

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from nas_jax.datasets import image_batches, images
+from nas_jax.datasets import image_batches, images, splits
 from nas_jax.datasets.images import Split
 from nas_jax.systems import classifier
 
@@ -107,7 +107,7 @@ def test_a_search_needs_no_test_split():
     classifier.check_test_split('digits', len(found.test.labels))
 
 
-def test_images_of_several_sizes_are_resized_and_need_it():
+def test_images_of_several_sizes_are_resized_and_need_it(monkeypatch):
   rows = [{'image': some(1, (5 + k, 4, 1)).images[0], 'label': k % 3} for k in range(6)]
 
   class Source(list):
@@ -124,6 +124,16 @@ def test_images_of_several_sizes_are_resized_and_need_it():
   with pytest.raises(ValueError, match=r"of 'mine' has images of 6 shapes .*: set resize") as error:
     images._prepared(source, 'train', 'mine', resize=0).read(np.arange(6))
   assert '\n' not in str(error.value)
+  monkeypatch.setattr(images, 'AT_ONCE', 4)  # in two parts, of which the second is smaller
+  again = images._prepared(source, 'train', 'mine', resize=4).read(np.arange(5, -1, -1))
+  np.testing.assert_array_equal(again.images, part.images[::-1])
+  assert again.labels.tolist() == part.labels[::-1].tolist()
+  monkeypatch.setattr(splits, 'memory', lambda: 1000)
+  read = []
+  monkeypatch.setattr(Source, '__getitems__', lambda self, places: read.extend(places) or [self[k] for k in places])
+  with pytest.raises(ValueError, match='6 train images of mine of 40 x 30 pixels take'):
+    images._prepared(source, 'train', 'mine', resize=(40, 30)).read(np.arange(6))
+  assert read == [0]
 
 
 def test_what_would_not_fit_into_memory_is_refused():

@@ -134,6 +134,11 @@ def test_numbers_of_images(tmp_path, capsys):
   run(*flags, '--json')
   found = json.loads(capsys.readouterr().out)
   assert [line['number'] for line in found['images']] == pytest.approx(numbers.tolist())
+  np.savez(tmp_path / 'some.npz', images=images[:1], labels=numbers[:1] + 2)
+  run(*flags)  # a single label is enough
+  assert 'root mean squared error: 2 of 1 image' in capsys.readouterr().out
+  np.savez(tmp_path / 'some.npz', images=images[:2], labels=np.array(['cat', 'hen']))
+  assert 'predicts numbers: give finite numbers, or no labels' in complaint(*flags)
 
 
 def test_images_are_scaled_to_what_is_no_square(tmp_path):

@@ -80,6 +80,14 @@ def test_the_command_names_the_data_of_the_search(workdir):
   assert command.startswith('python -m experiments.retrain --preset=small --arch=F')
   assert ('--dataset' in command) == (own.dataset != 'cifar10') and ('--resize' in command) == (own.resize != 16)
   assert '--dataset=cifar10' in top.retrain_command('--arch=F', systems.CONV, other, {})  # the preset is demo
+  other.whiten, other.valid_share, other.pad, other.max_examples = 'channel', 0.3, 2, 50
+  command = top.retrain_command('--arch=F', systems.CONV, other, {})
+  assert all(word in command for word in ('--whiten=channel', '--valid_share=0.3', '--pad=2'))
+  assert '--max_examples' not in command
+  words = cell.demo()
+  words.dataset, words.level, words.min_count, words.max_vocabulary = 'text', 'word', 2, 100
+  command = top.retrain_command('--arch=F', systems.CELL, words, {'command': 'x --preset=demo'})
+  assert command.endswith('--preset=demo --arch=F --dataset=text --level=word --min_count=2 --max_vocabulary=100')
 
 
 def test_the_report_of_a_search_of_before(workdir):
