@@ -68,7 +68,7 @@ def same(one, other):
 @pytest.mark.parametrize(
   ('algorithm', 'updates'),
   [
-    (name, 60) if name == 'reinforce' else pytest.param(name, 10, marks=pytest.mark.long if name != 'random' else ())
+    (name, 200) if name == 'reinforce' else pytest.param(name, 10, marks=pytest.mark.long if name != 'random' else ())
     for name in ALGORITHMS
   ],
 )
