@@ -6,6 +6,7 @@ import json
 import os
 
 import jax
+import numpy as np
 
 from experiments.common import (
   from_scratch,
@@ -27,6 +28,7 @@ from nas_jax import config, files, search
 from nas_jax import crew as crew_lib
 from nas_jax import hosts as hosts_lib
 from nas_jax.report import rankings
+from nas_jax.search import journal
 from nas_jax.training.problem import Problem
 
 
@@ -104,7 +106,8 @@ def _run(begun: Run, with_control: bool, started: Start, places: str, top_count:
     workdirs.open_config(folder, control)
     found['random'] = _one(begun, stages, control, folder, NOTHING, phases[1])
   top.write(workdir, system, cfg, top_count)
-  _summarize(begun, cfg, stages.summary(found), [said] if said else [], started)
+  notes = [line for line in (said, at_limit(cfg, found[search.title(cfg)].records)) if line]
+  _summarize(begun, cfg, stages.summary(found), notes, started)
   reports.write(workdir, reports.make(workdir, begun.cfg))
   chosen = os.path.join('final', 'best.json')
   of_choice = f', {chosen} the one of the final choice' if os.path.exists(os.path.join(workdir, chosen)) else ''
@@ -112,6 +115,18 @@ def _run(begun: Run, with_control: bool, started: Start, places: str, top_count:
   origin = workdirs.peek(os.path.join(workdir, 'origin.json')) or {}
   if command := top.retrain_command(f'--workdir={workdir}', system, cfg, origin):
     print(f'{command} trains that to the end', flush=True)
+
+
+def at_limit(cfg: Config, records: Sequence[journal.Record]) -> str:
+  """Returns a line that warns if several children earned the `reward_limit`, which then cannot rank them; else ''."""
+  limit = getattr(cfg, 'reward_limit', 0.0)
+  several = sum(record['reward'] == float(np.float32(limit)) for record in records if record['failed'] is None)
+  if not limit or several < 2:
+    return ''
+  return (
+    f'{several} children earned the reward_limit (={limit:g}), so the search cannot tell which of them is better: take '
+    'a higher one, or 0 for none.'
+  )
 
 
 def _placed(begun: Run, hosts: hosts_lib.Hosts, crew: crew_lib.Crew | None) -> Run:
@@ -140,14 +155,14 @@ def _places(hosts: hosts_lib.Hosts, crew: crew_lib.Crew | None) -> str:
   return f'{devices} on each of {hosts.processes} hosts' if hosts.processes > 1 else devices
 
 
-def _summarize(begun: Run, cfg: Config, found: Summary, reliability: Sequence[str], started: Start) -> None:
+def _summarize(begun: Run, cfg: Config, found: Summary, notes: Sequence[str], started: Start) -> None:
   """Prints the summary of the results, and writes it to summary.txt."""
   table = rankings.table((found.scores, *rankings.HEADER), found.rows)
   facts = f'{cfg.dataset}, sha256 {begun.data.sha256[:12]}; {config.seeds_in_words(cfg)}; {found.note}'
   converged = [found.converged] if found.converged else []
   origins = [f'started from {line}' for line in started.said]
   best = [said] if (said := top.said(begun.workdir, begun.system, cfg)) else []
-  summary = '\n'.join([*converged, found.best, '', table, facts, *origins, *reliability, *best, found.rest])
+  summary = '\n'.join([*converged, found.best, '', table, facts, *origins, *notes, *best, found.rest])
   workdirs.write(os.path.join(begun.workdir, 'summary.txt'), summary)
   print(f'\n{summary}', end='')
 

@@ -14,7 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from experiments import report
-from experiments.common import launch, reports, run_search, workdirs
+from experiments.common import launch, reports, run_search, search_flow, workdirs
 from nas_jax import draw, search, space
 from nas_jax.report import page
 from nas_jax.search import journal
@@ -316,3 +316,15 @@ def test_a_report_wants_a_workdir(monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
       launched(monkeypatch, *args)
     assert left.value.code == 2 and '--workdir' in capsys.readouterr().err.replace('workdir (', '--workdir (')
+
+
+def test_a_reward_that_several_children_share_is_said():
+  """Children at the limit of the reward cannot be ranked."""
+  lines = [
+    {'reward': reward, 'failed': failed} for reward, failed in ((2.0, None), (2.0, None), (1.9, None), (2.0, 'x'))
+  ]
+  cfg = cell.demo()
+  assert '2 children earned the reward_limit (=2)' in search_flow.at_limit(cfg, lines)
+  assert search_flow.at_limit(cfg, lines[1:]) == ''  # a single best child is known
+  cfg.reward_limit = 0.0
+  assert search_flow.at_limit(cfg, lines) == ''
