@@ -174,11 +174,11 @@ def test_the_record_grows_with_the_search_and_its_size_follows_from_the_step():
   assert len(state.history.depth) == 1024
 
 
-def test_children_that_are_not_told_yet_are_not_asked_for_again():
+@pytest.mark.parametrize('algorithm', ['random', 'reinforce', 'pqt', 'ppo'])
+def test_children_that_are_not_told_yet_are_not_asked_for_again(algorithm):
   """With a fake delay: batches are told two asks later, the newest first."""
-  s = search.ask_tell(
-    space.choice_space({'a': 'pqrstu', 'b': 'xyz'}), search.Config(m=2, algorithm='random', known='avoid')
-  )
+  cfg = search.Config(m=2, algorithm=algorithm, known='avoid', controller_units=4)
+  s = search.ask_tell(space.choice_space({'a': 'pqrstu', 'b': 'xyz'}), cfg)
   state, asked, waiting = s.init(jax.random.key(0)), list[tuple[int, ...]](), list[Batch]()
   ids = list[int]()
   for _ in range(9):

@@ -17,7 +17,7 @@ from nas_jax.systems import enas_images, table
 from nas_jax.types import Outcome
 
 PRESETS = {
-  f'{system.kind} {name}': (preset, system.make_space) for system in SYSTEMS for name, preset in system.presets.items()
+  f'{system.name} {name}': (preset, system.make_space) for system in SYSTEMS for name, preset in system.presets.items()
 }
 TABLE = choice_space({f'slot {k}': 'abcde' for k in range(6)})  # as the cells of NAS-Bench-201
 PRESETS['table'] = table.default, lambda cfg: TABLE
@@ -110,4 +110,4 @@ def test_a_guided_search_nears_what_is_planted_in_a_hundred_children(name):
 
 
 def test_demos_and_tables_are_guided_and_what_the_papers_did_is_not():
-  assert {'tree_cell demo', 'tree_cell small', 'conv demo', 'conv small', 'table'} == set(GUIDED)
+  assert {'cell demo', 'cell small', 'conv demo', 'conv small', 'sequence demo', 'table'} == set(GUIDED)
