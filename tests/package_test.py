@@ -42,6 +42,11 @@ def test_the_library_alone_is_installed_with_its_types(installed):
   assert f'\nVersion: {nas_jax.__version__}\n' in about
 
 
+def test_the_citation_names_this_version():
+  lines = (ROOT / 'CITATION.cff').read_text().splitlines()
+  assert f'version: {nas_jax.__version__}' in lines
+
+
 def test_the_library_works_in_an_empty_folder_without_the_extras(installed, tmp_path):
   """All modules except reports, which only launchers make, can be imported with the core requirements only."""
   names = [path.relative_to(ROOT).with_suffix('') for path in sorted((ROOT / 'nas_jax').rglob('*.py'))]
