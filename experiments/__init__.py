@@ -11,11 +11,18 @@ def _leave(*_: Any) -> None:
   os._exit(130)
 
 
-if sys.argv[0] == '-m':  # `python -m experiments.NAME`: Ctrl-C ends the imports, which take seconds
+_launched = sys.argv[0] == '-m'  # by `python -m experiments.NAME`
+if _launched:  # Ctrl-C ends the imports, which take seconds
   signal.signal(signal.SIGINT, _leave)
 
 from nas_jax import lazy  # noqa: E402
 
 # Packages that every search needs beside the library. They are checked now, not after hours of training.
 for _package in ('absl', 'filelock', 'matplotlib', 'tensorboardX', 'tqdm'):
-  lazy.require(_package, 'a launcher')
+  try:
+    lazy.require(_package, 'a launcher')
+  except ImportError as _error:
+    if not _launched:
+      raise
+    print(_error, file=sys.stderr)
+    raise SystemExit(2) from None

@@ -146,6 +146,11 @@ def room(path):
 
 def test_imports_go_down_the_floors():
   floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+  rooms = {room(path.relative_to(ROOT / 'nas_jax')) for path in (ROOT / 'nas_jax').rglob('*.py')} - {'__init__'}
+  assert rooms == set(floor), (
+    f'FLOORS must list each folder and module of nas_jax once; these are not in both: {sorted(rooms ^ set(floor))}. '
+    'Put a new one on the floor of the highest one that it imports, or on one between that and those that import it.'
+  )
   for path in (ROOT / 'nas_jax').rglob('*.py'):
     own = room(path.relative_to(ROOT / 'nas_jax'))
     if own == '__init__':

@@ -1,5 +1,6 @@
 """An installation has only the library, imports lightly, and names each missing package in one line."""
 
+import os
 import pathlib
 import shutil
 import subprocess
@@ -41,6 +42,11 @@ def test_the_library_alone_is_installed_with_its_types(installed):
   assert f'\nVersion: {nas_jax.__version__}\n' in about
 
 
+def test_the_citation_names_this_version():
+  lines = (ROOT / 'CITATION.cff').read_text().splitlines()
+  assert f'version: {nas_jax.__version__}' in lines
+
+
 def test_the_library_works_in_an_empty_folder_without_the_extras(installed, tmp_path):
   """All modules except reports, which only launchers make, can be imported with the core requirements only."""
   names = [path.relative_to(ROOT).with_suffix('') for path in sorted((ROOT / 'nas_jax').rglob('*.py'))]
@@ -77,6 +83,20 @@ def test_a_missing_package_is_named_with_the_way_to_install_it(monkeypatch, tmp_
     launch.main(conv_search.prepare)
   error = capsys.readouterr().err
   assert left.value.code == 2 and error.count('\n') == 1 and 'sklearn' in error
+
+
+def test_a_launcher_ends_in_one_line_if_a_package_is_missing(tmp_path):
+  (tmp_path / 'sitecustomize.py').write_text("import sys; sys.modules['tqdm'] = None")
+  env = {**os.environ, 'PYTHONPATH': str(tmp_path)}
+
+  def python(*args):
+    return subprocess.run([sys.executable, *args], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+  done = python('-m', 'experiments.cell_search', '--help')
+  wanted = "a launcher needs tqdm, which is not installed: pip install 'nas_jax[experiments]'.\n"
+  assert (done.returncode, done.stdout, done.stderr) == (2, '', wanted)
+  done = python('-c', 'import experiments')  # a user's own code can handle the error
+  assert done.returncode == 1 and done.stderr.endswith(f'ImportError: {wanted}')
 
 
 def test_what_is_installed_is_not_asked_for():

@@ -29,7 +29,7 @@ def rows(setup: Setup) -> Iterator[Row]:
   updating = update(search.ask_tell(conv_space(depth), search.Config(m=M)))
   updating()  # compiles
   found = alternating({'both': updating}, setup.repeats)['both']
-  yield row(f'ask + tell, m={M}, {depth}-layer conv strings', 1e3 * found, 'ms', at_most(20.0))
+  yield row(f'ask + tell, m={M}, {depth}-layer conv token sequences', 1e3 * found, 'ms', at_most(20.0))
   for system in SYSTEMS[: 1 if setup.small else None]:
     yield from share(system, setup) if system.alone else shares(system, setup)
 

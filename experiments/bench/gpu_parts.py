@@ -193,7 +193,7 @@ def asking(setup: Setup) -> Iterator[Row]:
   updating = controller.update(search.ask_tell(conv_space(depth), search.Config(m=controller.M)))
   updating()  # compiles
   found = alternating({'both': updating}, setup.repeats)['both']
-  yield row(f'ask + tell, m={controller.M}, {depth}-layer conv strings', 1e3 * found, 'ms', at_most(20.0))
+  yield row(f'ask + tell, m={controller.M}, {depth}-layer conv token sequences', 1e3 * found, 'ms', at_most(20.0))
 
 
 PARTS = {

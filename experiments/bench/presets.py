@@ -23,7 +23,7 @@ from nas_jax.systems import conv as conv_system
 from nas_jax.training import child as child_lib
 from nas_jax.training import evaluators
 
-STRINGS = 200  # number of random networks whose mean cost is that of a child
+NETWORKS = 200  # number of random networks whose mean cost is that of a child
 IMAGES, WORDS, VOCABULARY = 45_000, 929_589, 10_000  # sizes of the training splits of CIFAR-10 and Penn Treebank
 SHAPE = 32, 32, 3  # of CIFAR-10's images
 TIMED, STEPS = 2, 4  # number of timed networks; steps of each measurement
@@ -40,11 +40,11 @@ def rows(setup: Setup) -> Iterator[Row]:
 
 
 def networks(name: str, cfg: conv_system.Config, setup: Setup) -> Iterator[Row]:
-  """Times `TIMED` random networks, each with its own program, and extrapolates to the mean of `STRINGS` networks."""
+  """Times `TIMED` random networks, each with its own program, and extrapolates to the mean of `NETWORKS`."""
   images = conv.noise(SHAPE, 2 * cfg.batch)
   size = conv.Size(SHAPE[0], SHAPE[2], None, steps=1 if setup.small else STEPS)
   own = conv.Task(size, cfg, classifier.set_up(cfg, images))
-  batch = evaluators.random_batch(conv_system.make_space(cfg), jax.random.key(0), STRINGS)
+  batch = evaluators.random_batch(conv_system.make_space(cfg), jax.random.key(0), NETWORKS)
   archs, options = space.unstack(batch.archs), classifier.network_options(cfg)
   flops = np.array([6.0 * cfg.batch * count(arch, options=options).macs for arch in archs])
   least = float(np.mean([cfg.batch * moved(arch, options) for arch in archs]))

@@ -55,8 +55,8 @@ def load_text(
       of your own text if other splits need <unk> and it would otherwise never be trained; else 1.
     max_vocabulary: how many different tokens there may be, <unk> included; the most frequent ones are kept, and of
       equally frequent ones the first in the order of the alphabet. 0 for no limit.
-    seed: the seed of the place at which reading begins, see `turned`; 0 for the beginning. The splits of 'pydoc', which
-      are defined here, depend on it; the vocabulary does not.
+    seed: the seed of the place at which reading begins, see `rotated`; 0 for the beginning. The splits of 'pydoc',
+      which are defined here, depend on it; the vocabulary does not.
 
   Raises:
     ValueError: there is no such text, or one of its files is missing, empty, too large or not UTF-8; or as
@@ -82,10 +82,10 @@ def load_text(
   number = {word: i for i, word in enumerate(vocabulary)}
   unknown = number.get(UNKNOWN, -1)
   train, valid, test = (np.array([number.get(word, unknown) for word in part], np.int32) for part in tokens)
-  return turned(Text(train, valid, test, vocabulary, digest), seed, both=dataset == 'pydoc')
+  return rotated(Text(train, valid, test, vocabulary, digest), seed, both=dataset == 'pydoc')
 
 
-def turned(text: Text, seed: int, both: bool = False) -> Text:
+def rotated(text: Text, seed: int, both: bool = False) -> Text:
   """Returns the text with its training split rotated: it starts at a random place, and its old end meets its old start.
 
   Training then cuts the split into other streams. A seed of 0 leaves the text as it is.

@@ -82,8 +82,8 @@ class Classifier:
       least, most = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
       if not (least >= 0.0 and most <= 255.0) or 0.0 < most <= 1.0:
         raise ValueError(f'the images have pixels from {least:g} to {most:g}: want 0 to 255, as in training.')
-    turned = jnp.asarray(self.inputs.whitening(images))
-    return image_batches.standardized(turned) if self.inputs.whitening.kind == 'image' else turned
+    whitened = jnp.asarray(self.inputs.whitening(images))
+    return image_batches.standardized(whitened) if self.inputs.whitening.kind == 'image' else whitened
 
   def __call__(self, images: Any) -> Array:
     """Returns probabilities [n, classes] of raw images [n, H, W, C], uint8 or floats from 0 to 255.

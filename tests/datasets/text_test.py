@@ -28,21 +28,21 @@ def test_the_default_text_needs_no_file():
 
 def test_a_seed_turns_the_training_split_round(tmp_path):
   folder = write(tmp_path, train='a b c d e\n', valid='b c', test='a')
-  plain, turned = (text_lib.load_text('text', folder, 'word', seed=seed) for seed in (0, 3))
+  plain, rotated = (text_lib.load_text('text', folder, 'word', seed=seed) for seed in (0, 3))
   first = int(np.random.default_rng(3).integers(6))
-  assert first and turned.train.tolist() == [*plain.train[first:], *plain.train[:first]]
+  assert first and rotated.train.tolist() == [*plain.train[first:], *plain.train[:first]]
   for name in ('valid', 'test', 'vocabulary', 'sha256'):
-    np.testing.assert_array_equal(getattr(plain, name), getattr(turned, name))
+    np.testing.assert_array_equal(getattr(plain, name), getattr(rotated, name))
 
 
 def test_a_seed_splits_the_default_text_anew():
-  plain, turned = text_lib.load_text(), text_lib.load_text(seed=3)
-  assert (turned.vocabulary, turned.sha256) == (plain.vocabulary, plain.sha256)
-  np.testing.assert_array_equal(turned.test, plain.test)
+  plain, rotated = text_lib.load_text(), text_lib.load_text(seed=3)
+  assert (rotated.vocabulary, rotated.sha256) == (plain.vocabulary, plain.sha256)
+  np.testing.assert_array_equal(rotated.test, plain.test)
   ring = np.concatenate([plain.train, plain.valid])
   first = int(np.random.default_rng(3).integers(len(ring)))
-  np.testing.assert_array_equal(np.concatenate([turned.train, turned.valid]), np.roll(ring, -first))
-  assert len(turned.valid) == len(plain.valid) and not np.array_equal(turned.valid, plain.valid)
+  np.testing.assert_array_equal(np.concatenate([rotated.train, rotated.valid]), np.roll(ring, -first))
+  assert len(rotated.valid) == len(plain.valid) and not np.array_equal(rotated.valid, plain.valid)
 
 
 def test_words_by_hand(tmp_path):

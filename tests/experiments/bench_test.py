@@ -221,8 +221,8 @@ def test_the_presets():
 
 @pytest.mark.long
 def test_the_controller():
-  strings, demo = controller.rows(SMALL)
-  assert strings.unit == 'ms' and strings.value > 0 and 0 < demo.value < 100
+  sequences, demo = controller.rows(SMALL)
+  assert sequences.unit == 'ms' and sequences.value > 0 and 0 < demo.value < 100
 
 
 def bench(*args):

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cell_search, conv_search, enas_search, per_layer_search, table_search
+from experiments import cell_search, conv_search, enas_search, per_layer_search, sequence_search, table_search
 from experiments import retrain as retrain_launcher
 from experiments.common import arguments, launch, retraining, systems, usage, workdirs
 from nas_jax import config, files
@@ -462,6 +462,8 @@ def help_of(monkeypatch, capsys, launcher):
     (retrain_launcher, [retrain_cell.Config, retrain_conv.Config]),
     (conv_search, [conv.Config]),
     (enas_search, [enas_images.MacroConfig, enas_rnn.Config]),
+    (per_layer_search, [chain.Config]),
+    (sequence_search, [systems.SEQUENCE.config]),
   ],
 )
 def test_every_field_is_a_flag_with_its_help(capsys, monkeypatch, launcher, configs):
