@@ -61,12 +61,23 @@ def element(make: Make, prefix: str, key: tuple[Any, ...], label: str, widest: s
   name = prefix + hashlib.sha256(repr(key).encode()).hexdigest()[:10]
   text = re.sub(r'(\bid="|href="#|url\(#)', rf'\1{name}-', text)
 
+  smallest = _smallest(text)
+
   def head(size: re.Match[str]) -> str:
-    least = f'{math.ceil(float(size[1]) * LEGIBLE / SMALL)}px'
+    least = f'{math.ceil(float(size[1]) * LEGIBLE / smallest)}px'
     style = f'max-width: max({widest}, {least}); min-width: {least}; height: auto; stroke-linejoin: round'
     return f'width="{size[1]}" height="{size[2]}" style="{style}" role="img" aria-label="{label}"'
 
   return re.sub(r'width="([\d.]+)pt" height="([\d.]+)pt"', head, text, count=1)
+
+
+def _smallest(svg: str) -> float:
+  """Returns the size in points of the smallest letters of a drawing, subscripts included; at most `SMALL`."""
+  sizes = [SMALL]
+  for scale, letters in re.findall(r'scale\(([\d.]+) -[\d.]+\)">(.*?)</g>', svg, re.DOTALL):
+    subscripts = [float(each) for each in re.findall(r'<use [^>]*scale\(([\d.]+)\)', letters)]
+    sizes.append(100 * float(scale) * min([1.0, *subscripts]))  # matplotlib draws letters at 100 points
+  return min(sizes)
 
 
 def _render(make: Make, kind: str, ink: str, page: str) -> bytes:

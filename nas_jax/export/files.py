@@ -57,8 +57,11 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
       values: 'valid' (None if there is none) and 'test'.
 
   Raises:
+    ValueError: the architecture or the options hold operations of the user's own, which `load` does not know. Nothing
+      is written.
     OSError: it cannot be written.
   """
+  _check_can_be_loaded(card)
   part = f'{folder}.part'
   files.remove(part)
   write, close = checkpoint.saver(os.path.join(part, WEIGHTS), keep=1)
@@ -79,6 +82,21 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
   files.write(os.path.join(part, NAME), f'{{\n{lines}\n}}\n')
   files.remove(folder)
   os.replace(part, folder)
+
+
+def _check_can_be_loaded(card: Card) -> None:
+  """Raises ValueError if `load` could not read the architecture or the options of a model."""
+  named = _named(card.arch)
+  try:
+    if 'operations' in card.options:
+      raise ValueError('its options hold operations')
+    if named['arch']:
+      space.from_json(json.dumps(named))
+  except ValueError as error:
+    raise ValueError(
+      f'the model cannot be saved, as `load` knows built-in operations alone ({str(error).rstrip(".")}): keep its '
+      'variables yourself, and build its module with export.module(arch, ..., operations=space.operations).'
+    ) from None
 
 
 def _named(arch: Any) -> dict[str, Any]:

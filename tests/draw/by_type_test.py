@@ -1,14 +1,18 @@
 """Words and pictures by the type of an architecture, and architectures read by the kind in their file."""
 
+import re
 from typing import NamedTuple
+from xml.etree import ElementTree
 
+import jax
 import pytest
 import testing
 
 from nas_jax import draw, published, space, tree_cell
 from nas_jax.draw import conv, enas, tree
 from nas_jax.nn import enas_cell
-from nas_jax.space import network
+from nas_jax.operations import Operation, Operations
+from nas_jax.space import TreeArch, network
 
 MACRO = space.MacroArch((5, 4, 5), (1, 0, 1))
 # Of each kind one architecture, what its words are, the module that draws it, and a space that it is of.
@@ -30,6 +34,28 @@ def test_each_kind_has_its_own_words_and_picture(tmp_path, arch, words, module, 
   module.draw(arch, tmp_path / 'by_module.svg')
   assert (tmp_path / 'by_type.svg').read_bytes() == (tmp_path / 'by_module.svg').read_bytes()
   assert space.from_json(made.to_json(arch)) == arch == space.from_json(made.to_json(arch), made.kind)
+
+
+def letters(element, scale=1.0):
+  """Yields the size of each letter in the units of its drawing; matplotlib draws letters at 100 units."""
+  scale *= float((re.findall(r'scale\(([\d.]+)', element.get('transform', '')) or [1.0])[0])
+  if element.tag.endswith('}use') and scale < 1.0:  # arrowheads and the like are not scaled
+    yield 100 * scale
+  for part in element:
+    yield from letters(part, scale)
+
+
+LONG = Operation('leaky_relu', jax.nn.leaky_relu, 'jax.nn.leaky_relu')
+
+
+@pytest.mark.parametrize('arch', [*(arch for arch, *_ in KINDS), published.LSTM._replace(inject=(0, 5))])
+def test_letters_can_be_read_on_a_phone(arch):
+  """Where a page is narrower than a drawing, its letters are at least 9 CSS pixels high, subscripts included."""
+  own = (Operations(activate=('tanh', LONG)),) if isinstance(arch, TreeArch) else ()
+  root = ElementTree.fromstring(draw.svg(arch, *own))
+  least, width = float(re.search(r'min-width: ([\d.]+)px', root.get('style'))[1]), float(root.get('viewBox').split()[2])
+  found = [size * least / width for size in letters(root)]
+  assert 9.0 <= min(found) < 9.2 and len(found) > 10
 
 
 def test_arguments_go_on_to_the_kind():

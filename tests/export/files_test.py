@@ -12,11 +12,13 @@ from experiments.common import retraining
 from experiments.common.systems import CELL, CHAIN
 from nas_jax import export, files, load, space
 from nas_jax.datasets import image_batches
+from nas_jax.operations import Operation, Operations
 from nas_jax.systems import retrain_conv
 
 TREE = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
 CHAIN_ARCH = space.chain_space(('conv 2 3 1', 'residual 3 3 2'), 2).decode([0, 1])
 IMAGES = testing.pictures()
+SWISH = Operation('swish', jax.nn.silu, 'jax.nn.silu')
 
 
 @pytest.fixture(scope='module')
@@ -111,6 +113,24 @@ def test_images_are_whitened_as_in_training(tmp_path, whiten):
   np.testing.assert_allclose(model.whiten(train.astype(float)), model.whiten(train), rtol=1e-5, atol=1e-5)
   assert model.classes == ('one', 'two', 'three')
   jax.tree.map(np.testing.assert_array_equal, dict(model.variables), dict(variables))
+
+
+@pytest.mark.parametrize(
+  'arch',
+  [TREE._replace(activate=(1, 5, 1)), TREE._replace(combine=(0, 3, 0)), space.RnnArch((1, 5), (0,)), TREE],
+  ids=['activation', 'combination', 'ENAS cell', 'options'],
+)
+def test_operations_of_ones_own_are_refused_before_anything_is_written(tmp_path, arch):
+  """Weights that `load` could never read are not saved; the module can be built from them all the same."""
+  own = Operations(('add', 'mult', Operation('minus', jax.numpy.subtract, 'jnp.subtract')), ('tanh', 'relu', SWISH))
+  options = {'vocabulary': 3, 'features': 4}
+  inputs = export.TextInputs('char', ('a', 'b', '\n'))
+  variables = testing.random_variables(export.module(arch, **options, operations=own), inputs.example)
+  card = export.Card(arch, options | ({'operations': own} if arch == TREE else {}), inputs)
+  with pytest.raises(ValueError, match=r'(5|3|hold operations).*export\.module\(arch, \.\.\., operations=') as error:
+    export.save(str(tmp_path / 'model'), card, variables)
+  testing.one_line(error)
+  assert not list(tmp_path.iterdir())
 
 
 def test_of_a_workdir_the_final_choice_is_taken(text_results, tmp_path):

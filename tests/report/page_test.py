@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from nas_jax import space
+from nas_jax import draw, published, space
 from nas_jax.report import charts, comparison, importance, model, page, probabilities, rankings
 from nas_jax.space import Kind, Slot
 
@@ -316,23 +316,41 @@ addEventListener('load', () => {
   head.click(); said.push(column(0));
   head.click(); said.push(column(0));
   input.value = 'random time'; input.dispatchEvent(new Event('input')); said.push(column(5));
-  document.title = said.join(' | ');
+  const chart = document.querySelector('svg[data-points]'), [x, y, words] = JSON.parse(chart.dataset.points)[0];
+  chart.scrollIntoView();
+  const box = chart.getBoundingClientRect(), view = chart.viewBox.baseVal, tip = document.querySelector('.tip');
+  chart.dispatchEvent(new PointerEvent('pointermove', {
+    clientX: box.left + x * box.width / view.width, clientY: box.top + y * box.height / view.height,
+  }));
+  const place = tip.getBoundingClientRect();
+  said.push(!tip.hidden && tip.textContent === words && place.left >= 0 && place.right <= innerWidth);
+  chart.dispatchEvent(new PointerEvent('pointerleave')); said.push(tip.hidden);
+  said.push(document.documentElement.scrollWidth <= innerWidth, innerWidth);
+  parent.postMessage(said.join(' | '), '*');
 });
 </script>
 """
+FRAME = """
+<script>addEventListener('message', event => { document.title = event.data; });</script>
+<title></title><iframe src="page.html" width="%d" height="800" style="border: 0"></iframe>
+"""  # Chromium has no windows as narrow as a phone
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not shutil.which('chromium'), reason='needs Chromium')
+@pytest.mark.parametrize('width', [1200, 390])
 @pytest.mark.parametrize('dark', [False, True])
-def test_in_a_browser_it_sorts_and_filters_without_an_error(pages, tmp_path, dark):
-  path = tmp_path / 'page.html'
-  path.write_text(pages['whole'].replace('<main>', f'{CLICKS}<main>'))
+def test_in_a_browser_it_sorts_and_filters_without_an_error(tmp_path, dark, width):
+  """It also shows values under the pointer, and is no wider than its window, be it that of a phone."""
+  text = page.render(build(winners=[model.Winner('1. Child 3', 'y = x', draw.svg(published.NASCELL))]))
+  (tmp_path / 'page.html').write_text(text.replace('<main>', f'{CLICKS}<main>'))
+  (tmp_path / 'frame.html').write_text(FRAME % width)
   command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--enable-logging=stderr', '--dump-dom']
-  command += ['--blink-settings=preferredColorScheme=0'] * dark + [f'file://{path}']
+  command += ['--blink-settings=preferredColorScheme=0'] * dark
+  command += ['--window-size=1300,900', '--virtual-time-budget=5000', f'file://{tmp_path}/frame.html']
   done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
   title = html.unescape(re.search(r'<title>(.*?)</title>', done.stdout)[1])
-  assert title == '0,0,1,1,2,2,3,3 | 3,3,2,2,1,1,0,0 | time,time'
+  assert title == f'0,0,1,1,2,2,3,3 | 3,3,2,2,1,1,0,0 | time,time | true | true | true | {width}'
   assert 'CONSOLE' not in done.stderr
 
 

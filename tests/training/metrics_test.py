@@ -13,7 +13,7 @@ import testing
 from experiments.common.systems import CONV, MACRO, for_config
 from nas_jax.children import conv
 from nas_jax.datasets import image_batches
-from nas_jax.systems import cell, chain, classifier, enas_images
+from nas_jax.systems import cell, chain, classifier, enas_images, sequence
 from nas_jax.systems import conv as conv_system
 from nas_jax.training import evaluators, metrics, rewards
 
@@ -134,13 +134,14 @@ def test_a_config_decides_metric_weights_and_words():
     (conv_system, testing.conv_config(), evaluators, 'build'),
     (chain, testing.chain_config(), chain, 'build_evaluator'),
     (cell, testing.cell_config(), evaluators, 'build'),
+    (sequence, testing.sequence_config(reward_power=3.0), evaluators, 'build'),
   ],
 )
 def test_a_reward_of_ones_own_is_that_of_the_children(system, cfg, where, name, monkeypatch):
   problems, metric = [], 'perplexity' if system is cell else 'accuracy'
   monkeypatch.setattr(where, name, lambda problem, mesh, recovery: problems.append(problem))
   for own in (lambda scores: 2 - scores[metric], None):
-    system.build(cfg, testing.text() if system is cell else testing.pictures(), reward=own)
+    system.build(cfg, {cell: testing.text, sequence: testing.sequences}.get(system, testing.pictures)(), reward=own)
   mine, default = (problem.own_reward({metric: np.array([0.5])}).tolist() for problem in problems)
   assert mine == [1.5] and default == [80 / 0.5**2 if system is cell else 0.5**cfg.reward_power]
 

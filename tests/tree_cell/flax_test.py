@@ -28,18 +28,19 @@ class Cell(NamedTuple):
 
   weights: Any
   step: Callable  # (weights, carry, x) -> carry, y
-  run: Callable  # (weights, xs, carry=None) -> carry, ys; a whole sequence [..., T, in], in the RNN of its library
+  # (weights, xs, carry=None, unroll=1, seq_lengths=None) -> carry, ys; sequences [..., T, in] in the RNN of its library
+  run: Callable
   fresh: Callable  # (batch, carry_init=None) -> carry
 
 
 def linen(make, **options):
   cell = make(**options)
-  rnn = nn.RNN(cell, return_carry=True)
   key = jax.random.key(0)
   weights = cell.init(key, cell.initialize_carry(key, (IN,)), jnp.zeros(IN, F32))
 
-  def run(weights, xs, carry=None):
-    return rnn.apply({'params': {'cell': weights['params']}}, xs, initial_carry=carry)
+  def run(weights, xs, carry=None, unroll=1, **given):
+    rnn = nn.RNN(cell, return_carry=True, unroll=unroll)
+    return rnn.apply({'params': {'cell': weights['params']}}, xs, initial_carry=carry, **given)
 
   def fresh(batch, carry_init=None):
     given = {} if carry_init is None else {'carry_init': carry_init}
@@ -55,8 +56,9 @@ def in_nnx(make, **options):
   def step(weights, carry, x):
     return nnx.merge(graph, weights)(carry, x)
 
-  def run(weights, xs, carry=None):
-    return nnx.RNN(nnx.merge(graph, weights), return_carry=True)(xs, initial_carry=carry)
+  def run(weights, xs, carry=None, unroll=1, **given):
+    rnn = nnx.RNN(nnx.merge(graph, weights), return_carry=True, unroll=unroll)
+    return rnn(xs, initial_carry=carry, **given)
 
   def fresh(batch, carry_init=None):
     return cell.initialize_carry((*batch, IN), nnx.Rngs(1), carry_init)
@@ -97,19 +99,24 @@ def dtypes(values):
   return {leaf.dtype for leaf in jax.tree.leaves(values)}
 
 
-def products(function, *arguments):
-  """The types that matrix products have as inputs in a program, its loops included."""
+def steps(function, *arguments):
+  """Returns the equations of a program, its loops included."""
 
   def walk(jaxpr):
     for step in jaxpr.eqns:
-      if step.primitive.name == 'dot_general':
-        yield from (variable.aval.dtype for variable in step.invars)
+      yield step
       for value in jax.tree.leaves(list(step.params.values())):
         inner = getattr(value, 'jaxpr', value)
         if hasattr(inner, 'eqns'):
           yield from walk(inner)
 
-  return set(walk(jax.make_jaxpr(function)(*arguments).jaxpr))
+  return list(walk(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
+def products(function, *arguments):
+  """The types that matrix products have as inputs in a program."""
+  found = [step for step in steps(function, *arguments) if step.primitive.name == 'dot_general']
+  return {variable.aval.dtype for step in found for variable in step.invars}
 
 
 def assert_close(got, want, tolerance=1e-5):
@@ -188,6 +195,39 @@ def test_without_a_batch_axis_and_with_several(make):
     assert_close(got, one[3])
     if row == (1, 2):
       assert_close(run(cell.weights, one[1], one[0]), one[2])
+
+
+@ALL
+def test_rows_of_different_lengths(make):
+  """The carry of a row is that after its own last step, and its outputs until then are those of the row alone."""
+  cell, xs, lengths = make(), normal(0, B, T, IN), (1, 3, 2, 3)
+  carry = normal(1, B, H), normal(2, B, H)
+  (c, h), ys = cell.run(cell.weights, xs, carry, seq_lengths=jnp.array(lengths))
+  for row, length in enumerate(lengths):
+    alone = tuple(part[row : row + 1] for part in carry)
+    for t in range(length):
+      alone, y = cell.step(cell.weights, alone, xs[row : row + 1, t])
+      assert_close(ys[row : row + 1, t], y)
+    assert_close((c[row : row + 1], h[row : row + 1]), alone)
+
+
+@ALL
+def test_time_steps_in_one_iteration_of_the_loop(make):
+  cell, xs, carry = make(), normal(0, B, T, IN), (normal(1, B, H), normal(2, B, H))
+  runs = [functools.partial(cell.run, unroll=unroll) for unroll in (1, 2)]  # T is no multiple of 2
+  loops = [[step for step in steps(run, cell.weights, xs, carry) if step.primitive.name == 'scan'] for run in runs]
+  assert [loop.params['unroll'] for (loop,) in loops] == [1, 2]
+  assert_close(*(_with_gradients(run, cell.weights, carry, xs) for run in runs))
+
+
+def _with_gradients(run, weights, carry, xs):
+  """Returns gradients by all inputs, and the results."""
+
+  def value(weights, carry, xs):
+    final, ys = run(weights, xs, carry)
+    return sum((leaf**2).sum() for leaf in (*final, ys)), (final, ys)
+
+  return jax.jit(jax.grad(value, (0, 1, 2), has_aux=True))(weights, carry, xs)
 
 
 @ALL

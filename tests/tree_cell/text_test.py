@@ -1,7 +1,10 @@
 """Cells written out as Python files."""
 
+import ast
+import re
 import subprocess
 import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +40,26 @@ def test_the_file_is_the_cell(x64, arch, bias):
     found = module['unroll'](params, carry, xs)
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(tree_cell.unroll(params, arch, carry, xs)), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def parts_written_twice(statements):
+  """Returns the calls, sums, differences and products that stand more than once in assignments in Python."""
+  kinds = ast.Call | ast.BinOp
+  parts = [ast.unparse(part) for part in ast.walk(ast.parse(statements)) if isinstance(part, kinds)]
+  return {part for part in parts if parts.count(part) > 1}
+
+
+@pytest.mark.parametrize('base', [2, 4])
+def test_nothing_is_computed_twice(base):
+  """In the equations W0 x and U0 h are read as names; in the file they are entries x[0] and h[0]."""
+  assert parts_written_twice('a0 = tanh(x0 + h0)\nh_t = tanh(x0 + h0)') == {'x0 + h0', 'tanh(x0 + h0)'}
+  for arch in [tree_cell.NASCELL, tree_cell.LSTM, *random_archs(200, base)]:
+    lines = re.sub(r'\b([WU])(\d+) ([xh])\b', r'\3\2', tree_cell.equations(arch))
+    assert not parts_written_twice(lines), (arch, lines)
+    step = re.search(r"get\('bias'.*?\n(.*?)\n  return", tree_cell.to_source(arch), re.DOTALL)[1]
+    assert not parts_written_twice(textwrap.dedent(step)), (arch, step)
+    names = [line.split(' = ')[0] for line in lines.splitlines()]
+    assert len(set(names)) == len(names) and len(names) <= len(arch.combine) + 1
 
 
 def test_its_weights_are_those_of_tree_cell():

@@ -1,5 +1,7 @@
 """`unroll` in all its uses: any batch axes, Explicit meshes, bfloat16, and forward mode."""
 
+import re
+
 from cell_examples import ALL, ARCH, FORMS, IN, SMOOTH, WAYS, H, T, assert_close, example, loss, normal, traced
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,26 @@ def test_unroll_takes_any_batch_axes(x64, form, hoist):
   (_, *one), results = run(params, jax.tree.map(lambda value: value[0, 1], carry), xs[:, 0, 1], length[0, 1])
   (_, *want), want_results = rows(found, lambda value: value[0, 1])
   assert_close((one, results), (want, want_results))
+
+
+@WAYS
+def test_steps_together_change_no_result(x64, form, hoist):
+  """Two steps in one iteration of the loop; the three time steps are no multiple of that."""
+  (params, carry, xs), arch = example(**ALL | {'width': ALL['projection']}), form(ARCH)
+
+  def run(together):
+    def value(*inputs):
+      return loss(inputs[0], arch, *inputs[1:], length=jnp.array([3, 1, 0, 2]), hoist=hoist, together=together)
+
+    return jax.value_and_grad(value, (0, 1, 2))
+
+  def iterations(together):
+    """The `unroll` of each loop over time."""
+    return set(re.findall(r' unroll=(\d+)', str(jax.make_jaxpr(run(together))(params, carry, xs))))
+
+  want = jax.jit(run(1))(params, carry, xs)
+  assert iterations(1) == {'1'} and '2' in iterations(2)
+  assert_close(jax.jit(run(2))(params, carry, xs), want)
 
 
 @FORMS
