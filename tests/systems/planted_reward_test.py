@@ -111,3 +111,9 @@ def test_a_guided_search_nears_what_is_planted_in_a_hundred_children(name):
 
 def test_demos_and_tables_are_guided_and_what_the_papers_did_is_not():
   assert {'cell demo', 'cell small', 'conv demo', 'conv small', 'sequence demo', 'table'} == set(GUIDED)
+  for system in SYSTEMS:
+    for name in set(system.presets) - {'demo', 'small', 'smoke'}:
+      cfg = system.presets[name]()
+      # Layer by layer, the tree has its own rule for prefixes that are met again, `train_again`.
+      known = 'reuse' if system.name == 'per_layer' else 'train'
+      assert (cfg.algorithm, cfg.proposals, cfg.known) == ('reinforce', 'policy', known), name
