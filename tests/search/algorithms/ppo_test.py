@@ -23,7 +23,7 @@ def close(a, b):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('batches', [1, 3])
+@pytest.mark.parametrize('batches', [1, pytest.param(3, marks=pytest.mark.long)])
 def test_of_the_first_batch_the_gradient_is_that_of_reinforce(batches):
   """The ratio is 1 and its derivative is that of log pi; empty places for batches do not count."""
   cfg = testing.search_config(algorithm='ppo', ppo_batches=batches, entropy_weight=0.1, skip_weight=0.2)
