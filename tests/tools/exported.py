@@ -199,6 +199,8 @@ def main() -> None:
     for number in range(options.count):
       for name, value in one(kind, number).items():
         largest[name] = max(value, largest.get(name, 0.0))
+      if (number + 1) % 25 == 0:
+        jax.clear_caches()  # a process cannot map the memory of thousands of compiled programs
       if number + 1 == options.count or (number + 1) % 50 == 0:
         words = ''.join(f'{largest[name]:12.1e}' for name in COLUMNS if name in largest)
         print(f'{kind:12}{number + 1:10}{words}', flush=True)
