@@ -23,7 +23,7 @@ import numpy as np
 
 from nas_jax.search.algorithms.base import Propose
 from nas_jax.search.algorithms.mutation import mutate
-from nas_jax.search.history import DRAWS, LEAST, History, are_known
+from nas_jax.search.history import LEAST, History, are_known
 from nas_jax.space import Space
 from nas_jax.types import Array, Depth, Key, PyTree
 
@@ -32,7 +32,6 @@ NOISE = 0.05  # variance of the noise of a reward; the normalized rewards have v
 LARGEST = 1024  # token sequences that the process is fitted to; when it is full, it chooses no more
 WARM_UP = 10  # token sequences that are told before the process chooses any
 OWN = 3  # every third child is the algorithm's own proposal
-MUTATIONS = 16  # for each child of a batch
 PARENTS = 5  # best children that are mutated
 
 
@@ -164,7 +163,16 @@ class Chosen(NamedTuple):
 
 
 def propose(
-  space: Space, guide: Guide, history: History, own: Propose, state: PyTree, keys: Key, ids: Array, depth: Depth
+  space: Space,
+  guide: Guide,
+  history: History,
+  own: Propose,
+  state: PyTree,
+  keys: Key,
+  ids: Array,
+  depth: Depth,
+  draws: int = 32,
+  mutations: int = 16,
 ) -> Array:
   """Returns token sequences [m, T] for a batch, distinct ones that have not been asked for before.
 
@@ -179,11 +187,14 @@ def propose(
     keys: [m].
     ids: [m] of the children.
     depth: of the children; None for all layers.
+    draws: for each child, candidates that the algorithm proposes.
+    mutations: for each child, candidates that are mutations of the best children, at most `draws`.
   """
   m, layers = len(keys), space.layers if depth is None else depth
   own_keys, mutation_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-  drawn = own(state, jax.vmap(lambda key: jax.random.split(key, DRAWS))(own_keys).reshape(-1), depth)
-  pool = jnp.concatenate([drawn, mutants(space, history, drawn.reshape(m, DRAWS, -1), mutation_keys, depth)])
+  drawn = own(state, jax.vmap(lambda key: jax.random.split(key, draws))(own_keys).reshape(-1), depth)
+  fresh = drawn.reshape(m, draws, -1)[:, :mutations]
+  pool = jnp.concatenate([drawn, mutants(space, history, fresh, mutation_keys, depth)])
   unseen, found = ~are_known(history, pool, layers), fit(guide, history)
   mean, variance, half = predict(found, history, pool, layers)
   told = (history.trained > 0).sum()
@@ -192,12 +203,12 @@ def propose(
 
   def choose(carry: Chosen, k: Array) -> tuple[Chosen, None]:
     chosen, variance, given, best = carry
-    first = order - k * DRAWS
-    own_order = jnp.where((first >= 0) & (first < DRAWS), -first, -jnp.inf)
+    first = order - k * draws
+    own_order = jnp.where((first >= 0) & (first < draws), -first, -jnp.inf)
     score = jnp.where(asks_own[k], own_order, log_improvement(mean, found.deviation * jnp.sqrt(variance), best))
     taken = ((pool[:, None] == chosen[None]).all(-1) & (jnp.arange(m) < k)[None]).any(1)
     score = jnp.where(unseen & ~taken, score, -jnp.inf)
-    pick = jnp.where((score > -jnp.inf).any(), jnp.argmax(score), k * DRAWS)
+    pick = jnp.where((score > -jnp.inf).any(), jnp.argmax(score), k * draws)
     cross = jnp.exp(-distances(pool, 0, pool[pick][None], 0) / found.scale) - half @ half[pick] - given @ given[pick]
     line = cross / jnp.sqrt(variance[pick] + NOISE)
     variance, best = jnp.maximum(variance - line**2, 1e-6), jnp.where(asks_own[k], best, jnp.maximum(best, mean[pick]))
@@ -208,10 +219,10 @@ def propose(
 
 
 def mutants(space: Space, history: History, drawn: Array, keys: Key, depth: Depth) -> Array:
-  """Returns `MUTATIONS` mutations of the best children for each of `keys` [m], as [m * MUTATIONS, T].
+  """Returns n mutations of the best children for each of `keys` [m], as [m * n, T].
 
-  A mutation can add tokens that its parent lacks. These come from other proposals, `drawn` [m, n, T] with n at least
-  MUTATIONS. If no child has trained without failing, these proposals are returned unchanged.
+  A mutation can add tokens that its parent lacks. These come from other proposals, `drawn` [m, n, T]. If no child has
+  trained without failing, these proposals are returned unchanged.
   """
   reward = jnp.where(history.sound > 0, history.reward, -jnp.inf)
   top, rows = jax.lax.top_k(reward, PARENTS)
@@ -223,5 +234,5 @@ def mutants(space: Space, history: History, drawn: Array, keys: Key, depth: Dept
     child = mutate(space, history.tokens[parent], history.depth[parent], fresh, mutation_key, depth, count)
     return jnp.where(top[0] > -jnp.inf, child, fresh)
 
-  each = jax.vmap(lambda key: jax.random.split(key, MUTATIONS))(keys)
-  return jax.vmap(one)(drawn[:, :MUTATIONS].reshape(-1, space.length), each.reshape(-1))
+  each = jax.vmap(lambda key: jax.random.split(key, drawn.shape[1]))(keys)
+  return jax.vmap(one)(drawn.reshape(-1, space.length), each.reshape(-1))

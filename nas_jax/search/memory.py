@@ -32,8 +32,16 @@ def build(space: Space, cfg: Config, propose: Propose) -> Memory:
     space: the space of the children.
     cfg: its settings `known` and `proposals` say what the record is used for.
     propose: `propose` of the search algorithm.
+
+  Raises:
+    ValueError: `guide_mutations` exceeds `guide_draws`.
   """
   guided = cfg.proposals == 'guided'
+  if cfg.guide_mutations > cfg.guide_draws:
+    raise ValueError(
+      f'guide_mutations (={cfg.guide_mutations}) must be at most guide_draws (={cfg.guide_draws}): a mutation takes '
+      'new tokens from a proposal of its own.'
+    )
   if not guided and cfg.known == 'train':
     return Memory(
       begin=lambda state: state,
@@ -53,7 +61,8 @@ def build(space: Space, cfg: Config, propose: Propose) -> Memory:
   def new(state: SearchState, keys: Key, ids: Array, depth: Depth) -> tuple[Array, Repeats | None]:
     layers = space.layers if depth is None else depth
     if guided:
-      tokens = guide.propose(space, state.guide, state.history, propose, state.algorithm, keys, ids, depth)
+      candidates = cfg.guide_draws, cfg.guide_mutations
+      tokens = guide.propose(space, state.guide, state.history, propose, state.algorithm, keys, ids, depth, *candidates)
     elif cfg.known == 'avoid':
       is_known = functools.partial(history.are_known, state.history, depth=layers)
       tokens = history.draw_unseen(is_known, propose, state.algorithm, keys, depth)

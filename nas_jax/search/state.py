@@ -34,13 +34,25 @@ class Config(algorithms.Config, Seed):
     choices=PROPOSALS,
     first=True,
   )
+  guide_draws: int = field(
+    32,
+    'with proposals=guided, proposals of the algorithm that the process chooses among for each child',
+    low=1,
+    high=4096,
+  )
+  guide_mutations: int = field(
+    16, 'with proposals=guided, mutations of the best children that it chooses among for each child', low=1, high=4096
+  )
   depth_start: int = field(
     0, 'layers of the first children, which then grow deeper, 0 for max_depth from the start; 6 in Sec. 4.1', low=0
   )
   depth_step: int = field(2, 'by how many layers children grow each time, Sec. 4.1', low=1)
   depth_every: int = field(1600, 'children after which they grow deeper again, Sec. 4.1', low=1)
 
-  added: ClassVar[dict[str, Any]] = {'known': 'train', 'proposals': 'policy'}  # see `config.with_added`
+  # See `config.with_added`.
+  added: ClassVar[dict[str, Any]] = {
+    'known': 'train', 'proposals': 'policy', 'guide_draws': 32, 'guide_mutations': 16,
+  }  # fmt: skip
 
 
 def title(cfg: Config) -> str:

@@ -130,7 +130,7 @@ def test_children_of_a_batch_are_chosen_in_view_of_each_other():
   tokens = guide.propose(SPACE, model, kept, uniform.propose, state, keys, ids, None)
   own_keys, mutation_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
   drawn = uniform.propose(state, jax.vmap(lambda key: jax.random.split(key, 32))(own_keys).reshape(-1), None)
-  pool = jnp.concatenate([drawn, guide.mutants(SPACE, kept, drawn.reshape(2, 32, 7), mutation_keys, None)])
+  pool = jnp.concatenate([drawn, guide.mutants(SPACE, kept, drawn.reshape(2, 32, 7)[:, :16], mutation_keys, None)])
   pool = pool[~history.are_known(kept, pool, 1)]
   found = guide.fit(model, kept)
   mean, variance, _ = guide.predict(found, kept, pool, 1)
@@ -207,6 +207,23 @@ def test_children_that_are_not_told_yet_are_believed_to_earn_what_is_expected():
   for batch in waiting:
     state, _ = s.tell(state, batch, planted(batch.tokens))
   assert (state.history.trained[:40] == 1).all() and int(state.history.waiting) == 0
+
+
+def test_the_number_of_candidates():
+  """The process sees as many proposals as are asked for."""
+  model, kept, _ = made()
+  kept = kept._replace(trained=kept.trained.at[9].set(1))
+  uniform = search.algorithms.build(SPACE, search.Config(algorithm='random'))
+  state, keys, seen = uniform.init(jax.random.key(0)), jax.random.split(jax.random.key(3), 1), []
+
+  def propose(*args):
+    seen.append(uniform.propose(*args))
+    return seen[-1]
+
+  guide.propose(SPACE, model, kept, propose, state, keys, jnp.array([0]), None, draws=5, mutations=2)
+  assert seen[0].shape == (5, 7)
+  with pytest.raises(ValueError, match=r'guide_mutations \(=33\) must be at most guide_draws \(=32\)'):
+    search.ask_tell(SPACE, search.Config(proposals='guided', guide_mutations=33))
 
 
 def test_where_rewards_do_not_stay_or_are_of_layers_it_is_refused():
