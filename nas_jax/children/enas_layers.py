@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from nas_jax.children import conv
 from nas_jax.nn import image_ops
 from nas_jax.space.base import Space, is_static
+from nas_jax.space.checks import check_arch
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
@@ -33,20 +34,26 @@ def child(inputs: conv.InputSpec, options: Any, space: Space, zeros: Callable, o
   Args:
     inputs: as in `conv.build`.
     options: the options that all networks share.
-    space: the space of the architectures; a static architecture of another space is refused.
+    space: the space of the architectures; ValueError is raised for a static architecture of another space.
     zeros: () -> zeros in the shapes of all weights.
     own: (tree, static arch) -> the part of the tree that its network uses.
     run: (params, statistics, arch, options, images, epsilon, key or None) -> logits, statistics.
   """
   mode(options.norm, None)
 
+  def check(arch: PyTree) -> None:
+    check_arch(arch)
+    if is_static(arch):
+      space.check(arch)
+
   def init(spec: conv.ChildSpec, key: Key) -> PyTree:
+    check(spec.arch)
     if not is_static(spec.arch):
       return drawn(key, jax.eval_shape(zeros))
-    space.check(spec.arch)
     return drawn(key, jax.eval_shape(lambda: own(zeros(), spec.arch)))
 
   def forward(params, stats, spec, x, key):
+    check(spec.arch)
     return run(params, stats, spec.arch, options, x, spec.hyperparameters.epsilon, key)
 
   return conv.classifier(init, unmoved, forward, lambda params: [], inputs)

@@ -48,7 +48,7 @@ def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
     carry is the moving statistics; a step changes the same part of the statistics.
 
   Raises:
-    ValueError: `options` has an invalid value; or, in `init`, a static arch is not of the space.
+    ValueError: `options` has an invalid value; or, in its functions, a static arch is not of the space.
   """
   space = enas_macro_space(options.layers, options.operations)
 

@@ -63,7 +63,7 @@ def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
     A child whose arch is a `conv.ChildSpec` of a static or traced `MicroArch`.
 
   Raises:
-    ValueError: `options` has an invalid value; or, in `init`, a static arch is not of the space.
+    ValueError: `options` has an invalid value; or, in its functions, a static arch is not of the space.
   """
   space = enas_micro_space(options.blocks, options.operations)
   if options.cells < 1:

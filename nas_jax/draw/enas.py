@@ -10,6 +10,7 @@ from nas_jax.draw import pen, routing
 from nas_jax.draw.routing import EDGE, GAP, HEIGHT, Arrow, Box, Layout
 from nas_jax.operations import BUILT_IN, Operations, find
 from nas_jax.space import enas
+from nas_jax.space.checks import check_static
 from nas_jax.space.enas import MACRO_OPERATIONS, MacroArch, MicroArch, RnnArch
 
 Arch = MacroArch | MicroArch | RnnArch
@@ -37,8 +38,8 @@ def draw(arch: Arch, path: str | os.PathLike[str], operations: Operations = BUIL
     operations: your own activations, if a recurrent cell holds any; `Space.operations` has them.
 
   Raises:
-    ValueError: the path does not end in .svg, .png or .pdf; or a recurrent cell holds an activation that is neither
-      built in nor among `operations`.
+    ValueError: the path does not end in .svg, .png or .pdf; or `arch` is no architecture or traced: for example, a
+      recurrent cell holds an activation that is neither built in nor among `operations`.
   """
   pen.write(functools.partial(_figure, arch, operations=operations), path, _noun(arch))
 
@@ -54,7 +55,8 @@ def svg(arch: Arch, operations: Operations = BUILT_IN) -> str:
 
 
 def layout(arch: Arch, operations: Operations = BUILT_IN) -> Layout:
-  """Returns the positions of the parts of a drawing, in points."""
+  """Returns the positions of the parts of a drawing, in points. Raises ValueError for an invalid `arch`."""
+  check_static(arch, MacroArch, MicroArch, RnnArch, operations=operations)
   if isinstance(arch, MacroArch):
     return _macro(arch)
   return draw_enas_micro.layout(arch) if isinstance(arch, MicroArch) else _recurrent(arch, operations)

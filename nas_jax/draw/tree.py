@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from nas_jax.draw import pen as pen_lib
 from nas_jax.operations import BUILT_IN, IDENTITY, Operations, find
+from nas_jax.space.checks import check_static
 from nas_jax.space.tree import TreeArch, leaves
 
 _MEMORY = '#d2593b'  # the colour of c, visible on a light page and on a dark one
@@ -55,8 +56,8 @@ def draw(arch: TreeArch, path: str | os.PathLike[str], operations: Operations = 
     operations: your own operations, if the cell holds any; `Space.operations` has them.
 
   Raises:
-    ValueError: the path does not end in .svg, .png or .pdf; or the cell holds an operation that is neither built in nor
-      among `operations`.
+    ValueError: the path does not end in .svg, .png or .pdf; or `arch` is no cell or traced: for example, it holds an
+      operation that is neither built in nor among `operations`.
 
   >>> import os, tempfile
   >>> from nas_jax import tree_cell
@@ -78,7 +79,8 @@ def svg(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
 
 
 def layout(arch: TreeArch, operations: Operations = BUILT_IN) -> Layout:
-  """Returns the positions of the parts of a static cell, in points."""
+  """Returns the positions of the parts of a static cell, in points. Raises ValueError for an invalid cell."""
+  check_static(arch, TreeArch, operations=operations)
   n = leaves(arch)
   column, foot = (84.0, 34.0) if n <= 8 else (45.0, 50.0)
   gives, takes = arch.index

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from nas_jax.children import enas_micro
 from nas_jax.export import layers
 from nas_jax.space import enas
+from nas_jax.space.checks import check_static
 from nas_jax.space.enas import MACRO_OPERATIONS, MICRO_OPERATIONS, MacroArch, MicroArch
 from nas_jax.types import Array, PyTree
 
@@ -41,7 +42,11 @@ class MacroNetwork(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
-    """Returns logits of whitened images. With `train`, apply it with mutable='batch_stats'."""
+    """Returns logits of whitened images. With `train`, apply it with mutable='batch_stats'.
+
+    Raises ValueError if the architecture is invalid or traced.
+    """
+    check_static(self.arch, MacroArch)
     norm, filters, count = layers.Norm(self.epsilon, train), self.filters, len(self.arch.operation)
     x, outputs = norm(layers.convolved(images, 'stem', filters, (3, 3)), 'stem'), dict[int, Array]()
     for i, skips in enumerate(enas.skips_of(self.arch)):
@@ -131,7 +136,11 @@ class MicroNetwork(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, train: bool = False) -> Array:
-    """Returns logits of whitened images. With `train`, apply it with mutable='batch_stats'."""
+    """Returns logits of whitened images. With `train`, apply it with mutable='batch_stats'.
+
+    Raises ValueError if the architecture is invalid or traced.
+    """
+    check_static(self.arch, MicroArch)
     norm, kinds = layers.Norm(self.epsilon, train), enas.cells_of(self.arch)
     older = newer = norm(layers.convolved(images, 'stem', self.filters, (3, 3)), 'stem')
     for k, cell in enumerate(self.stack()):

@@ -1,5 +1,6 @@
 """The three functions of the package that dispatch on the type of the architecture."""
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -9,7 +10,9 @@ from nas_jax.export import conv, enas, language, sequences
 from nas_jax.export.enas_source import macro_source, micro_source
 from nas_jax.export.language_source import recurrent_source
 from nas_jax.export.source import conv_source
+from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.space import ChainArch, ConvArch, MacroArch, MicroArch, RnnArch, TreeArch
+from nas_jax.space.checks import check_static
 from nas_jax.types import PyTree
 
 
@@ -28,7 +31,7 @@ def module(arch: Any, **options: Any) -> nn.Module:
     sequences [B, T, F] to outputs [B, K]. Dropout and drop path are left out.
 
   Raises:
-    ValueError: there is no function for the type of the architecture.
+    ValueError: there is no function for the type of the architecture, or it is invalid or traced.
 
   >>> import jax, jax.numpy as jnp
   >>> from nas_jax import export, published
@@ -54,7 +57,7 @@ def variables(arch: Any, params: PyTree, carry: PyTree) -> PyTree:
     {'params': ..., 'batch_stats': ...} for `module.apply`; 'batch_stats' only if the network has batch norm.
 
   Raises:
-    ValueError: there is no function for the type of the architecture.
+    ValueError: as `module`.
   """
   raise _unknown(arch, variables)
 
@@ -72,7 +75,7 @@ def to_source(arch: Any, **options: Any) -> str:
     that `module` returns.
 
   Raises:
-    ValueError: there is no function for the type of the architecture.
+    ValueError: as `module`.
 
   >>> from nas_jax import export, published
   >>> file = {}
@@ -93,15 +96,34 @@ def _recurrent(arch: language.Arch, **options: Any) -> nn.Module:
   return (sequences.SequenceNetwork if 'outputs' in options else language.RecurrentNetwork)(arch, **options)
 
 
-for _kind, _module, _variables, _source in (
-  (ConvArch, conv.ConvNetwork, conv.variables, conv_source),
-  (ChainArch, conv.ConvNetwork, conv.variables, conv_source),
-  (MacroArch, enas.MacroNetwork, enas.macro_variables, macro_source),
-  (MicroArch, enas.MicroNetwork, enas.micro_variables, micro_source),
-  (TreeArch, _recurrent, language.variables, recurrent_source),
-  (RnnArch, _recurrent, language.variables, recurrent_source),
-  (str, _recurrent, language.variables, recurrent_source),
-):
-  module.register(_kind, _module)
-  variables.register(_kind, _variables)
-  to_source.register(_kind, lambda arch, _module=_module, _source=_source, **options: _source(_module(arch, **options)))
+def _check(arch: Any, operations: Operations | None = None) -> None:
+  """Raises ValueError if an architecture is invalid or traced, or a string is not 'LSTM'."""
+  if not isinstance(arch, str):
+    check_static(arch, type(arch), operations=operations)
+  elif arch != 'LSTM':
+    raise ValueError(f"the architecture is {arch!r}: the only cell that is exported by its name is 'LSTM'.")
+
+
+def _register(kind: type, make: Callable[..., nn.Module], convert: Callable[..., PyTree], write: Callable) -> None:
+  """Registers functions for a type of architecture: its module, the variables of that, and the source file of that."""
+
+  def checked(arch: Any, **options: Any) -> nn.Module:
+    _check(arch, options.get('operations', BUILT_IN))
+    return make(arch, **options)
+
+  def converted(arch: Any, params: PyTree, carry: PyTree) -> PyTree:
+    _check(arch)
+    return convert(arch, params, carry)
+
+  module.register(kind, checked)
+  variables.register(kind, converted)
+  to_source.register(kind, lambda arch, **options: write(checked(arch, **options)))
+
+
+_register(ConvArch, conv.ConvNetwork, conv.variables, conv_source)
+_register(ChainArch, conv.ConvNetwork, conv.variables, conv_source)
+_register(MacroArch, enas.MacroNetwork, enas.macro_variables, macro_source)
+_register(MicroArch, enas.MicroNetwork, enas.micro_variables, micro_source)
+_register(TreeArch, _recurrent, language.variables, recurrent_source)
+_register(RnnArch, _recurrent, language.variables, recurrent_source)
+_register(str, _recurrent, language.variables, recurrent_source)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from nas_jax import operations as operations_lib
 from nas_jax.operations import BUILT_IN, Operations
+from nas_jax.space.checks import check_static
 from nas_jax.space.enas import RnnArch, loose_ends
 from nas_jax.space.tree import TreeArch
 from nas_jax.tree_cell import TreeCell
@@ -30,7 +31,11 @@ class EnasCell(nn.RNNCellBase):
 
   @nn.compact
   def __call__(self, carry: Array, inputs: Array) -> tuple[Array, Array]:
-    """Computes one step: maps h [..., H] and x [..., in] to (h, h)."""
+    """Computes one step: maps h [..., H] and x [..., in] to (h, h).
+
+    Raises ValueError if the architecture is invalid or traced.
+    """
+    check_static(self.arch, RnnArch, operations=self.operations)
     reads = (None, *self.arch.previous)
 
     def product(x: Array, name: str) -> Array:

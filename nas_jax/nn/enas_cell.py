@@ -25,7 +25,8 @@ from nas_jax.nn import recurrent as recurrent_lib
 from nas_jax.nn.precision import at_least_float32
 from nas_jax.operations import BUILT_IN, IDENTITY, Operations
 from nas_jax.space.base import is_static
-from nas_jax.space.enas import RnnArch, loose_ends
+from nas_jax.space.checks import check_static
+from nas_jax.space.enas import RnnArch, check_rnn, loose_ends
 from nas_jax.types import Array, Key
 
 
@@ -45,7 +46,11 @@ def init(
     {'kernel': [in_features, 2 H], 'recurrent_kernel': [H, 2 H], 'nodes': [k, H, 2 H]}, with the columns of c_l before
     those of f_l. For a static arch k is N - 1. For a traced one k is N (N - 1) / 2, and the matrix of node l reading
     node j has the index l (l - 1) / 2 + j.
+
+  Raises:
+    ValueError: `arch` is no architecture of a cell, see `space.enas.check_rnn`; its activations are not looked at.
   """
+  check_rnn(arch, None)
   scale = features**-0.5 if scale is None else scale
   ends_key, nodes_key = jax.random.split(key)
   kernels = jax.random.uniform(nodes_key, (_matrices(arch), features, 2 * features), minval=-scale, maxval=scale)
@@ -53,7 +58,11 @@ def init(
 
 
 def own(params: dict[str, Array], arch: RnnArch) -> dict[str, Array]:
-  """Selects the parameters of one cell, static or traced, from the shared ones, in the layout of a static cell."""
+  """Selects the parameters of one cell, static or traced, from the shared ones, in the layout of a static cell.
+
+  Raises ValueError as `init`.
+  """
+  check_rnn(arch, None)
   node = np.arange(1, len(arch.activate), dtype=np.int32)
   pairs = node * (node - 1) // 2 + jnp.asarray(arch.previous, jnp.int32)
   return params | {'nodes': params['nodes'][pairs]}
@@ -91,8 +100,10 @@ def unroll(
     The final h and the outputs h_t [T, B, H].
 
   Raises:
-    ValueError: the parameters do not fit the arch, or a static arch holds an unknown activation.
+    ValueError: `arch` is no architecture of a cell, see `space.enas.check_rnn`: for example, a static one holds an
+      unknown activation; or the parameters do not fit the arch.
   """
+  check_rnn(arch, operations)
   static, wanted = is_static(arch), _matrices(arch)
   if len(params['nodes']) != wanted:
     raise ValueError(
@@ -111,8 +122,10 @@ def unroll(
 def equations(arch: RnnArch, operations: Operations = BUILT_IN) -> str:
   """Returns the equations of a static cell, two lines for each node; x and h are x_t and h_(t-1).
 
-  Raises ValueError if the cell holds an activation that is neither built in nor among `operations`.
+  Raises ValueError as `space.checks.check_static`: for example, if the cell holds an activation that is neither built
+  in nor among `operations`.
   """
+  check_static(arch, RnnArch, operations=operations)
   lines = []
   for node, activate in enumerate(arch.activate):
     before = f'h_{arch.previous[node - 1]}' if node else 'h'

@@ -5,7 +5,9 @@ import contextlib
 import json
 from typing import NamedTuple
 
+from nas_jax.operations import Operations
 from nas_jax.space.base import Kind, Slot, Space, check_layers
+from nas_jax.space.checks import check_arch, check_fields
 
 KINDS = ('conv', 'residual', 'average pool', 'max pool')
 
@@ -73,6 +75,15 @@ def chain_from_json(text: str) -> ChainArch:
   except (TypeError, KeyError, json.JSONDecodeError, RecursionError):
     return chain_space(max_depth=1).from_json(text)  # not a chain: the check of the smallest space says what is wrong
   return chain_space(words or None, max(len(codes), 1)).from_json(text)
+
+
+@check_arch.register
+def check_chain(arch: ChainArch, operations: Operations | None = None) -> None:
+  """Checks a chain of any depth where it is used, which may hold padding: see `check_arch`."""
+  del operations
+  if check_fields(arch, ChainArch):
+    for number in filter(None, arch.layers):
+      word_of(int(number))
 
 
 def parse(word: str) -> ChainLayer:

@@ -1,10 +1,12 @@
 """Convolutional networks, Zoph & Le (2017) Sec. 3.1 and 3.3: layers in a row, which may read any earlier layers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import json
 from typing import Any, NamedTuple
 
+from nas_jax.operations import Operations
 from nas_jax.space.base import Kind, Slot, Space, check_layers
+from nas_jax.space.checks import check_arch, check_fields
 
 LAYER_TYPES = ('conv', 'max pool', 'average pool', 'norm')
 CONV, MAX_POOL, AVERAGE_POOL, NORM = range(4)
@@ -126,26 +128,39 @@ def _layer_slots(layer: int, types: Sequence[int], choices: Sequence[_Choice], s
 def conv_from_json(text: str) -> ConvArch:
   """Reads and checks a network from JSON. Raises ValueError, in one line, if the text is not a network."""
   try:
-    arch = json.loads(text)['arch']
-    labels = {name: sorted({int(value) for value in arch[name]} - {0}) for name in ConvArch._fields}
-    depth, types = max(len(arch['layer_type']), len(arch['filters'])), {LAYER_TYPES[k] for k in arch['layer_type']}
-    # In a space of several types every layer has an entry for each setting that any of the types has.
-    types |= {LAYER_TYPES[kind] for kind, name in ((CONV, 'filters'), (MAX_POOL, 'pool')) if types and arch[name]}
-    strides = sorted({*labels['stride_height'], *labels['stride_width']})
-    rates = [rate / 1e6 for rate in labels['rate']]
-  except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
+    smallest = _smallest_space(json.loads(text)['arch'])
+  except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
     return conv_space(1).from_json(text)  # not a network: the check of the smallest space says what is wrong
-  return conv_space(
-    depth,
-    labels['filter_height'] or (1,),
-    labels['filter_width'] or (1,),
-    labels['filters'] or (1,),
-    (strides or (1,)) if arch['stride_height'] else None,
-    sorted(types) or None,
-    labels['pool'] or (1,),
-    rates or None,
-    bool(arch['links']),
-  ).from_json(text)
+  return conv_space(**smallest).from_json(text)
+
+
+@check_arch.register
+def check_conv(arch: ConvArch, operations: Operations | None = None) -> None:
+  """Checks a network of any depth where it is used: see `check_arch`."""
+  del operations
+  if check_fields(arch, ConvArch):
+    conv_space(**_smallest_space(arch._asdict())).check(arch)
+
+
+def _smallest_space(fields: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+  """Returns the arguments of the smallest space that can hold a network, from the fields of its architecture."""
+  labels = {name: sorted({int(value) for value in fields[name]} - {0}) for name in ConvArch._fields}
+  types = {LAYER_TYPES[kind] for kind in fields['layer_type'] if kind in range(len(LAYER_TYPES))}
+  # In a space of several types every layer has an entry for each setting that any of the types has.
+  types |= {LAYER_TYPES[kind] for kind, name in ((CONV, 'filters'), (MAX_POOL, 'pool')) if types and fields[name]}
+  return {
+    'max_depth': max(len(fields['layer_type']), len(fields['filters'])),
+    'filter_heights': labels['filter_height'] or (1,),
+    'filter_widths': labels['filter_width'] or (1,),
+    'filters': labels['filters'] or (1,),
+    'strides': (sorted({*labels['stride_height'], *labels['stride_width']}) or (1,))
+    if fields['stride_height']
+    else None,
+    'layer_types': sorted(types) or None,
+    'pools': labels['pool'] or (1,),
+    'rates': [rate / 1e6 for rate in labels['rate']] or None,
+    'skips': bool(fields['links']),
+  }
 
 
 def _types(names: Sequence[str] | None) -> tuple[int, ...]:

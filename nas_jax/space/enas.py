@@ -7,6 +7,7 @@ from typing import NamedTuple
 from nas_jax import operations as operations_lib
 from nas_jax.operations import BUILT_IN, Operation, Operations
 from nas_jax.space.base import Kind, Slot, Space, check_layers
+from nas_jax.space.checks import check_arch, check_fields, check_static
 from nas_jax.space.tree import ids_of, operation_slot
 
 # Ids are indices into these tuples.
@@ -146,6 +147,26 @@ def rnn_from_json(text: str, operations: Operations = BUILT_IN) -> RnnArch:
   return enas_rnn_space(_length(text, 'activate'), known.activate).from_json(text)
 
 
+@check_arch.register
+def check_rnn(arch: RnnArch, operations: Operations | None = BUILT_IN) -> None:
+  """Checks a cell of any number of nodes where it is used: see `check_arch`."""
+  static, nodes = check_fields(arch, RnnArch), len(arch.activate)
+  if not nodes or len(arch.previous) != nodes - 1:
+    raise ValueError(
+      f"arch fields 'activate' and 'previous' have {nodes} and {len(arch.previous)} entries: want N and N - 1, N the "
+      'number of nodes.'
+    )
+  for node, read in enumerate(arch.previous if static else (), 1):
+    if not 0 <= read < node:
+      raise ValueError(
+        f"arch field 'previous', entry {node - 1} is {read}: want the number of a node before node {node}, 0 to "
+        f'{node - 1}.'
+      )
+  if static and operations:
+    for activate in set(arch.activate):
+      operations_lib.find('activate', operations, int(activate))
+
+
 def loose_ends(inputs: Sequence[int], nodes: int) -> tuple[int, ...]:
   """Returns the nodes below `nodes` that no node reads (they are not in `inputs`). They make the cell's output."""
   return tuple(i for i in range(nodes) if i not in inputs)
@@ -180,11 +201,28 @@ def micro_from_json(text: str) -> MicroArch:
   return enas_micro_space(_length(text, 'normal_operation', each=2)).from_json(text)
 
 
+@check_arch.register
+def check_macro(arch: MacroArch, operations: Operations | None = None) -> None:
+  """Checks a network of any depth where it is used: see `check_arch`."""
+  del operations
+  if check_fields(arch, MacroArch):
+    enas_macro_space(max(len(arch.operation), 1)).check(arch)
+
+
+@check_arch.register
+def check_micro(arch: MicroArch, operations: Operations | None = None) -> None:
+  """Checks cells of any number of blocks where they are used: see `check_arch`."""
+  del operations
+  if check_fields(arch, MicroArch):
+    enas_micro_space(max(len(arch.normal_operation) // 2, 1)).check(arch)
+
+
 def describe(arch: MacroArch | MicroArch) -> str:
   """Describes a network or its cells in words: a line for each layer or block, and the reductions or outputs.
 
-  (`Space.describe` lists the decisions of the controller.)
+  (`Space.describe` lists the decisions of the controller.) Raises ValueError as `check_static`.
   """
+  check_static(arch, MacroArch, MicroArch)
   return '\n'.join(_macro_lines(arch) if isinstance(arch, MacroArch) else _micro_lines(arch))
 
 

@@ -5,6 +5,7 @@ import math
 from typing import NamedTuple
 
 from nas_jax.space.chain import KINDS, ChainArch, layer_of
+from nas_jax.space.checks import check_static
 from nas_jax.space.conv import AVERAGE_POOL, CONV, IMAGE, LAYER_TYPES, MAX_POOL, NORM, ConvArch
 
 NAMES = (*LAYER_TYPES, 'residual')
@@ -46,8 +47,9 @@ def layers_of(arch: Arch) -> tuple[Layer, ...]:
   """Returns the layers of a static architecture.
 
   By the first of the paper's rules a layer that reads no other layer reads the image. Each layer of a chain reads the
-  one before it; a code of 0 is padding. Raises ValueError if a chain has no layer.
+  one before it; a code of 0 is padding. Raises ValueError as `check_static`, or if a chain has no layer.
   """
+  check_static(arch, ConvArch, ChainArch)
   return _chained(arch) if isinstance(arch, ChainArch) else _linked(arch)
 
 
@@ -105,7 +107,8 @@ def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network: 
   reading all of its layers.
 
   Raises:
-    ValueError: a chain has no layer, or `options` has blocks or pools for a chain.
+    ValueError: `arch` is no architecture or traced, see `check_static`; a chain has no layer; or `options` has blocks
+      or pools for a chain.
   """
   if isinstance(arch, ChainArch) and (options.block != 1 or options.pools):
     raise ValueError(
@@ -197,6 +200,8 @@ def count(
 
   Convolutions have no bias and a batch norm after each; there is one dense layer at the end. The output of a layer with
   stride s is ceil(n / s) high or wide. Inputs of different sizes are padded with zeros to the largest.
+
+  Raises ValueError as `network`.
 
   >>> from nas_jax import published, space
   >>> counts = space.count(published.FIGURE_7, image=(32, 32, 3), classes=10)

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 import json
 from typing import NamedTuple
 
-import numpy as np
-
 from nas_jax import operations as operations_lib
 from nas_jax.operations import ACTIVATIONS, BUILT_IN, COMBINATIONS, IDENTITY, Operation, Operations
-from nas_jax.space.base import Kind, Slot, Space, canonical, is_static
+from nas_jax.space.base import Kind, Slot, Space, canonical
+from nas_jax.space.checks import check_arch, check_fields
 
 # The names of the built-in operations; the index of a name is its id.
 COMBINE = tuple(operation.name for operation in COMBINATIONS)
@@ -105,30 +104,10 @@ def tree_from_json(text: str, operations: Operations = BUILT_IN) -> TreeArch:
   return tree_cell_space((nodes + 1) // 2, *operations_lib.with_built_in(operations)).from_json(text)
 
 
+@check_arch.register
 def check_tree(arch: TreeArch, operations: Operations | None = BUILT_IN) -> None:
-  """Checks an architecture where it is used. This costs nothing in a compiled program.
-
-  Args:
-    arch: static or traced, of any base.
-    operations: your own operations, if the arch may hold any; None to skip the check of the entries.
-
-  Raises:
-    ValueError: in one line, `arch` is no TreeArch; a field has a wrong type or length; or an entry of a static
-      architecture is out of range. The values of a traced architecture are not known, so they are not checked.
-  """
-  if not isinstance(arch, TreeArch):
-    raise ValueError(f'the architecture is a {type(arch).__name__}: want a TreeArch, as tree_cell.NASCELL.')
-  static = is_static(arch)
-  for name, values in arch._asdict().items():
-    if static and not isinstance(values, tuple):
-      raise ValueError(f'arch field {name!r} is a {type(values).__name__}: want a tuple of ints, which can be hashed.')
-    if not static and getattr(values, 'ndim', None) != 1:
-      what = f'of shape {values.shape}' if hasattr(values, 'shape') else f'a {type(values).__name__}'
-      raise ValueError(
-        f'arch field {name!r} is {what} in a traced architecture: want an array [N]. Name the argument in '
-        'static_argnums of jax.jit for a program of this cell alone, or make arrays by space.stack for jax.vmap.'
-      )
-  nodes = len(arch.combine)
+  """Checks a cell of any base where it is used: see `check_arch`."""
+  static, nodes = check_fields(arch, TreeArch), len(arch.combine)
   if nodes < 3 or (nodes + 1) & nodes:
     raise ValueError(f"arch field 'combine' has {nodes} entries: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
   for name, want in (('activate', nodes), ('inject', 2), ('index', 2)):
@@ -139,18 +118,17 @@ def check_tree(arch: TreeArch, operations: Operations | None = BUILT_IN) -> None
 
 
 def _check_entries(arch: TreeArch, operations: Operations) -> None:
-  """Raises ValueError, in one line, if an entry of a static architecture is no int or out of range."""
+  """Raises ValueError, in one line, if an entry of a static architecture is out of range."""
   held = operations_lib.with_built_in(operations)
   kinds = {'combine': ('combine',) * len(arch.combine), 'activate': ('activate',) * len(arch.activate)}
   kinds |= {'inject': ('combine', 'activate'), 'index': ('index', 'index')}
   known = {kind: operations_lib.by_id(kind, getattr(held, kind)) for kind in Operations._fields}
   for name, values in arch._asdict().items():
     for entry, (kind, value) in enumerate(zip(kinds[name], values, strict=True)):
-      where = f'arch field {name!r}, entry {entry}'
-      if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ValueError(f'{where} is {value!r}, a {type(value).__name__}: want an int.')
       if kind == 'index' and not 0 <= value < len(arch.combine):
-        raise ValueError(f'{where} is {value}: want the number of a node, 0 to {len(arch.combine) - 1}.')
+        raise ValueError(
+          f'arch field {name!r}, entry {entry} is {value}: want the number of a node, 0 to {len(arch.combine) - 1}.'
+        )
       if kind != 'index' and value not in known[kind]:
         operations_lib.find(kind, operations, int(value))  # raises the error
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from nas_jax import operations as operations_lib
 from nas_jax.operations import BUILT_IN, IDENTITY, Operation, Operations
-from nas_jax.space.tree import TreeArch, check_tree, leaves
+from nas_jax.space.checks import check_static
+from nas_jax.space.tree import TreeArch, leaves
 
 
 class _Words(NamedTuple):
@@ -80,7 +81,7 @@ def to_source(arch: TreeArch, operations: Operations = BUILT_IN) -> str:
 
 def _statements(arch: TreeArch, operations: Operations, words: _Words) -> Iterator[tuple[str, str]]:
   """Yields (name, expression) in the order of evaluation; the last name is h_t. No expression is written twice."""
-  check_tree(arch, operations)
+  check_static(arch, TreeArch, operations=operations)
   n = leaves(arch)
   combine, activate = (functools.partial(operations_lib.find, kind, operations) for kind in Operations._fields)
 
