@@ -7,8 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from nas_jax import export
-from nas_jax.datasets import image_files, own_images
+from nas_jax.datasets import image_files, npz, own_images
 from nas_jax.datasets.splits import resized
+
+LAYOUT = "an array 'images' [n, H, W, C] and perhaps 'labels' [n]"
 
 
 class Pictures(NamedTuple):
@@ -86,11 +88,10 @@ def class_numbers(labels: np.ndarray | None, classes: Sequence[str]) -> np.ndarr
 
 
 def _arrays(path: str) -> tuple[np.ndarray, np.ndarray | None]:
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      images, labels = arrays['images'], arrays['labels'] if 'labels' in arrays else None
-  except (OSError, ValueError, KeyError) as error:
-    raise ValueError(f"{path} cannot be read ({error}): want an .npz with an array 'images'.") from None
+  arrays = npz.read(path, LAYOUT, 'take fewer images', ('images', 'labels'))
+  if 'images' not in arrays:
+    raise ValueError(f'{path} has no images: want {LAYOUT}.')
+  images, labels = arrays['images'], arrays.get('labels')
   if images.ndim == 3:
     images = images[..., None]
   if images.ndim != 4 or not len(images) or (labels is not None and labels.shape != images.shape[:1]):

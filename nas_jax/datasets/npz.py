@@ -1,8 +1,9 @@
-"""Reads all arrays of a user's .npz file, and sorts them into splits by the prefixes of their names."""
+"""Reads arrays of an .npz file that a user gives, and sorts them into splits by the prefixes of their names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import math
 import zipfile
-import zlib
 
 import numpy as np
 
@@ -10,35 +11,59 @@ from nas_jax.datasets import splits
 
 ENDING = '.npz'
 SPLITS = {'train': 'train', 'valid': 'validation', 'val': 'validation', 'validation': 'validation', 'test': 'test'}
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}  # by version
 
 
-def read(path: str, layout: str, way_out: str) -> dict[str, np.ndarray]:
-  """Returns the arrays of a file by name.
+def read(
+  path: str, layout: str, way_out: str, names: Sequence[str] | None = None, most: int | None = None
+) -> dict[str, np.ndarray]:
+  """Returns the arrays of a file by name. Nothing in the file is trusted: not the sizes in its headers, nor pickles.
 
   Args:
     path: the path of the file.
     layout: the arrays that are wanted, in words, for errors.
     way_out: what to do if the arrays are too large, for an error.
+    names: the arrays to read, of which some may be missing; None for all.
+    most: the most bytes that the arrays may unpack to; None for as many as fit into memory.
 
   Raises:
     ValueError: in one line, naming the file: it cannot be read or takes too much memory.
   """
-  try:
-    with zipfile.ZipFile(path) as file:
-      needed = sum(entry.file_size for entry in file.infolist())
-  except (OSError, zipfile.BadZipFile) as error:
-    raise _unreadable(path, error, layout) from None
-  splits.check_memory(f'the arrays of {path}', needed, way_out)
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      return {name: arrays[name] for name in arrays.files}
-  except (ValueError, OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-    raise _unreadable(path, error, layout) from None
+  with _reading(path, layout):
+    file = zipfile.ZipFile(path)
+  with file:
+    every = {entry.filename.removesuffix('.npy'): entry for entry in file.infolist()}
+    entries = {name: entry for name, entry in every.items() if names is None or name in names}
+    needed = sum(entry.file_size for entry in entries.values())
+    if most is not None and needed > most:
+      raise ValueError(f'{path} unpacks to {needed} bytes: want at most {most}; {way_out}.')
+    splits.check_memory(f'the arrays of {path}', needed, way_out)
+    with _reading(path, layout):
+      return {name: _array(file, entry) for name, entry in entries.items()}
 
 
-def _unreadable(path: str, error: Exception, layout: str) -> ValueError:
-  why = error.strerror if isinstance(error, OSError) and error.strerror else error
-  return ValueError(f'{path} cannot be read ({why}): want an .npz with {layout}.')
+@contextlib.contextmanager
+def _reading(path: str, layout: str) -> Iterator[None]:
+  """Turns any error into a ValueError of one line that names the file."""
+  try:
+    yield
+  except Exception as error:  # zipfile, its decompressors and NumPy report damaged files by errors of many types
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    why = next(iter(text.splitlines()), '') or type(error).__name__
+    raise ValueError(f'{path} cannot be read ({why}): want an .npz with {layout}.') from None
+
+
+def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+  """Returns one array. Raises ValueError if its header asks for more memory than the file has bytes for it."""
+  with file.open(entry) as content:
+    version = np.lib.format.read_magic(content)
+    if version not in _HEADERS:
+      raise ValueError(f'{entry.filename} has format {version}, want 1.0 or 2.0')
+    shape, _, dtype = _HEADERS[version](content)
+  if math.prod(shape) * max(dtype.itemsize, 1) > entry.file_size and not dtype.hasobject:  # objects are never read
+    raise ValueError(f'{entry.filename} has a header of shape {shape} and only {entry.file_size} bytes')
+  with file.open(entry) as content:
+    return np.lib.format.read_array(content, allow_pickle=False)
 
 
 def by_split(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nas_jax import files, space
+from nas_jax.datasets import npz
 from nas_jax.datasets.image_batches import Whitening
 from nas_jax.datasets.splits import Scale
 from nas_jax.export.kinds import module
@@ -221,8 +222,8 @@ def _why_none(folder: str) -> str:
 def _whitening(path: str, kind: str) -> Whitening:
   if kind == 'image':
     return Whitening(kind)
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      return Whitening(kind, arrays['shift'], arrays['scale'])
-  except (OSError, ValueError, KeyError) as error:
-    raise ValueError(f'{path} cannot be read ({error}): train the model again.') from None
+  layout = "arrays 'shift' and 'scale'; train the model again"
+  arrays = npz.read(path, layout, 'train the model again', ('shift', 'scale'))
+  if len(arrays) < 2:
+    raise ValueError(f'{path} has arrays {list(arrays)}: want {layout}.')
+  return Whitening(kind, arrays['shift'], arrays['scale'])

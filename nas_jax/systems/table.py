@@ -1,11 +1,7 @@
 """Search in a table of known rewards, so that a whole search is one program."""
 
 import dataclasses
-import io
-import math
 from typing import Any, NamedTuple
-import zipfile
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +9,7 @@ import numpy as np
 
 from nas_jax import search
 from nas_jax.config import field
+from nas_jax.datasets import npz
 from nas_jax.space import choice_space
 from nas_jax.types import Array, Batch, Outcome
 
@@ -38,6 +35,7 @@ def default() -> Config:
   return Config(proposals='guided', known='avoid')
 
 
+LAYOUT = "arrays 'ops' [A, T] and 'reward' [A], and perhaps 'test' [A]"
 LARGEST = 2**31  # bytes of all arrays of a table
 MOST_CHOICES = 2**18  # summed over all tokens; the controller has some hundred weights for each choice
 
@@ -55,18 +53,7 @@ def load(path: str) -> Table:
 
   Raises ValueError, in one line naming the array, on anything else.
   """
-  try:
-    # np.load(path) would also accept a file of a single array, and would leave a broken file open.
-    with zipfile.ZipFile(path) as file:
-      members = [name for name in ('ops', 'reward', 'test') if f'{name}.npy' in file.namelist()]
-      size = sum(file.getinfo(f'{name}.npy').file_size for name in members)
-      if size > LARGEST:
-        raise ValueError(f'it unpacks to {size} bytes, more than {LARGEST}')
-      arrays = {name: _array(file.read(f'{name}.npy')) for name in members}
-  except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-    raise ValueError(
-      f'table {path} cannot be read ({error}): want an .npz with ops, reward and perhaps test.'
-    ) from None
+  arrays = npz.read(path, LAYOUT, 'leave rows out', ('ops', 'reward', 'test'), LARGEST)
   missing = [name for name in ('ops', 'reward') if name not in arrays]
   if missing:
     raise ValueError(f'table {path} has no {" and no ".join(missing)}: want ops [A, T] and reward [A].')
@@ -93,19 +80,6 @@ def load(path: str) -> Table:
         f'{name} of table {path} is {values[row]} in row {row}: want finite numbers; leave such rows out.'
       )
   return distinct(ops, arrays['reward'], arrays.get('test'))
-
-
-def _array(content: bytes) -> np.ndarray:
-  """Returns the array of an .npy file. Raises ValueError if its header asks for more than there is."""
-  file = io.BytesIO(content)
-  version = np.lib.format.read_magic(file)
-  headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-  if version not in headers:
-    raise ValueError(f'an array has format {version}, want 1.0 or 2.0')
-  shape, _, dtype = headers[version](file)
-  if math.prod(shape) * dtype.itemsize > len(content):
-    raise ValueError(f'an array of shape {shape} has only {len(content)} bytes')
-  return np.load(io.BytesIO(content), allow_pickle=False)
 
 
 def distinct(ops: np.ndarray, reward: np.ndarray, test: np.ndarray | None = None) -> Table:

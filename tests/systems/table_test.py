@@ -3,7 +3,6 @@
 import io
 import itertools
 import re
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -166,21 +165,12 @@ def _bytes(save, *arrays, **named):
 WHOLE = _bytes(np.savez, ops=OPS, reward=[0.1, 0.2])
 
 
-def _asking_for_more():
-  file, header = io.BytesIO(), io.BytesIO()
-  np.lib.format.write_array_header_1_0(header, {'descr': '<i8', 'fortran_order': False, 'shape': (10**12, 2)})
-  with zipfile.ZipFile(file, 'w') as made:
-    made.writestr('ops.npy', header.getvalue())
-    made.writestr('reward.npy', _bytes(np.save, np.ones(2)))
-  return file.getvalue()
-
-
 def test_a_table_that_unpacks_to_more_than_the_bound_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(table, 'LARGEST', 10_000)
   path = tmp_path / 'bomb.npz'
   np.savez_compressed(path, ops=np.zeros((5000, 2), np.int32), reward=np.zeros(5000))
   assert path.stat().st_size < 10_000
-  with pytest.raises(ValueError, match='cannot be read .it unpacks to .* bytes, more than 10000'):
+  with pytest.raises(ValueError, match='unpacks to 80256 bytes: want at most 10000; leave rows out'):
     table.load(str(path))
 
 
@@ -194,7 +184,6 @@ def test_a_table_that_unpacks_to_more_than_the_bound_is_refused(tmp_path, monkey
     lambda path: path.write_bytes(_bytes(np.save, OPS)),  # a lone array
     lambda path: path.write_bytes(_bytes(np.save, OPS.astype(object))),  # a pickle
     lambda path: path.write_bytes(WHOLE[:-40]),  # cut short
-    lambda path: path.write_bytes(_asking_for_more()),  # a header of 10^12 rows
     lambda path: path.write_bytes(WHOLE.replace(b'NUMPY', b'NUMPX')),  # a wrong checksum
   ],
 )
