@@ -78,6 +78,17 @@ def fit_whitening(kind: str, images: np.ndarray) -> Whitening:
   return {'channel': channel, 'zca': zca, 'image': lambda images: Whitening('image')}[kind](images)
 
 
+def check_whitening(kind: str, shape: Sequence[int]) -> None:
+  """Raises ValueError if a whitening of one of WHITENINGS would need too large a matrix for images [H, W, C]."""
+  pixels = math.prod(shape)
+  if kind == 'zca' and pixels > MOST_PIXELS:
+    raise ValueError(
+      f"whiten (='zca') needs a matrix of {pixels} x {pixels} for images {tuple(shape)}, "
+      f'{4 * pixels**2 / 2**30:.0f} GiB: want at most {MOST_PIXELS} pixels times channels; take a '
+      "smaller resize, or 'image'."
+    )
+
+
 def channel(images: np.ndarray) -> Whitening:
   """Returns the standardization of channels by their mean and standard deviation in images [n, H, W, C] uint8.
 
@@ -98,13 +109,7 @@ def zca(images: np.ndarray, least: float = 1e-2) -> Whitening:
   Of all such maps ZCA changes the images least. Pixels are scaled to 0 to 1, and `least` is added to the variance of
   each principal component, so that components of little variance, which are noise, are not scaled up.
   """
-  pixels = math.prod(images.shape[1:])
-  if pixels > MOST_PIXELS:
-    raise ValueError(
-      f"whiten (='zca') needs a matrix of {pixels} x {pixels} for images {images.shape[1:]}, "
-      f'{4 * pixels**2 / 2**30:.0f} GiB: want at most {MOST_PIXELS} pixels times channels; take a '
-      "smaller resize, or 'image'."
-    )
+  check_whitening('zca', images.shape[1:])
   flat = images.reshape(len(images), -1).astype(np.float32) / 255.0
   mean = flat.mean(0)
   values, vectors = np.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))

@@ -41,13 +41,14 @@ def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
   return Data(train, windows(text.valid, score_batch, bptt))
 
 
-def windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, ...]:
+def windows(tokens: np.ndarray, streams: int, bptt: int, split: str = 'validation') -> tuple[np.ndarray, ...]:
   """Lays out a split for scoring, so that each token but the first is predicted exactly once.
 
   Args:
     tokens: [n] int32.
     streams: C, streams side by side; fewer if there are not as many tokens to predict.
     bptt: time steps of a window.
+    split: the name of the split, for the error.
 
   Returns:
     Inputs and targets, [windows, bptt, C] int32, and weights of the same shape, float32: 1 for a prediction that
@@ -59,7 +60,7 @@ def windows(tokens: np.ndarray, streams: int, bptt: int) -> tuple[np.ndarray, ..
   count = len(tokens) - 1
   if count < 1:
     raise ValueError(
-      f'a split to score has {len(tokens)} token: want at least 2, since each but the first is predicted.'
+      f'the {split} split has {len(tokens)} token: want at least 2, since each but the first is predicted.'
     )
   streams = min(streams, count)
   length = -(-count // streams)

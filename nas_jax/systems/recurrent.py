@@ -132,6 +132,14 @@ def weights(cfg: Config, data: Sequences, cell: language_model.Cell, arch: PyTre
   return count
 
 
+def check_memory(data: Sequences) -> None:
+  """Raises ValueError if a device has too little memory for all sequences as networks read them."""
+  steps, features = data.shape
+  count = sum(len(part.labels) for part in (data.train, data.valid, data.test))
+  needed = 4 * count * (steps * (1 + features) + data.outputs) + image_batches.ORDERS * 8 * len(data.train.labels)
+  classifier.check_device(f'{count} sequences of {data.shape}', needed, sequences.SMALLER)
+
+
 def set_up(cfg: Config, data: Sequences, train: Split | None = None, *scored: Split) -> classifier.Setup:
   """Lays sequences out for training and makes the optimizer.
 
@@ -144,10 +152,8 @@ def set_up(cfg: Config, data: Sequences, train: Split | None = None, *scored: Sp
   Raises:
     ValueError: the metric does not fit the labels, or a device has no memory for the sequences.
   """
-  made, (steps, features) = inputs(cfg, data), data.shape
-  count = sum(len(part.labels) for part in (data.train, data.valid, data.test))
-  needed = 4 * count * (steps * (1 + features) + data.outputs) + image_batches.ORDERS * 8 * len(data.train.labels)
-  classifier.check_device(f'{count} sequences of {data.shape}', needed, sequences.SMALLER)
+  made = inputs(cfg, data)
+  check_memory(data)
 
   def ready(part: Split) -> splits.Split:
     learned = part.labels if data.scale is None else classifier.scaled(part.labels, data.scale)

@@ -198,11 +198,20 @@ def hyperparameters(points: Sequence[Point]) -> language_model.Hyperparameters:
 def validate(cfg: Config, text: text_lib.Text, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if the cell cannot be retrained.
 
-  It cannot if no width gives one of the sizes, the text is too short, or it has an operation that is not built in.
+  It cannot if no width gives one of the sizes, a split is too short, or it has an operation that is not built in.
   """
-  text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  lay_out(cfg, text)
   for size in cfg.sizes:
     width(cfg, text, arch, size)
+
+
+def lay_out(cfg: Config, text: text_lib.Text) -> tuple[text_batches.Data, text_batches.Data]:
+  """Returns the text with the validation split to score, and with the test split.
+
+  Raises ValueError as `text_batches.lay_out`, and if the test split has fewer than two tokens.
+  """
+  data = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  return data, data._replace(valid=text_batches.windows(text.test, cfg.test_batch, cfg.bptt, 'test'))
 
 
 def width(cfg: Config, text: text_lib.Text, arch: Arch, size: str, operations: Operations = BUILT_IN) -> int:
@@ -236,16 +245,15 @@ def task(
 
   The weights after the epoch that scored best on validation are kept, whether the training is `final` or part of the
   grid. `operations` are those of the cell's space, needed if it has operations of the user's own. Raises ValueError as
-  `width` and `text_batches.lay_out`.
+  `width` and `lay_out`.
   """
   del final
   hidden, (cell, form) = width(cfg, text, arch, size, operations), cell_of(arch, operations)
   network = language.build(cfg, text, cell, hidden)
-  data = text_batches.lay_out(text, cfg.batch, cfg.bptt, cfg.score_batch)
+  data, test = lay_out(cfg, text)
   own = child_lib.bind_arch(network, lambda hyperparameters: language_model.ChildSpec(form, hyperparameters))
   epoch = len(data.train)
   programs = language.fitter(cfg, data, own, lambda hyperparameters: hyperparameters, epochs * epoch, epoch, mesh)
-  test = data._replace(valid=text_batches.windows(text.test, cfg.test_batch, cfg.bptt))
   return full_training.Task(
     str(hidden), language.weights(network, form), programs, data, test, lambda scores: scores['perplexity']
   )

@@ -101,12 +101,19 @@ def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network, no Flax module of it or no test split."""
-  classifier.check_test_split(cfg.dataset, len(images.test.labels))
-  classifier.check_memory(cfg, images)
+  """Raises ValueError, before anything compiles, if there is no such network or module, or the data do not fit."""
+  check_images(cfg, images)
   weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters))).params
   child_lib.check_weights(weights, 'a smaller add_filters.')
   check_module(images, arch, _options(cfg, images, cfg.add_filters[0], cfg.epsilon[0]))
+
+
+def check_images(cfg: Config, images: images_lib.Images) -> None:
+  """Raises ValueError if the images cannot be trained on, whitened and tested on with this config."""
+  classifier.check_test_split(cfg.dataset, len(images.test.labels))
+  classifier.check_memory(cfg, images)
+  classifier.inputs(cfg, images)  # raises ValueError if the metric or the class weights do not fit the labels
+  image_batches.check_whitening(cfg.whiten, images.shape)
 
 
 def task(

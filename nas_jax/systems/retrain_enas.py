@@ -109,9 +109,8 @@ def check(cfg: Config) -> None:
 
 
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if there is no such network, no Flax module of it or no test split."""
-  classifier.check_test_split(cfg.dataset, len(images.test.labels))
-  classifier.check_memory(cfg, images)
+  """Raises ValueError, before anything compiles, if there is no such network or module, or the data do not fit."""
+  retrain_conv.check_images(cfg, images)
   weights = _weights(_build(cfg, images, arch, max(cfg.filters)), arch)
   child_lib.check_weights(weights, 'fewer filters or cells.')
   retrain_conv.check_module(images, arch, _options(cfg, images, arch, cfg.filters[0], cfg.epsilon[0]))

@@ -90,8 +90,12 @@ def hyperparameters(points: Sequence[Point]) -> Hyperparameters:
 
 
 def validate(cfg: Config, data: Sequences, arch: Arch) -> None:
-  """Raises ValueError, before anything compiles, if no width gives one of the sizes, or there is no test split."""
+  """Raises ValueError, before anything compiles, if no width gives one of the sizes, or the data cannot be used.
+
+  They cannot if there is no test split, a device has no memory for them, or the metric does not fit their labels.
+  """
   classifier.check_test_split(cfg.dataset, len(data.test.labels))
+  recurrent.check_memory(data)
   for size in cfg.sizes:
     width(cfg, data, arch, size)
 

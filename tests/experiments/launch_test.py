@@ -152,6 +152,16 @@ def test_a_missing_or_empty_text_is_named(refuse, tmp_path, missing):
 
 
 @pytest.mark.parametrize(
+  ('split', 'says'), [('valid', 'validation split has 1 token'), ('test', 'test split has 1 tok')]
+)
+def test_a_split_of_one_character_is_one_line_before_a_retraining(refuse, tmp_path, split, says):
+  for name in ('train', 'valid', 'test'):
+    (tmp_path / f'{name}.txt').write_text('a' if name == split else 'some text ' * 50)
+  args = ('--preset=smoke', '--dataset=text', f'--data_dir={tmp_path}', '--batch=4', '--bptt=5')
+  assert says in refuse(retrain_launcher, *args, '--arch=NASCELL', f'--results={tmp_path}/run')
+
+
+@pytest.mark.parametrize(
   ('flag', 'words'),
   [
     ('--resize=2147483648', ('resize (=2147483648)', 'at most 4096')),

@@ -8,11 +8,13 @@ import testing
 
 from nas_jax import published, space
 from nas_jax.children import enas_layers
+from nas_jax.datasets.images import Images, Scale, Split
 from nas_jax.systems import retrain, retrain_conv, retrain_enas
 from nas_jax.training import fit, full_training, schedules
 
 IMAGES = testing.pictures()
 MACRO = space.MacroArch((5, 4, 5), (1, 0, 1))
+NETWORK = space.ChainArch((231,))  # conv 2 3 1
 
 
 def config(**changes):
@@ -95,12 +97,24 @@ def test_presets_are_sound(preset):
     retrain_enas.validate(cfg, IMAGES, arch)
 
 
+LARGE = IMAGES._replace(
+  **{name: Split(np.zeros((9, 150, 150, 1), np.uint8), np.arange(9, dtype=np.int32) % 3) for name in Images._fields[:3]}
+)
+NUMBERS = IMAGES._replace(classes=1, scale=Scale(0.0, 1.0))
+
+
 @pytest.mark.parametrize(
   'make, words',
   [
     (lambda: retrain_enas.check(config(add_filters=(2,))), r'add_filters \(=\(2,\)\) .*leave \(0,\)'),
     (lambda: retrain_enas.check(config(keep=0.0)), 'keep'),
     (lambda: retrain_enas.validate(config(), IMAGES, MACRO._replace(operation=(0, 1, 9))), 'is 9'),
+    (lambda: retrain_enas.validate(config(whiten='zca'), LARGE, MACRO), 'matrix of 22500 x 22500'),
+    (lambda: retrain_conv.validate(retrain_conv.Config(whiten='zca'), LARGE, NETWORK), 'matrix of 22500 x 22500'),
+    (
+      lambda: retrain_conv.validate(retrain_conv.Config(metric='r2', class_weights='balanced'), NUMBERS, NETWORK),
+      r'class_weights \(=balanced\) are for classes',
+    ),
   ],
 )
 def test_what_cannot_be_is_one_line(make, words):

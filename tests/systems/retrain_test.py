@@ -22,8 +22,9 @@ from experiments.common.systems import CELL
 from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
+from nas_jax.datasets.sequences import load_sequences
 from nas_jax.published import LSTM
-from nas_jax.systems import language
+from nas_jax.systems import classifier, language, retrain_sequence
 from nas_jax.systems import retrain_cell as retrain
 from nas_jax.systems.retrain import grid
 from nas_jax.training import checkpoint, full_training
@@ -336,3 +337,12 @@ def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path,
   assert list(json.loads((tmp_path / 'trainings.json').read_text())) == ['grid at 4']
   run()
   assert began == [('cell: grid', older), ('cell: 4', False)] and not list(tmp_path.glob('running*'))
+
+
+def test_sequences_that_are_too_large_for_a_device_are_refused_before_training(monkeypatch):
+  data, cfg = load_sequences(max_examples=50), retrain_sequence.smoke()
+  retrain_sequence.validate(cfg, data, ARCH)
+  monkeypatch.setattr(classifier.fit, 'memory_limit', lambda mesh: 1000)
+  with pytest.raises(ValueError, match=r'sequences of \(8, 8\) take .* of a device') as error:
+    retrain_sequence.validate(cfg, data, ARCH)
+  testing.one_line(error)
