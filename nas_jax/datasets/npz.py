@@ -55,14 +55,14 @@ def _reading(path: str, layout: str) -> Iterator[None]:
 
 def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
   """Returns one array. Raises ValueError if its header asks for more memory than the file has bytes for it."""
-  with file.open(entry) as content:
+  with file.open(entry.filename) as content:
     version = np.lib.format.read_magic(content)
     if version not in _HEADERS:
       raise ValueError(f'{entry.filename} has format {version}, want 1.0 or 2.0')
     shape, _, dtype = _HEADERS[version](content)
   if math.prod(shape) * max(dtype.itemsize, 1) > entry.file_size and not dtype.hasobject:  # objects are never read
     raise ValueError(f'{entry.filename} has a header of shape {shape} and only {entry.file_size} bytes')
-  with file.open(entry) as content:
+  with file.open(entry.filename) as content:
     return np.lib.format.read_array(content, allow_pickle=False)
 
 

@@ -59,7 +59,7 @@ def changed(content, offset, value):
 
 FLAGS, METHOD, NEEDED_VERSION = 8, 10, 6  # offsets in an entry of the central directory
 DAMAGES = {
-  'encrypted': (lambda arrays, _: changed(written(arrays), FLAGS, 1), 'is encrypted'),
+  'encrypted': (lambda arrays, _: changed(written(arrays), FLAGS, 1), "File '.*npy' is encrypted"),
   'strongly encrypted': (lambda arrays, _: changed(written(arrays), FLAGS, 0x40), 'strong encryption'),
   'patched': (lambda arrays, _: changed(written(arrays), FLAGS, 0x20), 'patched'),
   'an unknown compression': (lambda arrays, _: changed(written(arrays), METHOD, 99), 'compression'),
