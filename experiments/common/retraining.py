@@ -250,12 +250,14 @@ def retrain_arch(subject: Subject, trained: Tried | None = None) -> list[dict[st
 def _train_once(subject: Subject, key: str, stage: Stage) -> dict[str, Any]:
   """Returns the entry `key` of trainings.json in the folder.
 
-  If the entry is missing or has fewer than `stage.epochs` epochs, the stage is trained and the entry is written.
+  If the entry is missing, is of another number of trainings, or has fewer than `stage.epochs` epochs, the stage is
+  trained and the entry is written.
   """
   cfg, path = subject.cfg, os.path.join(subject.folder, 'trainings.json')
   found, running = workdirs.read(path) or {}, epochs.folder_of(subject.folder, key)
-  if key not in found or epochs.of(found[key]) < stage.epochs:
-    if key in found:
+  known = key in found and len(found[key]['curve']) == len(stage.points)
+  if not known or epochs.of(found[key]) < stage.epochs:
+    if known:
       epochs.begin(running, stage.name, cfg, epochs.of(found[key]), stage.epochs)
     found[key] = train_stage(subject, stage, running)
     workdirs.write_losses(path, found)

@@ -37,9 +37,22 @@ def _derived(value: Any) -> bool:
 
 
 def _trainings(value: Any) -> bool:
-  """Returns whether a value fits trainings.json. Entries of the grid have validation scores, others test scores."""
+  """Returns whether a value fits trainings.json: see `retraining.train_stage`.
+
+  Entries of the grid have validation scores, others test scores. All lists of an entry are of its m trainings.
+  """
+
+  def fits(key: str, entry: Mapping[str, Any]) -> bool:
+    curve, scores = entry['curve'], [entry[name] for name in ('valid', 'test') if name in entry]
+    return (
+      len({len(losses) for losses in curve}) == 1
+      and len(curve[0]) > 0
+      and all(len(losses) == len(curve) for losses in scores)
+      and ('valid' if key.startswith('grid at ') else 'test') in entry
+    )
+
   return not files.mismatch(value, Each({**_RESULT, 'curve': [_LOSSES]})) and all(
-    _some_losses(entry.get('valid' if key.startswith('grid at ') else 'test')) for key, entry in value.items()
+    fits(key, entry) for key, entry in value.items()
   )
 
 

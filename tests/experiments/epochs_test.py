@@ -1,6 +1,7 @@
 """Trainings that are continued for more epochs than they had."""
 
 import json
+import math
 import os
 
 import jax.numpy as jnp
@@ -124,3 +125,48 @@ def test_a_state_of_an_earlier_version_is_gone_on_with(monkeypatch):
     assert np.isnan(found.curve[2:]).all()
   monkeypatch.setattr(checkpoint, 'restore', lambda *args: None)
   assert epochs.restored('', fresh) is fresh
+
+
+def without_scores(entry):
+  del entry['valid'], entry['test']
+
+
+DAMAGES = {
+  'no curve': lambda entry: entry.update(curve=[]),
+  'empty curves': lambda entry: entry.update(curve=[[], []]),
+  'curves of two lengths': lambda entry: entry['curve'][0].pop(),
+  'a validation score too few': lambda entry: entry['valid'].pop(),
+  'a test score too many': lambda entry: entry['test'].append(1.0),
+  'no scores': without_scores,
+  'a training too few': lambda entry: [entry[name].pop() for name in ('curve', 'valid', 'test')],
+}
+
+
+@pytest.mark.parametrize('name', DAMAGES)
+@pytest.mark.parametrize('at', [0, 1])
+@pytest.mark.filterwarnings('ignore:.*is damaged')
+def test_a_damaged_entry_is_trained_again(tmp_path, monkeypatch, name, at):
+  """The grid is of two points and the final stage of two repeats; all trainings fail, so that their losses are null."""
+  began = []
+
+  def stage(subject, stage, running):
+    began.append(stage.name)
+    losses = [math.inf] * len(stage.points)
+    found = {'size': '4', 'parameters': 1, 'curve': [[loss] * stage.epochs for loss in losses], 'valid': losses}
+    return found | {'seconds': 0.0, 'test': list(losses)}
+
+  monkeypatch.setattr(retraining, 'train_stage', stage)
+  cfg = testing.retrain_config(lr=(0.1, 0.2), epochs=2, repeats=2)
+  subject = retraining.Subject(CELL.retrain, cfg, None, 'cell', ARCH, str(tmp_path))
+  rows = retraining.retrain_arch(subject)
+  assert retraining.retrain_arch(subject) == rows and began == ['cell: grid', 'cell: 4']
+  path = tmp_path / 'trainings.json'
+  sound = path.read_text()
+  assert 'null' in sound
+  entries = json.loads(sound)
+  DAMAGES[name](list(entries.values())[at])
+  path.write_text(json.dumps(entries))
+  assert retraining.retrain_arch(subject) == rows and path.read_text() == sound
+  # An entry of another number of trainings is replaced; a file that fits no stage is moved aside as a whole.
+  again = [['cell: grid'], ['cell: 4']][at] if name == 'a training too few' else ['cell: grid', 'cell: 4']
+  assert began[2:] == again

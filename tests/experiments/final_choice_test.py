@@ -118,7 +118,7 @@ def test_an_architecture_of_two_groups_is_trained_once(tmp_path, monkeypatch):
 
   def train_stage(subject, stage, running):
     trained.append((subject.arch, stage.final))
-    scores = {'curve': [[2.0, 1.0]], 'valid': [2.0, 1.0], 'test': [1.5, 1.5]}
+    scores = {'curve': [[2.0, 2.0], [2.0, 1.0]], 'valid': [2.0, 1.0], 'test': [1.5, 1.5]}
     return {'size': '4', 'parameters': 9, 'seconds': 0.0, **scores}
 
   monkeypatch.setattr(retraining, 'train_stage', train_stage)

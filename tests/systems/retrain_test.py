@@ -315,7 +315,8 @@ def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path,
     began.append((stage.name, os.path.isdir(running)))
     os.makedirs(running, exist_ok=True)
     each = [1.0] * len(stage.points)
-    return {'size': '4', 'parameters': 1, 'curve': [[1.0] * 3], 'valid': each, 'test': [1.0], 'seconds': 0.0}
+    curve = [[1.0] * 3 for _ in each]
+    return {'size': '4', 'parameters': 1, 'curve': curve, 'valid': each, 'test': each, 'seconds': 0.0}
 
   def remove(path):
     removed.append(path)
