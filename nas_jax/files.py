@@ -1,8 +1,9 @@
 """Files of results: written whole or not at all, checked when they are read, moved aside when they are damaged."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import json
+import math
 import os
 import shutil
 from typing import Any, NamedTuple
@@ -47,6 +48,22 @@ def set_aside(path: str, folder: str) -> str:
   aside = next(path for path in free if not os.path.lexists(path))
   os.replace(path, aside)
   return aside
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+  """Returns a value as JSON text. JSON has neither NaN nor infinity: a number that is not finite becomes null."""
+
+  def finite(leaf: Any) -> Any:
+    return None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+
+  return json.dumps(each_leaf(value, finite), indent=indent, allow_nan=False)
+
+
+def each_leaf(value: Any, change: Callable[[Any], Any]) -> Any:
+  """Returns a JSON value with `change` applied to everything that is no object and no list."""
+  if isinstance(value, Mapping):
+    return {key: each_leaf(entry, change) for key, entry in value.items()}
+  return [each_leaf(entry, change) for entry in value] if isinstance(value, list | tuple) else change(value)
 
 
 def parse(text: str | bytes) -> Any:

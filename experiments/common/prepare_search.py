@@ -149,7 +149,7 @@ def _prepare(
 
   def work(check: launch.Check) -> None:
     hosts, check = connected.checked(check)
-    connected.on_loss(lambda host: workdirs.write(search_flow.lost_file(workdir), json.dumps([host]) + '\n'))
+    connected.on_loss(lambda host: workdirs.write_json(search_flow.lost_file(workdir), [host]))
     with lock, recovery_files.recording_crashes(workdir):
       crew = None
       if ray:

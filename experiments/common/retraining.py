@@ -79,7 +79,7 @@ def run(
     for name, arch in archs.items():
       subject = Subject(recipe_of(system), cfg, data, name, arch, _folder(results, name, arch), check, advance)
       rows = [row for row in rows if row['name'] != name] + retrain_arch(subject)
-      workdirs.write_losses(path, {'rows': rows, 'setting': setting})
+      workdirs.write_json(path, {'rows': rows, 'setting': setting})
   print(f'\n{table(rows, system)}\n{setting}\nresults and models in {results}')
 
 
@@ -140,7 +140,7 @@ def choose(
       name = min(archs, key=candidates[group].__getitem__)
       rows += retrain_arch(subject(name, archs[name]), grids[group][name])
   result = {'rows': rows, 'setting': recipe_of(system).setting(cfg, data), 'candidates': candidates}
-  workdirs.write_losses(os.path.join(results, 'result.json'), result)
+  workdirs.write_json(os.path.join(results, 'result.json'), result)
   return result
 
 
@@ -260,7 +260,7 @@ def _train_once(subject: Subject, key: str, stage: Stage) -> dict[str, Any]:
     if known:
       epochs.begin(running, stage.name, cfg, epochs.of(found[key]), stage.epochs)
     found[key] = train_stage(subject, stage, running)
-    workdirs.write_losses(path, found)
+    workdirs.write_json(path, found)
   else:
     subject.advance(stage.epochs * len(stage.points))
   epochs.end(running, cfg, stage.final)  # only after its result is written

@@ -74,8 +74,8 @@ def open_start(workdir: str, paths: Sequence[str], target: Target) -> Start:
     return Start(**noted)
   found = _read(paths, target)
   if paths:
-    content = found._asdict()
-    files.write(path, json.dumps(content | {'sha256': _digest(content)}) + '\n')
+    content = files.parse(files.as_json(found._asdict()))
+    files.write(path, files.as_json(content | {'sha256': _digest(content)}) + '\n')
   return found
 
 

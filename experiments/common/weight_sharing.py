@@ -10,7 +10,6 @@ Its workdir holds these files in addition to those of every search:
 
 from collections.abc import Callable, Mapping, Sequence
 import functools
-import json
 import math
 import os
 import time
@@ -77,7 +76,7 @@ def derive(run: Run, programs: Programs, cfg: Config, found: Found) -> None:
       }
       for one in derived
     ]
-    workdirs.write(path, json.dumps(lines) + '\n')
+    workdirs.write_json(path, lines, None)
   if lines[0]['failed'] is None:
     _write_best(run, os.path.join(found.folder, 'best.json'), lines[0])
 
@@ -151,7 +150,7 @@ def rank(run: Run, programs: Programs, found: Mapping[str, Found]) -> dict[str, 
     'seconds': float(np.median([line['seconds'] for line in trained])),
     'step': step,
   }
-  workdirs.write(path, json.dumps(ranks, indent=2) + '\n')
+  workdirs.write_json(path, ranks)
   return ranks
 
 

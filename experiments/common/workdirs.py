@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import errno
-import json
 import math
 import os
 import shlex
@@ -99,7 +98,7 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
       old = None
     if old is None:
       old = copy or config.as_json(cfg)
-      write(path, json.dumps(old, indent=2) + '\n')
+      write_json(path, old)
     if 'jax_settings' not in origin:
       _add_to_origin(workdir, jax_settings=jax_settings())
   except OSError as error:
@@ -167,7 +166,7 @@ def check_data(workdir: str, sha256: str, flag: str = 'workdir') -> None:
 
 def write_config(workdir: str, cfg: Any) -> None:
   """Writes config.json, and its copy in origin.json."""
-  write(os.path.join(workdir, 'config.json'), json.dumps(config.as_json(cfg), indent=2) + '\n')
+  write_json(os.path.join(workdir, 'config.json'), config.as_json(cfg))
   _add_to_origin(workdir, config=config.as_json(cfg))
 
 
@@ -180,14 +179,14 @@ def note_origin(workdir: str, launcher: str, argv: Sequence[str], cfg: Any, **fa
 
 def _add_to_origin(workdir: str, **entries: Any) -> None:
   path = os.path.join(workdir, 'origin.json')
-  write(path, json.dumps((read(path) or {}) | entries, indent=2) + '\n')
+  write_json(path, (read(path) or {}) | entries)
 
 
 def read(path: str) -> Any:
   """Returns the JSON value in a file of a workdir, or None if there is none.
 
   A file that is not JSON or does not fit its schema is moved to the folder `damaged` beside it, with a warning. Losses
-  that are null are read as infinite: see `write_losses`.
+  that are null are read as infinite: see `write_json`.
   """
   try:
     return _read(path)
@@ -209,27 +208,16 @@ def peek(path: str) -> Any:
     raise files.Unusable(f'{path} cannot be read ({error}): restore or remove it.') from None
 
 
-def write_losses(path: str, value: Any) -> None:
-  """Writes one of the files `schemas.WITH_LOSSES`. JSON has no infinity, so a loss that is not finite becomes null."""
-
-  def finite(leaf: Any) -> Any:
-    return None if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
-
-  write(path, json.dumps(_each(value, finite), indent=2, allow_nan=False) + '\n')
+def write_json(path: str, value: Any, indent: int | None = 2) -> None:
+  """Writes a JSON file whole or not at all. A number that is not finite becomes null."""
+  write(path, files.as_json(value, indent) + '\n')
 
 
 def _read(path: str) -> Any:
   found = files.read(path, schemas.of(path))
   if os.path.basename(path) not in schemas.WITH_LOSSES or found is None:
     return found
-  return _each(found, lambda leaf: math.inf if leaf is None else leaf)
-
-
-def _each(value: Any, change: Callable[[Any], Any]) -> Any:
-  """Returns a JSON value with `change` applied to everything that is no object and no list."""
-  if isinstance(value, dict):
-    return {key: _each(entry, change) for key, entry in value.items()}
-  return [_each(entry, change) for entry in value] if isinstance(value, list) else change(value)
+  return files.each_leaf(found, lambda leaf: math.inf if leaf is None else leaf)
 
 
 def peek_derived(folder: str, made: Space, metric: str) -> list[journal.Record]:
@@ -263,7 +251,7 @@ def cached(path: str, measure: Callable[[], Any]) -> Any:
   """Returns the JSON value in `path`. If there is none, calls `measure` and writes its result there first."""
   found = read(path)
   if found is None:
-    write(path, json.dumps(measure(), indent=2) + '\n')
+    write_json(path, measure())
     found = read(path)
   return found
 
@@ -274,5 +262,5 @@ def cached_each(path: str, measures: Mapping[str, Callable[[], Any]]) -> dict[st
   for name, measure in measures.items():
     if name not in found:
       found[name] = measure()
-      write(path, json.dumps(found, indent=2) + '\n')
+      write_json(path, found)
   return {name: found[name] for name in measures}

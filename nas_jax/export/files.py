@@ -79,7 +79,7 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
   else:
     reads = {'text': card.inputs._asdict()}
   found = _named(card.arch) | {'options': dict(card.options)} | reads | about
-  lines = ',\n'.join(f'  {json.dumps(name)}: {json.dumps(value)}' for name, value in found.items())
+  lines = ',\n'.join(f'  {json.dumps(name)}: {files.as_json(value)}' for name, value in found.items())
   files.write(os.path.join(part, NAME), f'{{\n{lines}\n}}\n')
   files.remove(folder)
   os.replace(part, folder)

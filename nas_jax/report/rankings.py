@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from nas_jax import files
 from nas_jax.search.journal import Record
 from nas_jax.space import Space, canonical
 
@@ -135,7 +136,7 @@ def best_json(space: Space, record: Record) -> str:
   """Returns the text of best.json for a child. `space.from_json` reads the architecture from it."""
   arch = json.loads(space.to_json(arch_of(space, record)))
   found = arch | {'space': dict(space.spec), **{name: record[name] for name in ('tokens', 'reward', 'id')}}
-  return json.dumps(found) + '\n'
+  return files.as_json(found) + '\n'
 
 
 def counted(number: int, one: str, many: str = '') -> str:

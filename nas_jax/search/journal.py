@@ -6,7 +6,6 @@ first line that has one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import json
 import math
 import os
 from typing import Any
@@ -31,7 +30,7 @@ CHILD: files.Schema = {
   'failed': (str, None),
   'seconds': lambda value: is_number(value) and 0 <= value < math.inf,
 }
-UPDATE: files.Schema = {'step': is_count, 'children': is_count, 'probabilities?': [[is_number]]}
+UPDATE: files.Schema = {'step': is_count, 'children': is_count, 'probabilities?': [[(is_number, None)]]}
 
 
 def child_of(space: Space) -> Callable[[Record], bool]:
@@ -149,8 +148,8 @@ def agree(lines: Sequence[Record], batch: Batch) -> None:
 
 
 def encode(record: Record) -> str:
-  """Returns a record as a line with its checksum, without the end of the line."""
-  text = json.dumps(record)
+  """Returns a record as a line with its checksum, without the end of the line. See `files.as_json`."""
+  text = files.as_json(record)
   return f'{text[:-1]}{_tail(text.encode())}'
 
 

@@ -1,6 +1,7 @@
 """Damaged files of a real run are moved aside and reported, and the search ends as if nothing had happened."""
 
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -272,6 +273,19 @@ def test_a_config_that_is_gone(s, half, whole, tmp_path, damage, copy):
     (folder / 'config.json').unlink()
     with pytest.warns(UserWarning, match='missing'), pytest.raises(ValueError, match=r'hidden \(4 -> 5\)'):
       workdirs.open_config(str(folder), testing.cell_config(hidden=5))
+
+
+def test_measurements_that_are_not_finite_are_written_as_null(tmp_path):
+  (tmp_path / 'ranks.json').write_text('{}')  # does not fit, so it is measured again
+  ranks = {'children': 1, 'passes': 1, 'kendall': {'x': math.nan}, 'spearman': {}, 'seconds': 1.0, 'step': [1]}
+  with pytest.warns(UserWarning, match='is damaged'):
+    found = workdirs.cached(str(tmp_path / 'ranks.json'), lambda: ranks)
+  assert found == ranks | {'kendall': {'x': None}}
+  measures = {'a': lambda: [math.inf, 1.0], 'b': lambda: [-math.inf]}
+  workdirs.cached_each(str(tmp_path / 'yardsticks.json'), measures)
+  assert workdirs.read(str(tmp_path / 'yardsticks.json')) == {'a': [None, 1.0], 'b': [None]}
+  workdirs.note_origin(str(tmp_path), 'cell_search', ['x'], CONFIG, fact=math.nan)
+  assert workdirs.read(str(tmp_path / 'origin.json'))['fact'] is None
 
 
 @pytest.mark.parametrize('damage', [truncated, emptied])

@@ -56,6 +56,20 @@ def test_written_read_and_given_back_to_the_bit(tmp_path):
   assert (journal.outcome([found[4], found[5]]).reward == rewards).all()
 
 
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+  """An evaluator of the user's own may put anything into its metrics."""
+  path, odd = (
+    tmp_path / 'children.jsonl',
+    {'loss': math.inf, 'scores': (1.5, [-math.inf, math.nan]), 'more': {'x': math.nan}},
+  )
+  line = {'id': 0, 'tokens': [1], 'reward': 0.5, 'failed': None, 'seconds': 1.0}
+  journal.writer(str(path))([line | odd])
+  text = path.read_text()
+  json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
+  assert journal.read(str(path)) == {0: line | {'loss': None, 'scores': [1.5, [None, None]], 'more': {'x': None}}}
+  assert journal.encode(line).startswith(json.dumps(line)[:-1])  # other lines are as they were
+
+
 @pytest.mark.parametrize('torn', ['{"id": 7, "tok', '[1]', 'null', '"x"', '\x00\x00', '{"tokens": []}'])
 def test_a_torn_line_is_left_out_and_written_over(tmp_path, torn):
   path = tmp_path / 'children.jsonl'
