@@ -124,7 +124,7 @@ def imports(path):
 
 # The layers of folders and modules of nas_jax, lowest first: each may import its own layer and lower ones.
 FLOORS = [
-  ('types', 'arrays', 'config', 'files', 'lazy', 'operations'),
+  ('types', 'arrays', 'config', 'files', 'lazy', 'operations', 'words'),
   ('space', 'published'),
   ('nn', 'datasets'),
   ('tree_cell', 'controller', 'training'),

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nas_jax import arrays, files
+from nas_jax import arrays, files, words
 from nas_jax.files import is_count
 from nas_jax.search import journal
 from nas_jax.training import checkpoint
@@ -228,7 +228,7 @@ def history(lines: Iterable[dict[str, Any]]) -> History:
 
 def _read(path: str, aside: str) -> list[dict[str, Any]]:
   if count := journal.drop_damaged_lines(path, aside, STARTED):
-    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}.', stacklevel=3)
+    warnings.warn(f'{path}: {words.counted(count, "damaged line")}, moved to {aside}.', stacklevel=3)
   return journal.read_lines(path, STARTED)
 
 

@@ -73,8 +73,9 @@ def run(
   state = _restored(checkpoints, s, seed, known)
   lost = _missing(s, state, known)
   if lost:  # only where children share weights: to score them again would repeat the whole search
+    which = f'child {lost[0]} is' if len(lost) == 1 else f'{len(lost):,} children, {lost[0]} the first of them, are'
     warnings.warn(
-      f'{path}: {len(lost)} children, {lost[0]} the first of them, are lost. The search goes on from its state.',
+      f'{path}: {which} lost. The search goes on from its state.',
       stacklevel=2,
     )
   save, close = checkpoint.saver(checkpoints)

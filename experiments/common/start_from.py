@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.common import arch_files, workdirs
 from experiments.common.systems import Config, System, system_of
-from nas_jax import config, files, published, replicas
+from nas_jax import config, files, published, replicas, words
 from nas_jax.search import Config as SearchConfig
 from nas_jax.search import Search, journal, start
 from nas_jax.space import Space
@@ -168,7 +168,7 @@ def _checked(arch: Any, target: Target) -> list[int]:
     raise ValueError(why)
   now = target.cfg.depth_start or target.space.layers
   if depth != now:
-    raise ValueError(f'it has {depth} layers, and the first children have {now}')
+    raise ValueError(f'it has {words.counted(depth, "layer")}, and the first children have {now}')
   return tokens
 
 
@@ -200,17 +200,16 @@ def _of_journal(path: str, target: Target) -> Start:
     raise ValueError(f'start_from: {path} has no child of this space ({_first(lacking)}): leave it out.')
   content = arch_files.read_file(source, str.encode)
   digest = hashlib.sha256(content).hexdigest()
-  left = f'; {len(lacking)} are not of this space and left out ({_first(lacking)})' if lacking else ''
+  absent = words.counted(len(lacking), 'is', 'are')
+  left = f'; {absent} not of this space and left out ({_first(lacking)})' if lacking else ''
   damaged = len(content.splitlines()) - len(journal.read_lines(source, journal.child_of(made)))
-  left += f'; {damaged} lines are damaged and left out' if damaged else ''
+  left += f'; {words.counted(damaged, "line is", "lines are")} damaged and left out' if damaged else ''
   differs = [f'by {held.launcher}'] if held is not system else _trained_otherwise(old, origin or {}, target)
   if differs:
-    first = _best(told, target)
-    said = (
-      f'{path}: {len(told)} children were trained otherwise ({", ".join(differs[:3])}), the best {len(first)} first'
-    )
+    first, whose = _best(told, target), words.counted(len(told), 'child was', 'children were')
+    said = f'{path}: {whose} trained otherwise ({", ".join(differs[:3])}), the best {len(first)} first'
     return Start({path: digest}, [], first, [said + left])
-  return Start({path: digest}, told, [], [f'{path}: told of {len(told)} children{left}'])
+  return Start({path: digest}, told, [], [f'{path}: told of {words.counted(len(told), "child", "children")}{left}'])
 
 
 def _best(told: Sequence[journal.Record], target: Target) -> list[list[int]]:

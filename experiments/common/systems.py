@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from experiments.common import workdirs
-from nas_jax import config, replicas, search, space
+from nas_jax import config, replicas, search, space, words
 from nas_jax.report import model
 from nas_jax.systems import (
   cell,
@@ -112,7 +112,9 @@ CONV = System(
   conv.make_space,
   classifier.load,
   conv.make_problem,
-  lambda cfg, images: f'{len(images.train.labels)} images of {cfg.dataset}, {"x".join(map(str, images.shape))}',
+  lambda cfg, images: (
+    f'{words.counted(len(images.train.labels), "image")} of {cfg.dataset}, {"x".join(map(str, images.shape))}'
+  ),
   conv.length,
   retrain_conv.RECIPE,
   FromScratch(evaluators.build, replicas.build_search, conv.scale_budget, conv.why_unsupported, conv.references),

@@ -41,7 +41,7 @@ def stages(run: Run) -> Stages:
   programs = enas.build_programs(run.problem, run.cfg)
   return Stages(
     run.cfg,
-    f'{run.cfg.samples} samples with {run.system.length(run.cfg)}',
+    f'{rankings.counted(run.cfg.samples, "sample")} with {run.system.length(run.cfg)}',
     work=lambda cfgs: {ALONE: math.nan} if run.cfg.rank_children else {},
     search=lambda cfg: enas.build(run.problem, cfg, programs, run.recovery.check),
     before=lambda: '',

@@ -13,7 +13,7 @@ import filelock
 import jax
 
 from experiments.common import schemas
-from nas_jax import config, files
+from nas_jax import config, files, words
 from nas_jax.files import write
 from nas_jax.search import journal
 from nas_jax.space import Space
@@ -244,7 +244,10 @@ def drop_damaged_lines(path: str, schema: files.Schema) -> None:
   """Moves damaged lines of a journal of children aside, with a warning."""
   aside = os.path.join(os.path.dirname(path), 'damaged')
   if count := journal.drop_damaged_lines(path, aside, schema):
-    warnings.warn(f'{path}: {count} damaged lines, moved to {aside}; their children are trained again.', stacklevel=4)
+    warnings.warn(
+      f'{path}: {words.counted(count, "damaged line")}, moved to {aside}; what was lost is trained again.',
+      stacklevel=4,
+    )
 
 
 def cached(path: str, measure: Callable[[], Any]) -> Any:

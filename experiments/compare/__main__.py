@@ -117,7 +117,7 @@ def _counts(entries: Sequence[str]) -> list[int]:
 def _of_table(path: str) -> Task:
   known = table.load(path)
   sha256 = hashlib.sha256(b''.join(part.tobytes() for part in known if part is not None)).hexdigest()
-  return Task(path, f'{len(known.ops)} rows', sha256, benchmarks.of_table(known))
+  return Task(path, rankings.counted(len(known.ops), 'row'), sha256, benchmarks.of_table(known))
 
 
 def _shipped(name: str) -> Task:
@@ -197,7 +197,9 @@ def _measure(plan: Plan, benchmark: Benchmark, one: Variant, check: launch.Check
 def _title(task: Task) -> str:
   space, best = task.benchmark.space, task.benchmark.best
   size = rankings.counted(space.size(), 'token sequence')
-  return f'{task.name}: {size} of {space.length} tokens; {task.about}' + ('' if best is None else f'; best {best:.5f}')
+  return f'{task.name}: {size} of {rankings.counted(space.length, "token")}; {task.about}' + (
+    '' if best is None else f'; best {best:.5f}'
+  )
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import numpy as np
 
 from nas_jax import lazy
 from nas_jax.datasets import splits
+from nas_jax.words import counted
 
 ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 _GREY, _COLOUR = ('1', 'L', 'LA'), ('P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')
@@ -59,9 +60,11 @@ def read(paths: Sequence[str], resize: splits.Size = 0) -> np.ndarray:
   (channels,) = kinds
   if resize:
     height, width = splits.height_and_width(resize)
-    splits.check_memory(f'{len(paths)} images of {height} x {width} pixels', len(paths) * height * width * channels)
+    splits.check_memory(
+      f'{counted(len(paths), "image")} of {height} x {width} pixels', len(paths) * height * width * channels
+    )
   else:
-    splits.check_memory(f'{len(paths)} images', sum(height * width * channels for height, width, _ in shapes))
+    splits.check_memory(counted(len(paths), 'image'), sum(height * width * channels for height, width, _ in shapes))
   found = None
   for k, path in enumerate(paths):
     image = decoded(path, channels)

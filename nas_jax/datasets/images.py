@@ -10,6 +10,7 @@ import numpy as np
 from nas_jax import lazy
 from nas_jax.datasets import npz, own_images, splits, tfds
 from nas_jax.datasets.splits import Scale, Size, Source, Split, resized
+from nas_jax.words import counted
 
 AT_ONCE = 1000  # images of a prepared set that are decoded before they are scaled
 
@@ -203,7 +204,7 @@ def _prepared(source: Mapping, name: str, dataset: str, resize: Size) -> Source:
   def read(places: np.ndarray) -> Split:
     (first,) = source[name].__getitems__(places[:1].tolist())  # one image, to know what all of them take
     height, width = splits.height_and_width(resize) if resize else first['image'].shape[:2]
-    what = f'{len(places)} {name} images of {dataset} of {height} x {width} pixels'
+    what = f'{counted(len(places), f"{name} image")} of {dataset} of {height} x {width} pixels'
     splits.check_memory(what, len(places) * height * width * first['image'].shape[2])
     images, labels = list[np.ndarray](), list[int]()
     for some in np.array_split(places, -(-len(places) // AT_ONCE)):

@@ -10,6 +10,7 @@ import numpy as np
 from nas_jax.datasets import images, npz, splits
 from nas_jax.datasets import labels as labels_lib
 from nas_jax.datasets.splits import Scale, Source
+from nas_jax.words import counted
 
 LAYOUT = (
   "arrays 'sequences' [n, T, F], 'labels' [n] and perhaps 'lengths' [n], perhaps 'valid_sequences', 'test_sequences' "
@@ -236,8 +237,8 @@ def windows(
     count = end - horizon + 1 - first
     if count < 1:
       raise ValueError(
-        f'a series of {steps} steps has no {name} window of {window} steps with {horizon} after them: take a smaller '
-        'window or horizon, or another valid_share or test_share.'
+        f'a series of {counted(steps, "step")} has no {name} window of {counted(window, "step")} with {horizon} after '
+        'them: take a smaller window or horizon, or another valid_share or test_share.'
       )
     splits.check_memory(f'{count} windows', 8 * count * (window + horizon) * features, SMALLER)
 

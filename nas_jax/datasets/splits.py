@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from nas_jax import lazy
+from nas_jax.words import counted
 
 LARGEST = 2**35  # bytes of the images of a split
 COPIES = 3  # of the images in memory while they are laid out for training
@@ -105,7 +106,8 @@ def resized(images: Sequence[np.ndarray] | np.ndarray, size: Size) -> np.ndarray
     ValueError: they would take too much memory, or are not uint8.
   """
   height, width = height_and_width(size)
-  check_memory(f'{len(images)} images of {height} x {width} pixels', len(images) * height * width * images[0].shape[-1])
+  what = f'{counted(len(images), "image")} of {height} x {width} pixels'
+  check_memory(what, len(images) * height * width * images[0].shape[-1])
   if images[0].dtype != np.uint8:
     raise ValueError(f'the images have pixels of type {images[0].dtype}: want uint8, 0 to 255.')
   return np.stack([scaled(image, size) for image in images])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nas_jax.datasets.text import Text
+from nas_jax.words import counted
 
 
 class Data(NamedTuple):
@@ -32,8 +33,8 @@ def lay_out(text: Text, batch: int, bptt: int, score_batch: int) -> Data:
   steps = (len(text.train) // batch - 1) // bptt
   if steps < 1:
     raise ValueError(
-      f'the training split has {len(text.train)} tokens, one step of batch (={batch}) streams of bptt (={bptt}) needs '
-      f'{batch * (bptt + 1)}: take a smaller batch or bptt, or more text.'
+      f'the training split has {counted(len(text.train), "token")}, one step of batch (={batch}) streams of bptt '
+      f'(={bptt}) needs {batch * (bptt + 1)}: take a smaller batch or bptt, or more text.'
     )
   columns = len(text.train) // batch
   streams = text.train[: batch * columns].reshape(batch, columns).T

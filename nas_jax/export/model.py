@@ -12,6 +12,7 @@ import numpy as np
 from nas_jax.datasets import image_batches, text
 from nas_jax.datasets.splits import Scale
 from nas_jax.types import Array, Key, PyTree
+from nas_jax.words import counted
 
 WINDOW = 256  # tokens that a text is read in at a time
 
@@ -179,7 +180,8 @@ class LanguageModel:
     """
     numbers = self.numbers(words)
     if len(numbers) < 2:
-      raise ValueError(f'the text has {len(numbers)} tokens: want at least 2, since each but the first is predicted.')
+      there = counted(len(numbers), 'token')
+      raise ValueError(f'the text has {there}: want at least 2, since each but the first is predicted.')
     carry, found = self._start(), list[np.ndarray]()
     for first in range(0, len(numbers) - 1, WINDOW):
       window = numbers[first : first + WINDOW + 1]
@@ -203,8 +205,8 @@ class LanguageModel:
     numbers = self.numbers(prompt)
     if not len(numbers) or length < 1 or not temperature > 0.0:
       raise ValueError(
-        f'a prompt of {len(numbers)} tokens, length={length}, temperature={temperature}: want at least one token of '
-        'each, and a temperature above 0.'
+        f'a prompt of {counted(len(numbers), "token")}, length={length}, temperature={temperature}: want at least one '
+        'token of each, and a temperature above 0.'
       )
     key = jax.random.key(0) if key is None else key
     begun = jnp.asarray(numbers), key, jnp.asarray(temperature)

@@ -15,6 +15,7 @@ from nas_jax.datasets.splits import Scale
 from nas_jax.export.language import Arch, recurrent_cell
 from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.types import Array, PyTree
+from nas_jax.words import counted
 
 
 class SequenceNetwork(nn.Module):
@@ -169,6 +170,6 @@ class Forecaster(SequenceModel):
     given = np.asarray(series)
     x, steps = sequences_lib.checked_series('the input', given), self.inputs.steps
     if len(x) < steps:
-      raise ValueError(f'the series has {len(x)} steps: want at least {steps}, the window of the training.')
+      raise ValueError(f'the series has {counted(len(x), "step")}: want at least {steps}, the window of the training.')
     found = x[-1] + self.numbers(x[None, -steps:]).reshape(self.inputs.horizon, -1)
     return found[:, 0] if given.ndim == 1 else found

@@ -10,6 +10,7 @@ import numpy as np
 from nas_jax import files
 from nas_jax.search.journal import Record
 from nas_jax.space import Space, canonical
+from nas_jax.words import counted
 
 
 class Standing(NamedTuple):
@@ -137,12 +138,6 @@ def best_json(space: Space, record: Record) -> str:
   arch = json.loads(space.to_json(arch_of(space, record)))
   found = arch | {'space': dict(space.spec), **{name: record[name] for name in ('tokens', 'reward', 'id')}}
   return files.as_json(found) + '\n'
-
-
-def counted(number: int, one: str, many: str = '') -> str:
-  """Returns a number with its noun, such as '1 training' or '1,296 trainings'; from a million on as '6.34e+16'."""
-  digits = f'{number:,}' if number < 10**6 else f'{number:.2e}'
-  return f'{digits} {one if number == 1 else many or one + "s"}'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -9,6 +9,7 @@ from nas_jax.search.algorithms.base import layers_exist
 from nas_jax.search.state import Best
 from nas_jax.space import Space
 from nas_jax.types import Array, Batch, Outcome
+from nas_jax.words import counted
 
 
 def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence[float]) -> Outcome:
@@ -35,8 +36,8 @@ def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence
     ) from None
   if reward.shape not in ((m,), (m, space.layers)):
     raise ValueError(
-      f'the rewards have shape {reward.shape} for a batch of {m} children: want one for each child, [{m}], NaN for one '
-      f'that failed, or one for each of its layers, [{m}, {space.layers}].'
+      f'the rewards have shape {reward.shape} for a batch of {counted(m, "child", "children")}: want one for each '
+      f'child, [{m}], NaN for one that failed, or one for each of its layers, [{m}, {space.layers}].'
     )
   if reward.ndim == 2 and batch.repeats is not None:
     raise ValueError(
@@ -44,7 +45,8 @@ def as_outcome(space: Space, batch: Batch, given: Outcome | ArrayLike | Sequence
       'child; take known=train.'
     )
   if failed is not None and failed.shape not in ((m,), reward.shape):
-    raise ValueError(f'`failed` has shape {failed.shape} for a batch of {m} children: want one for each child, [{m}].')
+    of = counted(m, 'child', 'children')
+    raise ValueError(f'`failed` has shape {failed.shape} for a batch of {of}: want one for each child, [{m}].')
   real = reward if jnp.issubdtype(reward.dtype, jnp.floating) else reward.astype(float)
   return outcome._replace(reward=real, failed=failed)
 

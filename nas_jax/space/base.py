@@ -20,6 +20,7 @@ import numpy as np
 
 from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.types import Array, PyTree
+from nas_jax.words import counted
 
 
 class Kind(enum.IntEnum):
@@ -229,7 +230,8 @@ class Space:
       name = next(name for name in self._fields if lengths[name] != nearest[name])
       at = f' at depth {wanted.index(nearest) + 1}' if self.layers > 1 else ''
       raise ValueError(
-        f'arch field {name!r} has {lengths[name]} entries, this {self.kind} space wants {nearest[name]}{at}.'
+        f'arch field {name!r} has {counted(lengths[name], "entry", "entries")}, this {self.kind} space '
+        f'wants {nearest[name]}{at}.'
       )
     depth = wanted.index(lengths) + 1
     governor = 0

@@ -8,6 +8,7 @@ from nas_jax import operations as operations_lib
 from nas_jax.operations import ACTIVATIONS, BUILT_IN, COMBINATIONS, IDENTITY, Operation, Operations
 from nas_jax.space.base import Kind, Slot, Space, canonical
 from nas_jax.space.checks import check_arch, check_fields
+from nas_jax.words import counted
 
 # The names of the built-in operations; the index of a name is its id.
 COMBINE = tuple(operation.name for operation in COMBINATIONS)
@@ -100,7 +101,8 @@ def tree_from_json(text: str, operations: Operations = BUILT_IN) -> TreeArch:
   except (ValueError, TypeError, KeyError, RecursionError):
     nodes = 3  # not a cell: the check of the smallest space says what is wrong
   if nodes < 3 or (nodes + 1) & nodes:
-    raise ValueError(f"arch field 'combine' has {nodes} entries: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
+    found = counted(nodes, 'entry', 'entries')
+    raise ValueError(f"arch field 'combine' has {found}: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
   return tree_cell_space((nodes + 1) // 2, *operations_lib.with_built_in(operations)).from_json(text)
 
 
@@ -109,10 +111,12 @@ def check_tree(arch: TreeArch, operations: Operations | None = BUILT_IN) -> None
   """Checks a cell of any base where it is used: see `check_arch`."""
   static, nodes = check_fields(arch, TreeArch), len(arch.combine)
   if nodes < 3 or (nodes + 1) & nodes:
-    raise ValueError(f"arch field 'combine' has {nodes} entries: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
+    found = counted(nodes, 'entry', 'entries')
+    raise ValueError(f"arch field 'combine' has {found}: want 2 n - 1, n a power of two: 3, 7, 15, 31, ...")
   for name, want in (('activate', nodes), ('inject', 2), ('index', 2)):
     if len(getattr(arch, name)) != want:
-      raise ValueError(f'arch field {name!r} has {len(getattr(arch, name))} entries: want {want}.')
+      found = counted(len(getattr(arch, name)), 'entry', 'entries')
+      raise ValueError(f'arch field {name!r} has {found}: want {want}.')
   if static and operations:
     _check_entries(arch, operations)
 

@@ -23,6 +23,7 @@ from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.training.rewards import Reward
 from nas_jax.types import Evaluate
+from nas_jax.words import counted
 
 
 @dataclasses.dataclass
@@ -163,7 +164,7 @@ def make_space(cfg: SpaceConfig) -> space.Space:
 
 def length(cfg: Config) -> str:
   """Returns in words how long a child is trained."""
-  return f'{cfg.epochs} epochs' if cfg.epochs else f'{cfg.steps} steps'
+  return counted(cfg.epochs, 'epoch') if cfg.epochs else counted(cfg.steps, 'step')
 
 
 def scale_budget(cfg: Config, times: int) -> Config:

@@ -21,6 +21,7 @@ from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.training.rewards import Reward
 from nas_jax.types import Array, Batch, Evaluate, Outcome
+from nas_jax.words import counted
 
 
 @dataclasses.dataclass
@@ -118,7 +119,7 @@ def make_space(cfg: Config) -> space.Space:
 def length(cfg: Config) -> str:
   """Returns in words how long a child is trained."""
   grown = cfg.epochs_start and cfg.epochs_start < cfg.epochs
-  return f'{f"{cfg.epochs_start} to " if grown else ""}{cfg.epochs} epoch{"s" if cfg.epochs > 1 else ""}'
+  return f'{f"{cfg.epochs_start} to " if grown else ""}{counted(cfg.epochs, "epoch")}'
 
 
 def scale_budget(cfg: Config, times: int) -> Config:

@@ -22,6 +22,7 @@ from nas_jax.training import fit, metrics, rewards, schedules
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.types import PyTree
+from nas_jax.words import counted
 
 
 @dataclasses.dataclass
@@ -141,7 +142,8 @@ def load(cfg: Config, data_dir: str = '') -> images_lib.Images:
     numbers=cfg.metric == 'r2',
   )
   if len(found.train.labels) < cfg.batch:
-    raise ValueError(f'batch (={cfg.batch}) is more than the {len(found.train.labels)} training images: take fewer.')
+    there = counted(len(found.train.labels), 'training image')
+    raise ValueError(f'batch (={cfg.batch}) is more than the {there}: take fewer.')
   return found
 
 

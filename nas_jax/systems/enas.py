@@ -13,6 +13,7 @@ from nas_jax.search.weight_sharing_phases import Programs, build_phases
 from nas_jax.space import Space
 from nas_jax.training import fit
 from nas_jax.training.problem import SHARED, Problem
+from nas_jax.words import counted
 
 # The controller of the paper, except the weight of the entropy bonus.
 PAPER: dict[str, Any] = {
@@ -71,7 +72,7 @@ def check(space: Space, cfg: weight_sharing.Config) -> None:
 
 def length(cfg: weight_sharing.Config) -> str:
   """Returns in words how children are trained."""
-  return f'weights shared for {cfg.passes} passes'
+  return f'weights shared for {counted(cfg.passes, "pass", "passes")}'
 
 
 def build(

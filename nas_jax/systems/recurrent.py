@@ -17,6 +17,7 @@ from nas_jax.training import child as child_lib
 from nas_jax.training import metrics, schedules
 from nas_jax.training.child import Child
 from nas_jax.types import PyTree
+from nas_jax.words import counted
 
 
 @dataclasses.dataclass
@@ -84,7 +85,8 @@ def load(cfg: Config, data_dir: str = '') -> Sequences:
     cfg.metric == 'r2', cfg.window, cfg.horizon,
   )  # fmt: skip
   if len(found.train.labels) < cfg.batch:
-    raise ValueError(f'batch (={cfg.batch}) is more than the {len(found.train.labels)} training sequences: take fewer.')
+    there = counted(len(found.train.labels), 'training sequence')
+    raise ValueError(f'batch (={cfg.batch}) is more than the {there}: take fewer.')
   return found
 
 
@@ -92,11 +94,11 @@ def about(cfg: Config, data: Sequences) -> str:
   """Returns what networks learn, in words."""
   steps, features = data.shape
   if data.horizon:
-    ahead = f'{data.horizon} step{"s" if data.horizon > 1 else ""}'
-    what = f'{len(data.train.labels)} windows of {cfg.dataset} to forecast {ahead}'
+    ahead = counted(data.horizon, 'step')
+    what = f'{counted(len(data.train.labels), "window")} of {cfg.dataset} to forecast {ahead}'
   else:
-    what = f'{len(data.train.labels)} sequences of {cfg.dataset}'
-  return f'{what}, {steps} steps of {features} feature{"s" if features > 1 else ""}'
+    what = f'{counted(len(data.train.labels), "sequence")} of {cfg.dataset}'
+  return f'{what}, {counted(steps, "step")} of {counted(features, "feature")}'
 
 
 def inputs(cfg: Config, data: Sequences) -> conv.InputSpec:

@@ -18,6 +18,7 @@ from nas_jax.space import RnnArch, TreeArch
 from nas_jax.systems import language, retrain
 from nas_jax.training import child as child_lib
 from nas_jax.training import full_training
+from nas_jax.words import counted
 
 Arch = TreeArch | RnnArch | str  # 'LSTM' is the standard LSTM: it has biases, so it is no tree cell
 KNOWN: dict[str, Arch] = {'NASCELL': published.NASCELL, 'ENAS_RNN': published.ENAS_RNN, 'LSTM': 'LSTM'}
@@ -275,9 +276,9 @@ def cell_of(arch: Arch, operations: Operations = BUILT_IN) -> tuple[language_mod
 def setting(cfg: Config, text: text_lib.Text) -> str:
   """Returns in words what all trainings have in common."""
   return (
-    f'perplexity of the best of {cfg.epochs} epochs by validation; {cfg.dataset}, sha256 {text.sha256[:12]}; '
-    f'{cfg.layers} layer{"s" if cfg.layers > 1 else ""}, {cfg.optimizer}, {config.seeds_in_words(cfg)}; means over the '
-    'trainings'
+    f'perplexity of the best of {counted(cfg.epochs, "epoch")} by validation; {cfg.dataset}, sha256 '
+    f'{text.sha256[:12]}; {counted(cfg.layers, "layer")}, {cfg.optimizer}, {config.seeds_in_words(cfg)}; means over '
+    'the trainings'
   )
 
 

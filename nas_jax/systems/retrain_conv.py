@@ -20,6 +20,7 @@ from nas_jax.systems import classifier, retrain
 from nas_jax.training import child as child_lib
 from nas_jax.training import full_training, metrics
 from nas_jax.types import PyTree
+from nas_jax.words import counted
 
 KNOWN = {'FIGURE_7': published.FIGURE_7, 'XU_CIFAR10': published.XU_CIFAR10}
 
@@ -188,9 +189,9 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
   chosen = 'last epoch' if cfg.train_on_all else 'best epoch by validation'
   weighed = ', classes of equal weight' if cfg.class_weights == 'balanced' else ''
   return (
-    f'{metrics.NAMES[cfg.metric][1]} of {cfg.epochs} epochs on the {trained}{weighed}, {chosen}; validation is of the '
-    f'grid; {cfg.dataset}, sha256 {images.sha256[:12]}; {len(images.test.labels)} images to test; '
-    f'{config.seeds_in_words(cfg)}; means over the trainings'
+    f'{metrics.NAMES[cfg.metric][1]} of {counted(cfg.epochs, "epoch")} on the {trained}{weighed}, {chosen}; '
+    f'validation is of the grid; {cfg.dataset}, sha256 {images.sha256[:12]}; '
+    f'{counted(len(images.test.labels), "image")} to test; {config.seeds_in_words(cfg)}; means over the trainings'
   )
 
 

@@ -15,6 +15,7 @@ from nas_jax.systems import classifier, language, recurrent, retrain, retrain_ce
 from nas_jax.systems.retrain_cell import Arch
 from nas_jax.training import child as child_lib
 from nas_jax.training import full_training, metrics
+from nas_jax.words import counted
 
 
 @dataclasses.dataclass
@@ -140,9 +141,9 @@ def setting(cfg: Config, data: Sequences) -> str:
   weighed = ', classes of equal weight' if cfg.class_weights == 'balanced' else ''
   against = ' of the changes from the last value' if data.horizon else ''
   return (
-    f'{metrics.NAMES[cfg.metric][1]}{against} of the best of {cfg.epochs} epochs by validation{weighed}; '
+    f'{metrics.NAMES[cfg.metric][1]}{against} of the best of {counted(cfg.epochs, "epoch")} by validation{weighed}; '
     f'{recurrent.about(cfg, data)}, sha256 {data.sha256[:12]}; {len(data.test.labels)} to test; '
-    f'{cfg.layers} layer{"s" if cfg.layers > 1 else ""}, {cfg.optimizer}, {config.seeds_in_words(cfg)}; means over the '
+    f'{counted(cfg.layers, "layer")}, {cfg.optimizer}, {config.seeds_in_words(cfg)}; means over the '
     'trainings'
   )
 

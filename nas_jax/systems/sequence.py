@@ -17,6 +17,7 @@ from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.training.rewards import Reward
 from nas_jax.types import Evaluate
+from nas_jax.words import counted
 
 
 @dataclasses.dataclass
@@ -69,7 +70,7 @@ def make_space(cfg: Config) -> space.Space:
 
 def length(cfg: Config) -> str:
   """Returns in words how long a child is trained."""
-  return f'{cfg.epochs} epoch{"s" if cfg.epochs > 1 else ""}'
+  return counted(cfg.epochs, 'epoch')
 
 
 def scale_budget(cfg: Config, times: int) -> Config:

@@ -12,6 +12,7 @@ from nas_jax.config import field
 from nas_jax.datasets import npz
 from nas_jax.space import choice_space
 from nas_jax.types import Array, Batch, Outcome
+from nas_jax.words import counted
 
 
 @dataclasses.dataclass
@@ -72,7 +73,8 @@ def load(path: str) -> Table:
   for name, values in arrays.items():
     if values.shape != (len(ops),) or values.dtype.kind not in 'iuf' or values.dtype.itemsize > 8:
       raise ValueError(
-        f'{name} of table {path} is {values.dtype} {values.shape}, ops has {len(ops)} rows: want one number a row.'
+        f'{name} of table {path} is {values.dtype} {values.shape}, ops has {counted(len(ops), "row")}: '
+        'want one number a row.'
       )
     if not np.isfinite(values).all():
       row = int(np.flatnonzero(~np.isfinite(values))[0])

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from nas_jax.training import metrics
+from nas_jax.words import counted
 
 # (the metrics of m children, [m] each) -> their rewards [m], greater for better children. The metrics are the scores of
 # the system, such as 'accuracy', and for children that were trained by themselves also 'loss' and 'failed'. The metrics
@@ -23,7 +24,9 @@ def checked(reward: Reward, metrics: dict[str, np.ndarray]) -> np.ndarray:
   """
   found, m = reward(metrics), len(next(iter(metrics.values())))
   if np.shape(found) != (m,):
-    raise ValueError(f'the reward of {m} children is of shape {np.shape(found)}: want ({m},), a number for each.')
+    raise ValueError(
+      f'the reward of {counted(m, "child", "children")} is of shape {np.shape(found)}: want ({m},), a number for each.'
+    )
   if not isinstance(found, jax.core.Tracer):
     wrong = ~np.isfinite(np.asarray(found)) & (np.asarray(metrics.get('failed', np.zeros(m))) == 0)
     if wrong.any():

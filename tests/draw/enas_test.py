@@ -250,7 +250,7 @@ def damaged(arch, **fields):
     (space.enas.macro_from_json, '{"kind": "enas_macro", "arch": {"operation": 4}}', 'fields'),
     (space.enas.macro_from_json, damaged(MACRO, operation=[]), "'operation' has 0 entries.*wants 1"),
     (space.enas.macro_from_json, damaged(MACRO, operation='conv'), "'operation' is 'conv'"),
-    (space.enas.macro_from_json, damaged(MACRO, links=[1]), "'links' has 1 entries.*wants 6"),
+    (space.enas.macro_from_json, damaged(MACRO, links=[1]), "'links' has 1 entry.*wants 6"),
     (space.enas.macro_from_json, damaged(MACRO, operation=[0, 6, 0, 0]), r'layer 1 operation\) is 6'),
     (space.enas.macro_from_json, damaged(MICRO), "kind is 'enas_micro'"),
     (space.enas.micro_from_json, '{"kind": "enas_micro"}', 'not an architecture'),

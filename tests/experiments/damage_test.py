@@ -156,7 +156,7 @@ def test_a_torn_journal(s, half, whole, tmp_path, lines, lost):
   shutil.rmtree(folder / 'checkpoints')  # else nobody would ask for what was journalled
   path = folder / 'children.jsonl'
   path.write_bytes(b''.join(path.read_bytes().splitlines(keepends=True)[:lines])[:-lost])
-  with pytest.warns(UserWarning, match=r'children.jsonl: 1 damaged lines, moved to .*; their children are trained ag'):
+  with pytest.warns(UserWarning, match=r'children.jsonl: 1 damaged line, moved to .*; what was lost is trained ag'):
     run(s, folder, 12)
   assert ending(s, folder) == whole
   assert (folder / 'damaged' / 'children.jsonl').read_text().startswith('{"id"')
@@ -198,7 +198,7 @@ def test_a_lost_child_of_shared_weights_leaves_best_json_alone(s, half, tmp_path
   misspelt(folder / 'children.jsonl', at=best['id'])
   with pytest.warns(UserWarning) as said:
     run(s._replace(shared=True), folder, 6)
-  assert [f'1 children, {best["id"]} the first of them, are lost' in str(one.message) for one in said] == [False, True]
+  assert [f'child {best["id"]} is lost' in str(one.message) for one in said] == [False, True]
   assert json.loads((folder / 'best.json').read_text()) == best
   assert (folder / 'checkpoints' / '3').is_dir()
 

@@ -131,7 +131,7 @@ def test_resumed_all_is_as_unbroken(s, unbroken, tmp_path, keep_checkpoint):
   for name in ('updates', 'children'):
     with open(tmp_path / f'{name}.jsonl', 'a') as file:
       file.write('{"step": 6, "id": 10, "chi')
-  with pytest.warns(UserWarning, match=r'children.jsonl: 1 damaged lines, moved to .*damaged; their children'):
+  with pytest.warns(UserWarning, match=r'children.jsonl: 1 damaged line, moved to .*damaged; what was lost'):
     run_search.run(str(tmp_path), s, 0, search.Budget(20))
   assert without_clock(tmp_path) == without_clock(unbroken)
   assert updates(tmp_path) == updates(unbroken)

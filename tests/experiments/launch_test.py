@@ -114,7 +114,7 @@ def test_a_wrong_flag_is_one_line(refuse, tmp_path, flag, words):
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
-    ({'index': [12]}, ("'index' has 1 entries", 'wants 2')),
+    ({'index': [12]}, ("'index' has 1 entry", 'wants 2')),
     ({'index': [12, 15]}, ("'index', entry 1", '15')),
     ({'combine': [0] * 14}, ("'combine' has 14 entries", 'power of two')),
     ({'inject': [0, 1.5]}, ("'inject', entry 1", 'float')),

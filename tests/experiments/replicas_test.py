@@ -74,7 +74,7 @@ def test_a_damaged_line_is_trained_again_where_it_stood(s, unbroken, tmp_path):
   path = tmp_path / 'children.jsonl'
   lines = path.read_text().splitlines(keepends=True)
   path.write_text(''.join([*lines[:4], lines[4].replace('"id"', '"ie"'), *lines[5:]]))
-  with pytest.warns(UserWarning, match='damaged lines|ahead of the journal'):
+  with pytest.warns(UserWarning, match='damaged line|ahead of the journal'):
     run_search.run(tmp_path, s, 0, search.Budget(CHILDREN))
   found, wanted = left(tmp_path), unbroken
   assert sorted(found[0], key=lambda line: line['id']) == sorted(wanted[0], key=lambda line: line['id'])

@@ -148,7 +148,7 @@ def test_a_damaged_line_is_had_again(whole, records, tmp_path):
   workdir, seen = whole
   path = tmp_path / 'rungs.jsonl'
   path.write_bytes((workdir / 'rungs.jsonl').read_bytes()[:-9])  # of the last child of the last rung
-  with pytest.warns(UserWarning, match=r'rungs.jsonl: 1 damaged lines, moved to .*; their children are trained again'):
+  with pytest.warns(UserWarning, match=r'rungs.jsonl: 1 damaged line, moved to .*; what was lost is trained again'):
     assert stage(tmp_path, records) == seen[20:21]
   assert lines(path) == lines(workdir / 'rungs.jsonl')
 

@@ -142,7 +142,7 @@ def test_a_journal_of_something_else_is_refused(other, tmp_path):
 def test_damaged_lines_are_said(other):
   with open(other / 'children.jsonl', 'a', encoding='utf-8') as file:
     file.write('{"id": 7, "tok\n')
-  assert '1 lines are damaged' in read(other).said[0]
+  assert '1 line is damaged' in read(other).said[0]
 
 
 def test_it_is_noted_once_and_only_that_counts(other, tmp_path):

@@ -77,7 +77,7 @@ def test_text_is_read_in_windows_and_continued(text_results, monkeypatch):
   assert drawn[-1] == max(last, key=last.get)
   with pytest.raises(ValueError, match=r"token 1 of the text is 'z'"):
     model('azb')
-  with pytest.raises(ValueError, match='1 tokens: want at least 2'):
+  with pytest.raises(ValueError, match='1 token: want at least 2'):
     model('a')
   with pytest.raises(ValueError, match='at least one token'):
     model.sample('', 3)

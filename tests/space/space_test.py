@@ -254,7 +254,7 @@ def test_from_json_refuses(text, says):
   'arch, says',
   [
     (FIGURE_5, 'wants a TinyArch, not a TreeArch'),
-    (TinyArch((1,), (0,), ()), "'link' has 1 entries, .* wants 0"),  # both lengths occur, at different depths
+    (TinyArch((1,), (0,), ()), "'link' has 1 entry, .* wants 0"),  # both lengths occur, at different depths
     (TinyArch((1, 3), (), (0,)), "'link' has 0 entries, .* wants 1"),
     (TinyArch((1,) * 4, (0,) * 3, (0,) * 2), "'size' has 4 entries, .* wants .*3"),
     (TinyArch((1, 2), (0,), (0,)), r"'size', entry 1 \(layer 1 size\) is 2: this space allows 1, 3\."),

@@ -27,7 +27,7 @@ WRONG = [
   ({'inject': (0, 9)}, r'^activate 9 in an architecture'),
   ({'index': (9, 0)}, r"^arch field 'index', entry 0 is 9: want the number of a node, 0 to 2"),
   ({'index': (0, -1)}, r"^arch field 'index', entry 1 is -1"),
-  ({'index': (0,)}, r"^arch field 'index' has 1 entries: want 2"),
+  ({'index': (0,)}, r"^arch field 'index' has 1 entry: want 2"),
   ({'inject': (0, 1, 2)}, r"^arch field 'inject' has 3 entries: want 2"),
   ({'activate': (0, 1)}, r"^arch field 'activate' has 2 entries: want 3"),
   ({'combine': (0, 1), 'activate': (0, 1)}, r"^arch field 'combine' has 2 entries: want 2 n - 1"),
