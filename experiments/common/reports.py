@@ -83,7 +83,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
   def length(rung: int) -> str:
     return rung_stage.length(system, cfg, rung)
 
-  training, each = system.length(cfg), ' each' if len(runs) > 1 else ''
+  training = system.length(cfg)
   children, (key, _, lower) = runs[own].records, system.metric
   views = [(name, rankings.grouped(children, made, key, lower, kind)) for name, kind in system.views.items()]
   retrained = os.path.join(workdir, 'retrain*', 'result.json')
@@ -92,7 +92,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     title=f'Search for a {system.noun}, {os.path.basename(os.path.abspath(workdir))}',
     noun=system.noun,
     metric=system.metric,
-    budget=origin.get('max_children', cfg.max_children),
+    budget=_budget(system, cfg, origin),
     runs=tuple(runs.values()),
     slots=made.slots,
     reliability=_reliability(workdir, system, cfg),
@@ -107,7 +107,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     shared=system.alone is None,
     derived=derived,
     converged=converged,
-    glance=_glance(system, cfg, origin, made, each),
+    glance=_glance(system, cfg, origin, made, runs),
     use=_use(workdir, system, cfg, origin),
     links=[name for name in LINKS if os.path.exists(os.path.join(workdir, name))],
     name=os.path.basename(os.path.abspath(workdir)),
@@ -242,13 +242,23 @@ def _converged(workdir: str, system: System) -> Mapping[str, Any] | None:
   return {**result, 'metric': system.retrain.metric} if result and system.retrain and result['rows'] else None
 
 
-def _glance(system: System, cfg: Any, origin: Mapping[str, Any], made: space.Space, each: str) -> list[tuple[str, str]]:
+def _budget(system: System, cfg: Any, origin: Mapping[str, Any]) -> int:
+  """Returns how many children a search was asked to train."""
+  return int(origin.get('max_children', system.children(cfg)))
+
+
+def _glance(
+  system: System, cfg: Any, origin: Mapping[str, Any], made: space.Space, runs: Mapping[str, model.Run]
+) -> list[tuple[str, str]]:
   """Returns the facts at the head of the page: data, space, search, budget and reward."""
+  asked, most = _budget(system, cfg, origin), max(len(run.records) for run in runs.values())
+  each = ' each' if len(runs) > 1 else ''
+  more = f' ({most:,} were trained, because the last update was finished)' if most > asked else ''
   return [
     ('data', cfg.dataset),
     ('space', rankings.counted(made.size(), system.noun)),
     ('search', search.title(cfg)),
-    ('budget', f'{headline.children(origin.get("max_children", cfg.max_children))}{each}, {system.length(cfg)}'),
+    ('budget', f'{headline.children(asked)}{each}{more}, {system.length(cfg)}'),
     ('reward', system.reward(cfg)),
   ]
 

@@ -211,7 +211,7 @@ def _in_words(run: Run, ranks: Mapping[str, Any], records: Sequence[journal.Reco
     f'{name} {"not measurable" if value is None else f"{value:.2f}"}' for name, value in ranks['kendall'].items()
   )
   return (
-    f'Kendall rank correlation with {passes} alone, {ranks["children"]} random {noun}s: {agree}\n'
-    f'the search took {spent:.3g} s; its {len(records)} {noun}s alone, {one:.2g} s each, would have taken '
-    f'{apart:.3g} s{f": {apart / spent:.2g} times as long" if apart and spent else ""}\n'
+    f'Kendall rank correlation with {passes} alone, {rankings.counted(ranks["children"], f"random {noun}")}: {agree}\n'
+    f'the search took {spent:.3g} s; its {rankings.counted(len(records), noun)} alone, {one:.2g} s each, would have '
+    f'taken {apart:.3g} s{f": {apart / spent:.2g} times as long" if apart and spent else ""}\n'
   )

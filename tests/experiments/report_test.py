@@ -8,6 +8,7 @@ import pytest
 
 from experiments.common import reports, systems, workdirs
 from nas_jax import files
+from nas_jax.report import rankings
 from nas_jax.search import journal
 from nas_jax.types import Batch, Outcome
 
@@ -48,4 +49,14 @@ def test_a_search_that_was_cut_off_has_a_page(system, tmp_path):
   found = reports.read(str(tmp_path))
   assert [record['failed'] for record in found.runs[0].records] == [None, journal.REWARD_MISSING, None]
   assert found.standings[1][0][1] == (4.0 if system.metric.lower else 8.0)
-  assert journal.REWARD_MISSING in reports.make(str(tmp_path))
+  text = reports.make(str(tmp_path))
+  assert journal.REWARD_MISSING in text
+  # The numbers in the heading, in the table of scores and in the table of all children are the same.
+  assert 'In 3 children (1 failed) the search found' in text
+  assert found.standings[1][0][4].startswith('3 children, ') and found.standings[1][0][4].endswith(' 1 failed')
+  assert text.partition('class="sortable"')[2].count('<td>the search</td>') == 3
+
+  assert f'{rankings.counted(system.children(cfg), "child", "children")}, ' in dict(found.glance)['budget']
+  workdirs.note_origin(str(tmp_path), system.launcher, ['x'], cfg, max_children=2)
+  budget = dict(reports.read(str(tmp_path)).glance)['budget']
+  assert budget.startswith('2 children (3 were trained, because the last update was finished), ')

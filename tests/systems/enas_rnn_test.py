@@ -236,6 +236,23 @@ def test_ranks_where_trainings_failed(tmp_path, monkeypatch):
   assert 'not measurable' in flow._in_words(run, found, [{'seconds': 0.0}])
 
 
+@pytest.mark.parametrize(
+  ('alone', 'shared', 'words'),
+  [
+    (10.0, 0.5, '; its 2 cells alone, 10 s each, would have taken 20 s: 20 times as long\n'),
+    (0.001, 5.0, '; its 2 cells alone, 0.001 s each, would have taken 0.002 s: 0.0002 times as long\n'),
+    (0.0, 0.5, '; its 2 cells alone, 0 s each, would have taken 0 s\n'),  # too fast for the clock
+    (10.0, 0.0, 'the search took 0 s; its 2 cells alone, 10 s each, would have taken 20 s\n'),
+  ],
+)
+def test_what_sharing_saves_is_said_only_where_it_was_measured(alone, shared, words):
+  ranks = {'children': 1, 'passes': 1, 'kendall': {'reinforce': 0.5}, 'seconds': alone}
+  run = types.SimpleNamespace(system=RECURRENT)
+  text = flow._in_words(run, ranks, [{'seconds': shared}] * 2)
+  assert text.endswith(words) and ' 0.0 times' not in text and ' 0 times' not in text
+  assert text.startswith('Kendall rank correlation with 1 pass alone, 1 random cell: reinforce 0.50\n')
+
+
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 @pytest.mark.long
 def test_a_search_to_its_page_and_again(tmp_path, capsys):
