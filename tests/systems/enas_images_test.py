@@ -226,6 +226,7 @@ def test_the_published_cell_in_full_size():
   found = shapes(child, published.ENAS_MICRO)
   filters = [cell.filters for cell in enas_micro.cells_of(enas_micro.NetworkOptions(15, 36))]
   assert filters == [36] * 5 + [72] * 6 + [144] * 6
+  assert sum(x.size for x in jax.tree.leaves(found)) == 3_401_398  # 3.40M, as docs/enas.md has it
   assert [cell['ends']['shift'].size for cell in found['cells']] == filters
   assert {cell['ends']['kernel'].shape[2] // f for cell, f in zip(found['cells'], filters, strict=True)} == {4, 5}
 
