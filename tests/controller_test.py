@@ -259,6 +259,20 @@ def test_the_mean_divergence_is_that_of_the_released_code(x64):
   assert found['sum'] == pytest.approx(11 * found['mean'])
 
 
+def test_the_mean_divergence_is_over_layers_and_not_over_links(x64):
+  """Twelve layers have 66 links. All are at the target, but for one of layer 1 at 1/2 and two of layer 11 at 4/5.
+
+  These diverge by ln(25/24) / 2 = 0.0204110, and by (4 ln 2 - ln 3) / 5 = 0.3347952 each. The first layer has no link.
+  """
+  made = enas_macro_space(12)
+  probabilities = np.zeros((24, 11))
+  for layer in range(1, 12):
+    probabilities[2 * layer + 1, :layer] = 0.4
+  probabilities[3, 0], probabilities[23, 4], probabilities[23, 10] = 0.5, 0.8, 0.8
+  found = {penalty: float(divergence(made, jnp.asarray(probabilities), 0.4, penalty)) for penalty in PENALTIES}
+  assert found == pytest.approx({'sum': 0.6900016, 'mean': 0.0627274}, abs=1e-6)  # (0.0204110 + 2 * 0.3347952) / 11
+
+
 # -- depth ------------------------------------------------------------------------------------------------------------
 
 

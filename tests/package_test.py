@@ -1,11 +1,13 @@
 """An installation has only the library, imports lightly, and names each missing package in one line."""
 
+import configparser
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 
+from packaging import requirements
 import pytest
 
 from experiments import conv_search
@@ -40,6 +42,19 @@ def test_the_library_alone_is_installed_with_its_types(installed):
   assert shipped == modules | {pathlib.Path('nas_jax/py.typed')}
   about = (installed / 'nas_jax.egg-info' / 'PKG-INFO').read_text()
   assert f'\nVersion: {nas_jax.__version__}\n' in about
+
+
+def test_a_package_without_wheels_everywhere_is_no_requirement_of_the_library():
+  """array_record has none for Windows and for Macs with Intel processors."""
+  setup = configparser.ConfigParser()
+  setup.read(ROOT / 'setup.cfg')
+  core = [requirements.Requirement(line) for line in setup['options']['install_requires'].split('\n') if line]
+  assert len(core) > 4 and not any(one.name in EXTRA or one.name == 'array-record' or one.marker for one in core)
+  extra = setup['options.extras_require']['experiments'].split('\n')
+  (marker,) = [one.marker for one in map(requirements.Requirement, filter(None, extra)) if one.name == 'array_record']
+  machines = [('linux', 'x86_64'), ('linux', 'aarch64'), ('darwin', 'arm64'), ('darwin', 'x86_64'), ('win32', 'AMD64')]
+  found = [marker.evaluate({'sys_platform': name, 'platform_machine': kind}) for name, kind in machines]
+  assert found == [True, True, True, False, False]
 
 
 def test_the_citation_names_this_version():
