@@ -1,5 +1,6 @@
 """Damaged files of a real run are moved aside and reported, and the search ends as if nothing had happened."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -10,7 +11,8 @@ import jax
 import pytest
 import testing
 
-from experiments.common import run_search, workdirs
+from experiments.common import run_search, search_flow, workdirs
+from experiments.common.systems import RECURRENT
 from nas_jax import files, search
 from nas_jax.search import journal
 from nas_jax.systems import cell
@@ -201,6 +203,46 @@ def test_a_lost_child_of_shared_weights_leaves_best_json_alone(s, half, tmp_path
   assert [f'child {best["id"]} is lost' in str(one.message) for one in said] == [False, True]
   assert json.loads((folder / 'best.json').read_text()) == best
   assert (folder / 'checkpoints' / '3').is_dir()
+
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory):
+  """A search with shared weights that has ended, the workdir of its first half, and a function that runs all of it."""
+  cfg, data = testing.rnn_config(rank_children=2), testing.text()
+  problem = RECURRENT.make_problem(cfg, data)
+
+  def go_on(folder, **changes):
+    workdirs.open_config(str(folder), cfg)
+    search_flow.run(RECURRENT, dataclasses.replace(cfg, **changes), data, str(folder), problem=problem)
+
+  half, ended = (tmp_path_factory.mktemp(name) / 'run' for name in ('half', 'ended'))
+  go_on(half, max_children=4)
+  shutil.copytree(half, ended)
+  go_on(ended)
+  return half, ended, go_on
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('damage', [emptied, pathlib.Path.unlink])
+@pytest.mark.parametrize('begun', [True, False])
+def test_a_search_with_shared_weights_goes_on_without_its_journal(shared, tmp_path, damage, begun):
+  """The weights are in the checkpoint alone. Its children are not had again, and all that is derived stays as it is."""
+  half, ended, go_on = shared
+  folder = tmp_path / 'run'
+  shutil.copytree(half if begun else ended, folder)
+  count = len(journal.read(str(folder / 'children.jsonl')))
+  damage(folder / 'children.jsonl')
+  with pytest.warns(UserWarning, match=f'{count} children, 0 the first of them, are lost. The search goes on'):
+    go_on(folder)
+  now, whole = (journal.read(str(one / 'children.jsonl')) for one in (folder, ended))
+  assert list(now) == [number for number in whole if number >= count] and len(whole) == (8 if begun else count)
+  assert all(now[number] | {'seconds': 0} == whole[number] | {'seconds': 0} for number in now)
+  for name in ('best.json', 'derived.json'):
+    assert (folder / name).read_text() == (ended / name).read_text()
+  (step, same) = (max((one / 'checkpoints').iterdir(), key=lambda path: int(path.name)) for one in (folder, ended))
+  assert step.name == same.name and not (folder / 'damaged').exists()
+  text = (folder / 'report.html').read_text()
+  assert 'The best cell derived after' in text if now else 'No child has been trained yet.' in text
 
 
 def test_checkpoints_of_another_seed_are_refused(s, half, tmp_path):
