@@ -1,7 +1,7 @@
 """JSON files of workdirs in which values are changed at random: the run resumes, or refuses them in one line."""
 
+import fnmatch
 import json
-import pathlib
 import random
 import shutil
 import warnings
@@ -10,21 +10,51 @@ import zlib
 import pytest
 import testing
 
-from experiments.common import reports, search_flow, systems, workdirs
-from nas_jax import files
+from experiments.common import epochs, reports, retraining, search_flow, systems, workdirs
+from nas_jax import files, published
 from nas_jax.search import journal
+from nas_jax.systems.retrain import FinalChoice
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 ALONE = {'reliability_children': 4, 'yardstick_repeats': 1, 'max_children': 4, 'm': 2}
+RECIPE = testing.retrain_config(lr=(0.003, 0.1), epochs=2, repeats=2)
+FINAL = systems.CELL.alone._replace(final=lambda cfg, text: FinalChoice(RECIPE, {'LSTM': 'LSTM'}))
+STAGES = {'final_children': 2, 'rungs': 2, 'rung_factor': 2, 'reliability_children': 0, 'yardstick_repeats': 0}
 SYSTEMS = {
   'cell': (systems.CELL, testing.cell_config(**ALONE), testing.text),
   'conv': (systems.CONV, testing.conv_config(**ALONE, child_program='generic'), testing.pictures),
   'chain': (systems.CHAIN, testing.chain_config(**ALONE), testing.pictures),
   'macro': (systems.MACRO, testing.macro_config(), testing.pictures),
   'micro': (systems.MICRO, testing.micro_config(), testing.pictures),
+  'sequence': (systems.SEQUENCE, testing.sequence_config(**ALONE), testing.sequences),
+  # With rungs, and with a final choice.
+  'stages': (systems.CELL._replace(alone=FINAL), testing.cell_config(**(ALONE | STAGES)), testing.text),
   'recurrent': (systems.RECURRENT, testing.rnn_config(), testing.text),
 }
+NAMES = [*SYSTEMS, 'retraining']
 VALUES = (None, True, -1, 0, 7, 1.5, float('nan'), 2**70, 'x', '', [], [None], ['x'], {}, {'x': 1})
+
+
+def search(system, cfg, load):
+  """Returns a function that runs a search in a folder."""
+  data = load()
+  system = testing.one_search(system) if system.alone else system
+  problem = system.make_problem(cfg, data)
+
+  def go_on(folder):
+    now = workdirs.open_config(str(folder), cfg)
+    facts = {'kind': system.kind, 'dataset': 'none', 'sha256': data.sha256, 'max_children': system.children(cfg)}
+    workdirs.note_origin(str(folder), system.launcher, ['x'], now, **facts)
+    search_flow.run(system, now, data, str(folder), problem=problem)
+
+  return go_on
+
+
+def retrain(folder):
+  """Retrains two cells in a folder of results."""
+  epochs.open_results(str(folder), RECIPE)
+  workdirs.note_origin(str(folder), 'retrain', ['x'], RECIPE)
+  retraining.run(systems.CELL, RECIPE, testing.text(), {'NASCELL': published.NASCELL, 'LSTM': 'LSTM'}, str(folder))
 
 
 @pytest.fixture(scope='module')
@@ -34,17 +64,7 @@ def made(tmp_path_factory):
 
   def of(name):
     if name not in kept:
-      system, cfg, load = SYSTEMS[name]
-      data, folder = load(), tmp_path_factory.mktemp(name) / 'run'
-      system = testing.one_search(system) if system.alone else system
-      problem = system.make_problem(cfg, data)
-
-      def go_on(folder, cfg=cfg):
-        now = workdirs.open_config(str(folder), cfg)
-        facts = {'kind': system.kind, 'dataset': 'none', 'sha256': data.sha256, 'max_children': system.children(cfg)}
-        workdirs.note_origin(str(folder), system.launcher, ['x'], now, **facts)
-        search_flow.run(system, now, data, str(folder), problem=problem)
-
+      folder, go_on = tmp_path_factory.mktemp(name) / 'run', retrain if name == 'retraining' else search(*SYSTEMS[name])
       go_on(folder)
       kept[name] = folder, go_on
     return kept[name]
@@ -105,13 +125,19 @@ def mutate(path, rng):
   return f'{path}: {before[:2000]} -> {path.read_text()[:2000]}'
 
 
+def written(folder):
+  """Returns the JSON files that a run writes into a folder, without those of Orbax."""
+  found = sorted(path.relative_to(folder) for path in folder.rglob('*.json*'))
+  orbax = ('checkpoints', 'damaged', 'weights', 'ended-', 'running-')
+  return [folder / path for path in found if not any(part.startswith(orbax) for part in path.parts)]
+
+
 def trial(source, go_on, folder, seed):
   """Changes a file of a copy of a workdir and resumes it. Also reads it for a report, before and after."""
   rng = random.Random(seed)
   shutil.rmtree(folder, ignore_errors=True)
   shutil.copytree(source, folder)
-  names = sorted(path for path in folder.rglob('*.json*') if not {'checkpoints', 'damaged'} & set(path.parts))
-  said = mutate(rng.choice(names), rng)
+  said = mutate(rng.choice(written(folder)), rng)
   for act in (reports.make, go_on, reports.make):
     try:
       act(str(folder))
@@ -131,7 +157,7 @@ def test_changed_values_are_resumed_or_refused(made, tmp_path, seed):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('name', SYSTEMS)
+@pytest.mark.parametrize('name', NAMES)
 def test_changed_values_in_all_systems(made, tmp_path, name):
   source, go_on = made(name)
   with warnings.catch_warnings():
@@ -140,20 +166,30 @@ def test_changed_values_in_all_systems(made, tmp_path, name):
       trial(source, go_on, tmp_path / 'run', 1000 + seed)
 
 
-def test_every_file_is_met(made):
-  """All files of a search are changed, except those that no launcher reads."""
-  source, _ = made('cell')
-  found = {str(path.relative_to(source)) for path in pathlib.Path(source).rglob('*.json*')}
-  wanted = {'config.json', 'origin.json', 'best.json', 'children.jsonl', 'updates.jsonl', 'started.jsonl'}
-  wanted |= {'reliability.json', 'yardsticks.json', 'control/children.jsonl', 'control/config.json'}
-  assert wanted <= found
+EVERY = {'config.json', 'origin.json'}
+SEARCH = EVERY | {'best.json', 'children.jsonl', 'updates.jsonl', 'started.jsonl'}
+SEARCH |= {'control/children.jsonl', 'control/config.json'}
+FINAL_FILES = {'final/config.json', 'final/best.json', 'final/result.json', 'final/*/trainings.json'}
+FILES = {
+  'cell': SEARCH | {'reliability.json', 'yardsticks.json'},
+  'stages': SEARCH | FINAL_FILES | {'top.json', 'rungs.jsonl', 'control/rungs.jsonl'},
+  'recurrent': SEARCH | {'derived.json', 'control/derived.json', 'ranks.json', 'alone.jsonl', 'random.json'},
+  'retraining': EVERY | {'result.json', 'NASCELL-*/trainings.json', 'LSTM-*/trainings.json'},
+}
+SLOW_UNLESS_CELL = [name if name == 'cell' else pytest.param(name, marks=pytest.mark.long) for name in NAMES]
 
 
-@pytest.mark.parametrize(
-  'name', ['cell', *(pytest.param(name, marks=pytest.mark.long) for name in SYSTEMS if name != 'cell')]
-)
+@pytest.mark.parametrize('name', [name for name in SLOW_UNLESS_CELL if name == 'cell' or name.values[0] in FILES])
+def test_every_file_is_met(made, name):
+  """All files of a run are changed, except those that no launcher reads."""
+  source, _ = made(name)
+  found = [str(path.relative_to(source)) for path in written(source)]
+  assert [pattern for pattern in FILES[name] if not fnmatch.filter(found, pattern)] == []
+
+
+@pytest.mark.parametrize('name', SLOW_UNLESS_CELL)
 def test_no_file_has_numbers_that_json_has_not(made, name):
   source, _ = made(name)
-  for path in source.rglob('*.json*'):
+  for path in written(source):
     for text in path.read_text().splitlines() if path.suffix == '.jsonl' else [path.read_text()]:
       json.loads(text, parse_constant=lambda number, path=path: pytest.fail(f'{path} holds {number}'))
