@@ -65,7 +65,7 @@ def test_what_cannot_be_is_one_line(changes, words):
 
 
 def test_more_in_a_batch_than_there_is():
-  with pytest.raises(ValueError, match=r'batch \(=9999\) is more than the 12.. training images'):
+  with pytest.raises(ValueError, match=r'batch \(=9999\) is more than the 1,2.. training images'):
     classifier.load(testing.conv_config(batch=9999))
 
 
