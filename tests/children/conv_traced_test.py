@@ -204,6 +204,7 @@ def test_init_draws_each_network_by_its_own_fan_in():
     assert not params['softmax'].any()
 
 
+@pytest.mark.long
 def test_training_ends_as_the_static_child_does(x64):
   arch = ConvArch((), (1, 3, 3), (3, 3, 3), (), (), (1, 2, 2), (), (1, 0, 1), ())
   small = conv_traced.build(

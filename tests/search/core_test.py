@@ -117,7 +117,7 @@ def test_a_failed_child_earns_the_worst_reward_where_rewards_are_negative(outcom
 
 
 @pytest.mark.parametrize('algorithm', algorithms.ALGORITHMS)
-@pytest.mark.parametrize('scale', [1.0, -1.0])
+@pytest.mark.parametrize('scale', [pytest.param(1.0, marks=pytest.mark.long), -1.0])
 def test_a_failed_child_is_never_the_best(algorithm, scale):
   s, state = built(algorithm=algorithm)
   (all_failed,) = tell(s, state, [jnp.nan, jnp.inf, -jnp.inf])

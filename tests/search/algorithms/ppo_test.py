@@ -34,6 +34,7 @@ def test_of_the_first_batch_the_gradient_is_that_of_reinforce(batches):
   close(own.gradient(state, *told), reinforce.build(LAYERED, cfg).gradient(state, *told))
 
 
+@pytest.mark.long
 def test_an_earlier_batch_counts_by_its_clipped_ratio():
   cfg = testing.search_config(algorithm='ppo', ppo_batches=2, ppo_clip=0.05, controller_lr=0.1)
   own, controller = algorithms.build(LAYERED, cfg), reinforce.make_controller(LAYERED, cfg)
