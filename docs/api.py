@@ -19,6 +19,8 @@ PAGES = pathlib.Path(__file__).parent.parent / 'build' / 'api'
 def main() -> None:
   """Writes the pages."""
   warnings.simplefilter('error', UserWarning)
+  # The default of this field is a function of JAX, whose annotations pdoc cannot read.
+  warnings.filterwarnings('ignore', r'Error parsing type annotation .* for nas_jax\.tree_cell\.TreeCell\.carry_init')
   # pdoc looks into a module's __dict__, where a name that loads when it is first used stands only once it is set.
   for name in tree_cell.__all__:
     setattr(tree_cell, name, getattr(tree_cell, name))
