@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from experiments.common import arch_files, arguments, launch, pictures, series
-from nas_jax import export
+from nas_jax import export, words
 from nas_jax.report import rankings
 
 AT_ONCE = 256  # images in one program call
@@ -61,9 +61,9 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     return _prepare_sequences(path, model, values)
   if isinstance(model, export.Classifier):
     return _prepare_images(path, model, values)
-  words = arch_files.read_file(values.text, str)
-  model.numbers(words)  # raises ValueError
-  return lambda check: show_text(path, model, words, values)
+  text = arch_files.read_file(values.text, str)
+  model.numbers(text)  # raises ValueError
+  return lambda check: show_text(path, model, text, values)
 
 
 _TAKES = {'images': export.Classifier, 'text': export.LanguageModel, 'sequences': export.SequenceModel}
@@ -131,7 +131,7 @@ def show_classes(
   ]
   print(f'model: {path}\n{rankings.table(header, lines)}')
   if labels is not None:
-    print(f'accuracy: {found["accuracy"]:.4f} of {rankings.counted(len(labels), what)}')
+    print(f'accuracy: {found["accuracy"]:.4f} of {words.counted(len(labels), what)}')
 
 
 def show_numbers(
@@ -149,7 +149,7 @@ def show_numbers(
   header = [what, 'number'] if numbers.ndim == 1 else [what, *(f'number {k + 1}' for k in range(numbers.shape[1]))]
   print(f'model: {path}\n{rankings.table(header, rows)}')
   if 'rmse' in found:
-    print(f'root mean squared error: {found["rmse"]:.4g} of {rankings.counted(len(numbers), what)}')
+    print(f'root mean squared error: {found["rmse"]:.4g} of {words.counted(len(numbers), what)}')
 
 
 def show_forecast(path: str, ahead: np.ndarray, as_json: bool) -> None:
@@ -162,9 +162,9 @@ def show_forecast(path: str, ahead: np.ndarray, as_json: bool) -> None:
   print(f'model: {path}\n{rankings.table(header, rows)}')
 
 
-def show_text(path: str, model: export.LanguageModel, words: str, values: flags.FlagValues) -> None:
+def show_text(path: str, model: export.LanguageModel, text: str, values: flags.FlagValues) -> None:
   """Prints the perplexity of a text and, with --sample, a sampled continuation."""
-  scored = model(words)
+  scored = model(text)
   found: dict[str, Any] = {
     'model': path,
     'tokens': len(scored.tokens),
@@ -173,7 +173,7 @@ def show_text(path: str, model: export.LanguageModel, words: str, values: flags.
   }
   if values.sample:
     key = jax.random.key(values.seed)
-    found['sample'] = model.sample(words, values.sample, key, values.temperature)
+    found['sample'] = model.sample(text, values.sample, key, values.temperature)
   if values.json:
     print(json.dumps(found | {'log_prob': scored.log_prob.tolist()}))
     return

@@ -22,7 +22,7 @@ import numpy as np
 from experiments import retrain
 from experiments.common import arch_files, arguments, launch, workdirs
 from experiments.common.systems import CELL
-from nas_jax import files, published, space
+from nas_jax import files, published, space, words
 from nas_jax.files import is_count, is_number
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal
@@ -138,7 +138,7 @@ def gather(cfg: Config, values: flags.FlagValues) -> Cells:
 def read(path: str) -> dict[Job, Line]:
   """Returns the trainings in trainings.jsonl. Damaged lines are moved aside, with a message."""
   if count := journal.drop_damaged_lines(path, os.path.join(os.path.dirname(path), 'damaged'), TRAINING):
-    print(f'{path}: {rankings.counted(count, "damaged line")} moved aside.')
+    print(f'{path}: {words.counted(count, "damaged line")} moved aside.')
   lines = journal.read_lines(path, TRAINING)
   return {Job(*(line[name] for name in Job._fields)): line for line in lines}
 
@@ -193,7 +193,7 @@ def summary(cfg: Config, made: Mapping[str, Programs], cells: Cells, done: Mappi
   undone = {job.cell for job in rank_cell.grid_jobs(cfg, made[FINAL], cells) if job not in done}
   failed = sum(name not in undone for name, score in zip(cells, sure) if not np.isfinite(score))
   return (
-    f'{rankings.counted(len(sure), "cell")}: the grid of {len(undone)} is not finished, {failed} failed by all '
+    f'{words.counted(len(sure), "cell")}: the grid of {len(undone)} is not finished, {failed} failed by all '
     f'settings of it. The best of them by validation perplexity after full training:\n{best}\n\n'
     f'{rankings.table(header, rows)}\n'
     "all, best quarter: Spearman's rank correlation with the full training; failed: children that failed, which rank "

@@ -11,7 +11,7 @@ import os
 from experiments.common import retraining, rung_stage, workdirs
 from experiments.common.stages import Found, Run
 from experiments.common.systems import Arch, Config, Data, System
-from nas_jax import draw, search
+from nas_jax import draw, search, words
 from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
 from nas_jax.systems.retrain import FinalChoice
@@ -78,7 +78,7 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
     workdirs.write(os.path.join(folder, 'best.json'), rankings.best_json(made, records[chosen[0]]))
   return '\n'.join(
     [
-      f'Trained to convergence, mean and standard deviation over {rankings.counted(choice.cfg.repeats, "training")}:',
+      f'Trained to convergence, mean and standard deviation over {words.counted(choice.cfg.repeats, "training")}:',
       '',
       retraining.table(result['rows'], system),
       result['setting'],

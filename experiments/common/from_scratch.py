@@ -19,7 +19,7 @@ from experiments.common import final_choice, rung_stage, workdirs
 from experiments.common.progress import counted
 from experiments.common.stages import Found, Run, Stages, Summary, on_other_data
 from experiments.common.systems import Config, Data, FromScratch, System, goal
-from nas_jax import draw, search, space
+from nas_jax import draw, search, space, words
 from nas_jax.report import rankings, reliability, rungs
 from nas_jax.search import journal
 from nas_jax.training import costs, evaluators, fit, halving, timing
@@ -39,7 +39,7 @@ def stages(run: Run, alone: FromScratch) -> Stages:
   bounds = within_bounds(run.problem, run.cfg.seed)
   return Stages(
     run.cfg,
-    f'a budget of {rankings.counted(run.cfg.max_children, "child", "children")} of {run.system.length(run.cfg)}',
+    f'a budget of {words.counted(run.cfg.max_children, "child", "children")} of {run.system.length(run.cfg)}',
     work=functools.partial(work, run, train),
     search=lambda cfg: alone.search(run.problem.space, cfg, train['children']),
     before=lambda: '\n'.join(filter(None, [bounds, measure_reliability(run, alone, train)])),
@@ -174,14 +174,14 @@ def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evalua
   found = reliability.from_json(workdirs.cached(os.path.join(run.workdir, 'reliability.json'), measure))
   run.progress.drop(RELIABILITY)
   lines = [
-    f'reward reliability: rank correlations (Spearman) of {rankings.counted(found.children, f"random {system.noun}")}, '
+    f'reward reliability: rank correlations (Spearman) of {words.counted(found.children, f"random {system.noun}")}, '
     'without those that failed; in brackets, within the best quarter:'
   ]
-  for words, one in reliability.in_words(found, system.length(cfg), system.length(long)).items():
+  for between, one in reliability.in_words(found, system.length(cfg), system.length(long)).items():
     quarter = f' ({one.quarter:.2f})' if math.isfinite(one.quarter) else ''
     failed = f', {one.failed} failed' if one.failed else ''
     value = f'{one.all:.2f}' if math.isfinite(one.all) else 'cannot be measured'
-    lines.append(f'  {value}{quarter} between {words}{failed}')
+    lines.append(f'  {value}{quarter} between {between}{failed}')
   return '\n'.join(lines)
 
 

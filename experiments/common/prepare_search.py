@@ -24,9 +24,8 @@ from experiments.common import (
   workdirs,
 )
 from experiments.common.systems import SYSTEMS, Arch, Config, Data, System, check_workdir, for_config
-from nas_jax import config, space
+from nas_jax import config, space, words
 from nas_jax import hosts as hosts_lib
-from nas_jax.report import rankings
 from nas_jax.training.problem import Problem
 
 
@@ -210,7 +209,7 @@ def _prepare_to_serve(
       settled = config.settled(cfg, said['config'])
       program = settled.child_program if problem.program == 'auto' else problem.program
       own = from_scratch.local_evaluators(system, settled, data, problem._replace(program=program), recovery, load)
-      devices = rankings.counted(len(jax.local_devices()), f'{jax.default_backend()} device')
+      devices = words.counted(len(jax.local_devices()), f'{jax.default_backend()} device')
       print(f'process {hosts.process} of {hosts.processes} trains children on {devices}', flush=True)
       hosts_lib.serve(hosts, own, problem.space.arch_type)
 

@@ -11,7 +11,7 @@ from typing import Any
 from experiments.common import arch_files, rung_stage, top, workdirs
 from experiments.common.systems import System, for_config, goal, system_of
 from experiments.common.weight_sharing import OTHER_DATA
-from nas_jax import config, draw, search, space
+from nas_jax import config, draw, search, space, words
 from nas_jax.report import headline, model, page, rankings, reliability, replay_picture, rungs, style
 from nas_jax.search import journal, replay_tree
 
@@ -206,7 +206,7 @@ def _remembered(path: str, made: space.Space) -> str:
 
 def _reliability(workdir: str, system: System, cfg: Any) -> list[model.Correlation]:
   if ranks := workdirs.peek(os.path.join(workdir, 'ranks.json')):
-    passes = rankings.counted(ranks['passes'], 'pass', 'passes')
+    passes = words.counted(ranks['passes'], 'pass', 'passes')
     alone = f'{passes} alone, {ranks["children"]} random ones (Kendall)'
     names = {name: f'{name}, {alone}' for name in ('two seeds', OTHER_DATA)}
     return [
@@ -225,13 +225,13 @@ def _reliability(workdir: str, system: System, cfg: Any) -> list[model.Correlati
   of = f', {headline.children(measured.children)}'
   return [
     model.Correlation(
-      words if one is measured.budget else words + of,
+      between if one is measured.budget else between + of,
       one.all,
       0.5 if one is measured.budget else 0.7,
       one.quarter,
       one.failed,
     )
-    for words, one in reliability.in_words(measured, training, longer).items()
+    for between, one in reliability.in_words(measured, training, longer).items()
   ]
 
 
@@ -256,7 +256,7 @@ def _glance(
   more = f' ({most:,} were trained, because the last update was finished)' if most > asked else ''
   return [
     ('data', cfg.dataset),
-    ('space', rankings.counted(made.size(), system.noun)),
+    ('space', words.counted(made.size(), system.noun)),
     ('search', search.title(cfg)),
     ('budget', f'{headline.children(asked)}{each}{more}, {system.length(cfg)}'),
     ('reward', system.reward(cfg)),
@@ -300,7 +300,7 @@ def _facts(
     ('command', origin.get('command', unknown)),
     ('sha256 of the data', origin.get('sha256', unknown)),
     ('seed', config.seeds_in_words(cfg).removeprefix('seed ')),
-    ('token sequences', rankings.counted(made.size(), 'token sequence')),
+    ('token sequences', words.counted(made.size(), 'token sequence')),
     ('training of children', f'{spent:.1f} minutes{both}'),
     ('devices', f'{origin.get("devices", unknown)}, jax {origin.get("jax", unknown)}'),
   ]

@@ -24,7 +24,7 @@ from experiments.common.progress import Progress
 from experiments.common.stages import Found, Run, Stages, Summary
 from experiments.common.start_from import NOTHING, Start
 from experiments.common.systems import Arch, Config, Data, System
-from nas_jax import config, files, search
+from nas_jax import config, files, search, words
 from nas_jax import crew as crew_lib
 from nas_jax import hosts as hosts_lib
 from nas_jax.report import rankings
@@ -86,7 +86,7 @@ def _run(begun: Run, with_control: bool, started: Start, places: str, top_count:
   stages = from_scratch.stages(begun, system.alone) if system.alone else weight_sharing.stages(begun)
   cfg = stages.cfg
   print(
-    f'{rankings.counted(problem.space.size(), system.noun)}; {stages.children} on {system.about(cfg, begun.data)}; '
+    f'{words.counted(problem.space.size(), system.noun)}; {stages.children} on {system.about(cfg, begun.data)}; '
     f'{places}; results in {workdir}',
     flush=True,
   )
@@ -150,8 +150,8 @@ def _placed(begun: Run, hosts: hosts_lib.Hosts, crew: crew_lib.Crew | None) -> R
 def _places(hosts: hosts_lib.Hosts, crew: crew_lib.Crew | None) -> str:
   """Returns in words where children are trained."""
   if crew:
-    return rankings.counted(crew.size, 'worker')
-  devices = rankings.counted(len(jax.local_devices()), f'{jax.default_backend()} device')
+    return words.counted(crew.size, 'worker')
+  devices = words.counted(len(jax.local_devices()), f'{jax.default_backend()} device')
   return f'{devices} on each of {hosts.processes} hosts' if hosts.processes > 1 else devices
 
 

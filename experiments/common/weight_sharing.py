@@ -23,7 +23,7 @@ from experiments.common import workdirs
 from experiments.common.progress import counted
 from experiments.common.stages import Found, Run, Stages, Summary, on_other_data
 from experiments.common.systems import Config
-from nas_jax import draw, search
+from nas_jax import draw, search, words
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal, older, weight_sharing
 from nas_jax.search.weight_sharing_phases import Programs
@@ -41,7 +41,7 @@ def stages(run: Run) -> Stages:
   programs = enas.build_programs(run.problem, run.cfg)
   return Stages(
     run.cfg,
-    f'{rankings.counted(run.cfg.samples, "sample")} with {run.system.length(run.cfg)}',
+    f'{words.counted(run.cfg.samples, "sample")} with {run.system.length(run.cfg)}',
     work=lambda cfgs: {ALONE: math.nan} if run.cfg.rank_children else {},
     search=lambda cfg: enas.build(run.problem, cfg, programs, run.recovery.check),
     before=lambda: '',
@@ -206,12 +206,12 @@ def _write_best(run: Run, path: str, record: Mapping[str, Any]) -> None:
 def _in_words(run: Run, ranks: Mapping[str, Any], records: Sequence[journal.Record]) -> str:
   """Returns lines on how well scores by shared weights agree with separate trainings, and how much time they save."""
   spent, one, noun = sum(record['seconds'] for record in records), ranks['seconds'], run.system.noun
-  apart, passes = one * len(records), rankings.counted(ranks['passes'], 'pass', 'passes')
+  apart, passes = one * len(records), words.counted(ranks['passes'], 'pass', 'passes')
   agree = ', '.join(
     f'{name} {"not measurable" if value is None else f"{value:.2f}"}' for name, value in ranks['kendall'].items()
   )
   return (
-    f'Kendall rank correlation with {passes} alone, {rankings.counted(ranks["children"], f"random {noun}")}: {agree}\n'
-    f'the search took {spent:.3g} s; its {rankings.counted(len(records), noun)} alone, {one:.2g} s each, would have '
+    f'Kendall rank correlation with {passes} alone, {words.counted(ranks["children"], f"random {noun}")}: {agree}\n'
+    f'the search took {spent:.3g} s; its {words.counted(len(records), noun)} alone, {one:.2g} s each, would have '
     f'taken {apart:.3g} s{f": {apart / spent:.2g} times as long" if apart and spent else ""}\n'
   )

@@ -22,8 +22,7 @@ from experiments.common import arguments, launch, systems, workdirs
 from experiments.compare import peers, runs, show, statistics, variants
 from experiments.compare.statistics import Curve
 from experiments.compare.variants import Variant
-from nas_jax import config, files
-from nas_jax.report import rankings
+from nas_jax import config, files, words
 from nas_jax.search import journal
 from nas_jax.systems import benchmarks, surrogate, table
 from nas_jax.systems.benchmarks import Benchmark
@@ -117,7 +116,7 @@ def _counts(entries: Sequence[str]) -> list[int]:
 def _of_table(path: str) -> Task:
   known = table.load(path)
   sha256 = hashlib.sha256(b''.join(part.tobytes() for part in known if part is not None)).hexdigest()
-  return Task(path, rankings.counted(len(known.ops), 'row'), sha256, benchmarks.of_table(known))
+  return Task(path, words.counted(len(known.ops), 'row'), sha256, benchmarks.of_table(known))
 
 
 def _shipped(name: str) -> Task:
@@ -196,8 +195,8 @@ def _measure(plan: Plan, benchmark: Benchmark, one: Variant, check: launch.Check
 
 def _title(task: Task) -> str:
   space, best = task.benchmark.space, task.benchmark.best
-  size = rankings.counted(space.size(), 'token sequence')
-  return f'{task.name}: {size} of {rankings.counted(space.length, "token")}; {task.about}' + (
+  size = words.counted(space.size(), 'token sequence')
+  return f'{task.name}: {size} of {words.counted(space.length, "token")}; {task.about}' + (
     '' if best is None else f'; best {best:.5f}'
   )
 

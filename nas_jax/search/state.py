@@ -36,12 +36,15 @@ class Config(algorithms.Config, Seed):
   )
   guide_draws: int = field(
     32,
-    'with proposals=guided, proposals of the algorithm that the process chooses among for each child',
+    'how many proposals of the algorithm the Gaussian process of proposals=guided chooses among, for each child',
     low=1,
     high=4096,
   )
   guide_mutations: int = field(
-    16, 'with proposals=guided, mutations of the best children that it chooses among for each child', low=1, high=4096
+    16,
+    'how many mutations of the best children the Gaussian process of proposals=guided chooses among, for each child',
+    low=1,
+    high=4096,
   )
   depth_start: int = field(
     0, 'layers of the first children, which then grow deeper, 0 for max_depth from the start; 6 in Sec. 4.1', low=0

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.common import reports, systems, workdirs
-from nas_jax import files
-from nas_jax.report import rankings
+from nas_jax import files, words
 from nas_jax.search import journal
 from nas_jax.types import Batch, Outcome
 
@@ -56,7 +55,7 @@ def test_a_search_that_was_cut_off_has_a_page(system, tmp_path):
   assert found.standings[1][0][4].startswith('3 children, ') and found.standings[1][0][4].endswith(' 1 failed')
   assert text.partition('class="sortable"')[2].count('<td>the search</td>') == 3
 
-  assert f'{rankings.counted(system.children(cfg), "child", "children")}, ' in dict(found.glance)['budget']
+  assert f'{words.counted(system.children(cfg), "child", "children")}, ' in dict(found.glance)['budget']
   workdirs.note_origin(str(tmp_path), system.launcher, ['x'], cfg, max_children=2)
   budget = dict(reports.read(str(tmp_path)).glance)['budget']
   assert budget.startswith('2 children (3 were trained, because the last update was finished), ')

@@ -209,8 +209,8 @@ def test_children_that_are_not_told_yet_are_believed_to_earn_what_is_expected():
   assert (state.history.trained[:40] == 1).all() and int(state.history.waiting) == 0
 
 
-def test_the_number_of_candidates():
-  """The process sees as many proposals as are asked for."""
+def test_the_number_of_candidates(monkeypatch):
+  """The process chooses among as many proposals and mutations as are asked for."""
   model, kept, _ = made()
   kept = kept._replace(trained=kept.trained.at[9].set(1))
   uniform = search.algorithms.build(SPACE, search.Config(algorithm='random'))
@@ -220,8 +220,10 @@ def test_the_number_of_candidates():
     seen.append(uniform.propose(*args))
     return seen[-1]
 
+  pools, predict = [], guide.predict
+  monkeypatch.setattr(guide, 'predict', lambda *args: pools.append(args[2]) or predict(*args))
   guide.propose(SPACE, model, kept, propose, state, keys, jnp.array([0]), None, draws=5, mutations=2)
-  assert seen[0].shape == (5, 7)
+  assert seen[0].shape == (5, 7) and pools[0].shape == (5 + 2, 7)
   with pytest.raises(ValueError, match=r'guide_mutations \(=33\) must be at most guide_draws \(=32\)'):
     search.ask_tell(SPACE, search.Config(proposals='guided', guide_mutations=33))
 
