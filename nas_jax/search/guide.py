@@ -147,7 +147,10 @@ def log_improvement(mean: Array, deviation: Array, best: Array) -> Array:
 
 
 def believe(guide: Guide, history: History, tokens: Array, depth: Array) -> Guide:
-  """Returns the process with the expected rewards of m reserved sequences [m, T], which must have rows, stored."""
+  """Returns the process with the expected rewards of m reserved sequences [m, T] stored.
+
+  The sequences must be in the history, but must not be rows of the process yet: `update` adds them afterwards.
+  """
   mean, _, _ = predict(fit(guide, history), history, tokens, depth[0])
   row = jnp.argmax((history.tokens[None] == tokens[:, None]).all(-1) & (history.depth[None] == depth[:, None]), 1)
   return guide._replace(believed=guide.believed.at[row].set(mean, mode='drop'))
@@ -171,8 +174,8 @@ def propose(
   keys: Key,
   ids: Array,
   depth: Depth,
-  draws: int = 32,
-  mutations: int = 16,
+  draws: int,
+  mutations: int,
 ) -> Array:
   """Returns token sequences [m, T] for a batch, distinct ones that have not been asked for before.
 

@@ -74,8 +74,8 @@ def build(space: Space, cfg: Config, propose: Propose) -> Memory:
     state = state._replace(history=history.reserve(space, state.history, batch))
     if not guided:
       return state
-    model = guide.update(state.guide, state.history, cfg.m)
-    return state._replace(guide=guide.believe(model, state.history, batch.tokens, depths(space, batch)))
+    model = guide.believe(state.guide, state.history, batch.tokens, depths(space, batch))
+    return state._replace(guide=guide.update(model, state.history, cfg.m))
 
   return Memory(begin, tell, new, reserve, history.reusing)
 

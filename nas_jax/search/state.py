@@ -35,13 +35,13 @@ class Config(algorithms.Config, Seed):
     first=True,
   )
   guide_draws: int = field(
-    32,
+    64,
     'how many proposals of the algorithm the Gaussian process of proposals=guided chooses among, for each child',
     low=1,
     high=4096,
   )
   guide_mutations: int = field(
-    16,
+    64,
     'how many mutations of the best children the Gaussian process of proposals=guided chooses among, for each child',
     low=1,
     high=4096,
