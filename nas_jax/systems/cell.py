@@ -168,8 +168,14 @@ def length(cfg: Config) -> str:
 
 
 def scale_budget(cfg: Config, times: int) -> Config:
-  """Returns `cfg` with children that are trained `times` times as long."""
-  return dataclasses.replace(cfg, steps=times * cfg.steps, epochs=times * cfg.epochs)
+  """Returns `cfg` with children that are trained `times` times as long, their learning rate falling as much slower."""
+  return dataclasses.replace(
+    cfg,
+    steps=times * cfg.steps,
+    epochs=times * cfg.epochs,
+    decay_epoch=times * cfg.decay_epoch,
+    lr_decay=cfg.lr_decay ** (1 / times),
+  )
 
 
 def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | None = None) -> Problem:

@@ -7,7 +7,7 @@ import testing
 
 from experiments.common.systems import CELL, CHAIN, CONV, ENAS, MACRO, MICRO, RECURRENT, SEQUENCE, SYSTEMS
 from nas_jax import space
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, fit, schedules
 from nas_jax.training.problem import static_fitter, traced_fitter
 
 IMAGES, TEXT, SEQUENCES = testing.pictures(), testing.text(), testing.sequences()
@@ -57,3 +57,13 @@ def test_a_better_score_earns_more(name):
   own = problem.own_reward({problem.metric: scores})
   assert (np.diff(own) > 0).all()
   np.testing.assert_array_equal(problem.shared_reward({problem.shared_metric: scores, problem.metric: 0.0}), own)
+
+
+def test_a_longer_training_of_a_cell_ends_at_the_same_rate():
+  """Five times as many epochs fall as far, a fifth as fast, so that the two trainings differ in length alone."""
+  short = testing.cell_config(schedule='epochs', epochs=6, decay_epoch=4.0, lr_decay=0.5)
+  rates = []
+  for cfg in (short, CELL.alone.scale_budget(short, 5)):
+    rate = schedules.rate(cfg.schedule, 1.0, 0, 10, cfg.decay_epoch, cfg.lr_decay)
+    rates.append([float(rate(10 * epoch - 1)) for epoch in (cfg.epochs // 2, cfg.epochs * 5 // 6, cfg.epochs)])
+  np.testing.assert_allclose(rates, [[1.0, 0.5, 0.25]] * 2, rtol=1e-6)
