@@ -17,6 +17,9 @@ multiprocessor of an H100 has 227 KB of shared memory and 256 KB of registers. I
 All tiles are [H, B], not [B, H]. So the weights are the first factor of each product, which fills the 64 rows of one
 instruction of Hopper's tensor cores, and the tile of a leaf is a product of its own, not a slice of a wider one. Triton
 takes tiles only if their sizes are powers of two, so B is padded to a power of two, and to at least 16.
+
+JAX 0.11 has deprecated Pallas's Triton backend, so before a search uses the kernel it should be written for Mosaic GPU,
+whose shared memory and tensor cores are explicit.
 """
 
 from collections.abc import Callable
