@@ -23,6 +23,7 @@ from experiments.bench.timing import Bar, Row, Setup
 from experiments.common import launch, workdirs
 
 LEAST = 15.0  # the least seconds that must be left for another part to begin
+REASONS = 'Error', 'Unknown flag', 'Illegal value'  # one of these is in the line that says why a process ended
 DONE, FAILED, STOPPED = 'done', 'failed', 'stopped'  # how a part ended
 
 
@@ -65,10 +66,18 @@ def measured(name: str, setup: Setup, limit: float, note: Callable[[Ended], None
   """Measures a part in a process that is stopped after `limit` seconds. Calls `note` after each figure."""
   begun, rows = time.monotonic(), list[Row]()
   command = [sys.executable, '-m', 'experiments.bench.gpu_parts', name, json.dumps(setup)]
+  flags = f'{os.environ.get("XLA_FLAGS", "")} {PARTS[name].flags}'.strip()  # XLA takes a lone space for a file's name
+  environment = os.environ | {'XLA_FLAGS': flags}
   with (
     tempfile.TemporaryFile('w+') as errors,
     subprocess.Popen(
-      command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=rivals.ROOT, start_new_session=True
+      command,
+      stdout=subprocess.PIPE,
+      stderr=errors,
+      text=True,
+      cwd=rivals.ROOT,
+      env=environment,
+      start_new_session=True,
     ) as process,
     ThreadPoolExecutor(1) as waiting,
   ):
@@ -82,7 +91,7 @@ def measured(name: str, setup: Setup, limit: float, note: Callable[[Ended], None
     finally:
       _kill(process)
     errors.seek(0)
-    said = [line for line in errors.read().splitlines() if 'Error' in line][-1:]
+    said = [line for line in errors.read().splitlines() if any(word in line for word in REASONS)][-1:]
   taken = time.monotonic() - begun
   if stopped.result():
     return Ended(STOPPED, taken, rows)

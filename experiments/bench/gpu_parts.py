@@ -17,7 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.bench import cells, controller, conv, devices, machine, precision, presets, rivals, show, trained
+from experiments.bench import (
+  cells,
+  controller,
+  conv,
+  devices,
+  machine,
+  precision,
+  presets,
+  recurrent_loop,
+  rivals,
+  show,
+  trained,
+)
 from experiments.bench.timing import Row, Setup, Way, alternating, at_least, at_most, row, seconds, way
 from experiments.common import launch
 from experiments.common.systems import ENAS
@@ -35,12 +47,17 @@ IN_FLIGHT = 16  # number of networks that train at the same time
 CELLS = 4, 64  # numbers of cells that train at the same time
 COMPILERS = 8  # threads that compile programs before anything is timed
 
+# XLA puts the kernels of one iteration into a CUDA graph by itself. These flags put whole loops into one.
+GRAPH = '--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL --xla_gpu_graph_min_graph_size=1'
+UNROLLED_GRAPH = f'{GRAPH} --xla_gpu_command_buffer_unroll_loops=true'
+
 
 class Part(NamedTuple):
   """A group of figures, measured by one process."""
 
   rows: Callable[[Setup], Iterator[Row]]
   limit: float  # seconds after which the process is stopped
+  flags: str = ''  # of XLA; a process that XLA ends because it does not know a flag is a part that failed
 
 
 def networks(setup: Setup) -> Iterator[Row]:
@@ -200,6 +217,10 @@ PARTS = {
   'networks': Part(networks, 150),
   'cells': Part(tree_cells, 110),
   'sharing': Part(sharing, 150),
+  'recurrent kernel': Part(recurrent_loop.kernel, 60),
+  'recurrent loop': Part(recurrent_loop.plain, 60),
+  'recurrent loop as a CUDA graph': Part(recurrent_loop.plain, 60, GRAPH),
+  'recurrent loop as an unrolled CUDA graph': Part(recurrent_loop.plain, 60, UNROLLED_GRAPH),
   'paper': Part(paper, 150),
   'search': Part(demo, 160),
   'ask and tell': Part(asking, 45),

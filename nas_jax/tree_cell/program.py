@@ -9,7 +9,7 @@ Index: c_t is the value of node index[0] before its activation, hence before inj
 node. h_t is the value of the root, after injection if the root is node index[1].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -45,9 +45,15 @@ def program(arch: TreeArch, operations: Operations, backward: bool = False) -> t
 
 def _static_tree(arch: TreeArch, operations: Operations, x: Array, h: Array, c: Array) -> Carry:
   n = leaves(arch)
+  return static_tree(arch, operations, jnp.split(x, n, -1), jnp.split(h, n, -1), c)
+
+
+def static_tree(arch: TreeArch, operations: Operations, xs: Sequence[Array], hs: Sequence[Array], c: Array) -> Carry:
+  """Computes (c_t, h_t) from the projections of x and h for each leaf, and c_(t-1). All arrays have one shape."""
+  n = leaves(arch)
   combine = functools.partial(operations_lib.combine, operations)
   activate = functools.partial(operations_lib.activate, operations)
-  pairs = list(zip(jnp.split(x, n, -1), jnp.split(h, n, -1), strict=True))
+  pairs = list(zip(xs, hs, strict=True))
   values: list[Array] = []
   for node in range(2 * n - 1):
     if node >= n:

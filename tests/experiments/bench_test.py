@@ -290,6 +290,22 @@ def test_one_accelerator_in_parts(tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().out == 'ask and tell: no time is left\n'
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+  ('flags', 'why'),
+  [
+    ('--xla_no_such_flag=1', 'Unknown flag in XLA_FLAGS: --xla_no_such_flag=1'),
+    ('--xla_gpu_enable_command_buffer=+NONE_SUCH', "Illegal value for --xla_gpu_enable_command_buffer 'NONE_SUCH'"),
+  ],
+)
+def test_flags_that_xla_does_not_know(flags, why, monkeypatch):
+  """XLA ends the process of the part, and the result says why."""
+  part = gpu.PARTS['ask and tell']._replace(flags=flags)
+  monkeypatch.setattr(gpu, 'PARTS', {'ask and tell': part})
+  ended = gpu.measured('ask and tell', SMALL, 60.0, lambda _: None)
+  assert ended.how == gpu.FAILED and why in ended.why and not ended.rows
+
+
 def test_what_a_part_says_is_read_back(tmp_path):
   rows = [Row('one', 2.0, 'ms', at_most(3.0), (1.0, 3.0), 'a note'), Row('two', 1.0)]
   ended = {'part': gpu.Ended(gpu.STOPPED, 1.5, rows)}
