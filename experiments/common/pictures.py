@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nas_jax import export
-from nas_jax.datasets import image_files, npz, own_images
+from nas_jax.datasets import class_folders, image_files, npz
 from nas_jax.datasets.splits import resized
 
 LAYOUT = "an array 'images' [n, H, W, C] and perhaps 'labels' [n]"
@@ -104,7 +104,4 @@ def _files(paths: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
   """Returns the image files, and their class names if they lie in a folder for each class."""
   if len(paths) > 1 or not os.path.isdir(paths[0]):
     return list(paths), None
-  found = image_files.inside(paths[0])
-  if found or not own_images.folders(paths[0]):
-    return found or image_files.below(paths[0]), None
-  return own_images.by_class(paths[0])
+  return class_folders.labelled(paths[0], image_files.KIND)

@@ -1,49 +1,19 @@
-"""Finds the image files in a folder, and reads their pixels with Pillow."""
+"""Reads the pixels of image files with Pillow."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import os
 import struct
 from typing import Any
-import warnings
 
 import numpy as np
 
 from nas_jax import lazy
 from nas_jax.datasets import splits
+from nas_jax.datasets.class_folders import Kind
 from nas_jax.words import counted
 
-ENDINGS = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
+KIND = Kind('image', ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp'))
 _GREY, _COLOUR = ('1', 'L', 'LA'), ('P', 'PA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'LAB', 'HSV')
-
-
-def inside(folder: str) -> list[str]:
-  """Returns the paths of the images in a folder, in order. Hidden files are left out."""
-  names = sorted(name for name in os.listdir(folder) if name[0] != '.' and name.lower().endswith(ENDINGS))
-  return [os.path.join(folder, name) for name in names]
-
-
-def below(folder: str) -> list[str]:
-  """Returns the paths of the images in a folder and in its sub-folders, in order.
-
-  Hidden files and folders are left out. So are files without the ending of an image; a warning gives their number.
-
-  Raises:
-    ValueError: there is no image.
-  """
-  found, others = list[str](), list[str]()
-  for here, folders, names in os.walk(folder):
-    folders[:] = [name for name in folders if name[0] != '.']
-    found += inside(here)
-    others += [name for name in names if name[0] != '.' and not name.lower().endswith(ENDINGS)]
-  if not found:
-    raise ValueError(f'{folder} holds no image: want files that end in {", ".join(ENDINGS)}.')
-  if others:
-    warnings.warn(
-      f'{folder}: {len(others)} files, as {sorted(others)[0]}, are left out: they do not end in {", ".join(ENDINGS)}.',
-      stacklevel=2,
-    )
-  return sorted(found)
 
 
 def read(paths: Sequence[str], resize: splits.Size = 0) -> np.ndarray:

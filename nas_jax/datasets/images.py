@@ -9,6 +9,7 @@ import numpy as np
 
 from nas_jax import lazy
 from nas_jax.datasets import npz, own_images, splits, tfds
+from nas_jax.datasets.class_folders import FOLDER
 from nas_jax.datasets.splits import Scale, Size, Source, Split, resized
 from nas_jax.words import counted
 
@@ -95,11 +96,11 @@ def load_images(
 
 def _sources(dataset: str, data_dir: str, resize: Size, numbers: bool) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Returns the splits of a set, and the names of its classes."""
-  if dataset == own_images.FOLDER:
+  if dataset == FOLDER:
     return own_images.of_folder(data_dir, resize)
   if dataset.endswith(npz.ENDING):
     return own_images.of_npz(os.path.join(data_dir, os.path.expanduser(dataset)), resize, numbers)
-  instead = f"or take dataset {own_images.FOLDER!r}, a file FILE.npz, or 'digits', which needs no folder"
+  instead = f"or take dataset {FOLDER!r}, a file FILE.npz, or 'digits', which needs no folder"
   source = tfds.prepared(dataset, data_dir, instead)
   names = ['train', *(name for name in ('test', 'validation') if name in source)]
   found = {name: _prepared(source, name, dataset, resize) for name in names}

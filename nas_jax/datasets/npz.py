@@ -1,8 +1,10 @@
-"""Reads arrays of an .npz file that a user gives, and sorts them into splits by the prefixes of their names."""
+"""Reads arrays of .npz and .npy files that a user gives, and sorts them into splits by the prefixes of their names."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import math
+import os
+from typing import IO
 import zipfile
 
 import numpy as np
@@ -29,7 +31,8 @@ def read(
   Raises:
     ValueError: in one line, naming the file: it cannot be read or takes too much memory.
   """
-  with _reading(path, layout):
+  wanted = f'an .npz with {layout}'
+  with reading(path, wanted):
     file = zipfile.ZipFile(path)
   with file:
     every = {entry.filename.removesuffix('.npy'): entry for entry in file.infolist()}
@@ -38,31 +41,44 @@ def read(
     if most is not None and needed > most:
       raise ValueError(f'{path} unpacks to {needed} bytes: want at most {most}; {way_out}.')
     splits.check_memory(f'the arrays of {path}', needed, way_out)
-    with _reading(path, layout):
-      return {name: _array(file, entry) for name, entry in entries.items()}
+    with reading(path, wanted):
+      return {name: _in_zip(file, entry) for name, entry in entries.items()}
+
+
+def read_npy(path: str, wanted: str, way_out: str) -> np.ndarray:
+  """Returns the array of an .npy file, which is trusted no more than an .npz. Arguments and errors are as in `read`."""
+  with reading(path, wanted):
+    size = os.path.getsize(path)
+  splits.check_memory(path, size, way_out)
+  with reading(path, wanted):
+    return _array('it', size, lambda: open(path, 'rb'))
 
 
 @contextlib.contextmanager
-def _reading(path: str, layout: str) -> Iterator[None]:
-  """Turns any error into a ValueError of one line that names the file."""
+def reading(path: str, wanted: str) -> Iterator[None]:
+  """Turns any error into a ValueError of one line that names the file and says what is wanted."""
   try:
     yield
   except Exception as error:  # zipfile, its decompressors and NumPy report damaged files by errors of many types
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     why = next(iter(text.splitlines()), '') or type(error).__name__
-    raise ValueError(f'{path} cannot be read ({why}): want an .npz with {layout}.') from None
+    raise ValueError(f'{path} cannot be read ({why}): want {wanted}.') from None
 
 
-def _array(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-  """Returns one array. Raises ValueError if its header asks for more memory than the file has bytes for it."""
-  with file.open(entry.filename) as content:
+def _in_zip(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+  return _array(entry.filename, entry.file_size, lambda: file.open(entry.filename))
+
+
+def _array(name: str, size: int, opened: Callable[[], IO[bytes]]) -> np.ndarray:
+  """Returns the array of `size` bytes. Raises ValueError if its header asks for more memory than it has bytes."""
+  with opened() as content:
     version = np.lib.format.read_magic(content)
     if version not in _HEADERS:
-      raise ValueError(f'{entry.filename} has format {version}, want 1.0 or 2.0')
+      raise ValueError(f'{name} has format {version}, want 1.0 or 2.0')
     shape, _, dtype = _HEADERS[version](content)
-  if math.prod(shape) * max(dtype.itemsize, 1) > entry.file_size and not dtype.hasobject:  # objects are never read
-    raise ValueError(f'{entry.filename} has a header of shape {shape} and only {entry.file_size} bytes')
-  with file.open(entry.filename) as content:
+  if math.prod(shape) * max(dtype.itemsize, 1) > size and not dtype.hasobject:  # objects are never read
+    raise ValueError(f'{name} has a header of shape {shape} and only {size} bytes')
+  with opened() as content:
     return np.lib.format.read_array(content, allow_pickle=False)
 
 

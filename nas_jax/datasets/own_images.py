@@ -1,15 +1,11 @@
 """Images of a user: a folder with a sub-folder for each class, or an .npz of arrays."""
 
-import os
-
 import numpy as np
 
-from nas_jax.datasets import image_files, npz, splits
+from nas_jax.datasets import class_folders, image_files, npz, splits
 from nas_jax.datasets import labels as labels_lib
-from nas_jax.datasets.npz import SPLITS
 from nas_jax.datasets.splits import Size, Source, Split
 
-FOLDER = 'folder'  # the name of the data set in a folder
 LAYOUT = (
   "arrays 'images' [n, H, W, C] uint8 and 'labels' [n], perhaps 'valid_images', 'valid_labels', 'test_images' and "
   "'test_labels', and 'class_names'"
@@ -19,64 +15,20 @@ LAYOUT = (
 def of_folder(folder: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[str, ...]]:
   """Returns the splits of a folder of images, and the names of its classes.
 
-  The folder has a sub-folder for each class, with the name of the class. A sub-folder holds the images of its class,
-  directly or in further sub-folders. Alternatively, the folder has a folder 'train', and optionally
-  'valid' (or 'val', 'validation') and 'test', each of which has a sub-folder for each class.
+  Its layout is that of `class_folders.sources`.
 
   Args:
     folder: its path.
     resize: the size to bring images to.
 
   Raises:
-    ValueError: in one line that names the problem: there is no such folder, class or image, or another split has a
-      class that the training images lack. A file that is no image raises an error only when it is read.
+    ValueError: as `class_folders.sources`. A file that is no image raises an error only when it is read.
   """
-  if not os.path.isdir(folder):
-    raise ValueError(f'dataset {FOLDER!r} is read from a folder, and data_dir (={folder!r}) is none: name it.')
-  inside = folders(folder)
-  named = {name: os.path.join(folder, name) for name in inside if name in SPLITS}
-  if 'train' not in named:
-    if named:
-      raise ValueError(
-        f'{folder} has a folder {next(iter(named))} and no folder train: want both, with classes in them.'
-      )
-    named = {'train': folder}
-  elif others := [name for name in inside if name not in SPLITS]:
-    raise ValueError(f'{folder} has a folder {others[0]} beside its splits: want train, valid and test alone.')
-  paths, labels = dict[str, list[str]](), dict[str, np.ndarray]()
-  for name, path in named.items():
-    split = SPLITS[name]
-    if split in paths:
-      raise ValueError(f'{folder} has several folders for the validation split: want one.')
-    paths[split], labels[split] = by_class(path)
-  numbers, names = labels_lib.numbered(labels)
 
-  def source(split: str) -> Source:
-    def read(places: np.ndarray) -> Split:
-      return Split(image_files.read([paths[split][place] for place in places], resize), numbers[split][places])
+  def read(paths: list[str], labels: np.ndarray) -> Split:
+    return Split(image_files.read(paths, resize), labels)
 
-    return Source(len(paths[split]), read)
-
-  return {split: source(split) for split in paths}, names
-
-
-def by_class(folder: str) -> tuple[list[str], np.ndarray]:
-  """Returns the paths of n images in the sub-folders of a folder, and for each the name of its sub-folder, [n].
-
-  Raises:
-    ValueError: there is no sub-folder, a sub-folder holds no image, or an image is in no sub-folder.
-  """
-  if loose := image_files.inside(folder):
-    raise ValueError(f'{loose[0]} is in no folder of a class: move it into one.')
-  if not folders(folder):
-    raise ValueError(f'{folder} has no sub-folders: want one for each class, with its images.')
-  files = {name: image_files.below(os.path.join(folder, name)) for name in folders(folder)}
-  return [path for some in files.values() for path in some], np.repeat(list(files), list(map(len, files.values())))
-
-
-def folders(folder: str) -> list[str]:
-  """Returns the names of the folders in a folder, in order; hidden folders are left out."""
-  return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
+  return class_folders.sources(folder, image_files.KIND, read)
 
 
 def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str, Source], tuple[str, ...]]:
