@@ -2,11 +2,13 @@
 
 --model is a folder that `retrain` wrote (results, or one training), or the workdir of a search with a final choice.
 Images are files, a folder with or without a sub-folder for each class, or an .npz with an array 'images'
-[n, H, W, C], 0 to 255, and optionally 'labels' [n]. Sequences are an .npz with an array 'sequences' [n, T, F], and
-optionally 'lengths' [n] and 'labels' [n]; or with 'series' [T, F] to forecast. Examples:
+[n, H, W, C], 0 to 255, and optionally 'labels' [n]. Sequences are a folder of .csv, .tsv or .npy files, with or
+without a sub-folder for each class, one such file, or an .npz with an array 'sequences' [n, T, F], and optionally
+'lengths' [n] and 'labels' [n]. A series to forecast is one such file, or an .npz with 'series' [T, F]. Examples:
   python -m experiments.predict --model=runs/retrain-demo --images=photos
   python -m experiments.predict --model=runs/cell_search-demo --text=letter.txt --sample=200
-  python -m experiments.predict --model=runs/mine --sequences=new.npz
+  python -m experiments.predict --model=runs/mine --sequences=new_recordings
+  python -m experiments.predict --model=runs/series --sequences=measurements.csv
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +34,12 @@ def own_flags(values: flags.FlagValues) -> None:
     'images', [], 'a folder of images, image files, or one .npz with an array images', flag_values=values
   )
   flags.DEFINE_string('text', '', 'a file of UTF-8 text', flag_values=values)
-  flags.DEFINE_string('sequences', '', 'an .npz with an array sequences, or series', flag_values=values)
+  flags.DEFINE_string(
+    'sequences',
+    '',
+    'a folder of sequences, a .csv, .tsv or .npy file of one, or an .npz with an array sequences, or series',
+    flag_values=values,
+  )
   flags.DEFINE_bool('resize', False, 'scale images to the size that the model takes', flag_values=values)
   flags.DEFINE_integer('top', 3, 'how many classes to show for each image or sequence', 1, flag_values=values)
   flags.DEFINE_integer('sample', 0, 'how many tokens to continue the text by', 0, flag_values=values)
@@ -84,7 +91,7 @@ def _prepare_sequences(path: str, model: export.SequenceModel, values: flags.Fla
     ahead = model(given.sequences)
     return lambda check: show_forecast(path, ahead, values.json)
   assert isinstance(model, export.SequenceClassifier | export.SequenceRegressor)
-  names, found = tuple(map(str, range(len(given.sequences)))), _in_parts(model, given.sequences, given.lengths)
+  names, found = given.names, _in_parts(model, given.sequences, given.lengths)
   if isinstance(model, export.SequenceRegressor):
     labels = pictures.finite_numbers(given.labels)
     return lambda check: show_numbers(path, 'sequence', names, found(), labels, values.json)

@@ -2,7 +2,8 @@
 
 A random search runs beside it. The same command resumes a search that was cut off. Examples:
   python -m experiments.sequence_search --preset=demo --seed=1 --workdir=runs/mine
-  python -m experiments.sequence_search --dataset=series.npz --metric=r2 --window=48 --horizon=12 --test_share=0.2
+  python -m experiments.sequence_search --dataset=folder --data_dir=recordings --test_share=0.2
+  python -m experiments.sequence_search --dataset=series.csv --metric=r2 --window=48 --horizon=12 --test_share=0.2
 """
 
 import functools

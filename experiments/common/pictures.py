@@ -42,8 +42,7 @@ def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False)
     images, names = list(array), tuple(map(str, range(len(array))))
   else:
     files, labels = _files(paths)
-    words = map(os.path.basename, files)
-    names = tuple(words if labels is None else map(os.path.join, labels, words))
+    names = class_folders.names(files, labels)
     images = [image_files.decoded(path, wanted.shape[2]) for path in files]
   height, width, channels = wanted.shape
   for name, image in zip(names, images, strict=True):

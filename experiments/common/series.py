@@ -1,45 +1,73 @@
 """Reads a user's sequences of numbers for a trained network."""
 
+import os
 from typing import NamedTuple
 
 import numpy as np
 
 from nas_jax import export
-from nas_jax.datasets import npz, sequences
+from nas_jax.datasets import class_folders, npz, sequence_files, sequences
 
-LAYOUT = "arrays 'sequences' [n, T, F] and perhaps 'lengths' [n] and 'labels' [n]"
+LAYOUT = (
+  "arrays 'sequences' [n, T, F] and perhaps 'lengths' [n] and 'labels' [n]; or a FILE.csv, .tsv or .npy of one "
+  'sequence, or a folder of such files'
+)
+SERIES = "one array 'series' [T, F] to forecast; or a FILE.csv, .tsv or .npy of it"
 
 
 class Given(NamedTuple):
   """The sequences that a network is applied to."""
 
+  names: tuple[str, ...]  # [n]
   sequences: np.ndarray  # [n, T, F]; for a forecast the series [T, F]
   lengths: np.ndarray  # [n]; for a forecast []
   labels: np.ndarray | None  # [n] or [n, k], if they are known
 
 
 def read(path: str, model: export.SequenceModel) -> Given:
-  """Reads the array 'series' of an .npz if the model forecasts, else 'sequences' and optionally 'lengths' and 'labels'.
+  """Reads the sequences of a folder or a file, or the series of a file if the model forecasts.
+
+  A folder holds a file for each sequence, or a sub-folder of files for each class; the names of the sub-folders are
+  then the labels. A .csv, .tsv or .npy holds one sequence, and an .npz 'sequences' and optionally 'lengths' and
+  'labels', or 'series'.
 
   Raises:
-    ValueError: the file cannot be read, has other arrays, or does not fit the model. The message is one line.
+    ValueError: a file cannot be read, has other arrays, or does not fit the model. The message is one line.
   """
   if isinstance(model, export.Forecaster):
-    layout = "one array 'series' [T, F]"
-    arrays = npz.read(path, layout, 'take fewer steps')
-    if list(arrays) != ['series']:
-      raise ValueError(f'{path} has arrays {", ".join(arrays)}: want {layout}, which the model forecasts.')
-    found = sequences.checked_series(path, arrays['series'])
+    found = _series(path)
     model(found)  # raises ValueError
-    return Given(found, np.array(len(found)), None)
-  arrays = npz.read(path, LAYOUT, 'take fewer sequences')
-  if 'sequences' not in arrays or not arrays.keys() <= {'sequences', 'lengths', 'labels'}:
-    raise ValueError(f'{path} has arrays {", ".join(arrays)}: want {LAYOUT}.')
-  made, lengths = sequences.checked(path, arrays['sequences'], arrays.get('lengths'))
-  features, labels = model.inputs.example.shape[-1], arrays.get('labels')
+    return Given((), found, np.array(len(found)), None)
+  names, made, lengths, labels = _sequences(path)
+  features = model.inputs.example.shape[-1]
   if made.shape[-1] != features:
     raise ValueError(f'{path} has sequences {made.shape}: want [n, T, {features}], as in training.')
   outputs = (len(made),) if model.inputs.scale is None else (len(made), np.size(model.inputs.scale.mean))
   if labels is not None and labels.size != np.prod(outputs):
     raise ValueError(f'{path} has labels {labels.shape} of sequences {made.shape}: want {outputs}.')
-  return Given(made, lengths, labels)
+  return Given(names, made, lengths, labels)
+
+
+def _series(path: str) -> np.ndarray:
+  """Returns a series [T, F]."""
+  if sequence_files.KIND.holds(path):
+    return sequence_files.table(path).values
+  if os.path.isdir(path):
+    raise ValueError(f'{path} is a folder, and the model forecasts one series: give its FILE.csv, .tsv, .npy or .npz.')
+  arrays = npz.read(path, SERIES, 'take fewer steps')
+  if list(arrays) != ['series']:
+    raise ValueError(f'{path} has arrays {", ".join(arrays)}: want {SERIES}.')
+  return sequences.checked_series(path, arrays['series'])
+
+
+def _sequences(path: str) -> Given:
+  if os.path.isdir(path):
+    files, labels = class_folders.labelled(path, sequence_files.KIND)
+    return Given(class_folders.names(files, labels), *sequence_files.read(files), labels)
+  if sequence_files.KIND.holds(path):
+    return Given((os.path.basename(path),), *sequence_files.read([path]), None)
+  arrays = npz.read(path, LAYOUT, 'take fewer sequences')
+  if 'sequences' not in arrays or not arrays.keys() <= {'sequences', 'lengths', 'labels'}:
+    raise ValueError(f'{path} has arrays {", ".join(arrays)}: want {LAYOUT}.')
+  made, lengths = sequences.checked(path, arrays['sequences'], arrays.get('lengths'))
+  return Given(tuple(map(str, range(len(made)))), made, lengths, arrays.get('labels'))

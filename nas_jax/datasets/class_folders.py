@@ -1,6 +1,6 @@
 """A user's folder of files, one for each example, with a sub-folder for each class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import os
 from typing import NamedTuple
 import warnings
@@ -66,7 +66,7 @@ def sources(
     if split in paths:
       raise ValueError(f'{folder} has several folders for the validation split: want one.')
     paths[split], labels[split] = by_class(path, kind)
-  numbers, names = labels_lib.numbered(labels)
+  numbers, classes = labels_lib.numbered(labels)
 
   def source(split: str) -> Source[Part]:
     def some(places: np.ndarray) -> Part:
@@ -74,7 +74,7 @@ def sources(
 
     return Source(len(paths[split]), some)
 
-  return {split: source(split) for split in paths}, names
+  return {split: source(split) for split in paths}, classes
 
 
 def labelled(folder: str, kind: Kind) -> tuple[list[str], np.ndarray | None]:
@@ -89,6 +89,12 @@ def labelled(folder: str, kind: Kind) -> tuple[list[str], np.ndarray | None]:
   if found or not folders(folder):
     return found or below(folder, kind), None
   return by_class(folder, kind)
+
+
+def names(paths: Sequence[str], labels: np.ndarray | None) -> tuple[str, ...]:
+  """Returns the names of n files for tables: without their folders, but behind the names of their classes [n]."""
+  words = map(os.path.basename, paths)
+  return tuple(words if labels is None else map(os.path.join, labels, words))
 
 
 def by_class(folder: str, kind: Kind) -> tuple[list[str], np.ndarray]:

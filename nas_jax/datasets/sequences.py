@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nas_jax.datasets import images, npz, splits
+from nas_jax.datasets import class_folders, images, npz, sequence_files, splits
 from nas_jax.datasets import labels as labels_lib
+from nas_jax.datasets.class_folders import FOLDER
 from nas_jax.datasets.splits import Scale, Source
 from nas_jax.words import counted
 
@@ -61,9 +62,10 @@ def load_sequences(
 
   Args:
     dataset: 'digits' are the images of scikit-learn row by row, 1,797 sequences of 8 steps with 8 features, a fifth of
-      them for testing. A name that ends in .npz is a file of arrays, in `data_dir` if that is given: see `of_npz`
-      and `windows`.
-    data_dir: the folder of the file; not used by 'digits'.
+      them for testing. 'folder' is the folder `data_dir` of files of one sequence each, see `of_folder`. A name that
+      ends in .npz is a file of arrays, in `data_dir` if that is given: see `of_npz` and `windows`. A name that ends in
+      .csv, .tsv or .npy is a file of one series: see `sequence_files.table` and `windows`.
+    data_dir: the folder of the files; not used by 'digits'.
     valid_share: share of the training sequences to validate with, if the set has no validation split of its own. In a
       series, the validation split is the last part of the steps that are not for testing.
     max_examples: how many training sequences to take, those to validate with included, and at most as many of the other
@@ -71,29 +73,30 @@ def load_sequences(
     seed: the seed of the random choice of the sequences to take and to validate with.
     test_share: share of the training sequences that become the test split if the set has none; 0 for no test split.
       These sequences do not depend on the seed. In a series, the test split is the last part.
-    numbers: whether labels are numbers to predict instead of classes; only for an .npz.
+    numbers: whether labels are numbers to predict instead of classes; only for a file.
     window: steps that a forecast is made from; 0 if the file holds no series.
     horizon: steps that are forecast; 1 if the file holds no series.
 
   Raises:
-    ValueError: in one line, as `of_npz`, `windows` and `split_sequences`, or there is no such set; or `window` is
-      missing for a series, or is given for sequences with labels.
+    ValueError: in one line, as `of_folder`, `of_npz`, `windows` and `split_sequences`, or there is no such
+      set; `numbers` are wanted of a set with classes; or `window` is missing for a series, or is given for sequences
+      with labels.
   """
   names, ahead = tuple[str, ...](), 0
+  if numbers and dataset in ('digits', FOLDER):
+    raise ValueError(f'metric r2 predicts numbers, and dataset {dataset!r} has classes: take a FILE.npz of numbers.')
   if dataset == 'digits':
-    if numbers:
-      raise ValueError("metric r2 predicts numbers, and dataset 'digits' has classes: take a FILE.npz of numbers.")
     sources, names = _digits(), tuple(map(str, range(10)))
-  elif dataset.endswith(npz.ENDING):
+  elif dataset == FOLDER:
+    sources, names = of_folder(data_dir)
+  else:
     path = os.path.join(data_dir, os.path.expanduser(dataset))
-    arrays = npz.read(path, LAYOUT, 'take fewer sequences')
+    arrays = _arrays(dataset, path)
     if 'series' in arrays:
       ahead = horizon
       sources = _of_series(path, arrays, numbers, window, horizon, valid_share, test_share)
     else:
       sources, names = of_npz(path, arrays, numbers)
-  else:
-    raise ValueError(f"dataset (={dataset!r}) must be 'digits', or a FILE.npz with {LAYOUT}.")
   if not ahead and (window or horizon != 1):
     raise ValueError(
       f'window (={window}) and horizon (={horizon}) are for a series to forecast, and {dataset} holds none: leave them '
@@ -101,6 +104,34 @@ def load_sequences(
     )
   parts = splits.read(sources, max_examples, test_share, seed)
   return split_sequences(parts, names, valid_share, max_examples, seed, ahead)
+
+
+def _arrays(dataset: str, path: str) -> dict[str, np.ndarray]:
+  """Returns the arrays of an .npz by name; of a .csv, .tsv or .npy its sequence, as array 'series'."""
+  if path.endswith(npz.ENDING):
+    return npz.read(path, LAYOUT, 'take fewer sequences')
+  if sequence_files.KIND.holds(path):
+    return {'series': sequence_files.table(path).values}
+  raise ValueError(
+    f"dataset (={dataset!r}) must be 'digits', {FOLDER!r}, a FILE.npz with {LAYOUT}; or a FILE.csv, .tsv or .npy of a "
+    'series.'
+  )
+
+
+def of_folder(folder: str) -> tuple[dict[str, Source[Split]], tuple[str, ...]]:
+  """Returns the splits of a folder of files that hold one sequence each, and the names of its classes.
+
+  The layout of the folder is that of `class_folders.sources`, and its files are those of `sequence_files.table`. All
+  sequences of a split are as long as the longest that is read.
+
+  Raises:
+    ValueError: as `class_folders.sources`. Files that cannot be read raise an error only when they are read.
+  """
+
+  def read(paths: list[str], labels: np.ndarray) -> Split:
+    return Split(*sequence_files.read(paths), labels)
+
+  return class_folders.sources(folder, sequence_files.KIND, read)
 
 
 def of_npz(path: str, arrays: dict[str, np.ndarray], numbers: bool) -> tuple[dict[str, Source[Split]], tuple[str, ...]]:
@@ -192,7 +223,7 @@ def _of_series(
   if others := sorted(set(arrays) - {'series'}):
     raise ValueError(f"{path} has an array {others[0]!r} beside 'series': want {LAYOUT}.")
   if not numbers:
-    raise ValueError(f"{path} has an array 'series', which is forecast by numbers: take --metric=r2.")
+    raise ValueError(f'{path} has a series, which is forecast by numbers: take --metric=r2.')
   if not window:
     raise ValueError(f'{path} has a series: say how many steps a forecast is made from, as --window=32.')
   return windows(checked_series(path, arrays['series']), window, horizon, valid_share, test_share)
@@ -263,7 +294,8 @@ def split_sequences(
   """Makes `Sequences` from a split 'train' and, optionally, 'validation' and 'test'.
 
   Args:
-    parts: the splits, as `checked` makes sequences and lengths. Without 'validation' it is drawn from 'train'.
+    parts: the splits, as `checked` makes sequences and lengths. They may differ in T; all get the steps of the longest.
+      Without 'validation' it is drawn from 'train'.
     names: the names of the classes that the labels number; () if labels are numbers to predict, [n] or [n, k].
     valid_share: as in `load_sequences`.
     max_examples: as in `load_sequences`.
@@ -271,9 +303,10 @@ def split_sequences(
     horizon: as in `Sequences`.
 
   Raises:
-    ValueError: in one line: splits differ in their steps, features or number of labels; labels have fewer than two
-      classes; or numbers to predict are not finite or all the same.
+    ValueError: in one line: splits differ in their features or number of labels; labels have fewer than two classes;
+      or numbers to predict are not finite or all the same.
   """
+  parts = _of_one_length(parts)
   train, numbers = parts['train'], not names
   digest = hashlib.sha256()
   for name, part in parts.items():
@@ -299,6 +332,20 @@ def split_sequences(
   outputs = rest.labels.shape[1] if numbers else len(names)
   standard, scale = _scale(rest.sequences[inside]), _scale(rest.labels) if numbers else None
   return Sequences(rest, chosen, kept, outputs, digest.hexdigest(), standard, names, scale, horizon)
+
+
+def _of_one_length(parts: Mapping[str, Split]) -> dict[str, Split]:
+  """Returns splits whose sequences have as many steps as the longest of any split."""
+  steps = max(part.sequences.shape[1] for part in parts.values())
+
+  def padded(part: Split) -> Split:
+    count, own, features = part.sequences.shape
+    if own == steps:
+      return part
+    sequence_files.check_memory(count, steps, features)
+    return part._replace(sequences=np.pad(part.sequences, ((0, 0), (0, steps - own), (0, 0))))
+
+  return {name: padded(part) for name, part in parts.items()}
 
 
 def _check_values(name: str, labels: np.ndarray, names: tuple[str, ...]) -> None:

@@ -26,8 +26,9 @@ class Config(config.DataSeed):
 
   dataset: str = field(
     'digits',
-    "sequences: 'digits' of scikit-learn, row by row; or FILE.npz, arrays sequences and labels, or an array series to "
-    'forecast',
+    "sequences: 'digits' of scikit-learn, row by row; 'folder', files of one sequence each in data_dir, in a "
+    'sub-folder for each class; FILE.npz, arrays sequences and labels, or an array series to forecast; or FILE.csv, '
+    'FILE.tsv or FILE.npy, a series to forecast',
     first=True,
   )
   max_examples: int = field(0, 'sequences to take for training and validation together; 0 for all', low=0)

@@ -71,7 +71,7 @@ def test_one_feature_and_numbers_to_predict(tmp_path):
     ({'sequences': np.where(np.arange(5) == 3, np.nan, 0.0) * np.ones((20, 1))}, 'first in sequence 0, step 3'),
     ({'lengths': np.arange(20)}, r'lengths \(20,\) from 0 to 19: want ints \[20\] from 1 to 5'),
     ({'lengths': np.ones(20)}, 'lengths .* want ints'),
-    ({'valid_sequences': np.zeros((2, 4, 2)), 'valid_labels': np.array(['cat', 'dog'])}, 'want one shape'),
+    ({'valid_sequences': np.zeros((2, 5, 3)), 'valid_labels': np.array(['cat', 'dog'])}, 'want one shape'),
     ({'valid_sequences': np.zeros((2, 5, 2)), 'valid_labels': np.array(['cat', 'hen'])}, "class 'hen'"),
     ({'series': np.zeros(9)}, "an array 'labels' beside 'series'"),
   ],
@@ -86,7 +86,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, change, words):
 def test_other_things_that_are_wrong(tmp_path):
   named = given(class_names=np.array(['a']), labels=np.arange(20.0))
   for arrays, options, words in (
-    ('words', {}, "must be 'digits', or a FILE.npz"),
+    ('words', {}, "must be 'digits', 'folder', a FILE.npz"),
     ('digits', {'numbers': True}, "dataset 'digits' has classes"),
     (str(tmp_path / 'none.npz'), {}, 'none.npz cannot be read (No such file'),
     ({'series': np.arange(99.0)}, {}, 'take --metric=r2'),

@@ -100,7 +100,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
   data = write(tmp_path / 'mine.npz')
   lstm = ['--preset=smoke', '--arch=LSTM', f'--results={tmp_path}/results', '--system=sequence']
   for launcher, flags, words in (
-    (sequence_search, ['--dataset=ptb'], "must be 'digits', or a FILE.npz"),
+    (sequence_search, ['--dataset=ptb'], "must be 'digits', 'folder', a FILE.npz"),
     (sequence_search, ['--max_weights=9'], '--max_weights here, it is one of conv_search'),
     (sequence_search, [*data, '--metric=r2'], 'labels of type <U5: metric r2 wants numbers'),
     (sequence_search, [*data, '--batch=99'], 'batch (=99) is more than the'),
