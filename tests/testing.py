@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from nas_jax import search
-from nas_jax.datasets import images
+from nas_jax.datasets import images, own_sequences
 from nas_jax.datasets import sequences as sequences_lib
 from nas_jax.datasets.text import Text
 from nas_jax.draw import routing
@@ -81,13 +81,13 @@ def conv_config(**changes) -> conv.Config:
   return conv.Config(**(space | small | {'max_children': 4} | changes))
 
 
-def waves(count: int = 60, steps: int = 7, seed: int = 0) -> sequences_lib.Split:
+def waves(count: int = 60, steps: int = 7, seed: int = 0) -> own_sequences.Split:
   """Returns sequences of two features and various lengths. The class of a sequence shifts its first feature."""
   rng = np.random.default_rng(seed)
   labels, lengths = np.arange(count) % 3, rng.integers(4, steps + 1, count)
   x = rng.normal(0.0, 0.3, (count, steps, 2))
   x[..., 0] += 1.5 * (labels - 1)[:, None]
-  return sequences_lib.Split(*sequences_lib.checked('waves', x, lengths), labels)
+  return own_sequences.Split(*own_sequences.checked('waves', x, lengths), labels)
 
 
 def sequences(count: int = 60) -> sequences_lib.Sequences:
@@ -95,8 +95,8 @@ def sequences(count: int = 60) -> sequences_lib.Sequences:
   part = waves(count)
   cut = count // 5
   parts = {
-    'train': sequences_lib.Split(*(x[cut:] for x in part)),
-    'test': sequences_lib.Split(*(x[:cut] for x in part)),
+    'train': own_sequences.Split(*(x[cut:] for x in part)),
+    'test': own_sequences.Split(*(x[:cut] for x in part)),
   }
   return sequences_lib.split_sequences(parts, ('a', 'b', 'c'), valid_share=1 / 6)
 

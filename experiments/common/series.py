@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nas_jax import export
-from nas_jax.datasets import class_folders, npz, sequence_files, sequences
+from nas_jax.datasets import class_folders, npz, own_sequences, sequence_files
 
 LAYOUT = (
   "arrays 'sequences' [n, T, F] and perhaps 'lengths' [n] and 'labels' [n]; or a FILE.csv, .tsv or .npy of one "
@@ -57,7 +57,7 @@ def _series(path: str) -> np.ndarray:
   arrays = npz.read(path, SERIES, 'take fewer steps')
   if list(arrays) != ['series']:
     raise ValueError(f'{path} has arrays {", ".join(arrays)}: want {SERIES}.')
-  return sequences.checked_series(path, arrays['series'])
+  return own_sequences.checked_series(path, arrays['series'])
 
 
 def _sequences(path: str) -> Given:
@@ -69,5 +69,5 @@ def _sequences(path: str) -> Given:
   arrays = npz.read(path, LAYOUT, 'take fewer sequences')
   if 'sequences' not in arrays or not arrays.keys() <= {'sequences', 'lengths', 'labels'}:
     raise ValueError(f'{path} has arrays {", ".join(arrays)}: want {LAYOUT}.')
-  made, lengths = sequences.checked(path, arrays['sequences'], arrays.get('lengths'))
+  made, lengths = own_sequences.checked(path, arrays['sequences'], arrays.get('lengths'))
   return Given(tuple(map(str, range(len(made)))), made, lengths, arrays.get('labels'))

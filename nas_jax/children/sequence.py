@@ -12,7 +12,7 @@ import numpy as np
 
 from nas_jax.children import conv, language_model
 from nas_jax.children.language_model import Cell, Dropout
-from nas_jax.datasets.sequences import Split
+from nas_jax.datasets.own_sequences import Split
 from nas_jax.datasets.splits import Scale
 from nas_jax.nn import precision as precision_lib
 from nas_jax.training.child import Child

@@ -36,26 +36,27 @@ def read(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     ValueError: in one line: a file cannot be read (the error names it), the files differ in their number of features or
       in the names of their columns, or they would take too much memory.
   """
-  tables, longest = list[Table](), 0
+  found, longest, named = list[np.ndarray](), 0, ('', '')
   for path in paths:
-    tables.append(one := table(path))
-    (steps, features), names = one.values.shape, ', '.join(one.names)
-    wanted, first_names = tables[0].values.shape[1], ', '.join(tables[0].names)
-    if features != wanted:
+    values, columns = table(path)
+    (steps, features), names = values.shape, ', '.join(columns)
+    found.append(values)
+    if features != (first := found[0].shape[1]):
       raise ValueError(
-        f'{paths[0]} has {counted(wanted, "feature")} and {path} {features}: want the same number in all files.'
+        f'{paths[0]} has {counted(first, "feature")} and {path} {features}: want the same number in all files.'
       )
-    if names and first_names and names != first_names:
+    named = named if named[1] else (path, names)
+    if names and names != named[1]:
       raise ValueError(
-        f'{paths[0]} has the columns {first_names} and {path} {names}: want the same names in one order, or no names.'
+        f'{named[0]} has the columns {named[1]} and {path} {names}: want the same names in one order, or no names.'
       )
     if steps > longest:
       longest = steps
       check_memory(len(paths), longest, features)
-  sequences = np.zeros((len(tables), longest, tables[0].values.shape[1]))
-  for sequence, one in zip(sequences, tables, strict=True):
-    sequence[: len(one.values)] = one.values
-  return sequences, np.array([len(one.values) for one in tables], np.int32)
+  sequences = np.zeros((len(found), longest, found[0].shape[1]))
+  for sequence, values in zip(sequences, found, strict=True):
+    sequence[: len(values)] = values
+  return sequences, np.array(list(map(len, found)), np.int32)
 
 
 def check_memory(count: int, steps: int, features: int) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax.datasets import own_sequences
 from nas_jax.datasets import sequences as sequences_lib
 from nas_jax.datasets.splits import Scale
 from nas_jax.export.language import Arch, recurrent_cell
@@ -115,7 +116,7 @@ class SequenceModel:
       ValueError: the shapes are wrong, a number is not finite, or F is not that of training.
     """
     given = None if lengths is None else np.asarray(lengths)
-    x, own = sequences_lib.checked('the input', np.asarray(sequences), given)
+    x, own = own_sequences.checked('the input', np.asarray(sequences), given)
     features = self.inputs.example.shape[-1]
     if x.shape[-1] != features:
       raise ValueError(f'the sequences are {x.shape}: want [n, T, {features}], as in training.')
@@ -168,7 +169,7 @@ class Forecaster(SequenceModel):
       ValueError: the series is not of finite numbers, F is not that of training, or it has fewer steps than a window.
     """
     given = np.asarray(series)
-    x, steps = sequences_lib.checked_series('the input', given), self.inputs.steps
+    x, steps = own_sequences.checked_series('the input', given), self.inputs.steps
     if len(x) < steps:
       raise ValueError(f'the series has {counted(len(x), "step")}: want at least {steps}, the window of the training.')
     found = x[-1] + self.numbers(x[None, -steps:]).reshape(self.inputs.horizon, -1)

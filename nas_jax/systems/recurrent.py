@@ -10,7 +10,8 @@ from nas_jax import config
 from nas_jax.children import conv, language_model, sequence
 from nas_jax.config import field
 from nas_jax.datasets import image_batches, sequences, splits
-from nas_jax.datasets.sequences import Sequences, Split
+from nas_jax.datasets.own_sequences import SMALLER, Split
+from nas_jax.datasets.sequences import Sequences
 from nas_jax.nn.precision import PRECISION_HELP, PRECISIONS
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
@@ -140,7 +141,7 @@ def check_memory(data: Sequences) -> None:
   steps, features = data.shape
   count = sum(len(part.labels) for part in (data.train, data.valid, data.test))
   needed = 4 * count * (steps * (1 + features) + data.outputs) + image_batches.ORDERS * 8 * len(data.train.labels)
-  classifier.check_device(f'{count} sequences of {data.shape}', needed, sequences.SMALLER)
+  classifier.check_device(f'{count} sequences of {data.shape}', needed, SMALLER)
 
 
 def set_up(cfg: Config, data: Sequences, train: Split | None = None, *scored: Split) -> classifier.Setup:

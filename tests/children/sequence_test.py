@@ -10,7 +10,7 @@ import testing
 
 from nas_jax import space
 from nas_jax.children import conv, language_model, sequence
-from nas_jax.datasets import sequences
+from nas_jax.datasets import own_sequences, sequences
 from nas_jax.systems import recurrent
 from nas_jax.systems import sequence as system
 from nas_jax.training import evaluators, fit, problem
@@ -29,7 +29,7 @@ KINDS = {
 def series(horizon=2):
   """A series of which each value follows from the two before it."""
   x = np.sin(np.arange(80.0) * 0.7) * np.array([[2.0], [30.0]])
-  sources = sequences.windows(x.T, 3, horizon, 0.2, 0.2)
+  sources = own_sequences.windows(x.T, 3, horizon, 0.2, 0.2)
   parts = {name: source.read(np.arange(source.size)) for name, source in sources.items()}
   return sequences.split_sequences(parts, (), horizon=horizon)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import testing
 
-from nas_jax.datasets import sequences
+from nas_jax.datasets import own_sequences
 from nas_jax.datasets.sequences import load_sequences
 
 RNG = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def test_other_things_that_are_wrong(tmp_path):
 def test_windows_by_hand():
   """Ten steps of two features. The targets of each split lie in it; their windows are the steps just before."""
   series = np.stack([np.arange(10.0) ** 2, -np.arange(10.0)], 1)
-  sources = sequences.windows(series, window=2, horizon=2, valid_share=0.25, test_share=0.2)
+  sources = own_sequences.windows(series, window=2, horizon=2, valid_share=0.25, test_share=0.2)
   read = {name: source.read(np.arange(source.size)) for name, source in sources.items()}
   # Testing has steps 8 and 9, validation 6 and 7.
   assert {name: len(part.labels) for name, part in read.items()} == {'train': 3, 'validation': 1, 'test': 1}
@@ -116,7 +116,7 @@ def test_windows_by_hand():
   np.testing.assert_array_equal(read['validation'].sequences[0], series[4:6])
   np.testing.assert_array_equal(read['test'].sequences[0], series[6:8])
   np.testing.assert_array_equal(read['test'].labels[0], [64 - 49, -1, 81 - 49, -2])
-  assert list(sequences.windows(series, 2, 2, 0.25)) == ['train', 'validation']
+  assert list(own_sequences.windows(series, 2, 2, 0.25)) == ['train', 'validation']
 
 
 def test_a_series_is_split_by_time_whatever_the_seed(tmp_path):
