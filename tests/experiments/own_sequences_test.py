@@ -33,17 +33,25 @@ def children(workdir):
   return [json.loads(line) for line in (workdir / 'children.jsonl').read_text().splitlines()]
 
 
-def write(path, count=90, seed=0, **more):
+def write(path, count=90, seed=0):
   """Writes sequences of three classes and various lengths to an .npz."""
   part = testing.waves(count, seed=seed)
-  arrays = {'sequences': part.sequences, 'lengths': part.lengths, 'labels': np.array(CLASSES)[part.labels]}
-  np.savez(path, **arrays | more)
+  np.savez(path, sequences=part.sequences, lengths=part.lengths, labels=np.array(CLASSES)[part.labels])
   return [f'--dataset={path}', '--test_share=0.2']
+
+
+def write_folder(folder, count=90, seed=0):
+  """Writes such sequences to files, in a folder for each class."""
+  for k, (rows, length, label) in enumerate(zip(*testing.waves(count, seed=seed), strict=True)):
+    path = folder / CLASSES[label] / f'{k:02}.csv'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savetxt(path, rows[:length], delimiter=',', header='level,noise', comments='')
+  return ['--dataset=folder', f'--data_dir={folder}', '--test_share=0.2']
 
 
 @pytest.mark.long
 def test_from_sequences_to_the_name_of_a_class(tmp_path, capsys):
-  data, workdir = write(tmp_path / 'mine.npz'), tmp_path / 'run'
+  data, workdir = write_folder(tmp_path / 'mine'), tmp_path / 'run'
   goal = ['--metric=f1', '--class_weights=balanced', '--batch=9']
   run(sequence_search, *SEARCHED, f'--workdir={workdir}', *data, *goal)
   assert 'validation macro F1' in capsys.readouterr().out
@@ -51,7 +59,8 @@ def test_from_sequences_to_the_name_of_a_class(tmp_path, capsys):
   assert all(child['reward'] == pytest.approx(child['f1'] ** 3) and child['weights'] for child in found)
   assert 'macro F1^3' in (workdir / 'report.html').read_text() and 'TreeCell' in (workdir / 'report.html').read_text()
   command = next(line for line in (workdir / 'summary.txt').read_text().splitlines() if 'experiments.retrain' in line)
-  assert '--system=sequence' in command and f'--dataset={tmp_path}/mine.npz' in command and '--metric=f1' in command
+  assert '--system=sequence' in command and '--dataset=folder' in command and '--metric=f1' in command
+  assert f'--data_dir={tmp_path}/mine' in command and '--test_share=0.2' in command
   run(sequence_search, *SEARCHED[:-1], '--max_children=4', f'--workdir={workdir}', *data, *goal)  # it goes on
   assert children(workdir)[:2] == found and len(children(workdir)) == 4
   longer = ['--epochs=20', '--lr=0.03', '--sizes=8,1k']
@@ -64,8 +73,8 @@ def test_from_sequences_to_the_name_of_a_class(tmp_path, capsys):
   )
   model = export.load(workdir)
   assert model.classes == CLASSES and model.about['scores']['test'] < 0.4
-  write(tmp_path / 'fresh.npz', 30, seed=1)
-  run(predict, f'--model={workdir}', f'--sequences={tmp_path}/fresh.npz', '--json')
+  write_folder(tmp_path / 'fresh', 30, seed=1)
+  run(predict, f'--model={workdir}', f'--sequences={tmp_path}/fresh', '--json')
   found = json.loads(capsys.readouterr().out)
   assert found['accuracy'] > 0.6 and set(found['sequences'][0]['probabilities']) == set(CLASSES)
 
@@ -73,8 +82,8 @@ def test_from_sequences_to_the_name_of_a_class(tmp_path, capsys):
 @pytest.mark.long
 def test_from_a_series_to_a_forecast(tmp_path, capsys):
   series = np.sin(np.arange(300) * 0.7)[:, None] * [2.0, -30.0]
-  np.savez(tmp_path / 'series.npz', series=series)
-  data = [f'--dataset={tmp_path}/series.npz', '--metric=r2', '--window=3', '--horizon=2', '--test_share=0.2']
+  np.savetxt(tmp_path / 'series.csv', series, delimiter=',', header='a,b', comments='')
+  data = [f'--dataset={tmp_path}/series.csv', '--metric=r2', '--window=3', '--horizon=2', '--test_share=0.2']
   workdir = tmp_path / 'run'
   run(sequence_search, *SEARCHED, f'--workdir={workdir}', *data, '--epochs=5')
   assert 'windows of' in capsys.readouterr().out and all('r2' in child for child in children(workdir))
@@ -83,8 +92,8 @@ def test_from_a_series_to_a_forecast(tmp_path, capsys):
   model = export.load(workdir)
   assert isinstance(model, export.Forecaster) and model.about['scores']['test'] < 0.3
   # Beside repeating the last value, in the end of the series, the networks' error is that of their test.
-  np.savez(tmp_path / 'past.npz', series=series[:280])
-  run(predict, f'--model={workdir}', f'--sequences={tmp_path}/past.npz', '--json')
+  np.save(tmp_path / 'past.npy', series[:280])
+  run(predict, f'--model={workdir}', f'--sequences={tmp_path}/past.npy', '--json')
   ahead = np.array(json.loads(capsys.readouterr().out)['forecast'])
   assert ahead.shape == (2, 2) and np.abs(ahead - series[280:282]).sum() < np.abs(series[279] - series[280:282]).sum()
 
@@ -97,13 +106,18 @@ def complaint(launcher, *flags):
 
 def test_what_is_wrong_is_said_in_one_line(tmp_path):
   """Nothing is trained before; each launcher says how to correct the input."""
-  data = write(tmp_path / 'mine.npz')
+  data, folder_data = write(tmp_path / 'mine.npz'), write_folder(tmp_path / 'mine')
+  (tmp_path / 'bad.csv').write_text('heat,load\n1,2\n3,\n')
   lstm = ['--preset=smoke', '--arch=LSTM', f'--results={tmp_path}/results', '--system=sequence']
   for launcher, flags, words in (
     (sequence_search, ['--dataset=ptb'], "must be 'digits', 'folder', a FILE.npz"),
     (sequence_search, ['--max_weights=9'], '--max_weights here, it is one of conv_search'),
     (sequence_search, [*data, '--metric=r2'], 'labels of type <U5: metric r2 wants numbers'),
     (sequence_search, [*data, '--batch=99'], 'batch (=99) is more than the'),
+    (sequence_search, [*folder_data, '--metric=r2'], "dataset 'folder' has classes: take a FILE.npz of numbers"),
+    (sequence_search, ['--dataset=folder', f'--data_dir={tmp_path}/no'], 'is no folder: name one that exists'),
+    (sequence_search, [f'--dataset={tmp_path}/bad.csv', '--metric=r2'], "bad.csv cannot be read (line 3, column 2: ''"),
+    (retrain, [*lstm, *folder_data[:2]], "dataset 'folder' has no test split"),
     (retrain, [*lstm, data[0]], 'has no test split'),
     (retrain, [*lstm, '--bptt=3'], '--bptt is for cells of cell_search'),
     (retrain, [*lstm, '--dropout=0:0.1'], 'must be one rate'),

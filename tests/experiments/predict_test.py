@@ -185,6 +185,37 @@ def test_classes_of_sequences(tmp_path, capsys):
   np.testing.assert_allclose(model(x[:2]), jax.nn.softmax(logits), rtol=1e-5)
 
 
+def test_files_of_sequences(tmp_path, capsys):
+  """A folder for each class gives labels; files, or one file, have none. Shorter sequences end where their files do."""
+  model = read_sequences(tmp_path, 'model', classes=('cat', 'dog', 'owl'))
+  x, folder = np.random.default_rng(0).normal(size=(4, 5, 2)), tmp_path / 'new'
+  names = ('cat/1.csv', 'cat/2.csv', 'dog/1.npy', 'owl/9.csv')
+  for k, name in enumerate(names):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, x[k, : k + 2]) if name.endswith('.npy') else np.savetxt(path, x[k, : k + 2], '%.17g', ',')
+  wanted = np.asarray(model(x, np.arange(2, 6)))
+
+  def shown(path):
+    run(f'--model={tmp_path}/model', f'--sequences={path}', '--json')
+    found = json.loads(capsys.readouterr().out)
+    return found, {one['sequence']: list(one['probabilities'].values()) for one in found['sequences']}
+
+  found, probabilities = shown(folder)
+  assert list(probabilities) == list(names)
+  np.testing.assert_allclose(list(probabilities.values()), wanted, rtol=1e-5)
+  assert found['accuracy'] == np.mean(wanted.argmax(-1) == [0, 0, 1, 2])
+  for path, rows in (
+    (folder / 'cat', {'1.csv': wanted[0], '2.csv': wanted[1]}),
+    (folder / names[2], {'1.npy': wanted[2]}),
+  ):
+    found, probabilities = shown(path)
+    assert 'accuracy' not in found and list(probabilities) == list(rows)
+    np.testing.assert_allclose(list(probabilities.values()), list(rows.values()), rtol=1e-5)
+  run(f'--model={tmp_path}/model', f'--sequences={folder}')
+  assert 'cat/2.csv' in capsys.readouterr().out
+
+
 def test_numbers_of_sequences_and_a_forecast(tmp_path, capsys):
   scale = Scale(np.array([10.0, -3.0]), np.array([2.0, 5.0]))
   model, x = read_sequences(tmp_path, 'numbers', scale=scale), np.random.default_rng(0).normal(size=(4, 3, 2))
@@ -201,6 +232,9 @@ def test_numbers_of_sequences_and_a_forecast(tmp_path, capsys):
   found = json.loads(capsys.readouterr().out)['forecast']
   # The last three steps decide how the last value changes.
   np.testing.assert_allclose(found, series[-1:] + ahead.numbers(series[None, -3:]), rtol=1e-6)
+  np.savetxt(tmp_path / 'series.csv', series, '%.17g', ',', header='heat,load', comments='')
+  run(f'--model={tmp_path}/ahead', f'--sequences={tmp_path}/series.csv', '--json')
+  assert json.loads(capsys.readouterr().out)['forecast'] == found
 
 
 def test_what_is_wrong_with_sequences_is_said_in_one_line(classifier, tmp_path):
@@ -219,6 +253,24 @@ def test_what_is_wrong_with_sequences_is_said_in_one_line(classifier, tmp_path):
   ):
     np.savez(tmp_path / 'x.npz', **arrays)
     said = complaint(f'--model={tmp_path}/{model}', f'--sequences={tmp_path}/x.npz')
+    assert words in said, said
+  read_sequences(tmp_path, 'numbers', scale=Scale(np.array([0.0]), np.array([1.0])))
+  for name, text in (('cat/1.csv', '1,2\n3,4'), ('x.csv', '1,2\n3,'), ('y.csv', '1,2,3'), ('x.txt', '1 2')):
+    (tmp_path / 'new' / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / 'new' / name).write_text(text)
+  (tmp_path / 'labelled' / 'cat').mkdir(parents=True)
+  np.save(tmp_path / 'labelled' / 'cat' / '1.npy', np.zeros((3, 2)))
+  for model, path, words in (
+    ('model', 'labelled', "'cat', which is no class of the model: want a, b"),
+    ('numbers', 'labelled', 'the labels are of type <U3, and the model predicts numbers'),
+    ('ahead', 'labelled', 'is a folder, and the model forecasts one series'),
+    ('model', 'new', "x.csv cannot be read (line 2, column 2: '' is no number)"),
+    ('model', 'new/y.csv', 'has sequences (1, 1, 3): want [n, T, 2], as in training'),
+    ('model', 'new/x.txt', "want an .npz with arrays 'sequences'"),
+    ('ahead', 'new/cat/1.csv', 'the series has 2 steps: want at least 3, the window of the training'),
+    ('model', 'nowhere', 'nowhere cannot be read (No such file'),
+  ):
+    said = complaint(f'--model={tmp_path}/{model}', f'--sequences={tmp_path}/{path}')
     assert words in said, said
   assert 'takes sequences: give --sequences' in complaint(f'--model={tmp_path}/model', '--text=x.txt')
   assert 'takes images: give --images' in complaint(f'--model={classifier[0]}', f'--sequences={tmp_path}/x.npz')
