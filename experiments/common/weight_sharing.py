@@ -73,6 +73,7 @@ def derive(run: Run, programs: Programs, cfg: Config, found: Found) -> None:
         'failed': one.failed,
         'step': step,
         **{name: reliability.finite(value) for name, value in one.metrics.items()},
+        **_cost(problem, one.tokens),
       }
       for one in derived
     ]
@@ -185,6 +186,11 @@ def train_alone(run: Run) -> list[journal.Record]:
     train(twice, lambda: problem)
     train(third, lambda: on_other_data(run.system, cfg, run.reload))
   return [known[number] for number in range(3 * n)]
+
+
+def _cost(problem: Problem, tokens: np.ndarray) -> dict[str, int]:
+  """Returns the weights and multiply-adds of an architecture as a network of its own; {} if costs are not counted."""
+  return problem.cost_of(problem.space.decode(tokens))._asdict() if problem.cost_of else {}
 
 
 def _rewards(lines: Sequence[journal.Record]) -> np.ndarray:

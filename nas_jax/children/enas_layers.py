@@ -14,15 +14,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nas_jax.children import conv
 from nas_jax.nn import image_ops
 from nas_jax.space.base import Space, is_static
 from nas_jax.space.checks import check_arch
 from nas_jax.training.child import Child
+from nas_jax.training.costs import Cost, Count
 from nas_jax.types import Array, Key, PyTree
 
 NORMS = ('moving', 'batch')  # the statistics that batch norm uses in scoring
+KERNELS = ('kernel', 'depthwise', 'softmax')  # the names of weights that are multiplied with inputs
 TRAIN = 'train'  # in training: the statistics of the batch, which also update the moving ones
 
 
@@ -57,6 +60,33 @@ def child(inputs: conv.InputSpec, options: Any, space: Space, zeros: Callable, o
     return run(params, stats, spec.arch, options, x, spec.hyperparameters.epsilon, key)
 
   return conv.classifier(init, unmoved, forward, lambda params: [], inputs)
+
+
+def counter(image: Sequence[int], zeros: Callable, own: Callable, halvings: Callable[[str, int], int]) -> Count:
+  """Returns a function that counts what the network of one static architecture costs, from the shapes of its weights.
+
+  Args:
+    image: height, width and channels of the images.
+    zeros: as in `child`.
+    own: as in `child`.
+    halvings: (name of a list in the tree of weights, index) -> how often the images there were halved.
+  """
+  # Views of a single zero: they have shapes, and take no memory.
+  tree = jax.tree.map(lambda leaf: np.broadcast_to(np.int8(0), leaf.shape), jax.eval_shape(zeros))
+
+  def pixels(path: Sequence[Any]) -> int:
+    """Returns how many pixels a kernel computes; the classifier computes one output from the means over pixels."""
+    if path[0].key == 'softmax':
+      return 1
+    times = 0 if path[0].key == 'stem' else halvings(path[0].key, path[1].idx)
+    return math.prod(-(-side // 2**times) for side in image[:2])
+
+  def count(arch: PyTree) -> Cost:
+    leaves = jax.tree.leaves_with_path(own(tree, arch))
+    adds = (leaf.size * pixels(path) for path, leaf in leaves if path[-1].key in KERNELS)
+    return Cost(sum(leaf.size for _, leaf in leaves), sum(adds))
+
+  return count
 
 
 def choose(k: Any, branches: Sequence[Callable], *operands: PyTree) -> Any:
@@ -131,7 +161,8 @@ def own_joined(tree: PyTree, taken: Sequence[int]) -> PyTree:
   if not isinstance(tree, dict) or 'kernel' not in tree:
     return tree
   kernels = [kernel for kernel, take in zip(tree['kernel'], taken, strict=True) if take]
-  return tree | {'kernel': jnp.concatenate(kernels, 2)}
+  joined = np.concatenate if isinstance(tree['kernel'], np.ndarray) else jnp.concatenate
+  return tree | {'kernel': joined(kernels, 2)}
 
 
 def classified(params: PyTree, x: Array, keep: float, key: Key | None) -> Array:
@@ -154,8 +185,7 @@ def decayed(params: PyTree, norms: bool = False) -> PyTree:
     params: the weights.
     norms: whether all weights decay, as in the released code; if not, only kernels and the classifier's matrix do.
   """
-  names = 'kernel', 'depthwise', 'softmax'
-  return jax.tree.map_with_path(lambda path, _: norms or path[-1].key in names, params)
+  return jax.tree.map_with_path(lambda path, _: norms or path[-1].key in KERNELS, params)
 
 
 def zero_unit(

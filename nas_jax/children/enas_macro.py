@@ -20,6 +20,7 @@ from nas_jax.space import enas
 from nas_jax.space.base import is_static
 from nas_jax.space.enas import MACRO_OPERATIONS, MacroArch, enas_macro_space
 from nas_jax.training.child import Child
+from nas_jax.training.costs import Count
 from nas_jax.types import Array, Key, PyTree
 
 
@@ -53,6 +54,15 @@ def build(inputs: conv.InputSpec, options: NetworkOptions) -> Child:
   space = enas_macro_space(options.layers, options.operations)
 
   return enas_layers.child(inputs, options, space, lambda: _zeros(inputs, options), own, run)
+
+
+def counter(inputs: conv.InputSpec, options: NetworkOptions) -> Count:
+  """Returns a function that counts what the network of one static architecture costs."""
+
+  def halvings(part: str, place: int) -> int:
+    return place + 1 if part == 'reductions' else sum(cut <= place for cut in enas.cuts(options.layers))
+
+  return enas_layers.counter(inputs.image, lambda: _zeros(inputs, options), own, halvings)
 
 
 def own(tree: PyTree, arch: MacroArch) -> PyTree:

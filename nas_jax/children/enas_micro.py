@@ -24,6 +24,7 @@ from nas_jax.nn import image_ops
 from nas_jax.space.base import is_static
 from nas_jax.space.enas import INPUTS, MICRO_OPERATIONS, MicroArch, cuts, enas_micro_space, loose_ends
 from nas_jax.training.child import Child
+from nas_jax.training.costs import Count
 from nas_jax.types import Array, Key, PyTree
 
 IDENTITY = MICRO_OPERATIONS.index('identity')
@@ -90,6 +91,14 @@ def _kinds(cells: int) -> list[str]:
   for cut in reversed(cuts(cells)):
     found.insert(cut, 'reduction')
   return found
+
+
+def counter(inputs: conv.InputSpec, options: NetworkOptions) -> Count:
+  """Returns a function that counts what the network of one static architecture costs."""
+  halved = [kind == 'reduction' for kind in _kinds(options.cells)]
+  return enas_layers.counter(
+    inputs.image, lambda: _zeros(inputs, options), own, lambda part, place: sum(halved[: place + 1])
+  )
 
 
 def own(tree: PyTree, arch: MicroArch) -> PyTree:

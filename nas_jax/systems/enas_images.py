@@ -21,6 +21,7 @@ from nas_jax.systems import classifier, enas
 from nas_jax.training import child as child_lib
 from nas_jax.training import schedules
 from nas_jax.training.child import Child
+from nas_jax.training.costs import Count
 from nas_jax.training.problem import Problem
 from nas_jax.training.rewards import Reward
 from nas_jax.types import Key, PyTree
@@ -206,17 +207,16 @@ def make_space(cfg: Config) -> space.Space:
   return space.enas_macro_space(cfg.layers, cfg.operations)
 
 
-def network(cfg: Config, inputs: conv.InputSpec) -> Child:
-  """Returns the network that contains all children. Its arch is a `conv.ChildSpec`."""
+def network(cfg: Config, inputs: conv.InputSpec) -> tuple[Child, Count]:
+  """Returns the network that contains all children, whose arch is a `conv.ChildSpec`, and what counts their costs."""
   if isinstance(cfg, MicroConfig):
     cells = enas_micro.NetworkOptions(
       cfg.cells, cfg.filters, cfg.blocks, cfg.operations, cfg.keep, cfg.drop_path, cfg.norm
     )
-    return enas_micro.build(inputs, cells)
+    return enas_micro.build(inputs, cells), enas_micro.counter(inputs, cells)
   assert isinstance(cfg, MacroConfig)
-  return enas_macro.build(
-    inputs, enas_macro.NetworkOptions(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm)
-  )
+  layers = enas_macro.NetworkOptions(cfg.layers, cfg.filters, cfg.operations, cfg.keep, cfg.norm)
+  return enas_macro.build(inputs, layers), enas_macro.counter(inputs, layers)
 
 
 def check(cfg: Config) -> None:
@@ -241,15 +241,14 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
 
   def init() -> PyTree:
     arch = made.decode_batch(jnp.zeros(made.length, jnp.int32))
-    return network(cfg, inputs).init(conv.ChildSpec(arch, conv.Hyperparameters(0, 0, 0, 0)), jax.random.key(0))
+    return network(cfg, inputs)[0].init(conv.ChildSpec(arch, conv.Hyperparameters(0, 0, 0, 0)), jax.random.key(0))
 
   weights = child_lib.count_weights(init)
   child_lib.check_weights(weights, 'fewer filters, layers, cells or blocks.')
   setup = classifier.set_up(cfg, images)
+  child, count = network(cfg, setup.inputs)
   own = conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  found = classifier.make_problem(
-    setup, made, network(cfg, setup.inputs), lambda arch: own, cfg.epochs, reward_power=cfg.reward_power
-  )
+  found = classifier.make_problem(setup, made, child, lambda arch: own, cfg.epochs, reward_power=cfg.reward_power)
 
   def optimizer(steps: int) -> Callable[[PyTree], optax.GradientTransformation]:
     """Makes the optimizer of the shared weights, or of the weights of a network trained by itself."""
@@ -269,6 +268,7 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
     pass_steps=steps,
     steps_per_call=steps,
     program='generic',
+    cost_of=count,
     traced=lambda archs: found.child,
     minibatch=lambda data, key: part_of(data, size, key),
   )

@@ -7,7 +7,7 @@ import optax
 import pytest
 import testing
 
-from nas_jax import published, space
+from nas_jax import export, published, space
 from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.datasets import image_batches
 from nas_jax.space.enas import MACRO_OPERATIONS, MICRO_OPERATIONS, MacroArch, MicroArch
@@ -219,6 +219,18 @@ def test_shared_weights_act_as_those_of_the_network_alone(x64, name):
 )
 def test_weights_of_a_network_alone_by_hand(child, arch, weights):
   assert sum(x.size for x in jax.tree.leaves(shapes(child, arch))) == weights
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_costs_are_those_of_the_exported_network(name):
+  """Counted from the shapes of shared weights, and from the traced program of the network. Images have odd sizes."""
+  module, options, made = FORMS[name]
+  names = {'filters': options.filters}
+  names |= {'cells': options.cells} if module is enas_micro else {'double': options.double, 'concat': options.concat}
+  arch = any_arch(made)
+  network = export.module(arch, classes=CLASSES, **names)
+  image = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
+  assert module.counter(PROBLEM, options)(arch) == export.cost(network, image)
 
 
 def test_the_published_cell_in_full_size():
