@@ -1,9 +1,10 @@
-"""Tests the oldest versions of the libraries that setup.cfg allows.
+"""Tests the oldest or the newest versions of the libraries that setup.cfg allows.
 
-Makes a virtual environment with exactly the lower bounds of setup.cfg, including those of the extra `experiments`, runs
-a part of the tests in it, and ends with the exit code of pytest. Warnings are not errors there, as old libraries warn
-about each other. It takes minutes:
-  python tests/tools/oldest.py --folder=/tmp/oldest
+Makes a virtual environment, with exactly the lower bounds of setup.cfg or with the newest versions that exist for the
+Python that runs this, including those of the extra `experiments`. Runs a part of the tests in it and ends with the exit
+code of pytest. Warnings are not errors there, as libraries of other versions warn about each other. It takes minutes:
+  python tests/tools/versions.py --folder=/tmp/oldest
+  python3.13 tests/tools/versions.py --newest --folder=/tmp/newest
 """
 
 import argparse
@@ -23,23 +24,24 @@ TESTS = (
 )  # fmt: skip
 
 
-def oldest() -> list[str]:
-  """Returns the requirements of setup.cfg with each lower bound as the version."""
+def requirements(newest: bool) -> list[str]:
+  """Returns the requirements of setup.cfg, by default with each lower bound as the version."""
   setup = configparser.ConfigParser()
   setup.read(ROOT / 'setup.cfg')
   listed = setup['options']['install_requires'] + setup['options.extras_require']['experiments']
-  return [line.replace('>=', '==') for line in listed.splitlines() if line.strip()]
+  return [line if newest else line.replace('>=', '==') for line in listed.splitlines() if line.strip()]
 
 
 def main() -> int:
   """Makes the environment and runs the tests. Returns the exit code of pytest."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--folder', type=pathlib.Path, required=True, help='of the environment')
+  parser.add_argument('--newest', action='store_true', help='tests the newest versions instead of the lower bounds')
   values = parser.parse_args()
   python = values.folder / 'bin' / 'python'
   if not python.exists():
     venv.create(values.folder, with_pip=True)
-  subprocess.run([python, '-m', 'pip', 'install', '--quiet', *oldest(), *TOOLS], check=True)
+  subprocess.run([python, '-m', 'pip', 'install', '--quiet', *requirements(values.newest), *TOOLS], check=True)
   command = [python, '-m', 'pytest', '-q', '-o', 'filterwarnings=default', '-m', 'not long', *TESTS]
   return subprocess.run(command, cwd=ROOT, check=False).returncode
 
