@@ -113,9 +113,14 @@ def test_candidates_and_summary(trained):
   np.testing.assert_array_equal(by_name['best', 3].scores, np.min(alone, 0))
   mean = np.mean(np.array(alone) ** -2, 0)
   np.testing.assert_allclose(by_name['mean reward', 3].scores ** -2, mean)
-  said = launcher.summary(cfg, made, ARCHS, done)
+  table = launcher.compared(cfg, made, ARCHS, done)
+  scores = dict(zip(ARCHS, rank_cell.full_scores(cfg, made[FINAL], ARCHS, done)))
+  assert table['best'] == [{'cell': name, 'perplexity': scores[name]} for name in sorted(scores, key=scores.get)]
+  chosen = min(ARCHS, key=lambda name: found[0].scores[list(ARCHS).index(name)])
+  assert table['rows'][0]['regret'] == pytest.approx(scores[chosen] / min(scores.values()) - 1)
+  said = launcher.summary(table)
   assert '3 cells: the grid of 0 is not finished, 0 failed' in said and 'mean reward' in said
-  assert 'no cell' in launcher.summary(cfg, made, ARCHS, {})
+  assert 'no cell' in launcher.summary(launcher.compared(cfg, made, ARCHS, {}))
 
 
 def test_failed_trainings_rank_last_and_a_cell_that_always_fails_is_counted_apart(trained):
@@ -125,7 +130,8 @@ def test_failed_trainings_rank_last_and_a_cell_that_always_fails_is_counted_apar
   assert not np.isfinite(rank_cell.full_scores(cfg, made[FINAL], ARCHS, damaged)[1])
   assert all(not np.isfinite(one.scores[1]) for one in rank_cell.candidates(cfg, made, ARCHS, damaged))
   assert not [job for job in rank_cell.repeat_jobs(cfg, made[FINAL], ARCHS, damaged) if job.cell == 'sum']
-  assert 'the grid of 0 is not finished, 1 failed' in launcher.summary(cfg, made, ARCHS, damaged)
+  table = launcher.compared(cfg, made, ARCHS, damaged)
+  assert 'the grid of 0 is not finished, 1 failed' in launcher.summary(table) and len(table['best']) == 2
 
 
 def test_a_rate_that_cannot_work_fails_its_training_alone():
@@ -153,9 +159,9 @@ def test_agreement():
   cheap = np.array([np.inf, 2.0, 1.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 20.0])
   found = reliability.agreement(sure, cheap)
   assert found.failed == 1 and found.quarter == -1.0 and (found.regret, found.regret5) == (2.0, 1.0)
-  assert found.everywhere < 1
+  assert found.all < 1
   wrong = reliability.agreement(sure, np.where(np.isfinite(sure), 1.0, 0.0))
-  assert wrong.regret == np.inf and np.isnan(wrong.everywhere)
+  assert wrong.regret == np.inf and np.isnan(wrong.all)
   assert np.isnan(reliability.agreement(np.full(3, np.inf), np.ones(3)).regret)
 
 
