@@ -154,8 +154,8 @@ def _reliability(report: Report) -> str:
   words = (
     f'The same random {report.noun}s were scored in more than one way. If the rankings do not agree, there is nothing '
     'to learn from. 1 means the same order, 0 means unrelated orders. Children that failed in one of the ways are left '
-    'out. The regret is the price of a choice by the first way: by the rewards of the second one, how much less the '
-    'child that the first way ranks first has than the best child.'
+    'out. The regret is the price of a choice: it compares the child that the first way ranks first with the best '
+    'child, by the reward in the second way.'
   )
   rows = []
   for each in report.reliability:
@@ -178,19 +178,27 @@ def _ranking(report: Report) -> str:
   words = (
     f'{found["cells"]} {noun}s were trained to the end, and also as the children of a search are: shorter, and in '
     f'several ways. Each row compares one of these ways with the full training: the rank correlation over all {noun}s '
-    f'(Spearman), the same within the best quarter, and the regret: how much higher the perplexity after full training '
-    f'is of the {noun} that the short training ranks first than of the best {noun}. In the column after it, the first '
+    f'(Spearman), the same within the best quarter, and the regret. The regret compares the {noun} that the short '
+    f'training ranks first with the best {noun}, by perplexity after full training. In the column after it, the first '
     'five are trained to the end and the best of them is taken.'
   )
-  rows = []
-  for row in found['rows']:
-    numbers = (math.nan if row[name] is None else row[name] for name in ('all', 'quarter'))
-    regrets = (_percent(math.inf if row[name] is None else row[name]) for name in ('regret', 'regret5'))
-    rows.append((row['recipe'], row['settings'], row['steps'], *numbers, *regrets, row['failed']))
-  header = ('recipe', 'settings', 'steps', 'correlation', 'best quarter', 'regret, %', 'of five, %', 'failed')
+  header = ('recipe, settings', 'steps', 'correlation', 'best quarter', 'regret, %', 'of five, %', 'failed')
+  own = [_ranking_row(row) for row in found['rows'] if row['recipe'] == 'search']
+  others = [_ranking_row(row) for row in found['rows'] if row['recipe'] != 'search']
+  tables = table(header, own) if own else ''
+  if others:
+    summary = '<summary>Children by the recipe of the full training</summary>'
+    tables += f'<details>{summary}{table(header, others)}</details>'
   best = ', '.join(f'{one["cell"]} ({word(one["perplexity"])})' for one in found['best'][:3])
   note = f'The best by validation perplexity after full training: {best}. {capital(found["setting"])}.'
-  return f'<p>{escape(words)}</p>{table(header, rows)}<p class="note">{escape(note)}</p>'
+  return f'<p>{escape(words)}</p>{tables}<p class="note">{escape(note)}</p>'
+
+
+def _ranking_row(row: Mapping[str, Any]) -> tuple[object, ...]:
+  """Returns a row for a short training. A regret that is None is of a choice that failed in the full training."""
+  correlations = (math.nan if row[name] is None else row[name] for name in ('all', 'quarter'))
+  regrets = (_percent(math.inf if row[name] is None else row[name]) for name in ('regret', 'regret5'))
+  return f'{row["recipe"]}, {row["settings"]}', row['steps'], *correlations, *regrets, row['failed']
 
 
 def _percent(share: float) -> str:

@@ -195,16 +195,26 @@ def test_failures_of_the_reliability_are_counted():
 
 
 def test_short_trainings_stand_beside_the_full_one(pages):
-  row = {'recipe': 'search', 'settings': 'lr 0.01', 'steps': 100, 'steps_each': 100, 'failed': 1}
+  row = {'recipe': 'search', 'settings': 'lr 1', 'steps': 100, 'steps_each': 100, 'failed': 1}
   rows = [
     row | {'all': 0.857, 'quarter': 0.44, 'regret': 0.07, 'regret5': 0.023},
-    row | {'settings': HOSTILE, 'all': 0.5, 'quarter': None, 'regret': None, 'regret5': 0.0},  # the choice failed
+    row
+    | {
+      'recipe': 'final',
+      'settings': HOSTILE,
+      'all': 0.5,
+      'quarter': None,
+      'regret': None,
+      'regret5': 0.0,
+    },  # the choice failed
   ]
   best = [{'cell': f'one {k}', 'perplexity': 3.5 + k} for k in range(4)]
   ranking = {'cells': 74, 'unfinished': 0, 'failed': 2, 'best': best, 'rows': rows, 'setting': 'five epochs'}
   found = ' '.join(Checker(page.render(build(ranking=ranking))).text.split())
   assert 'Short training against full training 74 things were trained' in found
-  assert 'search lr 0.01 100 0.857 0.440 7.0 2.3 1' in found and f'{HOSTILE} 100 0.500 - failed 0.0 1' in found
+  header = 'recipe, settings steps correlation best quarter regret, % of five, % failed'
+  assert f'{header} search, lr 1 100 0.857 0.440 7.0 2.3 1' in found
+  assert f'Children by the recipe of the full training {header} final, {HOSTILE} 100 0.500 - failed 0.0 1' in found
   assert 'one 0 (3.500), one 1 (4.500), one 2 (5.500). Five epochs.' in found
   assert 'Short training against' not in pages['whole']
 

@@ -11,17 +11,19 @@ import pytest
 import testing
 
 from experiments import rank_children as launcher
-from experiments.common import launch
+from experiments.common import launch, workdirs
 from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
-from nas_jax.report import reliability
-from nas_jax.systems import language, rank_cell
+from nas_jax.report import rankings, reliability
+from nas_jax.search import journal
+from nas_jax.systems import cell, language, rank_cell
 from nas_jax.systems.rank_cell import FINAL, SEARCH
 from nas_jax.training import fit, schedules
 from nas_jax.training.child import bind_arch
 from nas_jax.training.recovery import Stopped
 
+compare = launcher.compared
 ARCHS = {
   'product': space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0)),
   'sum': space.TreeArch((0, 0, 0), (1, 2, 1), (0, 1), (2, 0)),
@@ -180,6 +182,36 @@ def test_cells_are_taken_once_and_read_back(tmp_path):
   path.write_text('[]')
   with pytest.raises(ValueError, match='cells.json'):
     launcher.read_cells(str(path))
+
+
+@pytest.mark.long
+def test_the_comparison_stands_in_the_reports_of_the_searches(trained, tmp_path, monkeypatch, capsys):
+  cfg, made, _, _, done = trained
+  monkeypatch.setattr(launch, 'set_up_jax', lambda: None)  # JAX runs already
+  monkeypatch.setattr(launcher, 'compared', lambda *given: compared)
+  compared = compare(cfg, made, ARCHS, done)
+  workdir, search = str(tmp_path / 'mine'), cell.smoke()
+  made_space = cell.make_space(search)
+  record = {
+    'id': 0,
+    'tokens': [0] * made_space.length,
+    'reward': 1.0,
+    'failed': None,
+    'perplexity': 9.0,
+    'seconds': 1.0,
+  }
+  workdirs.open_config(workdir, search)
+  workdirs.write_config(workdir, search)
+  journal.writer(f'{workdir}/children.jsonl')([record])
+  workdirs.write(f'{workdir}/best.json', rankings.best_json(made_space, record))
+  flags = ['x', '--preset=smoke', f'--workdirs={workdir}', '--top=1', '--random=1', f'--results={tmp_path}/out']
+  launcher.prepare([*flags, '--arch=', '--notrain'])(lambda: None)
+  assert list(json.loads((tmp_path / 'out' / 'cells.json').read_text())) == ['random 0', 'mine child 0']
+  written = json.loads((tmp_path / 'out' / 'ranking.json').read_text())
+  assert written == workdirs.peek(f'{workdir}/ranking.json') and "'search'" in written['setting']
+  assert written['best'] == compared['best'] and written['rows'][0]['regret'] == compared['rows'][0]['regret']
+  with open(f'{workdir}/report.html') as page:
+    assert 'Short training against full training' in page.read()
 
 
 def test_flags_to_results(tmp_path, capsys, monkeypatch):
