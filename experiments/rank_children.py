@@ -6,7 +6,9 @@ a child, with several budgets and recipes. For each of these short trainings thr
 training are printed: Spearman's rank correlation over all cells, the same within the best quarter, and the regret. The
 regret is how much worse than the best cell, after full training, the cell is that the short training ranks first.
 
-Each training is written to trainings.jsonl when its batch ends; the same command resumes from there. Example:
+Each training is written to trainings.jsonl when its batch ends; the same command resumes from there. The tables are in
+summary.txt, and that of the short trainings is also in ranking.json and in the report of each search of --workdirs.
+Example:
   python -m experiments.rank_children --workdirs=runs/cell_search-demo --random=24 --top=24
 """
 
@@ -14,20 +16,21 @@ from collections.abc import Mapping, Sequence
 import json
 import os
 import time
+from typing import Any
 
 from absl import flags
 import jax
 import numpy as np
 
 from experiments import retrain
-from experiments.common import arch_files, arguments, launch, workdirs
+from experiments.common import arch_files, arguments, launch, reports, workdirs
 from experiments.common.systems import CELL
 from nas_jax import files, published, space, words
 from nas_jax.files import is_count, is_number
 from nas_jax.report import rankings, reliability
 from nas_jax.search import journal
-from nas_jax.systems import cell, rank_cell
-from nas_jax.systems.rank_cell import FINAL, Cells, Config, Job, Line, Programs
+from nas_jax.systems import cell, rank_cell, retrain_cell
+from nas_jax.systems.rank_cell import FINAL, SEARCH, Cells, Config, Job, Line, Programs
 from nas_jax.training import evaluators
 
 TRAINING: files.Schema = {
@@ -95,9 +98,18 @@ def prepare(argv: Sequence[str]) -> launch.Work:
       done = read(path)
       if values.train:
         train_all(cfg, made, cells, done, path, m, check)
-      found = summary(cfg, made, cells, done)
-      workdirs.write(os.path.join(results, 'summary.txt'), found + '\n')
-      print(found)
+      found = compared(cfg, made, cells, done)
+      found['setting'] = (
+        f'{retrain_cell.setting(cfg, text)}. Recipe {FINAL!r} is that of the full training, {SEARCH!r} that of the '
+        f'search preset {cfg.search_preset}'
+      )
+      shown = summary(found)
+      workdirs.write(os.path.join(results, 'summary.txt'), shown + '\n')
+      print(shown)
+      for folder in [results, *([] if values.cells else values.workdirs)] if len(found['best']) > 1 else []:
+        workdirs.write_json(os.path.join(folder, 'ranking.json'), found)
+        if folder != results:
+          reports.write(folder, reports.make(folder))
 
   return work
 
@@ -177,25 +189,41 @@ def train_all(
   run(FINAL, rank_cell.repeat_jobs(cfg, made[FINAL], cells, done))
 
 
-def summary(cfg: Config, made: Mapping[str, Programs], cells: Cells, done: Mapping[Job, Line]) -> str:
-  """Returns tables of the best full trainings, and of how each short training agrees with the full ones."""
+def compared(cfg: Config, made: Mapping[str, Programs], cells: Cells, done: Mapping[Job, Line]) -> dict[str, Any]:
+  """Returns the comparison of each short training with the full ones.
+
+  Returns:
+    The contents of ranking.json except its 'setting'. 'cells': their number. 'unfinished': the number of those whose
+    full training is not finished. 'failed': the number of those that failed by all settings of it. 'best': the best ten
+    by it. 'rows': one for each short training, with the fields of `reliability.Agreement`.
+  """
   sure = rank_cell.full_scores(cfg, made[FINAL], cells, done)
-  sound = [k for k in np.argsort(sure) if np.isfinite(sure[k])]
-  if not sound:
-    return 'no cell is trained to the end yet'
-  names = list(cells)
-  rows = [
-    (one.recipe, one.points, one.steps, one.trainings * one.steps, *reliability.agreement(sure, one.scores))
-    for one in rank_cell.candidates(cfg, made, cells, done)
-  ]
-  header = ('recipe', 'settings', 'steps', 'steps a child', 'failed', 'all', 'best quarter', 'regret', 'best of 5')
-  best = rankings.table(('cell', 'perplexity'), [(names[k], float(sure[k])) for k in sound[:10]])
+  best = [k for k in np.argsort(sure) if np.isfinite(sure[k])][:10]
+  names, rows = list(cells), list[dict[str, Any]]()
+  for one in rank_cell.candidates(cfg, made, cells, done):
+    found = reliability.agreement(sure, one.scores)
+    steps = {'steps': one.steps, 'steps_each': one.trainings * one.steps}
+    rows.append({'recipe': one.recipe, 'settings': one.points, **steps, **found._asdict()})
   undone = {job.cell for job in rank_cell.grid_jobs(cfg, made[FINAL], cells) if job not in done}
-  failed = sum(name not in undone for name, score in zip(cells, sure) if not np.isfinite(score))
+  return {
+    'cells': len(cells),
+    'unfinished': len(undone),
+    'failed': sum(name not in undone for name, score in zip(cells, sure) if not np.isfinite(score)),
+    'best': [{'cell': names[k], 'perplexity': float(sure[k])} for k in best],
+    'rows': rows,
+  }
+
+
+def summary(found: Mapping[str, Any]) -> str:
+  """Returns what `compared` has found as tables."""
+  if not found['best']:
+    return 'no cell is trained to the end yet'
+  header = ('recipe', 'settings', 'steps', 'steps a child', 'failed', 'all', 'best quarter', 'regret', 'best of 5')
+  best = rankings.table(('cell', 'perplexity'), [tuple(one.values()) for one in found['best']])
   return (
-    f'{words.counted(len(sure), "cell")}: the grid of {len(undone)} is not finished, {failed} failed by all '
-    f'settings of it. The best of them by validation perplexity after full training:\n{best}\n\n'
-    f'{rankings.table(header, rows)}\n'
+    f'{words.counted(found["cells"], "cell")}: the grid of {found["unfinished"]} is not finished, {found["failed"]} '
+    f'failed by all settings of it. The best of them by validation perplexity after full training:\n{best}\n\n'
+    f'{rankings.table(header, [tuple(row.values()) for row in found["rows"]])}\n'
     "all, best quarter: Spearman's rank correlation with the full training; failed: children that failed, which rank "
     'last; regret: how much worse the chosen cell is than the best one after full training, relatively'
   )

@@ -74,8 +74,11 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   data = system.load(cfg, values.data_dir)
   launch.set_up_jax(max(len(retrain.grid(recipe.point, cfg)), cfg.repeats))
   launch.check_processes()
-  for arch in archs.values():
-    recipe.validate(cfg, data, arch)
+  for name, arch in archs.items():
+    try:
+      recipe.validate(cfg, data, arch)
+    except ValueError as error:
+      raise ValueError(f'{name} cannot be trained: {error}') from None
   lock = workdirs.lock(results, 'results')
   epochs.open_results(results, cfg)
 

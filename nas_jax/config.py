@@ -30,7 +30,7 @@ def field(
   """Returns a dataclass field with its help text and its bounds.
 
   Args:
-    default: the default value.
+    default: the default value. The entries of a list are of the type of its first entry, or words if it is empty.
     help: one line that says what the field is, its unit and the source of its default.
     low: the least value allowed.
     above: a value it must exceed.
@@ -94,16 +94,21 @@ def check(config: Any) -> None:
   for item in dataclasses.fields(config):
     value = getattr(config, item.name)
     if isinstance(item.default, tuple) and isinstance(value, tuple):
-      if not value:
+      if not value and item.default:
         raise ValueError(f'{item.name} is an empty list and must have at least one entry: {item.metadata["help"]}.')
       for entry in value:
         if item.metadata.get('also') and isinstance(entry, item.metadata['also']):
           continue
-        _check_value(item.name, entry, type(item.default[0]), item.metadata)
+        _check_value(item.name, entry, entry_type(item), item.metadata)
     else:
       pair = item.metadata['pair'] and isinstance(value, tuple) and len(value) == 2
       for entry in value if pair else (value,):
         _check_value(item.name, entry, type(item.default), item.metadata)
+
+
+def entry_type(item: Any) -> type:
+  """Returns the type of the entries of a list, which is a field of a config."""
+  return type(item.default[0]) if item.default else str
 
 
 def _check_value(name: str, value: Any, wanted: type, rules: Mapping[str, Any]) -> None:

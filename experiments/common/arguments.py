@@ -18,6 +18,8 @@ _DEFINE: dict[type, Callable[..., Any]] = {
   str: flags.DEFINE_string,
   tuple: flags.DEFINE_list,
 }
+# For each of these flags, the fields for which a preset may have a value that does not fit a given flag.
+_ALONE = {'algorithm': ('proposals', 'known'), 'weights': ('add_filters', 'filters')}
 
 
 def parse(
@@ -138,9 +140,10 @@ def own_fields(values: flags.FlagValues, own: type, others: Mapping[str, type]) 
 def overlay(values: flags.FlagValues, cfg: Any) -> Any:
   """Overrides fields of `cfg` in place by the given flags, and returns it. Raises ValueError if it is then invalid.
 
-  If --algorithm is given, `proposals` and `known` are reset to their defaults unless flags give them too.
+  A given flag that is in `_ALONE` resets other fields of `cfg` to their defaults unless flags give them too.
   """
-  alone = ('proposals', 'known') if 'algorithm' in values and values.algorithm is not None else ()
+  given_flags = [flag for flag in _ALONE if flag in values and values[flag].value is not None]
+  alone = {name for flag in given_flags for name in _ALONE[flag]}
   for item in dataclasses.fields(cfg):
     given = values[item.name].value
     if given is not None:
@@ -157,7 +160,7 @@ def _entries(item: Any, given: Sequence[str]) -> Any:
   Raises ValueError if one cannot be converted, or if there are several and the field is neither a list nor a pair.
   """
   single = not isinstance(item.default, tuple)
-  wanted = type(item.default if single else item.default[0])
+  wanted = type(item.default) if single else config.entry_type(item)
   try:
     entries = tuple(wanted(entry) for entry in given)
     if not single or len(entries) == 1:

@@ -175,13 +175,15 @@ def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evalua
   run.progress.drop(RELIABILITY)
   lines = [
     f'reward reliability: rank correlations (Spearman) of {words.counted(found.children, f"random {system.noun}")}, '
-    'without those that failed; in brackets, within the best quarter:'
+    'without those that failed; in brackets, within the best quarter; and the loss of reward by the second training if '
+    'the first one chooses (regret):'
   ]
   for between, one in reliability.in_words(found, system.length(cfg), system.length(long)).items():
     quarter = f' ({one.quarter:.2f})' if math.isfinite(one.quarter) else ''
     failed = f', {one.failed} failed' if one.failed else ''
+    regret = f', regret {one.regret:.1%}' if math.isfinite(one.regret) else ''
     value = f'{one.all:.2f}' if math.isfinite(one.all) else 'cannot be measured'
-    lines.append(f'  {value}{quarter} between {between}{failed}')
+    lines.append(f'  {value}{quarter} between {between}{failed}{regret}')
   return '\n'.join(lines)
 
 

@@ -96,6 +96,7 @@ def read(workdir: str, cfg: Any = None) -> model.Report:
     runs=tuple(runs.values()),
     slots=made.slots,
     reliability=_reliability(workdir, system, cfg),
+    ranking=workdirs.peek(os.path.join(workdir, 'ranking.json')),
     winners=_winners(workdir, system, cfg, made, each_rung[own], length, converged),
     standings=((f'{system.metric.name}, {training}', *rankings.HEADER), rows),
     retrained=[result for path in sorted(glob.glob(retrained)) if (result := workdirs.peek(path))['rows']],
@@ -230,6 +231,7 @@ def _reliability(workdir: str, system: System, cfg: Any) -> list[model.Correlati
       0.5 if one is measured.budget else 0.7,
       one.quarter,
       one.failed,
+      one.regret,
     )
     for between, one in reliability.in_words(measured, training, longer).items()
   ]

@@ -83,6 +83,27 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
       'children': is_count,
       'quarter?': Each(_MEASURED),
       'failed?': Each(is_count),
+      'regret?': Each(_MEASURED),
+    },
+    'ranking.json': {
+      'setting': str,
+      'cells': is_count,
+      'unfinished': is_count,
+      'failed': is_count,
+      'best': [{'cell': str, 'perplexity': is_number}],
+      'rows': [
+        {
+          'recipe': str,
+          'settings': str,
+          'steps': is_count,
+          'steps_each': is_count,
+          'failed': is_count,
+          'all': _MEASURED,
+          'quarter': _MEASURED,
+          'regret': _MEASURED,
+          'regret5': _MEASURED,
+        }
+      ],
     },
     'yardsticks.json': Each([_MEASURED]),
     'derived.json': _derived,

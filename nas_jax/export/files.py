@@ -148,13 +148,14 @@ def read(folder: str) -> Classifier | LanguageModel | SequenceModel:
   """Returns the model in its own folder. Raises ValueError, naming the file, if one is missing or damaged."""
   found, where = _card(os.path.join(folder, NAME)), os.path.join(folder, WEIGHTS)
   options = {name: tuple(value) if isinstance(value, list) else value for name, value in found['options'].items()}
+  inputs = _inputs(folder, found)
   try:
     arch = found['kind'] if not found['arch'] else space.from_json(json.dumps(found))
     made = module(arch, **options)
+    wanted = jax.eval_shape(made.init, jax.random.key(0), inputs.example)
   except (TypeError, ValueError) as error:
     raise ValueError(f'{os.path.join(folder, NAME)} describes no network ({error}).') from None
-  inputs = _inputs(folder, found)
-  variables = checkpoint.load(where, jax.eval_shape(made.init, jax.random.key(0), inputs.example))
+  variables = checkpoint.load(where, wanted)
   about = {name: value for name, value in found.items() if name not in ('kind', 'arch', 'options', *_READS)}
   if isinstance(inputs, TextInputs):
     return LanguageModel(made, variables, inputs, about)

@@ -50,6 +50,7 @@ class Correlation(NamedTuple):
   wanted: float = math.nan  # the least that is good enough; NaN if there is no such value
   quarter: float = math.nan  # the correlation within the best quarter of the children; NaN if it was not measured
   failed: int | None = None  # children that failed and are left out; None if they were not counted
+  regret: float = math.nan  # see `reliability.regret`; NaN if it was not measured
 
 
 class Report(NamedTuple):
@@ -68,6 +69,7 @@ class Report(NamedTuple):
   facts: Sequence[tuple[str, str]]  # where the numbers come from: name and value
   config: Mapping[str, Any]
   caveat: str
+  ranking: Mapping[str, Any] | None = None  # short trainings against full ones: the ranking.json of `rank_children`
   views: Sequence[tuple[str, Sequence[Sequence[object]]]] = ()  # tables of kinds of children: name and rows
   remembered: str = ''  # the replay tree as an <svg> element
   shared: bool = False  # whether children share weights

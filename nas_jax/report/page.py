@@ -11,7 +11,7 @@ from nas_jax.report import charts, children, importance, pareto, probabilities
 from nas_jax.report.headline import called, capital, headline, lede, who
 from nas_jax.report.model import Report, Run, Winner
 from nas_jax.report.parts import definitions, escape, figure, frame, section, table
-from nas_jax.report.rankings import spread
+from nas_jax.report.rankings import spread, word
 from nas_jax.search.journal import Record
 
 REFRESH = 60  # seconds between two versions of the page while a search runs
@@ -32,6 +32,7 @@ def render(report: Report, refresh: int = 0) -> str:
     section('What the controller came to prefer', _preferences(report)),
     section('Which decisions mattered', _importance(report)),
     section('Is the reward a signal?', _reliability(report)),
+    section('Short training against full training', _ranking(report)),
     section(f'The best {report.noun}s', _winners(report.winners)),
     section('Standings', _standings(report)),
     section('Trained for longer', _rungs(report)),
@@ -153,7 +154,8 @@ def _reliability(report: Report) -> str:
   words = (
     f'The same random {report.noun}s were scored in more than one way. If the rankings do not agree, there is nothing '
     'to learn from. 1 means the same order, 0 means unrelated orders. Children that failed in one of the ways are left '
-    'out.'
+    'out. The regret is the price of a choice: it compares the child that the first way ranks first with the best '
+    'child, by the reward in the second way.'
   )
   rows = []
   for each in report.reliability:
@@ -163,9 +165,45 @@ def _reliability(report: Report) -> str:
     elif each.value < each.wanted:
       verdict = 'too little: read the rest with care'
     failed = '' if each.failed is None else each.failed
-    rows.append((each.between, each.value, wanted, verdict, each.quarter, failed))
-  header = ('rank correlation', 'measured', 'wanted', '', 'best quarter', 'failed')
+    rows.append((each.between, each.value, wanted, verdict, each.quarter, _percent(each.regret), failed))
+  header = ('rank correlation', 'measured', 'wanted', '', 'best quarter', 'regret, %', 'failed')
   return f'<p>{escape(words)}</p>{table(header, rows)}'
+
+
+def _ranking(report: Report) -> str:
+  found = report.ranking
+  if not found:
+    return ''
+  noun = report.noun
+  words = (
+    f'{found["cells"]} {noun}s were trained to the end, and also as the children of a search are: shorter, and in '
+    f'several ways. Each row compares one of these ways with the full training: the rank correlation over all {noun}s '
+    f'(Spearman), the same within the best quarter, and the regret. The regret compares the {noun} that the short '
+    f'training ranks first with the best {noun}, by perplexity after full training. In the column after it, the first '
+    'five are trained to the end and the best of them is taken.'
+  )
+  header = ('recipe, settings', 'steps', 'correlation', 'best quarter', 'regret, %', 'of five, %', 'failed')
+  own = [_ranking_row(row) for row in found['rows'] if row['recipe'] == 'search']
+  others = [_ranking_row(row) for row in found['rows'] if row['recipe'] != 'search']
+  tables = table(header, own) if own else ''
+  if others:
+    summary = '<summary>Children by the recipe of the full training</summary>'
+    tables += f'<details>{summary}{table(header, others)}</details>'
+  best = ', '.join(f'{one["cell"]} ({word(one["perplexity"])})' for one in found['best'][:3])
+  note = f'The best by validation perplexity after full training: {best}. {capital(found["setting"])}.'
+  return f'<p>{escape(words)}</p>{tables}<p class="note">{escape(note)}</p>'
+
+
+def _ranking_row(row: Mapping[str, Any]) -> tuple[object, ...]:
+  """Returns a row for a short training. A regret that is None is of a choice that failed in the full training."""
+  correlations = (math.nan if row[name] is None else row[name] for name in ('all', 'quarter'))
+  regrets = (_percent(math.inf if row[name] is None else row[name]) for name in ('regret', 'regret5'))
+  return f'{row["recipe"]}, {row["settings"]}', row['steps'], *correlations, *regrets, row['failed']
+
+
+def _percent(share: float) -> str:
+  """Returns a share in per cent: '-' if it was not measured, 'failed' if it is infinite."""
+  return 'failed' if math.isinf(share) else '-' if math.isnan(share) else f'{100 * share:.1f}'
 
 
 def _winners(winners: Sequence[Winner]) -> str:

@@ -20,6 +20,7 @@ class Ranks(NamedTuple):
   all: float  # Spearman's rank correlation over the children that failed in neither; NaN if it cannot be measured
   quarter: float  # the correlation over the best quarter of these children by the second training
   failed: int | None  # children that failed in one of the trainings, or in both; None if they were not counted
+  regret: float = math.nan  # see `regret`: loss of reward in the second training of the best child by the first one
 
 
 class Reliability(NamedTuple):
@@ -93,19 +94,22 @@ def as_json(found: Reliability) -> dict[str, Any]:
     **{name: finite(one.all) for name, one in named.items()},
     'quarter': {name: finite(one.quarter) for name, one in named.items()},
     'failed': {name: one.failed for name, one in named.items()},
+    'regret': {name: finite(one.regret) for name, one in named.items()},
   }
 
 
 def from_json(saved: Mapping[str, Any]) -> Reliability:
-  """The inverse of `as_json`. Earlier versions wrote no 'quarter' and no 'failed', and did not leave out failures."""
+  """The inverse of `as_json`.
+
+  Earlier versions wrote no 'quarter', 'failed' and 'regret', and did not leave out failures.
+  """
 
   def of(name: str) -> Ranks | None:
     if name not in saved:
       return None
-    every, quarter = (
-      math.nan if value is None else value for value in (saved[name], saved.get('quarter', {}).get(name))
-    )
-    return Ranks(every, quarter, saved.get('failed', {}).get(name))
+    found = saved[name], *(saved.get(part, {}).get(name) for part in ('quarter', 'regret'))
+    every, quarter, regret = (math.nan if value is None else value for value in found)
+    return Ranks(every, quarter, saved.get('failed', {}).get(name), regret)
 
   seeds = of('seeds')
   assert seeds, "the schema of the file asks for 'seeds'"
@@ -136,7 +140,7 @@ def finite(value: float) -> float | None:
 def ranks(first: np.ndarray, second: np.ndarray) -> Ranks:
   """Compares the rewards [n] of two trainings of the same children. A failed child has a reward that is not finite."""
   a, b = trained(first, second)
-  return Ranks(spearman(a, b), _within_quarter(-a, -b), len(first) - len(a))
+  return Ranks(spearman(a, b), _within_quarter(-a, -b), len(first) - len(a), regret(-b, -a))
 
 
 def _within_quarter(cheap: np.ndarray, sure: np.ndarray) -> float:
@@ -145,14 +149,35 @@ def _within_quarter(cheap: np.ndarray, sure: np.ndarray) -> float:
   return spearman(cheap[quarter], sure[quarter]) if len(quarter) > 2 else float('nan')
 
 
+def regret(sure: np.ndarray, cheap: np.ndarray, most: int = 1) -> float:
+  """Returns the regret of a choice: how much worse it is than the best architecture, relative to the best one.
+
+  Architectures are ranked by a cheap score. The choice is the best, by an expensive score, of the first `most` of them.
+
+  Args:
+    sure: [n] the expensive scores, by which the choice is judged. Lower is better; infinity means failed.
+    cheap: [n] the cheap scores, likewise.
+    most: how many of the first are compared by the expensive score.
+
+  Returns:
+    (score of the choice - best score) / |best score|, in expensive scores. Infinite if all of the first `most` failed;
+    NaN if all architectures failed, or if the best score is 0.
+  """
+  best = sure.min(initial=np.inf)
+  if not np.isfinite(best) or best == 0:
+    return math.nan
+  first = np.argsort(cheap, kind='stable')[:most]
+  return float((sure[first].min() - best) / abs(best))
+
+
 class Agreement(NamedTuple):
   """How well a cheap score of architectures agrees with an expensive one, which counts as the truth."""
 
   failed: int  # architectures that fail by the cheap score but not by the expensive one
-  everywhere: float  # Spearman's rank correlation over all that do not fail by the expensive score
+  all: float  # Spearman's rank correlation over all that do not fail by the expensive score
   quarter: float  # the correlation within the best quarter by the expensive score
-  regret: float  # relative loss in expensive score of the best by the cheap one; infinite if that one fails
-  regret5: float  # the same loss for the best, by the expensive score, of the five best by the cheap score
+  regret: float  # see `regret`: of the best by the cheap score
+  regret5: float  # of the best, by the expensive score, of the five best by the cheap score
 
 
 def agreement(sure: np.ndarray, cheap: np.ndarray) -> Agreement:
@@ -160,14 +185,13 @@ def agreement(sure: np.ndarray, cheap: np.ndarray) -> Agreement:
   sound = np.isfinite(sure)
   if sound.sum() < 2:
     return Agreement(0, *[float('nan')] * 4)
-  order, best = np.argsort(cheap, kind='stable'), sure.min()
   ranks, sound_sure = stats.rankdata(cheap[sound]), sure[sound]
   return Agreement(
     int((~np.isfinite(cheap[sound])).sum()),
     spearman(ranks, sound_sure),
     _within_quarter(ranks, sound_sure),
-    float(sure[order[0]] / best - 1),
-    float(sure[order[:5]].min() / best - 1),
+    regret(sure, cheap),
+    regret(sure, cheap, 5),
   )
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from nas_jax.space.chain import KINDS, ChainArch, layer_of
 from nas_jax.space.checks import check_static
 from nas_jax.space.conv import AVERAGE_POOL, CONV, IMAGE, LAYER_TYPES, MAX_POOL, NORM, ConvArch
+from nas_jax.words import counted
 
 NAMES = (*LAYER_TYPES, 'residual')
 RESIDUAL = len(LAYER_TYPES)  # a block that a chain may have
@@ -90,7 +91,7 @@ class NetworkOptions(NamedTuple):
 
   block: int = 1  # layers for each predicted convolution; each reads the inputs of the block and its earlier layers
   pools: tuple[int, ...] = ()  # layers, counted from 1, before which all earlier outputs are max pooled by 2
-  add_filters: int = 0  # added to the filters of every convolution and residual block
+  add_filters: int = 0  # added to the filters of every convolution and residual block; taken away if negative
 
 
 class Network(NamedTuple):
@@ -107,14 +108,20 @@ def network(arch: Arch, options: NetworkOptions = NetworkOptions()) -> Network: 
   reading all of its layers.
 
   Raises:
-    ValueError: `arch` is no architecture or traced, see `check_static`; a chain has no layer; or `options` has blocks
-      or pools for a chain.
+    ValueError: `arch` is no architecture or traced, see `check_static`; a chain has no layer; `options` has blocks or
+      pools for a chain, or takes away all filters of a layer.
   """
   if isinstance(arch, ChainArch) and (options.block != 1 or options.pools):
     raise ValueError(
       f'block={options.block}, pools={options.pools} are for a ConvArch: a chain has pools as layers; leave 1 and ().'
     )
   written = layers_of(arch)
+  fewest = min((layer.filters for layer in written if layer.filters), default=0)
+  if fewest and fewest + options.add_filters < 1:
+    raise ValueError(
+      f'add_filters (={options.add_filters}) leaves no filter in a layer of {counted(fewest, "filter")}: want at least '
+      f'{1 - fewest}.'
+    )
   consumed = {j for layer in written for j in layer.reads}
   found, floor = list[Layer](), {IMAGE: 0}  # floor: how many pools come before each layer
   pooled: dict[int, int] = {}

@@ -179,16 +179,11 @@ def nearest_width(count: Callable[[int], int], parameters: int) -> int:
   Raises:
     ValueError: the nearest number of weights is more than 5 % off.
   """
-  low, high = 0, 1
-  while count(high) < parameters:
-    low, high = high, 2 * high
-  while high - low > 1:
-    middle = (low + high) // 2
-    low, high = (middle, high) if count(middle) < parameters else (low, middle)
-  off, found = min((abs(count(hidden) - parameters), hidden) for hidden in (low, high) if hidden)
-  if off > 0.05 * parameters:
+  found = child_lib.nearest_size(count, parameters)
+  made = count(found)
+  if abs(made - parameters) > 0.05 * parameters:
     raise ValueError(
-      f'parameters (={parameters}) cannot be met: cells of width {found} make {count(found)} with these data '
+      f'parameters (={parameters}) cannot be met: cells of width {found} make {made} with these data '
       'and layers; ask for a number near that, or set hidden.'
     )
   return found

@@ -6,6 +6,7 @@ architecture; a `Recipe` holds what differs between recurrent cells, convolution
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -84,6 +85,15 @@ class Recipe(NamedTuple, Generic[Cfg, Data, Point]):
   setting: Callable[[Cfg, Data], str]  # what all trainings have in common, in words, to stand under their table
   # (cfg, data, arch, size, point) -> the description of a trained network, which is stored with its weights
   card: Callable[[Cfg, Data, Arch, str, Point], export.Card]
+
+
+def parse_weights(words: str) -> int | None:
+  """Reads a number of weights: '500k' is 500000 and '4.65M' is 4650000. None if `words` is no such number."""
+  unit = {'k': 1e3, 'M': 1e6}.get(words[-1:])
+  with contextlib.suppress(ValueError, OverflowError):
+    if unit and (number := round(float(words[:-1]) * unit)) > 0:
+      return number
+  return None
 
 
 def grid(point: type[Point], cfg: Config) -> list[Point]:

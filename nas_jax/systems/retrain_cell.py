@@ -1,6 +1,7 @@
 """How recurrent cells are retrained: as language models, Zoph & Le (2017) Sec. 4.2."""
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 from typing import NamedTuple
 
@@ -146,13 +147,11 @@ def parse_size(size: str) -> tuple[int, int]:
 
   Raises ValueError on anything else.
   """
-  try:
-    unit = {'k': 1e3, 'M': 1e6}.get(size[-1:])
-    number = round(float(size[:-1]) * unit) if unit else int(size)
-    if number > 0:
-      return (0, number) if unit else (number, 0)
-  except (ValueError, OverflowError):
-    pass
+  if weights := retrain.parse_weights(size):
+    return 0, weights
+  with contextlib.suppress(ValueError):
+    if int(size) > 0:
+      return int(size), 0
   raise ValueError(f'sizes: {size!r} must be a width, as 200, or a number of weights, as 500k or 4.65M.')
 
 

@@ -15,7 +15,7 @@ from nas_jax.config import field
 from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
 from nas_jax.space import count
-from nas_jax.space.network import Arch
+from nas_jax.space.network import Arch, layers_of
 from nas_jax.systems import classifier, retrain
 from nas_jax.training import child as child_lib
 from nas_jax.training import full_training, metrics
@@ -34,6 +34,13 @@ class Config(classifier.BlockConfig, retrain.Config):
     (0,),
     'sizes to train: filters added to every layer, 40 in the third experiment; the grid is trained at the first size',
     low=0,
+    budget=True,
+    first=True,
+  )
+  weights: tuple[str, ...] = field(
+    (),
+    'sizes to train, instead of numbers of filters: numbers of weights as 100k or 4.65M. In each network, every layer '
+    'gets or loses the same number of filters, so that the number of weights comes nearest',
     budget=True,
     first=True,
   )
@@ -101,12 +108,71 @@ def hyperparameters(points: Sequence[Point]) -> conv.Hyperparameters:
   return conv.Hyperparameters(*map(jnp.array, zip(*points, strict=True)))
 
 
+def check(cfg: Config) -> None:
+  """Raises ValueError, naming the field, on an impossible value."""
+  config.check(cfg)
+  check_weights(cfg, 'add_filters')
+
+
+def check_weights(cfg: Config, other: str) -> None:
+  """Raises ValueError if `weights` has an impossible entry, or is given beside sizes of the field `other`."""
+  default = getattr(type(cfg)(), other)
+  if cfg.weights and getattr(cfg, other) != default:
+    raise ValueError(
+      f'weights (={cfg.weights}) and {other} (={getattr(cfg, other)}) both name sizes: leave {other} at {default}, or '
+      'leave weights out.'
+    )
+  for size in cfg.weights:
+    weights = retrain.parse_weights(size)
+    if weights is None:
+      raise ValueError(f'weights: {size!r} must be a number of weights, as 500k or 4.65M.')
+    child_lib.check_weights(weights, 'fewer weights.')
+
+
+def sizes(cfg: Config) -> list[str]:
+  """Returns the sizes to train at: numbers of weights such as '100k' if there are any, else of filters to add."""
+  return list(cfg.weights) or [str(add) for add in cfg.add_filters]
+
+
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or module, or the data do not fit."""
   check_images(cfg, images)
-  weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, max(cfg.add_filters))).params
-  child_lib.check_weights(weights, 'a smaller add_filters.')
-  check_module(images, arch, _options(cfg, images, cfg.add_filters[0], cfg.epsilon[0]))
+  added = [added_filters(cfg, images, arch, size) for size in sizes(cfg)]
+  child_lib.check_weights(_weights(cfg, images, arch, max(added)), 'a smaller add_filters.')
+  check_module(images, arch, _options(cfg, images, added[0], cfg.epsilon[0]))
+
+
+def added_filters(cfg: Config, images: images_lib.Images, arch: Arch, size: str) -> int:
+  """Returns the number of filters that are added to every layer of a network of this size, negative if taken away.
+
+  A `size` of weights, such as '100k', is the number that brings the network nearest to so many weights and leaves each
+  layer a filter. Nothing is compiled.
+
+  Raises:
+    ValueError: the network has no filters, or more weights even with as few filters as possible.
+  """
+  wanted = retrain.parse_weights(size)
+  if wanted is None:
+    return int(size)
+  filters = [layer.filters for layer in layers_of(arch) if layer.filters]
+  if not filters:
+    raise ValueError(f'weights (={size}): the network has no convolution to which filters can be added.')
+  return nearest_size(lambda add: _weights(cfg, images, arch, add), size, wanted, 1 - min(filters))
+
+
+def nearest_size(count: Callable[[int], int], size: str, wanted: int, least: int) -> int:
+  """Returns `child.nearest_size`. Raises ValueError if the network has more weights than `size` at the least size."""
+  fewest = count(least)
+  if fewest > wanted:
+    raise ValueError(
+      f'weights (={size}): with as few filters as possible the network has {fewest}; ask for at least as many.'
+    )
+  return child_lib.nearest_size(count, wanted, least)
+
+
+def _weights(cfg: Config, images: images_lib.Images, arch: Arch, add: int) -> int:
+  """Returns the number of weights of a network with `add` filters added to every layer."""
+  return count(arch, images.shape, images.classes, classifier.network_options(cfg, add)).params
 
 
 def check_images(cfg: Config, images: images_lib.Images) -> None:
@@ -126,11 +192,10 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> full_training.Task:
-  """Returns the task of training a network with `size` filters added to every layer; see `training`."""
-  add = int(size)
-  weights = count(arch, images.shape, images.classes, classifier.network_options(cfg, add)).params
+  """Returns the task of training a network of a size, as `added_filters` takes it; see `training`."""
+  add = added_filters(cfg, images, arch, size)
   network = conv.build(classifier.inputs(cfg, images), classifier.network_options(cfg, add))
-  return training(cfg, images, network, arch, f'+{size}', weights, epochs, final, mesh)
+  return training(cfg, images, network, arch, f'{add:+d}', _weights(cfg, images, arch, add), epochs, final, mesh)
 
 
 def training(
@@ -197,7 +262,8 @@ def setting(cfg: Config, images: images_lib.Images) -> str:
 
 def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: Point) -> export.Card:
   """Returns the description of a trained network, which is stored with its weights."""
-  return export.Card(arch, _options(cfg, images, int(size), point.epsilon), image_inputs(cfg, images))
+  options = _options(cfg, images, added_filters(cfg, images, arch, size), point.epsilon)
+  return export.Card(arch, options, image_inputs(cfg, images))
 
 
 def _options(cfg: Config, images: images_lib.Images, add: int, epsilon: float) -> dict[str, Any]:
@@ -223,9 +289,9 @@ RECIPE = retrain.Recipe(
   KNOWN,
   metric='error',
   point=Point,
-  check=config.check,
+  check=check,
   validate=validate,
-  sizes=lambda cfg: [str(add) for add in cfg.add_filters],
+  sizes=sizes,
   task=task,
   hyperparameters=hyperparameters,
   describe=describe,

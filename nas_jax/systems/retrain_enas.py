@@ -29,6 +29,13 @@ class Config(retrain_conv.Config):
   filters: tuple[int, ...] = field(
     (36,), 'sizes to train: filters of the first layers; the grid is at the first size', low=1, budget=True, first=True
   )
+  weights: tuple[str, ...] = field(
+    (),
+    'sizes to train, instead of filters: numbers of weights as 100k or 4.65M. The number of filters is taken that '
+    'brings each network nearest to so many weights',
+    budget=True,
+    first=True,
+  )
   cells: int = field(15, 'normal cells of a network of cells', low=1, high=128)
   keep: float = field(
     0.8, 'share of the features that dropout keeps for the classifier in training', above=0.0, high=1.0
@@ -102,6 +109,7 @@ PRESETS = {'paper': paper, 'paper_macro': paper_macro, 'small': small, 'demo': d
 def check(cfg: Config) -> None:
   """Raises ValueError, naming the field, on an impossible value."""
   config.check(cfg)
+  retrain_conv.check_weights(cfg, 'filters')
   fresh = Config()
   for name in ('add_filters', 'block', 'pool_at', 'norm_first'):
     if getattr(cfg, name) != getattr(fresh, name):
@@ -111,9 +119,35 @@ def check(cfg: Config) -> None:
 def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or module, or the data do not fit."""
   retrain_conv.check_images(cfg, images)
-  weights = _weights(_build(cfg, images, arch, max(cfg.filters)), arch)
+  found = [first_filters(cfg, images, arch, size) for size in sizes(cfg)]
+  weights = _weights(_build(cfg, images, arch, max(found)), arch)
   child_lib.check_weights(weights, 'fewer filters or cells.')
-  retrain_conv.check_module(images, arch, _options(cfg, images, arch, cfg.filters[0], cfg.epsilon[0]))
+  retrain_conv.check_module(images, arch, _options(cfg, images, arch, found[0], cfg.epsilon[0]))
+
+
+def sizes(cfg: Config) -> list[str]:
+  """Returns the sizes to train at: numbers of weights such as '100k' if there are any, else of filters."""
+  return list(cfg.weights) or [str(filters) for filters in cfg.filters]
+
+
+def first_filters(cfg: Config, images: images_lib.Images, arch: Arch, size: str) -> int:
+  """Returns the number of filters in the first layers of a network of this size.
+
+  A `size` of weights, such as '100k', is the number that brings the network nearest to so many weights. Raises
+  ValueError if it has more weights even with one filter. Nothing is compiled.
+  """
+  wanted = retrain.parse_weights(size)
+  if wanted is None:
+    return int(size)
+  # Counting takes seconds for a large network. Kernels grow with the square of the filters, all else with their number:
+  # three counts determine all others.
+  one, two, three = (_weights(_build(cfg, images, arch, filters), arch) for filters in (1, 2, 3))
+
+  def count(filters: int) -> int:
+    more = filters - 1
+    return one + more * (two - one) + more * (more - 1) // 2 * (three - 2 * two + one)
+
+  return retrain_conv.nearest_size(count, size, wanted, least=1)
 
 
 def task(
@@ -125,11 +159,12 @@ def task(
   final: bool = False,
   mesh: Mesh | None = None,
 ) -> full_training.Task:
-  """Returns the task of training a network with `size` filters in its first layers; see `retrain_conv.training`."""
-  network = _build(cfg, images, arch, int(size))
+  """Returns the task of training a network of a size, as `first_filters` takes it; see `retrain_conv.training`."""
+  filters = first_filters(cfg, images, arch, size)
+  network = _build(cfg, images, arch, filters)
   weights = _weights(network, arch)
   decayed = functools.partial(enas_layers.decayed, norms=cfg.decay_norms)
-  common = cfg, images, network, arch, size, weights, epochs, final, mesh
+  common = cfg, images, network, arch, str(filters), weights, epochs, final, mesh
   return retrain_conv.training(*common, decayed=decayed, least=cfg.lr_min)
 
 
@@ -151,7 +186,7 @@ def _weights(network: Child, arch: PyTree) -> int:
 
 def card(cfg: Config, images: images_lib.Images, arch: Arch, size: str, point: retrain_conv.Point) -> export.Card:
   """Returns the description of a trained network, without dropout and drop path, which act in training alone."""
-  options = _options(cfg, images, arch, int(size), point.epsilon)
+  options = _options(cfg, images, arch, first_filters(cfg, images, arch, size), point.epsilon)
   return export.Card(arch, options, retrain_conv.image_inputs(cfg, images))
 
 
@@ -169,7 +204,7 @@ RECIPE = retrain.Recipe(
   point=retrain_conv.Point,
   check=check,
   validate=validate,
-  sizes=lambda cfg: [str(filters) for filters in cfg.filters],
+  sizes=sizes,
   task=task,
   hyperparameters=retrain_conv.hyperparameters,
   describe=retrain_conv.describe,

@@ -1,6 +1,7 @@
 """A child network as the trainer sees it: pure functions with the architecture as an argument."""
 
 from collections.abc import Callable
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -39,6 +40,24 @@ class Child(NamedTuple):
 def count_weights(init: Callable[[], PyTree]) -> int:
   """Returns how many weights `init` returns. Nothing is compiled or allocated."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(init)))
+
+
+def nearest_size(count: Callable[[int], int], wanted: int, least: int = 1) -> int:
+  """Returns the size, at least `least`, of the network whose number of weights is nearest to `wanted`.
+
+  Args:
+    count: returns the number of weights of the network of a size; it must grow with the size.
+    wanted: the number of weights. Of two sizes equally near to it, the smaller one is returned.
+    least: the smallest size.
+  """
+  count, low, step = functools.cache(count), least, 1
+  while count(low + step) < wanted:
+    low, step = low + step, 2 * step
+  high = low + step
+  while high - low > 1:
+    middle = (low + high) // 2
+    low, high = (middle, high) if count(middle) < wanted else (low, middle)
+  return min((low, high), key=lambda size: abs(count(size) - wanted))
 
 
 def check_weights(count: int, way_out: str) -> None:

@@ -228,12 +228,19 @@ def test_a_size_that_is_too_large_is_one_line(refuse, tmp_path, launcher, flags,
     ('--weight_decay=much', ('weight_decay', 'floats')),
     ('--preset=zaremba_small', ('zaremba_small', 'none for networks')),
     ('--tied', ('--tied', 'for cells')),
+    ('--weights=100k', ('FIGURE_7 cannot', 'weights (=100k)', 'has 132267')),
+    ('--weights=1M --add_filters=1', ('weights', 'both name sizes', 'leave add_filters at (0,)')),
+    ('--weights=1M', ()),  # which the preset's own add_filters does not forbid
   ],
 )
 def test_a_wrong_flag_of_retraining_a_network_is_one_line(refuse, tmp_path, flag, words):
   args = [] if 'preset' in flag else ['--preset=smoke']
-  error = refuse(retrain_launcher, *args, '--arch=FIGURE_7', f'--results={tmp_path}/run', flag)
-  assert all(word in error for word in words), error
+  args += ['--arch=FIGURE_7', f'--results={tmp_path}/run', *flag.split()]
+  if words:
+    error = refuse(retrain_launcher, *args)
+    assert all(word in error for word in words), error
+  else:
+    retrain_launcher.prepare(['retrain', *args])
 
 
 @pytest.mark.parametrize(
@@ -262,6 +269,7 @@ def test_a_wrong_flag_of_retraining_a_network_is_one_line(refuse, tmp_path, flag
     ('--preset=char', ('data_dir', 'ptb.char')),
     ('--preset=paper', ('paper', 'none for cells')),
     ('--add_filters=3', ('--add_filters', 'networks')),
+    ('--weights=1M', ('--weights', 'networks')),
     ('--weight_decay=1,2', ('weight_decay (=1,2)', 'one float')),
     ('--arch=NASCELL,FIGURE_7', ('FIGURE_7 is a network', 'NASCELL a cell')),
     ('--arch=ENAS_RNN,LSTM,XU_CIFAR10', ('XU_CIFAR10 is a network', 'ENAS_RNN a cell')),

@@ -190,8 +190,33 @@ def test_it_says_the_numbers(pages):
 
 
 def test_failures_of_the_reliability_are_counted():
-  text = Checker(page.render(build(reliability=[model.Correlation('two seeds', 0.61, 0.7, 0.25, 3)]))).text
-  assert 'two seeds 0.610 at least 0.7 too little: read the rest with care 0.250 3' in ' '.join(text.split())
+  text = Checker(page.render(build(reliability=[model.Correlation('two seeds', 0.61, 0.7, 0.25, 3, 0.0625)]))).text
+  assert 'two seeds 0.610 at least 0.7 too little: read the rest with care 0.250 6.2 3' in ' '.join(text.split())
+
+
+def test_short_trainings_stand_beside_the_full_one(pages):
+  row = {'recipe': 'search', 'settings': 'lr 1', 'steps': 100, 'steps_each': 100, 'failed': 1}
+  rows = [
+    row | {'all': 0.857, 'quarter': 0.44, 'regret': 0.07, 'regret5': 0.023},
+    row
+    | {
+      'recipe': 'final',
+      'settings': HOSTILE,
+      'all': 0.5,
+      'quarter': None,
+      'regret': None,
+      'regret5': 0.0,
+    },  # the choice failed
+  ]
+  best = [{'cell': f'one {k}', 'perplexity': 3.5 + k} for k in range(4)]
+  ranking = {'cells': 74, 'unfinished': 0, 'failed': 2, 'best': best, 'rows': rows, 'setting': 'five epochs'}
+  found = ' '.join(Checker(page.render(build(ranking=ranking))).text.split())
+  assert 'Short training against full training 74 things were trained' in found
+  header = 'recipe, settings steps correlation best quarter regret, % of five, % failed'
+  assert f'{header} search, lr 1 100 0.857 0.440 7.0 2.3 1' in found
+  assert f'Children by the recipe of the full training {header} final, {HOSTILE} 100 0.500 - failed 0.0 1' in found
+  assert 'one 0 (3.500), one 1 (4.500), one 2 (5.500). Five epochs.' in found
+  assert 'Short training against' not in pages['whole']
 
 
 def test_children_that_failed_are_not_drawn_as_if_they_had_earned_nothing(monkeypatch):

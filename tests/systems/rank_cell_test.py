@@ -11,17 +11,19 @@ import pytest
 import testing
 
 from experiments import rank_children as launcher
-from experiments.common import launch
+from experiments.common import launch, workdirs
 from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
-from nas_jax.report import reliability
-from nas_jax.systems import language, rank_cell
+from nas_jax.report import rankings, reliability
+from nas_jax.search import journal
+from nas_jax.systems import cell, language, rank_cell
 from nas_jax.systems.rank_cell import FINAL, SEARCH
 from nas_jax.training import fit, schedules
 from nas_jax.training.child import bind_arch
 from nas_jax.training.recovery import Stopped
 
+compare = launcher.compared
 ARCHS = {
   'product': space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0)),
   'sum': space.TreeArch((0, 0, 0), (1, 2, 1), (0, 1), (2, 0)),
@@ -113,9 +115,14 @@ def test_candidates_and_summary(trained):
   np.testing.assert_array_equal(by_name['best', 3].scores, np.min(alone, 0))
   mean = np.mean(np.array(alone) ** -2, 0)
   np.testing.assert_allclose(by_name['mean reward', 3].scores ** -2, mean)
-  said = launcher.summary(cfg, made, ARCHS, done)
+  table = launcher.compared(cfg, made, ARCHS, done)
+  scores = dict(zip(ARCHS, rank_cell.full_scores(cfg, made[FINAL], ARCHS, done)))
+  assert table['best'] == [{'cell': name, 'perplexity': scores[name]} for name in sorted(scores, key=scores.get)]
+  chosen = min(ARCHS, key=lambda name: found[0].scores[list(ARCHS).index(name)])
+  assert table['rows'][0]['regret'] == pytest.approx(scores[chosen] / min(scores.values()) - 1)
+  said = launcher.summary(table)
   assert '3 cells: the grid of 0 is not finished, 0 failed' in said and 'mean reward' in said
-  assert 'no cell' in launcher.summary(cfg, made, ARCHS, {})
+  assert 'no cell' in launcher.summary(launcher.compared(cfg, made, ARCHS, {}))
 
 
 def test_failed_trainings_rank_last_and_a_cell_that_always_fails_is_counted_apart(trained):
@@ -125,7 +132,8 @@ def test_failed_trainings_rank_last_and_a_cell_that_always_fails_is_counted_apar
   assert not np.isfinite(rank_cell.full_scores(cfg, made[FINAL], ARCHS, damaged)[1])
   assert all(not np.isfinite(one.scores[1]) for one in rank_cell.candidates(cfg, made, ARCHS, damaged))
   assert not [job for job in rank_cell.repeat_jobs(cfg, made[FINAL], ARCHS, damaged) if job.cell == 'sum']
-  assert 'the grid of 0 is not finished, 1 failed' in launcher.summary(cfg, made, ARCHS, damaged)
+  table = launcher.compared(cfg, made, ARCHS, damaged)
+  assert 'the grid of 0 is not finished, 1 failed' in launcher.summary(table) and len(table['best']) == 2
 
 
 def test_a_rate_that_cannot_work_fails_its_training_alone():
@@ -153,9 +161,9 @@ def test_agreement():
   cheap = np.array([np.inf, 2.0, 1.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 20.0])
   found = reliability.agreement(sure, cheap)
   assert found.failed == 1 and found.quarter == -1.0 and (found.regret, found.regret5) == (2.0, 1.0)
-  assert found.everywhere < 1
+  assert found.all < 1
   wrong = reliability.agreement(sure, np.where(np.isfinite(sure), 1.0, 0.0))
-  assert wrong.regret == np.inf and np.isnan(wrong.everywhere)
+  assert wrong.regret == np.inf and np.isnan(wrong.all)
   assert np.isnan(reliability.agreement(np.full(3, np.inf), np.ones(3)).regret)
 
 
@@ -174,6 +182,36 @@ def test_cells_are_taken_once_and_read_back(tmp_path):
   path.write_text('[]')
   with pytest.raises(ValueError, match='cells.json'):
     launcher.read_cells(str(path))
+
+
+@pytest.mark.long
+def test_the_comparison_stands_in_the_reports_of_the_searches(trained, tmp_path, monkeypatch, capsys):
+  cfg, made, _, _, done = trained
+  monkeypatch.setattr(launch, 'set_up_jax', lambda: None)  # JAX runs already
+  monkeypatch.setattr(launcher, 'compared', lambda *given: compared)
+  compared = compare(cfg, made, ARCHS, done)
+  workdir, search = str(tmp_path / 'mine'), cell.smoke()
+  made_space = cell.make_space(search)
+  record = {
+    'id': 0,
+    'tokens': [0] * made_space.length,
+    'reward': 1.0,
+    'failed': None,
+    'perplexity': 9.0,
+    'seconds': 1.0,
+  }
+  workdirs.open_config(workdir, search)
+  workdirs.write_config(workdir, search)
+  journal.writer(f'{workdir}/children.jsonl')([record])
+  workdirs.write(f'{workdir}/best.json', rankings.best_json(made_space, record))
+  flags = ['x', '--preset=smoke', f'--workdirs={workdir}', '--top=1', '--random=1', f'--results={tmp_path}/out']
+  launcher.prepare([*flags, '--arch=', '--notrain'])(lambda: None)
+  assert list(json.loads((tmp_path / 'out' / 'cells.json').read_text())) == ['random 0', 'mine child 0']
+  written = json.loads((tmp_path / 'out' / 'ranking.json').read_text())
+  assert written == workdirs.peek(f'{workdir}/ranking.json') and "'search'" in written['setting']
+  assert written['best'] == compared['best'] and written['rows'][0]['regret'] == compared['rows'][0]['regret']
+  with open(f'{workdir}/report.html') as page:
+    assert 'Short training against full training' in page.read()
 
 
 def test_flags_to_results(tmp_path, capsys, monkeypatch):

@@ -82,7 +82,7 @@ def _image_child(kind: str, arch: Any, rng: np.random.Generator) -> tuple[Any, C
   common = {'classes': CLASSES, 'epsilon': EPSILON}
   if kind in ('conv', 'chain'):
     block, pools = (int(rng.integers(1, 3)), ((), (2,), (2, 3))[rng.integers(3)]) if kind == 'conv' else (1, ())
-    of, first = NetworkOptions(block, pools, int(rng.integers(2))), bool(rng.integers(2))
+    of, first = NetworkOptions(block, pools, int(rng.integers(-1, 2))), bool(rng.integers(2))
 
     def forward(params, stats, x, train):
       return conv.run(params, stats, network(arch, of), x, EPSILON, train, first)

@@ -81,7 +81,7 @@ def test_reliability_tells_signal_from_noise():
 
   # 30 children in batches of 4: the last batch is filled up.
   found = reliability.measure(sp, signal, jax.random.key(0), 30, 4, noise, 20)
-  assert found.seeds == (pytest.approx(1.0), pytest.approx(1.0), 0) and found.children == 30
+  assert found.seeds == (pytest.approx(1.0), pytest.approx(1.0), 0, 0.0) and found.children == 30
   assert abs(found.budget.all) < 0.6 and found.data_seeds is None
   assert abs(reliability.measure(sp, noise, jax.random.key(0), 60, 4).seeds.all) < 0.4
   assert reliability.measure(sp, signal, jax.random.key(0), 30, 4).budget is None
@@ -111,16 +111,37 @@ def test_ranks_by_hand():
   turned = np.array([*range(9), 11.0, 10.0, 9.0])  # the best three of twelve in the opposite order
   assert reliability.ranks(turned, np.arange(12.0)).quarter == pytest.approx(-1.0)
   nothing = reliability.ranks(np.full(3, np.nan), np.arange(3.0))
-  assert math.isnan(nothing.all) and math.isnan(nothing.quarter) and nothing.failed == 3
+  assert math.isnan(nothing.all) and math.isnan(nothing.quarter) and nothing.failed == 3 and math.isnan(nothing.regret)
+
+
+def test_regret_by_hand():
+  # By perplexity: the short training ranks the third first, then the first and the fourth.
+  full, short = np.array([4.0, 5.0, 6.0, np.inf]), np.array([21.0, 30.0, 20.0, 22.0])
+  assert reliability.regret(full, short) == 0.5  # 6 against 4
+  assert reliability.regret(full, short, 2) == 0.0
+  assert reliability.regret(full, -short) == 0.25  # the second, 5 against 4
+  assert reliability.regret(full, np.array([3.0, 2.0, 1.0, 0.0])) == np.inf  # the one that failed
+  assert reliability.regret(full, np.array([3.0, 2.0, 1.0, 0.0]), 2) == 0.5
+  # By rewards, of which more is better: the first training chooses 0.6 by the second one, whose best is 0.8.
+  found = reliability.ranks(np.array([0.5, 0.9, 0.7, np.nan]), np.array([0.8, 0.6, 0.7, 1.0]))
+  assert found.regret == pytest.approx(0.25) and found.failed == 1  # the 1.0 failed in the first training
+  assert math.isnan(reliability.regret(np.full(2, np.inf), np.ones(2)))
+  assert math.isnan(reliability.regret(np.array([0.0, 1.0]), np.ones(2)))
 
 
 def test_reliability_is_json_without_nan():
   found = reliability.Reliability(
-    reliability.Ranks(0.5, math.nan, 2), reliability.Ranks(math.nan, math.nan, 8), None, 8
+    reliability.Ranks(0.5, math.nan, 2, 0.125), reliability.Ranks(math.nan, math.nan, 8), None, 8
   )
   text = json.dumps(reliability.as_json(found), allow_nan=False)
   again = reliability.from_json(json.loads(text))
   assert repr(again) == repr(found) and reliability.as_json(again) == json.loads(text)
   assert list(reliability.in_words(found, 'short', 'long')) == ['two seeds', 'two seeds with other data seeds']
   old = reliability.from_json({'seeds': 0.25, 'budget': math.nan, 'children': 8})
-  assert old.seeds.all == 0.25 and old.seeds.failed is None and old.budget and math.isnan(old.budget.all)
+  assert (
+    old.seeds.all == 0.25
+    and math.isnan(old.seeds.regret)
+    and old.seeds.failed is None
+    and old.budget
+    and math.isnan(old.budget.all)
+  )

@@ -1,0 +1,175 @@
+"""Networks that are compared at equal weights: the number of filters that brings each to a number of weights."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import testing
+
+from experiments.common import retraining
+from experiments.common.systems import CONV
+from nas_jax import config, draw, load, published, space
+from nas_jax.space.network import NetworkOptions, network
+from nas_jax.systems import retrain, retrain_conv, retrain_enas
+from nas_jax.training import evaluators
+
+IMAGES = testing.pictures()  # 6 x 5 x 1, three classes
+# 3 x 3 with 2 filters, then 1 x 3 with 3 filters, which reads the first layer alone.
+TWO = space.ConvArch((), (3, 1), (3, 3), (), (), (2, 3), (), (1,), ())
+POOLS = space.chain_space(('max pool 2 2',), 2).decode([0, 0])
+SPACES = (
+  space.conv_space(4, (1, 3), (3, 5), (3, 6, 20), layer_types=space.LAYER_TYPES, pools=(2,)),
+  space.chain_space(('conv 9 3 1', 'residual 5 3 2', 'residual 9 3 1', 'max pool 2 2'), 4),
+)
+
+
+def config_of(*weights, **changes):
+  small = {'batch': 9, 'epochs': 1, 'score_batch': 4, 'schedule': 'constant', 'lr': (0.05,)}
+  return retrain_conv.Config(**(small | {'weights': weights} | changes))
+
+
+def added(arch, size):
+  return retrain_conv.added_filters(config_of(size), IMAGES, arch, size)
+
+
+@pytest.mark.parametrize(
+  ('size', 'add'),
+  [
+    ('0.03k', -1),
+    ('0.04k', -1),  # 10 from 30, 18 from 58
+    ('0.044k', -1),  # 14 from both: the smaller network
+    ('0.045k', 0),
+    ('0.058k', 0),
+    ('0.076k', 1),  # 18 from 58, 16 from 92
+  ],
+)
+def test_two_layers_by_hand(size, add):
+  """With a filters more: kernels, batch norms and the classifier.
+
+  9 (2 + a) + 2 (2 + a) + 3 (2 + a) (3 + a) + 2 (3 + a) + 3 (3 + a + 1) is 30, 58, 92 for a = -1, 0, 1.
+  """
+  counted = [space.count(TWO, IMAGES.shape, 3, NetworkOptions(add_filters=a)).params for a in (-1, 0, 1)]
+  assert counted == [30, 58, 92]
+  assert added(TWO, size) == add
+
+
+def wider(arch, add):
+  """Returns an architecture that has `add` filters more in each layer."""
+  if isinstance(arch, space.ConvArch):
+    return arch._replace(filters=tuple(n + add if n else 0 for n in arch.filters))
+  layers = [space.chain.layer_of(code) for code in arch.layers if code]
+  return space.ChainArch(
+    tuple(space.chain.code(one._replace(channels=one.channels + add if one.channels else 0)) for one in layers)
+  )
+
+
+@pytest.mark.parametrize('made', SPACES, ids=('conv', 'chain'))
+def test_of_all_numbers_of_filters_it_is_the_nearest(made):
+  """By enumeration, for random networks and numbers of weights."""
+  archs = space.unstack(evaluators.random_batch(made, jax.random.key(0), 14).archs)
+  drawn, tried = np.random.default_rng(0), 0
+  for arch in archs:
+    filters = [layer.filters for layer in network(arch).layers if layer.filters]
+    if not filters:
+      continue
+    sizes = {add: space.count(wider(arch, add), IMAGES.shape, 3).params for add in range(1 - min(filters), 26)}
+    for wanted in drawn.integers(min(sizes.values()), max(sizes.values()), 5):
+      off = {add: abs(size - wanted) for add, size in sizes.items()}
+      found = added(arch, f'{wanted / 1000}k')
+      assert off[found] == min(off.values()), (arch, wanted, found)
+      tried += 1
+  assert tried > 30
+
+
+@pytest.mark.parametrize('name', retrain_conv.KNOWN)
+def test_published_networks_of_a_million_weights(name):
+  arch, shape = retrain_conv.KNOWN[name], (32, 32, 3)
+  images = testing.pictures(shape=shape)
+  cfg = config_of('1M')
+  retrain_conv.validate(cfg, images, arch)
+  task = retrain_conv.task(cfg, images, arch, '1M', 1)
+  add = int(task.size)
+  assert task.size.startswith(('+', '-')) and task.weights == space.count(wider(arch, add), shape, 3).params
+  assert abs(task.weights - 1e6) < 0.05e6
+
+
+@pytest.mark.parametrize('arch', [published.ENAS_MICRO, space.MacroArch((5, 4, 1), (1, 0, 1))], ids=('micro', 'macro'))
+def test_networks_of_shared_weights(arch):
+  """The number of filters in the first layers, by counting the networks themselves."""
+  cfg = retrain_enas.Config(batch=9, cells=1, weights=('3k',))
+  retrain_enas.check(cfg)
+  found = retrain_enas.first_filters(cfg, IMAGES, arch, '3k')
+  sizes = [retrain_enas._weights(retrain_enas._build(cfg, IMAGES, arch, n), arch) for n in range(1, found + 2)]
+  assert found == 1 + int(np.argmin(np.abs(np.array(sizes) - 3000))) > 1
+  task = retrain_enas.task(cfg, IMAGES, arch, '3k', 1)
+  assert (task.size, task.weights) == (str(found), sizes[found - 1])
+
+
+def test_fewer_filters_are_drawn_and_described():
+  options = NetworkOptions(add_filters=-1)
+  assert [layer.filters for layer in network(TWO, options).layers] == [1, 2]
+  assert '1x3, 2 filters' in space.network.describe(TWO, options)
+  assert draw.conv.svg(TWO, options) == draw.conv.svg(wider(TWO, -1))
+  assert network(POOLS, options) == network(POOLS)
+
+
+@pytest.mark.long
+def test_a_network_of_fewer_filters_is_trained_resumed_and_loaded(tmp_path, monkeypatch, capsys):
+  cfg = config_of('0.03k', '0.09k', epochs=2)
+  retraining.run(CONV, cfg, IMAGES, {'mine': TWO}, str(tmp_path))
+  rows = json.loads((tmp_path / 'result.json').read_text())['rows']
+  assert [(row['size'], row['parameters']) for row in rows] == [('-1', 30), ('+1', 92)]
+  assert ' -1 ' in capsys.readouterr().out
+  (folder,) = tmp_path.glob('mine-*')
+  kept = json.loads((folder / 'trainings.json').read_text())
+  assert [(key.split(',')[0], one['size']) for key, one in kept.items()] == [('0.03k', '-1'), ('0.09k', '+1')]
+  for row, name in zip(rows, ('model-0.03k-0', 'model-0.09k-0')):
+    model = load(folder / name)
+    assert model.module.add_filters == int(row['size']) and model.about['weights'] == row['parameters']
+    error = np.mean(np.asarray(model(IMAGES.test.images).argmax(-1)) != IMAGES.test.labels)
+    np.testing.assert_allclose(error, row['test'][0], rtol=1e-5)
+  monkeypatch.setattr(retraining, 'train_stage', None)  # would fail
+  retraining.run(CONV, cfg, IMAGES, {'mine': TWO}, str(tmp_path))
+
+
+def test_without_weights_trainings_have_the_names_they_had():
+  """A folder of results from before resumes: its trainings are called '0, lr ...' and their size '+0'."""
+  cfg = config_of(add_filters=(0, 2))
+  assert retrain_conv.RECIPE.sizes(cfg) == ['0', '2']
+  assert [retrain_conv.task(cfg, IMAGES, TWO, size, 1).size for size in ('0', '2')] == ['+0', '+2']
+  saved = config.as_json(cfg)
+  del saved['weights']
+  assert not config.differences(saved, cfg) and config.from_json(retrain_conv.Config, saved) == cfg
+
+
+@pytest.mark.parametrize(
+  ('make', 'words'),
+  [
+    (lambda: added(TWO, '0.029k'), r'weights \(=0.029k\): .* has 30; ask for at least'),
+    (lambda: added(POOLS, '1k'), r'weights \(=1k\): the network has no convolution'),
+    (lambda: retrain_conv.check(config_of('100')), "weights: '100' must be a number of weights, as 500k"),
+    (lambda: retrain_conv.check(config_of('1k', 'infM')), "weights: 'infM' must be"),
+    (lambda: retrain_conv.check(config_of(3)), r'weights \(=3\) must be of type str'),
+    (lambda: retrain_conv.check(config_of('9000M')), 'would have 9000000000 weights.*fewer weights'),
+    (lambda: retrain_conv.check(config_of('1k', add_filters=(1,))), r'both name sizes: leave add_filters at \(0,\)'),
+    (
+      lambda: retrain_enas.check(retrain_enas.Config(weights=('1k',), filters=(8,))),
+      r'both name sizes: leave filters at \(36,\)',
+    ),
+    (
+      lambda: retrain_enas.first_filters(retrain_enas.Config(cells=1), IMAGES, published.ENAS_MICRO, '0.01k'),
+      r'weights \(=0.01k\): .* ask for at least',
+    ),
+    (lambda: network(TWO, NetworkOptions(add_filters=-2)), r'add_filters \(=-2\) .* of 2 filters: want at least -1'),
+  ],
+)
+def test_what_cannot_be_is_one_line(make, words):
+  with pytest.raises(ValueError, match=words) as error:
+    make()
+  testing.one_line(error)
+
+
+def test_numbers_of_weights():
+  words = ('500k', '4.65M', '72.858k', '100', 'k', '', '-1k', 'nank', '0k')
+  assert [retrain.parse_weights(one) for one in words] == [500_000, 4_650_000, 72_858, *[None] * 6]
