@@ -55,6 +55,15 @@ def standard_error(values: np.ndarray) -> float:
   return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
+def paired(apart: np.ndarray) -> tuple[float, float, float]:
+  """Returns the mean of n differences between pairs [n], its standard error, and p of a two-sided paired t-test.
+
+  p is NaN where all differences are equal.
+  """
+  mean, error = float(apart.mean()), standard_error(apart)
+  return mean, error, 2 * float(special.stdtr(len(apart) - 1, -abs(mean) / error)) if error > 0 else math.nan
+
+
 def compare(one: Curve, first: Curve, place: int, evaluations: int) -> Row:
   """Compares an algorithm with the first one after `evaluations` evaluations, which is checkpoint number `place`.
 
@@ -62,15 +71,10 @@ def compare(one: Curve, first: Curve, place: int, evaluations: int) -> Row:
   """
   mine, its = np.asarray(one.at[place]), np.asarray(first.at[place])
   pairs = min(len(mine), len(its))
-  apart = mine[:pairs] - its[:pairs]
-  error = standard_error(apart)
-  p = 2 * float(special.stdtr(pairs - 1, -abs(apart.mean()) / error)) if error > 0 else math.nan
   reaches = np.flatnonzero(np.asarray(one.mean) >= first.mean[evaluations - 1])
   return Row(
     float(mine.mean()),
     standard_error(mine),
-    float(apart.mean()),
-    error,
-    p,
+    *paired(mine[:pairs] - its[:pairs]),
     int(reaches[0]) + 1 if len(reaches) else None,
   )
