@@ -122,7 +122,7 @@ def split_sequences(
 
   Raises:
     ValueError: in one line: splits differ in their features or number of labels; labels have fewer than two classes;
-      or numbers to predict are not finite or all the same.
+      numbers to predict are not finite or all the same; or the variance of a feature cannot be computed in float64.
   """
   parts = _of_one_length(parts)
   train, numbers = parts['train'], not names
@@ -181,6 +181,16 @@ def _check_values(name: str, labels: np.ndarray, names: tuple[str, ...]) -> None
 
 
 def _scale(values: np.ndarray) -> Scale:
-  """Returns the mean and the standard deviation of columns [n, k]; a column that does not vary is divided by 1."""
-  deviation = values.std(0, dtype=np.float64)
-  return Scale(values.mean(0, dtype=np.float64), np.where(deviation > 0.0, deviation, 1.0))
+  """Returns the mean and the standard deviation of columns [n, k]; a column that does not vary is divided by 1.
+
+  Raises ValueError if float64 is too narrow for the variance of a column.
+  """
+  with np.errstate(over='ignore', invalid='ignore'):
+    mean, deviation = values.mean(0, dtype=np.float64), values.std(0, dtype=np.float64)
+    varies = np.ptp(values, 0) > 0.0  # rounding may make the deviation of a constant column greater than 0
+  if not np.isfinite(deviation).all() or (varies & (deviation == 0.0)).any():
+    raise ValueError(
+      f'the training sequences have numbers up to {np.abs(values).max():.3g}, too large or too small for their variance '
+      'to be computed: scale each feature to numbers near 1.'
+    )
+  return Scale(mean, np.where(varies, deviation, 1.0))

@@ -56,6 +56,15 @@ def test_one_feature_and_numbers_to_predict(tmp_path):
   assert load_sequences(path, numbers=True).train.labels.shape == (18, 1)
 
 
+def test_a_feature_that_does_not_vary_keeps_its_unit(tmp_path):
+  """The mean of many 0.1 is not 0.1, so their standard deviation as computed is about 1e-17 instead of 0."""
+  x = given(40)['sequences']
+  x[..., 1] = 0.1
+  assert x.reshape(-1, 2).std(0)[1] > 0.0
+  found = load_sequences(save(tmp_path, **given(40, sequences=x)))
+  assert found.standard.deviation[1] == 1.0 and 0.5 < found.standard.deviation[0] < 2.0
+
+
 @pytest.mark.parametrize(
   ('change', 'words'),
   [
@@ -69,6 +78,8 @@ def test_one_feature_and_numbers_to_predict(tmp_path):
     ({'sequences': np.zeros((20, 5, 2, 1))}, r'sequences \(20, 5, 2, 1\): want \[n, T, F\]'),
     ({'sequences': np.full((20, 5), 'x')}, 'sequences of type <U1: want numbers'),
     ({'sequences': np.where(np.arange(5) == 3, np.nan, 0.0) * np.ones((20, 1))}, 'first in sequence 0, step 3'),
+    ({'sequences': np.arange(100).reshape(20, 5) * 1e200}, r'up to 9\.\de\+201, too large or too small for their variance'),
+    ({'sequences': np.arange(100).reshape(20, 5) * 1e-200}, 'too large or too small'),
     ({'lengths': np.arange(20)}, r'lengths \(20,\) from 0 to 19: want ints \[20\] from 1 to 5'),
     ({'lengths': np.ones(20)}, 'lengths .* want ints'),
     ({'valid_sequences': np.zeros((2, 5, 3)), 'valid_labels': np.array(['cat', 'dog'])}, 'want one shape'),
