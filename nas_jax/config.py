@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 from typing import Any, ClassVar
+import warnings
 
 LARGEST = 1e30  # the largest value of a float field, so that products of settings still fit float32
 LAST_SEED = 2**32 - 1  # JAX makes keys of the lowest 32 bits of a seed: a greater one would repeat a smaller one
@@ -26,6 +27,7 @@ def field(
   also: type | None = None,
   pair: bool = False,
   unsettled: Any = 'auto',
+  former: Any = None,
 ) -> Any:
   """Returns a dataclass field with its help text and its bounds.
 
@@ -42,6 +44,7 @@ def field(
     pair: whether the value may also be a tuple of two of its kind.
     unsettled: the value that leaves the choice to the first start of a search. That start saves its choice, and later
       starts read it: see `settled`.
+    former: the default of earlier versions, if it was another one: see `settled`.
   """
   fits = {
     'low': low,
@@ -51,6 +54,7 @@ def field(
     'also': also,
     'pair': pair,
     'unsettled': unsettled,
+    'former': former,
   }
   return dataclasses.field(default=default, metadata={'help': help, 'budget': budget, 'first': first, **fits})
 
@@ -156,12 +160,24 @@ def from_json(config_class: type, saved: Mapping[str, Any]) -> Any:
 
 
 def settled(config: Any, old: Mapping[str, Any]) -> Any:
-  """Returns `config` with each value that leaves a choice open, such as 'auto', replaced by what `old` chose."""
+  """Returns `config` with the values of a saved config, `old`, for what the flags leave open.
+
+  A value that leaves a choice open, such as 'auto', is replaced by what `old` chose. A default is replaced by the
+  default of earlier versions if that is what `old` has: a search that was started with it goes on with it. A warning
+  names these fields.
+  """
   old = with_added(old, type(config))
-  unsettled = {
-    item.name for item in dataclasses.fields(config) if getattr(config, item.name) == item.metadata['unsettled']
+  items = [(item, getattr(config, item.name)) for item in dataclasses.fields(config) if item.name in old]
+  open_ = {item.name: old[item.name] for item, value in items if value == item.metadata['unsettled']}
+  former = {
+    item.name: old[item.name]
+    for item, value in items
+    if item.metadata['former'] is not None and value == item.default and old[item.name] == item.metadata['former']
   }
-  return dataclasses.replace(config, **{name: value for name, value in old.items() if name in unsettled})
+  if former:
+    said = ' and '.join(f'{name}={value}' for name, value in former.items())
+    warnings.warn(f'the search goes on with {said}: the defaults of new searches are others.', stacklevel=2)
+  return dataclasses.replace(config, **open_, **former)
 
 
 def without_removed(saved: Mapping[str, Any], config_class: type) -> dict[str, Any]:

@@ -174,9 +174,9 @@ def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evalua
   found = reliability.from_json(workdirs.cached(os.path.join(run.workdir, 'reliability.json'), measure))
   run.progress.drop(RELIABILITY)
   lines = [
-    f'reward reliability: rank correlations (Spearman) of {words.counted(found.children, f"random {system.noun}")}, '
-    'without those that failed; in brackets, within the best quarter; and the loss of reward by the second training if '
-    'the first one chooses (regret):'
+    f'reward reliability of {words.counted(found.children, f"random {system.noun}")}, without those that failed: rank '
+    'correlation (Spearman), in brackets that of the best quarter; regret, the share of the reward that is lost in the '
+    'second training by choosing in the first:'
   ]
   for between, one in reliability.in_words(found, system.length(cfg), system.length(long)).items():
     quarter = f' ({one.quarter:.2f})' if math.isfinite(one.quarter) else ''

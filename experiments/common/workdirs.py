@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import dataclasses
 import errno
 import math
 import os
@@ -115,14 +116,16 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
 
 
 def settled(workdir: str, cfg: Any) -> Any:
-  """Returns `cfg` with this folder's values for the data seed and the other choices that flags leave open.
+  """Returns `cfg` with this folder's values for the data seed and whatever else flags leave open: see `config.settled`.
 
   In a new folder the data seed is the seed of the run. The copy of the config in origin.json takes precedence, as
   config.json may be damaged. Nothing is written or moved.
   """
   copy = object_in(os.path.join(workdir, 'origin.json')).get('config')
   old = copy or object_in(os.path.join(workdir, 'config.json'))
-  return config.settled(cfg, old if old else {'data_seed': cfg.seed})
+  if old:
+    return config.settled(cfg, old)
+  return dataclasses.replace(cfg, data_seed=config.data_seed(cfg)) if isinstance(cfg, config.DataSeed) else cfg
 
 
 def object_in(path: str) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def _scale(values: np.ndarray) -> Scale:
     varies = np.ptp(values, 0) > 0.0  # rounding may make the deviation of a constant column greater than 0
   if not np.isfinite(deviation).all() or (varies & (deviation == 0.0)).any():
     raise ValueError(
-      f'the training sequences have numbers up to {np.abs(values).max():.3g}, too large or too small for their variance '
-      'to be computed: scale each feature to numbers near 1.'
+      f'the training sequences have numbers up to {np.abs(values).max():.3g}, too large or too small to compute their '
+      'variance: scale each feature to numbers near 1.'
     )
   return Scale(mean, np.where(varies, deviation, 1.0))

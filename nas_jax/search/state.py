@@ -39,12 +39,14 @@ class Config(algorithms.Config, Seed):
     'how many proposals of the algorithm the Gaussian process of proposals=guided chooses among, for each child',
     low=1,
     high=4096,
+    former=32,
   )
   guide_mutations: int = field(
     64,
     'how many mutations of the best children the Gaussian process of proposals=guided chooses among, for each child',
     low=1,
     high=4096,
+    former=16,
   )
   depth_start: int = field(
     0, 'layers of the first children, which then grow deeper, 0 for max_depth from the start; 6 in Sec. 4.1', low=0

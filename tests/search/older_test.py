@@ -1,6 +1,8 @@
 """Searches whose checkpoints have the layout of earlier versions."""
 
+import dataclasses
 import gc
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import pytest
 import testing
 from testing import LAYERED
 
-from nas_jax import search
+from experiments.common import workdirs
+from nas_jax import config, search
 from nas_jax.search import older
 from nas_jax.search.algorithms import reinforce
 from nas_jax.search.older import FlatState, WithoutWorst
@@ -62,3 +65,19 @@ def test_damage_is_still_seen(tmp_path):
   with pytest.warns(UserWarning, match='checkpoint 1 is damaged'):
     assert checkpoint.restore(str(tmp_path / 'checkpoints'), state, older.layouts) is None
   gc.collect()  # Orbax leaves event loops behind when a read fails, which would warn in another test
+
+
+@pytest.mark.parametrize('saved', [{'guide_draws': 32, 'guide_mutations': 16}, {}], ids=['saved', 'without fields'])
+def test_a_search_keeps_the_defaults_that_it_was_started_with(tmp_path, saved):
+  """Only values that a flag may have left out: others are compared, so that they are not dropped in silence."""
+  cfg, old = testing.cell_config(), tmp_path / 'config.json'
+  assert (cfg.guide_draws, cfg.guide_mutations) == (64, 64)
+  assert workdirs.settled(str(tmp_path), cfg).guide_draws == 64  # a new search
+  others = {name: value for name, value in config.as_json(cfg).items() if not name.startswith('guide_')}
+  old.write_text(json.dumps(others | saved))
+  with pytest.warns(UserWarning, match='goes on with guide_draws=32 and guide_mutations=16'):
+    kept = workdirs.open_config(str(tmp_path), workdirs.settled(str(tmp_path), cfg))
+  assert kept == dataclasses.replace(cfg, guide_draws=32, guide_mutations=16)
+  assert workdirs.open_config(str(tmp_path), kept) == kept
+  with pytest.raises(ValueError, match=r'guide_draws \(32 -> 128\)'):
+    workdirs.open_config(str(tmp_path), dataclasses.replace(kept, guide_draws=128))
