@@ -124,7 +124,10 @@ def agreed(systems: Mapping[str, System]) -> System:
   (first, chosen), *others = systems.items()
   for source, system in others:
     if RECIPES[system.name] is not RECIPES[chosen.name]:
-      raise ValueError(f'{source} is a {system.noun}, {first} a {chosen.noun}: train those of one kind at a time.')
+      raise ValueError(
+        f'{source} is a {system.noun} of {system.launcher}, {first} a {chosen.noun} of {chosen.launcher}: train those '
+        'of one kind at a time.'
+      )
   return chosen
 
 

@@ -154,8 +154,8 @@ def _reliability(report: Report) -> str:
   words = (
     f'The same random {report.noun}s were scored in more than one way. If the rankings do not agree, there is nothing '
     'to learn from. 1 means the same order, 0 means unrelated orders. Children that failed in one of the ways are left '
-    'out. The regret is the price of a choice: it compares the child that the first way ranks first with the best '
-    'child, by the reward in the second way.'
+    'out. The regret says what a choice by the first way costs: how much less reward, in the second way, the child '
+    'that it ranks first has than the best child.'
   )
   rows = []
   for each in report.reliability:

@@ -272,6 +272,7 @@ def test_a_wrong_flag_of_retraining_a_network_is_one_line(refuse, tmp_path, flag
     ('--weights=1M', ('--weights', 'networks')),
     ('--weight_decay=1,2', ('weight_decay (=1,2)', 'one float')),
     ('--arch=NASCELL,FIGURE_7', ('FIGURE_7 is a network', 'NASCELL a cell')),
+    ('--arch=ENAS_MICRO,FIGURE_7', ('FIGURE_7 is a network of conv_search', 'ENAS_MICRO a network of enas_search')),
     ('--arch=ENAS_RNN,LSTM,XU_CIFAR10', ('XU_CIFAR10 is a network', 'ENAS_RNN a cell')),
   ],
 )
@@ -297,7 +298,7 @@ def test_architectures_of_systems_that_one_module_retrains(refuse, monkeypatch, 
   retrain_launcher.prepare(['retrain', *args, f'--arch={both},ENAS_RNN,LSTM'])(lambda: None)
   assert list(seen[0].values()) == [RnnArch((1, 3), (0,)), NASCELL, ENAS_RNN, 'LSTM']
   error = refuse(retrain_launcher, *args, f'--arch={both},FIGURE_7')
-  assert f'FIGURE_7 is a network, {tmp_path}/rnn.json a cell' in error
+  assert f'FIGURE_7 is a network of conv_search, {tmp_path}/rnn.json a cell of enas_search' in error
 
 
 def test_other_architectures_given_to_retrain(refuse, tmp_path):

@@ -38,10 +38,13 @@ def main() -> int:
   parser.add_argument('--folder', type=pathlib.Path, required=True, help='of the environment')
   parser.add_argument('--newest', action='store_true', help='tests the newest versions instead of the lower bounds')
   values = parser.parse_args()
-  python = values.folder / 'bin' / 'python'
+  folder = values.folder.expanduser().absolute()
+  python = folder / 'bin' / 'python'
   if not python.exists():
-    venv.create(values.folder, with_pip=True)
-  subprocess.run([python, '-m', 'pip', 'install', '--quiet', *requirements(values.newest), *TOOLS], check=True)
+    venv.create(folder, with_pip=True)
+  upgrade = ['--upgrade'] if values.newest else []  # an environment of before may have older versions
+  install = [python, '-m', 'pip', 'install', '--quiet', *upgrade, *requirements(values.newest), *TOOLS]
+  subprocess.run(install, check=True)
   command = [python, '-m', 'pytest', '-q', '-o', 'filterwarnings=default', '-m', 'not long', *TESTS]
   return subprocess.run(command, cwd=ROOT, check=False).returncode
 
