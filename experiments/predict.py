@@ -89,7 +89,7 @@ def _prepare_sequences(path: str, model: export.SequenceModel, values: flags.Fla
   given = series.read(values.sequences, model)
   if isinstance(model, export.Forecaster):
     ahead = model(given.sequences)
-    return lambda check: show_forecast(path, ahead, values.json)
+    return lambda check: show_forecast(path, ahead, model.inputs.columns, values.json)
   assert isinstance(model, export.SequenceClassifier | export.SequenceRegressor)
   names, found = given.names, _in_parts(model, given.sequences, given.lengths)
   if isinstance(model, export.SequenceRegressor):
@@ -159,13 +159,13 @@ def show_numbers(
     print(f'root mean squared error: {found["rmse"]:.4g} of {words.counted(len(numbers), what)}')
 
 
-def show_forecast(path: str, ahead: np.ndarray, as_json: bool) -> None:
-  """Prints the forecast values [horizon, F]."""
+def show_forecast(path: str, ahead: np.ndarray, columns: Sequence[str], as_json: bool) -> None:
+  """Prints the forecast values [horizon, F], below the names of the columns [F] if the model has them."""
   if as_json:
-    print(json.dumps({'model': path, 'forecast': ahead.tolist()}))
+    print(json.dumps({'model': path, 'columns': list(columns), 'forecast': ahead.tolist()}))
     return
   rows = [[f'+{step}', *row] for step, row in enumerate(ahead.tolist(), 1)]
-  header = ['step', *(f'feature {k}' for k in range(ahead.shape[1]))]
+  header = ['step', *(columns or (f'feature {k + 1}' for k in range(ahead.shape[1])))]
   print(f'model: {path}\n{rankings.table(header, rows)}')
 
 

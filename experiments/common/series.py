@@ -35,9 +35,13 @@ def read(path: str, model: export.SequenceModel) -> Given:
     ValueError: a file cannot be read, has other arrays, or does not fit the model. The message is one line.
   """
   if isinstance(model, export.Forecaster):
-    found = _series(path)
-    model(found)  # raises ValueError
-    return Given((), found, np.array(len(found)), None)
+    found, columns = _series(path), model.inputs.columns
+    if found.names and columns and found.names != columns:
+      raise ValueError(
+        f'{path} has the columns {", ".join(found.names)}: want {", ".join(columns)}, as in training, or no names.'
+      )
+    model(found.values)  # raises ValueError
+    return Given((), found.values, np.array(len(found.values)), None)
   names, made, lengths, labels = _sequences(path)
   features = model.inputs.example.shape[-1]
   if made.shape[-1] != features:
@@ -48,16 +52,16 @@ def read(path: str, model: export.SequenceModel) -> Given:
   return Given(names, made, lengths, labels)
 
 
-def _series(path: str) -> np.ndarray:
-  """Returns a series [T, F]."""
+def _series(path: str) -> sequence_files.Table:
+  """Returns the series of a file."""
   if sequence_files.KIND.holds(path):
-    return sequence_files.table(path).values
+    return sequence_files.table(path)
   if os.path.isdir(path):
     raise ValueError(f'{path} is a folder, and the model forecasts one series: give its FILE.csv, .tsv, .npy or .npz.')
   arrays = npz.read(path, SERIES, 'take fewer steps')
   if list(arrays) != ['series']:
     raise ValueError(f'{path} has arrays {", ".join(arrays)}: want {SERIES}.')
-  return own_sequences.checked_series(path, arrays['series'])
+  return sequence_files.Table(own_sequences.checked_series(path, arrays['series']))
 
 
 def _sequences(path: str) -> Given:

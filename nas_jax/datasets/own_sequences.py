@@ -26,17 +26,20 @@ class Split(NamedTuple):
   labels: np.ndarray  # [n] int32, the class of each; [n, k] float32 if they are numbers to predict
 
 
-def read_file(dataset: str, path: str) -> dict[str, np.ndarray]:
-  """Returns the arrays of an .npz by name; of a .csv, .tsv or .npy its sequence, as array 'series'.
+def read_file(dataset: str, path: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+  """Returns the arrays of a file by name, and the names of the columns of a table, () if it has none.
+
+  A .csv, .tsv or .npy has one array, 'series'.
 
   Raises:
     ValueError: in one line: the file cannot be read, takes too much memory, or has another ending. Then `dataset`, its
       name as it was given, is no set either.
   """
   if path.endswith(npz.ENDING):
-    return npz.read(path, LAYOUT, 'take fewer sequences')
+    return npz.read(path, LAYOUT, 'take fewer sequences'), ()
   if sequence_files.KIND.holds(path):
-    return {'series': sequence_files.table(path).values}
+    found = sequence_files.table(path)
+    return {'series': found.values}, found.names
   raise ValueError(
     f"dataset (={dataset!r}) must be 'digits', {FOLDER!r}, a FILE.npz with {LAYOUT}; or a FILE.csv, .tsv or .npy of a "
     'series.'

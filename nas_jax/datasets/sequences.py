@@ -25,6 +25,7 @@ class Sequences(NamedTuple):
   names: tuple[str, ...] = ()  # of the classes; () if labels are numbers to predict
   scale: Scale | None = None  # [k] of the training labels if they are numbers to predict; None for classes
   horizon: int = 0  # steps that are forecast, if the sequences are windows of a series
+  columns: tuple[str, ...] = ()  # [F] names of the features, if the table of a series has them
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -67,7 +68,7 @@ def load_sequences(
       `numbers` are wanted of a set with classes; or `window` is missing for a series, or is given for sequences with
       labels.
   """
-  names, ahead = tuple[str, ...](), 0
+  names, columns, ahead = tuple[str, ...](), tuple[str, ...](), 0
   if numbers and dataset in ('digits', FOLDER):
     raise ValueError(f'metric r2 predicts numbers, and dataset {dataset!r} has classes: take a FILE.npz of numbers.')
   if dataset == 'digits':
@@ -76,7 +77,7 @@ def load_sequences(
     sources, names = own_sequences.of_folder(data_dir)
   else:
     path = os.path.join(data_dir, os.path.expanduser(dataset))
-    arrays = own_sequences.read_file(dataset, path)
+    arrays, columns = own_sequences.read_file(dataset, path)
     if 'series' in arrays:
       ahead = horizon
       sources = own_sequences.of_series(path, arrays, numbers, window, horizon, valid_share, test_share)
@@ -88,7 +89,7 @@ def load_sequences(
       'out.'
     )
   parts = splits.read(sources, max_examples, test_share, seed)
-  return split_sequences(parts, names, valid_share, max_examples, seed, ahead)
+  return split_sequences(parts, names, valid_share, max_examples, seed, ahead)._replace(columns=columns)
 
 
 def _digits() -> dict[str, Source[Split]]:

@@ -34,7 +34,14 @@ _SCHEMA: files.Schema = {
   'options': {},
   'images?': {'shape': [int], 'classes': [str], 'whiten': str, 'resized': bool, 'scale?': [files.is_number]},
   'text?': {'level': str, 'vocabulary': [str]},
-  'sequences?': {'steps': int, 'classes': [str], 'standard': _SCALE, 'scale': (_SCALE, None), 'horizon': int},
+  'sequences?': {
+    'steps': int,
+    'classes': [str],
+    'standard': _SCALE,
+    'scale': (_SCALE, None),
+    'horizon': int,
+    'columns?': [str],
+  },
   'scores': {'metric': str, 'valid': (files.is_number, None), 'test': files.is_number},
 }
 

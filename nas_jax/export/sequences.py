@@ -57,11 +57,12 @@ class SequenceInputs(NamedTuple):
   standard: Scale  # [F] of the features
   scale: Scale | None = None  # [k] of the numbers that the network predicts; None for a classifier
   horizon: int = 0  # steps that are forecast; 0 if the network does not forecast
+  columns: tuple[str, ...] = ()  # [F] names of the features, if the table of a series had them
 
   @classmethod
   def of(cls, data: sequences_lib.Sequences) -> 'SequenceInputs':
     """Returns the description of `data` for networks that are trained on it."""
-    return cls(data.shape[0], data.names, data.standard, data.scale, data.horizon)
+    return cls(data.shape[0], data.names, data.standard, data.scale, data.horizon, data.columns)
 
   @property
   def example(self) -> jax.ShapeDtypeStruct:
@@ -77,7 +78,8 @@ class SequenceInputs(NamedTuple):
   def from_json(cls, found: Mapping[str, Any]) -> 'SequenceInputs':
     """Reads what `as_json` returns."""
     scale = _arrays(found['scale']) if found['scale'] else None
-    return cls(found['steps'], tuple(found['classes']), _arrays(found['standard']), scale, found['horizon'])
+    classes, columns = tuple(found['classes']), tuple(found.get('columns', ()))  # earlier versions saved no columns
+    return cls(found['steps'], classes, _arrays(found['standard']), scale, found['horizon'], columns)
 
 
 def _lists(scale: Scale | None) -> dict[str, list[float]] | None:

@@ -88,7 +88,9 @@ def test_a_file_is_the_series_that_it_is_in_an_npz(tmp_path, name):
     np.savetxt(tmp_path / name, series, '%.17g', separator, header=f'heat{separator}load', comments='')
   options = {'data_dir': str(tmp_path), 'numbers': True, 'window': 4, 'horizon': 3, 'test_share': 0.2}
   found = load_sequences(name, **options)
-  assert found.horizon == 3 and found.outputs == 6
+  assert (
+    found.horizon == 3 and found.outputs == 6 and found.columns == (() if name.endswith('.npy') else ('heat', 'load'))
+  )
   same(found, load_sequences('series.npz', **options))
   assert 'take --metric=r2' in complaint(name, tmp_path)
   assert 'as --window=32' in complaint(name, tmp_path, numbers=True)

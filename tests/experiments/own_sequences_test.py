@@ -91,6 +91,7 @@ def test_from_a_series_to_a_forecast(tmp_path, capsys):
   assert 'of the changes from the last value' in capsys.readouterr().out
   model = export.load(workdir)
   assert isinstance(model, export.Forecaster) and model.about['scores']['test'] < 0.3
+  assert model.inputs.columns == ('a', 'b')
   # Beside repeating the last value, in the end of the series, the networks' error is that of their test.
   np.save(tmp_path / 'past.npy', series[:280])
   run(predict, f'--model={workdir}', f'--sequences={tmp_path}/past.npy', '--json')

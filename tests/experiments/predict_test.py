@@ -162,11 +162,11 @@ def test_a_text(language, tmp_path, capsys):
 SCALE = Scale(np.array([1.0, 2.0]), np.array([0.5, 4.0]))
 
 
-def read_sequences(tmp_path, name, classes=(), scale=None, horizon=0):
+def read_sequences(tmp_path, name, classes=(), scale=None, horizon=0, columns=()):
   """A network with random weights for sequences of two features."""
   outputs = len(classes) or np.size(scale.mean)
   options = {'outputs': outputs, 'features': 4, 'layers': 2}
-  return save(tmp_path / name, TREE, options, export.SequenceInputs(3, classes, SCALE, scale, horizon))
+  return save(tmp_path / name, TREE, options, export.SequenceInputs(3, classes, SCALE, scale, horizon, columns))
 
 
 def test_classes_of_sequences(tmp_path, capsys):
@@ -235,6 +235,21 @@ def test_numbers_of_sequences_and_a_forecast(tmp_path, capsys):
   np.savetxt(tmp_path / 'series.csv', series, '%.17g', ',', header='heat,load', comments='')
   run(f'--model={tmp_path}/ahead', f'--sequences={tmp_path}/series.csv', '--json')
   assert json.loads(capsys.readouterr().out)['forecast'] == found
+
+
+def test_columns_of_a_forecast_have_their_names(tmp_path, capsys):
+  read_sequences(tmp_path, 'named', scale=SCALE, horizon=1, columns=('heat', 'load'))
+  read_sequences(tmp_path, 'unnamed', scale=SCALE, horizon=1)
+  for header in ('heat,load', 'load,heat', ''):
+    (tmp_path / f'x{header}.csv').write_text(f'{header}\n1,2\n3,4\n5,6\n'.lstrip())
+  run(f'--model={tmp_path}/named', f'--sequences={tmp_path}/xheat,load.csv')
+  shown = capsys.readouterr().out
+  run(f'--model={tmp_path}/named', f'--sequences={tmp_path}/x.csv')
+  assert capsys.readouterr().out == shown and shown.splitlines()[1].split() == ['step', 'heat', 'load']
+  run(f'--model={tmp_path}/unnamed', f'--sequences={tmp_path}/xload,heat.csv')
+  assert capsys.readouterr().out.splitlines()[1].split() == ['step', 'feature', '1', 'feature', '2']
+  said = complaint(f'--model={tmp_path}/named', f'--sequences={tmp_path}/xload,heat.csv')
+  assert 'has the columns load, heat: want heat, load, as in training' in said
 
 
 def test_what_is_wrong_with_sequences_is_said_in_one_line(classifier, tmp_path):
