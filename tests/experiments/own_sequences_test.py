@@ -124,7 +124,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path):
     (retrain, [*lstm, '--dropout=0:0.1'], 'must be one rate'),
     (retrain, [*lstm, '--sizes=0.05k'], 'parameters (=50) cannot be met'),
     (retrain, [*lstm[:-1], '--system=conv'], 'system (=conv) does not train LSTM, a cell of cell_search'),
-    (retrain, [*lstm, '--arch=LSTM,FIGURE_7'], 'FIGURE_7 is a network, LSTM a cell'),
+    (retrain, [*lstm, '--arch=LSTM,FIGURE_7'], 'FIGURE_7 is a network of conv_search, LSTM a cell'),
   ):
     folder = [f'--workdir={tmp_path}/run'] if launcher is sequence_search else []
     assert words in complaint(launcher, '--preset=smoke', *folder, *flags), (flags, words)
