@@ -228,3 +228,10 @@ def test_other_files_are_left_out_with_a_word(tmp_path):
   (tmp_path / 'dog' / 'notes.txt').write_text('')
   with pytest.warns(UserWarning, match='1 files, as notes.txt, are left out: they do not end in .csv, .npy, .tsv'):
     assert len(load_sequences('folder', str(tmp_path)).train.labels) == 18
+
+
+def test_hidden_files_are_no_examples():
+  """Macs leave a hidden `._1.csv` beside `1.csv` on other file systems."""
+  assert [sequence_files.KIND.holds(f'walk/{name}') for name in ('1.csv', '2.NPY', '._1.csv', 'notes.txt')] == [
+    True, True, False, False
+  ]  # fmt: skip
