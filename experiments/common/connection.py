@@ -1,22 +1,10 @@
-"""Connects the processes of a search over several hosts. They watch one another and end together.
-
-They communicate through JAX's coordination service, which process 0 runs. A thread of each host reports every `BEAT`
-seconds that the host is alive, and checks whether others have ended or are lost. Besides the keys of `nas_jax.hosts`
-there are these:
-
-* `beat/HOST`: a growing count.
-* `end/HOST`: the exit code of a host that ends before the search does, and why.
-* `gone/HOST`: the host is about to exit; the value says whether it takes part in JAX's own shutdown.
-"""
+"""Connects the processes of a search over several hosts. They watch one another and end together."""
 
 import atexit
 from collections.abc import Callable, Iterator
 import contextlib
 import itertools
 import json
-import math
-import os
-import sys
 import threading
 import time
 from typing import Any, NamedTuple
@@ -24,15 +12,10 @@ from typing import Any, NamedTuple
 from absl import flags
 import jax
 
-from experiments.common import launch
+from experiments.common import watch
 from nas_jax.hosts import ALONE, LOST, Ended, Hosts
 
-BEAT = 1.0  # seconds between two signs of life
-GRACE = 2.0  # seconds that a host has to end, once one is lost or has failed
 JOIN = 1800  # seconds to wait for all hosts to start; installing an environment takes minutes
-_OURS = 'nas_jax/'
-_SIGNALS = (130, 143)  # exit codes of a process that was asked to end; it may take time to save its work
-
 
 Check = Callable[[], None]  # raises `Stopped` if the process was asked to end
 Describe = Callable[[BaseException], tuple[int, str]]  # the exit code of an error, and its line
@@ -123,68 +106,12 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     count: the number of processes.
     patience: seconds without a sign of life after which a host is lost. Host 0 watches all others, and they watch it.
   """
-  over, told, lost, noting = threading.Event(), list[Ended](), list[Ended](), list[Callable[[int], None]]()
-  watched = [host for host in range(count) if host != index and 0 in (host, index)]
-  seen = {host: (b'', time.monotonic()) for host in watched}
-
-  def say(key: str, value: bytes) -> None:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      client.key_value_set_bytes(f'{_OURS}{key}/{index}', value, allow_overwrite=True)
-
-  def listed(folder: str) -> dict[int, bytes]:
-    found = client.key_value_dir_get_bytes(f'{_OURS}{folder}/')
-    return {int(key.rsplit('/', 1)[1]): value for key, value in found}
-
-  def look(number: int) -> None:
-    """Reports that this host is alive, and checks whether the others are alive and whether they have ended."""
-    say('beat', str(number).encode())
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      beats, now = listed('beat'), time.monotonic()
-      seen.update({host: (beats[host], now) for host in seen if host in beats and beats[host] != seen[host][0]})
-      if not told:
-        ends = {host: json.loads(value) for host, value in listed('end').items() if host != index}
-        told.extend(Ended(code, f'host {host}: {why}') for host, (code, why) in ends.items())
-    late = [host for host, (_, last) in seen.items() if time.monotonic() - last > patience]
-    if late and not lost:
-      lost.append(Ended(LOST, f'host {late[0]} has been silent for {patience:g} s; the same command goes on.'))
-      for note in noting:
-        with contextlib.suppress(OSError):
-          note(late[0])
-
-  def watch() -> None:
-    number, since = 0, math.inf
-    while not over.wait(BEAT):
-      number += 1
-      look(number)
-      if lost or (told and told[0].code not in _SIGNALS):
-        since = min(since, time.monotonic())
-        if time.monotonic() - since > GRACE:  # the main thread is in an uninterruptible call
-          error = (lost or told)[0]
-          tell(error)
-          say('gone', b'alone')
-          launch.say(str(error))
-          _exit(error.code)
-
-  def tell(error: Ended) -> None:
-    if error in lost:
-      say('end', json.dumps([error.code, str(error)]).encode())
-
-  def meet() -> bool:
-    """Waits until all hosts are about to exit, or gives up if one is lost. Returns whether JAX's shutdown is safe."""
-    given_up = math.inf
-    while time.monotonic() < given_up:
-      with contextlib.suppress(jax.errors.JaxRuntimeError):
-        gone = listed('gone')
-        if len(gone) == count:
-          return set(gone.values()) == {b'together'}
-      if lost:
-        given_up = min(given_up, time.monotonic() + BEAT)
-      time.sleep(0.02)
-    return False
+  service = watch.Service(client, index, count)
+  known, over = watch.others(service, patience), threading.Event()
 
   def leave(code: int = 0) -> None:
-    say('gone', b'together')
-    safe = meet()
+    service.say('gone', b'together')
+    safe = watch.meet(service, known)
     over.set()
     thread.join()  # a thread that still used the service would crash the process at exit
     try:
@@ -195,15 +122,15 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     except jax.errors.JaxRuntimeError:
       safe = False
     if not safe:  # runs before JAX's own exit handler, which would wait for the lost host
-      atexit.register(_exit, code or LOST)
+      atexit.register(watch.leave_at_once, code or LOST)
 
   def checked(check: Check) -> tuple[Hosts, Check]:
     def both() -> None:
       check()
-      if told or lost:
-        raise (*told, *lost)[0]
+      if known.told or known.lost:
+        raise (*known.told, *known.lost)[0]
 
-    return _exchange(client, index, count, both), both
+    return _exchange(service, both), both
 
   @contextlib.contextmanager
   def meeting(describe: Describe) -> Iterator[None]:
@@ -212,43 +139,42 @@ def connect(client: Any, index: int, count: int, patience: float) -> Connection:
     except BaseException as error:
       code, why = describe(error)
       if isinstance(error, Ended):
-        tell(error)
+        watch.tell_lost(service, known, error)
       else:
-        say('end', json.dumps([code, why]).encode())
+        service.say('end', json.dumps([code, why]).encode())
       leave(code)
       raise
 
-  thread = threading.Thread(target=watch, name='the watch over other hosts', daemon=True)
+  thread = threading.Thread(
+    target=watch.watch, args=(service, known, over), name='the watch over other hosts', daemon=True
+  )
   thread.start()
-  return Connection(index, count, checked, noting.append, meeting, leave)
+  return Connection(index, count, checked, known.notes.append, meeting, leave)
 
 
-def _exchange(client: Any, index: int, count: int, check: Check) -> Hosts:
-  """Returns hosts that exchange values through the coordination service. Waiting calls `check` every `BEAT` seconds."""
+def _exchange(service: watch.Service, check: Check) -> Hosts:
+  """Returns hosts that exchange values. Waiting calls `check` every `watch.BEAT` seconds."""
+  client = service.client
 
   def until_done(act: Callable[..., Any]) -> Callable[..., Any]:
     def call(key: str, *args: Any) -> Any:
       while True:
         check()
         try:
-          return act(_OURS + key, *args)
+          return act(watch.OURS + key, *args)
         except jax.errors.JaxRuntimeError as error:
           if 'DEADLINE_EXCEEDED' not in str(error):
-            time.sleep(BEAT)  # host 0 does not answer; the watching thread finds out whether it is lost
+            time.sleep(watch.BEAT)  # host 0 does not answer; the watching thread finds out whether it is lost
 
     return call
 
   def get(key: str) -> bytes:
-    return client.blocking_key_value_get_bytes(key, int(1000 * BEAT))
+    return client.blocking_key_value_get_bytes(key, int(1000 * watch.BEAT))
 
   def put(key: str, value: bytes) -> None:
     client.key_value_set_bytes(key, value, allow_overwrite=True)
 
   acts = {'put': put, 'get': get, 'drop': client.key_value_delete}
-  return Hosts(index, count, **{name: until_done(act) for name, act in acts.items()}, numbers=itertools.count())
-
-
-def _exit(code: int) -> None:
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
+  return Hosts(
+    service.host, service.hosts, **{name: until_done(act) for name, act in acts.items()}, numbers=itertools.count()
+  )

@@ -18,7 +18,7 @@ import testing
 from tools import kill, kill_hosts
 
 from experiments import cell_search, enas_search
-from experiments.common import connection, launch
+from experiments.common import connection, launch, watch
 from nas_jax import hosts
 from nas_jax.training.recovery import Stopped
 
@@ -207,8 +207,8 @@ class Service:
 
 @pytest.fixture
 def service(monkeypatch):
-  monkeypatch.setattr(connection, 'BEAT', 0.02)
-  monkeypatch.setattr(connection, 'GRACE', 100.0)
+  monkeypatch.setattr(watch, 'BEAT', 0.02)
+  monkeypatch.setattr(watch, 'GRACE', 100.0)
   monkeypatch.setattr(jax.distributed, 'shutdown', lambda: None)
   return Service()
 
@@ -256,7 +256,7 @@ def test_a_silent_host_is_lost_and_all_hear_of_it(service, monkeypatch):
   with pytest.raises(hosts.Ended), leader.meeting(launch.ending):
     raise error
   assert time.monotonic() - begun < 5  # does not wait for the one that is lost
-  assert exits == [(connection._exit, (75,))]
+  assert exits == [(watch.leave_at_once, (75,))]
   error = wait_raises(third.checked(nothing)[1], hosts.Ended)
   assert error.code == 75 and 'host 0: host 1 has been silent' in str(error)
   service.key_value_set_bytes('nas_jax/gone/1', b'alone', True)
@@ -266,8 +266,8 @@ def test_a_silent_host_is_lost_and_all_hear_of_it(service, monkeypatch):
 def test_a_process_that_does_not_look_is_ended_all_the_same(service, monkeypatch, capsys):
   """Host 1 is lost while host 0 is in a long call. The watching thread prints this and ends the process."""
   exits, ended = [], threading.Event()
-  monkeypatch.setattr(connection, 'GRACE', 0.1)
-  monkeypatch.setattr(connection, '_exit', lambda code: (exits.append(code), ended.set()))
+  monkeypatch.setattr(watch, 'GRACE', 0.1)
+  monkeypatch.setattr(watch, 'leave_at_once', lambda code: (exits.append(code), ended.set()))
   monkeypatch.setattr(atexit, 'register', lambda *args: None)
   leader = connection.connect(service, 0, 2, 0.2)
   assert ended.wait(20) and exits[0] == 75
