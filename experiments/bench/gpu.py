@@ -39,7 +39,8 @@ class Ended(NamedTuple):
 def run(setup: Setup, minutes: float, path: str, facts: dict[str, Any], check: launch.Check) -> None:
   """Measures the parts that the file at `path` lacks, one after another, for at most `minutes` in all (0: no limit).
 
-  The file is written after each figure. A part that failed or was stopped is measured again by the next run.
+  The file is written after each figure. A part that failed or was stopped is measured again by the next run. If that
+  gets less far, as little time is left, the figures of before are kept.
   """
   end, found = time.monotonic() + 60 * (minutes or math.inf), read(path)
   for name, part in PARTS.items():
@@ -51,8 +52,11 @@ def run(setup: Setup, minutes: float, path: str, facts: dict[str, Any], check: l
       print(f'{name}: no time is left', flush=True)
       continue
 
-    def note(ended: Ended, name: str = name) -> None:
-      found[name] = ended
+    before = found[name].rows if name in found else []
+
+    def note(ended: Ended, name: str = name, before: list[Row] = before) -> None:
+      further = ended.how == DONE or len(ended.rows) >= len(before)
+      found[name] = ended if further else ended._replace(rows=before)
       write(path, found, facts)
 
     ended = measured(name, setup, min(part.limit, left), note)

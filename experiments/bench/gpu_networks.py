@@ -1,6 +1,6 @@
 """Convolutional networks on one accelerator: one at a time, several at once, and of the paper's size."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import functools
 import tempfile
@@ -25,7 +25,6 @@ from nas_jax.types import Array, Key, PyTree
 
 CLOSE = 1e-2  # the greatest allowed difference of losses, as matrix products round their factors to ten bits (TF32)
 IN_FLIGHT = 16  # number of networks that train at the same time
-COMPILERS = 8  # threads that compile programs before anything is timed
 
 # By itself XLA puts the kernels between two convolutions into a CUDA graph, as a chain. These options put the
 # convolutions in too, and let kernels that do not depend on each other run at the same time.
@@ -49,15 +48,16 @@ def networks(setup: Setup) -> Iterator[Row]:
   def begun(k: int) -> trained.Group:
     return trained.alike(programs[k % len(static)], jax.random.fold_in(keys[k % len(static)], k), own.data, size.steps)
 
-  each = _in_threads(begun, range(len(static)))
-  more = each + _in_threads(begun, range(len(static), flight))
+  each = trained.in_threads(begun, range(len(static)))
+  more = each + trained.in_threads(begun, range(len(static), flight))
+  ways, steps = {'own': trained.one_by_one(each), 'flight': _at_once(more)}, len(each) * size.steps
+  found = alternating(ways, setup.repeats)  # before the rivals, which take longer
+  yield row(f'{name}: a step, one network at a time', 1e3 * found['own'] / steps, 'ms')
   params = [jax.tree.map(lambda x: x[0], group.params) for group in each]
   losses = np.stack([group.losses[0] for group in each])
   with tempfile.TemporaryDirectory() as folder:
     others = _conv_rivals(folder, setup, own, static, params, losses)
-    found = alternating({'own': trained.one_by_one(each), 'flight': _at_once(more), **others}, setup.repeats)
-  steps = len(each) * size.steps
-  yield row(f'{name}: a step, one network at a time', 1e3 * found['own'] / steps, 'ms')
+    found = alternating({**ways, **others}, setup.repeats)
   yield row(f'{name}: a step of naive JAX', 1e3 * found['naive'] / steps, 'ms')
   yield row(f'{name}: one at a time against naive JAX', found['naive'] / found['own'], bar=at_least(1.1))
   if 'torch' in others:
@@ -68,33 +68,40 @@ def networks(setup: Setup) -> Iterator[Row]:
 
 def one_program(setup: Setup) -> Iterator[Row]:
   """Measures networks of different architectures side by side in one program, which makes a step of each in turn."""
+  yield from _beside_each_other(setup, {'': {}})
+
+
+def graphs(setup: Setup) -> Iterator[Row]:
+  """Measures the same with convolutions in the CUDA graphs of the programs. It fails if XLA cannot capture one."""
+  yield from _beside_each_other(setup, {', as a graph': GRAPH, ', as a graph with branches': BRANCHES})
+
+
+def _beside_each_other(setup: Setup, options: Mapping[str, dict[str, Any]]) -> Iterator[Row]:
+  """Measures networks in one program with each of the options of the compiler, and one at a time with the first."""
   size = conv.SMALL if setup.small else conv.SIZES[0]._replace(steps=50)
-  own, name = conv.task(size), size.words
+  own, name, (first, *_) = conv.task(size), size.words, options
   archs, keys = own.children()
   static = space.unstack(archs)
-  members = [_member(own, arch, key) for arch, key in zip(static, keys, strict=True)]
-  alone, every = [[member] for member in members], [members]
-  kinds: dict[str, tuple[list[list[Member]], dict[str, Any]]] = {
-    'one at a time': (alone, {}),
-    'one at a time, as a graph': (alone, GRAPH),
-    f'{len(members)} in one program': (every, {}),
-    f'{len(members)} in one program, as a graph': (every, GRAPH),
-    (best := f'{len(members)} in one program, as a graph with branches'): (every, BRANCHES),
-  }
-  with ThreadPoolExecutor(COMPILERS) as threads:
-    begun = {
-      kind: threads.map(functools.partial(_side_by_side, own, options), groups)
-      for kind, (groups, options) in kinds.items()
-    }
-    groups = {kind: list(found) for kind, found in begun.items()}
-  params, losses = [state.params for _, state in members], groups[best][0].losses
-  with tempfile.TemporaryDirectory() as folder:
-    naive = _conv_rivals(folder, setup._replace(torch_python=''), own, static, params, losses)
-    found = alternating({kind: _in_turn(each) for kind, each in groups.items()} | naive, setup.repeats)
-  for kind in kinds:
+  members: list[Member] = trained.in_threads(lambda k: _member(own, static[k], keys[k]), range(len(static)))
+  kinds = {f'{len(members)} in one program{how}': ([members], each) for how, each in options.items()}
+  kinds |= {(alone := f'one at a time{first}'): ([[member] for member in members], options[first])}
+  jobs = [(kind, group, each) for kind, (groups, each) in kinds.items() for group in groups]
+  made: list[trained.Group] = trained.in_threads(lambda job: _side_by_side(own, job[2], job[1]), jobs)
+  groups = {kind: [group for (of, *_), group in zip(jobs, made, strict=True) if of == kind] for kind in kinds}
+  losses = {kind: np.concatenate([group.losses for group in each]) for kind, each in groups.items()}
+  off = np.max([np.abs(each - losses[alone]) for each in losses.values()])
+  if not off <= CLOSE:
+    raise ValueError(f'networks in one program train otherwise than one at a time: losses differ by {off:.2g}.')
+  ways: dict[str, Way] = {kind: _in_turn(each) for kind, each in groups.items()}
+  found = alternating(ways, setup.repeats)
+  for kind in kinds:  # before the rivals, which take longer
     yield row(f'{name}: a step, {kind}', 1e3 * found[kind] / (len(members) * size.steps), 'ms')
+  params = [state.params for _, state in members]
+  with tempfile.TemporaryDirectory() as folder:
+    naive = _conv_rivals(folder, setup._replace(torch_python=''), own, static, params, losses[alone])
+    found = alternating(ways | naive, setup.repeats)
   for kind in kinds:
-    bar = at_least(3.0) if kind == best else None
+    bar = None if kind == alone else at_least(3.0)
     yield row(f'{name}: {kind}, against naive JAX one by one', found['naive'] / found[kind], bar=bar)
 
 
@@ -155,11 +162,6 @@ def _at_once(groups: Sequence[trained.Group]) -> Way:
   return lambda: seconds(work)
 
 
-def _in_threads(function: Callable[[int], trained.Group], numbers: Sequence[int]) -> list[trained.Group]:
-  with ThreadPoolExecutor(COMPILERS) as threads:
-    return list(threads.map(function, numbers))
-
-
 def paper(setup: Setup) -> Iterator[Row]:
   """Measures full-size networks of the paper's first search space, relative to a large dense matrix product."""
   name = 'smoke' if setup.small else 'paper_v1'
@@ -175,7 +177,7 @@ def paper(setup: Setup) -> Iterator[Row]:
   flops = sum(6.0 * cfg.batch * size.steps * count(arch, options=options).macs for arch in archs)
   programs = [own.programs(conv_child.build(spec, options), arch) for spec in kinds.values() for arch in archs]
   keys = [*batch.keys, *batch.keys]
-  each = _in_threads(lambda k: trained.alike(programs[k], keys[k], own.data, size.steps), range(len(programs)))
+  each = trained.in_threads(lambda k: trained.alike(programs[k], keys[k], own.data, size.steps), range(len(programs)))
   ways = {'own': trained.one_by_one(each[: len(archs)]), 'low': trained.one_by_one(each[len(archs) :])}
   found = alternating(ways | {'tf32': ceilings[jnp.float32], 'bf16': ceilings[jnp.bfloat16]}, setup.repeats)
   tf32, bf16 = (2.0 * n**3 / found[kind] for kind in ('tf32', 'bf16'))

@@ -1,6 +1,7 @@
 """Timing of children in training, with the programs that a search uses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from nas_jax.training import fit
 from nas_jax.types import Key, PyTree
 
 CHECKED = 3  # number of first steps, whose losses must agree in all implementations
+COMPILERS = 8  # threads that compile programs at the same time, before anything is timed
 
 
 class Group(NamedTuple):
@@ -60,6 +62,12 @@ def alike(programs: fit.Fit, key: Key, data: Any, steps: int) -> Group:
   """Returns a group of children of one static architecture, one on each device."""
   keys = jax.vmap(lambda k: jax.random.fold_in(key, k))(jnp.arange(programs.mesh.size))
   return group(programs, (), keys, data, steps)
+
+
+def in_threads(function: Callable[[Any], Any], inputs: Iterable[Any]) -> list[Any]:
+  """Returns the results of a function that compiles a program for each input. Several are compiled at once."""
+  with ThreadPoolExecutor(COMPILERS) as threads:
+    return list(threads.map(function, inputs))
 
 
 def one_by_one(groups: Sequence[Group]) -> Way:

@@ -313,6 +313,21 @@ def test_what_a_part_says_is_read_back(tmp_path):
   assert gpu.read(str(tmp_path / 'file')) == ended and gpu.read('') == {}
 
 
+def test_a_part_that_gets_less_far_than_before(tmp_path, monkeypatch):
+  """The figures of before are kept, unless the part is now done."""
+  path, rows = str(tmp_path / 'gpu.json'), [Row('one', 1.0), Row('two', 2.0)]
+  attempts = [
+    gpu.Ended(gpu.STOPPED, 9.0, rows), gpu.Ended(gpu.FAILED, 1.0, rows[:1], 'why'), gpu.Ended(gpu.DONE, 2.0, rows[:1])
+  ]  # fmt: skip
+  monkeypatch.setattr(gpu, 'PARTS', {'part': gpu.PARTS['paper']})
+  found = []
+  for attempt in attempts:
+    monkeypatch.setattr(gpu, 'measured', lambda *_, attempt=attempt: attempt)
+    gpu.run(SMALL, 0.0, path, {}, lambda: None)
+    found.append(gpu.read(path)['part'])
+  assert found == [attempts[0], attempts[1]._replace(rows=rows), attempts[2]]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize('name', gpu.PARTS)
 def test_each_part_of_one_accelerator(name):
