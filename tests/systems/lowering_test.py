@@ -10,6 +10,7 @@ import pytest
 
 from experiments.common.systems import ENAS, SYSTEMS
 from nas_jax import replicas, search, space
+from nas_jax.search import per_layer
 from nas_jax.search.algorithms import ALGORITHMS
 from nas_jax.systems import enas, retrain
 from nas_jax.training import evaluators, fit
@@ -133,6 +134,17 @@ def test_proposals_of_a_process():
   batch = jax.eval_shape(s.ask, state)
   assert 'func' in lowered(s.ask, state)
   assert 'func' in lowered(lambda *a: s.tell(*a[:2], Outcome(a[2])), state, batch, jnp.zeros(2))
+
+
+def test_the_controller_with_a_reward_for_each_layer():
+  """With the replay tree, which is part of the state."""
+  cfg = per_layer.Config(m=2, controller_units=4)
+  s = per_layer.build(smoke('per_layer')[1].space, cfg, lambda batch: Outcome(jnp.zeros(0)))
+  state = jax.eval_shape(s.init, jax.random.key(0))
+  batch = jax.eval_shape(s.ask, state)
+  each, failed = jnp.zeros(batch.tokens.shape), jnp.zeros(batch.tokens.shape, bool)  # of each prefix
+  assert 'func' in lowered(s.ask, state)
+  assert 'func' in lowered(lambda *a: s.tell(*a[:2], Outcome(*a[2:])), state, batch, each, {}, ~failed, failed)
 
 
 def test_replicas():
