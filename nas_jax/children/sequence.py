@@ -15,6 +15,7 @@ from nas_jax.children.language_model import Cell, Dropout
 from nas_jax.datasets.own_sequences import Split
 from nas_jax.datasets.splits import Scale
 from nas_jax.nn import precision as precision_lib
+from nas_jax.nn import products
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
@@ -96,4 +97,4 @@ def run(
   zeros = precision_lib.lowered(precision, [cell.carry(len(x), len(params['softmax'])) for _ in params['cells']])
   _, outputs = language_model.run_layers(cell, params['cells'], arch, zeros, xs, masks, together)
   last = jnp.take_along_axis(outputs, end[None, :, None], 0)[0]
-  return jnp.matmul(last, params['softmax'], preferred_element_type=bias.dtype) + bias[None]
+  return products.projected(last, params['softmax'], dtype=bias.dtype) + bias[None]

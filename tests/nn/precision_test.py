@@ -11,7 +11,7 @@ import testing
 
 from nas_jax import space
 from nas_jax.nn import precision as precision_lib
-from nas_jax.systems import cell, conv, enas_images, enas_rnn
+from nas_jax.systems import cell, conv, enas_images, enas_rnn, sequence
 from nas_jax.training import evaluators, fit
 
 CASES = {
@@ -20,8 +20,9 @@ CASES = {
   'macro': (testing.macro_config, enas_images.make_problem, testing.pictures),
   'micro': (testing.micro_config, enas_images.make_problem, testing.pictures),
   'recurrent': (functools.partial(testing.rnn_config, normalize=True), enas_rnn.make_problem, testing.text),
+  'sequence': (testing.sequence_config, sequence.make_problem, testing.sequences),
 }
-TEXTS = 'cell', 'recurrent'
+RECURRENT = 'cell', 'recurrent', 'sequence'
 PRODUCTS = 'dot_general', 'conv_general_dilated'
 
 
@@ -72,7 +73,7 @@ def test_products_are_rounded_and_weights_are_not(name, static):
   after, products = traced(name, 'bfloat16', static)
   kept = jax.tree.leaves((after.params, after.opt_state, after.carry, after.loss))
   assert {str(x.dtype) for x in kept if jnp.issubdtype(x.dtype, jnp.floating)} == {'float32'}
-  if name in TEXTS:
+  if name in RECURRENT:
     assert factors(products, 'dot_general') == {'bfloat16'}
   else:  # sums of batch norm over pixels, and the classifier's product, are of float32
     assert factors(products, 'conv_general_dilated') == {'bfloat16'}

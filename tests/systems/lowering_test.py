@@ -87,7 +87,9 @@ def test_lower_precision_and_unrolled_loops(name, fields):
   lower(traced_fitter(problem, problem.traced(batch.archs), mesh()), problem.data, batch.archs, batch.keys)
 
 
-@pytest.mark.parametrize('name', ['cell', pytest.param('conv', marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+  'name', ['cell', *(pytest.param(name, marks=pytest.mark.long) for name in NAMED if name != 'cell')]
+)
 def test_retraining(name, monkeypatch):
   """With dropout and tied embeddings in language models."""
   one, system = mesh(), NAMED[name]
