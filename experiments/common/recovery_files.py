@@ -31,6 +31,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.common import control_group
+from experiments.common.control_group import ControlGroup
 from nas_jax import arrays, files, words
 from nas_jax.files import is_count
 from nas_jax.search import journal
@@ -145,7 +147,7 @@ def recovery(
     with lock, open(path, 'a', encoding='utf-8') as file:
       file.write(journal.encode(line) + '\n')
 
-  lines, group = _read(path, os.path.join(workdir, 'damaged')), control_group()
+  lines, group = _read(path, os.path.join(workdir, 'damaged')), control_group.own()
   if died := _crash(os.path.join(workdir, 'crash.txt')) or _out_of_memory(lines, group):
     lines.append({'died': died})
     note(lines[-1])
@@ -187,18 +189,18 @@ def recovery(
 
   timeout = limits.child_timeout or math.inf
   return Recovery(
-    ended.get,
-    lambda name: crashes[name],
-    begin,
-    keep,
-    end,
-    leave,
-    check,
-    timeout,
-    limits.child_starts,
-    suspects.__contains__,
-    unsaved.add,
-    unsaved.discard,
+    recall=ended.get,
+    failed_starts=lambda name: crashes[name],
+    begin=begin,
+    keep=keep,
+    end=end,
+    leave=leave,
+    check=check,
+    timeout=timeout,
+    starts=limits.child_starts,
+    is_suspect=suspects.__contains__,
+    hold=unsaved.add,
+    release=unsaved.discard,
   )
 
 
@@ -261,41 +263,6 @@ def _crash(path: str) -> str:
     said = file.readline().strip()
   os.truncate(path, 0)
   return said
-
-
-class ControlGroup(NamedTuple):
-  """The control group of this process."""
-
-  name: str  # different for each boot and container; '' if it is not known
-  kills: int  # out-of-memory kills of processes in it
-
-
-def control_group(groups: str = '/proc/self/cgroup', root: str = '/sys/fs/cgroup') -> ControlGroup:
-  """Returns the control group of this process, version 1 or 2, as Linux describes it at these paths."""
-  places = [(root, 'memory.events'), (os.path.join(root, 'memory'), 'memory.oom_control')]
-  with contextlib.suppress(OSError):
-    with open(groups) as file:
-      own = [line.strip().split(':', 2) for line in file]
-    paths = {kinds: path.lstrip('/') for _, kinds, path in own if kinds in ('', 'memory')}
-    places = [
-      *((os.path.join(root, path), 'memory.events') for kinds, path in paths.items() if not kinds),
-      *(
-        (os.path.join(root, 'memory', path), 'memory.oom_control') for kinds, path in paths.items() if kinds == 'memory'
-      ),
-      *places,  # in a container, whose root is the group itself
-    ]
-  for folder, name in places:
-    with contextlib.suppress(OSError, ValueError):
-      with open(os.path.join(folder, name)) as file:
-        counts = dict(line.split() for line in file)
-      boot = _text('/proc/sys/kernel/random/boot_id')
-      return ControlGroup(f'{boot} {os.stat(folder).st_ino}', int(counts.get('oom_kill', 0)))
-  return ControlGroup('', 0)
-
-
-def _text(path: str) -> str:
-  with open(path) as file:
-    return file.read().strip()
 
 
 def _out_of_memory(lines: Iterable[dict[str, Any]], now: ControlGroup) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.common import recovery_files
+from experiments.common import control_group, recovery_files
 from nas_jax import config
 from nas_jax.space import ChainArch
 from nas_jax.training import evaluators, fit
@@ -291,7 +291,7 @@ def test_out_of_memory_kills_are_counted(tmp_path, monkeypatch):
   group = tmp_path / 'pod'
   group.mkdir()
   (tmp_path / 'groups').write_text('0::/pod\n')
-  count = recovery_files.control_group
+  count = control_group.own
 
   def kills(number, name='memory.events'):
     (group / name).write_text(f'low 0\noom 7\noom_kill {number}\n')
@@ -307,11 +307,11 @@ def test_out_of_memory_kills_are_counted(tmp_path, monkeypatch):
   workdir = tmp_path / 'run'
   workdir.mkdir()
   for number in (0, 0, 1, 2):
-    monkeypatch.setattr(recovery_files, 'control_group', lambda number=number: recovery_files.ControlGroup('a', number))
+    monkeypatch.setattr(control_group, 'own', lambda number=number: control_group.ControlGroup('a', number))
     recovery = kept(workdir)
     recovery.begin('x', jnp.zeros(()))
   assert recovery.failed_starts('x') == 2
-  monkeypatch.setattr(recovery_files, 'control_group', lambda: recovery_files.ControlGroup('another', 9))
+  monkeypatch.setattr(control_group, 'own', lambda: control_group.ControlGroup('another', 9))
   assert kept(workdir).failed_starts('x') == 2
 
 
