@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from tools import retrained
 
@@ -21,11 +20,10 @@ def test_each_search_counts_once(tmp_path):
     pair = [row('found', [0.4 - k / 10, 0.6 - k / 10]), row('found', [9.0, 9.0]), row('random', [0.45, 0.55])]
     (tmp_path / str(k) / 'result.json').write_text(json.dumps({'rows': pair, 'setting': ''}))
   folders = [str(tmp_path / str(k)) for k in (1, 2, 3)]
-  each = [retrained.scores(folder, False) for folder in folders]
+  each = [retrained.scores(folder) for folder in folders]
   assert [one[0] for one in each] == [(9, pytest.approx(0.5 - k / 10)) for k in (1, 2, 3)]
   last = retrained.rows(folders, each)[-1]
   assert last[2::2][:2] == pytest.approx((0.3, 0.5))
   assert last[5:] == pytest.approx((-0.2, 0.1 / 3**0.5, 0.0742), abs=1e-4)  # t = -3.46 with two degrees of freedom
-  assert retrained.scores(folders[0], True)[1][1] == pytest.approx(np.mean(np.exp([0.45, 0.55])))
   with pytest.raises(SystemExit, match='no results of two architectures'):
-    retrained.scores(str(tmp_path), False)
+    retrained.scores(str(tmp_path))

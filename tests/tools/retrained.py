@@ -1,9 +1,10 @@
 """Compares what searches found with another architecture of each search, such as random search's, after retraining.
 
-Each folder of `experiments.retrain --results` counts once: the mean test score of its first architecture against that
-of its second. Prints both, and for all folders the mean difference, its standard error and p of a paired t-test.
+Each folder of `experiments.retrain --results` counts once: the mean test score of its first architecture, an error or a
+perplexity, against that of its second. Prints both, and for all folders the mean difference, its standard error and p
+of a paired t-test.
 Example, where each folder has the results of `--arch=WORKDIR/best.json,WORKDIR/control/best.json`:
-  python tests/tools/retrained.py --perplexity runs/retrained0 runs/retrained1 runs/retrained2
+  python tests/tools/retrained.py runs/retrained0 runs/retrained1 runs/retrained2
 """
 
 import argparse
@@ -23,16 +24,14 @@ from nas_jax.report import rankings
 HEADER = ('results', 'weights', 'test', 'weights of the other', 'its test', 'difference', 'standard error', 'p')
 
 
-def scores(folder: str, perplexity: bool) -> list[tuple[int, float]]:
+def scores(folder: str) -> list[tuple[int, float]]:
   """Returns the weights and the mean test score of the first two architectures of a folder: lower is better."""
   found = workdirs.peek(os.path.join(folder, 'result.json')) or {'rows': []}
   by_name = {row['name']: row for row in found['rows'][::-1]}
   if len(by_name) < 2:
     raise SystemExit(f'{folder} has no results of two architectures: name folders that --results of retrain named.')
   first, second = sorted(by_name.values(), key=found['rows'].index)[:2]
-  return [
-    (row['parameters'], float(np.mean(np.exp(row['test']) if perplexity else row['test']))) for row in (first, second)
-  ]
+  return [(row['parameters'], float(np.mean(row['test']))) for row in (first, second)]
 
 
 def rows(folders: Sequence[str], each: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[object, ...]]:
@@ -46,15 +45,14 @@ def rows(folders: Sequence[str], each: Sequence[Sequence[tuple[int, float]]]) ->
   return [*every, ('mean', '', means[0], '', means[1], *paired(apart))]
 
 
-def main(folders: Sequence[str], perplexity: bool) -> None:
+def main(folders: Sequence[str]) -> None:
   """Prints the table."""
-  found = rows(folders, [scores(folder, perplexity) for folder in folders])
+  found = rows(folders, [scores(folder) for folder in folders])
   print(rankings.table(HEADER, [[f'{x:.4f}' if isinstance(x, float) else x for x in one] for one in found]))
 
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('results', nargs='+', help='folders of at least two retrainings')
-  parser.add_argument('--perplexity', action='store_true', help='the scores are losses of texts: compare perplexities')
   given = parser.parse_args()
-  main(given.results, given.perplexity)
+  main(given.results)
