@@ -248,8 +248,9 @@ def test_a_silent_host_is_lost_and_all_hear_of_it(service, monkeypatch):
   third = connection.connect(service, 2, 3, 20)
   leader, noted = connection.connect(service, 0, 3, 0.3), []  # host 1 never gives a sign of life
   leader.on_loss(noted.append)
-  get = leader.checked(nothing)[0].get
-  error = wait_raises(functools.partial(get, 'done/0/1'), hosts.Ended)
+  both, check = leader.checked(nothing)
+  wait_raises(check, hosts.Ended)  # first, as `get` would wait for ever if nothing ended it
+  error = wait_raises(functools.partial(both.get, 'done/0/1'), hosts.Ended)
   assert error.code == 75 and 'host 1 has been silent for 0.3 s' in str(error) and isinstance(error, Stopped)
   assert noted == [1]
   begun = time.monotonic()
