@@ -279,10 +279,11 @@ def train_stage(subject: Subject, stage: Stage, running: str) -> dict[str, Any]:
     'seconds'. A final stage adds 'test' [m], the loss on the test split, and 'multiply_adds' for one image or token.
   """
   recipe, cfg, data, _, arch, folder, check, advance = subject
-  task = recipe.task(cfg, data, arch, stage.size, stage.epochs, stage.final)
-  m, begun = len(stage.points), time.perf_counter()
+  m, begun, settings = len(stage.points), time.perf_counter(), recipe.hyperparameters(stage.points)
   keys = jax.random.split(jax.random.key(stage.seed), m)
-  progress, settings, keys = full_training.start(task, recipe.hyperparameters(stage.points), keys, stage.epochs)
+  task = recipe.task(cfg, data, arch, stage.size, stage.epochs, stage.final)
+  task = task._replace(programs=full_training.within_memory(task.programs, settings, keys, task.data))
+  progress, settings, keys = full_training.start(task, settings, keys, stage.epochs)
   progress = epochs.restored(running, progress)
   save, close = checkpoint.saver(running, keep=1)
   advance(m * int(progress.done))

@@ -194,9 +194,9 @@ def train(
   archs = Training(space.stack([cells[job.cell] for job in filled]), chosen, jnp.full(m, steps))
   numbers = jnp.array([job.training for job in filled])
   keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(cfg.seed), number))(numbers)
-  task = full_training.Task(
-    '', 0, made.fitter._replace(steps_per_call=steps // scorings), made.data, made.data, _perplexity
-  )
+  programs = full_training.within_memory(made.fitter, archs, keys, made.data)
+  programs = programs._replace(steps_per_call=steps // scorings)
+  task = full_training.Task('', 0, programs, made.data, made.data, _perplexity)
   progress, archs, keys = full_training.start(task, archs, keys, scorings)
   idle = jnp.arange(len(keys)) >= len(jobs)
   states = progress.states._replace(failed=jnp.where(idle, fit.Status.PADDING, progress.states.failed))

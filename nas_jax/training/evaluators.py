@@ -127,10 +127,10 @@ def attempt(
     return failed(fit.Status.CRASHED)
   seconds = recovery.timeout * (m if only is None else len(only))
   try:
+    if not _fits(programs, archs, keys, data, only):
+      return failed(fit.Status.NO_MEMORY)
     states, archs, keys = fit.begin(programs, archs, keys, only)
     states = states._replace(params=warm_start(states.params))
-    if not _fits(programs, states, archs, keys, data):
-      return failed(fit.Status.NO_MEMORY)
     states, found = fit.run(programs, states, archs, keys, data, recovery, name, seconds)
     metrics = {key: np.asarray(value)[:m] for key, value in found.items()}
   except jax.errors.JaxRuntimeError as error:
@@ -145,7 +145,7 @@ def attempt(
   return Attempt(metrics, states.params)
 
 
-def _fits(programs: fit.Fit, states: fit.FitState, archs: PyTree, keys: Key, data: PyTree) -> bool:
+def _fits(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree, only: tuple[int, ...] | None) -> bool:
   """Says whether a program fits in memory, by the memory plan of the compiled program.
 
   True if devices do not report their memory, or if each child has a device to itself; then nothing is compiled.
@@ -153,7 +153,7 @@ def _fits(programs: fit.Fit, states: fit.FitState, archs: PyTree, keys: Key, dat
   limit = fit.memory_limit(programs.mesh)
   if len(keys) <= programs.mesh.size or math.isinf(limit):
     return True
-  return programs.planned(data, states, archs, keys) <= limit
+  return fit.memory_needed(programs, archs, keys, data, only) <= limit
 
 
 def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Recovery = NO_RECOVERY) -> Evaluate:

@@ -75,6 +75,7 @@ class Fit(NamedTuple):
   score: Callable[..., dict[str, Array]]  # (data, states, archs) -> metrics [m]
   planned: Callable[..., int]  # (data, states, archs, keys) -> bytes that the compiled `chunk` takes on each device
   compilations: Callable[[], int]  # programs compiled so far
+  at_once: Callable[[int], Any]  # n -> a `Fit` that trains and scores n children of a device at a time
   steps: int
   steps_per_call: int
   scored: int = 1  # how many of the last calls are followed by a scoring
@@ -86,13 +87,13 @@ def child_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   return jax.make_mesh((len(devices),), ('child',), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def over_children(function: Callable, mesh: Mesh, **jit_options: Any) -> Any:
+def over_children(function: Callable, mesh: Mesh, at_once: int | None = None, **jit_options: Any) -> Any:
   """Turns `function(shared, *mine)` for one child into one program for m children.
 
   m must be a multiple of the number of devices. The first argument is the same for all children. The
-  others and the result have a leading axis m.
+  others and the result have a leading axis m. `at_once` is as in `on_one_device`.
   """
-  local = on_one_device(function, mesh)
+  local = on_one_device(function, mesh, at_once)
 
   def everywhere(shared, *mine):
     shared_spec, mine_spec = PartitionSpec(), PartitionSpec('child')
@@ -108,12 +109,15 @@ def in_turn(mesh: Mesh) -> bool:
   return mesh.devices.flat[0].platform == 'cpu'
 
 
-def on_one_device(function: Callable, mesh: Mesh) -> Callable:
-  """Turns `function(shared, *mine)` for one child into a function for all children of one device."""
+def on_one_device(function: Callable, mesh: Mesh, at_once: int | None = None) -> Callable:
+  """Turns `function(shared, *mine)` for one child into a function for all children of one device.
+
+  A device that trains its children as one batch takes `at_once` of them at a time, if that is given.
+  """
 
   def each(shared, *mine):
-    if in_turn(mesh):
-      return jax.lax.map(lambda one: function(shared, *one), mine)
+    if in_turn(mesh) or at_once:
+      return jax.lax.map(lambda one: function(shared, *one), mine, batch_size=None if in_turn(mesh) else at_once)
     return jax.vmap(functools.partial(function, shared))(*mine)
 
   return each
@@ -185,12 +189,14 @@ def fitter(
   mesh: Mesh | None = None,
   scored: int = 1,
   quick: bool = False,
+  at_once: int | None = None,
 ) -> Fit:
   """Returns the programs that train children of one kind for `steps` steps, `steps_per_call` in a program call.
 
   `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch. Children are scored
   after each of the last `scored` calls. `quick` shortens compilation, for children with programs of their own: see
   `jit_options`. The optimizer then sees all weights as one vector, so its update is compiled once, not for each array.
+  `at_once` is as in `on_one_device`.
   """
   mesh = child_mesh() if mesh is None else mesh
 
@@ -223,8 +229,8 @@ def fitter(
   once, often = (jit_options(mesh, child.compiler_options, level if quick else None) for level in (0, 1))
   many = (
     over_children(init, mesh, **once),
-    over_children(chunk, mesh, donate_argnums=1, **often),
-    over_children(score, mesh, **often),
+    over_children(chunk, mesh, at_once, donate_argnums=1, **often),
+    over_children(score, mesh, at_once, **often),
   )
   return Fit(
     mesh,
@@ -234,6 +240,7 @@ def fitter(
     many[2],
     lambda data, *children: _bytes(many[1].lower((data, jnp.asarray(0)), *children).compile()),
     lambda: sum(program._cache_size() for program in many),
+    functools.cache(lambda n: fitter(child, optimizer, steps, steps_per_call, mesh, scored, quick, n)),
     steps,
     steps_per_call,
     scored,
@@ -247,6 +254,15 @@ def _bytes(program: jax.stages.Compiled) -> int:
     return 0
   whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
   return whole - found.alias_size_in_bytes
+
+
+def memory_needed(programs: Fit, archs: PyTree, keys: Key, data: PyTree, only: Sequence[int] | None = None) -> int:
+  """Returns the bytes on each device that training m children takes, with `data`, by the plan of the compiled program.
+
+  Nothing is trained, and no states are allocated. The arguments are those of `begin` and `run`.
+  """
+  archs, keys, real = _laid_out(programs, archs, keys, only)
+  return programs.planned(data, programs.shapes(archs, keys, real), archs, keys)
 
 
 def memory_limit(mesh: Mesh) -> float:

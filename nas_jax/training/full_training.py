@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -33,6 +34,39 @@ class Progress(NamedTuple):
   best: PyTree  # [m] the weights kept so far, and their carry
   curve: Array  # [epochs, m] the loss of the scoring after each epoch, NaN for epochs to come
   done: Array  # [] int32, epochs
+
+
+def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree) -> fit.Fit:
+  """Returns programs that train as many of the m children at once as the devices have memory for.
+
+  These are the given programs if the memory plan of the compiled program says that all children fit, or if the devices
+  do not report their memory. Otherwise each device trains half of its children at a time, or a quarter, and so on.
+
+  Args:
+    programs: the programs of a task.
+    archs: as `start` takes them.
+    keys: as `start` takes them.
+    data: the task's data for training and validation.
+
+  Raises:
+    ValueError: not even one child at a time fits.
+  """
+  mesh, limit = programs.mesh, fit.memory_limit(programs.mesh)
+  if math.isinf(limit):
+    return programs
+  data, at_once = fit.share(data, mesh), -(-len(keys) // mesh.size)
+  states = fit.shapes(programs, archs, keys)
+  leaves = jax.tree.leaves((states.params, states.carry))
+  kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // mesh.size  # `Progress.best`
+  while (needed := kept + fit.memory_needed(programs, archs, keys, data)) > limit:
+    if at_once == 1:
+      raise ValueError(
+        f'{len(keys)} trainings, one after another on each device, take {needed / 2**30:.3g} GiB of a device that has '
+        f'{limit / 2**30:.3g}: give a smaller size, smaller batches, fewer repeats or a smaller grid.'
+      )
+    at_once = -(-at_once // 2)
+    programs = programs.at_once(at_once)
+  return programs
 
 
 def start(task: Task, archs: PyTree, keys: Key, epochs: int) -> tuple[Progress, PyTree, Key]:

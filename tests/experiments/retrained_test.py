@@ -6,15 +6,15 @@ import pytest
 from tools import retrained
 
 
+def row(name, test):
+  return {
+    'name': name, 'size': '+0', 'parameters': 9, 'curve': [[1.0]], 'seconds': 1.0, 'epochs': 1, 'repeats': 2,
+    'valid': [], 'test': test,
+  }  # fmt: skip
+
+
 def test_each_search_counts_once(tmp_path):
   """Three searches: the found network is better by 0.1, 0.2 and 0.3."""
-
-  def row(name, test):
-    return {
-      'name': name, 'size': '+0', 'parameters': 9, 'curve': [[1.0]], 'seconds': 1.0, 'epochs': 1, 'repeats': 2,
-      'valid': [], 'test': test,
-    }  # fmt: skip
-
   for k in (1, 2, 3):
     (tmp_path / str(k)).mkdir()
     pair = [row('found', [0.4 - k / 10, 0.6 - k / 10]), row('found', [9.0, 9.0]), row('random', [0.45, 0.55])]
@@ -26,4 +26,14 @@ def test_each_search_counts_once(tmp_path):
   assert last[2::2][:2] == pytest.approx((0.3, 0.5))
   assert last[5:] == pytest.approx((-0.2, 0.1 / 3**0.5, 0.0742), abs=1e-4)  # t = -3.46 with two degrees of freedom
   with pytest.raises(SystemExit, match='no results of two architectures'):
+    retrained.scores(str(tmp_path))
+
+
+def test_a_training_that_failed_is_left_out_of_the_mean(tmp_path, capsys):
+  path = tmp_path / 'result.json'
+  path.write_text(json.dumps({'rows': [row('found', [3.0, None]), row('random', [4.0, 5.0])], 'setting': ''}))
+  assert retrained.scores(str(tmp_path)) == [(9, 3.0), (9, 4.5)]
+  assert '1 of 2 trainings of found failed, left out' in capsys.readouterr().out
+  path.write_text(json.dumps({'rows': [row('found', [None, None]), row('random', [4.0, 5.0])], 'setting': ''}))
+  with pytest.raises(SystemExit, match='cannot be compared'):
     retrained.scores(str(tmp_path))

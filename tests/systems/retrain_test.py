@@ -27,7 +27,7 @@ from nas_jax.published import LSTM
 from nas_jax.systems import classifier, language, retrain_sequence
 from nas_jax.systems import retrain_cell as retrain
 from nas_jax.systems.retrain import grid
-from nas_jax.training import checkpoint, full_training
+from nas_jax.training import checkpoint, fit, full_training
 from nas_jax.training.child import bind_arch
 from nas_jax.training.recovery import Stopped
 
@@ -82,6 +82,15 @@ def test_an_epoch_has_all_its_steps_in_however_many_calls(made, whole, monkeypat
   progress, _ = finished(made)
   np.testing.assert_array_equal(progress.states.step[: len(POINTS)], 3 * len(made.data.train))
   np.testing.assert_array_equal(progress.curve, whole[0].curve)
+
+
+def test_a_training_too_large_for_a_device_is_refused_before_it_starts(monkeypatch, tmp_path):
+  monkeypatch.setattr(fit, 'memory_limit', lambda mesh: 1000)
+  monkeypatch.setattr(full_training, 'run', None)  # would fail
+  with pytest.raises(ValueError, match='2 trainings, .* take .* GiB of a device that has .*: give a smaller') as error:
+    cells = {'mine': ARCH}
+    retraining.run(CELL, testing.retrain_config(lr=(0.1, 0.3)), testing.text(), cells, str(tmp_path))
+  testing.one_line(error)
 
 
 def test_the_rate_decays_by_epochs_as_by_hand():

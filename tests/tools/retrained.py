@@ -1,17 +1,19 @@
 """Compares what searches found with another architecture of each search, such as random search's, after retraining.
 
 Each folder of `experiments.retrain --results` counts once: the mean test score of its first architecture, an error or a
-perplexity, against that of its second. Prints both, and for all folders the mean difference, its standard error and p
-of a paired t-test.
+perplexity, against that of its second. A training that failed is left out of the mean, which is said. Prints both, and
+for all folders the mean difference, its standard error and p of a paired t-test.
 Example, where each folder has the results of `--arch=WORKDIR/best.json,WORKDIR/control/best.json`:
   python tests/tools/retrained.py runs/retrained0 runs/retrained1 runs/retrained2
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import math
 import os
 import pathlib
 import sys
+from typing import Any
 
 sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().parents[1:3])  # tests/ and the checkout
 
@@ -31,7 +33,17 @@ def scores(folder: str) -> list[tuple[int, float]]:
   if len(by_name) < 2:
     raise SystemExit(f'{folder} has no results of two architectures: name folders that --results of retrain named.')
   first, second = sorted(by_name.values(), key=found['rows'].index)[:2]
-  return [(row['parameters'], float(np.mean(row['test']))) for row in (first, second)]
+  return [(row['parameters'], _mean(row, folder)) for row in (first, second)]
+
+
+def _mean(row: Mapping[str, Any], folder: str) -> float:
+  """Returns the mean over the trainings that did not fail, and prints how many did."""
+  ended = [score for score in row['test'] if math.isfinite(score)]
+  if failed := len(row['test']) - len(ended):
+    print(f'{folder}: {failed} of {len(row["test"])} trainings of {row["name"]} failed, left out of its mean')
+  if not ended:
+    raise SystemExit(f'{folder} cannot be compared: leave it out.')
+  return float(np.mean(ended))
 
 
 def rows(folders: Sequence[str], each: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[object, ...]]:

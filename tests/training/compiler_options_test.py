@@ -18,9 +18,9 @@ def told(monkeypatch):
   """The options of each compiled program. Evaluators make the programs of a batch's first child and train nothing."""
   found, make = [], fit.over_children
 
-  def over_children(function, mesh, **options):
+  def over_children(function, mesh, *at_once, **options):
     found.append(options.get('compiler_options', {}))
-    return make(function, mesh, **options)
+    return make(function, mesh, *at_once, **options)
 
   monkeypatch.setattr(fit, 'over_children', over_children)
   monkeypatch.setattr(costs, 'accounted', lambda evaluate, *others: evaluate)
