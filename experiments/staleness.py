@@ -21,7 +21,7 @@ from experiments.common import arguments, launch, workdirs
 from nas_jax import replicas, search
 from nas_jax.space import Space, choice_space
 from nas_jax.systems import table
-from nas_jax.training import fit
+from nas_jax.training import layout
 from nas_jax.types import Array, Batch, Key, Outcome
 
 SLOTS, LABELS = 8, 3  # of the tables, as in NAS-Bench-Macro
@@ -121,9 +121,9 @@ def study(case: Case, tables: dict[str, Table], seeds: int, children: int) -> di
   noise = jnp.asarray([one.noise for one in tables.values()], jnp.float32)
   which = jnp.repeat(jnp.arange(len(tables)), seeds)
   keys = jnp.tile(jax.random.split(jax.random.key(0), seeds), len(tables))
-  mesh = fit.child_mesh()
-  program = fit.over_children(functools.partial(simulate, case, events), mesh)
-  every = program((rewards, noise), *(fit.filled(each, mesh) for each in (keys, which)))
+  mesh = layout.child_mesh()
+  program = layout.over_children(functools.partial(simulate, case, events), mesh)
+  every = program((rewards, noise), *(layout.filled(each, mesh) for each in (keys, which)))
   reward, time, staleness = (np.asarray(each)[: len(which)].reshape(len(tables), seeds, events, -1) for each in every)
   found = {
     name: summary(one, reward[i], time[i, :, :, 0]) | {'staleness': float(staleness[i].mean())}

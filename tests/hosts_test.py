@@ -15,7 +15,7 @@ from experiments.common import recovery_files
 from nas_jax import arrays, hosts
 from nas_jax.search.per_layer import Group
 from nas_jax.systems import cell, chain, conv
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, layout
 from nas_jax.types import Batch, Outcome, Repeats
 
 TEXT, IMAGES = testing.text(), testing.pictures()
@@ -193,10 +193,10 @@ def agree(name, m, counts):
   batch, devices = evaluators.random_batch(problem.space, jax.random.key(0), m), jax.devices()[:4]
   if name == 'chains':
     batch = batch._replace(depth=jnp.full(m, 2), extra=Group(0, 1))
-  wanted = build(problem, fit.child_mesh(devices))(batch)
+  wanted = build(problem, layout.child_mesh(devices))(batch)
   assert wanted.reward.shape == (m,) and not wanted.failed.any()
   for count in counts:
-    own = [{'children': build(problem, fit.child_mesh(devices[k::count][: 4 // count]))} for k in range(count)]
+    own = [{'children': build(problem, layout.child_mesh(devices[k::count][: 4 // count]))} for k in range(count)]
     leader, *others = group(count)[1]
 
     def search(leader=leader, own=own):

@@ -20,7 +20,7 @@ from nas_jax.datasets import text as text_lib
 from nas_jax.datasets import text_batches
 from nas_jax.systems import cell, language
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, fit, layout
 from nas_jax.types import Array, Key, PyTree
 
 
@@ -230,11 +230,11 @@ def products(size: Size) -> Way:
     # Each step depends on the one before, or XLA would compute only one.
     return jax.lax.fori_loop(0, size.steps, lambda _, last: step(weights, xs + last[0][0, 0] * 1e-9), start)
 
-  mesh = fit.child_mesh()
+  mesh = layout.child_mesh()
   count = size.children + -size.children % mesh.size
   starts = [jnp.zeros((count, *shape)) for shape in shapes]
-  program = fit.over_children(child, mesh)
-  shared = fit.share((weights, xs), mesh)
+  program = layout.over_children(child, mesh)
+  shared = layout.share((weights, xs), mesh)
   return way(lambda: program(shared, starts))
 
 

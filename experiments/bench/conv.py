@@ -33,7 +33,7 @@ from nas_jax.space.conv import IMAGE, ConvArch
 from nas_jax.space.network import Layer, network
 from nas_jax.systems import classifier, conv
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit, timing
+from nas_jax.training import evaluators, fit, layout, timing
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
@@ -166,7 +166,7 @@ def write(
 
 def convolutions(size: Size, archs: Sequence[ConvArch]) -> Way:
   """Returns a way that runs only the convolutions of all networks and their gradients, network by network."""
-  mesh = fit.child_mesh()
+  mesh = layout.child_mesh()
   each = [_alone(size, network(arch).layers, mesh) for arch in archs]
   return lambda: sum(work() for work in each) / mesh.size
 
@@ -191,8 +191,8 @@ def _alone(size: Size, layers: Sequence[Layer], mesh: Mesh) -> Way:
   def child(shared: PyTree, start: list[Array]) -> list[Array]:
     return jax.lax.fori_loop(0, size.steps, lambda _, last: step(shared, last), start)
 
-  options = fit.jit_options(mesh, image_ops.compiler_options)  # as in training
-  program, shared = fit.over_children(child, mesh, **options), fit.share((images, kernels), mesh)
+  options = layout.jit_options(mesh, image_ops.compiler_options)  # as in training
+  program, shared = layout.over_children(child, mesh, **options), layout.share((images, kernels), mesh)
   starts = [jnp.zeros((mesh.size, *kernel.shape)) for kernel in kernels]
   return way(lambda: program(shared, starts))
 

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.bench.cells import SIZES, SMALL, Task, task
 from experiments.bench.timing import Row, Setup, Way, alternating, at_least, at_most, row
 from experiments.bench.trained import Group, group
-from nas_jax.training import fit
+from nas_jax.training import fit, layout
 
 MANY = 1, 2, 4, 8, 16, 32, 64  # numbers of children in a program call
 
@@ -88,7 +88,7 @@ def memory(own: Task, count: tuple[int, ...]) -> list[Row]:
 
 def planned(own: Task, m: int) -> int:
   """Returns the bytes that XLA plans for the training program of m children on one device."""
-  programs = own.programs(None, fit.child_mesh(jax.local_devices()[:1]))
+  programs = own.programs(None, layout.child_mesh(jax.local_devices()[:1]))
   archs, keys = own.children(m)
   shapes = fit.shapes(programs, archs, keys), archs, keys
   chunk = jax.jit(lambda *args: programs.chunk(*args), donate_argnums=2)
@@ -100,5 +100,5 @@ def planned(own: Task, m: int) -> int:
 
 def trained(own: Task, m: int, devices: int) -> Group:
   """Returns the training of `m` children on `devices` devices."""
-  programs = own.programs(None, fit.child_mesh(jax.local_devices()[:devices]))
+  programs = own.programs(None, layout.child_mesh(jax.local_devices()[:devices]))
   return group(programs, *own.children(m), own.data, own.size.steps)

@@ -20,7 +20,7 @@ from nas_jax.space.network import count
 from nas_jax.systems import classifier
 from nas_jax.systems import conv as conv_system
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, fit, layout
 from nas_jax.types import Array, Key, PyTree
 
 CLOSE = 1e-2  # the greatest allowed difference of losses, as matrix products round their factors to ten bits (TF32)
@@ -122,7 +122,7 @@ def _side_by_side(own: conv.Task, options: dict[str, Any], members: Sequence[Mem
   def advanced(_: Array, states: tuple[fit.FitState, ...], data: PyTree) -> tuple[fit.FitState, ...]:
     return tuple(step(data, state) for step, state in zip(steps, states, strict=True))
 
-  known = fit.jit_options(fit.child_mesh(), image_ops.compiler_options).get('compiler_options', {})
+  known = layout.jit_options(layout.child_mesh(), image_ops.compiler_options).get('compiler_options', {})
   program = jax.jit(
     lambda data, count, states: jax.lax.fori_loop(0, count, functools.partial(advanced, data=data), states),
     compiler_options=known | options,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.timing import Row, Setup, Way, alternating, row, way
-from nas_jax.training import fit
+from nas_jax.training import layout
 
 SIZES = 512, 1024, 2048, 4096  # of square matrices; which is the fastest depends on the machine
 LARGE = 8192, 16384  # too large for a CPU
@@ -38,20 +38,20 @@ def _sizes(setup: Setup) -> tuple[int, ...]:
 
 def product(n: int) -> tuple[Way, float]:
   """Returns a timing of squaring a matrix [n, n] on every device, and the floating-point operations of all devices."""
-  mesh = fit.child_mesh()
+  mesh = layout.child_mesh()
   matrices = jax.random.normal(jax.random.key(0), (mesh.size, n, n))
-  square = fit.over_children(lambda _, matrix: matrix @ matrix, mesh)
+  square = layout.over_children(lambda _, matrix: matrix @ matrix, mesh)
   return way(lambda: square((), matrices)), 2.0 * n**3 * mesh.size
 
 
 def copy(size: int) -> tuple[Way, float]:
   """Returns a timing of `COPIES` copies of `size` bytes on each device, and the bytes that all devices move."""
-  mesh = fit.child_mesh()
+  mesh = layout.child_mesh()
   arrays = jnp.zeros((mesh.size, size // 4))
 
   # XLA would remove a mere copy. There are many, as allocating a new array costs more than filling it.
   def work(_, array):
     return jax.lax.fori_loop(0, COPIES, lambda _, array: array + 1.0, array)
 
-  added = fit.over_children(work, mesh)
+  added = layout.over_children(work, mesh)
   return way(lambda: added((), arrays)), 2.0 * size * COPIES * mesh.size

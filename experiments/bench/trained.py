@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.bench.timing import Row, Way, at_most, seconds
 from nas_jax import space
-from nas_jax.training import fit
+from nas_jax.training import fit, layout
 from nas_jax.types import Key, PyTree
 
 CHECKED = 3  # number of first steps, whose losses must agree in all implementations
@@ -38,7 +38,7 @@ def group(programs: fit.Fit, archs: PyTree, keys: Key, data: Any, steps: int) ->
     data: in the form that the child reads.
     steps: of a call of `further`.
   """
-  m, data = len(keys), fit.share(data, programs.mesh)
+  m, data = len(keys), layout.share(data, programs.mesh)
   states, archs, keys = fit.begin(programs, archs, keys)
   params = jax.tree.map(lambda x: np.asarray(x[:m]), states.params)
 

@@ -10,7 +10,7 @@ import numpy as np
 from nas_jax import search
 from nas_jax.search import journal
 from nas_jax.space import Space
-from nas_jax.training import fit
+from nas_jax.training import layout
 
 SAMPLES = 64  # number of sampled token sequences that estimate the controller's entropy and probabilities
 POINTS = 100  # the controller's probabilities are written about this many times in a run
@@ -34,8 +34,8 @@ def watch(workdir: str, s: search.Search, children: int, done: int = 0) -> tuple
   show_children, show_updates, close = events(workdir, s.space)
   # A fixed key, so that logging does not change the random numbers of the search.
   keys, looked, most = jax.random.split(jax.random.key(0), SAMPLES), done * POINTS // children, 1
-  of_all = fit.over_children(
-    lambda keys, kept: s.algorithm.summary(kept, keys), fit.child_mesh(jax.local_devices()[:1])
+  of_all = layout.over_children(
+    lambda keys, kept: s.algorithm.summary(kept, keys), layout.child_mesh(jax.local_devices()[:1])
   )
 
   def summaries(states: list[search.SearchState]) -> Iterable[tuple[Any, Any]]:

@@ -11,7 +11,7 @@ import jax
 from nas_jax.search import journal
 from nas_jax.search.core import Search, Update
 from nas_jax.search.state import SearchState
-from nas_jax.training import fit
+from nas_jax.training import layout
 from nas_jax.types import Array, Batch, Key, Outcome
 
 Told = tuple[SearchState, Mapping[str, Any]]  # the state after an update, and what it reported
@@ -198,6 +198,6 @@ def run_seeds(search: Search, keys: Key, steps: int) -> tuple[SearchState, tuple
     return jax.lax.scan(step, search.sized(search.init(key), steps), length=steps)
 
   # A CPU runs the searches one after another: the weights of all controllers together would not fit into its caches.
-  mesh = fit.child_mesh()
-  found = fit.over_children(one, mesh)((), fit.filled(keys, mesh))
+  mesh = layout.child_mesh()
+  found = layout.over_children(one, mesh)((), layout.filled(keys, mesh))
   return jax.tree.map(lambda x: x[: len(keys)], found)

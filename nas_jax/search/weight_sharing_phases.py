@@ -11,7 +11,7 @@ import optax
 
 from nas_jax.nn import precision
 from nas_jax.search.state import SearchState
-from nas_jax.training import fit
+from nas_jax.training import fit, layout
 from nas_jax.training.child import Child
 from nas_jax.types import Array, Key, PyTree
 
@@ -56,8 +56,8 @@ def build_phases(
     steps: minibatches in a pass over the training data.
     mesh: the devices that children are scored on, all local ones by default. The weights are trained on the first.
   """
-  mesh = fit.child_mesh() if mesh is None else mesh
-  several, options = _averaged(child), fit.jit_options(mesh, child.compiler_options)
+  mesh = layout.child_mesh() if mesh is None else mesh
+  several, options = _averaged(child), layout.jit_options(mesh, child.compiler_options)
 
   def learn(data: PyTree, weights: fit.FitState, archs: PyTree, key: Key, first: Array, count: int) -> fit.FitState:
     def step(k, weights):
@@ -77,19 +77,19 @@ def build_phases(
     return metrics | {'failed': jnp.where(finite, fit.Status.OK, fit.Status.NOT_FINITE)}
 
   def score(part: Callable[[PyTree, Key], PyTree]):
-    program = fit.over_children(functools.partial(one, part), mesh, **options)
+    program = layout.over_children(functools.partial(one, part), mesh, **options)
     compiled.append(program)
 
     def scored(weights: fit.FitState, archs: PyTree, key: Key) -> dict[str, Array]:
       m = len(jax.tree.leaves(archs)[0])
-      found = program((placed, weights.params, weights.carry, key), fit.filled(archs, mesh))
+      found = program((placed, weights.params, weights.carry, key), layout.filled(archs, mesh))
       return {name: value[:m] for name, value in found.items()}
 
     return scored
 
   def updates(update: MakeUpdate, most: int) -> Updates:
     patience = PATIENCE if mesh.size > 1 else {}
-    waiting = fit.jit_options(mesh, lambda platform: child.compiler_options(platform) | patience)
+    waiting = layout.jit_options(mesh, lambda platform: child.compiler_options(platform) | patience)
     program = _several(functools.partial(one, minibatch), update, most, mesh, waiting)
     return lambda weights, state, count: program((placed, weights.params, weights.carry), state, jnp.int32(count))
 
@@ -104,7 +104,7 @@ def build_phases(
 
   compiled = list[Any]()
   learned: Any = jax.jit(learn, static_argnums=5, **options)
-  placed = fit.share(data, mesh)
+  placed = layout.share(data, mesh)
   here = jax.tree.map(jnp.asarray, data)  # committed to no device, like the state, which all devices score
   some, every = score(minibatch), score(lambda data, key: data)
   return Programs(
@@ -132,11 +132,11 @@ def _several(
     mesh: the devices.
     options: for the compiler.
   """
-  mine = fit.on_one_device(one, mesh)
+  mine = layout.on_one_device(one, mesh)
 
   def everywhere(shared: PyTree, state: SearchState, count: Array) -> PyTree:
     def score(archs: PyTree, key: Key) -> dict[str, Array]:
-      m, whole = len(jax.tree.leaves(archs)[0]), fit.filled(archs, mesh)
+      m, whole = len(jax.tree.leaves(archs)[0]), layout.filled(archs, mesh)
       each = -(-m // mesh.size)
       first = jax.lax.axis_index('child') * each
       found = mine((*shared, key), jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, each), whole))

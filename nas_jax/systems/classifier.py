@@ -18,7 +18,7 @@ from nas_jax.nn.precision import PRECISION_HELP, PRECISIONS
 from nas_jax.space import Kind, Space
 from nas_jax.space.network import NetworkOptions
 from nas_jax.training import child as child_lib
-from nas_jax.training import fit, metrics, rewards, schedules
+from nas_jax.training import fit, layout, metrics, rewards, schedules
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.types import PyTree
@@ -167,7 +167,7 @@ def check_test_split(dataset: str, count: int) -> None:
 
 def check_device(what: str, needed: int, way_out: str) -> None:
   """Raises ValueError if a device has less than `needed` bytes for data; `what` names them, `way_out` a remedy."""
-  limit = min(fit.memory_limit(fit.child_mesh()), splits.memory() / len(jax.local_devices()))
+  limit = min(layout.memory_limit(layout.child_mesh()), splits.memory() / len(jax.local_devices()))
   if needed > limit:
     raise ValueError(f'{what} take {needed / 2**30:.3g} GiB of a device that has {limit / 2**30:.3g}: {way_out}.')
 

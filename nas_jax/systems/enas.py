@@ -11,7 +11,7 @@ from nas_jax import search
 from nas_jax.search import weight_sharing
 from nas_jax.search.weight_sharing_phases import Programs, build_phases
 from nas_jax.space import Space
-from nas_jax.training import fit
+from nas_jax.training import layout
 from nas_jax.training.problem import SHARED, Problem
 from nas_jax.words import counted
 
@@ -51,7 +51,7 @@ def build_programs(problem: Problem, cfg: weight_sharing.Config, mesh: Mesh | No
   child = problem.child._replace(score=score)
   arch = problem.space.decode_batch(jnp.zeros(problem.space.length, jnp.int32))
   optimizer = problem.optimizer(cfg.passes * problem.pass_steps)(())
-  mesh = fit.child_mesh(jax.local_devices()[: cfg.m]) if mesh is None else mesh  # other devices would be idle
+  mesh = layout.child_mesh(jax.local_devices()[: cfg.m]) if mesh is None else mesh  # other devices would be idle
   return build_phases(child, arch, optimizer, problem.data, problem.minibatch, problem.pass_steps, mesh)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from nas_jax.controller import uniform_controller
 from nas_jax.space import Space, unstack
-from nas_jax.training import costs, fit
+from nas_jax.training import costs, fit, layout
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem, static_fitter, traced_fitter
 from nas_jax.training.recovery import NO_RECOVERY, Metrics, Recovery, fingerprint
@@ -107,7 +107,7 @@ def attempt(
     programs: the programs of `fit.fitter`.
     archs: [m, ...] traced architectures, or () for programs of a static one.
     keys: [m] a key for each child.
-    data: as the child takes it, placed by `fit.share`.
+    data: as the child takes it, placed by `layout.share`.
     recovery: recalls, saves and ends trainings.
     name: the name of this training, a fingerprint of everything that decides its outcome.
     starts: as above; 0 for no limit.
@@ -150,7 +150,7 @@ def _fits(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree, only: tuple
 
   True if devices do not report their memory, or if each child has a device to itself; then nothing is compiled.
   """
-  limit = fit.memory_limit(programs.mesh)
+  limit = layout.memory_limit(programs.mesh)
   if len(keys) <= programs.mesh.size or math.isinf(limit):
     return True
   return fit.memory_needed(programs, archs, keys, data, only) <= limit
@@ -170,7 +170,7 @@ def from_scratch(programs: fit.Fit, data: PyTree, reward: Reward, recovery: Reco
     reward: (metrics of m children) -> rewards [m]. Children that failed get 0 instead.
     recovery: recalls, saves and ends trainings.
   """
-  data = fit.share(data, programs.mesh)
+  data = layout.share(data, programs.mesh)
 
   def train(archs: PyTree, keys: Key, wanted: np.ndarray) -> list[Metrics]:
     m, starts = len(keys), recovery.starts
@@ -220,10 +220,10 @@ def static_programs(
     devices: where children are trained; all local devices by default.
     recovery: recalls, saves and ends trainings.
   """
-  meshes = [fit.child_mesh([device]) for device in (devices or jax.local_devices())]
+  meshes = [layout.child_mesh([device]) for device in (devices or jax.local_devices())]
   free = queue.SimpleQueue[tuple[Mesh, PyTree]]()
   for mesh in meshes:
-    free.put((mesh, fit.share(data, mesh)))
+    free.put((mesh, layout.share(data, mesh)))
 
   def evaluate(batch: Batch) -> Outcome:
     double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64  # threads do not inherit a scope of this setting
@@ -274,8 +274,8 @@ def warm_started(
     device: where children are trained; the first local device by default.
     recovery: saves progress. A finished training is not recalled, since the next child needs its weights too.
   """
-  mesh = fit.child_mesh([device or jax.local_devices()[0]])
-  data = fit.share(data, mesh)
+  mesh = layout.child_mesh([device or jax.local_devices()[0]])
+  data = layout.share(data, mesh)
   forgetful = recovery._replace(recall=NO_RECOVERY.recall, end=lambda name, metrics: recovery.leave(name))
 
   def evaluate(batch: Batch) -> Outcome:

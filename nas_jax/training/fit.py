@@ -1,9 +1,4 @@
-"""Training children: many at once, over all local devices, in chunks of steps.
-
-Children are laid along a `child` mesh axis. A CPU device trains its share of children one after another, so that a
-branch on the architecture computes only one side. An accelerator trains its share as one batch. These programs contain
-no collective, so devices never wait for one another. Unlike with `pmap`, a device may have several children.
-"""
+"""Training children: many at once, over all local devices (see `layout`), in chunks of steps."""
 
 from collections.abc import Callable, Sequence
 import enum
@@ -15,10 +10,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 import optax
 
 from nas_jax.nn import image_ops, precision
+from nas_jax.training import layout
 from nas_jax.training.child import Child
 from nas_jax.training.recovery import NO_RECOVERY, Recovery
 from nas_jax.types import Array, Key, PyTree
@@ -81,81 +77,6 @@ class Fit(NamedTuple):
   scored: int = 1  # how many of the last calls are followed by a scoring
 
 
-def child_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns a mesh of all local devices, or of the given ones, along the axis `child`."""
-  devices = jax.local_devices() if devices is None else devices
-  return jax.make_mesh((len(devices),), ('child',), axis_types=(AxisType.Auto,), devices=devices)
-
-
-def over_children(function: Callable, mesh: Mesh, at_once: int | None = None, **jit_options: Any) -> Any:
-  """Turns `function(shared, *mine)` for one child into one program for m children.
-
-  m must be a multiple of the number of devices. The first argument is the same for all children. The
-  others and the result have a leading axis m. `at_once` is as in `on_one_device`.
-  """
-  local = on_one_device(function, mesh, at_once)
-
-  def everywhere(shared, *mine):
-    shared_spec, mine_spec = PartitionSpec(), PartitionSpec('child')
-    specs = (shared_spec, *(mine_spec for _ in mine))
-    # The devices are independent, so there is no replication for check_vma to track.
-    return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=mine_spec, check_vma=False)(shared, *mine)
-
-  return jax.jit(everywhere, **jit_options)
-
-
-def in_turn(mesh: Mesh) -> bool:
-  """Says whether each device trains its children one after another, and not as one batch."""
-  return mesh.devices.flat[0].platform == 'cpu'
-
-
-def on_one_device(function: Callable, mesh: Mesh, at_once: int | None = None) -> Callable:
-  """Turns `function(shared, *mine)` for one child into a function for all children of one device.
-
-  A device that trains its children as one batch takes `at_once` of them at a time, if that is given.
-  """
-
-  def each(shared, *mine):
-    if in_turn(mesh) or at_once:
-      return jax.lax.map(lambda one: function(shared, *one), mine, batch_size=None if in_turn(mesh) else at_once)
-    return jax.vmap(functools.partial(function, shared))(*mine)
-
-  return each
-
-
-def jit_options(mesh: Mesh, of: Callable[[str], dict[str, Any]], level: int | None = None) -> dict[str, Any]:
-  """Returns options of `jax.jit`, without compiler options that this version of XLA does not know.
-
-  Args:
-    mesh: the devices that the program runs on.
-    of: `Child.compiler_options` of the child that the program trains.
-    level: LLVM's optimization level for a program that trains one child on a CPU: 1, or 0 for a program that runs once.
-      With a level the program is compiled in one thread, since other children train in the other threads, by XLA's
-      older emitters and with fewer of LLVM's passes. This halves the compile time; a step takes up to 5 % longer.
-  """
-  platform = mesh.devices.flat[0].platform
-  options = of(platform)
-  if level is not None and platform == 'cpu':
-    options = options | {
-      'xla_cpu_use_fusion_emitters': False,
-      'xla_backend_optimization_level': level,
-      'xla_llvm_disable_expensive_passes': True,
-      'xla_cpu_parallel_codegen_split_count': 1,
-    }
-  known = {name: value for name, value in options.items() if _known(name, value)}
-  return {'compiler_options': known} if known else {}
-
-
-@functools.cache
-def _known(option: str, value: str | int) -> bool:
-  """Says whether this version of XLA has a compiler option."""
-  try:
-    jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
-  except jax.errors.JaxRuntimeError:
-    return False
-  return True
-
-
 def advance(
   child: Child, optimizer: optax.GradientTransformation, data: PyTree, state: FitState, arch: PyTree, key: Key
 ) -> FitState:
@@ -195,10 +116,10 @@ def fitter(
 
   `optimizer` maps a child's arch to its optimizer, whose hyperparameters may be part of that arch. Children are scored
   after each of the last `scored` calls. `quick` shortens compilation, for children with programs of their own: see
-  `jit_options`. The optimizer then sees all weights as one vector, so its update is compiled once, not for each array.
-  `at_once` is as in `on_one_device`.
+  `layout.jit_options`. The optimizer then sees all weights as one vector, so its update is compiled once, not for each
+  array. `at_once` is as in `layout.on_one_device`.
   """
-  mesh = child_mesh() if mesh is None else mesh
+  mesh = layout.child_mesh() if mesh is None else mesh
 
   def init(shared, arch, key, real) -> FitState:
     del shared
@@ -226,11 +147,11 @@ def fitter(
     failed = jnp.where((state.failed == Status.OK) & ~finite, Status.NOT_FINITE, state.failed)
     return metrics | {'loss': state.loss, 'failed': failed}
 
-  once, often = (jit_options(mesh, child.compiler_options, level if quick else None) for level in (0, 1))
+  once, often = (layout.jit_options(mesh, child.compiler_options, level if quick else None) for level in (0, 1))
   many = (
-    over_children(init, mesh, **once),
-    over_children(chunk, mesh, at_once, donate_argnums=1, **often),
-    over_children(score, mesh, at_once, **often),
+    layout.over_children(init, mesh, **once),
+    layout.over_children(chunk, mesh, at_once, donate_argnums=1, **often),
+    layout.over_children(score, mesh, at_once, **often),
   )
   return Fit(
     mesh,
@@ -265,22 +186,6 @@ def memory_needed(programs: Fit, archs: PyTree, keys: Key, data: PyTree, only: S
   return programs.planned(data, programs.shapes(archs, keys, real), archs, keys)
 
 
-def memory_limit(mesh: Mesh) -> float:
-  """Returns the bytes that programs may take on each device; infinity if a device, such as a CPU, does not say."""
-  known = [device.memory_stats() or {} for device in mesh.local_devices]
-  return min(stats.get('bytes_limit', math.inf) for stats in known)
-
-
-def share(data: PyTree, mesh: Mesh) -> PyTree:
-  """Puts the same arrays on every device, so that calls need not transfer them."""
-  return jax.device_put(data, NamedSharding(mesh, PartitionSpec()))
-
-
-def filled(arrays: PyTree, mesh: Mesh) -> PyTree:
-  """Pads arrays [m, ...] with copies of the first entry to a multiple of the number of devices."""
-  return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -len(x) % mesh.size, 0)]), arrays)
-
-
 def begin(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None = None) -> tuple[FitState, PyTree, Key]:
   """Returns untrained children with their archs and keys, padded to a multiple of the number of devices.
 
@@ -297,7 +202,7 @@ def shapes(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None =
 
 def _laid_out(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None) -> tuple[PyTree, Key, Array]:
   m = len(keys)
-  archs, keys = filled((archs, keys), programs.mesh)
+  archs, keys = layout.filled((archs, keys), programs.mesh)
   places = jnp.arange(len(keys))
   return archs, keys, places < m if only is None else jnp.isin(places, jnp.asarray(only))
 
@@ -309,7 +214,7 @@ def fit(programs: Fit, archs: PyTree, keys: Key, data: PyTree) -> dict[str, Arra
     programs: the programs of `fitter`.
     archs: [m, ...] traced architectures.
     keys: [m] a key per child.
-    data: as the child's `batch` and `score` take it, best placed by `share`.
+    data: as the child's `batch` and `score` take it, best placed by `layout.share`.
 
   Returns:
     The metrics of the children, [m] each: the greatest value of each score over all scorings; 'loss', the last training

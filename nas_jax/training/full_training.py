@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nas_jax.training import fit
+from nas_jax.training import fit, layout
 from nas_jax.types import Array, Key, PyTree
 
 CALL_STEPS = 200  # steps of one program call; a training can be stopped between calls
@@ -51,10 +51,10 @@ def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree) -> 
   Raises:
     ValueError: not even one child at a time fits.
   """
-  mesh, limit = programs.mesh, fit.memory_limit(programs.mesh)
+  mesh, limit = programs.mesh, layout.memory_limit(programs.mesh)
   if math.isinf(limit):
     return programs
-  data, at_once = fit.share(data, mesh), -(-len(keys) // mesh.size)
+  data, at_once = layout.share(data, mesh), -(-len(keys) // mesh.size)
   states = fit.shapes(programs, archs, keys)
   leaves = jax.tree.leaves((states.params, states.carry))
   kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // mesh.size  # `Progress.best`
@@ -94,7 +94,7 @@ def run(
     keep: called with the progress after each epoch.
     check: called between program calls, also within epochs; it may raise `recovery.Stopped`.
   """
-  programs, data = task.programs, fit.share(task.data, task.programs.mesh)
+  programs, data = task.programs, layout.share(task.data, task.programs.mesh)
   for epoch in range(int(progress.done), len(progress.curve)):
     # A call donates its states. If an epoch is interrupted, the training resumes from the states that `keep` got last.
     states = progress.states
@@ -117,7 +117,7 @@ def score(task: Task, progress: Progress, archs: PyTree, m: int, data: PyTree = 
   """Returns the loss [m] of the kept weights, on the test split or on other `data`."""
   params, carry = progress.best
   states = progress.states._replace(params=params, carry=carry)
-  shared = fit.share(task.test if data is None else data, task.programs.mesh)
+  shared = layout.share(task.test if data is None else data, task.programs.mesh)
   return np.asarray(task.loss(task.programs.score(shared, states, archs)))[:m]
 
 

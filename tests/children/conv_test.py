@@ -14,7 +14,7 @@ from nas_jax.datasets.images import Split
 from nas_jax.space.conv import CONV, MAX_POOL, NORM, ConvArch
 from nas_jax.space.network import NetworkOptions
 from nas_jax.space.network import network as network_of
-from nas_jax.training import fit
+from nas_jax.training import fit, layout
 from nas_jax.training.child import bind_arch
 
 # Strides, a pool, a norm, maps of unequal size, and more than one loose end.
@@ -258,7 +258,7 @@ def test_it_learns_and_an_epoch_sees_every_image_once(network):
   other = [network.batch(data, jax.random.key(1), jnp.asarray(step))[1] for step in range(10, 20)]
   assert not np.array_equal(seen, other)
   optimizer = optax.sgd(0.05, momentum=0.9, nesterov=True)
-  programs = fit.fitter(planned(network), lambda _: optimizer, 60, 30, fit.child_mesh(jax.devices()[:2]))
+  programs = fit.fitter(planned(network), lambda _: optimizer, 60, 30, layout.child_mesh(jax.devices()[:2]))
   found = fit.fit(programs, (), jax.random.split(jax.random.key(0), 2), data)
   assert (np.asarray(found['accuracy']) > 0.8).all() and (np.asarray(found['failed']) == 0).all()
 

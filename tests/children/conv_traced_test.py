@@ -13,7 +13,7 @@ from nas_jax.children import conv, conv_traced, conv_traced_layers
 from nas_jax.datasets import image_batches
 from nas_jax.datasets.images import Split
 from nas_jax.space.conv import ConvArch
-from nas_jax.training import fit
+from nas_jax.training import fit, layout
 from nas_jax.training.child import bind_arch
 
 L, IMAGE, CLASSES, B = 4, (6, 5, 3), 3, 4
@@ -210,7 +210,7 @@ def test_training_ends_as_the_static_child_does(x64):
   small = conv_traced.build(
     3, (1, 3), (3,), (1, 2), True, conv.InputSpec(IMAGE, CLASSES, B, B, image_batches.Augment(flip=True))
   )
-  keys, mesh = jax.random.split(jax.random.key(3), 1), fit.child_mesh(jax.devices()[:1])
+  keys, mesh = jax.random.split(jax.random.key(3), 1), layout.child_mesh(jax.devices()[:1])
 
   def trained(child, plans, optimizer, start=None):
     programs = fit.fitter(child, optimizer, 6, 3, mesh)

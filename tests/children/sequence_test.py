@@ -13,7 +13,7 @@ from nas_jax.children import conv, language_model, sequence
 from nas_jax.datasets import own_sequences, sequences
 from nas_jax.systems import recurrent
 from nas_jax.systems import sequence as system
-from nas_jax.training import evaluators, fit, problem
+from nas_jax.training import evaluators, fit, layout, problem
 
 DATA = testing.sequences()
 CELLS = space.tree_cell_space(2)
@@ -106,7 +106,7 @@ def trained(cfg, data, archs, **more):
   tokens = [made.space.encode(arch) for arch in archs]
   batch = evaluators.random_batch(made.space, jax.random.key(0), len(archs))
   found = space.stack([made.space.decode(one) for one in tokens])
-  programs = problem.traced_fitter(made, made.traced(found), fit.child_mesh(jax.devices()[:1]))
+  programs = problem.traced_fitter(made, made.traced(found), layout.child_mesh(jax.devices()[:1]))
   return {name: np.asarray(value) for name, value in fit.fit(programs, found, batch.keys, made.data).items()}
 
 
@@ -117,7 +117,7 @@ def test_children_learn_classes_by_one_program_as_each_by_its_own():
   found = trained(cfg, DATA, [ARCH, other])
   assert set(found) >= {'accuracy', 'balanced_accuracy', 'f1', 'loss'} and found['accuracy'][0] > 0.8
   made = system.make_problem(cfg, DATA)
-  static = problem.static_fitter(made, other, fit.child_mesh(jax.devices()[:1]))
+  static = problem.static_fitter(made, other, layout.child_mesh(jax.devices()[:1]))
   keys = evaluators.random_batch(made.space, jax.random.key(0), 2).keys
   alone = fit.fit(static, (), keys[1:], made.data)
   np.testing.assert_allclose(alone['loss'][0], found['loss'][1], rtol=1e-3)

@@ -18,7 +18,7 @@ from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
 from nas_jax.search import journal, weight_sharing
 from nas_jax.systems import enas, enas_rnn
-from nas_jax.training import checkpoint, fit
+from nas_jax.training import checkpoint, fit, layout
 from nas_jax.training import child as child_lib
 from nas_jax.training.problem import Problem
 from nas_jax.types import Outcome
@@ -164,7 +164,7 @@ def test_scores_are_those_of_each_child_and_of_any_number_of_devices(programs):
     wanted = score(weights.params, arch, weights.carry, part)['perplexity']
     np.testing.assert_allclose(found['shared_perplexity'][k], wanted, rtol=1e-6)
   assert found['failed'].tolist() == [0, 0, 0] and set(found) == {'shared_perplexity', 'failed'}
-  alone = enas.build_programs(problem(), config(), fit.child_mesh(jax.devices()[:1]))
+  alone = enas.build_programs(problem(), config(), layout.child_mesh(jax.devices()[:1]))
   np.testing.assert_array_equal(alone.score(weights, cells, key)['shared_perplexity'], found['shared_perplexity'])
 
 

@@ -15,7 +15,7 @@ from nas_jax.children import conv as child_conv
 from nas_jax.search import journal, per_layer
 from nas_jax.systems import chain, classifier, retrain_conv
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, fit, layout
 
 IMAGES = testing.pictures()
 
@@ -106,7 +106,7 @@ def test_a_prefix_is_trained_as_the_network_that_it_is():
   outcome = s.train(group)
   setup = classifier.set_up(cfg, IMAGES)
   settings = child_conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  steps, mesh = cfg.epochs * (len(IMAGES.train.labels) // cfg.batch), fit.child_mesh(jax.devices()[:1])
+  steps, mesh = cfg.epochs * (len(IMAGES.train.labels) // cfg.batch), layout.child_mesh(jax.devices()[:1])
   for k, depth in enumerate(group.depth.tolist()):
     arch = s.space.decode(group.tokens[k], depth)
     plan = child_conv.ChildSpec(arch, settings)
@@ -127,7 +127,7 @@ def test_a_warm_start_is_from_the_weights_of_the_prefix_before():
   (group,) = s.parts.split(batch)
   setup = classifier.set_up(cfg, IMAGES)
   settings = child_conv.Hyperparameters(cfg.lr, cfg.decay_epoch, cfg.weight_decay, cfg.epsilon)
-  child, mesh, trained = child_conv.build(setup.inputs), fit.child_mesh(jax.devices()[:1]), []
+  child, mesh, trained = child_conv.build(setup.inputs), layout.child_mesh(jax.devices()[:1]), []
 
   def programs(arch, mesh):
     planned = child_lib.bind_arch(child, lambda _: child_conv.ChildSpec(arch, settings))

@@ -16,7 +16,7 @@ from nas_jax.children import conv as child_conv
 from nas_jax.space.network import network
 from nas_jax.systems import cell, classifier, conv, retrain, retrain_conv
 from nas_jax.training import child as child_lib
-from nas_jax.training import evaluators, fit, full_training, timing
+from nas_jax.training import evaluators, fit, full_training, layout, timing
 
 IMAGES = testing.pictures()
 ARCH = space.conv_space(2, (3,), (3,), (2, 3)).decode([0, 0, 0, 0, 0, 1, 1])
@@ -85,7 +85,7 @@ def test_the_reward_is_the_best_accuracy_of_the_last_epochs_cubed():
     plan = child_conv.ChildSpec(arch, conv.hyperparameters(cfg, arch))
     child = child_lib.bind_arch(child_conv.build(setup.inputs), lambda _, plan=plan: plan)
     epoch = len(data.labels) // cfg.batch
-    mesh = fit.child_mesh(jax.devices()[:1])
+    mesh = layout.child_mesh(jax.devices()[:1])
     programs = classifier.fitter(setup, child, lambda _, plan=plan: plan.hyperparameters, 4 * epoch, mesh)
     states, archs, keys = fit.begin(programs, (), batch.keys[k : k + 1])
     accuracies = []

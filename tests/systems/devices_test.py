@@ -8,7 +8,7 @@ import pytest
 import testing
 
 from nas_jax.systems import cell, chain, conv, enas_images, enas_rnn
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, fit, layout
 
 M = 3
 # Two steps of plain gradient descent: the second's loss is of weights that the first's gradient made.
@@ -50,7 +50,7 @@ SHORT = ('networks, generic',)  # cells: in train_test
 def agree(name, counts):
   made, build = SYSTEMS[name]()
   batch = evaluators.random_batch(made, jax.random.key(0), M)
-  found = [build(fit.child_mesh(jax.devices()[:count]))(batch) for count in counts]
+  found = [build(layout.child_mesh(jax.devices()[:count]))(batch) for count in counts]
   for outcome in found:
     assert outcome.reward.shape == (M,) and (outcome.metrics['failed'] == fit.Status.OK).all()
     for metric, values in found[0].metrics.items():

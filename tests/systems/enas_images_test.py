@@ -11,7 +11,7 @@ from nas_jax import export, published, space
 from nas_jax.children import conv, enas_layers, enas_macro, enas_micro
 from nas_jax.datasets import image_batches
 from nas_jax.space.enas import MACRO_OPERATIONS, MICRO_OPERATIONS, MacroArch, MicroArch
-from nas_jax.training import fit
+from nas_jax.training import fit, layout
 from nas_jax.training.child import bind_arch
 
 IMAGE, CLASSES, B = (6, 5, 1), 3, 4
@@ -333,7 +333,7 @@ def test_children_one_after_another_are_children_at_once(x64):
   def one(_, arch, params):
     return measured(child, arch, params, child.carry(params))
 
-  mapped = fit.over_children(one, fit.child_mesh(jax.devices()[:2]))((), archs, params)
+  mapped = layout.over_children(one, layout.child_mesh(jax.devices()[:2]))((), archs, params)
   assert_close(mapped, jax.jit(jax.vmap(lambda *mine: one((), *mine)))(archs, params), 1e-9, 1e-11)
 
 
@@ -342,7 +342,7 @@ def test_it_learns():
   child = enas_macro.build(conv.InputSpec(IMAGE, CLASSES, 9, 4), form._replace(filters=6))
   images = testing.pictures()
   data = image_batches.lay_out(images.train, [images.valid], 4)[0]
-  plan, mesh = conv.ChildSpec(arch, SETTINGS), fit.child_mesh(jax.devices()[:1])
+  plan, mesh = conv.ChildSpec(arch, SETTINGS), layout.child_mesh(jax.devices()[:1])
   programs = fit.fitter(bind_arch(child, lambda _: plan), lambda _: optax.sgd(0.1, 0.9), 60, 60, mesh)
   found = fit.fit(programs, (), jax.random.split(KEY, 1), data)
   assert found['accuracy'][0] > 0.8 and found['failed'][0] == 0

@@ -13,7 +13,7 @@ from nas_jax import replicas, search, space
 from nas_jax.search import per_layer
 from nas_jax.search.algorithms import ALGORITHMS
 from nas_jax.systems import enas, retrain
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, fit, layout
 from nas_jax.training.problem import static_fitter, traced_fitter
 from nas_jax.types import Outcome
 
@@ -24,8 +24,8 @@ NAMED = {system.name: system for system in SYSTEMS}
 @pytest.fixture(autouse=True)
 def accelerator(monkeypatch):
   """The children of a device are one batch, and there are no compiler options for CPUs."""
-  monkeypatch.setattr(fit, 'in_turn', lambda mesh: False)
-  monkeypatch.setattr(fit, 'jit_options', lambda *_: {})
+  monkeypatch.setattr(layout, 'in_turn', lambda mesh: False)
+  monkeypatch.setattr(layout, 'jit_options', lambda *_: {})
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def lowered(function, *args):
 
 
 def mesh():
-  return fit.child_mesh(jax.devices()[:1])
+  return layout.child_mesh(jax.devices()[:1])
 
 
 def lower(programs, data, archs, keys):
@@ -93,7 +93,7 @@ def test_lower_precision_and_unrolled_loops(name, fields):
 def test_retraining(name, monkeypatch):
   """With dropout and tied embeddings in language models."""
   one, system = mesh(), NAMED[name]
-  monkeypatch.setattr(fit, 'child_mesh', lambda *_: one)
+  monkeypatch.setattr(layout, 'child_mesh', lambda *_: one)
   recipe = system.retrain
   cfg = recipe.presets['smoke']()
   if name == 'cell':

@@ -7,7 +7,7 @@ import testing
 
 from experiments.common.systems import CELL, CHAIN, CONV, ENAS, MACRO, MICRO, RECURRENT, SEQUENCE, SYSTEMS
 from nas_jax import space
-from nas_jax.training import evaluators, fit, schedules
+from nas_jax.training import evaluators, fit, layout, schedules
 from nas_jax.training.problem import static_fitter, traced_fitter
 
 IMAGES, TEXT, SEQUENCES = testing.pictures(), testing.text(), testing.sequences()
@@ -33,7 +33,7 @@ def test_a_problem_trains_and_scores_children_of_its_space(name):
   system, cfg, data, steps = CASES[name]
   problem = system.make_problem(cfg, data)
   assert problem.space.slots == system.make_space(cfg).slots and problem.steps == steps
-  batch, mesh = evaluators.random_batch(problem.space, jax.random.key(0), 2), fit.child_mesh(jax.devices()[:1])
+  batch, mesh = evaluators.random_batch(problem.space, jax.random.key(0), 2), layout.child_mesh(jax.devices()[:1])
   made = []
   assert problem.traced or name not in TRACED
   if problem.traced:

@@ -10,7 +10,7 @@ from nas_jax import published, space
 from nas_jax.children import enas_layers
 from nas_jax.datasets.images import Images, Scale, Split
 from nas_jax.systems import retrain, retrain_conv, retrain_enas
-from nas_jax.training import fit, full_training, schedules
+from nas_jax.training import fit, full_training, layout, schedules
 
 IMAGES = testing.pictures()
 MACRO = space.MacroArch((5, 4, 5), (1, 0, 1))
@@ -24,7 +24,7 @@ def config(**changes):
 
 @pytest.fixture(scope='module')
 def task():
-  return retrain_enas.task(config(), IMAGES, MACRO, '4', 3, mesh=fit.child_mesh(jax.devices()[:1]))
+  return retrain_enas.task(config(), IMAGES, MACRO, '4', 3, mesh=layout.child_mesh(jax.devices()[:1]))
 
 
 def test_a_network_is_trained_at_every_point_of_the_grid(task):
@@ -59,7 +59,7 @@ def test_the_optimizer_decays_kernels_and_the_classifier(task):
 def test_weight_decay_may_act_on_batch_norm_too():
   params = {'stem': enas_layers.zero_unit(3, 1, 2, True), 'softmax': np.zeros(3), 'softmax_bias': np.zeros(3)}
   assert all(jax.tree.leaves(enas_layers.decayed(params, norms=True)))
-  task = retrain_enas.task(config(decay_norms=True), IMAGES, MACRO, '4', 3, mesh=fit.child_mesh(jax.devices()[:1]))
+  task = retrain_enas.task(config(decay_norms=True), IMAGES, MACRO, '4', 3, mesh=layout.child_mesh(jax.devices()[:1]))
   points = retrain_conv.hyperparameters([retrain_conv.Point(0.05, 1.0, decay, 1e-3) for decay in (0.0, 0.1)])
   keys = jnp.repeat(jax.random.split(jax.random.key(0), 1), 2)
   progress, archs, keys = full_training.start(task, points, keys, 1)
@@ -76,7 +76,7 @@ def test_cosines_end_at_lr_min(monkeypatch):
   rate = schedules.rate
   monkeypatch.setattr(schedules, 'rate', lambda *args: asked.append(args) or rate(*args))
   cfg = config(schedule='cosine', lr_min=0.001, lr=(0.05,))
-  task = retrain_enas.task(cfg, IMAGES, MACRO, '4', 2, mesh=fit.child_mesh(jax.devices()[:1]))
+  task = retrain_enas.task(cfg, IMAGES, MACRO, '4', 2, mesh=layout.child_mesh(jax.devices()[:1]))
   points = retrain_conv.hyperparameters(retrain.grid(retrain_conv.Point, cfg))
   fit.shapes(task.programs, points, jax.random.split(jax.random.key(0), 1))
   (schedule, _, steps, *more), *_ = asked

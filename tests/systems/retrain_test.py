@@ -27,7 +27,7 @@ from nas_jax.published import LSTM
 from nas_jax.systems import classifier, language, retrain_sequence
 from nas_jax.systems import retrain_cell as retrain
 from nas_jax.systems.retrain import grid
-from nas_jax.training import checkpoint, fit, full_training
+from nas_jax.training import checkpoint, full_training, layout
 from nas_jax.training.child import bind_arch
 from nas_jax.training.recovery import Stopped
 
@@ -85,7 +85,7 @@ def test_an_epoch_has_all_its_steps_in_however_many_calls(made, whole, monkeypat
 
 
 def test_a_training_too_large_for_a_device_is_refused_before_it_starts(monkeypatch, tmp_path):
-  monkeypatch.setattr(fit, 'memory_limit', lambda mesh: 1000)
+  monkeypatch.setattr(layout, 'memory_limit', lambda mesh: 1000)
   monkeypatch.setattr(full_training, 'run', None)  # would fail
   with pytest.raises(ValueError, match='2 trainings, .* take .* GiB of a device that has .*: give a smaller') as error:
     cells = {'mine': ARCH}
@@ -352,7 +352,7 @@ def test_cut_off_between_a_stage_and_the_next_none_is_lost_or_mixed_up(tmp_path,
 def test_sequences_that_are_too_large_for_a_device_are_refused_before_training(monkeypatch):
   data, cfg = load_sequences(max_examples=50), retrain_sequence.smoke()
   retrain_sequence.validate(cfg, data, ARCH)
-  monkeypatch.setattr(classifier.fit, 'memory_limit', lambda mesh: 1000)
+  monkeypatch.setattr(classifier.layout, 'memory_limit', lambda mesh: 1000)
   with pytest.raises(ValueError, match=r'sequences of \(8, 8\) take .* of a device') as error:
     retrain_sequence.validate(cfg, data, ARCH)
   testing.one_line(error)

@@ -22,7 +22,7 @@ from nas_jax.space import conv_space
 from nas_jax.space.network import network
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import fit
+from nas_jax.training import fit, layout
 
 EPOCHS, SEEDS = 3, 3
 CFG = classifier.Config(dataset='cifar10', max_examples=11_000, valid_share=1 / 11, schedule='constant', epochs=EPOCHS)
@@ -97,7 +97,7 @@ def here(child, setup, keys):
   plan = conv.ChildSpec(ARCH, SETTINGS)
   planned = child_lib.bind_arch(child, lambda _: plan)
   (data,), epoch = setup.data, setup.pass_steps
-  programs = classifier.fitter(setup, planned, lambda _: SETTINGS, EPOCHS * epoch, fit.child_mesh())
+  programs = classifier.fitter(setup, planned, lambda _: SETTINGS, EPOCHS * epoch, layout.child_mesh())
   states, archs, keys = fit.begin(programs, (), keys)
   start, curve, first = jax.tree.map(np.asarray, states.params), [], None
   for _ in range(EPOCHS):

@@ -7,7 +7,7 @@ import testing
 from nas_jax import space
 from nas_jax.nn import image_ops
 from nas_jax.systems import chain, conv, enas, enas_images, retrain_conv
-from nas_jax.training import costs, evaluators, fit
+from nas_jax.training import costs, evaluators, layout
 
 IMAGES = testing.pictures()
 WITHOUT_YNN = {'xla_cpu_experimental_ynn_fusion_type': ''}
@@ -16,19 +16,19 @@ WITHOUT_YNN = {'xla_cpu_experimental_ynn_fusion_type': ''}
 @pytest.fixture
 def told(monkeypatch):
   """The options of each compiled program. Evaluators make the programs of a batch's first child and train nothing."""
-  found, make = [], fit.over_children
+  found, make = [], layout.over_children
 
   def over_children(function, mesh, *at_once, **options):
     found.append(options.get('compiler_options', {}))
     return make(function, mesh, *at_once, **options)
 
-  monkeypatch.setattr(fit, 'over_children', over_children)
+  monkeypatch.setattr(layout, 'over_children', over_children)
   monkeypatch.setattr(costs, 'accounted', lambda evaluate, *others: evaluate)
   monkeypatch.setattr(evaluators, 'from_scratch', lambda programs, *others: lambda batch: programs)
   monkeypatch.setattr(
     evaluators,
     'static_programs',
-    lambda own, *others: lambda batch: own(space.unstack(batch.archs)[0], fit.child_mesh()),
+    lambda own, *others: lambda batch: own(space.unstack(batch.archs)[0], layout.child_mesh()),
   )
   return found
 

@@ -22,7 +22,7 @@ from nas_jax.controller import uniform_controller
 from nas_jax.published import LSTM, NASCELL
 from nas_jax.search import journal
 from nas_jax.systems import cell
-from nas_jax.training import evaluators, fit, timing
+from nas_jax.training import evaluators, fit, layout, timing
 from nas_jax.training.child import Child
 from nas_jax.training.recovery import NO_RECOVERY
 from nas_jax.types import Batch
@@ -101,7 +101,7 @@ def test_a_child_too_large_for_the_machine_fails_alone():
 @pytest.mark.parametrize(('room', 'calls', 'failed'), [(4, [4], 0), (2, [4, 2, 2], 0), (0, [4, 2, 1, 1, 2, 1, 1], 4)])
 def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, failed):
   """One program trains all of them, and memory suffices for `room` at once."""
-  made = fit.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
+  made = fit.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, layout.child_mesh(jax.devices()[:1]))
   asked = []
 
   def chunk(data, steps, states, archs, keys):
@@ -124,7 +124,7 @@ def test_children_that_are_too_many_for_the_memory_are_halved(room, calls, faile
 @pytest.mark.parametrize(('room', 'calls'), [(4, [4]), (2, [2, 2]), (1, [1, 1, 1, 1])])
 def test_children_are_as_many_as_the_compiled_program_says_fit(room, calls, monkeypatch):
   """The device has as much memory as the program for `room` children plans to use. No larger program is run."""
-  made = fit.fitter(sized_child(Sized((64,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
+  made = fit.fitter(sized_child(Sized((64,))), lambda _: optax.sgd(0.1), 2, 1, layout.child_mesh(jax.devices()[:1]))
   asked, ids = [], jnp.arange(4)
   batch = Batch(ids, jax.random.split(jax.random.key(0), 4), ids, ids[:, None])
 
@@ -132,7 +132,7 @@ def test_children_are_as_many_as_the_compiled_program_says_fit(room, calls, monk
     return made.planned((), *fit.begin(made, batch.archs[:m], batch.keys[:m]))
 
   assert planned(4) >= planned(2) + 2 * 64 * 4 and planned(2) >= planned(1) + 64 * 4, 'the weights of each child'
-  monkeypatch.setattr(fit, 'memory_limit', lambda mesh: planned(room))
+  monkeypatch.setattr(layout, 'memory_limit', lambda mesh: planned(room))
 
   def chunk(data, steps, states, archs, keys):
     asked.append(len(keys))
@@ -145,11 +145,11 @@ def test_children_are_as_many_as_the_compiled_program_says_fit(room, calls, monk
 
 
 def test_a_cpu_sets_no_limit():
-  assert fit.memory_limit(fit.child_mesh()) == np.inf
+  assert layout.memory_limit(layout.child_mesh()) == np.inf
 
 
 def test_a_program_of_all_children_that_cannot_be_compiled_is_no_childs_failure():
-  made = fit.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, fit.child_mesh(jax.devices()[:1]))
+  made = fit.fitter(sized_child(Sized((2,))), lambda _: optax.sgd(0.1), 2, 1, layout.child_mesh(jax.devices()[:1]))
 
   def chunk(*_):
     raise jax.errors.JaxRuntimeError('INTERNAL: no such instruction')

@@ -10,7 +10,7 @@ import testing
 from nas_jax import space
 from nas_jax.children import language_model
 from nas_jax.datasets import text_batches
-from nas_jax.training import fit
+from nas_jax.training import fit, layout
 from nas_jax.training.child import Child, bind_arch
 
 SPACE = space.tree_cell_space(2)
@@ -27,7 +27,7 @@ def network():
 
 
 def programs(devices, steps=8, steps_per_call=3, lr=0.5, **options):
-  child, mesh = network(), fit.child_mesh(jax.devices()[:devices])
+  child, mesh = network(), layout.child_mesh(jax.devices()[:devices])
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(lr))
   return fit.fitter(child, lambda _: optimizer, steps, steps_per_call, mesh, **options)
 
@@ -60,7 +60,7 @@ def test_each_step_of_each_child_has_keys_of_its_own(quick):
     loss=lambda params, arch, carry, batch, key: (params.sum(), jnp.stack([batch, jax.random.uniform(key)])),
     score=lambda params, arch, carry, data: {'score': params.sum()},
   )
-  one = fit.fitter(child, lambda _: optax.sgd(0.1), 3, 1, fit.child_mesh(jax.devices()[:1]), quick=quick)
+  one = fit.fitter(child, lambda _: optax.sgd(0.1), 3, 1, layout.child_mesh(jax.devices()[:1]), quick=quick)
   state, archs, keys = fit.begin(one, jnp.zeros(2), jax.random.split(jax.random.key(0), 2))
   drawn = [np.asarray(state.params).ravel()]
   for _ in range(3):
@@ -145,10 +145,10 @@ def test_the_compiler_is_told_what_it_knows():
   def of(platform):
     return {'xla_no_such_option': 1, 'xla_backend_optimization_level': 3} if platform == 'cpu' else {}
 
-  mesh = fit.child_mesh(jax.devices()[:1])
-  assert fit.jit_options(mesh, of) == {'compiler_options': {'xla_backend_optimization_level': 3}}
-  assert fit.jit_options(mesh, lambda platform: {}) == {}
-  quick = fit.jit_options(mesh, of, 0)['compiler_options']
+  mesh = layout.child_mesh(jax.devices()[:1])
+  assert layout.jit_options(mesh, of) == {'compiler_options': {'xla_backend_optimization_level': 3}}
+  assert layout.jit_options(mesh, lambda platform: {}) == {}
+  quick = layout.jit_options(mesh, of, 0)['compiler_options']
   assert quick['xla_backend_optimization_level'] == 0
   assert 'xla_no_such_option' not in quick
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from nas_jax.training import fit, full_training
+from nas_jax.training import fit, full_training, layout
 from nas_jax.training.child import Child
 
 RATES, WEIGHTS = jnp.linspace(0.01, 0.05, 5), 64
@@ -18,8 +18,8 @@ KEYS = jax.random.split(jax.random.key(0), 5)
 @pytest.fixture
 def accelerator(monkeypatch):
   """Makes each device train its children as one batch; the returned function sets the memory of each."""
-  monkeypatch.setattr(fit, 'in_turn', lambda mesh: False)
-  return lambda limit: monkeypatch.setattr(fit, 'memory_limit', lambda mesh: limit)
+  monkeypatch.setattr(layout, 'in_turn', lambda mesh: False)
+  return lambda limit: monkeypatch.setattr(layout, 'memory_limit', lambda mesh: limit)
 
 
 def task(devices=1):
@@ -36,7 +36,7 @@ def task(devices=1):
     loss=loss,
     score=lambda params, arch, carry, data: {'off': jnp.square(params - 1).sum()},
   )
-  programs = fit.fitter(child, optax.sgd, 12, 4, fit.child_mesh(jax.devices()[:devices]))
+  programs = fit.fitter(child, optax.sgd, 12, 4, layout.child_mesh(jax.devices()[:devices]))
   return full_training.Task('', WEIGHTS, programs, (), (), lambda scores: scores['off'])
 
 

@@ -18,7 +18,7 @@ import pytest
 from experiments.common import control_group, recovery_files
 from nas_jax import config
 from nas_jax.space import ChainArch
-from nas_jax.training import evaluators, fit
+from nas_jax.training import evaluators, fit, layout
 from nas_jax.training.child import Child
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Stopped, fingerprint
 from nas_jax.types import Batch
@@ -47,7 +47,7 @@ def child():
 
 @pytest.fixture(scope='module')
 def programs():
-  mesh = fit.child_mesh(jax.devices()[:DEVICES])
+  mesh = layout.child_mesh(jax.devices()[:DEVICES])
   return fit.fitter(child(), lambda arch: optax.adam(0.1), STEPS, 1, mesh, scored=2)
 
 
@@ -379,7 +379,7 @@ def test_a_child_that_aborts_the_process(programs, whole, tmp_path):
   code = (
     'import os, jax; jax.config.update("jax_num_cpu_devices", 4); import recovery_test as k;'
     'made = k.fit.fitter(k.child(), lambda arch: k.optax.adam(0.1), k.STEPS, 1,'
-    ' k.fit.child_mesh(jax.devices()[: k.DEVICES]), scored=2);'
+    ' k.layout.child_mesh(jax.devices()[: k.DEVICES]), scored=2);'
     f'trace = k.recovery_files.recording_crashes({str(tmp_path)!r}); trace.__enter__();'
     f'keeper = k.kept({str(tmp_path)!r});'
     'outcome = k.evaluators.from_scratch(k.dying(made, 2.0, os.abort), k.DATA, k.reward, keeper)(k.batch());'
