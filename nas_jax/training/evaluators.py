@@ -146,7 +146,7 @@ def attempt(
 
 
 def _fits(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree, only: tuple[int, ...] | None) -> bool:
-  """Says whether a program fits in memory, by the memory plan of the compiled program.
+  """Says whether a program fits in memory, by the memory plans of the compiled programs.
 
   True if devices do not report their memory, or if each child has a device to itself; then nothing is compiled.
   """

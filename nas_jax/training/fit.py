@@ -69,7 +69,7 @@ class Fit(NamedTuple):
   shapes: Callable[[PyTree, Key, Array], FitState]  # (as for `init`) -> shapes of the states; compiles nothing
   chunk: Callable[..., FitState]  # (data, steps, states, archs, keys) -> states; the given `states` are donated
   score: Callable[..., dict[str, Array]]  # (data, states, archs) -> metrics [m]
-  planned: Callable[..., int]  # (data, states, archs, keys) -> bytes that the compiled `chunk` takes on each device
+  planned: Callable[..., int]  # (data, states, archs, keys) -> bytes on each device, of compiled `chunk` or `score`
   compilations: Callable[[], int]  # programs compiled so far
   at_once: Callable[[int], Any]  # n -> a `Fit` that trains and scores n children of a device at a time
   steps: int
@@ -159,13 +159,19 @@ def fitter(
     lambda archs, keys, real: jax.eval_shape(many[0], (), archs, keys, real),
     lambda data, count, states, archs, keys: many[1]((data, count), states, archs, keys),
     many[2],
-    lambda data, *children: _bytes(many[1].lower((data, jnp.asarray(0)), *children).compile()),
+    functools.partial(_planned, many[1], many[2]),
     lambda: sum(program._cache_size() for program in many),
     functools.cache(lambda n: fitter(child, optimizer, steps, steps_per_call, mesh, scored, quick, n)),
     steps,
     steps_per_call,
     scored,
   )
+
+
+def _planned(chunk: Any, score: Any, data: PyTree, states: FitState, archs: PyTree, keys: Key) -> int:
+  """Returns the bytes on each device of the compiled program that takes more; the shapes of states suffice."""
+  lowered = chunk.lower((data, jnp.asarray(0)), states, archs, keys), score.lower(data, states, archs)
+  return max(_bytes(program.compile()) for program in lowered)
 
 
 def _bytes(program: jax.stages.Compiled) -> int:
@@ -178,7 +184,7 @@ def _bytes(program: jax.stages.Compiled) -> int:
 
 
 def memory_needed(programs: Fit, archs: PyTree, keys: Key, data: PyTree, only: Sequence[int] | None = None) -> int:
-  """Returns the bytes on each device that training m children takes, with `data`, by the plan of the compiled program.
+  """Returns the bytes on each device that m children and `data` take, by the memory plans of the compiled programs.
 
   Nothing is trained, and no states are allocated. The arguments are those of `begin` and `run`.
   """

@@ -11,6 +11,7 @@ import numpy as np
 
 from nas_jax.training import fit, layout
 from nas_jax.types import Array, Key, PyTree
+from nas_jax.words import counted
 
 CALL_STEPS = 200  # steps of one program call; a training can be stopped between calls
 
@@ -39,7 +40,7 @@ class Progress(NamedTuple):
 def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree) -> fit.Fit:
   """Returns programs that train as many of the m children at once as the devices have memory for.
 
-  These are the given programs if the memory plan of the compiled program says that all children fit, or if the devices
+  These are the given programs if the memory plans of the compiled programs say that all children fit, or if the devices
   do not report their memory. Otherwise each device trains half of its children at a time, or a quarter, and so on.
 
   Args:
@@ -61,8 +62,8 @@ def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree) -> 
   while (needed := kept + fit.memory_needed(programs, archs, keys, data)) > limit:
     if at_once == 1:
       raise ValueError(
-        f'{len(keys)} trainings, one after another on each device, take {needed / 2**30:.3g} GiB of a device that has '
-        f'{limit / 2**30:.3g}: give a smaller size, smaller batches, fewer repeats or a smaller grid.'
+        f'{counted(len(keys), "training")}, one at a time on each device: this takes {needed / 2**30:.3g} GiB, and a '
+        f'device has {limit / 2**30:.3g}. Give a smaller size, smaller batches, fewer repeats or a smaller grid.'
       )
     at_once = -(-at_once // 2)
     programs = programs.at_once(at_once)

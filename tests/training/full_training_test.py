@@ -22,7 +22,11 @@ def accelerator(monkeypatch):
   return lambda limit: monkeypatch.setattr(layout, 'memory_limit', lambda mesh: limit)
 
 
-def task(devices=1):
+def squares(params, arch, carry, data):
+  return {'off': jnp.square(params - 1).sum()}
+
+
+def task(devices=1, score=squares):
   """Returns the task of bringing 64 random weights to 1, with the rate as the architecture."""
 
   def loss(params, arch, carry, batch, key):
@@ -34,7 +38,7 @@ def task(devices=1):
     carry=lambda params: (),
     batch=lambda data, key, step: jnp.linspace(0.5, 1.0, 100),
     loss=loss,
-    score=lambda params, arch, carry, data: {'off': jnp.square(params - 1).sum()},
+    score=score,
   )
   programs = fit.fitter(child, optax.sgd, 12, 4, layout.child_mesh(jax.devices()[:devices]))
   return full_training.Task('', WEIGHTS, programs, (), (), lambda scores: scores['off'])
@@ -62,6 +66,20 @@ def test_one_byte_less_is_one_training_less(accelerator):
   needed = functools.partial(fit.memory_needed, archs=RATES, keys=KEYS, data=())
   accelerator(5 * WEIGHTS * 4 + needed(own.programs) - 1)
   assert needed(full_training.within_memory(own.programs, RATES, KEYS, ())) == needed(own.programs.at_once(3))
+
+
+def test_a_scoring_may_take_more_than_a_step(accelerator):
+  """It sorts a table of 1,000 rows for each training, and memory is for two of them."""
+
+  def score(params, arch, carry, data):
+    table = jnp.sort(jnp.outer(jnp.cos(jnp.arange(1000.0)), params), axis=0)
+    return {'off': jnp.square(table[500] - 1).sum()}
+
+  own = task(score=score)
+  accelerator(2.5 * 4 * 1000 * WEIGHTS)
+  programs = full_training.within_memory(own.programs, RATES, KEYS, ())
+  needed = functools.partial(fit.memory_needed, archs=RATES, keys=KEYS, data=())
+  assert needed(own.programs) > 5 * 4 * 1000 * WEIGHTS and needed(programs) == needed(own.programs.at_once(2))
 
 
 def test_each_of_several_devices_takes_its_share(accelerator):
