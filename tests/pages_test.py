@@ -1,6 +1,7 @@
 """The pages in Markdown: lines are short, links lead somewhere, and commands have the flags that they show."""
 
 import importlib
+import json
 import pathlib
 import re
 import shlex
@@ -9,12 +10,26 @@ import subprocess
 from absl import flags
 import pytest
 
+from experiments.common import arguments, prepare_search
+from experiments.common.systems import SYSTEMS
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob('*.md'), *ROOT.glob('docs/**/*.md')))
 
 
+NOTEBOOKS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob('notebooks/*.ipynb'))
+
+
 def read(page):
-  return (ROOT / page).read_text()
+  """Returns the text of a page, or of all cells of a notebook."""
+  text = (ROOT / page).read_text()
+  return '\n'.join(''.join(cell['source']) for cell in json.loads(text)['cells']) if page in NOTEBOOKS else text
+
+
+def commands(page):
+  """Returns the launchers that a page names, each with its arguments."""
+  found = re.findall(r'python -m experiments\.(\w+)([^`\n]*)', read(page).replace('\\\n', ' '))
+  return [(name, shlex.split(words, comments=True)) for name, words in found]
 
 
 def anchors(page):
@@ -39,20 +54,35 @@ def test_links_lead_somewhere(page):
       assert not anchor or anchor in anchors(there.relative_to(ROOT)), target
 
 
-@pytest.mark.parametrize('page', PAGES)
+@pytest.mark.parametrize('page', [*PAGES, *NOTEBOOKS])
 def test_commands_have_the_flags_they_show(page):
-  text = read(page).replace('\\\n', ' ')
-  for name, words in re.findall(r'python -m experiments\.(\w+)([^`\n]*)', text):
+  for name, words in commands(page):
     folder = (ROOT / 'experiments' / name).is_dir()
     launcher = importlib.import_module(f'experiments.{name}.__main__' if folder else f'experiments.{name}')
     try:
       with pytest.raises(SystemExit) as left:
-        launcher.prepare([name, *shlex.split(words), '--help'])  # which reads all flags, and leaves
+        launcher.prepare([name, *words, '--help'])  # which reads all flags, and leaves
     except flags.Error as error:
-      pytest.fail(f'{name}{words}: {error}')
+      pytest.fail(f'{name} {words}: {error}')
     assert not left.value.code, words
-  for path in re.findall(r'python ((?:docs|tests)/[\w/]+\.py)', text):
+  for path in re.findall(r'python ((?:docs|tests)/[\w/]+\.py)', read(page)):
     assert (ROOT / path).exists(), path
+
+
+# In docs/extending.md the reader adds new settings before they are used.
+@pytest.mark.parametrize('page', sorted({*PAGES, *NOTEBOOKS} - {'docs/extending.md'}))
+def test_searches_have_possible_settings(page):
+  """A preset and the flags laid over it may each be right and contradict each other."""
+  for name, words in commands(page):
+    if systems := [system for system in SYSTEMS if system.launcher == name]:
+      presets = {system.variant: system.presets for system in systems}
+      values = arguments.parse([name, *words], '', prepare_search.own_flags(systems), presets)
+      values.data_dir = ''  # a reader's folder
+      variant = values.variant if len(systems) > 1 else systems[0].variant
+      try:
+        arguments.configure(values, presets[variant])
+      except ValueError as error:
+        pytest.fail(f'{name} {words}: {error}')
 
 
 def test_the_repository_has_one_address_which_one_replacement_puts_everywhere():

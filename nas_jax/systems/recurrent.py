@@ -64,8 +64,8 @@ class Config(config.DataSeed):
     'accuracy',
     "what networks are scored by: 'accuracy'; 'balanced_accuracy', the mean over classes of the share that is "
     "recognised; 'f1', the mean over classes of F1 (macro F1); or 'r2' for labels that are numbers (regression), the "
-    'share of their variance that is explained, and for a series, the share of the squared error of repeating the '
-    'last value that is avoided',
+    'share of their variance that is explained, and for a series, the share of the squared error of a simple '
+    'forecast (the last value plus the mean change) that is avoided',
     choices=tuple(metrics.NAMES),
   )
   class_weights: str = field(
