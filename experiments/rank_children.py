@@ -82,11 +82,13 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   launch.set_up_jax()
   launch.check_processes()
   text = CELL.load(cfg, values.data_dir)
+  workdirs.check_data(results, text.sha256, 'results')
   cells = read_cells(values.cells) if values.cells else gather(cfg, values)
   space.stack(list(cells.values()))  # raises ValueError if the cells are not of one size
   made = {name: rank_cell.programs(cfg, name, text, cells) for name in dict.fromkeys((FINAL, *cfg.recipes))}
   lock = workdirs.lock(results, 'results')
   workdirs.open_config(results, cfg, 'results')
+  workdirs.note_data(results, text.sha256)
   written = {name: json.loads(arch_json(arch)) for name, arch in cells.items()}
   if workdirs.cached(os.path.join(results, 'cells.json'), lambda: written) != written:
     raise ValueError(f'results (={results!r}) holds trainings of other cells: take another folder.')

@@ -72,6 +72,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   results = values.results or os.path.join(values.workdir or 'runs', f'retrain-{values.preset}')
   cfg = workdirs.settled(results, cfg)
   data = system.load(cfg, values.data_dir)
+  workdirs.check_data(results, data.sha256, 'results')
   launch.set_up_jax(max(len(retrain.grid(recipe.point, cfg)), cfg.repeats))
   launch.check_processes()
   for name, arch in archs.items():
@@ -81,6 +82,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
       raise ValueError(f'{name} cannot be trained: {error}') from None
   lock = workdirs.lock(results, 'results')
   epochs.open_results(results, cfg)
+  workdirs.note_data(results, data.sha256)
 
   def work(check: launch.Check) -> None:
     with lock, quick_end.while_compiling(set()):  # finished epochs are saved; an interrupted one is trained again

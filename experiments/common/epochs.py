@@ -6,14 +6,19 @@ of every step depends on the number of epochs, so such trainings start anew.
 """
 
 from collections.abc import Mapping
+import functools
 import glob
 import hashlib
 import os
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 from experiments.common import workdirs
 from nas_jax import config, files
 from nas_jax.training import checkpoint, full_training, schedules
+from nas_jax.types import Array
 
 
 def open_results(results: str, cfg: Any) -> None:
@@ -91,19 +96,35 @@ def folder_of(folder: str, key: str) -> str:
   return own
 
 
-def saved(progress: full_training.Progress) -> full_training.Progress:
-  """Returns a state in the form that is saved: its curve has only the epochs that are done."""
-  return progress._replace(curve=progress.curve[: int(progress.done)])
+def saved(progress: full_training.Progress, m: int) -> full_training.Progress:
+  """Returns the state of m trainings in the form that is saved.
+
+  It lacks the padding, so that it suits any number of devices, and its curve has only the epochs that are done.
+  """
+  states, best = jax.tree.map(lambda leaf: leaf[:m], (progress.states, progress.best))
+  return progress._replace(states=states, best=best, curve=progress.curve[: int(progress.done), :m])
 
 
-def restored(running: str, fresh: full_training.Progress) -> full_training.Progress:
-  """Returns the saved state, or `fresh`, that of an untrained network, if none was saved."""
+def restored(running: str, fresh: full_training.Progress, m: int) -> full_training.Progress:
+  """Returns the saved state of m trainings, or `fresh`, that of untrained networks, if none was saved.
 
-  def like(step: int) -> full_training.Progress:
-    return fresh._replace(curve=fresh.curve[:1].repeat(step, 0))
+  The padding, if any, is that of `fresh`.
+  """
 
-  # Earlier versions saved the curve at full length.
-  found = checkpoint.restore(running, like, lambda wanted: [(fresh, saved)])
+  def after(step: int) -> full_training.Progress:
+    return fresh._replace(curve=fresh.curve[:1].repeat(step, 0), done=jnp.asarray(step, jnp.int32))
+
+  def older(wanted: full_training.Progress) -> list[tuple[full_training.Progress, Any]]:
+    # Earlier versions saved the padding, and before that the curve at full length.
+    return [(after(len(wanted.curve)), own), (fresh, own)]
+
+  own = functools.partial(saved, m=m)
+  found = checkpoint.restore(running, lambda step: own(after(step)), older)
   if found is None:
     return fresh
-  return found._replace(curve=fresh.curve.at[: len(found.curve)].set(found.curve))
+
+  def placed(old: Array, new: Array) -> Array:
+    return jax.device_put(old.at[:m].set(new), old.sharding)
+
+  states, best = jax.tree.map(placed, (fresh.states, fresh.best), (found.states, found.best))
+  return found._replace(states=states, best=best, curve=fresh.curve.at[: len(found.curve), :m].set(found.curve))

@@ -21,6 +21,7 @@ from nas_jax.report import rankings
 from nas_jax.systems import retrain
 from nas_jax.training import checkpoint, full_training
 
+SMALLER = 'give a smaller size, smaller batches, fewer repeats or a smaller grid'
 Tried = Mapping[Any, float]  # the validation loss of each point of a grid that was trained
 
 
@@ -282,14 +283,14 @@ def train_stage(subject: Subject, stage: Stage, running: str) -> dict[str, Any]:
   m, begun, settings = len(stage.points), time.perf_counter(), recipe.hyperparameters(stage.points)
   keys = jax.random.split(jax.random.key(stage.seed), m)
   task = recipe.task(cfg, data, arch, stage.size, stage.epochs, stage.final)
-  task = task._replace(programs=full_training.within_memory(task.programs, settings, keys, task.data))
+  task = task._replace(programs=full_training.within_memory(task.programs, settings, keys, task.data, SMALLER))
   progress, settings, keys = full_training.start(task, settings, keys, stage.epochs)
-  progress = epochs.restored(running, progress)
+  progress = epochs.restored(running, progress, m)
   save, close = checkpoint.saver(running, keep=1)
   advance(m * int(progress.done))
 
   def keep(now: full_training.Progress) -> None:
-    save(int(now.done), epochs.saved(now))
+    save(int(now.done), epochs.saved(now, m))
     scores = ' '.join(rankings.word(float(score)) for score in np.asarray(now.curve)[int(now.done) - 1, :m])
     advance(m, f'{stage.name}, epoch {int(now.done)} of {stage.epochs}, {recipe.metric} {scores}')
 
@@ -302,8 +303,9 @@ def train_stage(subject: Subject, stage: Stage, running: str) -> dict[str, Any]:
   if task.choose:
     found['valid'] = curve.min(0).tolist()
   if stage.final:
-    scored = full_training.score(task, progress, settings, m)  # of the initial weights if no epoch had a finite score
-    found['test'] = np.where(np.isfinite(curve).any(0), scored, np.inf).tolist()
+    # A training has failed without a finite score of the epoch whose weights are kept: any one, or else the last.
+    ended = np.isfinite(curve).any(0) if task.choose else np.isfinite(curve[-1])
+    found['test'] = np.where(ended, full_training.score(task, progress, settings, m), np.inf).tolist()
     scores = found | {'validated': stage.validated}
     cost = models.keep(folder, recipe, cfg, data, arch, stage.size, stage.points[0], progress.best, scores)
     found['multiply_adds'] = cost.multiply_adds

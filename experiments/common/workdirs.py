@@ -167,6 +167,11 @@ def check_data(workdir: str, sha256: str, flag: str = 'workdir') -> None:
     )
 
 
+def note_data(folder: str, sha256: str) -> None:
+  """Writes the SHA-256 digest of the data of the results to origin.json, for `check_data`."""
+  _add_to_origin(folder, sha256=sha256)
+
+
 def write_config(workdir: str, cfg: Any) -> None:
   """Writes config.json, and its copy in origin.json."""
   write_json(os.path.join(workdir, 'config.json'), config.as_json(cfg))

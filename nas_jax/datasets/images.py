@@ -146,7 +146,7 @@ def split_images(
     digest.update(part.labels.tobytes())
 
   def taken(part: Split, at: np.ndarray | slice) -> Split:
-    return Split(part.images[at], part.labels[at].astype(np.float32 if classes is None else np.int32))
+    return Split(part.images[at], part.labels[at].astype(np.float64 if classes is None else np.int32))
 
   some = slice(max_examples or None)
   chosen = taken(valid, some) if valid else taken(train, held)

@@ -23,7 +23,7 @@ class Split(NamedTuple):
 
   sequences: np.ndarray  # [n, T, F] floats; 0 after the end of a sequence
   lengths: np.ndarray  # [n] int32, steps of each sequence, from 1 to T
-  labels: np.ndarray  # [n] int32, the class of each; [n, k] float32 if they are numbers to predict
+  labels: np.ndarray  # [n] int32, the class of each; [n, k] float64 if they are numbers to predict
 
 
 def read_file(dataset: str, path: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:

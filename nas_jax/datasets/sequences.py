@@ -140,7 +140,7 @@ def split_sequences(
 
   def taken(part: Split, at: np.ndarray | slice) -> Split:
     labels = part.labels[:, None] if numbers and part.labels.ndim == 1 else part.labels
-    return Split(part.sequences[at], part.lengths[at], labels[at].astype(np.float32 if numbers else np.int32))
+    return Split(part.sequences[at], part.lengths[at], labels[at].astype(np.float64 if numbers else np.int32))
 
   some = slice(max_examples or None)
   rest, chosen = taken(train, left), taken(valid, some) if valid else taken(train, held)

@@ -73,7 +73,7 @@ def load_text(
   counts = collections.Counter(tokens[0])
   untrained = UNKNOWN not in counts and any(not counts.keys() >= set(part) for part in tokens[1:])
   least = min_count or (2 if untrained and level == 'word' and dataset != 'pydoc' else 1)
-  words = _frequent(counts, least, max_vocabulary)
+  words = _frequent(counts, least, max_vocabulary, untrained)
   replaced = len(words) < len(counts)
   # A text with replaced words gets another hash, so that no search on the full text is resumed with it.
   parts += [f'{UNKNOWN} {" ".join(sorted(words))}'] * replaced
@@ -113,11 +113,15 @@ def joined(tokens: Iterable[str], level: str) -> str:
   return ''.join(tokens) if level == 'char' else ' '.join(tokens).replace(f' {END}', '\n').replace('\n ', '\n')
 
 
-def _frequent(counts: Mapping[str, int], least: int, most: int) -> set[str]:
-  """Returns the tokens that a vocabulary keeps: see `load_text`. An <unk> of the text itself is always kept."""
+def _frequent(counts: Mapping[str, int], least: int, most: int, untrained: bool) -> set[str]:
+  """Returns the tokens that a vocabulary keeps: see `load_text`. An <unk> of the text itself is always kept.
+
+  `untrained` says whether a token outside the training split needs an <unk>, which then counts among the `most`.
+  """
   words = sorted((word for word in counts if word != UNKNOWN and counts[word] >= least), key=lambda w: (-counts[w], w))
   own = {UNKNOWN} & counts.keys()
-  if most and len(words) + len(own) > most:
+  unknown = bool(own) or untrained or len(words) < len(counts)
+  if most and len(words) + unknown > most:
     words = words[: most - 1]
   return set(words) | own
 

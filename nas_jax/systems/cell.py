@@ -18,7 +18,7 @@ from nas_jax.datasets import text as text_lib
 from nas_jax.operations import BUILT_IN, Operation, Operations, by_id, find
 from nas_jax.space.tree import TreeArch
 from nas_jax.systems import language, retrain, retrain_cell
-from nas_jax.training import comparisons, costs, evaluators, halving, rewards, timing
+from nas_jax.training import comparisons, costs, evaluators, halving, rewards, schedules, timing
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.training.rewards import Reward
@@ -173,8 +173,7 @@ def scale_budget(cfg: Config, times: int) -> Config:
     cfg,
     steps=times * cfg.steps,
     epochs=times * cfg.epochs,
-    decay_epoch=times * cfg.decay_epoch,
-    lr_decay=cfg.lr_decay ** (1 / times),
+    **schedules.stretched(cfg, times),
   )
 
 
@@ -194,9 +193,8 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
   search.check(made, cfg)
   replicas.check(cfg)
   halving.check(cfg, cfg.max_children)
-  trees, cell, hidden = cell is None, cell or language_model.tree(made.operations), cfg.hidden
-  if cfg.parameters:
-    hidden = language.width(cfg, text, cell, made.decode(np.zeros(made.length, int)), cfg.parameters)
+  trees, cell = cell is None, cell or language_model.tree(made.operations)
+  hidden = width(cfg, text, cell, made.decode(np.zeros(made.length, int)))
 
   def reward(perplexity: np.ndarray) -> np.ndarray:
     return rewards.of_perplexity(perplexity, cfg.reward_c, cfg.reward_limit)
@@ -206,6 +204,11 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
   return found._replace(
     steps=found.steps or cfg.steps, steps_per_call=cfg.steps_per_call, program=cfg.child_program, cost_of=count
   )
+
+
+def width(cfg: Config, text: text_lib.Text, cell: language_model.Cell, arch: TreeArch) -> int:
+  """Returns the width of the cells, all of which have as many weights as `arch`. Raises as `language.width`."""
+  return language.width(cfg, text, cell, arch, cfg.parameters) if cfg.parameters else cfg.hidden
 
 
 def counter(cfg: Config, text: text_lib.Text, operations: Operations, hidden: int) -> costs.Count:

@@ -16,7 +16,7 @@ from nas_jax.space import ChainArch
 from nas_jax.space.chain import default_layers
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import comparisons, costs, evaluators, halving
+from nas_jax.training import comparisons, costs, evaluators, halving, schedules
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
 from nas_jax.training.rewards import Reward
@@ -123,9 +123,9 @@ def length(cfg: Config) -> str:
 
 
 def scale_budget(cfg: Config, times: int) -> Config:
-  """Returns `cfg` with children that are trained `times` times as long."""
-  more = {name: times * getattr(cfg, name) for name in ('epochs', 'epochs_start', 'decay_epoch')}
-  return dataclasses.replace(cfg, **more)
+  """Returns `cfg` with children that are trained `times` times as long, their learning rate falling as much slower."""
+  more = {name: times * getattr(cfg, name) for name in ('epochs', 'epochs_start')}
+  return dataclasses.replace(cfg, **more, **schedules.stretched(cfg, times))
 
 
 def epochs_of(cfg: Config, trained: Array) -> Array:

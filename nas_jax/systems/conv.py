@@ -13,7 +13,7 @@ from nas_jax.datasets import images as images_lib
 from nas_jax.space import ConvArch
 from nas_jax.systems import classifier
 from nas_jax.training import child as child_lib
-from nas_jax.training import comparisons, costs, evaluators, halving, timing
+from nas_jax.training import comparisons, costs, evaluators, halving, schedules, timing
 from nas_jax.training.child import Child
 from nas_jax.training.problem import Problem
 from nas_jax.training.recovery import NO_RECOVERY, Limits, Recovery
@@ -150,8 +150,8 @@ def length(cfg: Config) -> str:
 
 
 def scale_budget(cfg: Config, times: int) -> Config:
-  """Returns `cfg` with children that are trained `times` times as long."""
-  return dataclasses.replace(cfg, epochs=times * cfg.epochs, decay_epoch=times * cfg.decay_epoch)
+  """Returns `cfg` with children that are trained `times` times as long, their learning rate falling as much slower."""
+  return dataclasses.replace(cfg, epochs=times * cfg.epochs, **schedules.stretched(cfg, times))
 
 
 def hyperparameters(cfg: Config, arch: ConvArch) -> conv.Hyperparameters:

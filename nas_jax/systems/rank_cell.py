@@ -51,33 +51,34 @@ class Config(retrain_cell.Config):
     first=True,
   )
   search_preset: str = field('demo', 'preset of the cell search whose recipe is compared', choices=tuple(cell.PRESETS))
-  search_lr: tuple[float, ...] = field((0.01,), 'learning rates to try in the recipe of the search', above=0.0)
+  search_lr: tuple[float, ...] = field(
+    (0.01,), 'learning rates to try in the recipe of the search; give them with another search_preset', above=0.0
+  )
   scorings: int = field(3, 'validations in each epoch of a full training', low=1)
 
 
 def demo() -> Config:
   """Characters of Python's help text, cells of width 64."""
-  return _extended(
-    retrain_cell.demo(), lr=(0.003, 0.01, 0.03), dropout=('0',), grid_epochs=0, repeats=3, search_preset='demo'
-  )
+  return _extended(retrain_cell.demo(), 'demo', lr=(0.003, 0.01, 0.03), dropout=('0',), grid_epochs=0, repeats=3)
 
 
 def small() -> Config:
   """Words of Penn Treebank, one layer of width 64, SGD."""
-  return _extended(retrain_cell.small(), budgets=(200, 800, 2000), search_preset='small')
+  return _extended(retrain_cell.small(), 'small', budgets=(200, 800, 2000))
 
 
 def smoke() -> Config:
   """Takes seconds: a test that everything runs."""
-  return _extended(retrain_cell.smoke(), sizes=('8',), grid_epochs=0, budgets=(1, 2), search_preset='smoke')
+  return _extended(retrain_cell.smoke(), 'smoke', sizes=('8',), grid_epochs=0, budgets=(1, 2))
 
 
 PRESETS = {'demo': demo, 'small': small, 'smoke': smoke}
 
 
-def _extended(cfg: retrain_cell.Config, **changes: Any) -> Config:
+def _extended(cfg: retrain_cell.Config, search_preset: str, **changes: Any) -> Config:
   fields = {item.name: getattr(cfg, item.name) for item in dataclasses.fields(cfg)}
-  return Config(**(fields | changes))
+  own = {'search_preset': search_preset, 'search_lr': (cell.PRESETS[search_preset]().lr,)}
+  return Config(**(fields | own | changes))
 
 
 def check(cfg: Config) -> None:
@@ -106,9 +107,10 @@ def recipe(cfg: Config, name: str, text: text_lib.Text, arch: TreeArch) -> Recip
     hidden = retrain_cell.width(cfg, text, arch, cfg.sizes[0])
     return Recipe(cfg, hidden, tuple(map(retrain_cell.describe, points)), retrain_cell.hyperparameters(points))
   search = dataclasses.replace(cell.PRESETS[cfg.search_preset](), dataset=cfg.dataset, level=cfg.level)
-  several = [language.hyperparameters(dataclasses.replace(search, lr=lr), search.hidden) for lr in cfg.search_lr]
+  hidden = cell.width(search, text, language_model.tree(), arch)
+  several = [language.hyperparameters(dataclasses.replace(search, lr=lr), hidden) for lr in cfg.search_lr]
   stacked = jax.tree.map(lambda *values: jnp.array(values, jnp.float32), *several)
-  return Recipe(search, search.hidden, tuple(f'lr {lr:g}' for lr in cfg.search_lr), stacked)
+  return Recipe(search, hidden, tuple(f'lr {lr:g}' for lr in cfg.search_lr), stacked)
 
 
 class Job(NamedTuple):
@@ -194,7 +196,7 @@ def train(
   archs = Training(space.stack([cells[job.cell] for job in filled]), chosen, jnp.full(m, steps))
   numbers = jnp.array([job.training for job in filled])
   keys = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(cfg.seed), number))(numbers)
-  programs = full_training.within_memory(made.fitter, archs, keys, made.data)
+  programs = full_training.within_memory(made.fitter, archs, keys, made.data, 'take a smaller --at_once')
   programs = programs._replace(steps_per_call=steps // scorings)
   task = full_training.Task('', 0, programs, made.data, made.data, _perplexity)
   progress, archs, keys = full_training.start(task, archs, keys, scorings)

@@ -134,12 +134,11 @@ def attempt(
     states, found = fit.run(programs, states, archs, keys, data, recovery, name, seconds)
     metrics = {key: np.asarray(value)[:m] for key, value in found.items()}
   except jax.errors.JaxRuntimeError as error:
-    why = str(error)
-    no_memory = 'RESOURCE_EXHAUSTED' in why or 'out of memory' in why.lower()
+    no_memory = fit.lacks_memory(error)
     if not (no_memory or own_program):
       raise
     recovery.leave(name)
-    warnings.warn(f'a child failed: {why.splitlines()[0]}', stacklevel=2)
+    warnings.warn(f'a child failed: {str(error).splitlines()[0]}', stacklevel=2)
     return failed(fit.Status.NO_MEMORY if no_memory else fit.Status.NO_PROGRAM)
   recovery.end(name, metrics)
   return Attempt(metrics, states.params)

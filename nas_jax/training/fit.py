@@ -183,13 +183,24 @@ def _bytes(program: jax.stages.Compiled) -> int:
   return whole - found.alias_size_in_bytes
 
 
-def memory_needed(programs: Fit, archs: PyTree, keys: Key, data: PyTree, only: Sequence[int] | None = None) -> int:
+def memory_needed(programs: Fit, archs: PyTree, keys: Key, data: PyTree, only: Sequence[int] | None = None) -> float:
   """Returns the bytes on each device that m children and `data` take, by the memory plans of the compiled programs.
 
-  Nothing is trained, and no states are allocated. The arguments are those of `begin` and `run`.
+  It is infinity if the compiler refuses a program because it needs more memory than there is, as on a TPU. Nothing is
+  trained, and no states are allocated. The arguments are those of `begin` and `run`.
   """
   archs, keys, real = _laid_out(programs, archs, keys, only)
-  return programs.planned(data, programs.shapes(archs, keys, real), archs, keys)
+  try:
+    return programs.planned(data, programs.shapes(archs, keys, real), archs, keys)
+  except jax.errors.JaxRuntimeError as error:
+    if not lacks_memory(error):
+      raise
+    return math.inf
+
+
+def lacks_memory(error: jax.errors.JaxRuntimeError) -> bool:
+  """Says whether a program could not be compiled or run for lack of memory."""
+  return 'RESOURCE_EXHAUSTED' in str(error) or 'out of memory' in str(error).lower()
 
 
 def begin(programs: Fit, archs: PyTree, keys: Key, only: Sequence[int] | None = None) -> tuple[FitState, PyTree, Key]:

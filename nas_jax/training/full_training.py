@@ -37,7 +37,7 @@ class Progress(NamedTuple):
   done: Array  # [] int32, epochs
 
 
-def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree) -> fit.Fit:
+def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree, way_out: str) -> fit.Fit:
   """Returns programs that train as many of the m children at once as the devices have memory for.
 
   These are the given programs if the memory plans of the compiled programs say that all children fit, or if the devices
@@ -48,6 +48,7 @@ def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree) -> 
     archs: as `start` takes them.
     keys: as `start` takes them.
     data: the task's data for training and validation.
+    way_out: what to do if not even one child at a time fits, as an error says it.
 
   Raises:
     ValueError: not even one child at a time fits.
@@ -59,11 +60,11 @@ def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree) -> 
   states = fit.shapes(programs, archs, keys)
   leaves = jax.tree.leaves((states.params, states.carry))
   kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // mesh.size  # `Progress.best`
-  while (needed := kept + fit.memory_needed(programs, archs, keys, data)) > limit:
+  while kept + fit.memory_needed(programs, archs, keys, data) > limit:
     if at_once == 1:
       raise ValueError(
-        f'{counted(len(keys), "training")}, one at a time on each device: this takes {needed / 2**30:.3g} GiB, and a '
-        f'device has {limit / 2**30:.3g}. Give a smaller size, smaller batches, fewer repeats or a smaller grid.'
+        f'{counted(len(keys), "training")} do not fit into the {limit / 2**30:.3g} GiB of a device, not even one at a '
+        f'time on each: {way_out}.'
       )
     at_once = -(-at_once // 2)
     programs = programs.at_once(at_once)

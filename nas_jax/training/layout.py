@@ -37,7 +37,8 @@ def over_children(function: Callable, mesh: Mesh, at_once: int | None = None, **
     # The devices are independent, so there is no replication for check_vma to track.
     return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=mine_spec, check_vma=False)(shared, *mine)
 
-  return jax.jit(everywhere, **jit_options)
+  # What the function does not use stays on the device too, and the memory plan of the program counts it.
+  return jax.jit(everywhere, keep_unused=True, **jit_options)
 
 
 def in_turn(mesh: Mesh) -> bool:

@@ -1,6 +1,7 @@
 """Learning rates over the steps of a training."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -13,6 +14,17 @@ SCHEDULES = ('constant', 'cosine', 'epochs', 'twice', 'restarts')
 def prolongs(schedule: str) -> bool:
   """Says whether a schedule does not depend on the length of training, so that a finished training can be continued."""
   return schedule != 'cosine'
+
+
+def stretched(cfg: Any, times: int) -> dict[str, Any]:
+  """Returns `decay_epoch` and `lr_decay` with which the rate of a training `times` times as long falls as much slower.
+
+  Args:
+    cfg: a config with these two fields and `schedule`. Only the schedule 'epochs' decays again after each epoch.
+    times: how much longer.
+  """
+  decay = cfg.lr_decay ** (1 / times) if cfg.schedule == 'epochs' else cfg.lr_decay
+  return {'decay_epoch': times * cfg.decay_epoch, 'lr_decay': decay}
 
 
 def rate(

@@ -230,7 +230,7 @@ def test_labels_that_are_numbers_to_predict(tmp_path):
   labels = np.linspace(-3.0, 5.0, 20)
   path = save(tmp_path / 'x.npz', **arrays(20, labels, test_images=arrays(4, [])['images'], test_labels=np.arange(4)))
   found = load_images(path, numbers=True)
-  assert found.classes == 1 and found.class_names == () and found.train.labels.dtype == np.float32
+  assert found.classes == 1 and found.class_names == () and found.train.labels.dtype == np.float64
   np.testing.assert_allclose(found.scale, (found.train.labels.mean(), found.train.labels.std()), rtol=1e-5)
   np.testing.assert_array_equal(found.test.labels, [0, 1, 2, 3])
   cfg = classifier.Config(metric='r2', batch=3, whiten='image')
@@ -239,6 +239,8 @@ def test_labels_that_are_numbers_to_predict(tmp_path):
   np.testing.assert_allclose(valid * found.scale.deviation + found.scale.mean, found.valid.labels, rtol=1e-5)
   data = classifier.set_up(cfg, found).data[0]
   np.testing.assert_array_equal(data.labels, train)
+  far = load_images(save(tmp_path / 'far.npz', **arrays(20, 1.7e9 + labels)), numbers=True)  # as seconds since 1970
+  np.testing.assert_allclose(classifier.learned(far, far.train).labels, train, atol=1e-6)
   for wrong, says in (
     (np.where(labels > 4, np.nan, labels), 'labels that are not finite: metric r2 wants numbers'),
     (np.array(['a', 'b'] * 10), 'labels of type <U1: metric r2 wants numbers'),
@@ -266,7 +268,9 @@ def test_a_test_split_is_drawn_that_no_seed_changes(tmp_path):
   assert [len(part.labels) for part in one[:3]] == [27, 3, 10]
   np.testing.assert_array_equal(one.test.images, other.test.images)
   assert not np.array_equal(one.valid.images, other.valid.images)
-  few = load_images(path, test_share=0.25, max_examples=5, valid_share=0.2)
+  few, others = (load_images(path, test_share=0.25, max_examples=5, valid_share=0.2, seed=seed) for seed in (0, 1))
+  np.testing.assert_array_equal(few.test.images, others.test.images)
+  assert not np.array_equal(few.train.images, others.train.images)
   rows = {image.tobytes() for image in one.test.images}
   assert [len(part.labels) for part in few[:3]] == [4, 1, 5]
   assert all(image.tobytes() not in rows for part in few[:2] for image in part.images)

@@ -75,6 +75,12 @@ def test_a_vocabulary_has_a_cap(tmp_path):
     assert text.vocabulary == tuple(words.split())
   assert text.unknown('valid') == pytest.approx(1 / 3) and text.test.tolist() == [1]
   assert text_lib.load_text('text', folder, 'word', min_count=3).vocabulary == ('<eos>', '<unk>', 'a')
+  # An <unk> that rare words need, or words of another split, is counted too.
+  text = text_lib.load_text('text', folder, 'word', min_count=2, max_vocabulary=4)
+  assert text.vocabulary == ('<eos>', '<unk>', 'a', 'b')
+  folder = write(tmp_path, train='a a a b b c c d\n\n\n\n', valid='z\n', test='c')
+  text = text_lib.load_text('text', folder, 'word', min_count=1, max_vocabulary=5)
+  assert text.vocabulary == ('<eos>', '<unk>', 'a', 'b', 'c')
 
 
 def test_a_byte_order_mark_is_not_part_of_a_word(tmp_path):

@@ -3,16 +3,20 @@
 import json
 import math
 import os
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import testing
 
 from experiments.common import epochs, retraining, workdirs
 from experiments.common.systems import CELL
 from nas_jax import files, load, space
-from nas_jax.training import checkpoint, full_training
+from nas_jax.training import checkpoint, fit, full_training, layout
+from nas_jax.training.child import Child
 from nas_jax.training.recovery import Stopped
 
 ARCH = space.TreeArch((0, 1, 0), (1, 2, 1), (0, 1), (2, 0))
@@ -108,23 +112,65 @@ def test_it_starts_anew_where_it_cannot_go_on(tmp_path, monkeypatch, capsys, sch
   assert json.loads((tmp_path / 'config.json').read_text())['epochs'] == 3
 
 
+RATES, KEYS = jnp.array([0.1, 0.2, 0.3]), jax.random.split(jax.random.key(0), 3)
+
+
+def of_devices(devices):
+  """Returns the task of bringing a weight to 1 at three rates, and its untrained state on so many devices."""
+  child = Child(
+    init=lambda arch, key: jax.random.normal(key, ()),
+    carry=lambda params: (),
+    batch=lambda data, key, step: (),
+    loss=lambda params, arch, carry, batch, key: (jnp.square(params - 1), carry),
+    score=lambda params, arch, carry, data: {'off': jnp.square(params - 1)},
+  )
+  programs = fit.fitter(child, optax.sgd, 9, 3, layout.child_mesh(jax.devices()[:devices]))
+  task = full_training.Task('', 1, programs, (), (), lambda scores: scores['off'])
+  return task, full_training.start(task, RATES, KEYS, 3)
+
+
+@pytest.mark.parametrize('now', [1, 2, 4])
+@pytest.mark.parametrize('then', [1, 4])
+@pytest.mark.parametrize('form', [epochs.saved, None])
+def test_a_training_goes_on_with_another_number_of_devices(tmp_path, recwarn, then, now, form):
+  """Three trainings, stopped after two of three epochs. Earlier versions also saved the padding of four devices."""
+  if form is None and then != now:
+    pytest.skip('with their padding, states fit their number of devices alone')
+  task, start = of_devices(then)
+  save, close = checkpoint.saver(str(tmp_path), keep=1)
+
+  def keep(progress):
+    if int(progress.done) == 2:
+      save(2, form(progress, 3) if form else progress._replace(curve=progress.curve[:2]))
+
+  whole = full_training.run(task, *start, keep)
+  close()
+  task, (fresh, archs, keys) = of_devices(now)
+  found = epochs.restored(str(tmp_path), fresh, 3)
+  assert int(found.done) == 2 and not [said for said in recwarn if 'damaged' in str(said.message)]
+  assert (found.states.failed[3:] == fit.Status.PADDING).all()
+  ended = full_training.run(task, found, archs, keys)
+  np.testing.assert_allclose(ended.curve[:, :3], whole.curve[:, :3], rtol=1e-6)
+  np.testing.assert_allclose(full_training.score(task, ended, archs, 3), whole.curve[:, :3].min(0), rtol=1e-6)
+
+
 def test_a_state_of_an_earlier_version_is_gone_on_with(monkeypatch):
   """Its curve has the full length."""
-  fresh = full_training.Progress(jnp.zeros(2), jnp.zeros(3), jnp.full((4, 2), jnp.nan), jnp.zeros((), jnp.int32))
+  fresh = full_training.Progress(jnp.zeros(2), jnp.zeros(2), jnp.full((4, 2), jnp.nan), jnp.zeros((), jnp.int32))
   whole = fresh._replace(curve=fresh.curve.at[:2].set(7.0), done=jnp.asarray(2, jnp.int32))
-  for state in (whole, epochs.saved(whole)):
+  for state in (whole, epochs.saved(whole, 2)):
 
     def restore(folder, like, older, state=state):
       layouts = [(like(2), lambda same: same), *older(like(2))]
       return next(convert(state) for layout, convert in layouts if layout.curve.shape == state.curve.shape)
 
     monkeypatch.setattr(checkpoint, 'restore', restore)
-    found = epochs.restored('', fresh)
+    found = epochs.restored('', fresh, 2)
     assert found.curve.shape == (4, 2) and int(found.done) == 2
     np.testing.assert_array_equal(found.curve[:2], [[7.0, 7.0]] * 2)
     assert np.isnan(found.curve[2:]).all()
   monkeypatch.setattr(checkpoint, 'restore', lambda *args: None)
-  assert epochs.restored('', fresh) is fresh
+  assert epochs.restored('', fresh, 2) is fresh
 
 
 def without_scores(entry):
@@ -170,3 +216,22 @@ def test_a_damaged_entry_is_trained_again(tmp_path, monkeypatch, name, at):
   # An entry of another number of trainings is replaced; a file that fits no stage is moved aside as a whole.
   again = [['cell: grid'], ['cell: 4']][at] if name == 'a training too few' else ['cell: grid', 'cell: 4']
   assert began[2:] == again
+
+
+@pytest.mark.parametrize('choose', [True, False])
+def test_a_training_that_fails_before_its_last_epoch(tmp_path, monkeypatch, choose):
+  """Where the best epoch is chosen it has the result of that epoch, and where the last one counts it has none."""
+  task, start = of_devices(1)
+  curve = jnp.array([[3.0, 3.0, 3.0], [2.0, jnp.inf, 2.0]])
+  monkeypatch.setattr(full_training, 'start', lambda *_: start)
+  monkeypatch.setattr(full_training, 'run', lambda task, progress, *_: progress._replace(curve=curve))
+  monkeypatch.setattr(full_training, 'score', lambda *_: np.array([0.5, 0.6, 0.7]))
+  kept = []
+  monkeypatch.setattr(
+    retraining.models, 'keep', lambda *args: kept.append(args[-1]['test']) or types.SimpleNamespace(multiply_adds=1)
+  )
+  recipe = CELL.retrain._replace(task=lambda *_: task._replace(choose=choose), hyperparameters=lambda points: RATES)
+  subject = retraining.Subject(recipe, testing.retrain_config(), None, 'cell', ARCH, str(tmp_path))
+  stage = retraining.Stage('cell: 4', '4', 2, [None] * 3, 0, True)
+  found = retraining.train_stage(subject, stage, str(tmp_path / 'running'))
+  assert kept == [found['test']] == [[0.5, 0.6 if choose else math.inf, 0.7]]

@@ -15,7 +15,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cell_search, conv_search, enas_search, per_layer_search, sequence_search, table_search
+from experiments import (
+  cell_search,
+  conv_search,
+  enas_search,
+  per_layer_search,
+  rank_children,
+  sequence_search,
+  table_search,
+)
 from experiments import retrain as retrain_launcher
 from experiments.common import arguments, launch, retraining, systems, usage, workdirs
 from nas_jax import config, files
@@ -353,18 +361,26 @@ def test_a_folder_of_other_results_is_refused_by_retrain(refuse, tmp_path):
   assert 'in use' in error and '--results' in error and 'workdir' not in error
 
 
-def test_a_workdir_of_other_data_is_refused(refuse, tmp_path):
+@pytest.mark.parametrize(
+  ('launcher', 'flag', 'more'),
+  [
+    (cell_search, 'workdir', ['--final_children=0']),
+    (retrain_launcher, 'results', ['--arch=NASCELL', '--batch=4', '--bptt=5']),
+    (rank_children, 'results', ['--random=3', '--arch=', '--batch=4', '--bptt=5']),
+  ],
+)
+def test_results_of_other_data_are_refused(refuse, tmp_path, launcher, flag, more):
   """The config is the same, but the text in the folder has changed since."""
-  data, workdir = tmp_path / 'data', tmp_path / 'run'
+  data, folder = tmp_path / 'data', tmp_path / 'run'
   data.mkdir()
-  flags = ('--preset=smoke', '--dataset=text', f'--data_dir={data}', f'--workdir={workdir}', '--final_children=0')
+  flags = ('--preset=smoke', '--dataset=text', f'--data_dir={data}', f'--{flag}={folder}', *more)
   for name in ('train', 'valid', 'test'):
     (data / f'{name}.txt').write_text('abcab' * 200)
-  work = cell_search.prepare(['cell_search', *flags])
+  work = launcher.prepare(['x', *flags])
   del work  # and with it the lock of the folder
   (data / 'train.txt').write_text('abcba' * 200)
-  said = refuse(cell_search, *flags)
-  assert 'holds results of other data' in said and 'name another --workdir' in said
+  said = refuse(launcher, *flags)
+  assert 'holds results of other data' in said and f'name another --{flag}' in said
 
 
 def test_a_workdir_of_another_config_is_refused(refuse, tmp_path):

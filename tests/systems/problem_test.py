@@ -59,11 +59,14 @@ def test_a_better_score_earns_more(name):
   np.testing.assert_array_equal(problem.shared_reward({problem.shared_metric: scores, problem.metric: 0.0}), own)
 
 
-def test_a_longer_training_of_a_cell_ends_at_the_same_rate():
+@pytest.mark.parametrize(
+  ('system', 'config'), [(CELL, testing.cell_config), (CONV, testing.conv_config), (CHAIN, testing.chain_config)]
+)
+def test_a_longer_training_ends_at_the_same_rate(system, config):
   """Five times as many epochs fall as far, a fifth as fast, so that the two trainings differ in length alone."""
-  short = testing.cell_config(schedule='epochs', epochs=6, decay_epoch=4.0, lr_decay=0.5)
+  short = config(schedule='epochs', epochs=6, decay_epoch=4.0, lr_decay=0.5)
   rates = []
-  for cfg in (short, CELL.alone.scale_budget(short, 5)):
+  for cfg in (short, system.alone.scale_budget(short, 5)):
     rate = schedules.rate(cfg.schedule, 1.0, 0, 10, cfg.decay_epoch, cfg.lr_decay)
     rates.append([float(rate(10 * epoch - 1)) for epoch in (cfg.epochs // 2, cfg.epochs * 5 // 6, cfg.epochs)])
   np.testing.assert_allclose(rates, [[1.0, 0.5, 0.25]] * 2, rtol=1e-6)

@@ -154,6 +154,21 @@ def test_the_recipe_of_the_search():
   assert all(line['perplexity'] < 6 for line in lines)
 
 
+@pytest.mark.parametrize('name', rank_cell.PRESETS)
+def test_presets_compare_the_recipe_of_their_search(name):
+  cfg = rank_cell.PRESETS[name]()
+  assert cfg.search_lr == (cell.PRESETS[cfg.search_preset]().lr,)
+
+
+def test_the_recipe_of_a_search_has_the_width_of_that_search():
+  """The preset `paper` gives a number of weights, and not a width."""
+  text, arch = testing.text(), ARCHS['sum']
+  made = rank_cell.recipe(config(search_preset='paper'), SEARCH, text, arch)
+  network = language.build(made.cfg, text, language_model.tree(), made.hidden)
+  spec = language_model.ChildSpec(arch, made.hyperparameters)
+  assert language.weights(network, spec.arch) == pytest.approx(made.cfg.parameters, rel=0.05)
+
+
 def test_agreement():
   sure = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, np.inf])
   same = reliability.agreement(sure, sure)

@@ -87,7 +87,9 @@ def test_an_epoch_has_all_its_steps_in_however_many_calls(made, whole, monkeypat
 def test_a_training_too_large_for_a_device_is_refused_before_it_starts(monkeypatch, tmp_path):
   monkeypatch.setattr(layout, 'memory_limit', lambda mesh: 1000)
   monkeypatch.setattr(full_training, 'run', None)  # would fail
-  with pytest.raises(ValueError, match='2 trainings, one at a time .* takes .* GiB, and a device has') as error:
+  with pytest.raises(
+    ValueError, match='2 trainings do not fit into the .* GiB of a device, .*: give a smaller'
+  ) as error:
     cells = {'mine': ARCH}
     retraining.run(CELL, testing.retrain_config(lr=(0.1, 0.3)), testing.text(), cells, str(tmp_path))
   testing.one_line(error)

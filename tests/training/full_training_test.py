@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import testing
 
 from nas_jax.training import fit, full_training, layout
 from nas_jax.training.child import Child
@@ -48,6 +49,10 @@ def curve(own):
   return full_training.run(own, *full_training.start(own, RATES, KEYS, 3)).curve[:, :5]
 
 
+def within_memory(programs):
+  return full_training.within_memory(programs, RATES, KEYS, (), 'ask for less')
+
+
 @pytest.mark.parametrize(('room', 'at_once'), [(5, 5), (4, 3), (3, 3), (2, 2), (1, 1)])
 def test_as_many_trainings_at_once_as_there_is_memory_for(accelerator, room, at_once):
   """The device has as much memory as `room` trainings at once take, beside the best weights of all five."""
@@ -56,7 +61,7 @@ def test_as_many_trainings_at_once_as_there_is_memory_for(accelerator, room, at_
   plans = [needed(own.programs.at_once(n)) for n in range(1, 6)]
   assert plans[-1] == needed(own.programs) and sorted(set(plans)) == plans, 'fewer at once take less'
   accelerator(5 * WEIGHTS * 4 + plans[room - 1])
-  programs = full_training.within_memory(own.programs, RATES, KEYS, ())
+  programs = within_memory(own.programs)
   assert needed(programs) == plans[at_once - 1]
   np.testing.assert_allclose(curve(own._replace(programs=programs)), curve(own), rtol=1e-5)
 
@@ -65,7 +70,7 @@ def test_one_byte_less_is_one_training_less(accelerator):
   own = task()
   needed = functools.partial(fit.memory_needed, archs=RATES, keys=KEYS, data=())
   accelerator(5 * WEIGHTS * 4 + needed(own.programs) - 1)
-  assert needed(full_training.within_memory(own.programs, RATES, KEYS, ())) == needed(own.programs.at_once(3))
+  assert needed(within_memory(own.programs)) == needed(own.programs.at_once(3))
 
 
 def test_a_scoring_may_take_more_than_a_step(accelerator):
@@ -77,7 +82,7 @@ def test_a_scoring_may_take_more_than_a_step(accelerator):
 
   own = task(score=score)
   accelerator(2.5 * 4 * 1000 * WEIGHTS)
-  programs = full_training.within_memory(own.programs, RATES, KEYS, ())
+  programs = within_memory(own.programs)
   needed = functools.partial(fit.memory_needed, archs=RATES, keys=KEYS, data=())
   assert needed(own.programs) > 5 * 4 * 1000 * WEIGHTS and needed(programs) == needed(own.programs.at_once(2))
 
@@ -87,11 +92,39 @@ def test_each_of_several_devices_takes_its_share(accelerator):
   own = task(devices=2)
   needed = functools.partial(fit.memory_needed, archs=RATES, keys=KEYS, data=())
   accelerator(3 * WEIGHTS * 4 + needed(own.programs.at_once(2)))
-  programs = full_training.within_memory(own.programs, RATES, KEYS, ())
+  programs = within_memory(own.programs)
   assert needed(programs) == needed(own.programs.at_once(2)) < needed(own.programs)
   np.testing.assert_allclose(curve(own._replace(programs=programs)), curve(task()), rtol=1e-5)
 
 
+def test_arrays_that_no_program_reads_take_memory_too():
+  own, data = task(), jnp.zeros(1000)
+  without, needed = (fit.memory_needed(own.programs, RATES, KEYS, given) for given in ((), data))
+  assert needed == without + 4 * 1000
+
+
+def test_a_program_that_the_compiler_refuses_is_one_that_takes_too_much(accelerator):
+  """XLA for TPUs raises an error and makes no plan."""
+  own = task()
+
+  def planned(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory')
+
+  accelerator(1e9)
+  refused = own.programs._replace(planned=planned)
+  assert within_memory(refused) is own.programs.at_once(3)
+  stuck = refused._replace(at_once=lambda n: stuck)
+  with pytest.raises(ValueError, match='5 trainings do not fit into the 0.931 GiB .*: ask for less') as error:
+    within_memory(stuck)
+  testing.one_line(error)
+
+  def broken(*_):
+    raise jax.errors.JaxRuntimeError('INTERNAL: no such instruction')
+
+  with pytest.raises(jax.errors.JaxRuntimeError, match='no such instruction'):
+    within_memory(own.programs._replace(planned=broken))
+
+
 def test_devices_that_do_not_say_train_all_at_once():
   own = task()
-  assert full_training.within_memory(own.programs, RATES, KEYS, ()) is own.programs
+  assert within_memory(own.programs) is own.programs

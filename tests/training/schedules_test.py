@@ -1,5 +1,7 @@
 """Learning rates by hand."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,6 +26,11 @@ def test_schedules_by_hand():
   turns = [0, 0, 0.5, 0, 0.25, 0.5, 0.75, 0]  # shares of cosines of one epoch, of two and of four
   wanted = [2 + 3 * (1 + np.cos(np.pi * done)) for done in turns]
   np.testing.assert_allclose(rates('restarts', decay_epoch=1.0, least=2.0), wanted, rtol=1e-5)
+
+
+def test_a_rate_that_falls_twice_does_so_by_the_same_factor_in_a_longer_training():
+  cfg = types.SimpleNamespace(schedule='twice', decay_epoch=4.0, lr_decay=0.1)
+  assert schedules.stretched(cfg, 2) == {'decay_epoch': 8.0, 'lr_decay': 0.1}
 
 
 def test_rate_and_epoch_may_be_arrays():
