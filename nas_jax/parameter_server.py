@@ -97,6 +97,8 @@ def _sharded(search: Search, accumulate: int, shards: int, lags: Sequence[int] |
     return state._replace(algorithm=state.algorithm._replace(theta=slicing.join(held), opt_state=()))
 
   def take(fleet: Fleet, asked: SearchState, batch: Batch, outcome: Outcome) -> tuple[Fleet, Info]:
+    if search.algorithm.log_prob:
+      batch = batch._replace(log_prob=search.algorithm.log_prob(asked.algorithm, batch))
     sent = slicing.cut(gradient_of(asked, batch, outcome))  # [S, P]
     reached, there, late = sent, jnp.ones(shards, bool), fleet.late
     if furthest:

@@ -37,6 +37,9 @@ class Batch(NamedTuple):
   depth: int | Array | None = None  # layers of all children, or [m] of each; None for all layers of the space
   extra: PyTree = ()  # what an evaluator needs from the state of the search, such as shared weights or counters
   repeats: Repeats | None = None  # children that need no training; None if all are to be trained
+  # [m, T] log-probability of each token, in nats, under the controller that proposed it; None if that is the controller
+  # of the state that is told of the batch.
+  log_prob: Array | None = None
 
   @property
   def deep(self) -> bool:

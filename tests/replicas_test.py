@@ -131,6 +131,23 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(machine):
 
 
 @pytest.mark.long
+def test_ppo_compares_with_the_policy_that_proposed_a_child():
+  """Seven replicas answer in turn, each with parameters that are six updates old."""
+  search_of_ppo = rewarded(algorithm='ppo', ppo_batches=2, m=1, controller_lr=0.3)
+  fleets, batches, _ = told(replicas.build(search_of_ppo, 7), [n % 7 for n in range(20)])
+  log_prob, asked = search_of_ppo.algorithm.log_prob, search_of_ppo.init(KEY).algorithm
+
+  def under(fleet, theta):
+    shapes = ravel_pytree(asked.theta)[1]
+    return log_prob(asked._replace(theta=shapes(flat(theta)[: len(flat(asked.theta))])), batches[-1])
+
+  # The last answer is of replica 5, which has read the parameters after its answer before.
+  proposed, now = under(fleets[-2], fleets[-2].held[5]), under(fleets[-2], fleets[-2].server.algorithm.theta)
+  kept = fleets[-1].server.algorithm.recent.log_prob[-1:]
+  np.testing.assert_allclose(kept, proposed, rtol=1e-5)
+  assert np.abs(kept - now).max() > 0.01
+
+
 def test_shards_change_nothing_if_all_receive_every_gradient(s):
   """Bit-identical, for numbers of shards that divide the parameters and for one that does not."""
   fleets = [

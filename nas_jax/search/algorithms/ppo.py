@@ -76,7 +76,9 @@ def build(space: Space, cfg: Config) -> Algorithm:
   def remember(state: State, batch: Batch, outcome: Outcome, credit: Credit) -> Recent:
     value, _, _ = baseline_lib.advantages(cfg, state.baseline, batch, outcome)
     advantage = reinforce.spread(credit(value), layer_of_token)
-    log_prob = map_sequences(functools.partial(controller.log_prob, state.theta), batch)
+    log_prob = batch.log_prob
+    if log_prob is None:
+      log_prob = map_sequences(functools.partial(controller.log_prob, state.theta), batch)
     newest = Recent(batch.tokens, depths(space, batch), log_prob, advantage)
     return Recent(*(jnp.concatenate(pair)[-size:] for pair in zip(state.recent, newest, strict=True)))
 
