@@ -33,6 +33,20 @@ def of(system: System, cfg: Config, data: Data) -> FinalChoice | None:
     raise ValueError(f'final_children (={cfg.final_children}): {error} Or leave it out: --final_children=0.') from None
 
 
+def check(system: System, cfg: Config, data: Data, workdir: str) -> None:
+  """Raises ValueError if the final choice of a search is impossible, or its workdir has one of other settings.
+
+  Nothing has been compiled by then.
+  """
+  if choice := of(system, cfg, data):
+    try:
+      workdirs.check_config(os.path.join(workdir, 'final'), choice.cfg)
+    except ValueError as error:
+      raise ValueError(
+        f'final_children (={cfg.final_children}): {error} Or leave it out: --final_children=0.'
+      ) from None
+
+
 def work(run: Run, searches: int) -> float:
   """Returns the work of the final choice of this many searches, in trainings of a child; 0 if they make none."""
   choice = of(run.system, run.cfg, run.data)

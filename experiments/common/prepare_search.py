@@ -128,7 +128,7 @@ def _prepare(
   if not leads:
     folder = os.path.join(workdir, f'host-{connected.process}')
     return _prepare_to_serve(system, cfg, data, load, problem, folder, connected)
-  final_choice.of(system, cfg, data)  # raises ValueError if a final choice is asked for and impossible
+  final_choice.check(system, cfg, data, workdir)
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
   workdirs.check_data(workdir, data.sha256)

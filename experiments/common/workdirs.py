@@ -104,15 +104,25 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
       _add_to_origin(workdir, jax_settings=jax_settings())
   except OSError as error:
     raise _unusable(workdir, error, flag) from None
-  different, cfg = _differences(old, cfg), config.settled(cfg, old)
-  if different:
+  _refuse_another(workdir, old, cfg, flag)
+  return config.settled(cfg, old)
+
+
+def check_config(workdir: str, cfg: Any, flag: str = 'workdir') -> None:
+  """Raises ValueError if the folder holds results of another config than `cfg`. Nothing is written or moved."""
+  if old := _saved_config(workdir):
+    _refuse_another(workdir, old, cfg, flag)
+
+
+def _refuse_another(workdir: str, old: Mapping[str, Any], cfg: Any, flag: str) -> None:
+  """Raises ValueError, which says how they differ, if a saved config is another one than `cfg`."""
+  if different := _differences(old, cfg):
     unknown = [name for name in config.without_removed(old, type(cfg)) if not hasattr(cfg, name)]
     if unknown:  # nearly all fields differ: to list them would help nobody
       what = f'results of another kind, with settings such as {", ".join(unknown[:3])}: name'
     else:
       what = f'results of another config: {", ".join(different)}. Give the same flags to resume, or name'
     raise ValueError(f'{flag} (={workdir!r}) holds {what} another --{flag}.')
-  return cfg
 
 
 def settled(workdir: str, cfg: Any) -> Any:
@@ -121,8 +131,7 @@ def settled(workdir: str, cfg: Any) -> Any:
   In a new folder the data seed is the seed of the run. The copy of the config in origin.json takes precedence, as
   config.json may be damaged. Nothing is written or moved.
   """
-  copy = object_in(os.path.join(workdir, 'origin.json')).get('config')
-  old = copy or object_in(os.path.join(workdir, 'config.json'))
+  old = _saved_config(workdir)
   if old:
     return config.settled(cfg, old)
   return dataclasses.replace(cfg, data_seed=config.data_seed(cfg)) if isinstance(cfg, config.DataSeed) else cfg
@@ -134,6 +143,12 @@ def object_in(path: str) -> dict[str, Any]:
     return files.read(path, schemas.of(path)) or {}
   except (OSError, ValueError):
     return {}
+
+
+def _saved_config(workdir: str) -> Mapping[str, Any]:
+  """Returns the config of a folder's results, empty if there is none. The copy in origin.json takes precedence."""
+  copy = object_in(os.path.join(workdir, 'origin.json')).get('config')
+  return copy or object_in(os.path.join(workdir, 'config.json'))
 
 
 def _differences(old: Mapping[str, Any], cfg: Any) -> list[str]:
