@@ -76,7 +76,10 @@ def work(cfg: Config) -> dict[str, float]:
 
 
 def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> None:
-  """Trains the missing children of the rungs after a search, then writes the best of the longest rung to best.json.
+  """Trains the missing children of the rungs after a search, then writes the best child to best.json.
+
+  That is the one with the best score in the longest rung. Several children may have earned the greatest reward, if
+  rewards have a limit.
 
   Every training starts from new initial weights, which depend on the seed of the search, the rung and the child's id.
 
@@ -106,7 +109,7 @@ def run(run: Run, train: Mapping[str, Evaluate], cfg: Config, found: Found) -> N
         write([line | {'rung': rung} for line in lines])
         advance(count)
   ranked = rungs.best_first(of(run.system, cfg, made, found.folder, found.records), made, by)
-  if ranked and ranked[0][0] > 1:
+  if ranked:
     workdirs.write(os.path.join(found.folder, 'best.json'), rankings.best_json(made, ranked[0][1]))
 
 

@@ -174,7 +174,7 @@ def _check_jax_settings(workdir: str, origin: Mapping[str, Any], begun: bool, fl
 
 def check_data(workdir: str, sha256: str, flag: str = 'workdir') -> None:
   """Raises ValueError if the results in a folder come from data with another SHA-256 digest."""
-  old = (read(os.path.join(workdir, 'origin.json')) or {}).get('sha256', sha256)
+  old = object_in(os.path.join(workdir, 'origin.json')).get('sha256', sha256)
   if old != sha256:
     raise ValueError(
       f'{flag} (={workdir!r}) holds results of other data (sha256 {old[:12]}, not {sha256[:12]}): give the data that '

@@ -45,8 +45,11 @@ def _of_derived(report: Report) -> str:
   return f'The best {report.noun} derived after {spent} has a {report.metric.name} of {", ".join(found)}.'
 
 
-def lede(report: Report) -> list[str]:
-  """Returns sentences for below the headline: other full trainings, progress, and when random search was passed."""
+def lede(report: Report, running: bool = False) -> list[str]:
+  """Returns sentences for below the headline: other full trainings, progress, and when random search was passed.
+
+  A search with fewer children than planned may also have ended, at another limit than their number.
+  """
   words = list[str]()
   if report.converged and report.converged['rows']:
     others = [f'{spread(row["test"])} by {called(row["name"])}' for row in report.converged['rows'][1:]]
@@ -54,8 +57,9 @@ def lede(report: Report) -> list[str]:
     words.append(in_the_search(report))
   for run in report.runs:
     if len(run.records) < report.budget:
-      of = f'{len(run.records)} of {children(report.budget)}'
-      words.append(f'{capital(who(run))} is at {of}, so these results are preliminary.')
+      of = f'{len(run.records)} of at most {children(report.budget)}'
+      so = ', so these results are preliminary' if running else ''
+      words.append(f'{capital(who(run))} has trained {of}{so}.')
   if len(report.runs) > 1 and all(run.records for run in report.runs) and not report.derived:
     own, other = (np.asarray(run.best, float) for run in report.runs[:2])
     ahead = own < other[-1] if report.metric.lower else own > other[-1]

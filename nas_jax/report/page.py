@@ -42,7 +42,7 @@ def render(report: Report, refresh: int = 0) -> str:
     section('After retraining', ''.join(_retrained(result) for result in report.retrained)),
     section('Where these numbers come from', _origin(report)),
   )
-  words = ''.join(f'<p class="lede">{escape(each)}</p>' for each in lede(report) if each)
+  words = ''.join(f'<p class="lede">{escape(each)}</p>' for each in lede(report, refresh > 0) if each)
   return frame(report.title, f'<h1>{escape(headline(report))}</h1>{words}', sections, refresh)
 
 

@@ -144,6 +144,14 @@ def test_killed_it_goes_on_and_trains_nothing_twice(whole, records, tmp_path, af
   assert stage(tmp_path, records) == []
 
 
+def test_of_children_with_the_greatest_reward_the_one_with_the_best_score_is_the_best(records, tmp_path):
+  """With a limit on rewards, the first child to reach it is not the best one."""
+  limited = [record | {'reward': 2.0} for record in records]
+  stage(tmp_path, limited, dataclasses.replace(CFG, rungs=1))
+  (best,) = best_different(limited, 1)
+  assert best != 0 and json.loads((tmp_path / 'best.json').read_text())['id'] == best
+
+
 def test_a_damaged_line_is_had_again(whole, records, tmp_path):
   workdir, seen = whole
   path = tmp_path / 'rungs.jsonl'
@@ -156,7 +164,7 @@ def test_a_damaged_line_is_had_again(whole, records, tmp_path):
 def test_a_search_that_goes_on_keeps_what_was_trained(whole, records, tmp_path):
   workdir, seen = whole
   stage(tmp_path, records[:9], dataclasses.replace(CFG, rungs=1))
-  assert lines(tmp_path / 'rungs.jsonl') == [] and not (tmp_path / 'best.json').exists()
+  assert lines(tmp_path / 'rungs.jsonl') == []
   trained = stage(tmp_path, records[:9], dataclasses.replace(CFG, rungs=2)) + stage(tmp_path, records)
   assert set(trained) >= set(seen[12:21]) and len(set(trained)) == len(trained)
   found = {(line['rung'], line['id']): line for line in lines(tmp_path / 'rungs.jsonl')}

@@ -248,8 +248,8 @@ def test_headlines(pages, name, words):
 
 
 def test_an_unfinished_search_says_so(pages):
-  assert 'The search is at 2 of 4 children' in pages['no control']
-  assert 'Random search is at 0 of 4 children' in pages['control not begun']
+  assert 'The search has trained 2 of at most 4 children.' in pages['no control']
+  assert 'Random search has trained 0 of at most 4 children.' in pages['control not begun']
   assert ' is at ' not in Checker(pages['whole']).text
 
 
