@@ -23,7 +23,7 @@ from experiments.common import (
   start_from,
   workdirs,
 )
-from experiments.common.systems import SYSTEMS, Arch, Config, Data, System, check_workdir, for_config
+from experiments.common.systems import SYSTEMS, Arch, Config, Data, System, check_workdir, for_config, origin_facts
 from nas_jax import config, space, words
 from nas_jax import hosts as hosts_lib
 from nas_jax.training.problem import Problem
@@ -136,13 +136,7 @@ def _prepare(
   if system.alone:
     target = start_from.Target(system, cfg, data.sha256, problem.space, values.start_children)
     started = start_from.open_start(workdir, values.start_from, target)
-  facts = {
-    'kind': system.kind,
-    'system': system.name,
-    'dataset': cfg.dataset,
-    'sha256': data.sha256,
-    'max_children': system.children(cfg),
-  }
+  facts = {**origin_facts(system, cfg, data), 'max_children': system.children(cfg)}
   facts |= {'start_from': started.files} if started.files else {}
   workdirs.note_origin(workdir, system.launcher, argv, cfg, hosts=connected.processes, **facts)
 

@@ -16,6 +16,7 @@ from experiments.common import (
   reports,
   run_search,
   start_from,
+  systems,
   top,
   weight_sharing,
   workdirs,
@@ -102,9 +103,7 @@ def _run(begun: Run, with_control: bool, started: Start, places: str, top_count:
     print(f'started from {line}', flush=True)
   found = {search.title(cfg): _one(begun, stages, cfg, workdir, started, phases[0])}
   if with_control:
-    folder = os.path.join(workdir, 'control')
-    workdirs.open_config(folder, control)
-    found['random'] = _one(begun, stages, control, folder, NOTHING, phases[1])
+    found['random'] = _one(begun, stages, control, open_control(begun, control), NOTHING, phases[1])
   top.write(workdir, system, cfg, top_count)
   notes = [line for line in (said, at_limit(cfg, found[search.title(cfg)].records)) if line]
   _summarize(begun, cfg, stages.summary(found), notes, started)
@@ -115,6 +114,17 @@ def _run(begun: Run, with_control: bool, started: Start, places: str, top_count:
   origin = workdirs.peek(os.path.join(workdir, 'origin.json')) or {}
   if command := top.retrain_command(f'--workdir={workdir}', system, cfg, origin):
     print(f'{command} trains that to the end', flush=True)
+
+
+def open_control(begun: Run, control: Config) -> str:
+  """Opens the folder of the random-search baseline, whose config is `control`, and returns its path.
+
+  Its origin.json says what its children are, so that other searches can start from them.
+  """
+  folder = os.path.join(begun.workdir, 'control')
+  workdirs.open_config(folder, control)
+  workdirs.note_data(folder, **systems.origin_facts(begun.system, control, begun.data))
+  return folder
 
 
 def at_limit(cfg: Config, records: Sequence[journal.Record]) -> str:

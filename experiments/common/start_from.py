@@ -244,5 +244,5 @@ def _trained_otherwise(old: Config, origin: Mapping[str, Any], target: Target) -
     if other.spec == target.space.spec:
       differs.append(f'{name} {was[name]} -> {now[name]}')
   if origin.get('sha256') != target.sha256:
-    differs.append('other data')
+    differs.append('other data' if 'sha256' in origin else 'data not recorded')
   return differs

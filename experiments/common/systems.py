@@ -238,6 +238,11 @@ def system_of(saved: Mapping[str, Any], origin: Mapping[str, Any]) -> System | N
   return next(iter([*named, *filter(fits, of_kind or SYSTEMS), *of_kind]), None)
 
 
+def origin_facts(system: System, cfg: Config, data: Data) -> dict[str, str]:
+  """Returns what origin.json says of the children of a search: their system, and the data that they are trained on."""
+  return {'kind': system.kind, 'system': system.name, 'dataset': cfg.dataset, 'sha256': data.sha256}
+
+
 def check_workdir(workdir: str, system: System) -> None:
   """Raises ValueError if a workdir holds a search of another system. A workdir without a readable config passes."""
   saved, origin = (workdirs.object_in(os.path.join(workdir, name)) for name in ('config.json', 'origin.json'))

@@ -182,9 +182,9 @@ def check_data(workdir: str, sha256: str, flag: str = 'workdir') -> None:
     )
 
 
-def note_data(folder: str, sha256: str) -> None:
-  """Writes the SHA-256 digest of the data of the results to origin.json, for `check_data`."""
-  _add_to_origin(folder, sha256=sha256)
+def note_data(folder: str, sha256: str, **facts: Any) -> None:
+  """Writes the SHA-256 digest of the data of the results to origin.json, for `check_data`, and `facts`."""
+  _add_to_origin(folder, sha256=sha256, **facts)
 
 
 def write_config(workdir: str, cfg: Any) -> None:

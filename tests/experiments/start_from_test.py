@@ -4,16 +4,18 @@ import dataclasses
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from testing import cell_config, one_line, random_tokens, sequence_config
 
-from experiments.common import start_from, systems, workdirs
+from experiments.common import search_flow, stages, start_from, systems, workdirs
 from nas_jax import files, published
 from nas_jax.report import rankings
 from nas_jax.search import journal
 from nas_jax.systems import cell
+from nas_jax.training.recovery import NO_RECOVERY
 
 CFG = cell_config(activate=('tanh', 'relu'))
 SHA = 'ab' * 32
@@ -72,6 +74,20 @@ def test_of_children_that_were_trained_otherwise_the_best_are_trained_first(othe
   assert words in found.said[0] and 'best 2' in found.said[0]
   many = read(other, to=target(dataclasses.replace(CFG, **changes), sha256=sha256, most=9))
   assert many.first == [tokens[k] for k in (2, 5, 3, 4)]  # the first has the tokens of the sixth
+
+
+def test_children_of_the_random_search_are_told_too(other, tmp_path):
+  """Earlier versions noted no data for them. Then they may be of any data, which is said."""
+  cfg, control = CFG, dataclasses.replace(CFG, algorithm='random')
+  begun = stages.Run(systems.CELL, cfg, SimpleNamespace(sha256=SHA), None, str(tmp_path), NO_RECOVERY, {}, None, None)
+  folder = search_flow.open_control(begun, control)
+  assert folder == search_flow.open_control(begun, control) == str(tmp_path / 'control')
+  shutil.copy(other / 'children.jsonl', folder)
+  assert [record['tokens'] for record in read(folder).told] == rows(other)
+  assert 'other data' in read(folder, to=target(sha256='cd' * 32)).said[0]
+  os.remove(os.path.join(folder, 'origin.json'))
+  found = read(folder)
+  assert not found.told and 'data not recorded' in found.said[0]
 
 
 def test_cells_of_language_models_are_trained_first_to_read_sequences(other):
