@@ -17,7 +17,7 @@ from experiments.common import arch_files, workdirs
 from experiments.common.systems import Config, System, system_of
 from nas_jax import config, files, published, replicas, words
 from nas_jax.search import Config as SearchConfig
-from nas_jax.search import Search, journal, start
+from nas_jax.search import Search, core, journal, start
 from nas_jax.space import Space
 from nas_jax.training.recovery import Limits
 
@@ -52,6 +52,8 @@ class Target(NamedTuple):
 def open_start(workdir: str, paths: Sequence[str], target: Target) -> Start:
   """Returns the start of the search in a workdir, read from start.json or else from the files. It writes start.json.
 
+  Architectures that come after the children have grown deeper are left out, and a line says so.
+
   Raises:
     ValueError: a file cannot be read or has nothing for this search, or the workdir holds a search that was started
       from something else.
@@ -71,12 +73,25 @@ def open_start(workdir: str, paths: Sequence[str], target: Target) -> Start:
       f'--start_from as it was to resume, or name another --workdir.'
     )
   if noted:
-    return Start(**noted)
+    return _before_deeper(Start(**noted), target)
   found = _read(paths, target)
   if paths:
     content = files.parse(files.as_json(found._asdict()))
     files.write(path, files.as_json(content | {'sha256': _digest(content)}) + '\n')
-  return found
+  return _before_deeper(found, target)
+
+
+def _before_deeper(found: Start, target: Target) -> Start:
+  """Returns a start without the architectures that come after the children of the search have grown deeper."""
+  count, first = len(found.first), found.first[: core.before_deeper(target.cfg, target.space)]
+  if len(first) == count:
+    return found
+  depth = words.counted(target.cfg.depth_start, 'layer')
+  line = (
+    f'only {len(first)} of {count} architectures: they have {depth}, and later children have more; with '
+    f'--depth_every={count} all are trained first'
+  )
+  return found._replace(first=first, said=[*found.said, line])
 
 
 def _names(paths: Sequence[str]) -> str:

@@ -71,6 +71,7 @@ class Search(NamedTuple):
   # (state, n) -> the next updates, at least one and at most n, all in one program call; None if each update needs the
   # host. Up to rounding, these updates equal those that `ask`, `evaluate` and `tell` make.
   updates: Callable[[SearchState, int], list[Update]] | None = None
+  before_deeper: int | None = None  # as `before_deeper` returns it
 
   @property
   def train(self) -> Evaluate:
@@ -215,6 +216,7 @@ def build(
     apply=growing(checked(jax.jit(functools.partial(apply, algorithm.apply)))) if algorithm.apply else None,
     policy_summary=jax.jit(lambda state, keys: algorithm.summary(state.algorithm, keys)),
     reserve=growing(jax.jit(record.reserve)) if record.reserve else None,
+    before_deeper=before_deeper(cfg, space),
   )
   return s
 
@@ -236,6 +238,12 @@ def depth_of(cfg: Config, space: Space, children: int | Array) -> Array:
   """
   grown = cfg.depth_start + cfg.depth_step * (children // cfg.depth_every)
   return jnp.minimum(space.layers, grown if cfg.depth_start else space.layers)
+
+
+def before_deeper(cfg: Config, space: Space) -> int | None:
+  """Returns how many children have the depth of the first ones; None if all have it. A batch has one depth."""
+  grows = 0 < cfg.depth_start < space.layers
+  return -(-cfg.depth_every // cfg.m) * cfg.m if grows else None
 
 
 def ask_tell(space: Space, cfg: Config) -> Search:

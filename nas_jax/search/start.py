@@ -43,13 +43,20 @@ def begin(s: Search, known: Known, first: np.ndarray) -> Search:
   Args:
     s: the search.
     known: the children to tell of.
-    first: [Q, T] distinct token sequences, which replace the first Q that the algorithm proposes.
+    first: [Q, T] distinct token sequences, which replace the first Q that the algorithm proposes. If children grow
+      deeper, these have the depth of the first children.
 
   Raises:
-    ValueError: the search has a reward for each layer or replicas, or its children share weights.
+    ValueError: the search has a reward for each layer or replicas, or its children share weights; or children grow
+      deeper before Q of them are proposed.
   """
   if s.parts or s.shared or s.replicas:
     raise ValueError('replicas, shared weights and rewards for each layer cannot begin with known architectures.')
+  if s.before_deeper is not None and len(first) > s.before_deeper:
+    raise ValueError(
+      f'there are {len(first)} architectures to train first, and after {s.before_deeper} children all are deeper: take '
+      f'fewer, or a depth_every of {len(first)}.'
+    )
   told = len(known.tokens)
   space, queue = s.space, jnp.asarray(first, jnp.int32).reshape(-1, s.space.length)
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from testing import cell_config, one_line, random_tokens, sequence_config
+from testing import cell_config, conv_config, one_line, random_tokens, sequence_config
 
 from experiments.common import search_flow, stages, start_from, systems, workdirs
 from nas_jax import files, published
@@ -131,6 +131,28 @@ def test_a_file_and_what_is_published_are_trained_first(tmp_path):
   best.write_text('{"kind": "conv", "arch": {}}')
   with pytest.raises(ValueError, match=r'best.json: kind is .conv'):
     read(best)
+
+
+def test_what_comes_after_children_have_grown_deeper_is_left_out_and_said(tmp_path):
+  cfg = conv_config(m=2, depth_start=1, depth_step=1, depth_every=2)
+  to, path = target(cfg, system=systems.CONV), tmp_path / 'top.json'
+  tokens = np.zeros((3, to.space.length), int)
+  tokens[1, 0] = tokens[2, 2] = 1
+  records = [{'id': k, 'tokens': row.tolist(), 'reward': 1.0, 'depth': 1} for k, row in enumerate(tokens)]
+  path.write_text(f'[{",".join(rankings.best_json(to.space, record) for record in records)}]')
+  assert read(path, to=to).first == tokens.tolist()
+  for _ in range(2):  # from the file, and from start.json, which earlier versions wrote with all of them as well
+    found = start_from.open_start(str(tmp_path), [str(path)], to)
+    assert found.first == tokens[:2].tolist()
+    assert found.said == [
+      f'{path}: trained first',
+      'only 2 of 3 architectures: they have 1 layer, and later children have more; with --depth_every=3 all are '
+      'trained first',
+    ]
+  start_from.begin(systems.CONV.alone.search(to.space, cfg, lambda batch: None), found)
+  (tmp_path / 'start.json').unlink()
+  enough = to._replace(cfg=dataclasses.replace(cfg, depth_every=3))
+  assert start_from.open_start(str(tmp_path), [str(path)], enough).first == tokens.tolist()
 
 
 def test_what_is_told_is_not_trained_first_again(other, tmp_path):

@@ -1,5 +1,6 @@
 """Searches that start with known architectures, against the searches where these come from."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -10,7 +11,7 @@ from experiments.common import run_search
 from nas_jax import search
 from nas_jax.search import history, journal, per_layer, start
 from nas_jax.search.algorithms import ALGORITHMS
-from nas_jax.space import chain_space
+from nas_jax.space import chain_space, conv_space, unstack
 from nas_jax.systems import table
 
 WIDTHS = (3, 4, 3)
@@ -124,6 +125,26 @@ def test_stopped_it_goes_on_as_if_unbroken(tmp_path, monkeypatch):
   for one, other in zip(*map(jax.tree.leaves, states), strict=True):
     if not jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
       np.testing.assert_array_equal(one, other)
+
+
+def test_first_ones_are_trained_as_they_are_before_children_grow_deeper():
+  deep = conv_space(3, (1, 3), (1, 3), (4, 8))
+  cfg = search.Config(m=2, algorithm='random', depth_start=1, depth_step=1, depth_every=3)  # two batches of depth 1
+  s, nothing = search.ask_tell(deep, cfg), start.Known(np.zeros((0, deep.length), np.int32), *NONE[1:])
+  first = np.zeros((5, deep.length), np.int32)
+  first[:, :3] = [[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1], [0, 0, 1]]
+  begun = start.begin(s, nothing, first[:4])
+  state, trained = begun.init(jax.random.key(0)), []
+  for _ in range(3):
+    batch = begun.ask(state)
+    trained += unstack(batch.archs)
+    state, _ = begun.tell(state, batch, [0.0, 1.0])
+  assert trained[:4] == [deep.decode(tokens, 1) for tokens in first[:4]]
+  assert [len(arch.filters) for arch in trained] == [1, 1, 1, 1, 2, 2]
+  with pytest.raises(ValueError, match='5 architectures to train first, and after 4 .* a depth_every of 5'):
+    start.begin(s, nothing, first)
+  fixed = dataclasses.replace(cfg, depth_start=0), dataclasses.replace(cfg, depth_start=3)
+  assert all(search.ask_tell(deep, cfg).before_deeper is None for cfg in fixed)
 
 
 def test_rewards_of_layers_are_refused():
