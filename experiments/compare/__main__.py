@@ -152,7 +152,8 @@ def _saved(path: str) -> dict[str, Any]:
 def _key(plan: Plan, task: Task, one: Variant) -> str:
   """Returns all settings that determine the result of an algorithm on a benchmark, as JSON text."""
   setting = config.as_json(one.cfg) if one.cfg else {}
-  facts = {'evaluations': plan.checkpoints, 'seed': plan.seed, 'seeds': _seeds(plan, one), 'sha256': task.sha256}
+  seed = plan.seed if one.cfg else peers.first_seed(plan.seed)
+  facts = {'evaluations': plan.checkpoints, 'seed': seed, 'seeds': _seeds(plan, one), 'sha256': task.sha256}
   return json.dumps(
     {'benchmark': task.name, 'algorithm': one.name, **facts, 'setting': setting, 'jax': jax.__version__}
   )
@@ -187,7 +188,7 @@ def run(plan: Plan, saved: Mapping[str, Any], path: str, picture: str, check: la
 def _measure(plan: Plan, benchmark: Benchmark, one: Variant, check: launch.Check) -> Curve:
   keys = jax.random.split(jax.random.key(plan.seed), _seeds(plan, one))  # the first keys do not depend on their number
   if one.cfg is None:
-    done = runs.peer(benchmark, one.name, keys, plan.checkpoints[-1], check)
+    done = runs.peer(benchmark, one.name, keys, peers.first_seed(plan.seed), plan.checkpoints[-1], check)
   else:
     done = runs.ours(benchmark, one.cfg, keys, plan.checkpoints[-1])
   return statistics.curve(done, plan.checkpoints)

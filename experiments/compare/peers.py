@@ -69,6 +69,15 @@ PEERS: dict[str, Callable[[Sequence[int], int, int], Peer]] = {'tpe': tpe, 'neve
 _LIBRARIES = {'tpe': 'optuna', 'nevergrad': 'nevergrad', 'pyglove': 'pyglove'}
 
 
+def first_seed(seed: int) -> int:
+  """Returns the first of the consecutive seeds, modulo 2**32, that the searches by a peer get for a --seed.
+
+  The default --seed=0 has those from 0. Knuth's multiplicative hashing spreads the others over all 32-bit seeds, so
+  that small values of --seed have no seed in common.
+  """
+  return seed * 2_654_435_761 % 2**32
+
+
 def check(names: Sequence[str]) -> None:
   """Raises ImportError with a one-line message if the library of a peer is not installed."""
   logging.getLogger('optuna').setLevel(logging.WARNING)

@@ -33,8 +33,8 @@ def ours(benchmark: Benchmark, cfg: table.Config, keys: Key, evaluations: int) -
   return _found(benchmark, outcomes, drawn, time.perf_counter() - start)
 
 
-def peer(benchmark: Benchmark, name: str, keys: Key, evaluations: int, check: Check) -> Found:
-  """Runs a peer from each of the keys [n], one after another.
+def peer(benchmark: Benchmark, name: str, keys: Key, first_seed: int, evaluations: int, check: Check) -> Found:
+  """Runs a peer from each of the keys [n], one after another, with the library's seeds from `first_seed` on.
 
   A child that fails gets the same reward as in a search of this library, see `search.outcomes.settle`. Tokens of slots
   that do not exist, given the other tokens, are set to 0.
@@ -56,7 +56,7 @@ def peer(benchmark: Benchmark, name: str, keys: Key, evaluations: int, check: Ch
   outcomes, drawn = [], np.zeros((len(keys), evaluations, space.length), np.int32)
   for n, key in enumerate(keys):
     check()
-    state, begun = s.init(key), peers.PEERS[name](widths, evaluations, n)
+    state, begun = s.init(key), peers.PEERS[name](widths, evaluations, (first_seed + n) % 2**32)
     for step in range(evaluations):
       drawn[n, step], outcome, earned, worst = score(
         state._replace(step=jnp.asarray(step)), np.array(begun.ask(), np.int32)

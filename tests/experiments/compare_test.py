@@ -13,7 +13,7 @@ from testing import cell_config, one_line, random_tokens
 from experiments.common import launch, systems, workdirs
 from experiments.compare import __main__ as compare
 from experiments.compare import peers, runs, show, statistics, variants
-from nas_jax import search
+from nas_jax import config, search
 from nas_jax.search import journal
 from nas_jax.systems import benchmarks, table
 
@@ -144,9 +144,9 @@ def test_a_peer_is_told_what_a_search_of_our_own_is_told(monkeypatch):
   monkeypatch.setitem(peers.PEERS, 'scripted', scripted)
   benchmark = benchmarks.of_table(table.distinct(OPS, REWARD, REWARD * 10))
   checks = []
-  found = runs.peer(benchmark, 'scripted', jax.random.split(jax.random.key(0), 2), 5, lambda: checks.append(1))
+  found = runs.peer(benchmark, 'scripted', jax.random.split(jax.random.key(0), 2), 7, 5, lambda: checks.append(1))
   # The first and the fourth are not in the table; what fails earns 0, or the worst reward so far if that is less.
-  assert told == [(0, [0, 0.5, -1, -1, 2]), (1, [0, 0.5, -1, -1, 2])] and len(checks) == 2
+  assert told == [(7, [0, 0.5, -1, -1, 2]), (8, [0, 0.5, -1, -1, 2])] and len(checks) == 2
   np.testing.assert_array_equal(found.best, [[-1, 0.5, 0.5, 0.5, 2]] * 2)
   np.testing.assert_array_equal(found.test[:, 1:], [[5, 5, 5, 20]] * 2)
   assert found.different.tolist() == [5, 5]
@@ -160,7 +160,7 @@ def test_a_peer_looks_for_what_a_search_of_our_own_looks_for(monkeypatch):
     return peers.Peer(lambda: [0] * len(widths), seen.append)
 
   monkeypatch.setitem(peers.PEERS, 'scripted', scripted)
-  found = runs.peer(benchmark, 'scripted', keys, 1, lambda: None)
+  found = runs.peer(benchmark, 'scripted', keys, 0, 1, lambda: None)
   s = benchmarks.build(benchmark, table.Config(algorithm='random'))
   targets = [np.asarray(s.ask(s.init(key)).extra) for key in keys]
   np.testing.assert_allclose(found.best[:, 0], [(target == 0).mean() for target in targets], rtol=1e-6)
@@ -211,6 +211,29 @@ def test_the_same_command_goes_on_where_it_stopped(monkeypatch, capsys, tmp_path
   np.savez(path, ops=OPS, reward=2 * REWARD)
   _run(monkeypatch, *args, '--algorithms=random')
   assert measured == [2, 1, 1]  # another seed, and another table in the same file
+
+
+def test_another_seed_gives_peers_other_seeds(monkeypatch, tmp_path):
+  path, out, seeds = tmp_path / 't.npz', tmp_path / 'out.json', []
+  np.savez(path, ops=OPS, reward=REWARD)
+
+  def scripted(widths, evaluations, seed):
+    seeds.append(seed)
+    return peers.Peer(lambda: [0, 0], lambda reward: None)
+
+  monkeypatch.setitem(peers.PEERS, 'tpe', scripted)
+  monkeypatch.setattr(peers, 'check', lambda names: None)
+  args = [f'--table={path}', '--algorithms=tpe', '--peer_seeds=3', '--evaluations=1', f'--json={out}']
+  _run(monkeypatch, *args)
+  assert seeds == [0, 1, 2]
+  ((first, result),) = json.loads(out.read_text())['results'].items()
+  assert json.loads(first)['seed'] == 0  # as earlier versions wrote it, which had these seeds with every --seed
+  out.write_text(json.dumps({'results': {first: result, first.replace('"seed": 0', '"seed": 1'): result}}))
+  for seed in (0, 1, 2, 1, config.LAST_SEED):
+    _run(monkeypatch, *args, f'--seed={seed}')
+  assert len(set(seeds)) == len(seeds) == 12 and all(0 <= seed < 2**32 for seed in seeds)
+  used = {(peers.first_seed(seed) + n) % 2**32 for seed in range(1000) for n in range(100)}
+  assert len(used) == 100_000
 
 
 @pytest.mark.parametrize(
