@@ -24,7 +24,7 @@ from nas_jax.report import rankings, reliability, rungs
 from nas_jax.search import journal
 from nas_jax.training import costs, evaluators, fit, halving, timing
 from nas_jax.training.problem import Problem
-from nas_jax.training.recovery import Recovery
+from nas_jax.training.recovery import Recovery, fingerprint
 from nas_jax.types import Batch, Evaluate
 
 RANDOM = 1000  # number of random architectures that estimate the share within the bounds
@@ -154,7 +154,10 @@ def settle_program(run: Run, hosts: int = 1) -> Run:
 
 
 def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evaluate]) -> str:
-  """Returns the rank correlations of rewards as text. They are measured once and kept in reliability.json."""
+  """Returns the rank correlations of rewards as text.
+
+  They are kept in reliability.json, and are measured again only if the config asks for another number of children.
+  """
   cfg, system = run.cfg, run.system
   if not cfg.reliability_children:
     return 'reward reliability: not measured'
@@ -171,7 +174,10 @@ def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evalua
       )
       return reliability.as_json(reliability.measure(made, once, key, *counts, longer, some, other))
 
-  found = reliability.from_json(workdirs.cached(os.path.join(run.workdir, 'reliability.json'), measure))
+  def fits(saved: Mapping[str, Any]) -> bool:
+    return saved['children'] == cfg.reliability_children
+
+  found = reliability.from_json(workdirs.cached(os.path.join(run.workdir, 'reliability.json'), measure, fits))
   run.progress.drop(RELIABILITY)
   lines = [
     f'reward reliability of {words.counted(found.children, f"random {system.noun}")}, without those that failed: rank '
@@ -190,25 +196,33 @@ def measure_reliability(run: Run, alone: FromScratch, train: Mapping[str, Evalua
 def measure_references(run: Run, known: Mapping[str, evaluators.Known]) -> dict[str, list[float | None]]:
   """Returns scores of known architectures that are trained as the children are, by name; None for a failed training.
 
-  Each architecture is measured once, and its scores are kept in yardsticks.json.
+  The scores are kept in yardsticks.json. An architecture is trained again only if the config asks for another number of
+  scores, or if it is one of `run.beside` and the scores are of another one with its name: a file may change.
   """
   repeats = run.cfg.yardstick_repeats
   if not repeats:
     return {}
   keys = jax.random.split(jax.random.fold_in(jax.random.key(run.cfg.seed), 2), repeats)
 
-  def train(one: evaluators.Known) -> list[float | None]:
+  def train(name: str, one: evaluators.Known) -> Any:
     ids = jnp.arange(repeats, dtype=jnp.int32)
     outcome = one.evaluate(Batch(ids, keys, ids[:, None], space.stack([one.arch] * repeats)))
     metrics = outcome.metrics
     scores = np.where(metrics['failed'] == fit.Status.OK, metrics.get(run.system.metric.key, np.nan), np.nan)
-    return [journal.plain(score) for score in scores]
+    found = [journal.plain(score) for score in scores]
+    return {'arch': fingerprint(one.arch), 'scores': found} if name in run.beside else found
+
+  def fits(name: str, entry: Any) -> bool:
+    same = name not in run.beside or (isinstance(entry, dict) and entry['arch'] == fingerprint(known[name].arch))
+    return same and len(workdirs.scores_of(entry)) == repeats
 
   path = os.path.join(run.workdir, 'yardsticks.json')
-  measured = len(known.keys() & (workdirs.read(path) or {}))
+  measured = sum(name in known and fits(name, entry) for name, entry in (workdirs.read(path) or {}).items())
   with run.progress.phase(REFERENCES, repeats * len(known), 'trainings', repeats * measured) as advance:
     shown = {name: one._replace(evaluate=counted(one.evaluate, advance)) for name, one in known.items()}
-    return workdirs.cached_each(path, {name: functools.partial(train, one) for name, one in shown.items()})
+    measures = {name: functools.partial(train, name, one) for name, one in shown.items()}
+    entries = workdirs.cached_each(path, measures, fits)
+    return {name: workdirs.scores_of(entry) for name, entry in entries.items()}
 
 
 def summary(run: Run, alone: FromScratch, train: Mapping[str, Evaluate], found: Mapping[str, Found]) -> Summary:

@@ -105,7 +105,7 @@ SCHEMAS: Mapping[str, files.Schema] = types.MappingProxyType(
         }
       ],
     },
-    'yardsticks.json': Each([_MEASURED]),
+    'yardsticks.json': Each(([_MEASURED], {'arch': str, 'scores': [_MEASURED]})),
     'derived.json': _derived,
     'ranks.json': {
       'children': is_count,

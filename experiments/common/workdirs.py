@@ -256,6 +256,11 @@ def peek_derived(folder: str, made: Space, metric: str) -> list[journal.Record]:
   return lines
 
 
+def scores_of(entry: Any) -> list[float | None]:
+  """Returns the scores in an entry of yardsticks.json, which may also name the architecture that they are of."""
+  return entry['scores'] if isinstance(entry, Mapping) else entry
+
+
 def read_children(path: str, made: Space) -> dict[int, journal.Record]:
   """Returns the children of a space in a journal, by id. Damaged lines are moved aside with a warning."""
   fits = journal.child_of(made)
@@ -273,20 +278,27 @@ def drop_damaged_lines(path: str, schema: files.Schema) -> None:
     )
 
 
-def cached(path: str, measure: Callable[[], Any]) -> Any:
-  """Returns the JSON value in `path`. If there is none, calls `measure` and writes its result there first."""
+def cached(path: str, measure: Callable[[], Any], fits: Callable[[Any], bool] = lambda found: True) -> Any:
+  """Returns the JSON value in `path`. If there is none that `fits`, it first writes the result of `measure` there."""
   found = read(path)
-  if found is None:
+  if found is None or not fits(found):
     write_json(path, measure())
     found = read(path)
   return found
 
 
-def cached_each(path: str, measures: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-  """Returns the entries `measures` of the JSON object in `path`. Missing entries are measured and written there."""
+def cached_each(
+  path: str,
+  measures: Mapping[str, Callable[[], Any]],
+  fits: Callable[[str, Any], bool] = lambda name, entry: True,
+) -> dict[str, Any]:
+  """Returns the entries `measures` of the JSON object in `path`.
+
+  Those that are missing, or are not such that `fits(name, entry)`, are measured and written there.
+  """
   found = read(path) or {}
   for name, measure in measures.items():
-    if name not in found:
+    if name not in found or not fits(name, found[name]):
       found[name] = measure()
       write_json(path, found)
   return {name: found[name] for name in measures}

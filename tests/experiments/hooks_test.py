@@ -179,7 +179,9 @@ def retraining(workdir, folder='retrain', **changes):
 
 def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
   (workdir / 'reliability.json').write_text('{"seeds": 0.625, "budget": NaN, "children": 8}')
-  (workdir / 'yardsticks.json').write_text('{"LSTM": [3.5, 4.5]}')
+  (workdir / 'yardsticks.json').write_text(
+    '{"LSTM": [3.5, 4.5], "mine/best.json": {"arch": "0a1b2c", "scores": [5.25, null]}}'
+  )
   retraining(workdir)
   retraining(workdir, 'retrain-2', name='other')
   (workdir / 'retrain-3').mkdir()
@@ -197,6 +199,7 @@ def test_the_page_of_a_workdir(workdir, monkeypatch, capsys):
     '<td class="n">0.625</td>',
     'could not be measured',
     '2 trainings, mean 4.000',
+    'mine/best.json</td><td class="n">5.250</td>',
     '20,000,000',
     '88.250',
     'other',
