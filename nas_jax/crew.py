@@ -86,7 +86,7 @@ def run(
     ValueError: the journal belongs to another search.
   """
   machine, known = search.replicas, known or {}
-  order, seconds = events(known, machine), sum(line['seconds'] for line in known.values())
+  order, seconds = events(known, machine), loop.seconds_of(search.children(fleet), known)
   together = max(1, min(width // search.m, machine.replicas))
   under_way = dict[int, tuple[int, Batch]]()  # by ticket: the replica and its batch
   trained = deque[Answer]()
@@ -97,6 +97,7 @@ def run(
       batch = machine.ask(fleet, order[event])._replace(extra=())
       outcome, fresh = loop.journalled(search, batch, known, known)
       answer = Answer(order[event], batch, outcome)
+      seconds += loop.seconds_of(batch.ids.tolist(), known)
       fresh = _placed(fresh, order[event], event)
     elif crew:
       answer, took = _next(machine, fleet, crew, under_way)

@@ -170,6 +170,17 @@ def test_a_round_that_was_interrupted_is_gone_on_with(s, together, saved, journa
   assert same(after[-1], states[-1])
 
 
+@pytest.mark.parametrize('hired', [False, True])
+@pytest.mark.parametrize('saved', [0, 7, 12])
+def test_a_time_limit_ends_a_resumed_search_where_the_journal_says(s, live, saved, hired):
+  """The children took 0.5 s each and the limit is 11.5 s: all twelve batches that are in the journal count."""
+  lines, states = live
+  known = {line['id']: {**line, 'seconds': 0.5} for line in lines[:24]}
+  fleet, budget = states[saved - 1] if saved else s.init(KEY), search.Budget(99, seconds=11.5)
+  fresh, after = run(s._replace(evaluate=never), fleet, Workers() if hired else None, known, budget)
+  assert fresh == [] and same(after[-1] if after else fleet, states[11])
+
+
 def test_a_round_is_finished_when_the_budget_is_spent(s):
   """A budget of four batches takes two rounds of three."""
   lines, states = run(s, s.init(KEY), None, budget=search.Budget(8), width=6)

@@ -1,6 +1,6 @@
 """The loop that runs a search. It reports to hooks, stops at a budget, and resumes from a journal."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import math
 import time
 from typing import Any, NamedTuple
@@ -67,14 +67,14 @@ def run(
   """
   known = known or {}
   measured = dict(known)
-  seconds = sum(line['seconds'] for line in known.values())
+  seconds = seconds_of(search.children(state), known)
 
   def evaluated(batch: Batch) -> Outcome:
     nonlocal seconds
     outcome, fresh = journalled(search, batch, known, measured)
     measured.update({line['id']: line for line in fresh})
     call(hooks, 'children', fresh)
-    seconds += sum(line['seconds'] for line in fresh)
+    seconds += seconds_of(batch.ids.tolist(), measured)
     return outcome
 
   def one(state: SearchState) -> SearchState:
@@ -95,10 +95,10 @@ def run(
     updates = make(state, -(-(budget.children - search.spent(state)) // search.m))
     each, fresh, told = (time.perf_counter() - begun) / len(updates), list[journal.Record](), list[Told]()
     for update in updates:
-      _seen(update.batch, known)
+      seen = _seen(update.batch, known)
       lines = _unseen(journal.records(update.batch, update.outcome, each), known)
       fresh += lines
-      seconds += sum(line['seconds'] for line in lines)
+      seconds += sum(line['seconds'] for line in seen + lines)
       told.append((update.state, update.info))
       if over(search, update.state, budget, seconds):
         break  # updates beyond a limit are left out, as if they had not been made
@@ -109,6 +109,11 @@ def run(
   while not over(search, state, budget, seconds):
     state = several(state, search.updates) if search.updates else one(state)
   return state
+
+
+def seconds_of(children: Iterable[int], known: Mapping[int, journal.Record]) -> float:
+  """Returns the seconds that children took, as their records in a journal count them. A lost record counts as 0."""
+  return sum(known[number]['seconds'] for number in children if number in known)
 
 
 def over(search: Search, state: SearchState, budget: Budget, seconds: float) -> bool:

@@ -79,6 +79,16 @@ def test_resumed_is_unbroken(s, step, lost):
   assert all((a == b).all() for a, b in zip(leaves(state), leaves(states[-1]), strict=True))
 
 
+@pytest.mark.parametrize('step', [0, 2, 4])
+def test_a_time_limit_ends_a_resumed_search_where_the_journal_says(s, step):
+  """The children took one second each and the limit is 10 s: all twelve that are in the journal count."""
+  lines, states = unbroken(s)
+  known = {number: {**line, 'seconds': 1.0} for number, line in lines.items() if number < 12}
+  start, again = states[step - 1] if step else s.init(jax.random.key(0)), []
+  state = search.run(s, start, [search.Hook(children=again.extend)], search.Budget(99, seconds=10.0), known)
+  assert int(state.step) == 4 and again == []
+
+
 def test_a_hook_that_fails_changes_nothing_unless_it_is_vital(s):
   def fail(*_):
     raise OSError('disk full')

@@ -230,6 +230,15 @@ def test_a_limit_within_a_program_ends_the_search_there(s, limit):
   assert int(state.step) == 1 and [line['id'] for line in lines] == [0, 1] and states == [1]
 
 
+def test_a_time_limit_ends_a_resumed_search_where_the_journal_says(s):
+  """Four children took one second each and the limit is 3 s: both updates count, and they are repeated."""
+  start, lines = s.init(jax.random.key(0)), []
+  search.run(s, start, [search.Hook(children=lines.extend)], search.Budget(4))
+  known, again = {line['id']: {**line, 'seconds': 1.0} for line in lines}, []
+  state = search.run(s, start, [search.Hook(children=again.extend)], search.Budget(100, seconds=3.0), known)
+  assert len(known) == 4 and int(state.step) == 2 and again == []
+
+
 def test_rewards_of_ones_own_leave_the_weights(s):
   state = s.init(jax.random.key(0))
   after, _ = s.tell(state, s.ask(state), Outcome(jnp.array([0.5, 1.0])))
