@@ -71,7 +71,8 @@ def run(
   """Runs a search with replicas, as `search.run` runs other searches, and returns the last state.
 
   Without a crew this process trains the children, and simulated times decide the order of answers. To keep all devices
-  busy, the batches of several replicas are trained together; their answers are then taken one by one.
+  busy, the batches of several replicas are trained together; their answers are then taken one by one. A search takes
+  all answers of such a round before it ends.
 
   Args:
     search: the search that `replicas.simulated` returned.
@@ -88,6 +89,8 @@ def run(
   machine, known = search.replicas, known or {}
   order, seconds = events(known, machine), loop.seconds_of(search.children(fleet), known)
   together = max(1, min(width // search.m, machine.replicas))
+  if loop.over(search, fleet, budget, seconds) and int(fleet.step) > max(order, default=-1):
+    return fleet  # has ended: all answers of a round are in the journal before the first is told, and none is left
   under_way = dict[int, tuple[int, Batch]]()  # by ticket: the replica and its batch
   trained = deque[Answer]()
   while not loop.over(search, fleet, budget, seconds) or (crew is None and int(fleet.step) % together):

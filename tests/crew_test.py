@@ -185,3 +185,15 @@ def test_a_round_is_finished_when_the_budget_is_spent(s):
   """A budget of four batches takes two rounds of three."""
   lines, states = run(s, s.init(KEY), None, budget=search.Budget(8), width=6)
   assert len(lines) == 12 and int(states[-1].step) == 6
+  # It was interrupted after the budget was spent, or while it wrote the lines of this round.
+  for saved, journalled in [(3, 5), (3, 6), (4, 6), (5, 6)]:
+    known = by_id(lines[: 2 * journalled])
+    fresh, after = run(s, states[saved - 1], None, known, search.Budget(8), width=6)
+    assert len(fresh) == 12 - 2 * journalled and same(after[-1], states[-1])
+
+
+@pytest.mark.parametrize('width', [6, 9])
+def test_a_search_that_has_ended_trains_nothing_with_another_number_of_devices(s, live, width):
+  """Its ten answers are a whole number of rounds with one device, but not with six or nine."""
+  lines, states = live
+  assert run(s._replace(evaluate=never), states[9], None, by_id(lines[:20]), search.Budget(20), width) == ([], [])
