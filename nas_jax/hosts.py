@@ -7,6 +7,7 @@ with as many devices.
 
 The keys of the store:
 
+* `saved`: the config in the workdir of host 0. `from_host_0` can send other values under keys of their own.
 * `facts`, `agreed/HOST`, `verdict`: whether all hosts were started with the same config and the same data.
 * `task/NUMBER`: the batches, in order, each with the name of its evaluator. An empty task ends the search.
 * `done/NUMBER/HOST`: the outcome of a host's share.
@@ -53,6 +54,22 @@ def _alone(*_: Any) -> Any:
 
 
 ALONE = Hosts(0, 1, _alone, _alone, _alone, iter(()))
+
+
+def from_host_0(hosts: Hosts, key: str, read: Callable[[], Any]) -> Any:
+  """Returns, on every host, the JSON value that `read` returns on host 0. Every host must call this function.
+
+  Args:
+    hosts: the hosts of the search.
+    key: of the store; each call has its own.
+    read: called on host 0 alone.
+  """
+  if hosts.process:
+    return json.loads(hosts.get(key))
+  found = read()
+  if hosts.processes > 1:
+    hosts.put(key, json.dumps(found).encode())
+  return found
 
 
 def agree(hosts: Hosts, facts: Mapping[str, Any]) -> None:

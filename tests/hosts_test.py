@@ -126,8 +126,17 @@ def test_all_hosts_learn_whether_they_agree(facts):
     assert 'm (2 on host 0, 3 on host 1), lr (None on host 0, 0.5 on host 2)' in str(found[0])
 
 
+def test_all_hosts_take_what_host_0_reads():
+  read = [functools.partial(dict, host=k) for k in range(3)]
+  found = together(
+    *(functools.partial(hosts.from_host_0, one, 'saved', value) for one, value in zip(group(3)[1], read))
+  )
+  assert found == [{'host': 0}] * 3
+
+
 def test_one_host_agrees_with_itself():
   hosts.agree(hosts.ALONE, {'m': 2})
+  assert hosts.from_host_0(hosts.ALONE, 'saved', lambda: {'m': 2}) == {'m': 2}
 
 
 def test_a_host_trains_only_what_is_its_own_and_nothing_stays_in_the_store():

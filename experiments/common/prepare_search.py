@@ -107,7 +107,8 @@ def _prepare(
   leads = connected.process == 0
   if leads:
     check_workdir(workdir, system)
-  cfg = workdirs.settled(workdir if leads else os.path.join(workdir, f'host-{connected.process}'), cfg)
+  hosts, _ = connected.checked(lambda: None)
+  cfg = workdirs.settled_by(hosts_lib.from_host_0(hosts, 'saved', lambda: workdirs.saved_config(workdir)), cfg)
   system = for_config(system, cfg)
   beside = _read_beside(values.beside, system, cfg) if system.alone and leads else {}
 
@@ -115,7 +116,6 @@ def _prepare(
     return system.load(cfg, values.data_dir)
 
   data = load(cfg)
-  hosts, _ = connected.checked(lambda: None)
   facts = {'data (sha256)': data.sha256[:12], 'jax': jax.__version__, **workdirs.jax_settings()}
   hosts_lib.agree(hosts, {'launcher': system.launcher, **config.as_json(cfg), **facts})
   launch.set_up_jax()

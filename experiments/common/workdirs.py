@@ -110,7 +110,7 @@ def open_config(workdir: str, cfg: Any, flag: str = 'workdir') -> Any:
 
 def check_config(workdir: str, cfg: Any, flag: str = 'workdir') -> None:
   """Raises ValueError if the folder holds results of another config than `cfg`. Nothing is written or moved."""
-  if old := _saved_config(workdir):
+  if old := saved_config(workdir):
     _refuse_another(workdir, old, cfg, flag)
 
 
@@ -128,10 +128,22 @@ def _refuse_another(workdir: str, old: Mapping[str, Any], cfg: Any, flag: str) -
 def settled(workdir: str, cfg: Any) -> Any:
   """Returns `cfg` with this folder's values for the data seed and whatever else flags leave open: see `config.settled`.
 
-  In a new folder the data seed is the seed of the run. The copy of the config in origin.json takes precedence, as
-  config.json may be damaged. Nothing is written or moved.
+  In a new folder the data seed is the seed of the run. Nothing is written or moved.
   """
-  old = _saved_config(workdir)
+  return settled_by(saved_config(workdir), cfg)
+
+
+def saved_config(workdir: str) -> dict[str, Any]:
+  """Returns the config of a folder's results as JSON values, empty if there is none. Nothing is written or moved.
+
+  The copy in origin.json takes precedence, as config.json may be damaged.
+  """
+  copy = object_in(os.path.join(workdir, 'origin.json')).get('config')
+  return copy or object_in(os.path.join(workdir, 'config.json'))
+
+
+def settled_by(old: Mapping[str, Any], cfg: Any) -> Any:
+  """Returns `cfg` with what flags leave open taken from `old`, as `saved_config` returns it: see `settled`."""
   if old:
     return config.settled(cfg, old)
   return dataclasses.replace(cfg, data_seed=config.data_seed(cfg)) if isinstance(cfg, config.DataSeed) else cfg
@@ -143,12 +155,6 @@ def object_in(path: str) -> dict[str, Any]:
     return files.read(path, schemas.of(path)) or {}
   except (OSError, ValueError):
     return {}
-
-
-def _saved_config(workdir: str) -> Mapping[str, Any]:
-  """Returns the config of a folder's results, empty if there is none. The copy in origin.json takes precedence."""
-  copy = object_in(os.path.join(workdir, 'origin.json')).get('config')
-  return copy or object_in(os.path.join(workdir, 'config.json'))
 
 
 def _differences(old: Mapping[str, Any], cfg: Any) -> list[str]:

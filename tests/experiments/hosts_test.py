@@ -1,6 +1,7 @@
 """Searches over several processes are bit-identical to one process, and all end together if one ends."""
 
 import atexit
+import concurrent.futures
 import functools
 import json
 import os
@@ -17,9 +18,10 @@ import pytest
 import testing
 from tools import kill, kill_hosts
 
-from experiments import cell_search, enas_search
+from experiments import cell_search, conv_search, enas_search
 from experiments.common import connection, launch, watch
-from nas_jax import hosts
+from nas_jax import config, hosts
+from nas_jax.systems import conv
 from nas_jax.training.recovery import Stopped
 
 SMOKE = ('--preset=smoke', '--nocontrol', '--reliability_children=0', '--yardstick_repeats=0', '--host_patience=20')
@@ -82,6 +84,10 @@ def test_the_final_choice_is_made_and_the_program_is_measured_once(tmp_path):
   finish(kill_hosts.start(command, tmp_path / 'two', 2, 1), tmp_path / 'two')
   assert json.loads((tmp_path / 'two' / 'config.json').read_text())['child_program'] in ('generic', 'specialised')
   assert (tmp_path / 'two' / 'final' / 'best.json').exists()
+  # Both hosts resume with the program that was measured. There is nothing left to train.
+  before = (tmp_path / 'two' / 'children.jsonl').read_text()
+  finish(kill_hosts.start(command, tmp_path / 'two', 2, 1), tmp_path / 'two')
+  assert (tmp_path / 'two' / 'children.jsonl').read_text() == before
 
 
 # -- how they end ------------------------------------------------------------------------------------------------
@@ -296,6 +302,52 @@ def test_an_error_of_one_host_is_told_to_the_others(service, monkeypatch):
   # What this process itself was asked comes first.
   with pytest.raises(Stopped, match='15'):
     both[0].checked(functools.partial(launch._check, [signal.SIGTERM]))[1]()
+
+
+# -- what the flags leave open --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepare_two(service, monkeypatch, tmp_path):
+  """Returns a function that prepares a search for networks on two hosts: (flags of both, those of host 1) -> errors."""
+  monkeypatch.setattr(launch, 'set_up_jax', lambda: None)  # JAX runs already
+  monkeypatch.setattr(atexit, 'register', lambda *args: None)
+  both = [connection.connect(service, host, 2, 20) for host in (0, 1)]
+  monkeypatch.setattr(connection, 'join', lambda values: both[values.process_id])
+
+  def prepare(*given, differing=()):
+    command = ['conv_search', '--preset=smoke', '--child_program=auto', f'--workdir={tmp_path}/run', *given]
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+      own = [[*command, '--process_id=0'], [*command, *differing, '--process_id=1']]
+      errors = [one.exception() for one in [threads.submit(conv_search.prepare, argv) for argv in own]]
+      list(threads.map(lambda one: one.leave(), both if errors == [None, None] else ()))
+    return errors
+
+  return prepare
+
+
+@pytest.mark.filterwarnings('ignore:the search goes on with guide_draws=32')
+@pytest.mark.parametrize(
+  'saved',
+  [
+    {'child_program': 'specialised', 'data_seed': 5},  # 'auto' was measured
+    {'child_program': 'auto', 'data_seed': 5, 'guide_draws': 32, 'guide_mutations': 16},  # defaults of earlier versions
+    {'child_program': 'auto'},  # older than data_seed
+  ],
+)
+def test_all_hosts_resume_with_what_host_0_has_saved(prepare_two, tmp_path, saved):
+  config_file, whole = tmp_path / 'run' / 'config.json', config.as_json(conv.smoke()) | {'seed': 5}
+  del whole['data_seed']
+  config_file.parent.mkdir()
+  config_file.write_text(json.dumps(whole | saved))
+  assert prepare_two('--seed=5') == [None, None]
+  assert json.loads(config_file.read_text()) == whole | saved
+
+
+def test_a_flag_of_host_0_is_not_what_the_others_take(prepare_two, tmp_path):
+  errors = prepare_two('--child_program=generic', differing=('--child_program=auto',))
+  assert all('child_program (generic on host 0, auto on host 1)' in str(error) for error in errors)
+  assert not (tmp_path / 'run').exists()
 
 
 # -- what is refused before any process waits for another ----------------------------------------------------------
