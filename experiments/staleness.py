@@ -96,7 +96,10 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   for name, path in (('json', values.json), ('picture', values.picture)):
     if path and not os.path.isdir(os.path.dirname(path) or '.'):
       raise ValueError(f'{name} (={path!r}) is in no folder: name a file that can be written.')
-  tables = ({os.path.splitext(os.path.basename(values.table))[0]: read(values.table)} if values.table else {}) | made()
+  tables, own = made(), os.path.splitext(os.path.basename(values.table))[0]
+  if own in tables:
+    raise ValueError(f'table (={values.table!r}) has the name of a made one: rename the file.')
+  tables = ({own: read(values.table)} if own else {}) | tables
   launch.set_up_jax()
 
   def work(check: launch.Check) -> None:

@@ -101,7 +101,8 @@ def retrain_command(source: str, system: System, cfg: Config, origin: Mapping[st
     return ''
   given = _flags(origin.get('command', ''))
   preset = given.get('preset', 'demo')
-  preset = preset if preset in system.retrain.presets else 'demo'
+  named = f'{preset}_{system.variant}', preset, 'demo'  # the recipe of the variant comes first
+  preset = next(name for name in named if name in system.retrain.presets)
   own = system.retrain.presets[preset]()
   words = [f'--preset={preset}', source]
   if next(one for one in SYSTEMS if one.kind == system.kind).name != system.name:

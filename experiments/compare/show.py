@@ -62,11 +62,12 @@ def picture(found: Mapping[str, Curves], optima: Mapping[str, float | None], pat
         axes.plot(evaluations, one.mean, linestyle=_STYLES[k // len(_COLOURS) % len(_STYLES)], **look)
         bands = [[mean + side * error for mean, error in zip(one.mean, one.error, strict=True)] for side in (-1, 1)]
         axes.fill_between(evaluations, *bands, color=look['color'], alpha=0.2, lw=0)
-      if optima[title] is not None:
-        axes.axhline(optima[title], color='0.6', lw=1, linestyle=':')
+      optimum = optima[title]
+      if optimum is not None:
+        axes.axhline(optimum, color='0.6', lw=1, linestyle=':')
       # The first twentieth is left out: rewards rise so much there that the rest of the chart would be flat.
       shown = [one.mean[len(one.mean) // 20] for one in curves.values()]
-      top = max(optima[title] or -math.inf, *(one.mean[-1] for one in curves.values()))
+      top = max(-math.inf if optimum is None else optimum, *(one.mean[-1] for one in curves.values()))
       last = len(next(iter(curves.values())).mean)
       axes.set(title=title, xlabel='evaluations', xscale='log', xlim=(max(1, last // 20), last))
       axes.set_ylim(min(shown), top + 0.04 * (top - min(shown) or 1))

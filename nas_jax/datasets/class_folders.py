@@ -12,6 +12,7 @@ from nas_jax.datasets.npz import SPLITS
 from nas_jax.datasets.splits import Part, Source
 
 FOLDER = 'folder'  # the name of the data set in a folder
+_NAMES = {'training': 'train', 'testing': 'test'}  # of folders of splits, beside those of `SPLITS`, in small letters
 
 
 class Kind(NamedTuple):
@@ -51,20 +52,21 @@ def sources(
   if not os.path.isdir(folder):
     raise ValueError(f'dataset {FOLDER!r} is read from a folder, and data_dir (={folder!r}) is none: name it.')
   inner = folders(folder)
-  named = {name: os.path.join(folder, name) for name in inner if name in SPLITS}
-  if 'train' not in named:
+  splits = {name: split for name in inner if (split := SPLITS.get(_NAMES.get(name.lower(), name.lower())))}
+  named = {name: os.path.join(folder, name) for name in splits}
+  if 'train' not in splits.values():
     if named:
       raise ValueError(
         f'{folder} has a folder {next(iter(named))} and no folder train: want both, with classes in them.'
       )
-    named = {'train': folder}
-  elif others := [name for name in inner if name not in SPLITS]:
+    named, splits = {folder: folder}, {folder: 'train'}
+  elif others := [name for name in inner if name not in splits]:
     raise ValueError(f'{folder} has a folder {others[0]} beside its splits: want train, valid and test alone.')
   paths, labels = dict[str, list[str]](), dict[str, np.ndarray]()
   for name, path in named.items():
-    split = SPLITS[name]
+    split = splits[name]
     if split in paths:
-      raise ValueError(f'{folder} has several folders for the validation split: want one.')
+      raise ValueError(f'{folder} has several folders for the {split} split: want one.')
     paths[split], labels[split] = by_class(path, kind)
   numbers, classes = labels_lib.numbered(labels)
 

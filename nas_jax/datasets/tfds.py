@@ -26,7 +26,8 @@ def prepared(dataset: str, data_dir: str, instead: str) -> Mapping[str, Any]:
   """
   for package in ('tensorflow_datasets', 'array_record', 'PIL'):  # the last two are used by the first
     lazy.require(package, f'dataset {dataset!r}')
-  infos = glob.glob(os.path.join(data_dir, dataset, '*', 'dataset_info.json'))
+  # A folder for each configuration, if the set has any, and in it one for each version.
+  infos = glob.glob(os.path.join(data_dir, dataset.split(':')[0], '**', 'dataset_info.json'), recursive=True)
   if not infos:  # a prepared set need not be known to TFDS: it may be the user's own
     _check_name(dataset, instead)
   if not os.path.isdir(data_dir):

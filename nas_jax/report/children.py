@@ -33,7 +33,8 @@ def render(runs: Sequence[tuple[str, Sequence[Record]]], key: str, metric: str, 
   rows = []
   for name, record in sorted(children, key=place):
     earned = '' if record['failed'] else word(record['reward'])
-    cells = [str(record['id']), name, word(_score(record, key) or ''), earned]
+    score = _score(record, key)
+    cells = [str(record['id']), name, '' if score is None else word(score), earned]
     cells += ['' if (number := record.get(_NUMBERS[column])) is None else str(number) for column in shown]
     cells += [f'{record["seconds"]:.2f}', record['failed'] or '', ' '.join(map(str, record['tokens']))]
     columns = zip(header, cells, strict=True)

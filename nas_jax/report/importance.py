@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from nas_jax.search.journal import Record
+from nas_jax.search.journal import REPEAT, Record
 from nas_jax.space import Kind, Slot
 
 FEWEST = 20  # the least number of children that can be analysed
@@ -38,7 +38,8 @@ def measure(slots: Sequence[Slot], records: Sequence[Record], key: str, lower: b
   Returns:
     One entry for each token that some children have with different labels; none for fewer than `FEWEST` children.
   """
-  sound = [record for record in records if record['failed'] is None and record.get(key) is not None]
+  trained = [record for record in records if record.get(REPEAT) is None]  # a repeat is no measurement of its own
+  sound = [record for record in trained if record['failed'] is None and record.get(key) is not None]
   if len(sound) < FEWEST:
     return []
   scores = np.array([record[key] for record in sound], float)

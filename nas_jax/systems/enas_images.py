@@ -270,7 +270,7 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
     program='generic',
     cost_of=count,
     traced=lambda archs: found.child,
-    minibatch=lambda data, key: part_of(data, size, key),
+    minibatch=lambda data, key: part_of(data, size, len(images.valid.labels), key),
   )
 
 
@@ -290,9 +290,12 @@ def build(
   return enas.build(problem, cfg, enas.build_programs(problem, cfg, mesh))
 
 
-def part_of(data: image_batches.Data, size: int, key: Key) -> image_batches.Data:
-  """Returns `data` with a random minibatch of `size` validation images as its validation split."""
-  start = jax.random.randint(key, (), 0, len(data.valid_labels) // size) * size
+def part_of(data: image_batches.Data, size: int, count: int, key: Key) -> image_batches.Data:
+  """Returns `data` with a random minibatch of `size` of its `count` validation images as its validation split.
+
+  The arrays may be longer than `count`, filled up at their end.
+  """
+  start = jax.random.randint(key, (), 0, count - size + 1)
 
   def cut(x):
     return jax.lax.dynamic_slice_in_dim(x, start, size)

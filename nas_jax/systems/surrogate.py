@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nas_jax.search.journal import Record
+from nas_jax.search.journal import REPEAT, Record
 from nas_jax.space import Space
 from nas_jax.systems.benchmarks import Benchmark
 from nas_jax.types import Array, Batch, Outcome, PyTree
@@ -52,7 +52,8 @@ def fit(space: Space, records: Iterable[Record]) -> Model:
     ValueError: fewer than 30 children were trained, or all have the same reward.
   """
   every = list(records)
-  sound = [record for record in every if record['failed'] is None][-MOST:]
+  trained = [record for record in every if record.get(REPEAT) is None]  # a repeat is no measurement of its own
+  sound = [record for record in trained if record['failed'] is None][-MOST:]
   reward = np.array([record['reward'] for record in sound], np.float64)
   if len(sound) < LEAST or not reward.std():
     raise ValueError(f'a model needs {LEAST} children that were trained and differ in reward, there are {len(sound)}.')
@@ -71,7 +72,7 @@ def fit(space: Space, records: Iterable[Record]) -> Model:
   ranked = np.corrcoef(_ranks(predicted), _ranks(target))[0, 1]
   numbers = (mean, spread * noise**0.5, slope, scale, norm, spread)
   explained = 1 - np.mean((target - predicted) ** 2)
-  found = (weights * spread * (1 - noise), *numbers, explained, ranked, len(every) - len(sound))
+  found = (weights * spread * (1 - noise), *numbers, explained, ranked, len(trained) - len(sound))
   return Model(tokens, *(np.asarray(value, np.float32) for value in found))
 
 

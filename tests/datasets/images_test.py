@@ -2,6 +2,8 @@
 
 import io
 import json
+import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -94,7 +96,7 @@ def test_a_validation_split_of_ones_own_is_used():
   train, test, valid = some(40), some(10), some(7)
   found = images.split_images(train, test, 3, valid=valid)
   assert len(found.train.labels) == 40
-  np.testing.assert_array_equal(found.valid.images, valid.images)
+  assert {image.tobytes() for image in found.valid.images} == {image.tobytes() for image in valid.images}
   with pytest.raises(ValueError, match='the validation split has labels from 1 to 3'):
     images.split_images(train, test, 3, valid=valid._replace(labels=valid.labels + 1))
   assert found.sha256 != images.split_images(train, test, 3).sha256
@@ -178,6 +180,16 @@ def test_a_prepared_set_of_tensorflow_datasets(tmp_path):
   assert found.classes == 10 and found.shape == (5, 4, 1) and len(found.valid.labels) == 2
   np.testing.assert_array_equal(found.test.images, test.images)
   np.testing.assert_array_equal(found.test.labels, test.labels)
+  named = images.load_images('mnist:3.0.1', str(tmp_path), valid_share=0.1)
+  np.testing.assert_array_equal(named.train.images, found.train.images)
+
+
+def test_a_set_may_have_a_folder_for_each_configuration(tmp_path):
+  made = pathlib.Path(prepare(tmp_path / 'made', some(20), some(6)))
+  (tmp_path / 'own' / 'mnist' / 'small').mkdir(parents=True)
+  shutil.move(made / 'mnist' / '3.0.1', tmp_path / 'own' / 'mnist' / 'small' / '3.0.1')
+  found = images.load_images('mnist/small', str(tmp_path / 'own'), valid_share=0.1)
+  assert len(found.train.labels) == 18
 
 
 def test_a_set_of_ones_own_need_not_be_known(tmp_path):

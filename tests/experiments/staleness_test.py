@@ -36,6 +36,9 @@ def test_another_table_is_refused(tmp_path):
   with pytest.raises(ValueError, match='eight|8 tokens') as error:
     staleness.prepare(['staleness', f'--table={tmp_path}/table.npz'])
   testing.one_line(error)
+  with pytest.raises(ValueError, match='sum.npz.* has the name of a made one') as error:
+    staleness.prepare(['staleness', f'--table={tmp_path}/sum.npz'])
+  testing.one_line(error)
   with pytest.raises(ValueError, match='json') as error:
     staleness.prepare(['staleness', f'--json={tmp_path}/none/found.json'])
   testing.one_line(error)

@@ -90,6 +90,12 @@ def test_the_command_names_the_data_of_the_search(workdir):
   assert command.endswith('--preset=demo --arch=F --dataset=text --level=word --min_count=2 --max_vocabulary=100')
 
 
+def test_a_variant_with_a_recipe_of_its_own_is_trained_by_it():
+  for system, preset in ((systems.MACRO, 'paper_macro'), (systems.MICRO, 'paper')):
+    command = top.retrain_command('--arch=F', system, system.presets['paper'](), {'command': 'x --preset=paper'})
+    assert f' --preset={preset} ' in command
+
+
 def test_the_report_of_a_search_of_before(workdir):
   page = reports.make(str(workdir))
   assert 'Pareto' not in page and 'top.json' not in page and 'multiply-adds' not in page

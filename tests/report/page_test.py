@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nas_jax import draw, published, space
-from nas_jax.report import charts, comparison, importance, model, page, probabilities, rankings
+from nas_jax.report import charts, children, comparison, importance, model, page, probabilities, rankings
 from nas_jax.space import Kind, Slot
 
 SPACE = space.choice_space({'a': 'xyz', 'b': 'pq'})
@@ -290,6 +290,7 @@ def test_all_children_stand_in_the_table_best_first_and_failed_last(pages):
   ]  # fmt: skip
   assert len(rows) == 8 and [row[-2] for row in rows] == [''] * 5 + ['time'] * 3
   assert rows[-1][2:4] == ['', '']  # no score and no reward, rather than 0
+  assert '<td class="n">0.000</td>' in children.render([('a', [record(0, 8.0) | {'score': 0.0}])], 'score', 'accuracy', False)
 
 
 def test_importance_by_hand():
@@ -308,6 +309,9 @@ def test_importance_by_hand():
   within = (total - between) / 18
   assert only.share == pytest.approx((between - within) / (total + within))
   assert importance.measure(SPACE.slots, half[:19], 'score', True) == []  # too few to say anything
+  repeats = [line | {'repeat_of': line['id']} for line in half]
+  assert importance.measure(SPACE.slots, half + repeats, 'score', True) == [only]
+  assert importance.measure(SPACE.slots, half[:19] + repeats, 'score', True) == []
 
 
 def test_importance_leaves_out_what_does_not_exist():

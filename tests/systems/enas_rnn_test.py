@@ -163,17 +163,18 @@ def test_the_loss_of_recurrent_cells_is_summed_over_time_as_in_their_retraining(
 def test_a_minibatch_is_a_part_of_the_validation_split():
   cfg = testing.macro_config()
   (images,) = classifier.set_up(cfg, IMAGES).data
-  starts = set()
-  for number in range(20):
-    part = enas_images.part_of(images, 4, jax.random.key(number))
+  starts, count = set(), len(IMAGES.valid.labels)
+  assert (count, len(images.valid_labels)) == (9, 12)  # the last three fill up
+  for number in range(60):
+    part = enas_images.part_of(images, 4, count, jax.random.key(number))
     (start,) = (
       at
-      for at in range(0, len(images.valid_labels), 4)
+      for at in range(len(images.valid_labels) - 3)
       if np.array_equal(images.valid_images[at : at + 4], part.valid_images)
       and np.array_equal(images.valid_labels[at : at + 4], part.valid_labels)
     )
     starts.add(start)
-  assert starts == set(range(0, len(images.valid_labels), 4)) and isinstance(part, image_batches.Data)
+  assert starts == set(range(count - 3)) and isinstance(part, image_batches.Data)
   text = text_batches.lay_out(TEXT, 3, 5, 4)
   some = enas_rnn.part_of(text, 3, jax.random.key(0))
   assert [x.shape for x in some.valid] == [(3, *x.shape[1:]) for x in text.valid]

@@ -56,6 +56,15 @@ def test_leaving_one_out_is_fitting_without_it():
   assert model.explained == pytest.approx(1 - np.mean(np.square(lost)), abs=1e-3)
 
 
+def test_a_child_that_repeats_another_is_no_measurement():
+  records = _records(40, noise=0.5)
+  repeats = [record | {'repeat_of': k} for k, record in enumerate(records)]
+  failed = [{'tokens': [0] * 6, 'reward': 0.0, 'failed': 'not finite', 'repeat_of': 0}]
+  one, other = surrogate.fit(SPACE, records), surrogate.fit(SPACE, [*records, *repeats, *failed])
+  np.testing.assert_array_equal(one.weights, other.weights)
+  assert (one.noise, one.explained, one.failed) == (other.noise, other.explained, other.failed)
+
+
 def test_the_reward_has_noise_by_the_key_of_the_child():
   model = surrogate.fit(SPACE, _records(60, noise=0.5))
   benchmark = surrogate.benchmark(SPACE, model)
