@@ -95,7 +95,7 @@ def by_id(kind: str, given: Sequence[Operation | str]) -> dict[int, Operation]:
   found = [built_in.get(entry, entry) if isinstance(entry, str) else entry for entry in given]
   own = [entry for entry in found if isinstance(entry, Operation) and entry not in built_in.values()]
   for operation in own:
-    _check(kind, operation, built_in)
+    _check(kind, operation)
   table = [*built_in.values(), *own]
   names = tuple(entry.name if isinstance(entry, Operation) else entry for entry in found)
   operations = [entry for entry in found if isinstance(entry, Operation)]
@@ -107,8 +107,19 @@ def by_id(kind: str, given: Sequence[Operation | str]) -> dict[int, Operation]:
   return {table.index(operation): operation for operation in operations}
 
 
+def check(operations: Operations) -> None:
+  """Raises ValueError if a combination and an activation have the same name, as source files define both by name.
+
+  Built-in operations, which may be given by their names, have different ones.
+  """
+  names = [{one.name for one in kind if isinstance(one, Operation)} for kind in operations]
+  if both := sorted(names[0] & names[1]):
+    raise ValueError(f'a combination and an activation are both called {both[0]!r}: give one of them another name.')
+
+
 def with_built_in(operations: Operations) -> Operations:
-  """Returns these operations and all built-in ones, with unchanged ids."""
+  """Returns these operations and all built-in ones, with unchanged ids. Raises ValueError as `check` and `by_id`."""
+  check(operations)
   kinds = zip(Operations._fields, BUILT_IN, operations, strict=True)
   return Operations(*(tuple((by_id(kind, known) | by_id(kind, given)).values()) for kind, known, given in kinds))
 
@@ -182,11 +193,22 @@ def _choose(chosen: Array, values: dict[int, Array]) -> Array:
   return value
 
 
-def _check(kind: str, operation: Operation, built_in: dict[str, Operation]) -> None:
-  """Raises ValueError if an operation of the user's own has a name, a function or a source that cannot be used."""
-  name, source = operation.name, operation.source
-  if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in built_in:
-    raise ValueError(f'{kind} {name!r} must have a name that is a Python identifier and none of {", ".join(built_in)}.')
+def _is_infix(sign: str) -> bool:
+  """Says whether Python reads `sign` between two values as one operator."""
+  try:
+    found = ast.parse(f'a {sign} b', mode='eval').body
+  except (SyntaxError, ValueError):
+    return False
+  return isinstance(found, ast.BinOp) and all(isinstance(part, ast.Name) for part in (found.left, found.right))
+
+
+def _check(kind: str, operation: Operation) -> None:
+  """Raises ValueError if an operation of the user's own has a name, sign, function or source of no use."""
+  name, source, taken = operation.name, operation.source, [one.name for one in (*COMBINATIONS, *ACTIVATIONS)]
+  if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name in taken:
+    raise ValueError(f'{kind} {name!r} must have a name that is a Python identifier and none of {", ".join(taken)}.')
+  if operation.infix and not _is_infix(operation.infix):
+    raise ValueError(f'{kind} {name!r} has the infix {operation.infix!r}: want an operator of Python, or none.')
   if not callable(operation.function):
     raise ValueError(f'{kind} {name!r} has the function {operation.function!r}: want one of arrays to an array.')
   try:

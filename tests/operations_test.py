@@ -296,6 +296,9 @@ def test_the_ids_that_are_promised():
     ('activate', (SWISH._replace(function=None),), "'swish' has the function None"),
     ('activate', (SWISH._replace(source='x *'),), "'swish' has the source 'x .'"),
     ('activate', (SWISH._replace(source='lambda x: np.cos(x)'),), 'reads np: it may read jax and jnp'),
+    ('activate', (SWISH._replace(name='max'),), "'max' must have a name"),  # that of a combination
+    ('combine', (SUB._replace(infix='\u2212'),), "has the infix '.': want an operator of Python"),
+    ('combine', (SUB._replace(infix='+ 1 -'),), 'want an operator of Python'),
     ('combine', (SUB, 'tanh'), 'combine'),
   ],
 )
@@ -370,3 +373,14 @@ def test_one_more_line_is_one_more_operation(tmp_path):
     cwd=tmp_path, capture_output=True, text=True, timeout=300,
   )  # fmt: skip
   assert '3 passed' in done.stdout, done.stdout + done.stderr
+
+
+def test_a_combination_and_an_activation_of_one_name_are_refused():
+  same = SWISH._replace(name=SUB.name)
+  for make in (
+    lambda: space.tree_cell_space(2, ('add', SUB), ('tanh', same)),
+    lambda: operations.with_built_in(Operations((SUB,), (same,))),
+  ):
+    with pytest.raises(ValueError, match=f'are both called {SUB.name!r}: give one of them another name') as error:
+      make()
+    testing.one_line(error)

@@ -47,7 +47,7 @@ def windows(tokens: np.ndarray, streams: int, bptt: int, split: str = 'validatio
 
   Args:
     tokens: [n] int32.
-    streams: C, streams side by side; fewer if there are not as many tokens to predict.
+    streams: C, streams side by side; fewer if so many would leave one without a token to predict.
     bptt: time steps of a window.
     split: the name of the split, for the error.
 
@@ -66,6 +66,7 @@ def windows(tokens: np.ndarray, streams: int, bptt: int, split: str = 'validatio
   streams = min(streams, count)
   length = -(-count // streams)
   length += -length % bptt
+  streams = -(-count // length)
   rows = []
   for values in (tokens[:-1], tokens[1:], np.ones(count, np.float32)):
     padded = np.zeros(streams * length, values.dtype)

@@ -14,6 +14,8 @@ from nas_jax.types import PyTree
 def cost(module: nn.Module, *inputs: PyTree) -> Cost:
   """Counts the weights of a module, and the multiply-adds of one call, from its traced program; nothing is computed.
 
+  Of a conditional the branch with the most multiply-adds counts.
+
   Args:
     module: a module of `export.module`, or any other.
     *inputs: its arguments, or their shapes: one image [1, H, W, C], or one token [1, 1] of a language model.
@@ -41,6 +43,8 @@ def _of_equation(equation: Any) -> int:
   if name == 'dot_general':
     (contracted, _), _ = equation.params['dimension_numbers']
     return outputs * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+  if name == 'cond':  # one of its branches is computed
+    return max(_multiply_adds(branch.jaxpr) for branch in equation.params['branches'])
   inner = [part for value in equation.params.values() for part in _programs(value)]
   return equation.params.get('length', 1) * sum(map(_multiply_adds, inner)) if inner else 0
 

@@ -57,6 +57,7 @@ def tree_cell_space(
   """
   if not isinstance(base, int) or not 2 <= base <= MOST_LEAVES or base & (base - 1):
     raise ValueError(f'base (={base}) must be a power of two from 2 to {MOST_LEAVES}: 2, 4, 8, 16, ...')
+  operations_lib.check(Operations(tuple(combine), tuple(activate)))
   by_id = {
     'combine': operations_lib.by_id('combine', combine),
     'activate': operations_lib.by_id('activate', activate),

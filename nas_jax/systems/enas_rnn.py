@@ -130,6 +130,11 @@ def make_problem(cfg: Config, text: text_lib.Text) -> Problem:
     return rewards.of_perplexity(perplexity, cfg.reward_c, power=1.0)
 
   found = language.make_problem(cfg, text, made, cell, cfg.hidden, reward)
+  if cfg.normalize and min(cfg.batch, found.data.valid[0].shape[2]) < 2:
+    raise ValueError(
+      'normalize (=True) is over the streams of text side by side, and of one stream leaves nothing: take a batch and '
+      'a score_batch of at least 2, and a validation split for two streams.'
+    )
   steps = cfg.pass_steps or found.pass_steps
   return found._replace(
     steps=cfg.epochs * steps,

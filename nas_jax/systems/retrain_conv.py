@@ -112,6 +112,13 @@ def check(cfg: Config) -> None:
   """Raises ValueError, naming the field, on an impossible value."""
   config.check(cfg)
   check_weights(cfg, 'add_filters')
+  check_restarts(cfg)
+
+
+def check_restarts(cfg: Config) -> None:
+  """Raises ValueError if the first fall of the learning rate, in the schedule 'restarts', takes no time."""
+  if cfg.schedule == 'restarts' and 0 in cfg.decay_epoch:
+    raise ValueError(f"decay_epoch (={cfg.decay_epoch}) must be above 0 in the schedule 'restarts'.")
 
 
 def check_weights(cfg: Config, other: str) -> None:

@@ -110,6 +110,7 @@ def check(cfg: Config) -> None:
   """Raises ValueError, naming the field, on an impossible value."""
   config.check(cfg)
   retrain_conv.check_weights(cfg, 'filters')
+  retrain_conv.check_restarts(cfg)
   fresh = Config()
   for name in ('add_filters', 'block', 'pool_at', 'norm_first'):
     if getattr(cfg, name) != getattr(fresh, name):

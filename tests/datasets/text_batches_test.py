@@ -49,6 +49,15 @@ def test_two_tokens_are_one_prediction():
     text_batches.windows(np.array([3], np.int32), 4, T)
 
 
+def test_no_stream_is_padding_alone():
+  """Of 65 tokens to predict, windows of 64 make one stream of two windows, where four streams were asked for."""
+  tokens = np.arange(66, dtype=np.int32)
+  inputs, _, weight = text_batches.windows(tokens, 4, 64)
+  assert inputs.shape == (1, 64, 2) and weight.sum() == 65 and (weight[0, 0] == 1).all()
+  inputs, _, weight = text_batches.windows(tokens, 4, 16)
+  assert inputs.shape == (2, 16, 3) and weight.sum() == 65 and weight[:, :, :2].all()
+
+
 def test_a_text_too_short_is_refused():
   with pytest.raises(ValueError, match='needs 18'):
     text_batches.lay_out(testing.text()._replace(train=np.zeros(17, np.int32)), B, T, 4)

@@ -1,5 +1,6 @@
 """Found networks as Flax modules and as Python files: they compute the same as the child."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +109,20 @@ def test_costs_by_hand_and_by_the_architecture():
   network = export.module(space.MacroArch((1,), ()), classes=3, filters=2)
   found = export.cost(network, jax.ShapeDtypeStruct((1, 5, 5, 1), jnp.float32))
   assert found.multiply_adds == 25 * (9 * 1 * 2 + 2 * 2 + 9 * 2 + 2 * 2) + 2 * 3
+
+
+class Conditional(nn.Module):
+  """A dense layer, and then one of two products or none."""
+
+  @nn.compact
+  def __call__(self, x):
+    y = nn.Dense(4)(x)
+    branches = [lambda y: y @ jnp.ones((4, 3)), lambda y: y @ jnp.ones((4, 2)) @ jnp.ones((2, 3)), lambda y: y[:, :3]]
+    return jax.lax.switch(jnp.int32(y[0, 0]), branches, y)
+
+
+def test_of_a_conditional_the_most_costly_branch_counts():
+  assert export.cost(Conditional(), jax.ShapeDtypeStruct((1, 3), jnp.float32)) == (3 * 4 + 4, 3 * 4 + 4 * 2 + 2 * 3)
 
 
 @pytest.mark.parametrize('function', [export.module, export.to_source])

@@ -290,7 +290,9 @@ def test_all_children_stand_in_the_table_best_first_and_failed_last(pages):
   ]  # fmt: skip
   assert len(rows) == 8 and [row[-2] for row in rows] == [''] * 5 + ['time'] * 3
   assert rows[-1][2:4] == ['', '']  # no score and no reward, rather than 0
-  assert '<td class="n">0.000</td>' in children.render([('a', [record(0, 8.0) | {'score': 0.0}])], 'score', 'accuracy', False)
+  assert '<td class="n">0.000</td>' in children.render(
+    [('a', [record(0, 8.0) | {'score': 0.0}])], 'score', 'accuracy', False
+  )
 
 
 def test_importance_by_hand():

@@ -160,6 +160,14 @@ def test_the_loss_of_recurrent_cells_is_summed_over_time_as_in_their_retraining(
   np.testing.assert_allclose(steps[0], 35 * steps[1], rtol=1e-5)
 
 
+@pytest.mark.parametrize('changes', [{'score_batch': 1}, {'batch': 1}])
+def test_one_stream_cannot_be_normalised(changes):
+  cfg = testing.rnn_config(normalize=True, **changes)
+  with pytest.raises(ValueError, match='normalize .=True. is over the streams .* at least 2') as error:
+    enas_rnn.make_problem(cfg, TEXT)
+  testing.one_line(error)
+
+
 def test_a_minibatch_is_a_part_of_the_validation_split():
   cfg = testing.macro_config()
   (images,) = classifier.set_up(cfg, IMAGES).data

@@ -121,3 +121,12 @@ def test_what_cannot_be_is_one_line(make, words):
   with pytest.raises(ValueError, match=words) as error:
     make()
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('recipe', [retrain_conv, retrain_enas])
+def test_a_fall_of_the_rate_that_takes_no_time_is_refused(recipe):
+  cfg = recipe.Config(schedule='restarts', decay_epoch=(10.0, 0.0))
+  with pytest.raises(ValueError, match="decay_epoch .* must be above 0 in the schedule 'restarts'") as error:
+    recipe.check(cfg)
+  testing.one_line(error)
+  recipe.check(recipe.Config(schedule='twice', decay_epoch=(0.0,)))
