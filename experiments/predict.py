@@ -81,7 +81,8 @@ def _prepare_images(path: str, model: export.Classifier, values: flags.FlagValue
   if isinstance(model, export.Regressor):
     labels, found = pictures.finite_numbers(given.labels), _in_parts(model, given.images)
     return lambda check: show_numbers(path, 'image', given.names, found(), labels, values.json)
-  labels, found = pictures.class_numbers(given.labels, model.classes), _in_parts(model, given.images)
+  labels = pictures.class_numbers(given.labels, model.classes, model.inputs.numbered)
+  found = _in_parts(model, given.images)
   return lambda check: show_classes(path, 'image', model.classes, given.names, found(), labels, values)
 
 
@@ -95,7 +96,7 @@ def _prepare_sequences(path: str, model: export.SequenceModel, values: flags.Fla
   if isinstance(model, export.SequenceRegressor):
     labels = pictures.finite_numbers(given.labels)
     return lambda check: show_numbers(path, 'sequence', names, found(), labels, values.json)
-  classes, labels = model.classes, pictures.class_numbers(given.labels, model.classes)
+  classes, labels = model.classes, pictures.class_numbers(given.labels, model.classes, model.inputs.numbered)
   return lambda check: show_classes(path, 'sequence', classes, names, found(), labels, values)
 
 

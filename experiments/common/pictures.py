@@ -8,9 +8,10 @@ import numpy as np
 
 from nas_jax import export
 from nas_jax.datasets import class_folders, image_files, npz
+from nas_jax.datasets import labels as labels_lib
 from nas_jax.datasets.splits import resized
 
-LAYOUT = "an array 'images' [n, H, W, C] and perhaps 'labels' [n]"
+LAYOUT = "an array 'images' [n, H, W, C] and perhaps 'labels' [n] and 'class_names' [K]"
 
 
 class Pictures(NamedTuple):
@@ -30,7 +31,7 @@ def read(paths: Sequence[str], wanted: export.ImageInputs, resize: bool = False)
   done in training or if `resize` is True.
 
   Args:
-    paths: a folder, image files, or an .npz with 'images' [n, H, W, C] and perhaps 'labels' [n].
+    paths: a folder, image files, or an .npz with 'images' [n, H, W, C] and perhaps 'labels' [n] and 'class_names' [K].
     wanted: the inputs of the network.
     resize: whether to scale images of other sizes.
 
@@ -65,17 +66,21 @@ def finite_numbers(labels: np.ndarray | None) -> np.ndarray | None:
   raise ValueError(f'the labels are {what}, and the model predicts numbers: give finite numbers, or no labels.')
 
 
-def class_numbers(labels: np.ndarray | None, classes: Sequence[str]) -> np.ndarray | None:
-  """Returns the class number of each label.
+def class_numbers(labels: np.ndarray | None, classes: Sequence[str], numbered: bool = False) -> np.ndarray | None:
+  """Returns the class number of each label, [n] as the labels.
 
-  A label is the name of a class. Integer labels are class numbers instead, unless all class names are numbers.
+  Args:
+    labels: names of classes. Integers are class numbers instead if `numbered` is True or any name is no number.
+    classes: the names of the classes.
+    numbered: whether the labels in training were class numbers, with names of the classes beside them.
 
   Raises:
     ValueError: a label is no class.
   """
   if labels is None:
     return None
-  if not np.issubdtype(labels.dtype, np.integer) or all(name.lstrip('-').isdigit() for name in classes):
+  names_are_numbers = all(name.lstrip('-').isdigit() for name in classes)
+  if not np.issubdtype(labels.dtype, np.integer) or (names_are_numbers and not numbered):
     numbers = {name: number for number, name in enumerate(classes)}
     unknown = sorted({str(label) for label in labels} - numbers.keys())
     if unknown:
@@ -87,16 +92,13 @@ def class_numbers(labels: np.ndarray | None, classes: Sequence[str]) -> np.ndarr
 
 
 def _arrays(path: str) -> tuple[np.ndarray, np.ndarray | None]:
-  arrays = npz.read(path, LAYOUT, 'take fewer images', ('images', 'labels'))
+  arrays = npz.read(path, LAYOUT, 'take fewer images', ('images', 'labels', 'class_names'))
   if 'images' not in arrays:
     raise ValueError(f'{path} has no images: want {LAYOUT}.')
-  images, labels = arrays['images'], arrays.get('labels')
-  if images.ndim == 3:
-    images = images[..., None]
-  if images.ndim != 4 or not len(images) or (labels is not None and labels.shape != images.shape[:1]):
-    shapes = f'images {images.shape}' + (f' and labels {labels.shape}' if labels is not None else '')
-    raise ValueError(f'{path} has {shapes}: want [n, H, W, C] and [n], n > 0.')
-  return images, labels
+  images = arrays['images'][..., None] if arrays['images'].ndim == 3 else arrays['images']
+  if images.ndim != 4 or not len(images):
+    raise ValueError(f'{path} has images {images.shape}: want [n, H, W, C], n > 0.')
+  return images, labels_lib.known(path, arrays, images.shape[:1])
 
 
 def _files(paths: Sequence[str]) -> tuple[list[str], np.ndarray | None]:

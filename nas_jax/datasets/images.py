@@ -26,6 +26,7 @@ class Images(NamedTuple):
   sha256: str  # of the images and labels as read, to be named in results
   names: tuple[str, ...] = ()  # of the classes; () for '0', '1', ...
   scale: Scale | None = None  # of the training labels if they are numbers to predict; None for classes
+  numbered: bool = False  # whether the set numbers its classes and names them elsewhere; else a label is its name
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -75,12 +76,13 @@ def load_images(
     raise ValueError(f'resize (={resize}) must be one size, or height and width, above 0.')
   if numbers and not dataset.endswith(npz.ENDING):
     raise ValueError(f'metric r2 predicts numbers, and dataset {dataset!r} has classes: take a FILE.npz of numbers.')
+  numbered = False
   if dataset == 'digits':
     parts, classes, class_names = digits(), 10, tuple[str, ...]()
     if resize:
       parts = {name: part._replace(images=resized(part.images, resize)) for name, part in parts.items()}
   else:
-    sources, class_names = _sources(dataset, data_dir, resize, numbers)
+    sources, class_names, numbered = _sources(dataset, data_dir, resize, numbers)
     parts, classes = splits.read(sources, max_examples, test_share, seed), len(class_names)
   found = split_images(
     parts['train'],
@@ -91,20 +93,22 @@ def load_images(
     seed,
     parts.get('validation'),
   )
-  return found._replace(names=class_names)
+  return found._replace(names=class_names, numbered=numbered)
 
 
-def _sources(dataset: str, data_dir: str, resize: Size, numbers: bool) -> tuple[dict[str, Source], tuple[str, ...]]:
-  """Returns the splits of a set, and the names of its classes."""
+def _sources(
+  dataset: str, data_dir: str, resize: Size, numbers: bool
+) -> tuple[dict[str, Source], tuple[str, ...], bool]:
+  """Returns the splits of a set, the names of its classes, and whether the set numbers the classes itself."""
   if dataset == FOLDER:
-    return own_images.of_folder(data_dir, resize)
+    return *own_images.of_folder(data_dir, resize), False
   if dataset.endswith(npz.ENDING):
     return own_images.of_npz(os.path.join(data_dir, os.path.expanduser(dataset)), resize, numbers)
   instead = f"or take dataset {FOLDER!r}, a file FILE.npz, or 'digits', which needs no folder"
   source = tfds.prepared(dataset, data_dir, instead)
   names = ['train', *(name for name in ('test', 'validation') if name in source)]
   found = {name: _prepared(source, name, dataset, resize) for name in names}
-  return found, tuple(source['train'].dataset_info.features['label'].names)
+  return found, tuple(source['train'].dataset_info.features['label'].names), True
 
 
 def split_images(

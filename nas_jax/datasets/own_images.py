@@ -31,8 +31,8 @@ def of_folder(folder: str, resize: Size = 0) -> tuple[dict[str, Source], tuple[s
   return class_folders.sources(folder, image_files.KIND, read)
 
 
-def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str, Source], tuple[str, ...]]:
-  """Returns the splits of an .npz of images, and the names of its classes.
+def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str, Source], tuple[str, ...], bool]:
+  """Returns the splits of an .npz of images, the names of its classes, and whether it has 'class_names'.
 
   Its arrays are `images`, uint8 [n, H, W, C] or, if they are grey, [n, H, W]; and `labels` [n], ints or words. Other
   splits are in `valid_images`, `valid_labels`, `test_images` and `test_labels`. `class_names` [K] names the labels 0 to
@@ -54,7 +54,7 @@ def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str
   for split, arrays in npz.by_split(path, found, ('images', 'labels'), LAYOUT).items():
     image, label = arrays['images'], arrays['labels']
     images[split] = image[..., None] if image.ndim == 3 else image
-    labels[split] = label[:, 0] if label.shape[1:] == (1,) else label
+    labels[split] = labels_lib.plain(label)
     splits.check_shapes(split, images[split], labels[split])
   labels, classes = labels_lib.of_npz(path, labels, names, numbers)
 
@@ -65,4 +65,4 @@ def of_npz(path: str, resize: Size = 0, numbers: bool = False) -> tuple[dict[str
 
     return Source(len(images[split]), read)
 
-  return {split: source(split) for split in images}, classes
+  return {split: source(split) for split in images}, classes, names is not None

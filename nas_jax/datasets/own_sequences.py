@@ -81,8 +81,8 @@ def of_npz(path: str, arrays: dict[str, np.ndarray], numbers: bool) -> tuple[dic
   found = npz.by_split(path, arrays, ('sequences', 'labels'), LAYOUT, ('lengths',))
   made = dict[str, Split]()
   for split, own in found.items():
-    target = own['labels'][:, 0] if own['labels'].shape[1:] == (1,) and not numbers else own['labels']
-    made[split] = Split(*checked(f'the {split} split', own['sequences'], own.get('lengths')), target)
+    x, lengths = checked(f'the {split} split', own['sequences'], own.get('lengths'))
+    made[split] = Split(x, lengths, labels_lib.plain(own['labels']))
     _check_labels(split, made[split], numbers)
   labels, classes = labels_lib.of_npz(path, {name: part.labels for name, part in made.items()}, names, numbers)
   return {name: source(part._replace(labels=labels[name])) for name, part in made.items()}, classes

@@ -26,6 +26,7 @@ class Sequences(NamedTuple):
   scale: Scale | None = None  # [k] of the training labels if they are numbers to predict; None for classes
   horizon: int = 0  # steps that are forecast, if the sequences are windows of a series
   columns: tuple[str, ...] = ()  # [F] names of the features, if the table of a series has them
+  numbered: bool = False  # whether the set numbers its classes and names them elsewhere; else a label is its name
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -68,7 +69,7 @@ def load_sequences(
       `numbers` are wanted of a set with classes; or `window` is missing for a series, or is given for sequences with
       labels.
   """
-  names, columns, ahead = tuple[str, ...](), tuple[str, ...](), 0
+  names, columns, ahead, numbered = tuple[str, ...](), tuple[str, ...](), 0, False
   if numbers and dataset in ('digits', FOLDER):
     raise ValueError(f'metric r2 predicts numbers, and dataset {dataset!r} has classes: take a FILE.npz of numbers.')
   if dataset == 'digits':
@@ -82,6 +83,7 @@ def load_sequences(
       ahead = horizon
       sources = own_sequences.of_series(path, arrays, numbers, window, horizon, valid_share, test_share)
     else:
+      numbered = 'class_names' in arrays
       sources, names = own_sequences.of_npz(path, arrays, numbers)
   if not ahead and (window or horizon != 1):
     raise ValueError(
@@ -89,7 +91,8 @@ def load_sequences(
       'out.'
     )
   parts = splits.read(sources, max_examples, test_share, seed)
-  return split_sequences(parts, names, valid_share, max_examples, seed, ahead)._replace(columns=columns)
+  found = split_sequences(parts, names, valid_share, max_examples, seed, ahead)
+  return found._replace(columns=columns, numbered=numbered)
 
 
 def _digits() -> dict[str, Source[Split]]:

@@ -32,7 +32,14 @@ _SCHEMA: files.Schema = {
   'kind': str,
   'arch': {},
   'options': {},
-  'images?': {'shape': [int], 'classes': [str], 'whiten': str, 'resized': bool, 'scale?': [files.is_number]},
+  'images?': {
+    'shape': [int],
+    'classes': [str],
+    'whiten': str,
+    'resized': bool,
+    'scale?': [files.is_number],
+    'numbered?': bool,
+  },
   'text?': {'level': str, 'vocabulary': [str]},
   'sequences?': {
     'steps': int,
@@ -41,6 +48,7 @@ _SCHEMA: files.Schema = {
     'scale': (_SCALE, None),
     'horizon': int,
     'columns?': [str],
+    'numbered?': bool,
   },
   'scores': {'metric': str, 'valid': (files.is_number, None), 'test': files.is_number},
 }
@@ -76,8 +84,8 @@ def save(folder: str, card: Card, variables: PyTree, **about: Any) -> None:
   write(0, jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), variables))  # the dtype of modules, also under x64
   close()
   if isinstance(card.inputs, ImageInputs):
-    shape, classes, (whiten, shift, scale), resized, numbers = card.inputs
-    reads = {'images': {'shape': shape, 'classes': classes, 'whiten': whiten, 'resized': resized}}
+    shape, classes, (whiten, shift, scale), resized, numbers, numbered = card.inputs
+    reads = {'images': {'shape': shape, 'classes': classes, 'whiten': whiten, 'resized': resized, 'numbered': numbered}}
     reads['images'] |= {'scale': list(numbers)} if numbers else {}
     if shift is not None and scale is not None:
       np.savez(os.path.join(part, WHITENING), shift=shift, scale=scale)
@@ -181,7 +189,8 @@ def _inputs(folder: str, found: Mapping[str, Any]) -> ImageInputs | TextInputs |
   images = found['images']
   whitening = _whitening(os.path.join(folder, WHITENING), images['whiten'])
   scale = Scale(*images['scale']) if 'scale' in images else None
-  return ImageInputs(tuple(images['shape']), tuple(images['classes']), whitening, images['resized'], scale)
+  shape, classes, numbered = tuple(images['shape']), tuple(images['classes']), images.get('numbered', False)
+  return ImageInputs(shape, classes, whitening, images['resized'], scale, numbered)
 
 
 def _models(folder: str) -> dict[str, dict[str, Any]]:

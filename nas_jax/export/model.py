@@ -25,6 +25,7 @@ class ImageInputs(NamedTuple):
   whitening: image_batches.Whitening
   resized: bool = False  # whether the images were scaled to this height and width
   scale: Scale | None = None  # of the numbers that the network predicts; None for a classifier
+  numbered: bool = False  # whether labels in training were numbers of classes with names beside them, as class_names
 
   @property
   def example(self) -> jax.ShapeDtypeStruct:

@@ -58,11 +58,13 @@ class SequenceInputs(NamedTuple):
   scale: Scale | None = None  # [k] of the numbers that the network predicts; None for a classifier
   horizon: int = 0  # steps that are forecast; 0 if the network does not forecast
   columns: tuple[str, ...] = ()  # [F] names of the features, if the table of a series had them
+  numbered: bool = False  # whether labels in training were numbers of classes with names beside them, as class_names
 
   @classmethod
   def of(cls, data: sequences_lib.Sequences) -> 'SequenceInputs':
     """Returns the description of `data` for networks that are trained on it."""
-    return cls(data.shape[0], data.names, data.standard, data.scale, data.horizon, data.columns)
+    own = data.standard, data.scale, data.horizon, data.columns, data.numbered
+    return cls(data.shape[0], data.names, *own)
 
   @property
   def example(self) -> jax.ShapeDtypeStruct:
@@ -79,7 +81,8 @@ class SequenceInputs(NamedTuple):
     """Reads what `as_json` returns."""
     scale = _arrays(found['scale']) if found['scale'] else None
     classes, columns = tuple(found['classes']), tuple(found.get('columns', ()))  # earlier versions saved no columns
-    return cls(found['steps'], classes, _arrays(found['standard']), scale, found['horizon'], columns)
+    numbered = found.get('numbered', False)  # nor whether labels are numbers of classes
+    return cls(found['steps'], classes, _arrays(found['standard']), scale, found['horizon'], columns, numbered)
 
 
 def _lists(scale: Scale | None) -> dict[str, list[float]] | None:

@@ -287,7 +287,9 @@ def check_module(images: images_lib.Images, arch: PyTree, options: Mapping[str, 
 def image_inputs(cfg: Config, images: images_lib.Images) -> export.ImageInputs:
   """Returns the description of the images that tested networks read."""
   whitening = image_batches.fit_whitening(cfg.whiten, trained_on(cfg, images).images)
-  return export.ImageInputs(images.shape, images.class_names, whitening, bool(cfg.resize), images.scale)
+  return export.ImageInputs(
+    images.shape, images.class_names, whitening, bool(cfg.resize), images.scale, images.numbered
+  )
 
 
 RECIPE = retrain.Recipe(

@@ -13,7 +13,7 @@ from nas_jax import config
 from nas_jax.datasets import image_files, splits
 from nas_jax.datasets import labels as labels_lib
 from nas_jax.datasets.images import load_images
-from nas_jax.systems import classifier, conv
+from nas_jax.systems import classifier, conv, retrain_conv
 
 RNG = np.random.default_rng(0)
 COLOURS = {'blue': (0, 0, 200), 'green': (0, 200, 0), 'red': (200, 0, 0)}
@@ -197,7 +197,7 @@ def test_labels_of_any_kind(tmp_path, kinds, names):
   labels = np.array(kinds)[np.arange(20) % len(kinds)]
   given = arrays(20, labels, test_images=arrays(4, [])['images'], test_labels=labels[:4])
   found = load_images('mine.npz', save(tmp_path / 'mine.npz', **given)[: -len('/mine.npz')])
-  assert found.class_names == names and [len(part.labels) for part in found[:3]] == [18, 2, 4]
+  assert found.class_names == names and [len(part.labels) for part in found[:3]] == [18, 2, 4] and not found.numbered
   words = [kind.decode() if isinstance(kind, bytes) else str(kind) for kind in kinds]
   assert [found.class_names[number] for number in found.test.labels] == [words[k % len(kinds)] for k in range(4)]
   np.testing.assert_array_equal(found.test.images, given['test_images'])
@@ -209,7 +209,8 @@ def test_an_npz_as_other_people_write_them(tmp_path):
   given = {'train_images': grey, 'train_labels': np.arange(9)[:, None] % 3, 'val_images': grey[:6]}
   given |= {'val_labels': np.arange(6)[:, None] % 3, 'class_names': np.array(['cat', 'dog', 'owl', 'yak'])}
   found = load_images(save(tmp_path / 'x.npz', **given), resize=(4, 6))
-  assert found.shape == (4, 6, 1) and found.class_names == ('cat', 'dog', 'owl', 'yak')
+  assert found.shape == (4, 6, 1) and found.class_names == ('cat', 'dog', 'owl', 'yak') and found.numbered
+  assert retrain_conv.image_inputs(retrain_conv.Config(), found).numbered
   assert sorted(found.valid.labels) == [0, 0, 1, 1, 2, 2]
 
 
@@ -229,6 +230,7 @@ def test_an_npz_as_other_people_write_them(tmp_path):
     (lambda given: given.update(images=np.where(given['images'] < 9, np.nan, 1.0)), 'pixels that are not finite'),
     (lambda given: given.update(images=given['images'] / 255), 'pixels of type float64: want uint8'),
     (lambda given: given.update(class_names=np.array(['a', 'b'])), 'labels from 0 to 2: want 0 to 1'),
+    (lambda given: given.update(class_names=np.array(['a', 'b', 'a'])), "'a' twice in 'class_names'"),
     (lambda given: given.update(class_names=np.arange(3)), "'class_names' \\(3,\\) of type int64: want words"),
     (lambda given: given.update(val_images=given['images'], val_labels=np.arange(6)), "split has class '3'"),
     (

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import testing
 
+from nas_jax import export
 from nas_jax.datasets import own_sequences
 from nas_jax.datasets.sequences import load_sequences
 
@@ -25,6 +26,14 @@ def test_digits_are_read_row_by_row():
   assert found.shape == (8, 8) and found.outputs == 10 and found.names == tuple('0123456789')
   assert [len(part.labels) for part in found[:3]] == [1294, 144, 359]
   assert found.train.sequences.max() == 16 and (found.train.lengths == 8).all() and found.scale is None
+
+
+def test_whether_the_file_numbers_its_classes_is_kept_for_trained_models(tmp_path):
+  labels = np.arange(20) % 2
+  for names in ({}, {'class_names': np.array(['1', '0'])}):
+    found = load_sequences(save(tmp_path, **given(labels=labels[:, None], **names)))
+    assert found.names == (('1', '0') if names else ('0', '1'))
+    assert export.SequenceInputs.of(found).numbered == bool(names)
 
 
 def test_labels_lengths_and_splits(tmp_path):

@@ -116,6 +116,55 @@ def test_labels_are_numbers_of_classes_or_their_names():
   assert pictures.class_numbers(labels // 10 - 1, ('cat', 'dog', 'owl')).tolist() == [0, 2, 1]
   with pytest.raises(ValueError, match="'10', which is no class"):
     pictures.class_numbers(labels, ('0', '1', '2'))
+  assert pictures.class_numbers(np.array([0, 2, 1]), ('2', '0', '1')).tolist() == [1, 0, 2]
+  assert pictures.class_numbers(np.array([0, 2, 1]), ('2', '0', '1'), numbered=True).tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize('kind', ['images', 'sequences'])
+def test_labels_are_read_as_in_training(tmp_path, capsys, kind):
+  """Classes with the names 2, 0 and 1, in this order: labels that are ints number them, and words name them."""
+  names, rng = ('2', '0', '1'), np.random.default_rng(4)
+  if kind == 'images':
+    inputs = export.ImageInputs((4, 4, 1), names, Whitening('image'), numbered=True)
+    model, x = save(tmp_path / 'model', CHAIN, {'classes': 3}, inputs), rng.integers(256, size=(9, 4, 4, 1))
+  else:
+    inputs = export.SequenceInputs(3, names, SCALE, numbered=True)
+    options = {'outputs': 3, 'features': 4, 'layers': 2}
+    model, x = save(tmp_path / 'model', TREE, options, inputs), rng.normal(size=(9, 3, 2))
+  assert model.inputs.numbered
+  right = np.asarray(model(x)).argmax(-1)
+  labels = np.where(np.arange(9) < 6, right, (right + 1) % 3)  # six of nine
+  words, order = np.array(names)[labels], np.array(['0', '1', '2'])
+
+  def accuracy(**arrays):
+    np.savez(tmp_path / 'x.npz', **{kind: x, **arrays})
+    run(f'--model={tmp_path}/model', f'--{kind}={tmp_path}/x.npz', '--json')
+    return json.loads(capsys.readouterr().out)['accuracy']
+
+  for given in (labels, labels[:, None], words, words.astype('S'), words[:, None]):
+    assert accuracy(labels=given) == pytest.approx(2 / 3)
+  # The names of the file count, whatever the order of the classes in training.
+  assert accuracy(labels=words.astype(int), class_names=order) == pytest.approx(2 / 3)
+  for given, wanted in (
+    ({'labels': labels[:8]}, 'has labels (8,): want (9,)'),
+    ({'labels': labels.reshape(1, 9)}, 'has labels (1, 9): want (9,)'),
+    ({'labels': np.arange(9) % 3, 'class_names': order[:2]}, 'labels other than 0 to 1'),
+    ({'labels': labels, 'class_names': np.array(['a', 'b', 'a'])}, "'a' twice in 'class_names'"),
+    ({'class_names': order}, "has 'class_names' and no 'labels'"),
+  ):
+    np.savez(tmp_path / 'x.npz', **{kind: x, **given})
+    assert wanted in complaint(f'--model={tmp_path}/model', f'--{kind}={tmp_path}/x.npz')
+  # A model that was saved before this was noted: labels that are numbers name their classes.
+  card = json.loads((tmp_path / 'model' / 'model.json').read_text())
+  del card[kind]['numbered']
+  (tmp_path / 'model' / 'model.json').write_text(json.dumps(card))
+  assert accuracy(labels=words.astype(int)) == pytest.approx(2 / 3)
+
+
+def test_numbers_to_compare_with_have_the_shape_of_the_predicted(tmp_path):
+  read_sequences(tmp_path, 'model', scale=SCALE)
+  np.savez(tmp_path / 'x.npz', sequences=np.zeros((3, 3, 2)), labels=np.zeros((2, 3)))
+  assert 'has labels (2, 3): want (3, 2)' in complaint(f'--model={tmp_path}/model', f'--sequences={tmp_path}/x.npz')
 
 
 def test_numbers_of_images(tmp_path, capsys):
