@@ -20,8 +20,9 @@ from absl import flags
 import jax
 import numpy as np
 
-from experiments.common import arch_files, arguments, launch, pictures, series
+from experiments.common import arguments, launch, pictures, series
 from nas_jax import export, words
+from nas_jax.datasets import text as text_lib
 from nas_jax.report import rankings
 
 AT_ONCE = 256  # images in one program call
@@ -68,7 +69,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
     return _prepare_sequences(path, model, values)
   if isinstance(model, export.Classifier):
     return _prepare_images(path, model, values)
-  text = arch_files.read_file(values.text, str)
+  text = text_lib.read(values.text)
   model.numbers(text)  # raises ValueError
   return lambda check: show_text(path, model, text, values)
 

@@ -148,10 +148,10 @@ def _files(dataset: str, data_dir: str) -> list[str]:
     )
   if missing:
     raise ValueError(f'{missing[0]} (or {missing[0]}.gz) is not in data_dir (={data_dir!r}): want {", ".join(names)}.')
-  return [_read(os.path.join(data_dir, name)) for name in names]
+  return [read(os.path.join(data_dir, name)) for name in names]
 
 
-def _read(path: str) -> str:
+def read(path: str) -> str:
   """Returns the text of a file, or of the compressed file PATH.gz if it is missing, without a byte-order mark.
 
   Raises:
@@ -166,5 +166,5 @@ def _read(path: str) -> str:
   except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
     raise ValueError(f'{path} cannot be read as UTF-8 text ({error}): convert or replace it.') from None
   if not text.strip():
-    raise ValueError(f'{path} is empty: want some text in each of train, valid and test.')
+    raise ValueError(f'{path} is empty: want some text.')
   return text

@@ -13,6 +13,7 @@ from experiments import predict
 from experiments.common import launch, pictures
 from nas_jax import export, space
 from nas_jax.datasets import splits
+from nas_jax.datasets import text as text_lib
 from nas_jax.datasets.image_batches import Whitening
 from nas_jax.datasets.splits import Scale
 
@@ -206,6 +207,20 @@ def test_a_text(language, tmp_path, capsys):
   np.testing.assert_allclose(2 ** found['bits'], found['perplexity'], rtol=1e-6)
   run(f'--model={path}', f'--text={tmp_path / "text.txt"}')
   assert capsys.readouterr().out.splitlines()[-1].split()[:3] == ['text.txt', '7', f'{found["perplexity"]:.3f}']
+
+
+def test_a_text_is_read_as_in_training(tmp_path, capsys):
+  """Line ends of other systems are tokens, and a byte-order mark is none."""
+  for split, words in (('train', 'ab\r\nb\na'), ('valid', 'a'), ('test', 'a\r\nb\r\n')):
+    (tmp_path / f'{split}.txt').write_bytes(b'\xef\xbb\xbf' + words.encode())
+  text = text_lib.load_text('text', str(tmp_path))
+  options = {'vocabulary': len(text.vocabulary), 'features': 4}
+  model = save(tmp_path / 'model', TREE, options, export.TextInputs('char', text.vocabulary))
+  run(f'--model={tmp_path}/model', f'--text={tmp_path}/test.txt', '--json')
+  found = json.loads(capsys.readouterr().out)
+  wanted = model(''.join(text.vocabulary[number] for number in text.test))
+  assert found['tokens'] == len(text.test) == 6
+  np.testing.assert_allclose(found['log_prob'], wanted.log_prob, rtol=1e-6)
 
 
 SCALE = Scale(np.array([1.0, 2.0]), np.array([0.5, 4.0]))
