@@ -11,7 +11,7 @@ without a sub-folder for each class, one such file, or an .npz with an array 'se
   python -m experiments.predict --model=runs/series --sequences=measurements.csv
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import json
 import os
 from typing import Any
@@ -24,8 +24,6 @@ from experiments.common import arguments, launch, pictures, series
 from nas_jax import export, words
 from nas_jax.datasets import text as text_lib
 from nas_jax.report import rankings
-
-AT_ONCE = 256  # images in one program call
 
 
 def own_flags(values: flags.FlagValues) -> None:
@@ -70,7 +68,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   if isinstance(model, export.Classifier):
     return _prepare_images(path, model, values)
   text = text_lib.read(values.text)
-  model.numbers(text)  # raises ValueError
+  model.check(text)  # raises ValueError
   return lambda check: show_text(path, model, text, values)
 
 
@@ -79,12 +77,12 @@ _TAKES = {'images': export.Classifier, 'text': export.LanguageModel, 'sequences'
 
 def _prepare_images(path: str, model: export.Classifier, values: flags.FlagValues) -> launch.Work:
   given = pictures.read(values.images, model.inputs, values.resize)
+  images = model.check(given.images)
   if isinstance(model, export.Regressor):
-    labels, found = pictures.finite_numbers(given.labels), _in_parts(model, given.images)
-    return lambda check: show_numbers(path, 'image', given.names, found(), labels, values.json)
-  labels = pictures.class_numbers(given.labels, model.classes, model.inputs.numbered)
-  found = _in_parts(model, given.images)
-  return lambda check: show_classes(path, 'image', model.classes, given.names, found(), labels, values)
+    labels = pictures.finite_numbers(given.labels)
+    return lambda check: show_numbers(path, 'image', given.names, np.asarray(model(images)), labels, values.json)
+  classes, labels = model.classes, pictures.class_numbers(given.labels, model.classes, model.inputs.numbered)
+  return lambda check: show_classes(path, 'image', classes, given.names, np.asarray(model(images)), labels, values)
 
 
 def _prepare_sequences(path: str, model: export.SequenceModel, values: flags.FlagValues) -> launch.Work:
@@ -93,22 +91,12 @@ def _prepare_sequences(path: str, model: export.SequenceModel, values: flags.Fla
     ahead = model(given.sequences)
     return lambda check: show_forecast(path, ahead, model.inputs.columns, values.json)
   assert isinstance(model, export.SequenceClassifier | export.SequenceRegressor)
-  names, found = given.names, _in_parts(model, given.sequences, given.lengths)
+  names, found = given.names, lambda: np.asarray(model(given.sequences, given.lengths))
   if isinstance(model, export.SequenceRegressor):
     labels = pictures.finite_numbers(given.labels)
     return lambda check: show_numbers(path, 'sequence', names, found(), labels, values.json)
   classes, labels = model.classes, pictures.class_numbers(given.labels, model.classes, model.inputs.numbered)
   return lambda check: show_classes(path, 'sequence', classes, names, found(), labels, values)
-
-
-def _in_parts(model: Callable[..., Any], *arrays: np.ndarray) -> Callable[[], np.ndarray]:
-  """Returns a function that applies a model to arrays [n, ...], `AT_ONCE` rows in each call."""
-
-  def apply() -> np.ndarray:
-    firsts = range(0, len(arrays[0]), AT_ONCE)
-    return np.concatenate([np.asarray(model(*(one[first : first + AT_ONCE] for one in arrays))) for first in firsts])
-
-  return apply
 
 
 def show_classes(

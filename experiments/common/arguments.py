@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import math
 import os
 import types
 from typing import Any
@@ -43,7 +44,8 @@ def parse(
     elsewhere: for flags that this launcher lacks, the launchers that have them.
 
   Raises:
-    ValueError: a flag is unknown (the message suggests known ones), or there are plain words and `words` is ''.
+    ValueError: a flag is unknown (the message suggests known ones), there are plain words and `words` is '', or one of
+      the launcher's own flags is NaN or infinite.
   """
   values = flags.FlagValues()
   values.set_gnu_getopt(bool(words))  # flags may come after words
@@ -76,6 +78,8 @@ def parse(
     raise ValueError(f'{rest[1]!r} is no flag: write --name=value; --help lists the names.')
   for name in names:
     _expand_home(values, name)
+    if isinstance(number := values[name].value, float) and not math.isfinite(number):
+      raise ValueError(f'{name} (={number}) must be a finite number.')
   return values
 
 

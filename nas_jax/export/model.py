@@ -1,6 +1,6 @@
 """Trained models that take raw images or text: a Flax module, its variables and its preprocessing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from nas_jax.datasets.splits import Scale
 from nas_jax.types import Array, Key, PyTree
 from nas_jax.words import counted
 
+AT_ONCE = 256  # images in one program call
 WINDOW = 256  # tokens that a text is read in at a time
 
 
@@ -71,28 +72,43 @@ class Classifier:
     """The names of the classes."""
     return self.inputs.classes
 
-  def whiten(self, images: Any) -> Array:
-    """Returns raw images [n, H, W, C] as the network reads them.
+  def check(self, images: Any) -> np.ndarray:
+    """Returns raw images [n, H, W, C] as an array.
 
     Raises:
-      ValueError: their shape is not that of training, or their pixels do not range from 0 to 255.
+      ValueError: their shape is not that of training, or their pixels are no numbers that range from 0 to 255.
     """
     images, shape = np.asarray(images), self.inputs.shape
     if images.ndim != 4 or images.shape[1:] != shape:
       raise ValueError(f'the images are {images.shape}: want [n, {", ".join(map(str, shape))}], as in training.')
+    if images.dtype.kind not in 'biuf':
+      raise ValueError(f'the images have pixels of type {images.dtype}: want numbers from 0 to 255, as in training.')
     if images.dtype != np.uint8:
       least, most = (float(images.min()), float(images.max())) if images.size else (0.0, 0.0)
       if not (least >= 0.0 and most <= 255.0) or 0.0 < most <= 1.0:
         raise ValueError(f'the images have pixels from {least:g} to {most:g}: want 0 to 255, as in training.')
+    return images
+
+  def whiten(self, images: Any) -> Array:
+    """Returns raw images [n, H, W, C] as the network reads them. Raises ValueError as `check`."""
+    return self._whitened(self.check(images))
+
+  def _whitened(self, images: np.ndarray) -> Array:
     whitened = jnp.asarray(self.inputs.whitening(images))
     return image_batches.standardized(whitened) if self.inputs.whitening.kind == 'image' else whitened
 
   def __call__(self, images: Any) -> Array:
     """Returns probabilities [n, classes] of raw images [n, H, W, C], uint8 or floats from 0 to 255.
 
-    Raises ValueError as `whiten`.
+    Raises ValueError as `check`.
     """
-    return _probabilities(self.module, self.variables, self.whiten(images))
+    return self._in_parts(_probabilities, images)
+
+  def _in_parts(self, outputs: Callable[[Any, PyTree, Array], Array], images: Any) -> Array:
+    """Returns `outputs` of raw images [n, H, W, C], `AT_ONCE` of them in each program call."""
+    given = self.check(images)  # whole: a part may be so dark that its pixels seem to range from 0 to 1
+    parts = np.split(given, range(AT_ONCE, len(given), AT_ONCE))
+    return jnp.concatenate([outputs(self.module, self.variables, self._whitened(part)) for part in parts])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +118,11 @@ class Regressor(Classifier):
   def __call__(self, images: Any) -> Array:
     """Returns numbers [n], as the labels in training, of raw images [n, H, W, C], uint8 or floats from 0 to 255.
 
-    Raises ValueError as `whiten`.
+    Raises ValueError as `check`.
     """
     assert self.inputs.scale is not None
-    return self.inputs.scale.mean + self.inputs.scale.deviation * _outputs(
-      self.module, self.variables, self.whiten(images)
-    )
+    mean, deviation = self.inputs.scale
+    return jnp.asarray(mean + deviation * self._in_parts(_outputs, images))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -174,8 +189,8 @@ class LanguageModel:
       )
     return np.array(found, np.int32)
 
-  def __call__(self, words: str) -> Scored:
-    """Returns the tokens of a text and their log-probabilities.
+  def check(self, words: str) -> np.ndarray:
+    """Returns the tokens of a text as numbers [n] int32.
 
     Raises ValueError as `numbers`, or if the text has fewer than two tokens.
     """
@@ -183,6 +198,11 @@ class LanguageModel:
     if len(numbers) < 2:
       there = counted(len(numbers), 'token')
       raise ValueError(f'the text has {there}: want at least 2, since each but the first is predicted.')
+    return numbers
+
+  def __call__(self, words: str) -> Scored:
+    """Returns the tokens of a text and their log-probabilities. Raises ValueError as `check`."""
+    numbers = self.check(words)
     carry, found = self._start(), list[np.ndarray]()
     for first in range(0, len(numbers) - 1, WINDOW):
       window = numbers[first : first + WINDOW + 1]

@@ -18,6 +18,8 @@ from nas_jax.operations import BUILT_IN, Operations
 from nas_jax.types import Array, PyTree
 from nas_jax.words import counted
 
+AT_ONCE = 256  # sequences in one program call
+
 
 class SequenceNetwork(nn.Module):
   """Layers of recurrent cells and a linear map of their last output, as `children.sequence` computes them.
@@ -125,8 +127,9 @@ class SequenceModel:
     features = self.inputs.example.shape[-1]
     if x.shape[-1] != features:
       raise ValueError(f'the sequences are {x.shape}: want [n, T, {features}], as in training.')
-    standard = jnp.asarray((x - self.inputs.standard.mean) / self.inputs.standard.deviation, jnp.float32)
-    return _applied(self.module, self.variables, standard, jnp.asarray(own))
+    standard = ((x - self.inputs.standard.mean) / self.inputs.standard.deviation).astype(np.float32)
+    parts = [slice(first, first + AT_ONCE) for first in range(0, len(x), AT_ONCE)]
+    return jnp.concatenate([_applied(self.module, self.variables, standard[at], own[at]) for at in parts])
 
   def numbers(self, sequences: Any, lengths: Any = None) -> np.ndarray:
     """Returns numbers [n, k] in the units of the labels, if there are no classes. Errors are those of `outputs`."""

@@ -60,6 +60,37 @@ def complaint(*flags):
   return testing.one_line(error)
 
 
+def test_what_cannot_be_predicted_is_said_before_work_begins(classifier, language, tmp_path):
+  np.savez(tmp_path / 'floats.npz', images=np.random.default_rng(0).random((3, 4, 4, 1)))
+  np.savez(tmp_path / 'words.npz', images=np.full((3, 4, 4, 1), 'x'))
+  (tmp_path / 'one.txt').write_text('a')
+  (tmp_path / 'two.txt').write_text('ab')
+  for flags, wanted in (
+    ((f'--model={classifier[0]}', f'--images={tmp_path}/floats.npz'), 'want 0 to 255, as in training'),
+    ((f'--model={classifier[0]}', f'--images={tmp_path}/words.npz'), 'pixels of type <U1: want numbers'),
+    ((f'--model={language[0]}', f'--text={tmp_path}/one.txt'), 'the text has 1 token: want at least 2'),
+    (
+      (f'--model={language[0]}', f'--text={tmp_path}/two.txt', '--sample=2', '--temperature=nan'),
+      'temperature (=nan) must be a finite number',
+    ),
+  ):
+    with pytest.raises(ValueError) as error:
+      predict.prepare(['predict', *flags])
+    assert wanted in testing.one_line(error)
+
+
+def test_pixels_are_checked_in_all_images_together(classifier, tmp_path, capsys):
+  """The last of many images are as dark as if their pixels ranged from 0 to 1."""
+  path, model = classifier
+  images = np.random.default_rng(5).uniform(2, 255, size=(300, 4, 4, 1))
+  images[256:] = 1.0
+  np.savez(tmp_path / 'some.npz', images=images)
+  run(f'--model={path}', f'--images={tmp_path}/some.npz', '--json')
+  found = [list(one['probabilities'].values()) for one in json.loads(capsys.readouterr().out)['images']]
+  logits = model.module.apply(model.variables, model.whiten(images))
+  np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-5)
+
+
 def test_images_of_a_folder(classifier, tmp_path, capsys):
   """A grey image, and a colour image of another size. Other files are ignored."""
   path, model = classifier
