@@ -63,6 +63,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   takes = next(name for name, kind in _TAKES.items() if isinstance(model, kind))
   if given != [takes]:
     raise ValueError(f'{path} takes {takes}: give --{takes}.')
+  _check_flags(model, values)
   if isinstance(model, export.SequenceModel):
     return _prepare_sequences(path, model, values)
   if isinstance(model, export.Classifier):
@@ -73,6 +74,20 @@ def prepare(argv: Sequence[str]) -> launch.Work:
 
 
 _TAKES = {'images': export.Classifier, 'text': export.LanguageModel, 'sequences': export.SequenceModel}
+
+
+def _check_flags(model: Any, values: flags.FlagValues) -> None:
+  """Raises ValueError if a flag is given that changes nothing for this model and these flags."""
+  with_classes = isinstance(model, export.Classifier | export.SequenceClassifier) and bool(model.classes)
+  for name, whose, used in (
+    ('resize', 'models of images', isinstance(model, export.Classifier)),
+    ('top', 'tables of classes', with_classes and not values.json),
+    ('sample', 'models of text', isinstance(model, export.LanguageModel)),
+    ('temperature', '--sample', values.sample > 0),
+    ('seed', '--sample', values.sample > 0),
+  ):
+    if values[name].present and not used:
+      raise ValueError(f'--{name} is for {whose}, and means nothing here: leave it out.')
 
 
 def _prepare_images(path: str, model: export.Classifier, values: flags.FlagValues) -> launch.Work:

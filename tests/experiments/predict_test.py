@@ -79,6 +79,27 @@ def test_what_cannot_be_predicted_is_said_before_work_begins(classifier, languag
     assert wanted in testing.one_line(error)
 
 
+def test_flags_that_change_nothing_are_refused(classifier, language, tmp_path):
+  np.savez(tmp_path / 'x.npz', images=np.zeros((1, 4, 4, 1), np.uint8))
+  np.savez(tmp_path / 'y.npz', sequences=np.zeros((1, 3, 2)))
+  (tmp_path / 'two.txt').write_text('ab')
+  read_sequences(tmp_path, 'numbers', scale=SCALE)
+  images = f'--model={classifier[0]}', f'--images={tmp_path}/x.npz'
+  text = f'--model={language[0]}', f'--text={tmp_path}/two.txt'
+  numbers = f'--model={tmp_path}/numbers', f'--sequences={tmp_path}/y.npz'
+  for flags, wanted in (
+    ((*images, '--sample=200'), '--sample is for models of text'),
+    ((*images, '--temperature=0.3'), '--temperature is for --sample'),
+    ((*images, '--top=2', '--json'), '--top is for tables of classes'),
+    ((*text, '--seed=0'), '--seed is for --sample'),
+    ((*text, '--resize'), '--resize is for models of images'),
+    ((*numbers, '--top=2'), '--top is for tables of classes'),
+  ):
+    assert f'{wanted}, and means nothing here: leave it out' in complaint(*flags)
+  for flags in ((*images, '--resize', '--top=2'), (*text, '--sample=1', '--temperature=2', '--seed=1')):
+    predict.prepare(['predict', *flags])
+
+
 def test_pixels_are_checked_in_all_images_together(classifier, tmp_path, capsys):
   """The last of many images are as dark as if their pixels ranged from 0 to 1."""
   path, model = classifier
