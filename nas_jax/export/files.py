@@ -217,8 +217,16 @@ def _card(path: str) -> dict[str, Any]:
 
 
 def _best_of(final: str) -> tuple[str, dict[str, Any]] | None:
-  """Returns the kind and the architecture of best.json in a folder; None if there is none."""
-  found = files.read(os.path.join(final, 'best.json'), {'kind': str, 'arch': {}})
+  """Returns the kind and the architecture of best.json in a folder; None if there is none.
+
+  Raises ValueError, naming the file, if it is damaged.
+  """
+  path = os.path.join(final, 'best.json')
+  try:
+    found = files.read(path, {'kind': str, 'arch': {}})
+  except (OSError, ValueError) as error:
+    why = f'{path} cannot be read ({error})'
+    raise ValueError(f'{why}: give the command of the search again, or name the folder of one model.') from None
   return (found['kind'], found['arch']) if found else None
 
 

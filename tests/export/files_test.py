@@ -142,6 +142,13 @@ def test_of_a_workdir_the_final_choice_is_taken(text_results, tmp_path):
     (tmp_path / 'final' / 'best.json').write_text(json.dumps({'kind': kind, 'arch': fields}))
     assert load(tmp_path).arch == arch
   assert best in (TREE, 'LSTM')
+  for text in ('{kind', '[]', '{"kind": "LSTM"}'):
+    (tmp_path / 'final' / 'best.json').write_text(text)
+    with pytest.raises(
+      ValueError, match=r'final/best\.json cannot be read \(.*give the command of the search'
+    ) as error:
+      load(tmp_path)
+    testing.one_line(error)
 
 
 def test_what_cannot_be_loaded_is_said_in_one_line(text_results, tmp_path):
