@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments.common import workdirs
 from nas_jax import config, files
@@ -99,9 +100,10 @@ def folder_of(folder: str, key: str) -> str:
 def saved(progress: full_training.Progress, m: int) -> full_training.Progress:
   """Returns the state of m trainings in the form that is saved.
 
-  It lacks the padding, so that it suits any number of devices, and its curve has only the epochs that are done.
+  It lacks the padding, and its arrays are on the host, so that it suits any number of devices: Orbax wants the devices
+  that an array was saved on. Its curve has only the epochs that are done.
   """
-  states, best = jax.tree.map(lambda leaf: leaf[:m], (progress.states, progress.best))
+  states, best = jax.tree.map(lambda leaf: np.asarray(leaf[:m]), (progress.states, progress.best))
   return progress._replace(states=states, best=best, curve=progress.curve[: int(progress.done), :m])
 
 

@@ -58,7 +58,9 @@ def known(path: str, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -
   if 'class_names' not in arrays:
     return labels
   names = np.array(_class_names(path, arrays['class_names']))
-  if labels.dtype.kind not in 'biu' or labels.min() < 0 or labels.max() >= len(names):
+  if labels.dtype.kind not in 'biu':
+    raise ValueError(f"{path} has 'class_names' and labels of type {labels.dtype}: want integers.")
+  if labels.min() < 0 or labels.max() >= len(names):
     raise ValueError(
       f"{path} has 'class_names' {names.shape}, and labels other than 0 to {len(names) - 1}: want these."
     )

@@ -42,9 +42,7 @@ class Config(Seed):
     low=0,
     high=20,
   )
-  repeats: int = field(
-    1, 'trainings of the best point of the grid at each size, from different seeds', low=1, budget=True
-  )
+  repeats: int = field(1, 'trainings of the best point of the grid at each size, from different seeds', low=1)
 
   added: ClassVar[dict[str, Any]] = {'extend_grid': 0}  # see `config.with_added`
 

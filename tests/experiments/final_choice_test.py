@@ -57,21 +57,10 @@ def with_recipe(**changes):
   return SYSTEM._replace(alone=ALONE._replace(final=lambda cfg, text: FinalChoice(recipe, {'LSTM': 'LSTM'})))
 
 
-def test_another_number_of_repeats_trains_what_was_chosen_again(whole, tmp_path, monkeypatch):
-  trained = []
-
-  def train_stage(subject, stage, running):
-    trained.append((stage.final, len(stage.points)))
-    scores = {'curve': [[2.0, 1.0]] * 3, 'valid': [1.0] * 3, 'test': [1.5] * 3}
-    return {'size': '4', 'parameters': 9, 'seconds': 0.0, 'multiply_adds': 9, **scores}
-
-  monkeypatch.setattr(retraining, 'train_stage', train_stage)
-  shutil.copytree(whole, tmp_path / 'again')
-  system, workdir = with_recipe(repeats=3), str(tmp_path / 'again')
-  final_choice.check(system, CFG, TEXT, workdir)
-  search_flow.run(system, CFG, TEXT, workdir)
-  assert set(trained) == {(True, 3)}  # a cell that both searches chose is trained once
-  assert [row['test'] for row in result(tmp_path / 'again')['rows']] == [[1.5] * 3] * 3
+def test_another_number_of_repeats_is_refused_once_the_final_choice_has_begun(whole):
+  with pytest.raises(ValueError, match=r'repeats .2 -> 3.* Or leave it out: --final_children=0') as error:
+    final_choice.check(with_recipe(repeats=3), CFG, TEXT, str(whole))
+  testing.one_line(error)
 
 
 def test_a_final_choice_that_was_begun_by_another_recipe_is_refused(whole, tmp_path):

@@ -202,6 +202,7 @@ def test_labels_are_read_as_in_training(tmp_path, capsys, kind):
     ({'labels': labels[:8]}, 'has labels (8,): want (9,)'),
     ({'labels': labels.reshape(1, 9)}, 'has labels (1, 9): want (9,)'),
     ({'labels': np.arange(9) % 3, 'class_names': order[:2]}, 'labels other than 0 to 1'),
+    ({'labels': np.arange(9) % 3 / 1, 'class_names': order}, 'labels of type float64: want integers'),
     ({'labels': labels, 'class_names': np.array(['a', 'b', 'a'])}, "'a' twice in 'class_names'"),
     ({'class_names': order}, "has 'class_names' and no 'labels'"),
   ):
