@@ -30,7 +30,7 @@ def of(system: System, cfg: Config, data: Data) -> FinalChoice | None:
   try:
     return system.alone.final(cfg, data)
   except ValueError as error:
-    raise ValueError(f'final_children (={cfg.final_children}): {error} Or leave it out: --final_children=0.') from None
+    raise _refused(cfg, error) from None
 
 
 def check(system: System, cfg: Config, data: Data, workdir: str) -> None:
@@ -42,9 +42,12 @@ def check(system: System, cfg: Config, data: Data, workdir: str) -> None:
     try:
       workdirs.check_config(os.path.join(workdir, 'final'), choice.cfg)
     except ValueError as error:
-      raise ValueError(
-        f'final_children (={cfg.final_children}): {error} Or leave it out: --final_children=0.'
-      ) from None
+      raise _refused(cfg, error) from None
+
+
+def _refused(cfg: Config, error: ValueError) -> ValueError:
+  """Returns the error that also says how to do without a final choice."""
+  return ValueError(f'final_children (={cfg.final_children}): {error} Or leave it out: --final_children=0.')
 
 
 def work(run: Run, searches: int) -> float:
