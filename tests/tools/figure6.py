@@ -17,7 +17,7 @@ sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().paren
 import numpy as np
 
 from experiments.common import workdirs
-from experiments.common.systems import system_of
+from experiments.common.systems import for_config, system_of
 from experiments.compare.statistics import paired
 from nas_jax import config
 from nas_jax.report import rankings
@@ -33,7 +33,8 @@ def gains(workdir: str, every: int) -> np.ndarray:
   system = system_of(saved, origin)
   if system is None:
     raise SystemExit(f'{workdir} is no workdir of a search: name the folders of searches that have ended.')
-  made, metric = system.make_space(config.from_json(system.config, saved)), system.metric
+  cfg = config.from_json(system.config, saved)
+  made, metric = system.make_space(cfg), for_config(system, cfg).metric
   curves = []
   for folder in (workdir, os.path.join(workdir, 'control')):
     records = list(journal.read(os.path.join(folder, 'children.jsonl'), schema=journal.child_of(made)).values())

@@ -19,7 +19,7 @@ sys.path.extend(str(folder) for folder in pathlib.Path(__file__).resolve().paren
 import jax
 
 from experiments.common import top, workdirs
-from experiments.common.systems import CONV
+from experiments.common.systems import CONV, for_config
 from nas_jax import config, published, space
 from nas_jax.report import rankings
 from nas_jax.training import evaluators
@@ -62,9 +62,9 @@ def shares(found: Shapes) -> list[float]:
 def of_search(workdir: str, most: int) -> dict[str, list[space.ConvArch]]:
   """Returns the networks of a search by the name of their row."""
   cfg = config.from_json(CONV.config, workdirs.peek(os.path.join(workdir, 'config.json')) or {})
-  made, control = CONV.make_space(cfg), os.path.join(workdir, 'control')
+  system, made, control = for_config(CONV, cfg), CONV.make_space(cfg), os.path.join(workdir, 'control')
   found = {
-    name: [rankings.arch_of(made, record) for record in top.ranked(folder, CONV, cfg, made)[1][:most]]
+    name: [rankings.arch_of(made, record) for record in top.ranked(folder, system, cfg, made)[1][:most]]
     for name, folder in {f'best {most} of the search': workdir, f'best {most} of random search': control}.items()
     if os.path.isdir(folder)
   }
