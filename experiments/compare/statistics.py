@@ -58,10 +58,11 @@ def standard_error(values: np.ndarray) -> float:
 def paired(apart: np.ndarray) -> tuple[float, float, float]:
   """Returns the mean of n differences between pairs [n], its standard error, and p of a two-sided paired t-test.
 
-  p is NaN where all differences are equal.
+  p is NaN where all differences are equal, but for rounding.
   """
   mean, error = float(apart.mean()), standard_error(apart)
-  return mean, error, 2 * float(special.stdtr(len(apart) - 1, -abs(mean) / error)) if error > 0 else math.nan
+  vary = error > 1e-9 * abs(mean)  # the mean of equal numbers may be rounded, which gives them a tiny deviation
+  return mean, error, 2 * float(special.stdtr(len(apart) - 1, -abs(mean) / error)) if vary else math.nan
 
 
 def compare(one: Curve, first: Curve, place: int, evaluations: int) -> Row:

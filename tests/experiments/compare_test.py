@@ -101,6 +101,15 @@ def test_a_comparison_by_hand():
   assert own.difference == 0 and np.isnan(own.p) and own.reaches == 3
 
 
+@pytest.mark.parametrize('seeds', [2, 3, 100])
+def test_equal_differences_have_no_p(seeds):
+  """The mean of equal numbers is not always that number: of three times 0.1 it is 0.10000000000000002."""
+  ahead, zero = (statistics.curve(_found([[value]] * seeds), [1]) for value in (0.1, 0.0))
+  row = statistics.compare(ahead, zero, 0, 1)
+  assert row.difference == pytest.approx(0.1) and np.isnan(row.p)
+  assert np.isnan(statistics.paired(np.array([0.3 - 0.2, 0.4 - 0.3, 0.5 - 0.4]))[2])
+
+
 def test_pairs_are_the_seeds_that_both_have():
   first = statistics.curve(_found([[1], [2], [30], [40]]), [1])
   few = statistics.curve(_found([[2], [5]]), [1])
