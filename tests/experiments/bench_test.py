@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 from absl import flags
 import flax.linen as nn
@@ -22,6 +23,7 @@ from experiments.bench import (
   gpu,
   gpu_parts,
   machine,
+  precision,
   presets,
   rivals,
   searches,
@@ -34,6 +36,7 @@ from experiments.common import arguments
 from nas_jax import space, tree_cell
 from nas_jax.space.conv import ConvArch
 from nas_jax.space.network import NetworkOptions
+from nas_jax.systems import conv as conv_system
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = Setup(repeats=1, small=True)
@@ -210,6 +213,20 @@ def test_devices(tiny):
   assert each.value * 2**20 > 4 * weights and 0.5 < ratio.value < 2.0
   alone, against = devices.doubled(own, 1)
   assert alone.value > 0 and against.value > 0
+
+
+def test_rewards_in_another_precision_are_those_of_the_same_children(monkeypatch):
+  """The child that fails in bfloat16 has the least reward in float32. The others earn the same in both."""
+  earned = {'float32': [0.1, 0.5, 0.7, 0.6], 'bfloat16': [np.nan, 0.5, 0.7, 0.6]}
+  monkeypatch.setattr(precision.reliability, 'rewards', lambda space, evaluate, *_: np.array(earned[evaluate]))
+  system = types.SimpleNamespace(
+    noun='network',
+    presets={'smoke': conv_system.smoke},
+    load=lambda cfg, data_dir: None,
+    make_problem=lambda cfg, data: types.SimpleNamespace(space=None, precision=cfg.precision),
+    alone=types.SimpleNamespace(evaluator=lambda problem, mesh, recovery: problem.precision),
+  )
+  assert named(precision.ranks(system, SMALL), 'mean reward').value == 1.0
 
 
 @pytest.mark.long
