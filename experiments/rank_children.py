@@ -132,14 +132,16 @@ def read_cells(path: str) -> Cells:
 def gather(cfg: Config, values: flags.FlagValues) -> Cells:
   """Returns the cells that the flags name, without duplicates. Raises ValueError if there are none.
 
-  Random cells are drawn from the space of the search's preset.
+  Random cells are drawn from the space of the search's preset. Cells of a search are called by the name of its folder,
+  or by the whole path if several folders have that name.
   """
   made = cell.make_space(cell.PRESETS[cfg.search_preset]())
   batch = evaluators.random_batch(made, jax.random.fold_in(jax.random.key(cfg.seed), 1), values.random)
   found = {f'random {k}': arch for k, arch in enumerate(space.unstack(batch.archs) if values.random else [])}
-  for folder in values.workdirs:
-    name = os.path.basename(os.path.normpath(folder))
-    found |= {f'{name} {who}': arch for who, arch in retrain.best_of(folder, values.top, CELL).items()}
+  names = [os.path.basename(os.path.normpath(folder)) for folder in values.workdirs]
+  for folder, name in zip(values.workdirs, names, strict=True):
+    own = name if names.count(name) == 1 else folder
+    found |= {f'{own} {who}': arch for who, arch in retrain.best_of(folder, values.top, CELL).items()}
   known = {'NASCELL': published.NASCELL, 'LSTM': published.LSTM}
   for name in values.arch:
     found |= arch_files.named_archs(name, known, CELL.kind)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -197,6 +198,16 @@ def test_cells_are_taken_once_and_read_back(tmp_path):
   path.write_text('[]')
   with pytest.raises(ValueError, match='cells.json'):
     launcher.read_cells(str(path))
+
+
+def test_searches_whose_folders_have_the_same_name_keep_their_cells(monkeypatch):
+  """Child 7 of each of three searches is another cell."""
+  archs = dict(zip(('seed0/demo', 'seed1/demo/', 'runs/other'), ARCHS.values()))
+  monkeypatch.setattr(launcher.retrain, 'best_of', lambda folder, top, system: {'child 7': archs[folder]})
+  values = types.SimpleNamespace(random=0, workdirs=list(archs), top=1, arch=[])
+  found = launcher.gather(config(), values)
+  assert list(found) == ['seed0/demo child 7', 'seed1/demo/ child 7', 'other child 7']
+  assert list(found.values()) == list(ARCHS.values())
 
 
 @pytest.mark.long
