@@ -20,6 +20,7 @@ _DATA = (
   *('resize', 'whiten', 'upsample', 'flip', 'pad'),
   *('window', 'horizon'),
 )
+_NETWORK = ('block', 'pool_at', 'norm_first')  # fields that say how a network is built from an architecture
 
 
 def ranked(workdir: str, system: System, cfg: Config, made: space.Space) -> tuple[str, list[journal.Record]]:
@@ -95,7 +96,7 @@ def retrain_command(source: str, system: System, cfg: Config, origin: Mapping[st
   """Returns the command that trains the architectures of `source` to the end; '' if the system has no recipe for it.
 
   `source` is a flag of `retrain`: --arch=FILE, or --workdir=FOLDER for the best child of a search. The command names
-  the data of the search, and its preset if `retrain` has one of that name, else 'demo'.
+  the data of the search, how its networks are built, and its preset if `retrain` has one of that name, else 'demo'.
   """
   if system.retrain is None:
     return ''
@@ -109,7 +110,7 @@ def retrain_command(source: str, system: System, cfg: Config, origin: Mapping[st
     words += [f'--system={system.name}']
   words += [
     f'--{name}={_flag(getattr(cfg, name))}'
-    for name in _DATA
+    for name in (*_DATA, *_NETWORK)
     if hasattr(cfg, name) and hasattr(own, name) and getattr(cfg, name) != getattr(own, name)
   ]
   words += [f'--data_dir={given["data_dir"]}'] if given.get('data_dir') else []

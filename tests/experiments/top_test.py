@@ -90,6 +90,18 @@ def test_the_command_names_the_data_of_the_search(workdir):
   assert command.endswith('--preset=demo --arch=F --dataset=text --level=word --min_count=2 --max_vocabulary=100')
 
 
+def test_the_command_builds_the_networks_of_the_search():
+  command = shlex.split(top.retrain_command('--arch=F', systems.CONV, conv.paper_v3(), {'command': 'x'}))
+  values = arguments.parse(command[2:], '', retrain.own_flags, {'': retrain_conv.PRESETS})
+  cfg = arguments.configure(values, retrain_conv.PRESETS)
+  assert (cfg.block, cfg.pool_at, cfg.norm_first) == (3, (13, 24), True)
+  other = conv.smoke()
+  other.norm_first = False
+  command = shlex.split(top.retrain_command('--arch=F', systems.CONV, other, {'command': 'x --preset=smoke'}))
+  values = arguments.parse(command[2:], '', retrain.own_flags, {'': retrain_conv.PRESETS})
+  assert not arguments.configure(values, retrain_conv.PRESETS).norm_first
+
+
 def test_a_variant_with_a_recipe_of_its_own_is_trained_by_it():
   for system, preset in ((systems.MACRO, 'paper_macro'), (systems.MICRO, 'paper')):
     command = top.retrain_command('--arch=F', system, system.presets['paper'](), {'command': 'x --preset=paper'})
