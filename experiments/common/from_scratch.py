@@ -256,7 +256,7 @@ def best_child(run: Run, found: Found) -> str:
   rung, best = ranked[0]
   after = f' after {rung_stage.length(run.system, run.cfg, rung)}' if rung > 1 else ''
   head = f'best {run.system.noun} (child {best["id"]}, {metric.name} {best[metric.key]:.3f}{after}):'
-  return f'{head}\n{draw.words(rankings.arch_of(made, best), made)}'
+  return f'{head}\n{draw.words(rankings.arch_of(made, best), made, *run.system.options(run.cfg))}'
 
 
 def in_common(run: Run, found: Found) -> str:

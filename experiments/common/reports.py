@@ -177,25 +177,26 @@ def _winners(
   the longest rung come first.
   """
   derived, winners = workdirs.peek_derived(workdir, made, system.metric.key), list[model.Winner]()
+  options = system.options(cfg)
   path = os.path.join(workdir, 'final', 'best.json')
   chosen = workdirs.peek(path) if converged and os.path.exists(path) else None
   if chosen and converged:
     first = converged['rows'][0]
     score = f'test {converged["metric"]} {rankings.spread(first["test"])}'
     title = f'{headline.capital(headline.called(first["name"]))}, {score}'
-    winners.append(_winner(title, arch_files.read_arch(path, made.kind), made))
+    winners.append(_winner(title, arch_files.read_arch(path, made.kind), made, options))
   best = rungs.best_first([derived] if derived else each_rung, made, goal(system, cfg))
   for place, (rung, record) in enumerate(best[:3], 1):
     who = 'Derived after the search' if derived else f'Child {record["id"]}'
     title = f'{place}. {who}, {system.metric.name} {rankings.word(record[system.metric.key])}'
     title += f' after {length(rung)}' if rung > 1 else ''
     if not chosen or derived or record['id'] != chosen['id']:
-      winners.append(_winner(title, rankings.arch_of(made, record), made))
+      winners.append(_winner(title, rankings.arch_of(made, record), made, options))
   return winners
 
 
-def _winner(title: str, arch: Any, made: space.Space) -> model.Winner:
-  return model.Winner(title, draw.words(arch, made), draw.picture(arch, made))
+def _winner(title: str, arch: Any, made: space.Space, options: Sequence[Any]) -> model.Winner:
+  return model.Winner(title, draw.words(arch, made, *options), draw.picture(arch, made, *options))
 
 
 def _remembered(path: str, made: space.Space) -> str:
@@ -276,11 +277,14 @@ def _use(workdir: str, system: System, cfg: Any, origin: Mapping[str, Any]) -> l
   best = next((path for path in places if os.path.exists(path)), None)
   if best is None:
     return []
+  options = system.options(cfg)
   lines = [
     'from nas_jax import draw, space',
     f"arch = space.from_json(open('{best}').read())",
-    'print(draw.describe(arch))',
+    f'print(draw.describe({", ".join(map(str, ("arch", *options)))}))',
   ]
+  if options:
+    lines.insert(1, 'from nas_jax.space.network import NetworkOptions')
   if system.kind == 'tree_cell':
     lines = ['import flax.linen as nn', 'from nas_jax import space, tree_cell', lines[1]]
     lines += ['layer = nn.RNN(tree_cell.TreeCell(features=64, arch=arch))']

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from experiments.common import workdirs
 from nas_jax import config, replicas, search, space, words
 from nas_jax.report import model
+from nas_jax.space.network import NetworkOptions
 from nas_jax.systems import (
   cell,
   chain,
@@ -70,6 +71,7 @@ class System(NamedTuple):
   reward: Callable[[Config], str] = lambda cfg: ''  # the formula of the reward, in words
   explained: str = ''  # a description of the known architectures that are trained for comparison
   views: Mapping[str, Callable[[Arch], str]] = types.MappingProxyType({})  # name -> (arch) -> its group in a table
+  options: Callable[[Config], tuple[Any, ...]] = lambda cfg: ()  # further arguments of `draw.words` and `draw.picture`
 
   @property
   def name(self) -> str:
@@ -102,6 +104,14 @@ CELL = System(
   explained='NASCELL is the cell that Zoph & Le (2017) found, LSTM an LSTM written as a tree of the space. The '
   'standard LSTM and SimpleCell are those of Flax. All were trained just as the children were.',
 )
+
+
+def _network_options(cfg: conv.Config) -> tuple[NetworkOptions, ...]:
+  """Returns how networks are built from the predicted layers; nothing if a layer is a layer, and there are no pools."""
+  found = classifier.network_options(cfg)
+  return () if found == NetworkOptions() else (found,)
+
+
 CONV = System(
   'conv_search',
   'conv',
@@ -120,6 +130,7 @@ CONV = System(
   FromScratch(evaluators.build, replicas.build_search, conv.scale_budget, conv.why_unsupported, conv.references),
   reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power, cfg.metric) + costs.formula(cfg),
   explained='The known networks are plain ones that nobody searched for, trained just as the children were.',
+  options=_network_options,
 )
 SEQUENCE = System(
   'sequence_search',

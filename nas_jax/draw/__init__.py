@@ -16,6 +16,7 @@ from nas_jax.space.chain import ChainArch
 from nas_jax.space.conv import ConvArch
 from nas_jax.space.enas import MacroArch, MicroArch, RnnArch
 from nas_jax.space.enas import describe as describe_enas
+from nas_jax.space.network import NetworkOptions
 from nas_jax.space.tree import TreeArch
 
 
@@ -46,14 +47,20 @@ def draw(arch, path: str | os.PathLike[str]) -> None:
   raise _unknown(arch, draw, 'picture')
 
 
-def words(arch, space: Space) -> str:
-  """Describes an architecture by `describe`, or by its space if `describe` has no function for its type."""
-  return describe(arch, *_own(arch, space)) if type(arch) in describe.registry else space.describe(arch)
+def words(arch, space: Space, *options: NetworkOptions) -> str:
+  """Describes an architecture by `describe`, or by its space if `describe` has no function for its type.
+
+  Args:
+    arch: a static architecture.
+    space: its space.
+    *options: of a convolutional network, how it is built from the predicted layers, if not as by default.
+  """
+  return describe(arch, *_own(arch, space), *options) if type(arch) in describe.registry else space.describe(arch)
 
 
-def picture(arch, space: Space) -> str:
-  """Draws an architecture by `svg`; '' if `svg` has no function for its type."""
-  return svg(arch, *_own(arch, space)) if type(arch) in svg.registry else ''
+def picture(arch, space: Space, *options: NetworkOptions) -> str:
+  """Draws an architecture by `svg`; '' if `svg` has no function for its type. The arguments are those of `words`."""
+  return svg(arch, *_own(arch, space), *options) if type(arch) in svg.registry else ''
 
 
 def _own(arch, space: Space) -> tuple[Operations, ...]:

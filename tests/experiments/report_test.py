@@ -1,14 +1,19 @@
 """The report of every system is made only from the files of a workdir."""
 
+import contextlib
 import dataclasses
+import io
 import json
+import types
 
 import numpy as np
 import pytest
 
-from experiments.common import reports, systems, workdirs
-from nas_jax import files, words
+from experiments.common import from_scratch, reports, systems, workdirs
+from nas_jax import draw, files, words
+from nas_jax.report import rankings
 from nas_jax.search import journal
+from nas_jax.space import network
 from nas_jax.types import Batch, Outcome
 
 DERIVED = {'id': 0, 'tokens': [0, 0, 3, 0, 1], 'reward': 16.0, 'failed': None, 'step': 4, 'shared_perplexity': 5.0}
@@ -59,3 +64,26 @@ def test_a_search_that_was_cut_off_has_a_page(system, tmp_path):
   workdirs.note_origin(str(tmp_path), system.launcher, ['x'], cfg, max_children=2)
   budget = dict(reports.read(str(tmp_path)).glance)['budget']
   assert budget.startswith('2 children (3 were trained, because the last update was finished), ')
+
+
+def test_blocks_and_pools_are_shown(tmp_path):
+  """Each predicted layer is two, and before the second one features are pooled: the network that was trained."""
+  system, options = systems.CONV, network.NetworkOptions(block=2, pools=(2,))
+  cfg = dataclasses.replace(system.presets['smoke'](), block=2, pool_at=(2,))
+  made = system.make_space(cfg)
+  record = {'id': 0, 'tokens': [0, 0, 0, 0, 0, 0, 1], 'reward': 0.5, 'accuracy': 0.8, 'failed': None, 'seconds': 1.0}
+  arch = made.decode(record['tokens'])
+  workdirs.write_config(str(tmp_path), cfg)
+  workdirs.note_origin(str(tmp_path), system.launcher, ['x'], cfg)
+  journal.writer(str(tmp_path / 'children.jsonl'))([record])
+  workdirs.write(str(tmp_path / 'best.json'), rankings.best_json(made, record))
+  wanted = network.describe(arch, options)
+  assert wanted.count('conv') == 4 and 'max pool 2' in wanted != network.describe(arch)
+  found = reports.read(str(tmp_path))
+  (winner,) = found.winners
+  assert winner.text == wanted and winner.drawing == draw.svg(arch, options) != draw.svg(arch)
+  with contextlib.redirect_stdout(io.StringIO()) as shown:
+    exec(found.use[0].code.replace(f"open('{tmp_path}/best.json').read()", repr(made.to_json(arch))), {})
+  assert shown.getvalue() == wanted + '\n'
+  run = types.SimpleNamespace(system=system, cfg=cfg, problem=types.SimpleNamespace(space=made))
+  assert from_scratch.best_child(run, types.SimpleNamespace(folder=str(tmp_path), records=[record])).endswith(wanted)
