@@ -41,6 +41,8 @@ def _headline(both: Sequence[Report]) -> str:
   runs = [report.runs[0] for report in both if report.runs and report.runs[0].records]
   if len(runs) < 2:
     return f'{names}: one of them has no child yet.'
+  if all(run.name in report.derived for report, run in zip(both, runs, strict=True)):
+    return _of_derived(both, runs)
   same = min(len(run.records) for run in runs)
   scores = [run.best[same - 1] for run in runs]
   if not all(score == score for score in scores):
@@ -51,6 +53,20 @@ def _headline(both: Sequence[Report]) -> str:
   return (
     f'After {children(same)} {both[ahead].name} has found a {first.metric.name} of {scores[ahead]:.3f}, '
     f'{both[1 - ahead].name} one of {scores[1 - ahead]:.3f}.'
+  )
+
+
+def _of_derived(both: Sequence[Report], runs: Sequence[Run]) -> str:
+  """Returns a sentence on the best architectures derived after two searches with shared weights.
+
+  The children of such searches are scored on one minibatch each, so their scores are not reported here.
+  """
+  found = [(report.derived[run.name], report.name, children(len(run.records))) for report, run in zip(both, runs)]
+  best_first = sorted(found, key=lambda one: one[0] if both[0].metric.lower else -one[0])
+  (best, ahead, after), (other, behind, its) = best_first
+  return (
+    f'After {after} {ahead} has derived a {both[0].noun} of {both[0].metric.name} {best:.3f}, {behind} one of '
+    f'{other:.3f} after {its}.'
   )
 
 

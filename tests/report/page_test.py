@@ -336,6 +336,16 @@ def test_two_searches_side_by_side():
     comparison.render(build(), build())
 
 
+def test_searches_with_shared_weights_are_compared_by_what_they_derived():
+  """On one minibatch each, the best child of the second scored 2; on the whole split what it derived has 6."""
+  first = build(shared=True, derived={'reinforce': 4.75, 'random': 8.5})
+  second = build(name='second', derived={'reinforce': 6.0}, runs=(run('reinforce', [8.0, 2.0, 9.0]),))
+  wanted = 'After 4 children first has derived a thing of score 4.750, second one of 6.000 after 3 children.'
+  for both in ((first, second), (second, first)):
+    assert f'<h1>{wanted}</h1>' in comparison.render(*both)
+  assert 'After 3 children second has found' in comparison.render(first, second._replace(derived={}))
+
+
 CLICKS = """
 <script>
 const said = [];
