@@ -72,6 +72,7 @@ def prepare(argv: Sequence[str]) -> launch.Work:
   setup = Setup(values.repeats, values.small, torch and values.torch_python, values.torch_compile)
   if what == ['gpu']:  # its parts are processes of their own, and this one leaves the accelerator to them
     facts = {'torch': torch, 'repeats': setup.repeats, 'small': setup.small, 'jax': jax.__version__}
+    gpu.check(values.json, facts)
     return lambda check: gpu.run(setup, values.minutes, values.json, facts, check)
   launch.set_up_jax()
   jax.config.update('jax_enable_compilation_cache', False)  # compile times are measured

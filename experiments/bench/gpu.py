@@ -4,7 +4,7 @@ Each part runs in its own process for a limited time, so that a part that hangs,
 affect the others. The figures that it has measured by then are kept. The most important part comes first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import json
@@ -34,6 +34,15 @@ class Ended(NamedTuple):
   seconds: float
   rows: list[Row]
   why: str = ''  # the error, if it failed
+
+
+def check(path: str, facts: Mapping[str, Any]) -> None:
+  """Raises ValueError if the file at `path` has figures of a run with other facts, such as other repeats."""
+  known = (workdirs.read(path) if path else None) or {}
+  if different := [f'{name} {known[name]!r}' for name in facts if name in known and known[name] != facts[name]]:
+    raise ValueError(
+      f'json (={path!r}) has figures of {", ".join(different)}: give the same flags to go on, or name another file.'
+    )
 
 
 def run(setup: Setup, minutes: float, path: str, facts: dict[str, Any], check: launch.Check) -> None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from testing import one_line
 
 from experiments.bench import __main__ as bench_main
 from experiments.bench import (
@@ -328,6 +329,19 @@ def test_what_a_part_says_is_read_back(tmp_path):
   ended = {'part': gpu.Ended(gpu.STOPPED, 1.5, rows)}
   gpu.write(str(tmp_path / 'file'), ended, {'jax': '0'})
   assert gpu.read(str(tmp_path / 'file')) == ended and gpu.read('') == {}
+
+
+def test_figures_of_tiny_shapes_do_not_count_as_those_of_a_measurement(tmp_path):
+  """Or a file would say of them that they are not `small`: the parts in it are not measured again."""
+  path = str(tmp_path / 'gpu.json')
+  facts = {'torch': '', 'repeats': 5, 'small': True, 'jax': jax.__version__}
+  gpu.write(path, {name: gpu.Ended(gpu.DONE, 1.0, [Row('one', 2.0)]) for name in gpu.PARTS}, facts)
+  flags = ['bench', 'gpu', f'--json={path}', '--torch_python=/nowhere/python']
+  bench_main.prepare([*flags, '--small'])
+  for other, words in (([], 'small True'), (['--small', '--repeats=3'], 'repeats 5')):
+    with pytest.raises(ValueError, match=f'has figures of {words}: give the same flags to go on') as error:
+      bench_main.prepare([*flags, *other])
+    one_line(error)
 
 
 def test_a_part_that_gets_less_far_than_before(tmp_path, monkeypatch):
