@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+from matplotlib import pyplot as plt
 import nbclient
 import nbformat
 import numpy as np
@@ -58,6 +59,19 @@ def test_every_picture_is_shown_in_words_too():
   for path in NOTEBOOKS:
     text = '\n'.join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == 'code')
     assert 'plt.show()' not in text and ('plt.' not in text or 'show(' in text)
+
+
+def test_running_means_stand_at_the_last_child_that_they_are_over():
+  notebook = nbformat.read(ROOT / 'notebooks' / 'many_devices.ipynb', as_version=4)
+  (source,) = [cell.source for cell in notebook.cells if 'left.plot' in cell.source]
+  ramp = np.tile(np.arange(1, 151), (2, 1))  # two searches of 150 children
+  scope = {'plt': plt, 'np': np, 'children': 150, 'runs': {1: {'reward': ramp, 'time': ramp}}, 'show': lambda alt: None}
+  exec(source, scope)
+  for ax in scope['figure'].axes:
+    (line,) = ax.get_lines()
+    # The mean of the children 51 to 150, and the end of the last of them.
+    assert (line.get_xdata()[0], line.get_xdata()[-1], line.get_ydata()[-1]) == pytest.approx((100, 150, 100.5))
+  plt.close(scope['figure'])
 
 
 @pytest.mark.long
