@@ -12,7 +12,7 @@ Schema = Any  # see `mismatch`
 
 
 class Unusable(ValueError):
-  """A folder holds results that this command cannot continue from."""
+  """This command cannot go on, and no bug is the cause: its folder holds other results, or a device lacks memory."""
 
 
 def write(path: str, content: str | bytes) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nas_jax import export
+from nas_jax import export, files
 from nas_jax.systems import retrain
 
 
@@ -24,7 +24,7 @@ def keep(
 ) -> export.Cost:
   """Writes trained networks, each with its scores, to folders named model-SIZE-NUMBER. Existing ones are replaced.
 
-  A training that failed, so that its test score is not finite, leaves no network.
+  A training that failed, so that its test score is not finite, leaves no network, nor that of fewer epochs.
 
   Args:
     folder: of the trainings of the architecture.
@@ -47,11 +47,13 @@ def keep(
   cost = export.cost(export.module(card.arch, **card.options), card.inputs.example)
   valid = found.get('valid') or found.get('validated') or [None]
   for k, test in enumerate(found['test']):
+    path = os.path.join(folder, f'model-{size}-{k}')
     if not np.isfinite(test):
+      files.remove(path)
       continue
     params, carry = jax.tree.map(lambda leaf, k=k: np.asarray(leaf[k]), best)
     export.save(
-      os.path.join(folder, f'model-{size}-{k}'),
+      path,
       card,
       export.variables(arch, params, carry),
       scores={'metric': recipe.metric, 'valid': valid[min(k, len(valid) - 1)], 'test': test},

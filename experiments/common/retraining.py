@@ -5,6 +5,7 @@ of results, so that the same call completes an interrupted one.
 """
 
 from collections.abc import Mapping, Sequence
+import glob
 import hashlib
 import math
 import os
@@ -125,11 +126,9 @@ def choose(
     The contents of result.json: `rows` of the chosen architectures, in the order of groups; their `setting`; and the
     `candidates` of each group, as the best validation loss in the grid by name.
   """
-  first: dict[str, str] = {}  # the name under which an architecture is trained; several groups may hold the same one
 
   def subject(name: str, arch: retrain.Arch) -> Subject:
-    folder = _folder(results, first.setdefault(repr(arch), name), arch)
-    return Subject(recipe_of(system), cfg, data, name, arch, folder, check, advance)
+    return Subject(recipe_of(system), cfg, data, name, arch, _folder(results, name, arch), check, advance)
 
   grids = {
     group: {name: train_grid(subject(name, arch)) for name, arch in archs.items()} for group, archs in groups.items()
@@ -146,9 +145,15 @@ def choose(
 
 
 def _folder(results: str, name: str, arch: retrain.Arch) -> str:
-  """Returns the path of the folder for an architecture's trainings, and creates the folder if it is missing."""
+  """Returns the path of the folder for an architecture's trainings, and creates the folder if it is missing.
+
+  An architecture that has been trained under another name keeps its folder: several groups may hold the same one, and a
+  search that was extended may name another of its children as the best of this architecture.
+  """
   digest = hashlib.sha256(repr(arch).encode()).hexdigest()[:8]
   folder = os.path.join(results, f'{os.path.basename(name).replace(" ", "-")}-{digest}')
+  if not os.path.isdir(folder) and (others := glob.glob(os.path.join(glob.escape(results), f'*-{digest}'))):
+    return min(others)
   os.makedirs(folder, exist_ok=True)
   return folder
 

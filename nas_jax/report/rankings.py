@@ -152,8 +152,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-  """Returns mean and standard deviation of scores as '3.294 ± 0.012', or the mean alone if there is one score."""
-  if not values:
+  """Returns mean and standard deviation of scores as '3.294 ± 0.012', or the mean alone if there is one score.
+
+  A dash if there is none, or if one is of a training that failed and so is not finite.
+  """
+  if not values or not np.isfinite(values).all():
     return '-'
   return word(float(np.mean(values))) + (f' ± {word(float(np.std(values, ddof=1)))}' if len(values) > 1 else '')
 

@@ -152,11 +152,14 @@ def _sound(folder: str, step: int, like: PyTree | Callable[[int], PyTree], older
 
 def _read(manager: ocp.CheckpointManager, step: int, wanted: PyTree) -> PyTree:
   """Returns the state of a step, of the shape of `wanted`. Raises an exception of any kind if it cannot be read."""
-  template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _to_arrays(wanted))
+  # Arrays of the host: Orbax would look for the devices that an array was saved on, and these may be missing here.
+  template = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), _to_arrays(wanted))
   items = ocp.args.Composite(state=ocp.args.StandardRestore(template), digest=ocp.args.JsonRestore())
   found = manager.restore(step, args=items)
   if found.digest['sha256'] != _digest(found.state):
     raise ValueError('its digest does not fit')
+  if jax.tree.map(np.shape, found.state) != jax.tree.map(np.shape, template):
+    raise ValueError('its arrays have other shapes')
   return _from_arrays(found.state, wanted)
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nas_jax import files
 from nas_jax.training import fit, layout
 from nas_jax.types import Array, Key, PyTree
 from nas_jax.words import counted
@@ -51,7 +52,7 @@ def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree, way
     way_out: what to do if not even one child at a time fits, as an error says it.
 
   Raises:
-    ValueError: not even one child at a time fits.
+    files.Unusable: not even one child at a time fits.
   """
   mesh, limit = programs.mesh, layout.memory_limit(programs.mesh)
   if math.isinf(limit):
@@ -62,7 +63,7 @@ def within_memory(programs: fit.Fit, archs: PyTree, keys: Key, data: PyTree, way
   kept = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) // mesh.size  # `Progress.best`
   while kept + fit.memory_needed(programs, archs, keys, data) > limit:
     if at_once == 1:
-      raise ValueError(
+      raise files.Unusable(
         f'{counted(len(keys), "training")} do not fit into the {limit / 2**30:.3g} GiB of a device, not even one at a '
         f'time on each: {way_out}.'
       )

@@ -12,9 +12,10 @@ import optax
 import pytest
 import testing
 
-from experiments.common import epochs, retraining, workdirs
+from experiments.common import epochs, models, retraining, workdirs
 from experiments.common.systems import CELL
 from nas_jax import files, load, space
+from nas_jax.systems import retrain
 from nas_jax.training import checkpoint, fit, full_training, layout
 from nas_jax.training.child import Child
 from nas_jax.training.recovery import Stopped
@@ -219,6 +220,14 @@ def test_a_damaged_entry_is_trained_again(tmp_path, monkeypatch, name, at):
   # An entry of another number of trainings is replaced; a file that fits no stage is moved aside as a whole.
   again = [['cell: grid'], ['cell: 4']][at] if name == 'a training too few' else ['cell: grid', 'cell: 4']
   assert began[2:] == again
+
+
+def test_a_training_that_fails_leaves_no_network_of_fewer_epochs(tmp_path):
+  cfg = testing.retrain_config()
+  (point,) = retrain.grid(CELL.retrain.point, cfg)
+  (tmp_path / 'model-4-0').mkdir()
+  models.keep(str(tmp_path), CELL.retrain, cfg, testing.text(), 'LSTM', '4', point, (), {'test': [math.inf]})
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('choose', [True, False])

@@ -147,6 +147,9 @@ def test_an_architecture_of_two_groups_is_trained_once(tmp_path, monkeypatch):
   found = retraining.choose(CELL, RECIPE, TEXT, groups, str(tmp_path))
   assert trained == [('LSTM', False), ('LSTM', True)]
   assert [row['name'] for row in found['rows']] == ['mine', 'theirs'] and 'lr 0.1,' in found['rows'][0]['settings']
+  # After more children of the search, another one may be the best of this architecture.
+  again = retraining.choose(CELL, RECIPE, TEXT, {'reinforce': {'another': 'LSTM'}}, str(tmp_path))
+  assert len(trained) == 2 and again['rows'] == [found['rows'][0] | {'name': 'another'}]
 
 
 @pytest.mark.parametrize('preset', ['demo', 'smoke'])

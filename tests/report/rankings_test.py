@@ -75,6 +75,11 @@ def test_a_table_by_hand():
   assert text == 'name        x\na       1.235\nlonger      -\nc           7'
 
 
+def test_a_mean_and_its_deviation_by_hand():
+  assert [rankings.spread(scores) for scores in ([1.0, 2.0, 3.0], [2.0], [])] == ['2.000 ± 1.000', '2.000', '-']
+  assert [rankings.spread(scores) for scores in ([1.0, math.inf], [math.inf] * 2)] == ['-', '-']
+
+
 @pytest.mark.parametrize('records', [[], RECORDS[3:]])
 def test_nothing_sound(records):
   assert rankings.ranking(records, SPACE, 'perplexity') == []

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import testing
 
-from experiments.common import epochs, retraining
+from experiments.common import epochs, launch, retraining
 from experiments.common.systems import CELL
 from nas_jax import space
 from nas_jax.children import language_model
@@ -93,6 +93,7 @@ def test_a_training_too_large_for_a_device_is_refused_before_it_starts(monkeypat
     cells = {'mine': ARCH}
     retraining.run(CELL, testing.retrain_config(lr=(0.1, 0.3)), testing.text(), cells, str(tmp_path))
   testing.one_line(error)
+  assert launch.ending(error.value) == (2, str(error.value))  # it is found in the work, and is no bug
 
 
 def test_the_rate_decays_by_epochs_as_by_hand():

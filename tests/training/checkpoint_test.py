@@ -6,6 +6,7 @@ import pathlib
 import threading
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -56,6 +57,27 @@ def test_a_digest_that_does_not_fit_is_damage(folder, states):
   path.write_text(json.dumps(found | {'sha256': '0' * 64}))
   with pytest.warns(UserWarning, match='its digest does not fit'):
     assert same(checkpoint.restore(folder, states[0]), states[0])
+
+
+def test_what_was_saved_on_other_devices_is_read(folder, states, recwarn):
+  """On a GPU, say, by a process that trained there, while this one has CPUs alone."""
+  shardings = list(pathlib.Path(folder).glob('*/state/_sharding'))
+  for path in shardings:
+    written = path.read_text()
+    assert 'cpu:0' in written
+    path.write_text(written.replace('cpu:0', 'cuda:3'))
+  assert len(shardings) == 2 and same(checkpoint.load(folder, states[0]), states[1])
+  assert same(checkpoint.restore(folder, states[0]), states[1]) and not recwarn.list
+
+
+@pytest.mark.parametrize('arrays', [np, jnp])
+@pytest.mark.parametrize('count', [3, 5])
+def test_a_state_of_another_shape_is_refused(tmp_path, arrays, count):
+  save, close = checkpoint.saver(str(tmp_path / 'checkpoints'))
+  save(1, {'weights': arrays.zeros(4, 'float32')})
+  close()
+  with pytest.raises(ValueError, match='its arrays have other shapes'):
+    checkpoint.load(str(tmp_path / 'checkpoints'), {'weights': jnp.zeros(count)})
 
 
 def test_savers_side_by_side(tmp_path, states):
