@@ -139,7 +139,8 @@ def test_strict_promotion(form, hoist):
   mask, length = jnp.ones(WIDTH), jnp.array([0, 1, 2, T])
 
   def value(params):
-    return loss(params, form(ARCH), carry, xs, h_mask=mask, length=length, hoist=hoist)
+    (c, _), ys = tree_cell.unroll(params, form(ARCH), carry, xs, h_mask=mask, length=length, hoist=hoist)
+    return ys.sum() + c.sum()
 
   with jax.numpy_dtype_promotion('strict'):
     found = jax.jit(jax.grad(value))(params)
