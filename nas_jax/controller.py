@@ -127,7 +127,8 @@ def lstm_controller(
 
   def start(theta):
     """Returns the initial state of the LSTM, its first input, and the states of the anchors."""
-    return jnp.zeros((layers, 2, units)), theta['first_input'], jnp.zeros((anchors, units))
+    first = theta['first_input']
+    return jnp.zeros((layers, 2, units), first.dtype), first, jnp.zeros((anchors, units), first.dtype)
 
   def write(theta, choose, noise):
     def step(carry, inputs):
@@ -142,7 +143,8 @@ def lstm_controller(
         projected = projected.at[slot.anchor].set(h @ theta['w_prev'], mode='drop')
       return ((state, x, states), projected, jnp.where(slot.selects, tokens[0], governor)), tokens
 
-    return jax.lax.scan(step, (start(theta), jnp.zeros((anchors, units)), jnp.int32(0)), (table, noise))[1]
+    begun = start(theta)
+    return jax.lax.scan(step, (begun, jnp.zeros_like(begun[2]), jnp.int32(0)), (table, noise))[1]
 
   def read(theta, tokens):
     inputs = jax.vmap(lambda slot, tokens: _next_input(theta, slot, tokens, anchors))(table, tokens)
@@ -267,6 +269,12 @@ def _make(space: Space, table: _Table, widest: int, init, write, read) -> Contro
     return jnp.zeros((len(space.slots), widest), jnp.int32).at[owner, place].set(tokens)
 
   def score(theta, tokens, depth=None):
+    tokens = jnp.asarray(tokens, jnp.int32)
+    if tokens.shape != (space.length,):
+      raise ValueError(
+        f'tokens have shape {tokens.shape}, one sequence of this {space.kind} space has ({space.length},): for several '
+        'sequences apply jax.vmap to the function.'
+      )
     emitted = by_slot(existing(tokens, tokens, depth))
     found = jax.vmap(distribution)(read(theta, emitted), table, emitted)
     log_prob, entropy = (existing(values[owner, place], tokens, depth) for values in (found.log_prob, found.entropy))

@@ -17,7 +17,9 @@ same operations in the same order: `Space.operations`. JSON has their names inst
 import ast
 import builtins
 from collections.abc import Callable, Sequence
+import functools
 import keyword
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -52,6 +54,11 @@ class Operation(NamedTuple):
     """The label in drawings."""
     return self.sign or self.infix or self.name
 
+  def __reduce__(self) -> tuple[Any, ...]:
+    """Pickles a built-in operation by its name, because functions of JAX cannot be pickled."""
+    kinds = [kind for kind, table in BUILT_IN._asdict().items() if self in table]
+    return (_built_in, (kinds[0], self.name)) if kinds else (Operation, tuple(self))
+
 
 COMBINATIONS = (
   Operation('add', jnp.add, 'jnp.add', infix='+', symmetric=True),
@@ -79,6 +86,14 @@ class Operations(NamedTuple):
 
 
 BUILT_IN = Operations()
+
+# These have finite derivatives at all finite values. See `_applied`.
+_FINITE = [operation.function for operation in (*COMBINATIONS[: MAX + 1], *ACTIVATIONS[: SIN + 1])]
+
+
+def _built_in(kind: str, name: str) -> Operation:
+  """Returns a built-in operation by its name."""
+  return next(operation for operation in getattr(BUILT_IN, kind) if operation.name == name)
 
 
 def by_id(kind: str, given: Sequence[Operation | str]) -> dict[int, Operation]:
@@ -159,7 +174,7 @@ def combine(operations: Operations, chosen: int | Array, a: Array, b: Array) -> 
   if not isinstance(chosen, jax.Array | np.ndarray):
     return find('combine', operations, chosen).function(a, b)
   possible = by_id('combine', operations.combine)
-  return _choose(chosen, {i: operation.function(a, b) for i, operation in possible.items()})
+  return _choose(chosen, {i: _applied(operation.function, chosen, (i,), a, b) for i, operation in possible.items()})
 
 
 def activate(operations: Operations, chosen: int | Array, x: Array) -> Array:
@@ -174,16 +189,29 @@ def activate(operations: Operations, chosen: int | Array, x: Array) -> Array:
   rescaled = {i: operation.rescaled for i, operation in possible.items() if operation.rescaled}
   shared = dict.fromkeys(how.function for how in rescaled.values())
   alone = {i: f.function for i, f in possible.items() if i not in rescaled and f.function not in shared}
-  values = {i: function(x) for i, function in alone.items()}
+  values = {i: _applied(function, chosen, (i,), x) for i, function in alone.items()}
   for function in shared:
     users = {i: how for i, how in rescaled.items() if how.function == function}
     inner: Any = 1.0
     for i, how in users.items():
       inner = jnp.where(chosen == i, how.inner, inner)
-    value = function(inner.astype(x.dtype) * x)
-    values |= {i: value for i, operation in possible.items() if i not in rescaled and operation.function == function}
+    plain = [i for i, operation in possible.items() if i not in rescaled and operation.function == function]
+    value = _applied(function, chosen, (*plain, *users), inner.astype(x.dtype) * x)
+    values |= dict.fromkeys(plain, value)
     values |= {i: how.shift + how.scale * value for i, how in users.items()}
   return _choose(chosen, values)
+
+
+def _applied(function: Callable[..., Array], chosen: Array, ids: Sequence[int], *values: Array) -> Array:
+  """Applies the function of the operations with these ids to values, where one of them is chosen.
+
+  Elsewhere the function gets 0.5, and its result has no meaning. The gradient of `_choose` multiplies the derivative of
+  an operation that was not chosen by 0, which is NaN if the derivative is infinite, as that of a square root at 0.
+  """
+  if function not in _FINITE:
+    here = functools.reduce(operator.or_, [chosen == i for i in ids])
+    values = tuple(jnp.where(here, value, 0.5) for value in values)
+  return function(*values)
 
 
 def _choose(chosen: Array, values: dict[int, Array]) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from testing import LAYERED, SPACES, TinyArch, strings
+from testing import LAYERED, SPACES, TinyArch, one_line, strings
 
 from nas_jax.controller import PENALTIES, Controller, divergence, lstm_controller, policy_summary, uniform_controller
 from nas_jax.space import Kind, Slot, Space, conv_space, enas_macro_space, enas_rnn_space, tree_cell_space
@@ -400,3 +400,30 @@ def test_tokens_that_a_string_does_not_have_do_not_act(scored):
     noisy = np.where(np.asarray(space.exists(row, depth)), row, 1).astype(np.int32)
     found, wanted = (scored.score(tokens[None], depth) for tokens in (noisy, row))
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize('double', [False, True])
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float32])
+def test_weights_of_another_type(double, dtype):
+  """Weights that were cast, or that were made before x64 was turned on, keep their type."""
+  space = SPACES['layered']
+  controller = lstm_controller(space, units=3)
+  theta = jax.tree.map(lambda weights: weights.astype(dtype), controller.init(jax.random.key(0)))
+  with jax.enable_x64(double):
+    tokens = controller.sample(theta, jax.random.key(1))
+    score = controller.score(theta, tokens)
+    assert score.log_prob.dtype == dtype
+    single = jax.tree.map(lambda weights: weights.astype(float), theta)
+    np.testing.assert_allclose(np.asarray(score.log_prob, float), controller.log_prob(single, tokens), rtol=0.05)
+
+
+def test_tokens_of_one_sequence_are_wanted():
+  space = SPACES['choice']
+  controller = lstm_controller(space, units=3)
+  theta, tokens = controller.init(jax.random.key(0)), strings(space)[:2]
+  with pytest.raises(ValueError, match=r'tokens have shape \(2, 3\), one sequence .* \(3,\): .* jax\.vmap') as error:
+    controller.log_prob(theta, tokens)
+  one_line(error)
+  np.testing.assert_array_equal(
+    controller.log_prob(theta, tokens[1].tolist()), controller.log_prob(theta, jnp.asarray(tokens[1]))
+  )

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 import re
 import shutil
 import subprocess
@@ -384,3 +385,54 @@ def test_a_combination_and_an_activation_of_one_name_are_refused():
     with pytest.raises(ValueError, match=f'are both called {SUB.name!r}: give one of them another name') as error:
       make()
     testing.one_line(error)
+
+
+SQUARE_ROOT = Operation('root', lambda x: jnp.sqrt(jnp.abs(x)), 'lambda x: jnp.sqrt(jnp.abs(x))')
+DIV = Operation('div', jnp.divide, 'jnp.divide', infix='/')
+
+
+def test_an_operation_that_is_not_chosen_does_not_touch_the_gradient(x64):
+  """At h = 0 the root and the quotient have infinite derivatives, and this cell has neither of them."""
+  cells = space.tree_cell_space(2, ('add', 'mult', DIV), ('tanh', 'sigmoid', SQUARE_ROOT))
+  arch = cells.decode([1, 0, 0, 1, 0, 0, 1, 0, 1, 0])
+  params = {'kernel': normal(0, IN, 2 * H), 'recurrent_kernel': normal(1, H, 2 * H)}
+  carry, xs = (jnp.zeros((B, H)), jnp.zeros((B, H))), normal(2, 3, B, IN)
+
+  def gradient(arch, hoist=True):
+    def loss(params):
+      return tree_cell.unroll(params, arch, carry, xs, hoist=hoist, operations=cells.operations)[1].sum()
+
+    return jax.grad(loss)(params)
+
+  for hoist in (True, False):
+    assert_close(jax.tree.leaves(gradient(traced(arch), hoist)), jax.tree.leaves(gradient(arch)))
+
+
+def test_an_activation_that_is_not_chosen_does_not_touch_the_gradient_of_a_cell_of_enas(x64):
+  cells = space.enas_rnn_space(2, ('tanh', SQUARE_ROOT))
+  arch = cells.decode([0, 0, 0])
+  params = enas_cell.init(jax.random.key(0), arch, IN, H)  # of two nodes, hence the same for all cells
+
+  def gradient(arch):
+    def loss(params):
+      carry, xs = jnp.zeros((B, H)), jnp.zeros((3, B, IN))
+      return enas_cell.unroll(params, arch, carry, xs, operations=cells.operations)[1].sum()
+
+    return jax.tree.leaves(jax.grad(loss)(params))
+
+  assert_close(gradient(traced(arch)), gradient(arch))
+
+
+def test_spaces_and_cells_can_be_pickled():
+  soft = Operation('softsign', np.abs, 'jnp.abs')  # a function that pickle finds by its name
+  cells = space.tree_cell_space(2, activate=('tanh', 'sigmoid', soft))
+  found = pickle.loads(pickle.dumps(cells))
+  arch = cells.decode([0] * cells.length)
+  assert found.operations == cells.operations and found.decode([0] * cells.length) == arch
+  for held in (*COMBINATIONS, *ACTIVATIONS, soft):
+    assert pickle.loads(pickle.dumps(held)) == held
+  linen = tree_cell.TreeCell(H, arch)
+  assert pickle.loads(pickle.dumps(linen)) == linen
+  module = tree_cell.NNXTreeCell(IN, H, arch, rngs=nnx.Rngs(0))
+  x, carry = normal(0, B, IN), (jnp.ones((B, H)),) * 2
+  np.testing.assert_array_equal(pickle.loads(pickle.dumps(module))(carry, x)[1], module(carry, x)[1])

@@ -23,6 +23,7 @@ from nas_jax import operations as operations_lib
 from nas_jax.nn import products
 from nas_jax.nn import recurrent as recurrent_lib
 from nas_jax.nn.precision import at_least_float32
+from nas_jax.nn.reverse_only import reverse_only
 from nas_jax.operations import BUILT_IN, IDENTITY, Operations
 from nas_jax.space.base import is_static
 from nas_jax.space.checks import check_static
@@ -102,6 +103,7 @@ def unroll(
   Raises:
     ValueError: `arch` is no architecture of a cell, see `space.enas.check_rnn`: for example, a static one holds an
       unknown activation; or the parameters do not fit the arch.
+    TypeError: forward-mode derivatives are taken and `hoist` is True.
   """
   check_rnn(arch, operations)
   static, wanted = is_static(arch), _matrices(arch)
@@ -110,6 +112,8 @@ def unroll(
       f'nodes (={len(params["nodes"])} matrices) are not those of a {"static" if static else "traced"} cell of '
       f'{len(arch.activate)} nodes, which has {wanted}: `own` takes those of one cell out of the shared ones.'
     )
+  if hoist:
+    params, carry, xs, h_mask = reverse_only((params, carry, xs, h_mask), recurrent_lib.NO_FORWARD_MODE)
   chosen = params if static else own(params, arch)
   mask = jnp.broadcast_to(jnp.ones((), carry.dtype) if h_mask is None else h_mask, carry.shape)
   gates = products.projected(xs, chosen['kernel'], hoist)

@@ -94,5 +94,6 @@ def vary_together(arrays: PyTree, others: PyTree) -> PyTree:
   The carry of a scan and the cotangents of a `custom_vjp` must vary over the same axes before and after. Outside of
   `shard_map` this function adds a constant 0.
   """
-  zero = jnp.asarray(sum(jnp.zeros_like(array, shape=()) for array in jax.tree.leaves((arrays, others))))
+  leaves = jax.tree.leaves((arrays, others))
+  zero = jnp.asarray(sum(jnp.zeros_like(leaf, shape=(), dtype=jnp.float32) for leaf in leaves))
   return jax.tree.map(lambda array: array + zero.astype(array.dtype), arrays)

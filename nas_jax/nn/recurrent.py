@@ -109,7 +109,7 @@ def unroll(
   """
   _check_names(params)
   if hoist:
-    params, carry, xs, h_mask = reverse_only((params, carry, xs, h_mask), _FORWARD)
+    params, carry, xs, h_mask = reverse_only((params, carry, xs, h_mask), NO_FORWARD_MODE)
   (c, h), (params, xs) = carry, cast((params, xs), dtype)
   mask = jnp.ones_like(h) if h_mask is None else jnp.ones_like(h) * _leading(h_mask, h.ndim)
   gates = _normalized(projected(xs, params['kernel'], hoist), params.get('kernel_scale'), c.shape[-1])
@@ -123,7 +123,7 @@ def unroll(
   return (c, h), hs
 
 
-_FORWARD = (
+NO_FORWARD_MODE = (
   'unroll has a gradient of its own (custom_vjp), of which there is no forward mode (jvp, jacfwd, linearize): pass '
   'hoist=False for the gradient that JAX derives.'
 )

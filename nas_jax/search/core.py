@@ -149,10 +149,13 @@ def build(
   record = memory.build(space, cfg, algorithm.propose)
 
   def init(key: Key) -> SearchState:
+    if key.dtype == jnp.uint32:  # made by jax.random.PRNGKey
+      key = jax.random.wrap_key_data(key)
     run_key, own_key = jax.random.split(key)
     step = jnp.zeros((), jnp.int32)
     infinite = jnp.asarray(jnp.inf, jnp.float32)
-    nothing = Best(-infinite, step - 1, jnp.zeros(space.length, jnp.int32), step)
+    # float is float64 under x64: so are the rewards of most evaluators, and the type must not change
+    nothing = Best(-infinite.astype(float), step - 1, jnp.zeros(space.length, jnp.int32), step)
     return s.sized(record.begin(SearchState(step, run_key, algorithm.init(own_key), nothing, infinite)), 0)
 
   def ask(state: SearchState, depth: int | None = None) -> Batch:

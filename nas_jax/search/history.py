@@ -123,6 +123,7 @@ def fill(batch: Batch, outcome: Outcome) -> Outcome:
   """
   if batch.repeats is None:
     return outcome
+  outcome = outcome._replace(reward=jnp.asarray(outcome.reward))
   known, source, reward, failed = batch.repeats
   own = ~jnp.isfinite(outcome.reward)
   own = own if outcome.failed is None else own | jnp.asarray(outcome.failed, bool)

@@ -170,7 +170,12 @@ class Space:
     return total
 
   def decode(self, tokens: Sequence[int] | np.ndarray | Array, depth: int | None = None):
-    """Returns the architecture of a token sequence [T], as Python ints. Raises ValueError on a token out of range."""
+    """Returns the architecture of a token sequence [T], as Python ints.
+
+    Raises ValueError on a token out of range, on another shape, and under `jax.jit` and `jax.vmap`.
+    """
+    if isinstance(tokens, jax.core.Tracer):
+      raise ValueError('decode reads the values of tokens, which jax.jit and jax.vmap hide: use decode_batch there.')
     tokens, depth = np.asarray(tokens), self._depth(depth)
     if tokens.shape != (self.length,) or not np.issubdtype(tokens.dtype, np.integer):
       raise ValueError(
@@ -192,8 +197,13 @@ class Space:
     return self.arch_type(**{name: tuple(values) for name, values in fields.items()})
 
   def decode_batch(self, tokens: Array, depth: int | None = None) -> PyTree:
-    """Decodes token sequences [..., T] into the traced form: the NamedTuple of int32 arrays [..., len(field)]."""
-    depth = self._depth(depth)
+    """Decodes token sequences [..., T] into the traced form: the NamedTuple of int32 arrays [..., len(field)].
+
+    Raises ValueError if they have not T tokens. Their values are not checked, because they may be traced.
+    """
+    tokens, depth = jnp.asarray(tokens), self._depth(depth)
+    if not tokens.ndim or tokens.shape[-1] != self.length:
+      raise ValueError(f'tokens have shape {tokens.shape}, this {self.kind} space wants [..., {self.length}].')
     fields: dict[str, list[Array]] = {name: [] for name in self._fields}
     exists = self.exists(tokens, depth)
     for position, index in enumerate(self.owner):
@@ -223,6 +233,10 @@ class Space:
     """Returns the depth of an architecture. Raises ValueError, saying where and why, if it is not of this space."""
     if not isinstance(arch, self.arch_type):
       raise ValueError(f'a {self.kind} space wants a {self.arch_type.__name__}, not a {type(arch).__name__}.')
+    if any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(arch)):
+      raise ValueError(
+        f'the {self.arch_type.__name__} holds arrays: want Python ints here, as decode or space.unstack returns them.'
+      )
     lengths = {name: len(getattr(arch, name)) for name in self._fields}
     wanted = [self._lengths(depth) for depth in range(1, self.layers + 1)]
     if lengths not in wanted:
@@ -351,9 +365,15 @@ def stack(archs: Sequence[PyTree]) -> PyTree:
 
 
 def unstack(archs: PyTree) -> list[PyTree]:
-  """The inverse of `stack`: returns m static architectures."""
-  columns = [np.asarray(column).tolist() for column in archs]
-  return [type(archs)(*map(tuple, row)) for row in zip(*columns, strict=True)]
+  """The inverse of `stack`: returns m static architectures. Raises ValueError unless all fields are arrays [m, n]."""
+  columns = [np.asarray(column) for column in archs]
+  if any(column.ndim != 2 for column in columns):
+    shapes = ', '.join(str(column.shape) for column in columns)
+    raise ValueError(
+      f'unstack wants fields [m, n] of m architectures, got the shapes {shapes}: give a single architecture a leading '
+      'axis, and merge several such axes.'
+    )
+  return [type(archs)(*map(tuple, row)) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def is_static(arch) -> bool:

@@ -89,7 +89,10 @@ def space_of(text: str, operations: Operations = BUILT_IN) -> Space:
       spec |= {field: _handed_in(field, spec[field], operations) for field in Operations._fields if field in spec}
     return _FAMILIES[kind].make_space(**spec)
   except (KeyError, TypeError, AttributeError, OverflowError):
-    raise ValueError(f'no space of kind {kind!r} is described: want the best.json of a search.') from None
+    raise ValueError(
+      f'no space of kind {kind!r} is described: want the best.json of a search, or read the architecture by the '
+      'from_json of its space.'
+    ) from None
 
 
 def _handed_in(field: str, names: list[str], operations: Operations) -> list[Operation | str]:

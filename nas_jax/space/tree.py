@@ -7,7 +7,7 @@ from typing import NamedTuple
 from nas_jax import operations as operations_lib
 from nas_jax.operations import ACTIVATIONS, BUILT_IN, COMBINATIONS, IDENTITY, Operation, Operations
 from nas_jax.space.base import Kind, Slot, Space, canonical
-from nas_jax.space.checks import check_arch, check_fields
+from nas_jax.space.checks import check_arch, check_fields, check_static
 from nas_jax.words import counted
 
 # The names of the built-in operations; the index of a name is its id.
@@ -56,7 +56,7 @@ def tree_cell_space(
   True
   """
   if not isinstance(base, int) or not 2 <= base <= MOST_LEAVES or base & (base - 1):
-    raise ValueError(f'base (={base}) must be a power of two from 2 to {MOST_LEAVES}: 2, 4, 8, 16, ...')
+    raise ValueError(f'base (={base!r}) must be an int, a power of two from 2 to {MOST_LEAVES}: 2, 4, 8, 16, ...')
   operations_lib.check(Operations(tuple(combine), tuple(activate)))
   by_id = {
     'combine': operations_lib.by_id('combine', combine),
@@ -145,6 +145,7 @@ def leaves(arch: TreeArch) -> int:
 
 @canonical.register
 def _canonical_tree(arch: TreeArch) -> TreeArch:
+  check_static(arch, TreeArch, operations=None)
   return canonical_with_leaves(arch)[0]
 
 

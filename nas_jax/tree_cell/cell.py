@@ -7,7 +7,7 @@ from nas_jax.nn import recurrent
 from nas_jax.nn.products import Inputs
 from nas_jax.nn.recurrent import Carry
 from nas_jax.operations import BUILT_IN, Operations
-from nas_jax.space.tree import TreeArch
+from nas_jax.space.tree import TreeArch, leaves
 from nas_jax.tree_cell.program import program
 from nas_jax.types import Array, DType
 
@@ -31,7 +31,7 @@ def apply(
   Raises:
     ValueError: `arch` is invalid, see `space.tree.check_tree`: for example, a static one holds an operation that is
       neither built in nor among `operations`, or a field of a traced one is not an array [N]. Or `params` hold a name
-      that `init` does not use.
+      that `init` does not use, or are those of a cell with another number of leaves or another width.
 
   >>> import jax, jax.numpy as jnp
   >>> from nas_jax import tree_cell
@@ -41,7 +41,9 @@ def apply(
   >>> c.shape, bool((y == h).all())
   ((2, 4), True)
   """
-  return recurrent.step(*program(arch, operations), params, carry, x, h_mask=h_mask, dtype=dtype)
+  compiled = program(arch, operations)
+  _check_shapes(params, arch, carry)
+  return recurrent.step(*compiled, params, carry, x, h_mask=h_mask, dtype=dtype)
 
 
 def unroll(
@@ -93,6 +95,7 @@ def unroll(
   ((5, 2, 4), True)
   """
   cell, traced = program(arch, operations)
+  _check_shapes(params, arch, carry)
   backward_cell, _ = program(arch, operations, backward=True)
   return recurrent.unroll(
     cell,
@@ -107,3 +110,14 @@ def unroll(
     backward_cell=backward_cell,
     together=together,
   )
+
+
+def _check_shapes(params: dict[str, Array], arch: TreeArch, carry: Carry) -> None:
+  """Raises ValueError if the weights do not have H columns for each leaf of a cell, where H is the width of c."""
+  n, features = leaves(arch), carry[0].shape[-1]
+  for name in ('kernel', 'recurrent_kernel'):
+    if name in params and params[name].shape[-1] != n * features:
+      raise ValueError(
+        f'the {name} has {params[name].shape[-1]} columns: a cell of {n} leaves, with a c of width {features}, wants '
+        f'{n * features}. `init` makes the parameters of an architecture.'
+      )

@@ -222,6 +222,19 @@ def test_gradients_are_finite_differences(x64):
   check_grads(outputs, (shared, h, xs, mask), order=1, modes='rev', atol=1e-5, rtol=1e-5)
 
 
+def test_forward_mode_names_hoist_false(x64):
+  shared, h, xs, _ = example(N)
+  (arch,) = random_archs(N, 1)
+
+  def outputs(params, hoist=True):
+    return enas_cell.unroll(params, traced(arch), h, xs, hoist=hoist)[1]
+
+  with pytest.raises(TypeError, match='pass hoist=False') as error:
+    jax.jvp(outputs, (shared,), (shared,))
+  testing.one_line(error)
+  jax.jvp(lambda params: outputs(params, hoist=False), (shared,), (shared,))
+
+
 def test_hoisting_takes_the_weight_gradients_out_of_the_loop():
   shared, h, xs, _ = example(N)
   (arch,) = random_archs(N, 1)

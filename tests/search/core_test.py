@@ -210,3 +210,19 @@ def test_settings_out_of_range_are_refused(field, value):
   with pytest.raises(ValueError, match=f'^{field} ') as error:
     search.ask_tell(LAYERED, testing.search_config(**{field: value}))
   one_line(error)
+
+
+@pytest.mark.parametrize('fields', [{}, {'known': 'avoid'}, {'known': 'avoid', 'proposals': 'guided'}], ids=str)
+def test_a_key_of_the_older_kind_gives_the_same_search(fields):
+  s, state = built(**fields)
+  older = s.init(jax.random.PRNGKey(0))
+  for _ in range(2):
+    np.testing.assert_array_equal(s.ask(older).tokens, s.ask(state).tokens)
+    (state,), (older,) = (tell(s, one, [1.0, 2.0, 0.5]) for one in (state, older))
+
+
+@pytest.mark.parametrize('algorithm', algorithms.ALGORITHMS)
+def test_in_double_precision_a_search_is_one_program(x64, algorithm):
+  s = search.build(LAYERED, testing.search_config(algorithm=algorithm), lambda batch: Outcome(batch.tokens.sum(1) / 3))
+  states, (tokens, _) = search.run_seeds(s, jax.random.split(jax.random.key(0), 2), steps=2)
+  np.testing.assert_allclose(states.best.reward, tokens.sum(3).max((1, 2)) / 3, rtol=1e-15)

@@ -128,6 +128,13 @@ def test_no_token_sequence_is_trained_twice(known):
   assert (max(record['id'] for record in first.values()) == 5) == (known == 'avoid')
 
 
+def test_an_evaluator_may_return_rewards_as_a_list():
+  cfg = testing.search_config(known='reuse')
+  s = search.build(SMALL, cfg, lambda batch: Outcome([float(tokens.sum()) for tokens in batch.tokens]))
+  state = search.run(s, s.init(jax.random.key(0)), [], search.Budget(children=12))
+  assert float(state.best.reward) == state.best.tokens.sum()
+
+
 def test_reuse_proposes_what_train_proposes():
   tokens = [(s := built(known)).ask(s.init(jax.random.key(3))).tokens for known in ('train', 'reuse')]
   assert (tokens[0] == tokens[1]).all()

@@ -132,6 +132,13 @@ def test_decode_refuses(tokens, says):
   one_line(error)
 
 
+def test_decode_cannot_be_traced():
+  for transform in (jax.jit, jax.vmap):
+    with pytest.raises(ValueError, match='use decode_batch') as error:
+      transform(LAYERED.decode)(jnp.zeros((8, 8), int))
+    one_line(error)
+
+
 # -- the traced form --------------------------------------------------------------------------------------------------
 
 
@@ -167,6 +174,21 @@ def test_stack_refuses(archs, says):
   with pytest.raises(ValueError, match=says) as error:
     stack(archs)
   one_line(error)
+
+
+@pytest.mark.parametrize('tokens', [[0] * 7, jnp.zeros((2, 9), int), 0])
+def test_decode_batch_refuses_another_number_of_tokens(tokens):
+  with pytest.raises(ValueError, match=r'tokens have shape \(.*\), this .* space wants \[\.\.\., 8\]') as error:
+    LAYERED.decode_batch(tokens)
+  one_line(error)
+  assert unstack(LAYERED.decode_batch([[0] * 8])) == [LAYERED.decode([0] * 8)]
+
+
+def test_unstack_wants_one_leading_axis():
+  for axes in ((), (2, 3)):
+    with pytest.raises(ValueError, match=r'unstack wants fields \[m, n\]') as error:
+      unstack(LAYERED.decode_batch(jnp.zeros((*axes, 8), int)))
+    one_line(error)
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------------
@@ -270,12 +292,22 @@ def test_encode_describe_and_to_json_refuse(arch, says):
     one_line(error)
 
 
+@pytest.mark.parametrize('axes', [(), (3,)])
+def test_the_traced_form_is_refused_where_a_static_one_is_wanted(axes):
+  cells = tree_cell_space(2)
+  arch = cells.decode_batch(jnp.zeros((*axes, cells.length), int))
+  for translate in (cells.encode, cells.describe, cells.to_json, canonical):
+    with pytest.raises(ValueError, match=r'holds arrays: want Python ints .*space\.unstack') as error:
+      translate(arch)
+    one_line(error)
+
+
 # -- making spaces ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('base', (0, 1, -2, 3, 6, 2.0, '8', None, True))
+@pytest.mark.parametrize('base', (0, 1, -2, 3, 6, 2.0, '8', None, True, np.int64(8)))
 def test_base_must_be_a_power_of_two(base):
-  with pytest.raises(ValueError, match=r'base .* power of two') as error:
+  with pytest.raises(ValueError, match=r'base .* an int, a power of two') as error:
     tree_cell_space(base)
   one_line(error)
 

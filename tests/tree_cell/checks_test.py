@@ -81,3 +81,10 @@ def test_numpy_ints_are_ints_and_traced_archs_of_the_right_shape_pass():
   np.testing.assert_array_equal(tree_cell.apply(PARAMS, numpy, CARRY, X)[1], plain)
   traced = jax.vmap(lambda arch: tree_cell.apply(PARAMS, arch, CARRY, X)[1])(space.stack([CELL]))
   np.testing.assert_allclose(traced[0], plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize('use', ['apply', 'unroll'])
+def test_parameters_of_another_cell_are_refused(use):
+  with pytest.raises(ValueError, match=r'^the kernel has 8 columns: a cell of 8 leaves, with a c of width 4') as error:
+    USES[use](tree_cell.NASCELL)
+  one_line(error)

@@ -2,7 +2,7 @@
 
 import re
 
-from cell_examples import ALL, ARCH, FORMS, IN, SMOOTH, WAYS, H, T, assert_close, example, loss, normal, traced
+from cell_examples import ALL, ARCH, FORMS, IN, SMOOTH, WAYS, WIDTH, H, T, assert_close, example, loss, normal, traced
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType
@@ -130,3 +130,18 @@ def test_forward_mode_names_hoist_false(x64):
       derivative()
     one_line(error)
   jax.jvp(lambda p: run(p, hoist=False), (params,), (tangents,))
+
+
+@WAYS
+def test_strict_promotion(form, hoist):
+  """Types are mixed only where `dtype` asks for it."""
+  params, carry, xs = jax.tree.map(lambda value: value.astype(jnp.float32), example(WIDTH, **ALL))
+  mask, length = jnp.ones(WIDTH), jnp.array([0, 1, 2, T])
+
+  def value(params):
+    (c, _), ys = tree_cell.unroll(params, form(ARCH), carry, xs, h_mask=mask, length=length, hoist=hoist)
+    return ys.sum() + c.sum()
+
+  with jax.numpy_dtype_promotion('strict'):
+    found = jax.jit(jax.grad(value))(params)
+  assert_close(found, jax.jit(jax.grad(value))(params), 1e-6)
