@@ -66,7 +66,8 @@ def start(address: str) -> Any:
       address or None, include_dashboard=None if joins else False, log_to_driver=False, logging_level=logging.ERROR
     )
   except Exception as error:  # Ray reports a cluster that does not start by errors of many types
-    raise ValueError(f'ray_address (={address!r}): {" ".join(str(error).split())[:200]}') from None
+    why = f' ({_last_line(error.__cause__)})' if error.__cause__ else ''
+    raise ValueError(f'ray_address (={address!r}): {" ".join(str(error).split())[:200]}{why}') from None
   jax.config.update('jax_platforms', 'cpu')
   return ray
 
@@ -135,7 +136,7 @@ def hire(
     ray: as `start` returned it.
     system: of the children.
     cfg: of the search; 'child_program' is not 'auto'.
-    data_dir: the folder of data sets; every worker reads this path on its own machine.
+    data_dir: the folder of data sets, by default the current one; every worker reads this path on its own machine.
     sha256: of the data.
     workdir: of the search. Worker i saves its trainings in the folder worker-i below it. The disk need not be shared.
     size: how many workers.
@@ -147,7 +148,7 @@ def hire(
   options |= {'num_gpus': 1} if accelerator == 'GPU' else {'resources': {'TPU': 1}} if accelerator else {}
   trainer = ray.remote(**options)(Trainer)
   settings = json.dumps(config.as_json(cfg))
-  data_dir = os.path.abspath(data_dir) if data_dir else ''
+  data_dir = os.path.abspath(data_dir)  # workers of a running cluster have another current folder
 
   def spawn(index: int) -> Any:
     folder = os.path.join(os.path.abspath(workdir), f'worker-{index}')
@@ -249,6 +250,6 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
   return Crew(size, submit, collect)
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
   lines = str(error).strip().splitlines()
   return lines[-1][:400] if lines else type(error).__name__

@@ -244,17 +244,42 @@ def test_without_ray_it_says_how_to_install_it(monkeypatch):
     ray_workers.start('')
 
 
-def test_a_cluster_that_does_not_start_is_reported_in_one_line(monkeypatch):
-  """Ray raises a plain Exception if this machine is too slow to start a cluster in time."""
+def refused(*_, **__):
+  try:
+    raise RuntimeError('Last connection error: Traceback ...\nAuthenticationError: the token is missing\n\n')
+  except RuntimeError as error:
+    raise ConnectionError('Failed to connect') from error
 
-  def init(*_, **__):
-    raise Exception('The current node timed out during startup.\nSee the logs.')
 
+def too_slow(*_, **__):
+  raise Exception('The current node timed out.\nSee the logs.')  # this type indeed
+
+
+@pytest.mark.parametrize(
+  ('init', 'why'),
+  [(refused, r'Failed to connect \(AuthenticationError: the token is missing\)'), (too_slow, 'The current node timed')],
+)
+def test_a_cluster_that_cannot_be_used_is_reported_in_one_line(monkeypatch, init, why):
   monkeypatch.setitem(sys.modules, 'ray', types.SimpleNamespace(init=init))
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
-  with pytest.raises(ValueError, match="ray_address .='here:1'.: The current node timed out") as error:
+  with pytest.raises(ValueError, match=f"ray_address .='here:1'.: {why}") as error:
     ray_workers.start('here:1')
   testing.one_line(error)
+
+
+def test_workers_find_a_data_set_in_the_current_folder_of_the_search(monkeypatch, tmp_path):
+  """A worker of a running cluster is in the folder in which the cluster was started."""
+  given = []
+
+  def remote(**options):
+    return lambda kind: types.SimpleNamespace(remote=lambda *args: given.append(args))
+
+  ray = types.SimpleNamespace(cluster_resources=dict, remote=remote)
+  monkeypatch.setattr(ray_workers, 'crew_of', lambda ray, spawn, size, check: spawn(0))
+  monkeypatch.chdir(tmp_path)
+  ray_workers.hire(ray, systems.CELL, cell.smoke(), '', 'sha256', 'run', 1, lambda: None)
+  ((_, _, data_dir, _, folder, _),) = given
+  assert (data_dir, folder) == (str(tmp_path), str(tmp_path / 'run' / 'worker-0'))
 
 
 # -- with Ray --------------------------------------------------------------------------------------------------------
