@@ -156,7 +156,7 @@ def _slicing(state: Any, shards: int) -> _Slicing:
   flat, unravel = ravel_pytree(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.theta))
   size = flat.size
   if shards > size:
-    raise ValueError(f'shards (={shards}) is more than the controller has parameters, {size}.')
+    raise ValueError(f'shards (={shards}) is more than the controller has parameters, {size}: take fewer.')
 
   def cut(tree: PyTree) -> Array:
     return jnp.pad(ravel_pytree(tree)[0], (0, -size % shards)).reshape(shards, -1)

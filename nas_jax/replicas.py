@@ -79,8 +79,8 @@ def lognormal(key: Key) -> Array:
   return jnp.exp(0.3 * jax.random.normal(key))
 
 
-def check(cfg: Any) -> None:
-  """Raises ValueError if settings of a config with the fields of `Config` exclude each other."""
+def check(space: Space, cfg: Any) -> None:
+  """Raises ValueError if settings of a config with the fields of `Config` exclude each other or do not fit a space."""
   if not cfg.replicas and (cfg.accumulate > 1 or cfg.shards > 1):
     raise ValueError(
       f'accumulate (={cfg.accumulate}) and shards (={cfg.shards}) are for asynchronous replicas, and replicas is 0: '
@@ -91,6 +91,8 @@ def check(cfg: Any) -> None:
       f'known (={cfg.known}) and proposals (={cfg.proposals}) have a child depend on all before, which asynchronous '
       'replicas do not wait for: take --known=train and --proposals=policy, or --replicas=0.'
     )
+  if cfg.replicas:
+    build(core.ask_tell(space, cfg), cfg.replicas, cfg.accumulate, cfg.shards)
 
 
 def build(
@@ -119,7 +121,7 @@ def build(
 
   Raises:
     ValueError: the children share weights, are parts of token sequences or depend on a record of earlier children; or a
-      number is out of range.
+      number is out of range, such as more shards than parameters.
 
   >>> import jax
   >>> from nas_jax import replicas, search, space
@@ -245,6 +247,6 @@ def build_search(space: Space, cfg: Any, evaluate: Evaluate) -> Search:
   Raises:
     ValueError: as `check` and `search.build`.
   """
-  check(cfg)
+  check(space, cfg)
   search = core.build(space, cfg, evaluate)
   return simulated(build(search, cfg.replicas, cfg.accumulate, cfg.shards)) if cfg.replicas else search

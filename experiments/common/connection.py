@@ -2,9 +2,14 @@
 
 import atexit
 from collections.abc import Callable, Iterator
+import concurrent.futures
 import contextlib
+import functools
 import itertools
 import json
+import os
+import signal
+import socket
 import threading
 import time
 from typing import Any, NamedTuple
@@ -57,8 +62,8 @@ def join(values: flags.FlagValues) -> Connection:
   """Waits for all hosts that the flags name, and returns the connection to them. Call it before JAX is first used.
 
   Raises:
-    ValueError: the flags contradict each other, or no hosts are detected.
-    Ended: not all hosts have joined within `JOIN` seconds.
+    ValueError: the flags contradict each other, no hosts are detected, or another process has the coordinator's port.
+    Ended: not all hosts have joined within `JOIN` seconds, or this one has joined before; see `claim`.
   """
   given = [values[name].value not in (None, '') for name in ('coordinator', 'num_processes', 'process_id')]
   if any(given) and not all(given):
@@ -69,18 +74,22 @@ def join(values: flags.FlagValues) -> Connection:
     raise ValueError(
       f'process_id (={values.process_id}) must be less than num_processes (={values.num_processes}): it counts from 0.'
     )
+  if values.coordinator:
+    _check_coordinator(values.coordinator, bind=values.process_id == 0)
   # Host 0 must outlive the loss of another host to report it. SIGTERM is left to our own handler.
   jax.config.update('jax_enable_recoverability', True)
   jax.config.update('jax_enable_preemption_service', False)
+  begin = functools.partial(
+    jax.distributed.initialize,
+    values.coordinator or None,
+    values.num_processes,
+    values.process_id,
+    initialization_timeout=JOIN,
+    heartbeat_timeout_seconds=values.host_patience + 5,
+    shutdown_timeout_seconds=values.host_patience,
+  )
   try:
-    jax.distributed.initialize(
-      values.coordinator or None,
-      values.num_processes,
-      values.process_id,
-      initialization_timeout=JOIN,
-      heartbeat_timeout_seconds=values.host_patience + 5,
-      shutdown_timeout_seconds=values.host_patience,
-    )
+    _interruptible(begin)
   except ValueError as error:
     raise ValueError(
       f'--hosts: no job over several hosts is detected ({error}): give --coordinator, --num_processes and --process_id.'
@@ -90,7 +99,71 @@ def join(values: flags.FlagValues) -> Connection:
   # JAX has no public API for its key-value store; Orbax uses this private one too.
   from jax._src.distributed import global_state
 
+  claim(global_state.client, global_state.process_id)
   return connect(global_state.client, global_state.process_id, global_state.num_processes, values.host_patience)
+
+
+def _interruptible(act: Callable[[], None]) -> None:
+  """Calls a function that waits outside of Python, so that Ctrl-C still ends the process."""
+  done: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+  def run() -> None:
+    try:
+      act()
+      done.set_result(None)
+    except Exception as error:
+      done.set_exception(error)
+
+  threading.Thread(target=run, name='the wait for other hosts', daemon=True).start()
+  try:
+    done.result()
+  except KeyboardInterrupt:
+    atexit.register(watch.leave_at_once, 128 + signal.SIGINT)  # the thread still waits
+    raise
+
+
+def _check_coordinator(address: str, bind: bool) -> None:
+  """Raises ValueError if --coordinator is not IP:PORT or, with `bind`, if another process listens on this port."""
+  host, _, port = address.rpartition(':')
+  if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+    raise ValueError(f'coordinator (={address!r}) must be the address and a port of process 0, such as 10.0.0.1:8476.')
+  if not bind or 'JAX_COORDINATOR_BIND_ADDRESS' in os.environ:
+    return
+  both = socket.has_dualstack_ipv6()
+  try:  # JAX would share the port with another search, or crash
+    family = socket.AF_INET6 if both else socket.AF_INET
+    socket.create_server(('', int(port)), family=family, dualstack_ipv6=both).close()
+  except OSError as error:
+    raise ValueError(
+      f'coordinator (={address!r}): process 0 cannot listen on this port ({os.strerror(error.errno or 0)}): end the '
+      'process that does, or give all hosts another port.'
+    ) from None
+
+
+def claim(client: Any, index: int) -> None:
+  """Takes the number of this process, for good.
+
+  JAX would let a process that was started again join the search that still runs. This process would wait for tasks that
+  are over, and the others would take its signs of life for those of the process before.
+
+  Args:
+    client: the client of JAX's coordination service.
+    index: the number of this process.
+
+  Raises:
+    Ended: another process of this number has joined before.
+  """
+  try:
+    client.key_value_set_bytes(f'{watch.OURS}joined/{index}', b'', allow_overwrite=False)
+  except jax.errors.JaxRuntimeError as error:
+    if 'ALREADY_EXISTS' not in str(error):
+      raise
+    atexit.register(watch.leave_at_once, LOST)  # JAX's own exit handler would disconnect the process that joined before
+    raise Ended(
+      LOST,
+      f'a process {index} has joined this search before. If it still runs, leave it alone; if not, the other hosts '
+      'notice that within --host_patience seconds, and then the same command goes on.',
+    ) from None
 
 
 def connect(client: Any, index: int, count: int, patience: float) -> Connection:

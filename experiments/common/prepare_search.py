@@ -81,6 +81,8 @@ def prepare(systems: Sequence[System], doc: str | None, argv: Sequence[str]) -> 
   """
   configs = {system.variant: system.presets for system in systems}
   values = arguments.parse(argv, doc or '', own_flags(systems), configs, elsewhere=_elsewhere(systems))
+  if values.process_id is not None:  # else the number of this process is not known yet
+    workdirs.check_unused(_folder(_workdir(systems, values), values.process_id))
   connected = connection.join(values)
   with connected.meeting(launch.ending_before_work):
     begin = _prepare(systems, argv, values, connected)
@@ -99,8 +101,7 @@ def _prepare(
   """Returns the work of this host. Host 0 opens the workdir; every other host has a folder in it."""
   system = _chosen(values, systems)
   cfg = arguments.configure(values, system.presets)
-  name = '-'.join(filter(None, (system.launcher, system.variant, values.preset)))
-  workdir = values.workdir or f'runs/{name}'
+  workdir = _workdir(systems, values)
   if connected.processes > 1 and system.alone is None:
     raise ValueError('children that share weights are trained on one host: start this search on one alone.')
   ray = _start_workers(system, values, connected)
@@ -117,6 +118,7 @@ def _prepare(
 
   data = load(cfg)
   facts = {'data (sha256)': data.sha256[:12], 'jax': jax.__version__, **workdirs.jax_settings()}
+  facts |= {'num_processes': connected.processes}
   hosts_lib.agree(hosts, {'launcher': system.launcher, **config.as_json(cfg), **facts})
   launch.set_up_jax()
   launch.check_processes(connected.processes)
@@ -126,8 +128,7 @@ def _prepare(
   if ray and problem.program == 'auto':
     raise ValueError('child_program (=auto) is measured by this process, not by workers: take generic or specialised.')
   if not leads:
-    folder = os.path.join(workdir, f'host-{connected.process}')
-    return _prepare_to_serve(system, cfg, data, load, problem, folder, connected)
+    return _prepare_to_serve(system, cfg, data, load, problem, _folder(workdir, connected.process), connected)
   final_choice.check(system, cfg, data, workdir)
   lock = workdirs.lock(workdir)
   cfg = workdirs.open_config(workdir, cfg)
@@ -168,6 +169,17 @@ def _prepare(
   return work
 
 
+def _workdir(systems: Sequence[System], values: flags.FlagValues) -> str:
+  """Returns the workdir that the flags name."""
+  variant = values.variant if systems[0].variant else ''
+  return values.workdir or f'runs/{"-".join(filter(None, (systems[0].launcher, variant, values.preset)))}'
+
+
+def _folder(workdir: str, process: int) -> str:
+  """Returns the folder that a host locks: the workdir, or the one below it where a host saves its trainings."""
+  return os.path.join(workdir, f'host-{process}') if process else workdir
+
+
 def _start_workers(system: System, values: flags.FlagValues, connected: connection.Connection) -> Any:
   """Returns the module `ray`, connected to a cluster, or None without --workers."""
   if not values.workers:
@@ -197,10 +209,11 @@ def _prepare_to_serve(
     hosts, check = connected.checked(check)
     with lock, recovery_files.recording_crashes(folder):
       said = json.loads(hosts.get('settled'))
+      settled = config.settled(cfg, said['config'])
+      workdirs.open_trainings(folder, settled, data.sha256)
       if hosts.process not in said['lost']:  # JAX aborted this process because another was lost
         recovery_files.forget_crash(folder)
       recovery = recovery_files.recovery(folder, cfg, check, recovery_files.ONE_FILE)
-      settled = config.settled(cfg, said['config'])
       program = settled.child_program if problem.program == 'auto' else problem.program
       own = from_scratch.local_evaluators(system, settled, data, problem._replace(program=program), recovery, load)
       devices = words.counted(len(jax.local_devices()), f'{jax.default_backend()} device')

@@ -30,7 +30,7 @@ from nas_jax.types import Batch, Outcome, Repeats
 
 PATIENCE = 1.0  # seconds between two looks whether the search was asked to end
 LOCKED = 60.0  # seconds to wait for the folder of a worker
-STARTS = 10  # consecutive failures of a worker, not repaired by Ray, after which the search ends
+STARTS = 10  # consecutive failures of a worker to get ready, or to be started by Ray, after which the search ends
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -65,8 +65,9 @@ def start(address: str) -> Any:
     ray.init(
       address or None, include_dashboard=None if joins else False, log_to_driver=False, logging_level=logging.ERROR
     )
-  except (ConnectionError, RuntimeError, ValueError) as error:
-    raise ValueError(f'ray_address (={address!r}): {" ".join(str(error).split())[:200]}') from None
+  except Exception as error:  # Ray reports a cluster that does not start by errors of many types
+    why = f' ({_last_line(error.__cause__)})' if error.__cause__ else ''
+    raise ValueError(f'ray_address (={address!r}): {" ".join(str(error).split())[:200]}{why}') from None
   jax.config.update('jax_platforms', 'cpu')
   return ray
 
@@ -81,6 +82,9 @@ class Trainer:
     self._open = contextlib.ExitStack()
     self._own: dict[str, Any] = {}
 
+  def runs(self) -> None:
+    """Returns as soon as the process of the worker runs."""
+
   def ready(self) -> None:
     """Reads the data, locks the folder and makes the evaluators, once. Raises ValueError if the data differ."""
     if self._own:
@@ -90,6 +94,7 @@ class Trainer:
     if data.sha256 != self._sha256:
       raise ValueError(f'its data are others (sha256 {data.sha256[:12]}, not {self._sha256[:12]})')
     self._open.enter_context(_lock(self._folder))
+    workdirs.open_trainings(self._folder, self._cfg, self._sha256)
     self._open.enter_context(recovery_files.recording_crashes(self._folder))
     recovery = recovery_files.recovery(self._folder, self._cfg, lambda: None)
     problem = self._system.make_problem(self._cfg, data)
@@ -131,7 +136,7 @@ def hire(
     ray: as `start` returned it.
     system: of the children.
     cfg: of the search; 'child_program' is not 'auto'.
-    data_dir: the folder of data sets; every worker reads this path on its own machine.
+    data_dir: the folder of data sets, by default the current one; every worker reads this path on its own machine.
     sha256: of the data.
     workdir: of the search. Worker i saves its trainings in the folder worker-i below it. The disk need not be shared.
     size: how many workers.
@@ -143,7 +148,7 @@ def hire(
   options |= {'num_gpus': 1} if accelerator == 'GPU' else {'resources': {'TPU': 1}} if accelerator else {}
   trainer = ray.remote(**options)(Trainer)
   settings = json.dumps(config.as_json(cfg))
-  data_dir = os.path.abspath(data_dir) if data_dir else ''
+  data_dir = os.path.abspath(data_dir)  # workers of a running cluster have another current folder
 
   def spawn(index: int) -> Any:
     folder = os.path.join(os.path.abspath(workdir), f'worker-{index}')
@@ -158,10 +163,11 @@ class Worker:
 
   index: int
   actor: Any
-  asked: Any  # reference to the result of a call of `ready` or `train` that is under way; None if there is no such call
+  asked: Any  # reference to the result of the call that is under way; None if there is no such call
+  call: str = 'runs'  # which method it is a call of: first 'runs', then 'ready', then 'train' for each batch
   ticket: int | None = None  # of the batch that it trains
-  again: float = math.nan  # if the worker is lost, when `ready` is called again, on the monotonic clock; else NaN
-  deaths: int = 0  # in a row
+  again: float = math.nan  # if the worker is lost, when `runs` is called again, on the monotonic clock; else NaN
+  deaths: int = 0  # in a row, before it was ready
 
 
 def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Check) -> Crew:
@@ -187,7 +193,7 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
 
   def collect(wanted: Collection[int]) -> tuple[int, Outcome, float]:
     if not workers:
-      workers.extend(Worker(index, actor, actor.ready.remote()) for index, actor in enumerate(map(spawn, range(size))))
+      workers.extend(Worker(index, actor, actor.runs.remote()) for index, actor in enumerate(map(spawn, range(size))))
     while not (there := [ticket for ticket in wanted if ticket in answers]):
       check()
       for worker in workers:
@@ -204,9 +210,9 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
     if worker.asked is not None:
       return
     if worker.again <= time.monotonic():
-      worker.asked, worker.again = worker.actor.ready.remote(), math.nan
+      worker.asked, worker.call, worker.again = worker.actor.runs.remote(), 'runs', math.nan
     elif math.isnan(worker.again) and waiting:
-      worker.ticket = waiting.popleft()
+      worker.ticket, worker.call = waiting.popleft(), 'train'
       worker.asked = worker.actor.train.remote(tasks[worker.ticket])
 
   def hear(worker: Worker) -> None:
@@ -216,9 +222,14 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
       lost(worker, error)
       return
     except ray.exceptions.RayTaskError as error:
-      if worker.ticket is None:  # the call was `ready`
+      if isinstance(error.cause, OSError) and (worker.call == 'train' or error.cause.errno in workdirs.FULL):
+        raise error.cause from None  # ends the search as a full disk of its own would
+      if worker.call == 'ready':
         raise files.Unusable(f'worker {worker.index} cannot train: {_last_line(error)}') from None
       raise
+    if worker.call == 'runs':
+      worker.asked, worker.call = worker.actor.ready.remote(), 'ready'
+      return
     if worker.ticket is not None:
       answers[worker.ticket] = arrays.unpack(answer, [Outcome])
       del tasks[worker.ticket]
@@ -228,8 +239,10 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
     if worker.ticket is not None:
       waiting.appendleft(worker.ticket)
       warnings.warn(f'worker {worker.index} is lost; another trains its batch.', stacklevel=2)
-    if isinstance(error, ray.exceptions.ActorDiedError):  # Ray will not restart it; else it is only unavailable
-      worker.actor, worker.deaths = spawn(worker.index), worker.deaths + 1
+    died = isinstance(error, ray.exceptions.ActorDiedError)  # else Ray starts it again, and it is only unavailable
+    if died:
+      worker.actor = spawn(worker.index)
+    worker.deaths += died or worker.call == 'ready'
     if worker.deaths > STARTS:
       raise files.Unusable(f'worker {worker.index} cannot be started: {_last_line(error)}')
     worker.ticket, worker.asked, worker.again = None, None, time.monotonic() + PATIENCE
@@ -237,6 +250,6 @@ def crew_of(ray: Any, spawn: Callable[[int], Any], size: int, check: launch.Chec
   return Crew(size, submit, collect)
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
   lines = str(error).strip().splitlines()
-  return lines[-1][:200] if lines else type(error).__name__
+  return lines[-1][:400] if lines else type(error).__name__

@@ -3,6 +3,7 @@
 It also checks whether others have ended or are lost. The hosts communicate through JAX's coordination service, which
 process 0 runs. Besides the keys of `nas_jax.hosts` there are these:
 
+* `joined/HOST`: a process of this number has joined; a second one is refused.
 * `beat/HOST`: a growing count.
 * `end/HOST`: the exit code of a host that ends before the search does, and why.
 * `gone/HOST`: the host is about to exit; the value says whether it takes part in JAX's own shutdown.

@@ -59,6 +59,36 @@ def lock(workdir: str, flag: str = 'workdir') -> contextlib.AbstractContextManag
   return lock
 
 
+def check_unused(workdir: str, flag: str = 'workdir') -> None:
+  """Raises as `lock` does if the folder is there and another process uses it."""
+  if os.path.exists(os.path.join(workdir, 'lock')):
+    lock(workdir, flag)  # released at once
+
+
+def open_trainings(folder: str, cfg: Any, sha256: str) -> None:
+  """Notes in the folder of a host or worker which search its trainings are of, or checks that they are of this one.
+
+  Such a folder may be on a disk of its own, and outlive the workdir of the search. Trainings are recalled by names that
+  tell neither the config nor the data.
+
+  Args:
+    folder: where the host or worker saves its trainings.
+    cfg: the config of the search; nothing is left open in it.
+    sha256: of the data.
+
+  Raises:
+    files.Unusable: the folder cannot be written, or holds trainings of another config, other data or other settings of
+      JAX.
+    OSError: there is no space.
+  """
+  try:
+    open_config(folder, cfg)
+    check_data(folder, sha256)
+    note_data(folder, sha256)
+  except ValueError as error:
+    raise files.Unusable(f'{error} If the folder is left from a search that is gone, remove it.') from None
+
+
 def _unusable(workdir: str, error: OSError, flag: str) -> Exception:
   if error.errno in FULL:
     return OSError(error.errno, error.strerror, error.filename or workdir)

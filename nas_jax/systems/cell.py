@@ -191,7 +191,7 @@ def make_problem(cfg: Config, text: text_lib.Text, cell: language_model.Cell | N
   config.check(cfg)
   made = make_space(cfg)
   search.check(made, cfg)
-  replicas.check(cfg)
+  replicas.check(made, cfg)
   halving.check(cfg, cfg.max_children)
   trees, cell = cell is None, cell or language_model.tree(made.operations)
   hidden = width(cfg, text, cell, made.decode(np.zeros(made.length, int)))

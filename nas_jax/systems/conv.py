@@ -217,15 +217,15 @@ def build(
 def check(cfg: Config, images: images_lib.Images) -> None:
   """Raises ValueError, before anything compiles, if a field has an impossible value; the message says what fits."""
   config.check(cfg)
-  search.check(make_space(cfg), cfg)
-  replicas.check(cfg)
+  made = make_space(cfg)
+  search.check(made, cfg)
+  replicas.check(made, cfg)
   halving.check(cfg, cfg.max_children)
   costs.check(cfg)
   height, width, _ = images.shape
   for name, labels in (('strides', cfg.strides), ('pools', cfg.pools)):
     if max(labels) > min(height, width):
       raise ValueError(f'{name} (={labels}): {max(labels)} is more than the images have, {height} x {width} pixels.')
-  made = make_space(cfg)
   weights = space.count(classifier.widest(made), images.shape, images.classes, classifier.network_options(cfg)).params
   child_lib.check_weights(weights, 'fewer filters, smaller ones, or a smaller max_depth.')
   if cfg.child_program == 'generic' and (why := needs_own_programs(cfg)):

@@ -92,7 +92,7 @@ def make_problem(cfg: Config, data: Sequences, kind: language_model.Cell | None 
   config.check(cfg)
   made = make_space(cfg)
   search.check(made, cfg)
-  replicas.check(cfg)
+  replicas.check(made, cfg)
   halving.check(cfg, cfg.max_children)
   chosen, first = kind or language_model.tree(made.operations), made.decode(np.zeros(made.length, int))
   recurrent.weights(cfg, data, chosen, first, cfg.hidden)

@@ -2,11 +2,13 @@
 
 import atexit
 import concurrent.futures
+import dataclasses
 import functools
 import json
 import os
 import pathlib
 import signal
+import socket
 import stat
 import subprocess
 import threading
@@ -19,8 +21,8 @@ import testing
 from tools import kill, kill_hosts
 
 from experiments import cell_search, conv_search, enas_search
-from experiments.common import connection, launch, watch
-from nas_jax import config, hosts
+from experiments.common import connection, launch, prepare_search, systems, watch, workdirs
+from nas_jax import config, files, hosts
 from nas_jax.systems import conv
 from nas_jax.training.recovery import Stopped
 
@@ -123,7 +125,8 @@ def test_what_one_host_refuses_ends_all(tmp_path):
 def wait_for(condition, launched, workdir):
   limit = time.monotonic() + 300
   while not condition():
-    assert time.monotonic() < limit and all(process.poll() is None for process in launched), logs(workdir, 2)
+    running = all(process.poll() is None for process in launched)
+    assert time.monotonic() < limit and running, logs(workdir, len(launched))
     time.sleep(0.02)
 
 
@@ -189,8 +192,9 @@ class Service:
     self.values, self.changed = {}, threading.Condition()
 
   def key_value_set_bytes(self, key, value, allow_overwrite):
-    assert allow_overwrite
     with self.changed:
+      if key in self.values and not allow_overwrite:
+        raise jax.errors.JaxRuntimeError(f'ALREADY_EXISTS: key {key} already exists.')
       self.values[key] = value
       self.changed.notify_all()
 
@@ -304,6 +308,17 @@ def test_an_error_of_one_host_is_told_to_the_others(service, monkeypatch):
     both[0].checked(functools.partial(launch._check, [signal.SIGTERM]))[1]()
 
 
+def test_a_process_that_was_started_again_does_not_join_the_search_that_still_runs(service, monkeypatch):
+  exits = []
+  monkeypatch.setattr(atexit, 'register', lambda function, *args: exits.append((function, args)))
+  connection.claim(service, 0)
+  connection.claim(service, 1)
+  with pytest.raises(hosts.Ended, match='a process 1 has joined this search before') as raised:
+    connection.claim(service, 1)
+  testing.one_line(raised)
+  assert raised.value.code == 75 and exits == [(watch.leave_at_once, (75,))]
+
+
 # -- what the flags leave open --------------------------------------------------------------------------------------
 
 
@@ -313,7 +328,9 @@ def prepare_two(service, monkeypatch, tmp_path):
   monkeypatch.setattr(launch, 'set_up_jax', lambda: None)  # JAX runs already
   monkeypatch.setattr(atexit, 'register', lambda *args: None)
   both = [connection.connect(service, host, 2, 20) for host in (0, 1)]
-  monkeypatch.setattr(connection, 'join', lambda values: both[values.process_id])
+  monkeypatch.setattr(
+    connection, 'join', lambda values: both[values.process_id]._replace(processes=values.num_processes or 2)
+  )
 
   def prepare(*given, differing=()):
     command = ['conv_search', '--preset=smoke', '--child_program=auto', f'--workdir={tmp_path}/run', *given]
@@ -350,6 +367,41 @@ def test_a_flag_of_host_0_is_not_what_the_others_take(prepare_two, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_hosts_must_agree_on_their_number(prepare_two, tmp_path):
+  """Otherwise they would cut batches into different shares."""
+  errors = prepare_two('--num_processes=2', differing=('--num_processes=3',))
+  assert all('num_processes (2 on host 0, 3 on host 1)' in str(error) for error in errors)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('changed', [{}, {'max_children': 7}, {'lr': (0.5,)}, {'sha256': 'f' * 64}])
+def test_a_host_refuses_trainings_that_are_left_of_another_search(service, tmp_path, changed):
+  """They would be recalled for the children of this search, because their names do not tell how they were trained."""
+  cfg, one = dataclasses.replace(conv.smoke(), data_seed=0), connection.connect(service, 1, 2, 20)
+  data = systems.CONV.load(cfg, '')
+  service.values['nas_jax/task/0'] = b''
+
+  def serve(cfg, data):
+    service.values['nas_jax/settled'] = json.dumps({'config': config.as_json(cfg), 'lost': []}).encode()
+    problem = systems.CONV.make_problem(cfg, data)
+    folder = str(tmp_path / 'run' / 'host-1')
+    prepare_search._prepare_to_serve(systems.CONV, cfg, data, None, problem, folder, one)(nothing)
+
+  try:
+    serve(cfg, data)
+    sha256 = changed.pop('sha256', data.sha256)
+    other = functools.partial(serve, dataclasses.replace(cfg, **changed), data._replace(sha256=sha256))
+    if 'lr' in changed or sha256 != data.sha256:
+      with pytest.raises(files.Unusable, match='host-1.*(lr|other data).*remove it') as error:
+        other()
+      testing.one_line(error)
+    else:
+      other()
+  finally:
+    service.values |= {f'nas_jax/gone/{host}': b'alone' for host in range(2)}
+    one.leave()
+
+
 # -- what is refused before any process waits for another ----------------------------------------------------------
 
 
@@ -360,6 +412,9 @@ def test_a_flag_of_host_0_is_not_what_the_others_take(prepare_two, tmp_path):
     (['--process_id=0', '--num_processes=2'], 'belong together'),
     (['--coordinator=127.0.0.1:1', '--process_id=2', '--num_processes=2'], 'must be less than num_processes'),
     (['--hosts'], 'no job over several hosts is detected'),
+    (['--coordinator=10.0.0.1', '--process_id=0', '--num_processes=2'], 'must be the address and a port'),
+    (['--coordinator=10.0.0.1', '--process_id=1', '--num_processes=2'], 'must be the address and a port'),
+    (['--coordinator=10.0.0.1:99999', '--process_id=0', '--num_processes=2'], 'must be the address and a port'),
   ],
 )
 def test_flags_that_do_not_fit_together(tmp_path, monkeypatch, given, why):
@@ -370,6 +425,35 @@ def test_flags_that_do_not_fit_together(tmp_path, monkeypatch, given, why):
     cell_search.prepare(['cell_search', '--preset=smoke', f'--workdir={tmp_path}/run', *given])
   testing.one_line(error)
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_port_of_another_search_is_not_shared_with_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax.distributed, 'initialize', None)
+  with socket.create_server(('127.0.0.1', 0)) as other:
+    address = f'127.0.0.1:{other.getsockname()[1]}'
+    flags = [f'--coordinator={address}', '--num_processes=2', '--process_id=0', f'--workdir={tmp_path}/run']
+    with pytest.raises(ValueError, match=f'coordinator .={address!r}.*cannot listen on this port') as error:
+      cell_search.prepare(['cell_search', '--preset=smoke', *flags])
+  testing.one_line(error)
+
+
+@pytest.mark.parametrize(('process', 'folder'), [(0, '.'), (1, 'host-1')])
+def test_a_process_that_runs_already_is_not_started_again(tmp_path, monkeypatch, process, folder):
+  """It would join the search that runs, and its failure would end this search."""
+  monkeypatch.setattr(connection, 'join', None)
+  lock = workdirs.lock(str(tmp_path / 'run' / folder))
+  flags = ['--coordinator=127.0.0.1:1', '--num_processes=2', f'--process_id={process}', f'--workdir={tmp_path}/run']
+  with lock, pytest.raises(ValueError, match='in use by another process') as error:
+    cell_search.prepare(['cell_search', '--preset=smoke', *flags])
+  testing.one_line(error)
+
+
+def test_ctrl_c_ends_a_process_that_waits_for_the_others(tmp_path):
+  flags = (f'--coordinator=127.0.0.1:{kill_hosts.free_port()}', '--num_processes=2', '--process_id=0')
+  (process,), log = kill_hosts.start((*CELL, *flags), tmp_path / 'run', 1, 1), kill_hosts.log_of(tmp_path / 'run', 0)
+  wait_for(lambda: 'recoverable' in log.read_text(), [process], tmp_path / 'run')  # JAX's service has begun
+  process.send_signal(signal.SIGINT)
+  assert kill_hosts.ends([process], 60) == [130] and 'stopped by SIGINT before' in log.read_text(), log.read_text()
 
 
 @pytest.mark.parametrize('prepare', [cell_search.prepare, enas_search.prepare])

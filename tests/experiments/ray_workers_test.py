@@ -1,12 +1,15 @@
 """Workers of a search, some of which are lost, with a fake of Ray and with Ray itself."""
 
 import collections
+import dataclasses
 import importlib.util
+import json
 import os
 import pathlib
 import random
 import signal
 import subprocess
+import sys
 import time
 import types
 
@@ -18,8 +21,9 @@ import testing
 from tools import kill_ray
 
 from experiments import cell_search, enas_search
-from experiments.common import ray_workers
-from nas_jax import arrays, crew, files, hosts, replicas, search
+from experiments.common import launch, ray_workers, systems
+from nas_jax import arrays, config, crew, files, hosts, replicas, search
+from nas_jax.systems import cell
 from nas_jax.training.recovery import Stopped
 from nas_jax.types import Batch, Outcome
 
@@ -38,6 +42,7 @@ class FakeRay:
   def __init__(self, seed=0, lose=0.0):
     self.rng, self.lose, self.calls, self.spawned = random.Random(seed), lose, {}, collections.Counter()
     errors = {name: type(name, (Exception,), {}) for name in ('RayActorError', 'RayTaskError')}
+    errors['RayTaskError'].cause = None
     errors['ActorDiedError'] = type('ActorDiedError', (errors['RayActorError'],), {})
     self.exceptions = types.SimpleNamespace(**errors)
 
@@ -52,7 +57,7 @@ class FakeRay:
 
       return types.SimpleNamespace(remote=remote)
 
-    return types.SimpleNamespace(ready=method(self.ready), train=method(self.train))
+    return types.SimpleNamespace(**{name: method(getattr(self, name)) for name in ('runs', 'ready', 'train')})
 
   def wait(self, refs, num_returns, timeout):
     assert refs and num_returns == 1 and timeout == ray_workers.PATIENCE
@@ -63,6 +68,9 @@ class FakeRay:
       raise self.rng.choice([self.exceptions.RayActorError, self.exceptions.ActorDiedError])('it died')
     call, args = self.calls[ref]
     return call(*args)
+
+  def runs(self):
+    pass
 
   def ready(self):
     pass
@@ -126,14 +134,39 @@ def test_a_worker_that_is_starting_again_is_waited_for(batch):
   """Ray reports at each call that the actor is not available yet."""
   ray, asked = FakeRay(), []
 
-  def ready():
+  def runs():
     asked.append(0)
     if len(asked) < 50:
       raise ray.exceptions.RayActorError('it is starting again')
 
-  ray.ready = ready
+  ray.runs = runs
   found = crew.elsewhere(crew_of(ray, 1), ['children'], True)['children'](batch)
   assert found.reward.tolist() == evaluate(batch).reward.tolist() and len(asked) == 50
+
+
+def test_a_worker_that_always_crashes_before_it_is_ready_ends_the_search(batch):
+  """Ray starts its process again each time, and reports only that it is not available."""
+  ray, asked = FakeRay(), []
+
+  def ready():
+    asked.append(0)
+    raise ray.exceptions.RayActorError('it is not available')
+
+  ray.ready = ready
+  with pytest.raises(files.Unusable, match='worker 0 cannot be started: it is not available'):
+    crew.elsewhere(crew_of(ray, 1, bounded(200)), ['children'], True)['children'](batch)
+  assert len(asked) == ray_workers.STARTS + 1
+
+
+def bounded(looks):
+  """Returns a check that fails after some calls."""
+  seen = []
+
+  def check():
+    seen.append(0)
+    assert len(seen) < looks, 'it waits for ever'
+
+  return check
 
 
 def test_a_worker_with_other_data_ends_the_search(batch):
@@ -145,6 +178,43 @@ def test_a_worker_with_other_data_ends_the_search(batch):
   ray.ready = ready
   with pytest.raises(files.Unusable, match='worker . cannot train: ValueError: its data are others'):
     crew.elsewhere(crew_of(ray), ['children'], True)['children'](batch)
+
+
+@pytest.mark.parametrize('call', ['ready', 'train'])
+def test_a_full_disk_of_a_worker_ends_the_search_as_its_own_would(batch, call):
+  ray = FakeRay()
+
+  def fail(*_):
+    error = ray.exceptions.RayTaskError('Traceback ...\nOSError: [Errno 28] No space left on device')
+    error.cause = OSError(28, 'No space left on device', 'worker-0/started.jsonl')
+    raise error
+
+  setattr(ray, call, fail)
+  with pytest.raises(OSError, match='No space left') as raised:
+    crew.elsewhere(crew_of(ray), ['children'], True)['children'](batch)
+  code, message = launch.ending(raised.value)
+  assert code == 74 and message.startswith('worker-0/started.jsonl cannot be written')
+
+
+def trainer(cfg, folder, sha256=''):
+  system = systems.CELL
+  sha256 = sha256 or system.load(cfg, '').sha256
+  return ray_workers.Trainer(system.name, json.dumps(config.as_json(cfg)), '', sha256, str(folder), 1)
+
+
+def test_a_worker_refuses_trainings_that_are_left_of_another_search(tmp_path, monkeypatch):
+  """They would be recalled for the children of this search, because their names do not tell how they were trained."""
+  monkeypatch.setattr(launch, 'set_up_jax', lambda cores: None)  # JAX runs already
+  cfg = dataclasses.replace(cell.smoke(), data_seed=0)
+  for changed in ({}, {}, {'max_children': 7}, {'lr': 0.5}):
+    one = trainer(dataclasses.replace(cfg, **changed), tmp_path / 'worker-0')
+    with one._open:
+      if 'lr' not in changed:
+        one.ready()
+        continue
+      with pytest.raises(files.Unusable, match=r'worker-0.*lr \(.* -> 0.5\).*remove it') as error:
+        one.ready()
+      testing.one_line(error)
 
 
 def test_who_waits_for_workers_can_be_stopped(batch):
@@ -172,6 +242,44 @@ def test_without_ray_it_says_how_to_install_it(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(ImportError, match=r"--workers needs ray.*'nas_jax\[ray\]'"):
     ray_workers.start('')
+
+
+def refused(*_, **__):
+  try:
+    raise RuntimeError('Last connection error: Traceback ...\nAuthenticationError: the token is missing\n\n')
+  except RuntimeError as error:
+    raise ConnectionError('Failed to connect') from error
+
+
+def too_slow(*_, **__):
+  raise Exception('The current node timed out.\nSee the logs.')  # this type indeed
+
+
+@pytest.mark.parametrize(
+  ('init', 'why'),
+  [(refused, r'Failed to connect \(AuthenticationError: the token is missing\)'), (too_slow, 'The current node timed')],
+)
+def test_a_cluster_that_cannot_be_used_is_reported_in_one_line(monkeypatch, init, why):
+  monkeypatch.setitem(sys.modules, 'ray', types.SimpleNamespace(init=init))
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+  with pytest.raises(ValueError, match=f"ray_address .='here:1'.: {why}") as error:
+    ray_workers.start('here:1')
+  testing.one_line(error)
+
+
+def test_workers_find_a_data_set_in_the_current_folder_of_the_search(monkeypatch, tmp_path):
+  """A worker of a running cluster is in the folder in which the cluster was started."""
+  given = []
+
+  def remote(**options):
+    return lambda kind: types.SimpleNamespace(remote=lambda *args: given.append(args))
+
+  ray = types.SimpleNamespace(cluster_resources=dict, remote=remote)
+  monkeypatch.setattr(ray_workers, 'crew_of', lambda ray, spawn, size, check: spawn(0))
+  monkeypatch.chdir(tmp_path)
+  ray_workers.hire(ray, systems.CELL, cell.smoke(), '', 'sha256', 'run', 1, lambda: None)
+  ((_, _, data_dir, _, folder, _),) = given
+  assert (data_dir, folder) == (str(tmp_path), str(tmp_path / 'run' / 'worker-0'))
 
 
 # -- with Ray --------------------------------------------------------------------------------------------------------

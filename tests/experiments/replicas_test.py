@@ -105,6 +105,7 @@ def test_workdirs_from_before_are_of_synchronous_searches():
     ({'accumulate': 10}, r'accumulate \(=10\).*replicas is 0.*--replicas=1'),
     ({'replicas': 2, 'known': 'reuse'}, 'known.*--known=train'),
     ({'replicas': 2, 'proposals': 'guided'}, 'proposals.*--proposals=policy'),
+    ({'replicas': 2, 'shards': 10**6}, r'shards \(=1000000\) is more than the controller has parameters.*take fewer'),
   ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes, message):
