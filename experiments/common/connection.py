@@ -8,7 +8,6 @@ import functools
 import itertools
 import json
 import os
-import signal
 import socket
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 from absl import flags
 import jax
 
-from experiments.common import watch
+from experiments.common import launch, watch
 from nas_jax.hosts import ALONE, LOST, Ended, Hosts
 
 JOIN = 1800  # seconds to wait for all hosts to start; installing an environment takes minutes
@@ -104,7 +103,7 @@ def join(values: flags.FlagValues) -> Connection:
 
 
 def _interruptible(act: Callable[[], None]) -> None:
-  """Calls a function that waits outside of Python, so that Ctrl-C still ends the process."""
+  """Calls a function that waits outside of Python, so that Ctrl-C and SIGTERM still end the process."""
   done: concurrent.futures.Future[None] = concurrent.futures.Future()
 
   def run() -> None:
@@ -117,8 +116,8 @@ def _interruptible(act: Callable[[], None]) -> None:
   threading.Thread(target=run, name='the wait for other hosts', daemon=True).start()
   try:
     done.result()
-  except KeyboardInterrupt:
-    atexit.register(watch.leave_at_once, 128 + signal.SIGINT)  # the thread still waits
+  except KeyboardInterrupt as error:
+    atexit.register(watch.leave_at_once, launch.ending_before_work(error)[0])  # the thread still waits
     raise
 
 

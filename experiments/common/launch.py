@@ -39,10 +39,13 @@ def main(prepare: Callable[[Sequence[str]], Work]) -> None:
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   signal.signal(signal.SIGINT, signal.default_int_handler)  # replaces the handler that `experiments` set for imports
   with streams.tolerant(), _one_line_each():
+    before = signal.signal(signal.SIGTERM, _interrupt)  # several hosts tell one another why they end
     try:
       work = prepare(sys.argv)
     except (Exception, KeyboardInterrupt) as error:
       _end(error, *ending_before_work(error))
+    finally:
+      signal.signal(signal.SIGTERM, before)
     with _signals() as asked:
       try:
         work(functools.partial(_check, asked))
@@ -50,8 +53,12 @@ def main(prepare: Callable[[Sequence[str]], Work]) -> None:
         _end(error, *ending(error))
 
 
+def _interrupt(number: int, frame: Any) -> NoReturn:
+  raise KeyboardInterrupt(number)
+
+
 def _end(error: BaseException, code: int, message: str) -> NoReturn:
-  if code == FAULT:
+  if code == FAULT and not isinstance(error, Ended):  # the host that failed has the traceback
     raise error
   say(message)
   if code == CANNOT_WRITE:
@@ -66,7 +73,8 @@ def ending_before_work(error: BaseException) -> tuple[int, str]:
   if isinstance(error, OSError) and error.errno not in workdirs.FULL:
     return 2, f'{error.filename or "a file"} cannot be used ({error.strerror})'
   if isinstance(error, KeyboardInterrupt):
-    return 128 + signal.SIGINT, 'stopped by SIGINT before anything was begun.'
+    number = error.args[0] if error.args else signal.SIGINT
+    return 128 + number, f'stopped by {signal.Signals(number).name} before anything was begun.'
   return ending(error)
 
 

@@ -60,10 +60,14 @@ def start(address: str) -> Any:
   lazy.require('ray', '--workers', 'ray')
   import ray
 
-  joins = address or os.environ.get('RAY_ADDRESS')
+  # Without an address Ray would look for a cluster that was started on this machine, and fail if that has crashed.
+  chosen = address or os.environ.get('RAY_ADDRESS') or 'local'
   try:
     ray.init(
-      address or None, include_dashboard=None if joins else False, log_to_driver=False, logging_level=logging.ERROR
+      chosen,
+      include_dashboard=False if chosen == 'local' else None,
+      log_to_driver=False,
+      logging_level=logging.ERROR,
     )
   except Exception as error:  # Ray reports a cluster that does not start by errors of many types
     why = f' ({_last_line(error.__cause__)})' if error.__cause__ else ''

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ from experiments import (
 from experiments import retrain as retrain_launcher
 from experiments.common import arguments, launch, retraining, systems, usage, workdirs
 from nas_jax import config, files
+from nas_jax.hosts import Ended
 from nas_jax.published import ENAS_RNN, NASCELL
 from nas_jax.report import rankings
 from nas_jax.space import RnnArch, enas_rnn_space, tree_cell_space
@@ -603,12 +605,26 @@ def test_what_ends_it_in_start_up_is_one_line(monkeypatch, capsys, error, code, 
   assert left.value.code == code and words in said and said.count('\n') == 1
 
 
+def test_sigterm_in_start_up_is_one_line(capsys):
+  """So that it can be told to other hosts."""
+
+  def prepare(argv):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+
+  with pytest.raises(SystemExit) as left:
+    launch.main(prepare)
+  assert left.value.code == 143 and capsys.readouterr().err.endswith('stopped by SIGTERM before anything was begun.\n')
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 @pytest.mark.parametrize(
   ('error', 'code'),
   [
     (files.Unusable('other results'), 2),
     (OSError(errno.ESTALE, 'Stale file handle'), 74),
     (OSError(errno.ENOSPC, 'No space left on device'), 74),
+    (Ended(1, 'host 1: RuntimeError: it failed'), 1),  # that host prints the traceback
   ],
 )
 def test_what_ends_the_work_is_one_line(monkeypatch, capsys, error, code):

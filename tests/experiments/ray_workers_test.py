@@ -244,6 +244,20 @@ def test_without_ray_it_says_how_to_install_it(monkeypatch):
     ray_workers.start('')
 
 
+@pytest.mark.parametrize(
+  ('flag', 'variable', 'wanted'), [('', '', 'local'), ('', 'there:1', 'there:1'), ('here:1', 'there:1', 'here:1')]
+)
+def test_a_new_cluster_is_started_unless_one_is_named(monkeypatch, flag, variable, wanted):
+  """Given None, Ray joins a cluster that was started on this machine before, even one that has crashed."""
+  asked = []
+  ray = types.SimpleNamespace(init=lambda address, **_: asked.append(address))
+  monkeypatch.setitem(sys.modules, 'ray', ray)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: name)
+  monkeypatch.setattr(jax.config, 'update', lambda *_: None)
+  monkeypatch.setenv('RAY_ADDRESS', variable)
+  assert ray_workers.start(flag) is ray and asked == [wanted]
+
+
 def refused(*_, **__):
   try:
     raise RuntimeError('Last connection error: Traceback ...\nAuthenticationError: the token is missing\n\n')
