@@ -136,7 +136,8 @@ def _strangers(folder: str) -> list[str]:
 
 def _sound(folder: str, step: int, like: PyTree | Callable[[int], PyTree], older: Callable[[Any], Layouts]) -> PyTree:
   """Returns the state of a step. Raises an exception of any kind if the state cannot be read."""
-  manager = _manager(folder, None)
+  # Only a saver deletes what is half-written: Orbax does so in the background, and two managers would hit each other.
+  manager = _manager(folder, None, write=False)
   try:
     wanted = like(step) if callable(like) else like
     try:

@@ -46,6 +46,21 @@ def test_the_newest_state_comes_back(folder, states):
   assert jax.random.uniform(found.key) == jax.random.uniform(states[1].key)
 
 
+def test_only_a_saver_deletes_what_is_half_written(folder, states):
+  """Orbax deletes in a thread that it does not wait for: beside a saver's, one of the two would find files missing."""
+  half = pathlib.Path(folder, '3.orbax-checkpoint-tmp-7')
+  half.mkdir()
+  before = set(threading.enumerate())
+  checkpoint.restore(folder, states[0])
+  for thread in set(threading.enumerate()) - before:
+    thread.join(5)
+  assert half.exists()
+  save, close = checkpoint.saver(folder)
+  save(3, states[0])
+  close()
+  assert not half.exists()
+
+
 def test_nothing_there(tmp_path, states):
   assert checkpoint.restore(str(tmp_path / 'none'), states[0]) is None
 
