@@ -80,9 +80,16 @@ def run(
   with Progress().phase('retraining', len(archs) * each, 'epochs') as advance:
     for name, arch in archs.items():
       subject = Subject(recipe_of(system), cfg, data, name, arch, _folder(results, name, arch), check, advance)
-      rows = [row for row in rows if row['name'] != name] + retrain_arch(subject)
+      rows = _with_rows(rows, name, retrain_arch(subject))
       workdirs.write_json(path, {'rows': rows, 'setting': setting})
   print(f'\n{table(rows, system)}\n{setting}\nresults and models in {results}')
+
+
+def _with_rows(rows: Sequence[dict[str, Any]], name: str, new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Returns `rows`, then those of the architecture `name`: of sizes that `new` does not have, and all of `new`."""
+  sizes = {row['size'] for row in new}
+  others = [row for row in rows if row['name'] != name]
+  return others + [row for row in rows if row['name'] == name and row['size'] not in sizes] + list(new)
 
 
 def epochs_of_choice(system: System, cfg: retrain.Config, candidates: int, groups: int) -> int:

@@ -292,8 +292,12 @@ def test_what_was_finished_is_not_trained_again(tmp_path, monkeypatch):
   first = run(tmp_path)
   other = run(tmp_path, {'other': 'LSTM'})
   assert [row['name'] for row in other['rows']] == ['mine', 'other'] and other['rows'][0] == first['rows'][0]
+  wider = run(tmp_path, sizes=('6', '4'))
+  assert [(row['name'], row['size']) for row in wider['rows']] == [('other', '4'), ('mine', '6'), ('mine', '4')]
   monkeypatch.setattr(full_training, 'run', None)  # would fail
-  assert {row['name']: row for row in run(tmp_path)['rows']}['mine'] == first['rows'][0]
+  again = run(tmp_path)['rows']
+  assert [(row['name'], row['size']) for row in again] == [('other', '4'), ('mine', '6'), ('mine', '4')]
+  assert again[-1] == first['rows'][0] and again[1] == wider['rows'][1]
 
 
 @pytest.mark.long
