@@ -10,7 +10,7 @@ import os
 
 from experiments.common import retraining, rung_stage, workdirs
 from experiments.common.stages import Found, Run
-from experiments.common.systems import Arch, Config, Data, System
+from experiments.common.systems import Arch, Config, Data, System, goal
 from nas_jax import draw, search, words
 from nas_jax.report import rankings, rungs
 from nas_jax.search import journal
@@ -79,7 +79,7 @@ def run(run: Run, found: Mapping[str, Found]) -> str:
   groups: dict[str, Mapping[str, Arch]] = {}
   for name, searched in found.items():
     each = rung_stage.of(system, run.cfg, made, searched.folder, searched.records)
-    best = rungs.best_first(each, made, system.metric)[: run.cfg.final_children]
+    best = rungs.best_first(each, made, goal(system, run.cfg))[: run.cfg.final_children]
     named = {f'{name} child {record["id"]}': record for _, record in best}
     groups[name] = {who: rankings.arch_of(made, record) for who, record in named.items()}
     records |= named

@@ -86,10 +86,17 @@ def run(
 
 
 def _with_rows(rows: Sequence[dict[str, Any]], name: str, new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Returns `rows`, then those of the architecture `name`: of sizes that `new` does not have, and all of `new`."""
+  """Returns `rows` with those of the architecture `name` replaced by `new`, except for sizes that `new` does not have.
+
+  Architectures stay in the order in which they were first trained.
+  """
+  by_name = {one: list[dict[str, Any]]() for one in [*(row['name'] for row in rows), name]}
   sizes = {row['size'] for row in new}
-  others = [row for row in rows if row['name'] != name]
-  return others + [row for row in rows if row['name'] == name and row['size'] not in sizes] + list(new)
+  for row in rows:
+    if row['name'] != name or row['size'] not in sizes:
+      by_name[row['name']].append(row)
+  by_name[name] += new
+  return [row for of_name in by_name.values() for row in of_name]
 
 
 def epochs_of_choice(system: System, cfg: retrain.Config, candidates: int, groups: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from nas_jax import config
 from nas_jax.search import algorithms, history, memory
@@ -117,7 +118,7 @@ def check(space: Space, cfg: Config) -> None:
 def build(
   space: Space,
   cfg: Config,
-  evaluate: Evaluate,
+  evaluate: Callable[[Batch], Outcome | ArrayLike | Sequence[float]],
   credit: Callable[[SearchState, Batch, Array], Array] = lambda state, batch, value: value,
   remember: Callable[[SearchState, Batch, Outcome], SearchState] = lambda state, batch, outcome: state,
 ) -> Search:
@@ -126,7 +127,8 @@ def build(
   Args:
     space: the space of the children.
     cfg: the algorithm and its settings, the size of a batch, the schedule of depths.
-    evaluate: trains and scores children, with one reward for each child or for each of its layers.
+    evaluate: trains and scores children, with one reward for each child or for each of its layers. It may return only
+      the rewards, such as a list of numbers, see `outcomes.as_outcome`.
     credit: maps the advantages of a batch, [m] or [m, L], to the credits of its layers.
     remember: returns the state with `children` and `replay` set from an outcome. The state that it
       gets has the algorithm's part from before the update.
@@ -137,7 +139,7 @@ def build(
   >>> import jax
   >>> from nas_jax import search, space
   >>> sp = space.choice_space({'width': ('16', '32', '64'), 'depth': ('2', '4')})
-  >>> s = search.build(sp, search.Config(m=4, algorithm='random'), lambda batch: Outcome(batch.tokens.sum(1)))
+  >>> s = search.build(sp, search.Config(m=4, algorithm='random'), lambda batch: batch.tokens.sum(1))
   >>> state = s.init(jax.random.key(0))
   >>> batch = s.ask(state)
   >>> state, info = s.tell(state, batch, s.evaluate(batch))
@@ -162,6 +164,10 @@ def build(
     ids, own_keys, child_keys = identify(state, cfg.m)
     tokens, repeats = record.propose(state, own_keys, ids, depth)
     return Batch(ids, child_keys, tokens, space.decode_batch(tokens, depth), depth, repeats=repeats)
+
+  def scored(batch: Batch) -> Outcome:
+    given = evaluate(batch)
+    return given if isinstance(given, Outcome) else as_outcome(space, batch, given)
 
   def tell(state: SearchState, batch: Batch, outcome: Outcome) -> tuple[SearchState, Info]:
     return after(state, batch, outcome, *algorithm.update(state.algorithm, batch, *earned(state, batch, outcome)))
@@ -213,7 +219,7 @@ def build(
     cfg.m,
     init=jax.jit(init),
     ask=growing_deeper if cfg.depth_start else asked,
-    evaluate=record.reusing(evaluate),
+    evaluate=record.reusing(scored),
     tell=growing(checked(jax.jit(tell))),
     gradient=checked(jax.jit(functools.partial(gradient, algorithm.gradient))) if algorithm.gradient else None,
     apply=growing(checked(jax.jit(functools.partial(apply, algorithm.apply)))) if algorithm.apply else None,

@@ -174,6 +174,19 @@ def test_rewards_that_do_not_fit_the_batch_are_refused(given, words):
   one_line(error)
 
 
+@pytest.mark.parametrize('known', ['train', 'reuse'])
+def test_an_evaluator_may_return_only_the_rewards(known):
+  cfg, lines = testing.search_config(known=known), list[dict[str, object]]()
+  hook = search.Hook(children=lines.extend)
+  for rewards in (lambda batch: batch.tokens.sum(1).tolist(), lambda batch: Outcome(batch.tokens.sum(1))):
+    s = search.build(LAYERED, cfg, rewards)
+    search.run(s, s.init(jax.random.key(0)), [hook], search.Budget(children=6))
+  assert [line['reward'] for line in lines[:6]] == [line['reward'] for line in lines[6:]] and len(lines) == 12
+  s = search.build(LAYERED, cfg, lambda batch: [1.0])
+  with pytest.raises(ValueError, match=r'shape \(1,\) for a batch of 3 children'):
+    search.run(s, s.init(jax.random.key(0)), [], search.Budget(children=3))
+
+
 def test_ask_tell_has_no_evaluator():
   s, state = built()
   with pytest.raises(ValueError, match=r'no evaluator.*tell') as error:

@@ -293,11 +293,11 @@ def test_what_was_finished_is_not_trained_again(tmp_path, monkeypatch):
   other = run(tmp_path, {'other': 'LSTM'})
   assert [row['name'] for row in other['rows']] == ['mine', 'other'] and other['rows'][0] == first['rows'][0]
   wider = run(tmp_path, sizes=('6', '4'))
-  assert [(row['name'], row['size']) for row in wider['rows']] == [('other', '4'), ('mine', '6'), ('mine', '4')]
+  assert [(row['name'], row['size']) for row in wider['rows']] == [('mine', '6'), ('mine', '4'), ('other', '4')]
   monkeypatch.setattr(full_training, 'run', None)  # would fail
   again = run(tmp_path)['rows']
-  assert [(row['name'], row['size']) for row in again] == [('other', '4'), ('mine', '6'), ('mine', '4')]
-  assert again[-1] == first['rows'][0] and again[1] == wider['rows'][1]
+  assert [(row['name'], row['size']) for row in again] == [('mine', '6'), ('mine', '4'), ('other', '4')]
+  assert again[1] == first['rows'][0] and again[0] == wider['rows'][0]
 
 
 @pytest.mark.long

@@ -1,8 +1,8 @@
 """Compares what searches found with another architecture of each search, such as random search's, after retraining.
 
 Each folder of `experiments.retrain --results` counts once: the mean test score of its first architecture, an error or a
-perplexity, against that of its second. A training that failed is left out of the mean, which is said. Prints both, and
-for all folders the mean difference, its standard error and p of a paired t-test.
+perplexity, against that of its second. A training that failed is left out of the mean, which is said. Prints the names
+and scores of both, and for all folders the mean difference, its standard error and p of a paired t-test.
 Example, where each folder has the results of `--arch=WORKDIR/best.json,WORKDIR/control/best.json`:
   python tests/tools/retrained.py runs/retrained0 runs/retrained1 runs/retrained2
 """
@@ -33,6 +33,7 @@ def scores(folder: str) -> list[tuple[int, float]]:
   if len(by_name) < 2:
     raise SystemExit(f'{folder} has no results of two architectures: name folders that --results of retrain named.')
   first, second = sorted(by_name.values(), key=found['rows'].index)[:2]
+  print(f'{folder}: {first["name"]} against {second["name"]}')
   return [(row['parameters'], _mean(row, folder)) for row in (first, second)]
 
 
