@@ -25,6 +25,7 @@ def test_each_search_counts_once(tmp_path):
   last = retrained.rows(folders, each)[-1]
   assert last[2::2][:2] == pytest.approx((0.3, 0.5))
   assert last[5:] == pytest.approx((-0.2, 0.1 / 3**0.5, 0.0742), abs=1e-4)  # t = -3.46 with two degrees of freedom
+  assert retrained.rows(folders[:1], each[:1]) == [retrained.rows(folders, each)[0]]  # one search has no spread
   with pytest.raises(SystemExit, match='no results of two architectures'):
     retrained.scores(str(tmp_path))
 

@@ -48,12 +48,17 @@ def _mean(row: Mapping[str, Any], folder: str) -> float:
 
 
 def rows(folders: Sequence[str], each: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[object, ...]]:
-  """Returns the rows of the table; a difference below 0 is in favour of the first architecture."""
+  """Returns the rows of the table; a difference below 0 is in favour of the first architecture.
+
+  The last row is of the means, if there are several folders.
+  """
   apart = np.array([one[0][1] - one[1][1] for one in each])
   every = [
     (folder, one[0][0], one[0][1], one[1][0], one[1][1], difference, '', '')
     for folder, one, difference in zip(folders, each, apart, strict=True)
   ]
+  if len(each) == 1:
+    return every
   means = [float(np.mean([one[k][1] for one in each])) for k in (0, 1)]
   return [*every, ('mean', '', means[0], '', means[1], *paired(apart))]
 
@@ -66,6 +71,6 @@ def main(folders: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('results', nargs='+', help='folders of at least two retrainings')
+  parser.add_argument('results', nargs='+', help='folders of retrainings; means and p want at least two')
   given = parser.parse_args()
   main(given.results)
