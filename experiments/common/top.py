@@ -113,6 +113,8 @@ def retrain_command(source: str, system: System, cfg: Config, origin: Mapping[st
     for name in (*_DATA, *_NETWORK)
     if hasattr(cfg, name) and hasattr(own, name) and getattr(cfg, name) != getattr(own, name)
   ]
+  if getattr(cfg, 'child_weights', 0):
+    words += [f'--weights={cfg.child_weights / 1000:.10g}k']
   words += [f'--data_dir={given["data_dir"]}'] if given.get('data_dir') else []
   return shlex.join(['python', '-m', 'experiments.retrain', *words])
 

@@ -288,6 +288,7 @@ def make_problem(
   epochs: int,
   last_epochs: int = 1,
   reward_power: float = 1.0,
+  sized: Callable[[PyTree], PyTree] = lambda arch: arch,
 ) -> Problem:
   """Returns the problem of a search for networks, each of which is trained by a program of its own.
 
@@ -299,10 +300,11 @@ def make_problem(
     epochs: passes over the training images that train a child.
     last_epochs: how many of the last epochs are scored; the best score counts.
     reward_power: the exponent of that score in the reward.
+    sized: (arch) -> the architecture that is trained, which may have other numbers of filters.
   """
 
   def spec(arch: PyTree) -> conv.ChildSpec:
-    return conv.ChildSpec(arch, hyperparameters(arch))
+    return conv.ChildSpec(sized(arch), hyperparameters(arch))
 
   def optimizer(steps: int) -> Callable[[PyTree], optax.GradientTransformation]:
     make = setup.optimizer(steps)

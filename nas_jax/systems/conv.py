@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import Any, ClassVar
 
 from jax.sharding import Mesh
 
@@ -11,7 +12,7 @@ from nas_jax.children import conv, conv_traced
 from nas_jax.config import field
 from nas_jax.datasets import images as images_lib
 from nas_jax.space import ConvArch
-from nas_jax.systems import classifier
+from nas_jax.systems import classifier, equal_weights
 from nas_jax.training import child as child_lib
 from nas_jax.training import comparisons, costs, evaluators, halving, schedules, timing
 from nas_jax.training.child import Child
@@ -47,6 +48,12 @@ class Config(
   skips: bool = field(
     True, 'skip connections: each layer chooses which layers before it to read, by anchor points, Sec. 3.3'
   )
+  child_weights: int = field(
+    0,
+    'the number of weights of every child: each layer gets or loses the same number of filters, so that the weights '
+    'come nearest to it. The search then compares shapes and not sizes; 0 to train children as they are',
+    low=0,
+  )
   lr: tuple[float, ...] = field(
     (0.1,), 'learning rate of the children, Sec. 4.1; if several, the first token chooses one, Sec. 3.3', above=0.0
   )
@@ -66,6 +73,8 @@ class Config(
     choices=timing.PROGRAMS,
   )
   max_children: int = field(12_800, 'children to train, Sec. 4.1', low=1, budget=True, first=True)
+
+  added: ClassVar[dict[str, Any]] = {'child_weights': 0}  # see `config.with_added`
 
 
 def paper_v1() -> Config:
@@ -145,8 +154,8 @@ def make_space(cfg: Config) -> space.Space:
 
 
 def length(cfg: Config) -> str:
-  """Returns in words how long a child is trained."""
-  return counted(cfg.epochs, 'epoch')
+  """Returns in words how long a child is trained, and how many weights it has if all have the same number."""
+  return counted(cfg.epochs, 'epoch') + (f' at {cfg.child_weights:,} weights' if cfg.child_weights else '')
 
 
 def scale_budget(cfg: Config, times: int) -> Config:
@@ -166,7 +175,10 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
   setup = classifier.set_up(cfg, images)
   own = functools.partial(hyperparameters, cfg)
   static = conv.build(setup.inputs, classifier.network_options(cfg))
-  found = classifier.make_problem(setup, make_space(cfg), static, own, cfg.epochs, cfg.last_epochs, cfg.reward_power)
+  sized = equal_weights.sized(cfg, images, cfg.child_weights)
+  found = classifier.make_problem(
+    setup, make_space(cfg), static, own, cfg.epochs, cfg.last_epochs, cfg.reward_power, sized
+  )
   labels, skips = (cfg.filter_heights, cfg.filter_widths, cfg.filters), cfg.skips
 
   @functools.cache
@@ -177,10 +189,11 @@ def make_problem(cfg: Config, images: images_lib.Images) -> Problem:
   def traced(archs: PyTree) -> Child:
     return of_depth(archs.filters.shape[1])
 
+  cost = costs.of_networks(images.shape, images.classes, classifier.network_options(cfg))
   return found._replace(
     program=cfg.child_program,
     traced=None if needs_own_programs(cfg) else traced,
-    cost_of=costs.of_networks(images.shape, images.classes, classifier.network_options(cfg)),
+    cost_of=lambda arch: cost(sized(arch)),
     bounds=costs.bounds(cfg),
     shaping=costs.shaping(cfg),
   )
@@ -228,6 +241,12 @@ def check(cfg: Config, images: images_lib.Images) -> None:
       raise ValueError(f'{name} (={labels}): {max(labels)} is more than the images have, {height} x {width} pixels.')
   weights = space.count(classifier.widest(made), images.shape, images.classes, classifier.network_options(cfg)).params
   child_lib.check_weights(weights, 'fewer filters, smaller ones, or a smaller max_depth.')
+  if cfg.child_weights and cfg.layer_types != ('conv',):
+    raise ValueError(
+      f'child_weights (={cfg.child_weights}) needs filters in every layer, and layer_types (={cfg.layer_types}) has '
+      'other layers: take child_weights=0 or layer_types=conv.'
+    )
+  equal_weights.check(cfg, images, made, cfg.child_weights, 'child_weights')
   if cfg.child_program == 'generic' and (why := needs_own_programs(cfg)):
     raise ValueError(f'child_program (=generic) trains plain convolutions, and there are {why}: take specialised.')
   if cfg.last_epochs > cfg.epochs:
@@ -242,6 +261,8 @@ def needs_own_programs(cfg: Config) -> str:
     return 'types of layers other than convolutions'
   if cfg.block > 1 or any(cfg.pool_at):
     return 'blocks and pools at fixed places'
+  if cfg.child_weights:
+    return 'children of equal weights'
   return ''
 
 

@@ -14,9 +14,8 @@ from nas_jax.children import conv
 from nas_jax.config import field
 from nas_jax.datasets import image_batches
 from nas_jax.datasets import images as images_lib
-from nas_jax.space import count
-from nas_jax.space.network import Arch, layers_of
-from nas_jax.systems import classifier, retrain
+from nas_jax.space.network import Arch
+from nas_jax.systems import classifier, equal_weights, retrain
 from nas_jax.training import child as child_lib
 from nas_jax.training import full_training, metrics
 from nas_jax.types import PyTree
@@ -145,7 +144,7 @@ def validate(cfg: Config, images: images_lib.Images, arch: Arch) -> None:
   """Raises ValueError, before anything compiles, if there is no such network or module, or the data do not fit."""
   check_images(cfg, images)
   added = [added_filters(cfg, images, arch, size) for size in sizes(cfg)]
-  child_lib.check_weights(_weights(cfg, images, arch, max(added)), 'a smaller add_filters.')
+  child_lib.check_weights(equal_weights.weights(cfg, images, arch, max(added)), 'a smaller add_filters.')
   check_module(images, arch, _options(cfg, images, added[0], cfg.epsilon[0]))
 
 
@@ -161,10 +160,10 @@ def added_filters(cfg: Config, images: images_lib.Images, arch: Arch, size: str)
   wanted = retrain.parse_weights(size)
   if wanted is None:
     return int(size)
-  filters = [layer.filters for layer in layers_of(arch) if layer.filters]
-  if not filters:
+  least = equal_weights.least(arch)
+  if least > 0:
     raise ValueError(f'weights (={size}): the network has no convolution to which filters can be added.')
-  return nearest_size(lambda add: _weights(cfg, images, arch, add), size, wanted, 1 - min(filters))
+  return nearest_size(lambda add: equal_weights.weights(cfg, images, arch, add), size, wanted, least)
 
 
 def nearest_size(count: Callable[[int], int], size: str, wanted: int, least: int) -> int:
@@ -175,11 +174,6 @@ def nearest_size(count: Callable[[int], int], size: str, wanted: int, least: int
       f'weights (={size}): with as few filters as possible the network has {fewest}; ask for at least as many.'
     )
   return child_lib.nearest_size(count, wanted, least)
-
-
-def _weights(cfg: Config, images: images_lib.Images, arch: Arch, add: int) -> int:
-  """Returns the number of weights of a network with `add` filters added to every layer."""
-  return count(arch, images.shape, images.classes, classifier.network_options(cfg, add)).params
 
 
 def check_images(cfg: Config, images: images_lib.Images) -> None:
@@ -202,7 +196,9 @@ def task(
   """Returns the task of training a network of a size, as `added_filters` takes it; see `training`."""
   add = added_filters(cfg, images, arch, size)
   network = conv.build(classifier.inputs(cfg, images), classifier.network_options(cfg, add))
-  return training(cfg, images, network, arch, f'{add:+d}', _weights(cfg, images, arch, add), epochs, final, mesh)
+  return training(
+    cfg, images, network, arch, f'{add:+d}', equal_weights.weights(cfg, images, arch, add), epochs, final, mesh
+  )
 
 
 def training(

@@ -1,5 +1,7 @@
 """Networks that are compared at equal weights: the number of filters that brings each to a number of weights."""
 
+import dataclasses
+import itertools
 import json
 
 import jax
@@ -7,11 +9,12 @@ import numpy as np
 import pytest
 import testing
 
-from experiments.common import retraining
+from experiments.common import retraining, top
 from experiments.common.systems import CONV
 from nas_jax import config, draw, load, published, space
+from nas_jax.space.base import Kind
 from nas_jax.space.network import NetworkOptions, network
-from nas_jax.systems import retrain, retrain_conv, retrain_enas
+from nas_jax.systems import conv, equal_weights, retrain, retrain_conv, retrain_enas
 from nas_jax.training import evaluators
 
 IMAGES = testing.pictures()  # 6 x 5 x 1, three classes
@@ -104,6 +107,68 @@ def test_networks_of_shared_weights(arch):
   assert found == 1 + int(np.argmin(np.abs(np.array(sizes) - 3000))) > 1
   task = retrain_enas.task(cfg, IMAGES, arch, '3k', 1)
   assert (task.size, task.weights) == (str(found), sizes[found - 1])
+
+
+@pytest.mark.parametrize('changes', [{}, {'strides': (1, 2)}, {'block': 2, 'pool_at': (3,)}], ids=str)
+def test_children_of_a_search_are_sized_as_retrained_networks_are(changes):
+  cfg = testing.conv_config(filters=(3, 6, 20), child_program='specialised', child_weights=5000, **changes)
+  archs = space.unstack(evaluators.random_batch(conv.make_space(cfg), jax.random.key(0), 12).archs)
+  weights = conv.make_problem(cfg, IMAGES).cost_of
+  other = config_of('5k', block=cfg.block, pool_at=cfg.pool_at)
+  for arch in archs:
+    add = retrain_conv.added_filters(other, IMAGES, arch, '5k')
+    found = equal_weights.sized(cfg, IMAGES, 5000)(arch)
+    assert found == wider(arch, add) and weights(arch).weights == equal_weights.weights(cfg, IMAGES, arch, add)
+    assert abs(weights(arch).weights - 5000) < 500
+
+
+def test_a_child_is_the_network_of_those_filters():
+  """Its reward is that of the wider network where children are trained as they are."""
+  cfg = testing.conv_config(filters=(2, 3), child_program='specialised', child_weights=200)
+  plain = dataclasses.replace(cfg, child_weights=0)
+  s, other = conv.build(cfg, IMAGES), conv.build(plain, IMAGES)
+  batch = s.ask(s.init(jax.random.key(0)))
+  archs = space.unstack(batch.archs)
+  wide = [equal_weights.sized(cfg, IMAGES, 200)(arch) for arch in archs]
+  assert all(one.filters != other.filters for one, other in zip(wide, archs, strict=True))
+  mine, its = s.evaluate(batch), other.evaluate(batch._replace(archs=space.stack(wide)))
+  for name in ('weights', 'multiply_adds', 'loss'):
+    np.testing.assert_array_equal(mine.metrics[name], its.metrics[name])
+  np.testing.assert_array_equal(mine.reward, its.reward)
+
+
+def test_the_least_number_of_weights_of_a_space_by_enumeration():
+  """It is that of the network with the most weights where every layer has lost as many filters as it can."""
+  cfg = testing.conv_config(filters=(2, 5), filter_heights=(1, 3), filter_widths=(3,), max_depth=3)
+  made = conv.make_space(cfg)
+  choices = [[slot.width] if slot.kind == Kind.CHOICE else [2] * slot.width for slot in made.slots]
+  every = itertools.product(*(range(options) for of_slot in choices for options in of_slot))
+  archs = [made.decode(tokens) for tokens in every]
+  assert len(archs) == made.size() == 4**3 * 2**3
+  most = max(equal_weights.weights(cfg, IMAGES, arch, equal_weights.least(arch)) for arch in archs)
+  conv.check(dataclasses.replace(cfg, child_program='auto', child_weights=most), IMAGES)
+  with pytest.raises(ValueError, match=rf'child_weights \(={most - 1}\): a network of this space may have {most} '):
+    conv.check(dataclasses.replace(cfg, child_program='auto', child_weights=most - 1), IMAGES)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'layer_types': ('conv', 'max pool')}, r'child_weights \(=3000\) needs filters in every layer'),
+    ({'child_program': 'generic'}, 'child_program .*equal weights.*take specialised'),
+    ({'child_weights': 10**12}, 'want at most .*a smaller child_weights'),
+  ],
+)
+def test_a_search_that_cannot_have_equal_weights_is_one_line(changes, words):
+  cfg = testing.conv_config(**({'child_program': 'specialised', 'child_weights': 3000} | changes))
+  with pytest.raises(ValueError, match=words) as error:
+    conv.check(cfg, IMAGES)
+  testing.one_line(error)
+
+
+def test_the_command_that_retrains_has_the_weights_of_the_search():
+  cfg = testing.conv_config(child_weights=3500)
+  assert ' --weights=3.5k' in top.retrain_command('--arch=FILE', CONV, cfg, {})
 
 
 def test_fewer_filters_are_drawn_and_described():
