@@ -19,6 +19,7 @@ from experiments.common import prepare_search, systems
 from nas_jax.datasets import images as images_lib
 from nas_jax.datasets.images import Split
 from nas_jax.systems import cell, conv
+from nas_jax.training.problem import Problem
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / 'docs' / 'extending.md').read_text()
@@ -83,10 +84,10 @@ def test_the_baseline(library):
 
 def test_a_reward(monkeypatch):
   (recipe,) = blocks('Give a reward of your own')
-  monkeypatch.setattr(conv.evaluators, 'build', lambda problem, mesh, recovery: problem)
-  names = {}
-  exec(recipe, names)
-  reward = names['search'].evaluate.reward_of
+  problems = list[Problem]()
+  monkeypatch.setattr(conv.evaluators, 'build', lambda problem, mesh, recovery: problems.append(problem))
+  exec(recipe, {})
+  reward = problems[0].reward_of
   np.testing.assert_allclose(reward({'accuracy': np.array([0.5, 1.0]), 'f1': np.array([0.25, 0.5])}), [0.375, 0.75])
 
 
