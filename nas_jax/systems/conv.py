@@ -154,8 +154,8 @@ def make_space(cfg: Config) -> space.Space:
 
 
 def length(cfg: Config) -> str:
-  """Returns in words how long a child is trained, and how many weights it has if all have the same number."""
-  return counted(cfg.epochs, 'epoch') + (f' at {cfg.child_weights:,} weights' if cfg.child_weights else '')
+  """Returns in words how long a child is trained."""
+  return counted(cfg.epochs, 'epoch')
 
 
 def scale_budget(cfg: Config, times: int) -> Config:
