@@ -112,6 +112,12 @@ def _network_options(cfg: conv.Config) -> tuple[NetworkOptions, ...]:
   return () if found == NetworkOptions() else (found,)
 
 
+def _length_of_networks(cfg: Config) -> str:
+  """Returns in words how long networks are trained, and their weights if all have about the same number."""
+  weights = getattr(cfg, 'child_weights', 0)  # a system that borrows this function may lack the field
+  return conv.length(cfg) + (f' at {weights:,} weights' if weights else '')
+
+
 CONV = System(
   'conv_search',
   'conv',
@@ -125,7 +131,7 @@ CONV = System(
   lambda cfg, images: (
     f'{words.counted(len(images.train.labels), "image")} of {cfg.dataset}, {"x".join(map(str, images.shape))}'
   ),
-  conv.length,
+  _length_of_networks,
   retrain_conv.RECIPE,
   FromScratch(evaluators.build, replicas.build_search, conv.scale_budget, conv.why_unsupported, conv.references),
   reward=lambda cfg: rewards.accuracy_formula(cfg.reward_power, cfg.metric) + costs.formula(cfg),

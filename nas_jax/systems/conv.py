@@ -246,7 +246,7 @@ def check(cfg: Config, images: images_lib.Images) -> None:
       f'child_weights (={cfg.child_weights}) needs filters in every layer, and layer_types (={cfg.layer_types}) has '
       'other layers: take child_weights=0 or layer_types=conv.'
     )
-  equal_weights.check(cfg, images, made, cfg.child_weights, 'child_weights')
+  equal_weights.check(cfg, images, made, cfg.child_weights)
   if cfg.child_program == 'generic' and (why := needs_own_programs(cfg)):
     raise ValueError(f'child_program (=generic) trains plain convolutions, and there are {why}: take specialised.')
   if cfg.last_epochs > cfg.epochs:

@@ -33,19 +33,19 @@ def sized(cfg: classifier.BlockConfig, images: images_lib.Images, wanted: int) -
     if not wanted or first > 0:
       return arch
     add = child_lib.nearest_size(functools.partial(weights, cfg, images, arch), wanted, first)
-    return arch._replace(filters=tuple(filters + add for filters in arch.filters))
+    return arch._replace(filters=tuple(filters and filters + add for filters in arch.filters))  # 0 if no conv
 
   return changed
 
 
-def check(cfg: classifier.BlockConfig, images: images_lib.Images, made: Space, wanted: int, name: str) -> None:
-  """Raises ValueError if some network of a space cannot have so few weights, or `wanted` is too many to be made.
+def check(cfg: classifier.BlockConfig, images: images_lib.Images, made: Space, wanted: int) -> None:
+  """Raises ValueError if some network of a space cannot have as few weights as `wanted`, or that is too many.
 
-  The message calls the number by the field's `name`. Nothing is compiled.
+  `wanted` is the field `child_weights` of a search, 0 for none. Nothing is compiled.
   """
   if not wanted:
     return
-  child_lib.check_weights(wanted, f'a smaller {name}.')
+  child_lib.check_weights(wanted, 'a smaller child_weights.')
   widest = classifier.widest(made)
   (labels,) = {slot.values for slot in made.slots if slot.field == 'filters'}
   each = range(len(widest.filters))
@@ -55,6 +55,6 @@ def check(cfg: classifier.BlockConfig, images: images_lib.Images, made: Space, w
   fewest = max(weights(cfg, images, arch, least(arch)) for arch in narrow)
   if fewest > wanted:
     raise ValueError(
-      f'{name} (={wanted}): a network of this space may have {fewest} weights even with as few filters as possible; '
-      'ask for at least as many, or take fewer numbers of filters, smaller windows, or a smaller max_depth.'
+      f'child_weights (={wanted}): a network of this space may have {fewest} weights even with as few filters as '
+      'possible; ask for at least as many, or take fewer numbers of filters, smaller windows, or a smaller max_depth.'
     )

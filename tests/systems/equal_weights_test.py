@@ -137,6 +137,19 @@ def test_a_child_is_the_network_of_those_filters():
   np.testing.assert_array_equal(mine.reward, its.reward)
 
 
+def test_layers_without_filters_stay_so():
+  """A network of another space, given by --beside, may have pools."""
+  made, sized = SPACES[0], equal_weights.sized(testing.conv_config(), IMAGES, 5000)
+  kinds = {'conv': 0, 'other': 0}
+  for arch in space.unstack(evaluators.random_batch(made, jax.random.key(0), 12).archs):
+    found = sized(arch)
+    assert [n > 0 for n in found.filters] == [n > 0 for n in arch.filters]
+    weights = space.count(found, IMAGES.shape, 3).params
+    assert abs(weights - 5000) < 800 if any(arch.filters) else found == arch
+    kinds['conv' if all(arch.filters) else 'other'] += 1
+  assert kinds['other'] > 5
+
+
 def test_the_least_number_of_weights_of_a_space_by_enumeration():
   """It is that of the network with the most weights where every layer has lost as many filters as it can."""
   cfg = testing.conv_config(filters=(2, 5), filter_heights=(1, 3), filter_widths=(3,), max_depth=3)
@@ -169,6 +182,7 @@ def test_a_search_that_cannot_have_equal_weights_is_one_line(changes, words):
 def test_the_command_that_retrains_has_the_weights_of_the_search():
   cfg = testing.conv_config(child_weights=3500)
   assert ' --weights=3.5k' in top.retrain_command('--arch=FILE', CONV, cfg, {})
+  assert CONV.length(cfg) == '2 epochs at 3,500 weights' and CONV.length(testing.conv_config()) == '2 epochs'
 
 
 def test_fewer_filters_are_drawn_and_described():
