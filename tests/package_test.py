@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import symtable
 import sys
 
 from packaging import requirements
@@ -120,3 +121,23 @@ def test_what_is_installed_is_not_asked_for():
 
 def test_all_names_of_the_cell_compiler_are_listed():
   assert {'NNXTreeCell', 'draw', 'TreeCell'} <= set(dir(tree_cell)) == set(tree_cell.__all__)
+
+
+def unbound_where_inlined(table):
+  """Yields names that one comprehension of a function binds and another of its comprehensions reads as a global."""
+  inlined = [one for one in table.get_children() if one.get_name() in ('listcomp', 'setcomp', 'dictcomp')]
+  bound = {symbol.get_name() for one in inlined for symbol in one.get_symbols() if symbol.is_assigned()}
+  read = {symbol.get_name() for one in inlined for symbol in one.get_symbols() if symbol.is_global()}
+  yield from bound & read
+  for one in table.get_children():
+    yield from unbound_where_inlined(one)
+
+
+@pytest.mark.parametrize('folder', ['nas_jax', 'experiments'])
+def test_no_name_is_unbound_where_comprehensions_are_inlined(folder):
+  """Python 3.12.3 inlines comprehensions, and then takes such a global for the variable of the other one."""
+  sources = sorted((ROOT / folder).rglob('*.py'))
+  tables = {path: symtable.symtable(path.read_text(), str(path), 'exec') for path in sources}
+  assert sources and not {str(path): names for path in sources if (names := [*unbound_where_inlined(tables[path])])}
+  faulty = 'def load(parts):\n  names = [split for split in parts]\n  return [split(part) for part in parts]\n'
+  assert [*unbound_where_inlined(symtable.symtable(faulty, 'faulty', 'exec'))] == ['split']

@@ -66,7 +66,7 @@ def load_text(
     parts = _pydoc()
   elif dataset == 'tiny_shakespeare':
     source = tfds.prepared(dataset, data_dir, "or take dataset 'text' with three files of your own")
-    parts = [source[split][0]['text'].decode('utf-8') for split in ('train', 'validation', 'test')]
+    parts = [source[name][0]['text'].decode('utf-8') for name in ('train', 'validation', 'test')]
   else:
     parts = _files(dataset, data_dir)
   tokens = [split(part, level) for part in parts]
