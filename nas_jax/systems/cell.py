@@ -130,6 +130,9 @@ def small() -> Config:
   have a Spearman correlation of 0.60; with Adam at a rate of 0.01, which this preset had before, it is 0.09. The chosen
   cell is 2.4 % worse than the best one; with Adam it was 14.4 % worse. `--final_children=2` also trains the best two
   cells to convergence, which takes about an hour more.
+
+  The cells that it finds in this time are behind an LSTM after the full training. With `--m=16 --max_children=320
+  --steps=1000`, six minutes on a GPU, and a choice among the best four after full trainings, they are level with it.
   """
   return Config(
     m=4, controller_lr=5e-3, dataset='ptb', level='word', hidden=64, bptt=20, steps=200, score_batch=20,

@@ -34,7 +34,12 @@ class Config(Seed):
   """The fields of every retraining. The config of a recipe adds the data, the network and the lists of its grid."""
 
   epochs: int = epochs_field(1)
-  grid_epochs: int = field(0, 'epochs of each point of the grid, 0 for as many as in the other trainings', low=0)
+  grid_epochs: int = field(
+    0,
+    'epochs of each point of the grid, 0 for as many as in the other trainings. Fewer favour learning rates that are '
+    'too high for the full training',
+    low=0,
+  )
   extend_grid: int = field(
     0,
     'how many more learning rates may be tried, one after another, while the best one is the lowest or the highest '
