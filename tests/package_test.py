@@ -1,11 +1,11 @@
 """An installation has only the library, imports lightly, and names each missing package in one line."""
 
+import ast
 import configparser
 import os
 import pathlib
 import shutil
 import subprocess
-import symtable
 import sys
 
 from packaging import requirements
@@ -123,21 +123,32 @@ def test_all_names_of_the_cell_compiler_are_listed():
   assert {'NNXTreeCell', 'draw', 'TreeCell'} <= set(dir(tree_cell)) == set(tree_cell.__all__)
 
 
-def unbound_where_inlined(table):
+def unbound_where_inlined(source):
   """Yields names that one comprehension of a function binds and another of its comprehensions reads as a global."""
-  inlined = [one for one in table.get_children() if one.get_name() in ('listcomp', 'setcomp', 'dictcomp')]
-  bound = {symbol.get_name() for one in inlined for symbol in one.get_symbols() if symbol.is_assigned()}
-  read = {symbol.get_name() for one in inlined for symbol in one.get_symbols() if symbol.is_global()}
-  yield from bound & read
-  for one in table.get_children():
-    yield from unbound_where_inlined(one)
+
+  def names(tree, context):
+    return {one.id for one in ast.walk(tree) if isinstance(one, ast.Name) and isinstance(one.ctx, context)}
+
+  def arguments(tree):
+    return {one.arg for one in ast.walk(tree) if isinstance(one, ast.arg)}
+
+  for function in ast.walk(ast.parse(source)):
+    if isinstance(function, ast.FunctionDef):
+      inlined = [one for one in ast.walk(function) if isinstance(one, (ast.ListComp, ast.SetComp, ast.DictComp))]
+      inner = {id(part) for one in inlined for part in ast.walk(one) if part is not one}
+      outer = [one for one in inlined if id(one) not in inner]
+      bound = [names(one, ast.Store) | arguments(one) for one in outer]
+      read = [names(one, ast.Load) - own for one, own in zip(outer, bound, strict=True)]
+      stored = (one for one in ast.walk(function) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store))
+      local = {one.id for one in stored if id(one) not in inner} | arguments(function)
+      local |= {one.name for one in ast.walk(function) if isinstance(one, ast.FunctionDef)}
+      yield from set().union(*bound) & set().union(*read) - local
 
 
 @pytest.mark.parametrize('folder', ['nas_jax', 'experiments'])
 def test_no_name_is_unbound_where_comprehensions_are_inlined(folder):
   """Python 3.12.3 inlines comprehensions, and then takes such a global for the variable of the other one."""
   sources = sorted((ROOT / folder).rglob('*.py'))
-  tables = {path: symtable.symtable(path.read_text(), str(path), 'exec') for path in sources}
-  assert sources and not {str(path): names for path in sources if (names := [*unbound_where_inlined(tables[path])])}
+  assert sources and not {str(path): found for path in sources if (found := [*unbound_where_inlined(path.read_text())])}
   faulty = 'def load(parts):\n  names = [split for split in parts]\n  return [split(part) for part in parts]\n'
-  assert [*unbound_where_inlined(symtable.symtable(faulty, 'faulty', 'exec'))] == ['split']
+  assert [*unbound_where_inlined(faulty)] == ['split']
